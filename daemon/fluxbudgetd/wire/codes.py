@@ -1,0 +1,28 @@
+"""Exit codes, and the error codes of answers with the exit code that each one means."""
+
+OK = 0
+REFUSED = 1
+NO_RUN = 3
+USAGE = 64
+BAD_INPUT = 65
+UNREACHABLE = 69
+INTERNAL = 70
+NO_ANSWER = 75
+BAD_CONFIG = 78
+
+#: error code in an answer → (exit code of the client, what it means)
+ERROR_CODES: dict[str, tuple[int, str]] = {
+    "no_run": (NO_RUN, "no run goes by that name, or none (or several) by the hints"),
+    "bad_request": (BAD_INPUT, "the message is not a request of this protocol"),
+    "bad_input": (BAD_INPUT, "a field has a value that is not allowed"),
+    "conflict": (BAD_INPUT, "what is asked contradicts what is already there"),
+    "busy": (UNREACHABLE, "the daemon serves as many connections, or holds as many bytes, as it will"),
+    "forbidden": (UNREACHABLE, "the peer is another user"),
+    "stopping": (UNREACHABLE, "the daemon is shutting down"),
+    "too_large": (BAD_INPUT, "a frame's length is zero or above 1 MiB; the connection is closed"),
+    "timeout": (NO_ANSWER, "a frame did not arrive in time, or a request took too long"),
+    "unknown_op": (INTERNAL, "this daemon does not know the operation (it is older than its client)"),
+    "unsupported_version": (INTERNAL, "this daemon does not speak the protocol version asked for"),
+    "ledger": (INTERNAL, "the ledger could not be written; nothing was changed"),
+    "internal": (INTERNAL, "a defect; the daemon's log has the details"),
+}

@@ -1,0 +1,22 @@
+"""Where the socket is: one rule for both ends."""
+
+import os
+from collections.abc import Mapping
+
+SOCKET_NAME = "fluxbudgetd.sock"
+
+
+def socket_path(environ: Mapping[str, str], uid: int) -> str:
+    """Return the socket's path for a user.
+
+    `$FLUXBUDGET_SOCKET`, else `$XDG_RUNTIME_DIR/fluxbudget/fluxbudgetd.sock`; without XDG_RUNTIME_DIR,
+    `/run/user/UID` if that directory exists, else `~/.local/state/fluxbudget/run`. Never below a directory that
+    everybody can write to, such as /tmp.
+    """
+    if chosen := environ.get("FLUXBUDGET_SOCKET"):
+        return os.path.abspath(chosen)
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    if environ.get("XDG_RUNTIME_DIR") or os.path.isdir(runtime):
+        return os.path.join(runtime, "fluxbudget", SOCKET_NAME)
+    home = environ.get("HOME") or os.path.expanduser("~")
+    return os.path.join(home, ".local", "state", "fluxbudget", "run", SOCKET_NAME)

@@ -1,0 +1,36 @@
+"""Other people's bytes as text, losslessly.
+
+Session ids, agent names and bead ids come out of a database and off command lines that promise no encoding. Inside
+fluxbudget they are ordinary `str`, fit for MessagePack, JSON and a terminal. A byte that is not part of valid UTF-8
+becomes the private-use character U+EF00 + byte (U+EF80 … U+EFFF, the range that MirBSD's OPTU encoding uses for the
+same purpose). Text that itself contains such a character has that character's bytes folded too, so that
+`unfold(fold(raw)) == raw` for every `raw`, and two different byte strings never become one id.
+"""
+
+_BASE = 0xEF00
+_FIRST = chr(_BASE + 0x80)
+_LAST = chr(_BASE + 0xFF)
+
+
+def fold(raw: bytes) -> str:
+    """Return the text that stands for these bytes."""
+    if raw.isascii():
+        return raw.decode("ascii")
+    text = raw.decode("utf-8", "surrogateescape")
+    return "".join(map(_fold_character, text))
+
+
+def unfold(text: str) -> bytes:
+    """Return the bytes that `fold` was given."""
+    if text.isascii():
+        return text.encode("ascii")
+    parts = (chr(0xDC00 + ord(c) - _BASE) if _FIRST <= c <= _LAST else c for c in text)
+    return "".join(parts).encode("utf-8", "surrogateescape")
+
+
+def _fold_character(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return chr(_BASE + ord(character) - 0xDC00)
+    if _FIRST <= character <= _LAST:
+        return "".join(chr(_BASE + byte) for byte in character.encode("utf-8"))
+    return character
