@@ -1,0 +1,212 @@
+"""The daemon's own values: frozen structs without behaviour beyond arithmetic.
+
+Times are integers, microseconds since the Unix epoch, UTC. Tokens are integers >= 0.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from fluxbudgetd.wire.messages import BudgetState, CostBasis, Enforcement, RunStatus
+
+SourceState = Literal[
+    "ok",
+    "unread",
+    "absent",
+    "empty",
+    "locked",
+    "slow",
+    "corrupt",
+    "not_a_database",
+    "schema_drift",
+    "unreadable",
+]
+EventKind = Literal["run.started", "run.changed", "run.finished", "source.degraded", "source.recovered"]
+Origin = Literal["asked", "bead"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(moment: datetime) -> int:
+    """Return a moment as microseconds since the epoch; a moment without a zone is UTC."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def to_text(at: int) -> str:
+    """Return a time as ISO-8601 UTC text with microseconds: `2026-02-20T17:05:55.000000Z`."""
+    return (_EPOCH + timedelta(microseconds=at)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of work with a token budget."""
+
+    id: str
+    scope: str | None
+    project_dir: str
+    goal: str
+    complexity: int
+    phases: tuple[str, ...]
+    phase: str
+    token_budget: int | None
+    warn_pct: int
+    enforcement: Enforcement
+    cost_basis: CostBasis
+    status: RunStatus
+    started_at: int
+    ended_at: int | None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One record of tokens used, as a source gives it.
+
+    `key` names the record within its session and source. `at` is None when the source's time cannot be read.
+    `pending`: the record is there, its tokens are not yet.
+    """
+
+    key: int
+    at: int | None
+    agent: str
+    model: str
+    bead: str
+    phase: str
+    pending: bool
+    input: int
+    output: int
+    cache_read: int
+    cache_creation: int
+
+
+class Counts(msgspec.Struct, frozen=True, gc=False):
+    """A sum of usage records."""
+
+    records: int = 0
+    pending: int = 0
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_creation: int = 0
+
+    @property
+    def billing(self) -> int:
+        """Return input + output: what costs money."""
+        return self.input + self.output
+
+    @property
+    def total(self) -> int:
+        """Return billing + cache_read + cache_creation."""
+        return self.input + self.output + self.cache_read + self.cache_creation
+
+    def tokens(self, basis: CostBasis) -> int:
+        """Return the tokens that a budget of this basis counts."""
+        return self.billing if basis == "billing" else self.total
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.records + other.records,
+            self.pending + other.pending,
+            self.input + other.input,
+            self.output + other.output,
+            self.cache_read + other.cache_read,
+            self.cache_creation + other.cache_creation,
+        )
+
+
+class Cell(NamedTuple):
+    """What a session's usage is summed by. `run` is None for usage that belongs to no run."""
+
+    run: str | None
+    phase: str
+    agent: str
+    model: str
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of time in which a session belongs to a run: from `since` until before `until`.
+
+    `first`: the session's first attachment, which reaches back to the session's start.
+    """
+
+    session: str
+    run: str
+    since: int
+    until: int | None
+    first: bool
+    origin: Origin
+
+    def covers(self, at: int | None) -> bool:
+        """Tell whether a record of this time falls into the stretch; without a time it counts as the newest."""
+        if at is None:
+            return self.until is None
+        return (self.first or at >= self.since) and (self.until is None or at < self.until)
+
+
+class SessionSnapshot(msgspec.Struct, frozen=True):
+    """A session's whole usage as one source has it now; it replaces the snapshot before.
+
+    `digest` changes when the rows change. `records` is None when the digest is the one that the reader already knew.
+    """
+
+    digest: int
+    records: tuple[Usage, ...] | None
+    anomalies: int = 0
+
+
+class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a source can be read; if not, why, and what to do."""
+
+    name: str
+    path: str
+    state: SourceState
+    detail: str = ""
+    hint: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def readable(self) -> bool:
+        """Tell whether the numbers are the source's present ones."""
+        return self.state == "ok"
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What one look at a source gave. Empty unless the status is readable."""
+
+    status: SourceStatus
+    sessions: Mapping[str, SessionSnapshot] = {}
+    by_scope: Mapping[str, tuple[str, ...]] = {}
+    """scope → the sessions with a row that names it."""
+
+
+class RecentUsage(msgspec.Struct, frozen=True):
+    """The sum of a session's recent rows with one bead."""
+
+    session: str
+    bead: str
+    counts: Counts
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened, in the order of `seq` (increasing for ever). `run` is None for a source's events."""
+
+    seq: int
+    at: int
+    run: str | None
+    kind: EventKind
+    data: dict[str, str | int | None]
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's budget and what has become of it, in tokens of the run's cost basis."""
+
+    budget: int | None
+    measured: int
+    provisional: int
+    reserved: int
+    spent: int
+    remaining: int | None
+    pct: float | None
+    state: BudgetState

@@ -1,0 +1,85 @@
+"""Which run a usage record belongs to.
+
+First match:
+
+1. its bead names a run's scope: that run;
+2. its session was attached to a run at the record's time: that run.
+
+A session's first attachment reaches back to the session's start. A session without any attachment counts as attached
+to the run that its earliest row with a known bead names (`implied_attachment`). What matches nothing belongs to no run
+and is counted as unattributed.
+
+Several runs may have had one scope, one after the other: a record belongs to the last of them that had started at its
+time, or to the first when it is older than all. A record without a readable time counts as the newest.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fluxbudgetd.model import Attachment, Cell, Counts, Run, Usage
+
+#: scope → its runs, oldest first
+Scopes = Mapping[str, Sequence[Run]]
+
+
+def run_of_scope(bead: str, at: int | None, scopes: Scopes) -> Run | None:
+    """Return the run that a bead meant at a time, or None."""
+    runs = scopes.get(bead) if bead else None
+    if not runs:
+        return None
+    if at is None:
+        return runs[-1]
+    started = [run for run in runs if run.started_at <= at]
+    return started[-1] if started else runs[0]
+
+
+def implied_attachment(session: str, records: Iterable[Usage], scopes: Scopes) -> Attachment | None:
+    """Return the attachment that a session's rows with a bead stand for, or None when no row names a known run."""
+    named = [
+        (record.at is None, record.at or 0, record.key, run)
+        for record in records
+        if (run := run_of_scope(record.bead, record.at, scopes)) is not None
+    ]
+    if not named:
+        return None
+    run = min(named, key=lambda entry: entry[:3])[3]
+    return Attachment(session=session, run=run.id, since=0, until=None, first=True, origin="bead")
+
+
+def owner(record: Usage, scopes: Scopes, attachments: Iterable[Attachment]) -> str | None:
+    """Return the id of the run that a record belongs to, or None."""
+    run = run_of_scope(record.bead, record.at, scopes)
+    if run is not None:
+        return run.id
+    for attachment in attachments:
+        if attachment.covers(record.at):
+            return attachment.run
+    return None
+
+
+def phase_of(record: Usage, run: Run | None) -> str:
+    """Return the phase that a record counts for: its own when it is one of the run's, else the run's."""
+    if run is None:
+        return record.phase
+    return record.phase if record.phase in run.phases else run.phase
+
+
+def tally(
+    records: Iterable[Usage],
+    scopes: Scopes,
+    attachments: Sequence[Attachment],
+    runs: Mapping[str, Run],
+) -> dict[Cell, Counts]:
+    """Return one session's usage, summed by run, phase, agent and model. Every record is in exactly one cell."""
+    sums: dict[Cell, list[int]] = {}
+    for record in records:
+        run_id = owner(record, scopes, attachments)
+        run = None if run_id is None else runs.get(run_id)
+        cell = Cell(run_id, phase_of(record, run), record.agent, record.model)
+        row = sums.setdefault(cell, [0, 0, 0, 0, 0, 0])
+        row[0] += 1
+        row[1] += record.pending
+        row[2] += record.input
+        row[3] += record.output
+        row[4] += record.cache_read
+        row[5] += record.cache_creation
+    return {cell: Counts(*row) for cell, row in sums.items()}

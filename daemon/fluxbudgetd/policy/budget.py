@@ -1,0 +1,51 @@
+"""Spend, what remains, and the state that a run is in."""
+
+from fluxbudgetd.model import Balance, Run
+from fluxbudgetd.wire.messages import MAX_TOKENS, BudgetState
+
+
+def balance(run: Run, measured: int, provisional: int = 0, reserved: int = 0) -> Balance:
+    """Return where a run stands.
+
+    spent = measured + provisional; remaining = max(0, budget - spent - reserved); the state looks at what is spent,
+    not at what is reserved. All in tokens of the run's cost basis, each stopping at `MAX_TOKENS`.
+    """
+    measured = min(measured, MAX_TOKENS)
+    spent = min(measured + provisional, MAX_TOKENS)
+    budget = run.token_budget
+    return Balance(
+        budget=budget,
+        measured=measured,
+        provisional=provisional,
+        reserved=reserved,
+        spent=spent,
+        remaining=None if budget is None else max(0, budget - spent - reserved),
+        pct=None if budget is None else percent(spent, budget),
+        state=state(run, spent),
+    )
+
+
+def percent(spent: int, budget: int) -> float:
+    """Return spent / budget · 100 with one decimal, rounded down: 80.0 is not shown before 80 % are spent."""
+    return (spent * 1000 // budget) / 10
+
+
+def state(run: Run, spent: int) -> BudgetState:
+    """Return `unlimited`, `ok`, `warning` (at least warn_pct % spent) or `exceeded` (the whole budget spent)."""
+    if run.token_budget is None:
+        return "unlimited"
+    if spent >= run.token_budget:
+        return "exceeded"
+    if spent * 100 >= run.token_budget * run.warn_pct:
+        return "warning"
+    return "ok"
+
+
+def refusal(run: Run, standing: Balance) -> str | None:
+    """Return the line `budget_exceeded|PHASE|SPENT/BUDGET billing tokens`, or None when the run may go on.
+
+    Level-triggered: it depends on the standing alone, so the second check of an exceeded run is refused like the first.
+    """
+    if standing.state != "exceeded":
+        return None
+    return f"budget_exceeded|{run.phase}|{standing.spent}/{standing.budget} {run.cost_basis} tokens"
