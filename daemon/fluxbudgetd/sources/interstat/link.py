@@ -1,0 +1,128 @@
+"""Two read-only connections to one database file, and the cheap question whether it has changed since.
+
+`reader` belongs to the worker thread that reads snapshots. The other connection does nothing but `PRAGMA data_version`,
+on the event loop's thread, about 3 µs a time: so the loop never waits for a reader's mutex.
+
+A WAL database that nobody has open consists of its main file alone. SQLite would create `-wal` and `-shm` files to read
+it, and could not read it at all in a directory without write permission. Such a file is opened `immutable`, which
+creates nothing, and is looked at again as soon as a `-wal` appears or the main file changes.
+"""
+
+import os
+import sqlite3
+import stat
+from urllib.parse import quote
+
+from fluxbudgetd.wire.text import fold
+
+# How long the worker waits for a lock before it says `locked`. Short against the client's 200 ms: the answer with the
+# last known numbers has to be there in time.
+READER_BUSY_SECONDS = 0.06
+
+_HEADER_BYTES = 20
+_WRITE_VERSION_AT = 18
+_WAL_VERSION = 2
+_MAGIC = b"SQLite format 3\0"
+
+Signature = tuple[int, int, int, int, int]
+
+
+class NotRegularError(OSError):
+    """The path names something that is not a regular file."""
+
+
+def signature(path: str) -> Signature:
+    """Return what identifies a file's present content; raises `OSError`, or `NotRegularError` for a directory or FIFO.
+
+    A FIFO in the database's place would block whoever opens it, for ever.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise NotRegularError(f"{path} is not a regular file")
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode, or None when there is no such file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class Link:
+    """See the module. Construct it with no other connection of this process open to the same file.
+
+    (Closing any descriptor of a file drops all of the process's POSIX locks on it, SQLite's too; the header is read
+    here, so it must be read before SQLite holds any.)
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._wal = f"{path}-wal"
+        self._signature = signature(path)
+        self.immutable = _is_wal_database(path) and not os.path.lexists(self._wal)
+        self.schema_version = -1
+        self._version = -1
+        self._wal_identity: tuple[int, int] | None = None
+        self.reader = _connect(path, immutable=self.immutable, busy_seconds=READER_BUSY_SECONDS)
+        try:
+            self._probe = _connect(path, immutable=self.immutable, busy_seconds=0)
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def settle(self) -> None:
+        """Note the state that the next snapshot will at least have; call it before the first read, in the worker."""
+        self._version = self._data_version()
+        self._wal_identity = file_identity(self._wal)
+
+    def _data_version(self) -> int:
+        return int(self._probe.execute("PRAGMA data_version").fetchone()[0])
+
+    def replaced(self) -> bool:
+        """Tell whether the path names something else by now: a new file, a new WAL, an immutable file that changed."""
+        try:
+            now = signature(self._path)
+        except OSError:
+            return True
+        if self.immutable:
+            return now != self._signature or os.path.lexists(self._wal)
+        return now[:2] != self._signature[:2] or file_identity(self._wal) != self._wal_identity
+
+    def changed(self) -> bool:
+        """Tell whether anybody has committed since this was last asked; True when that cannot be told."""
+        if self.replaced():
+            return True
+        if self.immutable:
+            return False
+        try:
+            version = self._data_version()
+        except sqlite3.Error:
+            return True
+        changed = version != self._version
+        self._version = version
+        return changed
+
+    def close(self) -> None:
+        """Close both connections; never fails."""
+        for connection in (self._probe, self.reader):
+            try:
+                connection.close()
+            except sqlite3.Error:
+                continue
+
+
+def _connect(path: str, *, immutable: bool, busy_seconds: float) -> sqlite3.Connection:
+    uri = f"file:{quote(path)}?mode=ro{'&immutable=1' if immutable else ''}"
+    # The link's two threads never use one connection at the same time: `source` holds a lock while it swaps links.
+    connection = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    connection.text_factory = fold
+    return connection
+
+
+def _is_wal_database(path: str) -> bool:
+    with open(path, "rb") as file:
+        header = file.read(_HEADER_BYTES)
+    return header.startswith(_MAGIC) and header[_WRITE_VERSION_AT:] == bytes((_WAL_VERSION, _WAL_VERSION))

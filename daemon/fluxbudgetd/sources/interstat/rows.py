@@ -1,0 +1,152 @@
+"""What a row of `agent_runs` looks like, and how it becomes a usage record.
+
+SQLite keeps any kind of value in any column, so nothing in a row is taken at its word.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import msgspec
+
+from fluxbudgetd.model import Usage, to_micros
+from fluxbudgetd.wire.text import fold
+
+TABLE = "agent_runs"
+REQUIRED = ("session_id", "agent_name", "model", "timestamp", "input_tokens", "output_tokens")
+#: column → the SQL that stands in for it in a file written before the column was added
+OPTIONAL = {"cache_read_tokens": "NULL", "cache_creation_tokens": "NULL", "bead_id": "''", "phase": "''"}
+MINIMUM_USER_VERSION = 1
+
+#: Two names of one agent: with this plugin's prefix, and without.
+_AGENT_PREFIX = "interflux:"
+
+Row = Sequence[object]
+
+# An id is bound as its bytes, since Python cannot bind text that is not UTF-8; it may stand there as text or as a blob.
+_IS = "IN (CAST(?1 AS TEXT), ?1)"
+
+
+class Columns(msgspec.Struct, frozen=True):
+    """What this file's table has. `drift` says what is wrong when it cannot be read at all."""
+
+    user_version: int
+    present: frozenset[str]
+    indexed: frozenset[str]
+
+    @property
+    def drift(self) -> str:
+        """Return what makes the table unreadable, or nothing."""
+        missing = [name for name in REQUIRED if name not in self.present]
+        if missing:
+            return f"required column {', '.join(missing)} is missing from {TABLE}"
+        if self.user_version < MINIMUM_USER_VERSION:
+            return f"user_version is {self.user_version}, at least {MINIMUM_USER_VERSION} is expected"
+        return ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is readable but not as it should be."""
+        absent = [f"no column {name}" for name in OPTIONAL if name not in self.present]
+        wanted = [name for name in ("session_id", "bead_id") if name in self.present and name not in self.indexed]
+        return (*absent, *(f"no index on {name}: reading is slow" for name in wanted))
+
+    @property
+    def select(self) -> str:
+        """Return the SQL of one session's rows, by index; the parameter is the session id's bytes."""
+        columns = [
+            *REQUIRED,
+            *(name if name in self.present else stand_in for name, stand_in in OPTIONAL.items()),
+        ]
+        return f"SELECT rowid, {', '.join(columns)} FROM {TABLE} WHERE session_id {_IS}"  # noqa: S608  our own names
+
+    @property
+    def select_scope(self) -> str | None:
+        """Return the SQL of the sessions that name a bead, by index; None when the file has no beads."""
+        if "bead_id" not in self.present:
+            return None
+        return f"SELECT DISTINCT session_id FROM {TABLE} WHERE bead_id {_IS}"  # noqa: S608  likewise
+
+    @property
+    def select_recent(self) -> str:
+        """Return the SQL of the newest rows' session, bead and tokens; the parameter is how many."""
+        names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_creation_tokens")
+        tokens = [name if name in self.present else "NULL" for name in names]
+        bead = "bead_id" if "bead_id" in self.present else "''"
+        return (
+            f"SELECT session_id, {bead}, {', '.join(tokens)} FROM {TABLE} "  # noqa: S608  likewise
+            f"WHERE rowid > (SELECT max(rowid) FROM {TABLE}) - ?"
+        )
+
+
+def read_columns(connection: sqlite3.Connection) -> Columns | None:
+    """Return the table's columns and single-column indexes; None when there is no such table."""
+    info = connection.execute(f"PRAGMA table_info({TABLE})").fetchall()
+    if not info:
+        return None
+    indexed = set()
+    for index in connection.execute(f"PRAGMA index_list({TABLE})").fetchall():
+        quoted = str(index[1]).replace('"', '""')
+        first = connection.execute(f'PRAGMA index_info("{quoted}")').fetchone()
+        if first is not None:
+            indexed.add(first[2])
+    return Columns(
+        user_version=connection.execute("PRAGMA user_version").fetchone()[0],
+        present=frozenset(column[1] for column in info),
+        indexed=frozenset(name for name in indexed if name is not None),
+    )
+
+
+def records(rows: Iterable[Row]) -> tuple[tuple[Usage, ...], int]:
+    """Return a session's rows as usage records, and how many counts were dropped as anomalies."""
+    anomalies = 0
+    found = []
+    for rowid, _session, agent, model, timestamp, *tokens_and_names in rows:
+        input_, output, cache_read, cache_creation, bead, phase = tokens_and_names
+        counts, dropped = token_counts((input_, output, cache_read, cache_creation))
+        anomalies += dropped
+        found.append(
+            Usage(
+                key=rowid if isinstance(rowid, int) else 0,
+                at=moment(timestamp),
+                agent=text(agent).removeprefix(_AGENT_PREFIX),
+                model=text(model),
+                bead=text(bead),
+                phase=text(phase),
+                pending=input_ is None and output is None,
+                input=counts[0],
+                output=counts[1],
+                cache_read=counts[2],
+                cache_creation=counts[3],
+            )
+        )
+    return tuple(found), anomalies
+
+
+def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
+    """Return counts with 0 for NULL and for what is no count, and how many were no count (negative, real, text)."""
+    counts, dropped = [], 0
+    for value in values:
+        good = isinstance(value, int) and value >= 0
+        counts.append(value if isinstance(value, int) and good else 0)
+        dropped += not good and value is not None
+    return counts, dropped
+
+
+def text(value: object) -> str:
+    """Return a foreign value as text: NULL is empty, a blob is folded, a number is written out."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    return fold(value) if isinstance(value, bytes) else str(value)
+
+
+def moment(value: object) -> int | None:
+    """Return an ISO-8601 time (with or without fraction and zone; UTC when it says none), or None."""
+    if not isinstance(value, str):
+        return None
+    try:
+        return to_micros(datetime.fromisoformat(value))
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,205 @@
+"""Reading `metrics.db`: an epoch that says whether anything changed, and snapshots of whole sessions.
+
+Two threads use a source. The event loop asks `epoch()`, which never waits. One worker thread at a time calls `read` and
+`recent`; what goes wrong there is a state of the source, never an exception.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from fluxbudgetd.model import Counts, Reading, RecentUsage, SessionSnapshot, SourceState, SourceStatus
+from fluxbudgetd.sources.interstat import faults, rows
+from fluxbudgetd.sources.interstat.link import Link, signature
+from fluxbudgetd.wire.text import unfold
+
+#: Unattributed usage is looked for among this many of the newest rows: a bound that does not grow with the table.
+RECENT_ROWS = 10_000
+
+# An immutable file may be opened for writing while it is read; then it is read once more, as a live one.
+_ATTEMPTS = 3
+_HUNG_SECONDS = 0.05
+
+T = TypeVar("T")
+
+
+class _FaultError(Exception):
+    def __init__(self, state: SourceState, detail: str) -> None:
+        super().__init__(detail)
+        self.state = state
+        self.detail = detail
+
+
+class InterstatSource:
+    """interstat's database at one path, which need not exist."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.status = SourceStatus(name=faults.NAME, path=path, state="unread", detail="not read yet")
+        self._link: Link | None = None
+        self._columns: rows.Columns | None = None
+        self._working = threading.Lock()  # one worker at a time, even when one was given up on and still hangs
+        self._swap = threading.Lock()  # the loop's thread tries it only: a link is not closed under its question
+        self._epoch = 0
+
+    def epoch(self) -> int:
+        """Return a number that has grown whenever a commit may have landed since it was last asked.
+
+        A snapshot read after `epoch()` returned N shows everything that was committed before that call. Microseconds:
+        one or two `stat` calls and one `PRAGMA data_version`.
+        """
+        if self._changed():
+            self._epoch += 1
+        return self._epoch
+
+    def _changed(self) -> bool:
+        if self.status.state == "absent":
+            try:
+                signature(self.path)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            except OSError:
+                return True
+            return True
+        if not self.status.readable or not self._swap.acquire(blocking=False):
+            return True
+        try:
+            return self._link is None or self._link.changed()
+        finally:
+            self._swap.release()
+
+    def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
+        """Return the wanted sessions' snapshots and those of every session with a row that names one of the scopes.
+
+        `wanted` is session → the digest that is known of it (its records are left out when they have not changed).
+        For a worker thread; never raises for what the file is or holds.
+        """
+
+        def snapshots(connection: sqlite3.Connection, columns: rows.Columns) -> Reading:
+            by_scope = {scope: _sessions_of(connection, columns, scope) for scope in scopes}
+            sessions = dict.fromkeys((name for names in by_scope.values() for name in names), None) | dict(wanted)
+            found = {name: _snapshot(connection, columns, name, known) for name, known in sessions.items()}
+            return Reading(status=self._ok(columns), sessions=found, by_scope=by_scope)
+
+        return self._look(snapshots, lambda status: Reading(status=status))
+
+    def recent(self) -> tuple[RecentUsage, ...]:
+        """Return the newest rows' usage, summed by session and bead; nothing when the file cannot be read."""
+
+        def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...]:
+            found: dict[tuple[str, str], Counts] = {}
+            for session, bead, *tokens in connection.execute(columns.select_recent, (RECENT_ROWS,)):
+                counts, _ = rows.token_counts(tokens)
+                pending = tokens[0] is None and tokens[1] is None
+                key = rows.text(session), rows.text(bead)
+                found[key] = found.get(key, Counts()) + Counts(1, int(pending), *counts)
+            return tuple(RecentUsage(*key, counts) for key, counts in found.items())
+
+        return self._look(sums, lambda _status: ())
+
+    def slow(self) -> SourceStatus:
+        """Return the status to show while a read does not come to an end."""
+        detail = "a read has been under way for more than a second"
+        return SourceStatus(name=faults.NAME, path=self.path, state="slow", detail=detail, hint=faults.HINTS["slow"])
+
+    def reopen(self) -> None:
+        """Forget the open file; the next read opens it anew. For a worker thread."""
+        if self._working.acquire(timeout=_HUNG_SECONDS):
+            try:
+                self._forget()
+            finally:
+                self._working.release()
+
+    def _look(self, read: Callable[[sqlite3.Connection, rows.Columns], T], otherwise: Callable[[SourceStatus], T]) -> T:
+        if not self._working.acquire(timeout=_HUNG_SECONDS):
+            return otherwise(self.slow())
+        try:
+            for _ in range(_ATTEMPTS):
+                link = self._current_link()
+                result = self._in_one_transaction(link, read)
+                if not (link.immutable and link.replaced()):
+                    return result
+            raise _FaultError("locked", "the file keeps changing while it is read")  # noqa: TRY301  handled in one place
+        except (sqlite3.Error, OSError, _FaultError) as exc:
+            state, detail = (exc.state, exc.detail) if isinstance(exc, _FaultError) else faults.state_of(exc)
+            if state != "locked":
+                self._forget()
+            hint = faults.HINTS.get(state, "")
+            self.status = SourceStatus(name=faults.NAME, path=self.path, state=state, detail=detail, hint=hint)
+            return otherwise(self.status)
+        finally:
+            self._working.release()
+
+    def _in_one_transaction(self, link: Link, read: Callable[[sqlite3.Connection, rows.Columns], T]) -> T:
+        connection = link.reader
+        connection.execute("BEGIN")
+        try:
+            result = read(connection, self._current_columns(link))
+        finally:
+            # COMMIT of a read transaction only lets go of the snapshot; after an I/O error there is nothing to commit.
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+        return result
+
+    def _current_link(self) -> Link:
+        with self._swap:
+            if self._link is not None and self._link.replaced():
+                self._drop()
+            if self._link is None:
+                link = Link(self.path)
+                try:
+                    link.settle()
+                except BaseException:
+                    link.close()
+                    raise
+                self._link = link
+            return self._link
+
+    def _forget(self) -> None:
+        with self._swap:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link = None
+        self._columns = None
+
+    def _current_columns(self, link: Link) -> rows.Columns:
+        version = link.reader.execute("PRAGMA schema_version").fetchone()[0]
+        if self._columns is None or link.schema_version != version:
+            self._columns = rows.read_columns(link.reader)
+            link.schema_version = version
+        columns = self._columns
+        if columns is None:
+            tables = link.reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables == 0:
+                raise _FaultError("empty", "the database has no tables")
+            raise _FaultError("schema_drift", f"table {rows.TABLE} is missing")
+        if columns.drift:
+            raise _FaultError("schema_drift", columns.drift)
+        return columns
+
+    def _ok(self, columns: rows.Columns) -> SourceStatus:
+        status = SourceStatus(name=faults.NAME, path=self.path, state="ok", notes=columns.notes)
+        self.status = status
+        return status
+
+
+def _sessions_of(connection: sqlite3.Connection, columns: rows.Columns, scope: str) -> tuple[str, ...]:
+    if columns.select_scope is None:
+        return ()
+    found = connection.execute(columns.select_scope, (unfold(scope),)).fetchall()
+    return tuple(rows.text(session) for (session,) in found)
+
+
+def _snapshot(
+    connection: sqlite3.Connection, columns: rows.Columns, session: str, known: int | None
+) -> SessionSnapshot:
+    found = connection.execute(columns.select, (unfold(session),)).fetchall()
+    digest = hash(tuple(found))
+    if digest == known:
+        return SessionSnapshot(digest, None)
+    usage, anomalies = rows.records(found)
+    return SessionSnapshot(digest, usage, anomalies)
