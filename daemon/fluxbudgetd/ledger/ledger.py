@@ -1,0 +1,220 @@
+"""Reading and writing the ledger.
+
+Two grades of durability, both proof against `kill -9`:
+
+* what somebody is told has happened (runs, attachments, events) is on disk before they are told: `synchronous = FULL`;
+* measured usage can be measured again, so its transactions are not waited for: `synchronous = NORMAL`. A power cut may
+  take the last of them, never the file.
+"""
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiosqlite
+import anyio
+import msgspec
+
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.model import Attachment, Event, EventKind, Run, Usage
+
+EventData = dict[str, str | int | None]
+
+_USAGE_COLUMNS = "key, at, agent, model, bead, phase, pending, input, output, cache_read, cache_creation"
+
+
+class UsageChanges(msgspec.Struct, frozen=True):
+    """What turns one snapshot of a session's usage into another: keys that went, records that came or changed."""
+
+    gone: tuple[int, ...]
+    new: tuple[Usage, ...]
+
+    @classmethod
+    def between(cls, before: Iterable[Usage], after: Iterable[Usage]) -> "UsageChanges":
+        """Return the changes from one snapshot to the next."""
+        old = {record.key: record for record in before}
+        new = {record.key: record for record in after}
+        changed = tuple(record for key, record in new.items() if old.get(key) != record)
+        return cls(gone=tuple(old.keys() - new.keys()), new=changed)
+
+
+class Ledger:
+    """An open ledger. Transactions are serialised, and once begun they are finished even when the asker goes away."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: str) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = anyio.Lock()
+        self._identity = _identity(path)
+
+    @classmethod
+    async def over(cls, connection: aiosqlite.Connection, path: str) -> "Ledger":
+        """Return a ledger over a connection to a file that `open_ledger` has prepared."""
+        await connection.execute("PRAGMA foreign_keys = ON")
+        # The daemon's memory is bounded; the ledger's hot pages are few.
+        await connection.execute("PRAGMA cache_size = -512")
+        return cls(connection, path)
+
+    async def close(self) -> None:
+        """Finish the transaction under way and close the file."""
+        async with self._lock:
+            await self._connection.close()
+
+    async def runs(self) -> list[tuple[Run, Run]]:
+        """Return every run as it is and as it was started, oldest first."""
+        rows = await self._rows("SELECT run, started_as FROM runs ORDER BY started_at, id")
+        return [(_decode_run(now_is), _decode_run(was)) for now_is, was in rows]
+
+    async def attachments(self) -> list[Attachment]:
+        """Return every attachment, each session's in the order of time."""
+        rows = await self._rows("SELECT session, run, since, until, first, origin FROM attachments")
+        return [
+            Attachment(session=session, run=run, since=since, until=until, first=bool(first), origin=origin)
+            for session, run, since, until, first, origin in rows
+        ]
+
+    async def usage(self, session: str, source: str) -> tuple[Usage, ...]:
+        """Return a session's last measured usage as a source gave it."""
+        rows = await self._rows(
+            f"SELECT {_USAGE_COLUMNS} FROM usage WHERE session = ? AND source = ?",  # noqa: S608  our own names
+            (session, source),
+        )
+        return tuple(_usage(row) for row in rows)
+
+    async def sessions_naming(self, scope: str) -> list[str]:
+        """Return the sessions whose last measured usage names a scope."""
+        rows = await self._rows("SELECT DISTINCT session FROM usage WHERE bead = ? AND bead <> ''", (scope,))
+        return [session for (session,) in rows]
+
+    async def last_source_events(self) -> dict[str, EventKind]:
+        """Return, per source, whether its latest event says that it has degraded or recovered."""
+        kinds = ("source.degraded", "source.recovered")
+        rows = await self._rows("SELECT kind, data FROM events WHERE kind IN (?, ?) ORDER BY seq DESC LIMIT 100", kinds)
+        latest: dict[str, EventKind] = {}
+        for kind, data in rows:
+            latest.setdefault(str(_decode_data(data)["source"]), kind)
+        return latest
+
+    async def events(self, after: int = 0) -> list[Event]:
+        """Return the events behind a sequence number."""
+        rows = await self._rows("SELECT seq, at, run, kind, data FROM events WHERE seq > ? ORDER BY seq", (after,))
+        return [Event(seq=seq, at=at, run=run, kind=kind, data=_decode_data(data)) for seq, at, run, kind, data in rows]
+
+    async def save_usage(self, session: str, source: str, changes: UsageChanges) -> None:
+        """Bring a session's usage up to date."""
+        if not changes.gone and not changes.new:
+            return
+        async with self._transaction(durable=False):
+            await self._connection.executemany(
+                "DELETE FROM usage WHERE session = ? AND source = ? AND key = ?",
+                [(session, source, key) for key in changes.gone],
+            )
+            await self._connection.executemany(
+                f"INSERT OR REPLACE INTO usage(session, source, {_USAGE_COLUMNS})"  # noqa: S608  our own names
+                f" VALUES ({', '.join('?' * 13)})",
+                [(session, source, *msgspec.structs.astuple(record)) for record in changes.new],
+            )
+
+    async def save_run(
+        self,
+        run: Run,
+        *,
+        started: bool,
+        attachments: Sequence[Attachment] = (),
+        events: Mapping[EventKind, EventData],
+        at: int,
+    ) -> None:
+        """Write a run (a new one when `started`), attachments and events in one durable transaction."""
+        encoded = msgspec.json.encode(run)
+        async with self._transaction(durable=True):
+            if started:
+                await self._connection.execute(
+                    "INSERT INTO runs(id, scope, status, started_at, ended_at, run, started_as) VALUES (?,?,?,?,?,?,?)",
+                    (run.id, run.scope, run.status, run.started_at, run.ended_at, encoded, encoded),
+                )
+            else:
+                await self._connection.execute(
+                    "UPDATE runs SET status = ?, ended_at = ?, run = ? WHERE id = ?",
+                    (run.status, run.ended_at, encoded, run.id),
+                )
+            await self._put_attachments(attachments)
+            for kind, data in events.items():
+                await self._put_event(at, run.id, kind, data)
+
+    async def save_attachments(self, attachments: Sequence[Attachment], run: str, data: EventData, at: int) -> None:
+        """Write attachments and the run's `run.changed` event in one durable transaction."""
+        async with self._transaction(durable=True):
+            await self._put_attachments(attachments)
+            await self._put_event(at, run, "run.changed", data)
+
+    async def save_source_event(self, kind: EventKind, data: EventData, at: int) -> None:
+        """Write that a source has degraded or recovered."""
+        async with self._transaction(durable=True):
+            await self._put_event(at, None, kind, data)
+
+    async def _put_attachments(self, attachments: Sequence[Attachment]) -> None:
+        for one in attachments:
+            await self._connection.execute(
+                "INSERT OR REPLACE INTO attachments(session, since, until, run, first, origin) VALUES (?,?,?,?,?,?)",
+                (one.session, one.since, one.until, one.run, one.first, one.origin),
+            )
+
+    async def _put_event(self, at: int, run: str | None, kind: EventKind, data: EventData) -> None:
+        await self._connection.execute(
+            "INSERT INTO events(at, run, kind, data) VALUES (?,?,?,?)",
+            (at, run, kind, msgspec.json.encode(data)),
+        )
+
+    async def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
+        except (sqlite3.Error, ValueError) as exc:
+            raise LedgerError(f"the ledger {self.path} cannot be read: {exc}", "see 'fluxbudgetctl doctor'") from exc
+
+    @asynccontextmanager
+    async def _transaction(self, *, durable: bool) -> AsyncIterator[None]:
+        async with self._lock:
+            with anyio.CancelScope(shield=True):
+                try:
+                    self._require_file()
+                    await self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                    await self._connection.execute("BEGIN IMMEDIATE")
+                    try:
+                        yield
+                        await self._connection.execute("COMMIT")
+                    except BaseException:
+                        if self._connection.in_transaction:
+                            await self._connection.execute("ROLLBACK")
+                        raise
+                except (sqlite3.Error, ValueError, OSError) as exc:
+                    hint = "nothing was changed; check the disk and the permissions"
+                    raise LedgerError(f"the ledger {self.path} cannot be written: {exc}", hint) from exc
+
+    def _require_file(self) -> None:
+        # SQLite goes on writing to a file that was deleted or replaced under it; nothing of that would be found again.
+        if _identity(self.path) != self._identity:
+            raise OSError("the file was removed or replaced while the daemon was running; restart fluxbudgetd")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _decode_data(encoded: bytes) -> EventData:
+    return msgspec.json.decode(encoded, type=EventData)
+
+
+def _decode_run(encoded: bytes) -> Run:
+    return msgspec.json.decode(encoded, type=Run)
+
+
+def _usage(row: Sequence[Any]) -> Usage:
+    key, at, agent, model, bead, phase, pending, *tokens = row
+    values = (key, at, agent, model, bead, phase, bool(pending), *tokens)
+    return Usage(**dict(zip(Usage.__struct_fields__, values, strict=True)))

@@ -1,0 +1,110 @@
+"""Opening the ledger: schema steps, a newer file refused, a damaged one moved aside by name."""
+
+import os
+import sqlite3
+from datetime import UTC, datetime
+
+import aiosqlite
+import anyio.to_thread
+
+from fluxbudgetd.errors import StartError
+from fluxbudgetd.ledger.ledger import Ledger
+from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION
+from fluxbudgetd.wire.codes import BAD_INPUT
+
+FILE_NAME = "ledger.db"
+
+# A whole-file check reads the whole file; above this size only the small tables are checked, so that the daemon is
+# ready within its second.
+_FULL_CHECK_BYTES = 32 << 20
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_SUFFIXES = ("", "-wal", "-shm")
+
+
+class _DamagedError(Exception):
+    """The file is not a sound ledger."""
+
+
+async def open_ledger(directory: str) -> tuple[Ledger, str | None]:
+    """Open (or create) the ledger in a directory.
+
+    Returns it with the path to which a damaged one was moved, or None. Raises `StartError` when the file is of a newer
+    fluxbudget or cannot be opened.
+    """
+    path = os.path.join(directory, FILE_NAME)
+    moved = None
+    try:
+        try:
+            await anyio.to_thread.run_sync(_prepare, path)
+        except _DamagedError:
+            moved = await anyio.to_thread.run_sync(_move_aside, path)
+            await anyio.to_thread.run_sync(_prepare, path)
+        connection = await aiosqlite.connect(path, isolation_level=None, timeout=5)
+    except (sqlite3.Error, OSError) as exc:
+        raise StartError(f"the ledger {path} cannot be opened: {exc}", "check the directory and the disk") from exc
+    return await Ledger.over(connection, path), moved
+
+
+def moved_aside(directory: str) -> tuple[str, ...]:
+    """Return the damaged ledgers that lie in a directory."""
+    names = (name for name in os.listdir(directory) if name.startswith(f"{FILE_NAME}.damaged-"))
+    return tuple(sorted(os.path.join(directory, name) for name in names if not name.endswith(("-wal", "-shm"))))
+
+
+def _prepare(path: str) -> None:
+    """Make the file a sound ledger of this version; raises `_DamagedError` or `StartError`."""
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+        try:
+            _upgrade(connection, path)
+            _check(connection, path)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as exc:
+        if (getattr(exc, "sqlite_errorcode", 0) or 0) & 0xFF in _DAMAGED:
+            raise _DamagedError(str(exc)) from exc
+        raise
+    os.chmod(path, 0o600)
+
+
+def _upgrade(connection: sqlite3.Connection, path: str) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and application != APPLICATION_ID:
+        raise _DamagedError("the file is a database, but not a ledger")
+    if version > VERSION:
+        raise StartError(
+            f"the ledger {path} has schema {version}; this fluxbudgetd knows schemas up to {VERSION}",
+            "start the newer fluxbudgetd that wrote it, or name another --state-dir",
+            BAD_INPUT,
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    for number in range(version, VERSION):
+        # One transaction per step, the version in it: a kill leaves a file of one version or of the next.
+        connection.executescript(
+            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; {STEPS[number]}"
+            f"PRAGMA user_version = {number + 1}; COMMIT;"
+        )
+
+
+def _check(connection: sqlite3.Connection, path: str) -> None:
+    small = os.path.getsize(path) <= _FULL_CHECK_BYTES
+    checks = (
+        ("PRAGMA quick_check(1)",)
+        if small
+        else tuple(f"PRAGMA quick_check({table})" for table in ("runs", "attachments"))
+    )
+    for check in checks:
+        verdict = connection.execute(check).fetchone()[0]
+        if verdict != "ok":
+            raise _DamagedError(str(verdict))
+
+
+def _move_aside(path: str) -> str:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    target = f"{path}.damaged-{stamp}"
+    for suffix in _SUFFIXES:
+        if os.path.lexists(path + suffix):
+            os.rename(path + suffix, target + suffix)
+    return target

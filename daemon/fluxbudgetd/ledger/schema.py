@@ -1,0 +1,62 @@
+"""The ledger's schema, as steps: step N takes a file from `user_version` N to N + 1.
+
+A step that has landed is never edited; a change is a new step at the end. Each version that ever landed is kept as a
+fixture in `tests/fixtures/` and must go on opening.
+"""
+
+#: `PRAGMA application_id` of a ledger ("flxb"): a SQLite file of somebody else's is not taken for one.
+APPLICATION_ID = 0x666C7862
+
+STEPS: tuple[str, ...] = (
+    """
+    CREATE TABLE runs(
+      id TEXT PRIMARY KEY NOT NULL,
+      scope TEXT,
+      status TEXT NOT NULL CHECK (status IN ('active', 'done', 'cancelled')),
+      started_at INTEGER NOT NULL,
+      ended_at INTEGER,
+      run BLOB NOT NULL,          -- JSON of the run as it is now
+      started_as BLOB NOT NULL    -- JSON of the run as it was started
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX runs_active_scope ON runs(scope) WHERE status = 'active' AND scope IS NOT NULL;
+
+    CREATE TABLE attachments(
+      session TEXT NOT NULL,
+      since INTEGER NOT NULL,
+      until INTEGER,
+      run TEXT NOT NULL REFERENCES runs(id),
+      first INTEGER NOT NULL,
+      origin TEXT NOT NULL CHECK (origin IN ('asked', 'bead')),
+      PRIMARY KEY (session, since)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE usage(
+      session TEXT NOT NULL,
+      source TEXT NOT NULL,
+      key INTEGER NOT NULL,       -- names the record within its session and source
+      at INTEGER,
+      agent TEXT NOT NULL,
+      model TEXT NOT NULL,
+      bead TEXT NOT NULL,
+      phase TEXT NOT NULL,
+      pending INTEGER NOT NULL,
+      input INTEGER NOT NULL,
+      output INTEGER NOT NULL,
+      cache_read INTEGER NOT NULL,
+      cache_creation INTEGER NOT NULL,
+      PRIMARY KEY (session, source, key)
+    ) WITHOUT ROWID;
+    CREATE INDEX usage_bead ON usage(bead, session) WHERE bead <> '';
+
+    CREATE TABLE events(
+      seq INTEGER PRIMARY KEY AUTOINCREMENT,
+      at INTEGER NOT NULL,
+      run TEXT,
+      kind TEXT NOT NULL,
+      data BLOB NOT NULL          -- JSON
+    );
+    CREATE INDEX events_kind ON events(kind, seq);
+    """,
+)
+
+VERSION = len(STEPS)
