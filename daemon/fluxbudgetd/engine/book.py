@@ -1,0 +1,191 @@
+"""What the engine remembers: runs, and per session its attachments and the sums of its usage.
+
+Single records stay in the ledger; here are only sums per (run, phase, agent, model), so that memory does not grow with
+the rows. Nothing here waits or reads a file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from fluxbudgetd.errors import NoRunError
+from fluxbudgetd.model import Attachment, Cell, Counts, Run
+from fluxbudgetd.wire.messages import Hints
+
+
+class RunState(msgspec.Struct):
+    """A run and what is known of its numbers.
+
+    `epoch` is the source's epoch that the numbers show (-1: never looked). `sessions` are those that may have usage of
+    it. `measured` caches the sum of its usage.
+    """
+
+    run: Run
+    started_as: Run
+    epoch: int = -1
+    touched: bool = False
+    sessions: set[str] = msgspec.field(default_factory=set)
+    measured: Counts | None = None
+
+
+class SessionState(msgspec.Struct):
+    """A session's attachments, in the order of time, and the sums of its last measured usage."""
+
+    attachments: list[Attachment] = msgspec.field(default_factory=list)
+    implied: Attachment | None = None
+    digest: int | None = None
+    loaded: bool = False
+    cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
+    anomalies: int = 0
+
+    @property
+    def current(self) -> Sequence[Attachment]:
+        """Return the attachments that count: the asked ones, else the one that the session's rows imply."""
+        if self.attachments:
+            return self.attachments
+        return () if self.implied is None else (self.implied,)
+
+    @property
+    def followed(self) -> bool:
+        """Tell whether the session belongs, or some of its usage belongs, to a run."""
+        return bool(self.current) or any(cell.run is not None for cell in self.cells)
+
+
+class Book:
+    """All runs, and the sessions that anybody has looked at."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, RunState] = {}
+        self.by_id: dict[str, Run] = {}
+        self.sessions: dict[str, SessionState] = {}
+        self.scopes: dict[str, list[Run]] = {}
+        # Grows with every change of runs or attachments: a tally that took a while can tell whether it is still right.
+        self.version = 0
+
+    def put_run(self, run: Run, started_as: Run | None = None) -> RunState:
+        """Add a run, or replace it by its changed self."""
+        self.version += 1
+        known = self.runs.get(run.id)
+        if known is None:
+            known = self.runs[run.id] = RunState(run, started_as or run)
+        known.run = self.by_id[run.id] = run
+        if run.scope is not None:
+            others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
+            self.scopes[run.scope] = sorted([*others, run], key=lambda one: (one.started_at, one.id))
+        return known
+
+    def put_attachments(self, attachments: Iterable[Attachment]) -> None:
+        """Add attachments, or replace those that begin at the same time."""
+        self.version += 1
+        for one in attachments:
+            state = self.session(one.session)
+            kept = [other for other in state.attachments if other.since != one.since]
+            state.attachments = sorted([*kept, one], key=lambda each: each.since)
+            if one.run in self.runs:
+                self.runs[one.run].sessions.add(one.session)
+
+    def session(self, name: str) -> SessionState:
+        """Return what is known of a session, making an empty entry when nothing is."""
+        return self.sessions.setdefault(name, SessionState())
+
+    def forget_stranger(self, name: str) -> None:
+        """Drop what is known of a session that has nothing to do with any run."""
+        state = self.sessions.get(name)
+        if state is not None and not state.followed:
+            del self.sessions[name]
+
+    def put_sums(self, session: str, cells: Mapping[Cell, Counts], implied: Attachment | None) -> None:
+        """Replace the sums of a session's usage."""
+        state = self.session(session)
+        for run_id in {cell.run for cell in (*state.cells, *cells)} | {implied.run if implied else None}:
+            if run_id is not None and run_id in self.runs:
+                self.runs[run_id].measured = None
+                self.runs[run_id].sessions.add(session)
+        state.cells = dict(cells)
+        state.implied = implied
+        state.loaded = True
+
+    def measured(self, state: RunState) -> Counts:
+        """Return the sum of a run's measured usage."""
+        if state.measured is None:
+            state.measured = sum((counts for _, _, counts in self.cells(state)), Counts())
+        return state.measured
+
+    def cells(self, state: RunState) -> Iterator[tuple[str, Cell, Counts]]:
+        """Yield a run's sums with the session that each belongs to."""
+        for name in sorted(state.sessions):
+            for cell, counts in self.session(name).cells.items():
+                if cell.run == state.run.id:
+                    yield name, cell, counts
+
+    def attachments_to(self, run_id: str) -> list[Attachment]:
+        """Return a run's attachments, asked and implied, in the order of time."""
+        found = [one for name in self.runs[run_id].sessions for one in self.session(name).current if one.run == run_id]
+        return sorted(found, key=lambda one: (one.since, one.session))
+
+    def active(self) -> list[RunState]:
+        """Return the active runs."""
+        return [state for state in self.runs.values() if state.run.status == "active"]
+
+    def run_of_session(self, session: str) -> RunState | None:
+        """Return the run that a session belongs to now, or belonged to last; None when there is none."""
+        known = self.sessions.get(session)
+        if known is None or not known.current:
+            return None
+        return self.runs.get(known.current[-1].run)
+
+    def find(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunState:
+        """Return the run that a request means; raises `NoRunError`.
+
+        An id, a scope or a session that was named decides alone. Else the hints, in their order: `$FLUXBUDGET_RUN`
+        decides alone too; a bead or a session that no run knows is passed over; last the only active run whose project
+        directory is the working directory or a parent of it. (A sprint whose bead has no run does not get the numbers
+        of another sprint in the same directory: with a bead set, that run must have no scope.)
+        """
+        for value, by, what in (
+            (run, self._by_id, "with id"),
+            (scope, self._by_scope, "with scope"),
+            (session, self.run_of_session, "with session"),
+            (hints.run, self._by_id, "with id ($FLUXBUDGET_RUN)"),
+        ):
+            if value is not None:
+                found = by(value)
+                if found is None:
+                    raise NoRunError(f"there is no run {what} {value!r}", "see 'fluxbudgetctl run list --all'")
+                return found
+        found = self._by_scope(hints.scope) if hints.scope else None
+        for name in hints.sessions:
+            found = found or self.run_of_session(name)
+        return found or self._by_directory(hints)
+
+    def _by_id(self, run_id: str) -> RunState | None:
+        return self.runs.get(run_id)
+
+    def _by_scope(self, scope: str) -> RunState | None:
+        runs = self.scopes.get(scope)
+        if not runs:
+            return None
+        active = [run for run in runs if run.status == "active"]
+        return self.runs[(active or runs)[-1].id]
+
+    def _by_directory(self, hints: Hints) -> RunState:
+        if hints.cwd is None:
+            raise NoRunError("no run was named", "name one with --run, --scope or --session")
+        above = hints.cwd.rstrip("/") + "/"
+        found = [
+            state
+            for state in self.active()
+            if above.startswith(state.run.project_dir.rstrip("/") + "/") and (not hints.scope or not state.run.scope)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise NoRunError(
+                f"no active run has {hints.cwd} or a parent of it as its project",
+                "start one with 'fluxbudgetctl run start', or name one with --run, --scope or --session",
+            )
+        names = ", ".join(sorted(state.run.id for state in found)[:5])
+        raise NoRunError(
+            f"{len(found)} active runs have {hints.cwd} or a parent of it as their project: {names}",
+            "name one with --run, --scope or --session",
+        )

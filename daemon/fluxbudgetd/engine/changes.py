@@ -1,0 +1,172 @@
+"""Changing runs and attachments: decided by the policy, on disk before it is remembered or answered."""
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+
+import anyio
+import msgspec
+
+from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.engine.refresh import Refresher
+from fluxbudgetd.errors import BadInputError, ConflictError
+from fluxbudgetd.ledger import EventData, Ledger
+from fluxbudgetd.model import Attachment, Run
+from fluxbudgetd.policy import runs
+from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
+
+_ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+class Changes:
+    """The operations that change something, one at a time. `changed` is called when runs begin or end."""
+
+    def __init__(
+        self,
+        book: Book,
+        refresher: Refresher,
+        ledger: Ledger,
+        clock: Callable[[], int],
+        changed: Callable[[], None],
+    ) -> None:
+        self._book = book
+        self._refresher = refresher
+        self._ledger = ledger
+        self._clock = clock
+        self._changed = changed
+        self._changing = anyio.Lock()
+
+    async def start(self, asked: RunStart, wait: float) -> tuple[Run, bool]:
+        """Start a run, or return the one that the same request started before, and whether anything changed."""
+        async with self._changing:
+            known = self._known_run(asked)
+            if known is None:
+                run = runs.new_run(asked, asked.id or self._new_id(), self._clock())
+                attachments = await self._moved(asked.session, run.id, wait)
+                await self._save_new(run, attachments)
+                return run, True
+            runs.require_same(asked, known.run, known.started_as)
+            return known.run, await self._attach(asked.session, known.run, wait)
+
+    async def change(self, state: RunState, asked: RunSet) -> tuple[Run, bool]:
+        """Change a run's budget, warning percentage or enforcement."""
+        async with self._changing:
+            run = runs.changed_run(state.run, asked)
+            if run == state.run:
+                return run, False
+            names = ("token_budget", "warn_pct", "enforcement")
+            data: EventData = {
+                name: getattr(run, name) for name in names if getattr(run, name) != getattr(state.run, name)
+            }
+            await self._ledger.save_run(run, started=False, events={"run.changed": data}, at=self._clock())
+            self._book.put_run(run)
+            return run, True
+
+    async def end(self, state: RunState, status: RunStatus) -> tuple[Run, bool]:
+        """Finish or cancel a run; its sources go on being followed for 48 hours."""
+        async with self._changing:
+            if state.run.status == status:
+                return state.run, False
+            if state.run.status != "active":
+                raise ConflictError(f"run {state.run.id} is {state.run.status} already", "an ended run stays as it is")
+            run = msgspec.structs.replace(state.run, status=status, ended_at=self._clock())
+            await self._ledger.save_run(
+                run, started=False, events={"run.finished": {"status": status}}, at=self._clock()
+            )
+            self._book.put_run(run)
+            self._changed()
+            return run, True
+
+    async def attach(self, session: str, state: RunState, wait: float) -> bool:
+        """Attach a session to a run from now on; tells whether anything changed."""
+        async with self._changing:
+            if not runs.is_followed(state.run, self._clock()):
+                raise ConflictError(
+                    f"run {state.run.id} ended more than 48 hours ago",
+                    "attach the session to a run that is followed",
+                )
+            return await self._attach(session, state.run, wait)
+
+    async def detach(self, session: str, state: RunState | None, wait: float) -> Run:
+        """End a session's present attachment (to this run, when one is given)."""
+        async with self._changing:
+            await self._refresher.refresh([], [session], wait=wait)
+            present = self._present(session)
+            if present is None or (state is not None and present.run != state.run.id):
+                where = "any run" if state is None else f"run {state.run.id}"
+                raise BadInputError(f"session {session!r} is not attached to {where}", "see 'fluxbudgetctl run show'")
+            ended = msgspec.structs.replace(present, until=self._instant(session))
+            await self._save_attachments([ended], session, {"detached": session}, present.run)
+            return self._book.runs[present.run].run
+
+    def _known_run(self, asked: RunStart) -> RunState | None:
+        by_scope = None
+        if asked.scope is not None:
+            active = [run for run in self._book.scopes.get(asked.scope, []) if run.status == "active"]
+            by_scope = self._book.runs[active[-1].id] if active else None
+        if asked.id is None:
+            return by_scope
+        by_id = self._book.runs.get(asked.id)
+        if by_scope is not None and by_scope is not by_id:
+            raise ConflictError(
+                f"scope {asked.scope!r} has an active run already: {by_scope.run.id}",
+                f"finish it with 'fluxbudgetctl run finish --run {by_scope.run.id}'",
+            )
+        return by_id
+
+    def _new_id(self) -> str:
+        day = datetime.now(UTC).strftime("%Y%m%d")
+        while (name := f"{day}-{''.join(secrets.choice(_ID_LETTERS) for _ in range(5))}") in self._book.runs:
+            continue
+        return name
+
+    def _present(self, session: str) -> Attachment | None:
+        current = self._book.session(session).current
+        return current[-1] if current and current[-1].until is None else None
+
+    def _instant(self, session: str) -> int:
+        """Return now, but after everything that was noted of the session: clocks may be set back."""
+        noted = [max(one.since, one.until or 0) for one in self._book.session(session).attachments]
+        return max([self._clock(), *(at + 1 for at in noted)])
+
+    async def _moved(self, session: str | None, run_id: str, wait: float) -> list[Attachment]:
+        """Return the attachments to write so that a session belongs to a run from now on; none when it does."""
+        if session is None:
+            return []
+        runs.foreign_id("session id", session)
+        # What its rows say of it so far becomes its first attachment.
+        await self._refresher.refresh([], [session], wait=wait)
+        present = self._present(session)
+        if present is not None and present.run == run_id:
+            return []
+        now = self._instant(session)
+        first = not self._book.session(session).current
+        new = Attachment(session=session, run=run_id, since=now, until=None, first=first, origin="asked")
+        return [new] if present is None else [msgspec.structs.replace(present, until=now), new]
+
+    async def _attach(self, session: str | None, run: Run, wait: float) -> bool:
+        attachments = await self._moved(session, run.id, wait)
+        if session is None or not attachments:
+            return False
+        await self._save_attachments(attachments, session, {"attached": session}, run.id)
+        return True
+
+    async def _save_attachments(
+        self, attachments: Iterable[Attachment], session: str, data: EventData, run_id: str
+    ) -> None:
+        written = list(attachments)
+        await self._ledger.save_attachments(written, run_id, data, self._clock())
+        self._book.put_attachments(written)
+        await self._refresher.retally(session)
+
+    async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
+        data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
+        await self._ledger.save_run(
+            run, started=True, attachments=attachments, events={"run.started": data}, at=self._clock()
+        )
+        self._book.put_run(run)
+        self._book.put_attachments(attachments)
+        naming = [] if run.scope is None else await self._ledger.sessions_naming(run.scope)
+        for session in {one.session for one in attachments}.union(naming):
+            await self._refresher.retally(session)
+        self._changed()

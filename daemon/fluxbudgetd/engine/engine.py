@@ -1,0 +1,199 @@
+"""What can be asked of the daemon; `changes` has what can be done to its runs."""
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+
+import anyio
+import msgspec
+import structlog
+
+from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.engine.changes import Changes
+from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
+from fluxbudgetd.policy import budget, runs
+from fluxbudgetd.sources import watch
+from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.wire.messages import Hints
+
+log = structlog.get_logger()
+
+# A commit's frames reach the -wal file, and the watcher, before the commit is there to be read: look once more.
+_SECOND_LOOK_SECONDS = 0.2
+_FOLLOW_WAIT_SECONDS = 60.0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """A run, where it stands, and why its numbers are not the sources' present ones (None: they are)."""
+
+    run: Run
+    balance: Balance
+    stale_why: str | None
+
+
+def now_micros() -> int:
+    """Return the time, in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class Engine:
+    """The daemon's state. Anybody may ask at any time."""
+
+    def __init__(self, source: InterstatSource, ledger: Ledger) -> None:
+        self.book = Book()
+        self.ledger = ledger
+        self._source = source
+        self._refresher = Refresher(source, ledger, self.book, now_micros)
+        self.changes = Changes(self.book, self._refresher, ledger, now_micros, self._note_activity)
+        self._activity = anyio.Event()
+        self._rest = anyio.Event()
+
+    async def load(self) -> None:
+        """Read the ledger's runs and attachments; raises `LedgerError`."""
+        for run, started_as in await self.ledger.runs():
+            self.book.put_run(run, started_as)
+        self.book.put_attachments(await self.ledger.attachments())
+        await self._refresher.prepare()
+        self._note_activity()
+
+    async def serve(self) -> None:
+        """Run the engine's own tasks, for ever: the reader, and the watcher while a run is active."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._refresher.serve)
+            tasks.start_soon(self._follow)
+
+    async def reopen_sources(self) -> None:
+        """Let go of the sources' files; the next look opens them anew."""
+        await self._refresher.reopen()
+
+    async def look_at_sources(self, wait: float) -> None:
+        """Read the sources' state, even when no run needs it."""
+        await self._refresher.refresh([], wait=wait)
+
+    async def find(
+        self, run: str | None, scope: str | None, session: str | None, hints: Hints, wait: float
+    ) -> RunState:
+        """Return the run that is meant (see `Book.find`); raises `NoRunError`.
+
+        A session that no run is known to have may have got a row with a run's bead meanwhile, so it is looked at.
+        """
+        sessions = [session] if session else [] if run or scope or hints.run else hints.sessions
+        unknown = [name for name in sessions if self.book.run_of_session(name) is None] if self.book.scopes else []
+        try:
+            if unknown:
+                await self._refresher.refresh([], unknown, wait=wait)
+            return self.book.find(run, scope, session, hints)
+        finally:
+            for name in unknown:
+                self.book.forget_stranger(name)
+
+    async def standing(self, state: RunState, wait: float) -> Standing:
+        """Return where a run stands, fresh, or after `wait` seconds the last known numbers with the reason."""
+        return (await self.standings([state], wait))[0]
+
+    async def standings(self, states: Sequence[RunState], wait: float) -> list[Standing]:
+        """Return where runs stand, showing whatever was committed before this call, as far as `wait` seconds allow."""
+        needed = self._refresher.epoch()
+        await self._freshen(states, needed, wait)
+        return [self._standing(state, needed) for state in states]
+
+    @property
+    def source_status(self) -> SourceStatus:
+        """Return the state of interstat's database."""
+        return self._refresher.status
+
+    @property
+    def source_since(self) -> int:
+        """Return when that state began."""
+        return self._refresher.status_since
+
+    @property
+    def ledger_fault(self) -> str | None:
+        """Return why the last measured usage could not be kept, or None."""
+        return self._refresher.ledger_fault
+
+    @property
+    def anomalies(self) -> int:
+        """Return how many counts were dropped from the sessions that are followed."""
+        return sum(session.anomalies for session in self.book.sessions.values())
+
+    def followed(self) -> list[RunState]:
+        """Return the runs whose sources are read: the active ones, and those ended within 48 hours."""
+        now = now_micros()
+        return [state for state in self.book.runs.values() if runs.is_followed(state.run, now)]
+
+    async def unattributed(self, wait: float) -> tuple[int, Counts]:
+        """Return how many sessions have usage that belongs to no run, and how much it is.
+
+        Counted are the followed sessions' records outside their attachments, and, of sessions that no run knows, the
+        source's newest rows.
+        """
+        loose: dict[str, Counts] = {}
+        for name, state in self.book.sessions.items():
+            outside = sum((counts for cell, counts in state.cells.items() if cell.run is None), Counts())
+            if state.followed and outside.records:
+                loose[name] = outside
+        for one in await self._refresher.recent(wait):
+            known = self.book.sessions.get(one.session)
+            if one.bead not in self.book.scopes and not (known is not None and known.followed):
+                loose[one.session] = loose.get(one.session, Counts()) + one.counts
+        return len(loose), sum(loose.values(), Counts())
+
+    async def _freshen(self, states: Iterable[RunState], needed: int, wait: float) -> None:
+        deadline = anyio.current_time() + wait
+        behind = [state.run.id for state in states if self._is_behind(state, needed)]
+        for start in range(0, len(behind), CHUNK_RUNS):
+            left = max(0.0, deadline - anyio.current_time())
+            if not await self._refresher.refresh(behind[start : start + CHUNK_RUNS], wait=left):
+                return
+
+    def _is_behind(self, state: RunState, needed: int) -> bool:
+        if runs.is_followed(state.run, now_micros()):
+            return state.epoch < needed
+        return not state.touched
+
+    def _standing(self, state: RunState, needed: int) -> Standing:
+        measured = self.book.measured(state).tokens(state.run.cost_basis)
+        return Standing(state.run, budget.balance(state.run, measured), self._stale_why(state, needed))
+
+    def _stale_why(self, state: RunState, needed: int) -> str | None:
+        if not runs.is_followed(state.run, now_micros()):
+            return None
+        status = self._refresher.status
+        if not status.readable:
+            return f"{status.name}: {status.state}: {status.detail}"
+        if state.epoch < needed:
+            return f"{status.name}: slow: the present numbers were not there in time"
+        return None
+
+    def _note_activity(self) -> None:
+        if self.book.active():
+            self._activity.set()
+        elif self._activity.is_set():
+            self._activity = anyio.Event()
+            self._rest.set()
+
+    async def _follow(self) -> None:
+        """Keep the active runs' last known numbers up to date; at rest when there is none."""
+        while True:
+            await self._activity.wait()
+            self._rest = anyio.Event()
+            changes = watch.changes(self._source.path, self._rest)
+            async with aclosing(changes):
+                async for _ in changes:
+                    await self._notice()
+
+    async def _notice(self) -> None:
+        for delay in (0.0, _SECOND_LOOK_SECONDS):
+            await anyio.sleep(delay)
+            needed = self._refresher.epoch()
+            active = self.book.active()
+            if any(self._is_behind(state, needed) for state in active):
+                try:
+                    await self._freshen(active, needed, _FOLLOW_WAIT_SECONDS)
+                except LedgerError as exc:
+                    log.error("ledger unreadable", error=exc.message)
+                return

@@ -1,0 +1,233 @@
+"""Bringing runs up to date: one reader at a time, shared by everybody who waits.
+
+Whoever needs fresh numbers joins the next batch; a batch looks at the source after it was joined, so it shows whatever
+was committed before. A reader that hangs keeps its batch; those who wait give up in time and answer with the last known
+numbers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.ledger import Ledger, UsageChanges
+from fluxbudgetd.model import (
+    Attachment,
+    Cell,
+    Counts,
+    EventKind,
+    RecentUsage,
+    Run,
+    SessionSnapshot,
+    SourceStatus,
+    Usage,
+)
+from fluxbudgetd.policy import attribution
+from fluxbudgetd.policy.runs import is_followed
+from fluxbudgetd.sources.interstat import InterstatSource
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+# Below this many records the arithmetic takes less than a millisecond; above, it is done off the event loop.
+_INLINE_RECORDS = 200
+# So many runs are read at a time: a request for one run never waits for a thousand others.
+CHUNK_RUNS = 16
+_SLOW_SECONDS = 1.0
+
+
+class Batch:
+    """Runs and sessions to look at, and everybody who waits for that."""
+
+    def __init__(self) -> None:
+        self.runs: set[str] = set()
+        self.sessions: set[str] = set()
+        self.done = anyio.Event()
+        self.error: BaseException | None = None
+
+
+class Refresher:
+    """Reads what is asked for, one batch after the other, in its own task."""
+
+    def __init__(self, source: InterstatSource, ledger: Ledger, book: Book, clock: Callable[[], int]) -> None:
+        self._source = source
+        self._ledger = ledger
+        self._book = book
+        self._clock = clock
+        self._next = Batch()
+        self._wanted = anyio.Event()
+        self._told: EventKind | None = None
+        self._reading_since: float | None = None
+        self.status_since = clock()
+        self._seen_state = source.status.state
+        self.ledger_fault: str | None = None
+        # A source has one reader at a time.
+        self._reader = anyio.CapacityLimiter(1)
+        self._recent: tuple[int, tuple[RecentUsage, ...]] = (-1, ())
+
+    async def prepare(self) -> None:
+        """Find out what was last told of the source, so that a restart does not tell it again."""
+        self._told = (await self._ledger.last_source_events()).get(self._source.status.name)
+
+    @property
+    def status(self) -> SourceStatus:
+        """Return the source's state; a read that has been under way for a second makes it `slow`."""
+        since = self._reading_since
+        if since is not None and anyio.current_time() - since > _SLOW_SECONDS:
+            return self._source.slow()
+        return self._source.status
+
+    def epoch(self) -> int:
+        """Return the source's epoch: a run whose numbers show it is up to date as of this call."""
+        return self._source.epoch()
+
+    async def recent(self, wait: float) -> tuple[RecentUsage, ...]:
+        """Return the source's newest rows, or what they were when it does not answer within `wait` seconds."""
+        epoch = self._source.epoch()
+        if self._recent[0] != epoch:
+            with anyio.move_on_after(wait):
+                found = await anyio.to_thread.run_sync(
+                    self._source.recent, abandon_on_cancel=True, limiter=self._reader
+                )
+                self._recent = (epoch, found)
+        return self._recent[1]
+
+    async def reopen(self) -> None:
+        """Let go of the source's file when nobody is reading it."""
+        await anyio.to_thread.run_sync(self._source.reopen, abandon_on_cancel=True, limiter=self._reader)
+
+    async def refresh(self, runs: Iterable[str], sessions: Iterable[str] = (), *, wait: float) -> bool:
+        """Bring runs and sessions up to date; give up after `wait` seconds. Tells whether it was done in time."""
+        batch = self._next
+        batch.runs.update(runs)
+        batch.sessions.update(sessions)
+        self._wanted.set()
+        with anyio.move_on_after(wait):
+            await batch.done.wait()
+        if batch.error is not None:
+            raise batch.error
+        return batch.done.is_set()
+
+    async def serve(self) -> None:
+        """Work through the batches, for ever."""
+        while True:
+            await self._wanted.wait()
+            batch, self._next, self._wanted = self._next, Batch(), anyio.Event()
+            try:
+                await self._read(batch)
+            except Exception as exc:
+                # Handed on to every request that waits; the next batch starts afresh.
+                log.exception("refresh failed")
+                batch.error = exc
+            finally:
+                batch.done.set()
+
+    async def _read(self, batch: Batch) -> None:
+        epoch = self._source.epoch()
+        now = self._clock()
+        runs = [self._book.runs[name] for name in batch.runs if name in self._book.runs]
+        for state in runs:
+            await self._touch(state)
+        followed = [state for state in runs if is_followed(state.run, now)]
+        names = set(batch.sessions).union(*(state.sessions for state in followed))
+        scopes = {state.run.scope for state in followed if state.run.scope is not None}
+        wanted = {name: self._book.session(name).digest for name in names}
+        self._reading_since = anyio.current_time()
+        try:
+            reading = await anyio.to_thread.run_sync(
+                self._source.read, wanted, scopes, abandon_on_cancel=True, limiter=self._reader
+            )
+        finally:
+            self._reading_since = None
+        for name, snapshot in reading.sessions.items():
+            if snapshot.records is not None:
+                await self._install(name, snapshot, snapshot.records)
+        for name in set(batch.sessions).union(*(state.sessions for state in runs)):
+            if not self._book.session(name).loaded:
+                await self.retally(name)
+        for state in followed:
+            state.epoch = epoch
+        await self._tell(reading.status)
+
+    async def _touch(self, state: RunState) -> None:
+        """Find, the first time that a run is looked at, the sessions that the ledger knows of it."""
+        if state.touched:
+            return
+        if state.run.scope is not None:
+            state.sessions.update(await self._ledger.sessions_naming(state.run.scope))
+        state.touched = True
+
+    async def _install(self, name: str, snapshot: SessionSnapshot, records: tuple[Usage, ...]) -> None:
+        state = self._book.session(name)
+        state.anomalies = snapshot.anomalies
+        try:
+            before = await self._ledger.usage(name, self._source.status.name)
+            changes = await _off_loop(len(records) + len(before), UsageChanges.between, before, records)
+            await self._ledger.save_usage(name, self._source.status.name, changes)
+        except LedgerError as exc:
+            # The numbers are right all the same; that they are not kept is for `doctor` and the next try.
+            self.ledger_fault = exc.message
+            log.error("usage not kept", session=name, error=exc.message)
+            state.digest = None
+        else:
+            self.ledger_fault = None
+            state.digest = snapshot.digest
+        await self._sum(name, records)
+
+    async def retally(self, name: str) -> None:
+        """Sum a session's last measured usage again, after its attachments or the runs have changed."""
+        await self._sum(name, await self._ledger.usage(name, self._source.status.name))
+
+    async def _sum(self, name: str, records: tuple[Usage, ...]) -> None:
+        book = self._book
+        while True:
+            version = book.version
+            scopes = {bead: tuple(book.scopes.get(bead, ())) for bead in {record.bead for record in records}}
+            asked = tuple(book.session(name).attachments)
+            cells, implied = await _off_loop(len(records), _tally, name, records, scopes, asked, book.by_id)
+            if book.version == version:
+                book.put_sums(name, cells, implied)
+                return
+
+    async def _tell(self, status: SourceStatus) -> None:
+        if status.state != self._seen_state:
+            self._seen_state = status.state
+            self.status_since = self._clock()
+            log.info("source state", source=status.name, state=status.state, detail=status.detail)
+        kind: EventKind = "source.recovered" if status.readable else "source.degraded"
+        if self._told == kind or (self._told is None and status.readable):
+            return
+        try:
+            data: dict[str, str | int | None] = {
+                "source": status.name,
+                "state": status.state,
+                "detail": status.detail,
+            }
+            await self._ledger.save_source_event(kind, data, self._clock())
+        except LedgerError as exc:
+            log.error("event not kept", kind=kind, error=exc.message)
+            return
+        self._told = kind
+
+
+def _tally(
+    name: str,
+    records: tuple[Usage, ...],
+    scopes: attribution.Scopes,
+    asked: tuple[Attachment, ...],
+    runs: Mapping[str, Run],
+) -> tuple[dict[Cell, Counts], Attachment | None]:
+    implied = None if asked else attribution.implied_attachment(name, records, scopes)
+    attachments = asked or (() if implied is None else (implied,))
+    return attribution.tally(records, scopes, attachments, runs), implied
+
+
+async def _off_loop(size: int, function: Callable[..., T], *arguments: object) -> T:
+    if size <= _INLINE_RECORDS:
+        return function(*arguments)
+    return await anyio.to_thread.run_sync(function, *arguments)
