@@ -1,0 +1,118 @@
+"""The composition root: puts the parts together, runs them, takes them apart in order."""
+
+import gc
+import os
+import resource
+import signal
+import sys
+
+import anyio
+import anyio.abc
+import structlog
+
+from fluxbudgetd import __version__, listening
+from fluxbudgetd.config.locations import Locations
+from fluxbudgetd.engine import Engine
+from fluxbudgetd.engine.engine import now_micros
+from fluxbudgetd.handlers import Context, handle
+from fluxbudgetd.ledger import Ledger, open_ledger
+from fluxbudgetd.server import MAX_CONNECTIONS, Server
+from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.wire import messages
+
+log = structlog.get_logger()
+
+_DRAIN_SECONDS = 3.0
+_SPARE_DESCRIPTORS = 256
+# A reader thread in Python holds the interpreter for this long at most while a request waits for it.
+_SWITCH_SECONDS = 0.0005
+
+
+async def run(locations: Locations) -> None:
+    """Serve until SIGTERM or SIGINT; raises `StartError` when that cannot begin."""
+    os.umask(0o077)
+    _prepare_process()
+    listening.private_directory(locations.state_dir)
+    listening.private_directory(os.path.dirname(locations.socket))
+    locks = [
+        listening.Lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
+    ]
+    try:
+        locks.append(
+            listening.Lock(os.path.join(locations.state_dir, "fluxbudgetd.lock"), f"the state in {locations.state_dir}")
+        )
+        ledger, moved = await open_ledger(locations.state_dir)
+        try:
+            if moved is not None:
+                log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
+            await _serve(locations, ledger)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await ledger.close()
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+async def _serve(locations: Locations, ledger: Ledger) -> None:
+    source = InterstatSource(locations.interstat_db)
+    engine = Engine(source, ledger)
+    await engine.load()
+    context = Context(
+        engine=engine,
+        state_dir=locations.state_dir,
+        started_at=now_micros(),
+        connections=lambda: server.connections,
+    )
+
+    async def answer(request: messages.AnyRequest) -> messages.AnyAnswer:
+        return await handle(context, request)
+
+    server = Server(answer)
+    bound = listening.bind(locations.socket)
+    inode = os.stat(locations.socket).st_ino
+    listener = await anyio.abc.SocketListener.from_socket(bound)
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.serve)
+            tasks.start_soon(server.serve, listener)
+            gc.freeze()
+            log.info(
+                "ready",
+                socket=locations.socket,
+                pid=os.getpid(),
+                version=__version__,
+                runs=len(engine.book.runs),
+            )
+            await _until_told_to_stop(engine)
+            # The name goes first: whoever comes now starts or waits for the next daemon.
+            listening.unlink_own(locations.socket, inode)
+            with anyio.move_on_after(_DRAIN_SECONDS):
+                await server.drained()
+            tasks.cancel_scope.cancel()
+    finally:
+        listening.unlink_own(locations.socket, inode)
+        with anyio.CancelScope(shield=True):
+            await listener.aclose()
+            with anyio.move_on_after(1):
+                await engine.reopen_sources()
+    log.info("stopped")
+
+
+async def _until_told_to_stop(engine: Engine) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                log.info("stopping", signal=signal.Signals(number).name)
+                return
+            log.info("reloading: sources are opened anew")
+            await engine.reopen_sources()
+
+
+def _prepare_process() -> None:
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _SPARE_DESCRIPTORS
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

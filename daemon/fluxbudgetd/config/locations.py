@@ -1,0 +1,44 @@
+"""Where everything lies: command line first, then the environment, then the defaults."""
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from fluxbudgetd.wire.paths import socket_path
+
+
+class Locations(msgspec.Struct, frozen=True, kw_only=True):
+    """Absolute paths."""
+
+    socket: str
+    state_dir: str
+    interstat_db: str
+
+
+def locate(
+    environ: Mapping[str, str],
+    uid: int,
+    *,
+    socket: str | None = None,
+    state_dir: str | None = None,
+    interstat_db: str | None = None,
+    claude_dir: str | None = None,
+) -> Locations:
+    """Return the locations for these arguments (None: not given) and this environment.
+
+    State: `$STATE_DIRECTORY` (set by systemd), else `${XDG_STATE_HOME:-~/.local/state}/fluxbudget`. interstat's
+    database: `$INTERSTAT_DB`, else `interstat/metrics.db` in Claude's directory, which is `$CLAUDE_CONFIG_DIR`, else
+    `~/.claude`.
+    """
+    home = environ.get("HOME") or os.path.expanduser("~")
+    state_home = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
+    # systemd gives a colon-separated list when a unit names several directories; ours is the first.
+    given_state = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    claude = claude_dir or environ.get("CLAUDE_CONFIG_DIR") or os.path.join(home, ".claude")
+    database = interstat_db or environ.get("INTERSTAT_DB") or os.path.join(claude, "interstat", "metrics.db")
+    return Locations(
+        socket=os.path.abspath(socket or socket_path(environ, uid)),
+        state_dir=os.path.abspath(state_dir or given_state or os.path.join(state_home, "fluxbudget")),
+        interstat_db=os.path.abspath(database),
+    )

@@ -1,0 +1,312 @@
+"""One function per request: the engine's answers in the protocol's words."""
+
+import os
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+
+from fluxbudgetd import __version__
+from fluxbudgetd.engine import Engine, Standing
+from fluxbudgetd.engine.book import RunState
+from fluxbudgetd.ledger import moved_aside
+from fluxbudgetd.model import Counts, Run, to_text
+from fluxbudgetd.policy import budget
+from fluxbudgetd.policy.phases import MACRO_STAGES, macro_stage
+from fluxbudgetd.wire import messages as wire
+
+# The answer has to be back before the sender gives up.
+_WAIT_SHARE = 0.75
+_MAX_WAIT_SECONDS = 20.0
+
+
+class Context(msgspec.Struct):
+    """What a handler works with. `connections` counts the open ones."""
+
+    engine: Engine
+    state_dir: str
+    started_at: int
+    connections: Callable[[], int]
+    findings: list[wire.Finding] = msgspec.field(default_factory=list)
+    """What was found wrong at the start."""
+
+
+async def handle(context: Context, request: wire.AnyRequest) -> wire.AnyAnswer:
+    """Carry out a request; raises `FluxError`."""
+    return await _HANDLERS[type(request)](context, request)
+
+
+async def ping(context: Context, _request: wire.Ping) -> wire.PingAnswer:
+    """Answer without looking at anything."""
+    return wire.PingAnswer(
+        version=__version__, protocol=wire.VERSION, pid=os.getpid(), started_at=to_text(context.started_at)
+    )
+
+
+async def remaining(context: Context, request: wire.Remaining) -> wire.RemainingAnswer:
+    """Answer what is left."""
+    standing = await context.engine.standing(await _find(context, request), _wait(request))
+    return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=_spend(standing))
+
+
+async def check(context: Context, request: wire.Check) -> wire.CheckAnswer:
+    """Answer whether the run may go on; nothing is remembered of the question."""
+    standing = await context.engine.standing(await _find(context, request), _wait(request))
+    refusal = budget.refusal(standing.run, standing.balance)
+    return wire.CheckAnswer(
+        run=standing.run.id,
+        phase=standing.run.phase,
+        allowed=refusal is None,
+        refusal=refusal,
+        spend=_spend(standing),
+    )
+
+
+async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
+    """Answer with the active runs, or the one that was named."""
+    engine, wait = context.engine, _wait(request)
+    if request.run or request.scope or request.session:
+        states = [await engine.find(request.run, request.scope, request.session, wire.Hints(), wait)]
+    else:
+        states = engine.book.active()
+    lines = await _lines(engine, states, wait)
+    sessions, loose = await engine.unattributed(wait)
+    return wire.StatusAnswer(
+        runs=lines,
+        sources=_sources(engine),
+        unattributed=wire.Unattributed(sessions=sessions, billing=_capped(loose.billing), total=_capped(loose.total)),
+    )
+
+
+async def run_start(context: Context, request: wire.RunStart) -> wire.RunAnswer:
+    """Start a run, or find the one that was started so before."""
+    run, changed = await context.engine.changes.start(request, _wait(request))
+    return wire.RunAnswer(run=_info(run), changed=changed)
+
+
+async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswer:
+    """Answer with the active runs, or all."""
+    book = context.engine.book
+    states = list(book.runs.values()) if request.all else book.active()
+    return wire.RunListAnswer(runs=await _lines(context.engine, states, _wait(request)))
+
+
+async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswer:
+    """Answer with everything that is known of a run."""
+    engine = context.engine
+    state = await _find(context, request)
+    standing = await engine.standing(state, _wait(request))
+    cells = list(engine.book.cells(state))
+    by_stage = _sums((macro_stage(cell.phase), counts) for _, cell, counts in cells)
+    return wire.RunShowAnswer(
+        run=_info(standing.run),
+        spend=_spend(standing),
+        totals=_tally("all", engine.book.measured(state)),
+        by_phase=_tallies(_sums((cell.phase, counts) for _, cell, counts in cells), state.run.phases),
+        by_stage=_tallies(by_stage, MACRO_STAGES),
+        by_agent=_tallies(_sums((cell.agent, counts) for _, cell, counts in cells)),
+        by_model=_tallies(_sums((cell.model, counts) for _, cell, counts in cells)),
+        by_session=_tallies(_sums((session, counts) for session, _, counts in cells)),
+        attachments=tuple(
+            wire.AttachmentInfo(
+                session=one.session,
+                since=None if one.first else to_text(one.since),
+                until=None if one.until is None else to_text(one.until),
+                origin=one.origin,
+            )
+            for one in engine.book.attachments_to(state.run.id)
+        ),
+    )
+
+
+async def run_set(context: Context, request: wire.RunSet) -> wire.RunAnswer:
+    """Change a run."""
+    run, changed = await context.engine.changes.change(await _find(context, request), request)
+    return wire.RunAnswer(run=_info(run), changed=changed)
+
+
+async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswer:
+    """Attach a session to a run."""
+    wait = _wait(request)
+    state = await context.engine.find(request.run, request.scope, None, request.hints, wait)
+    changed = await context.engine.changes.attach(request.attach, state, wait)
+    return wire.RunAnswer(run=_info(state.run), changed=changed)
+
+
+async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswer:
+    """Detach a session from its run, or from the run that was named."""
+    wait = _wait(request)
+    state = None
+    if request.run or request.scope:
+        state = await context.engine.find(request.run, request.scope, None, wire.Hints(), wait)
+    run = await context.engine.changes.detach(request.detach, state, wait)
+    return wire.RunAnswer(run=_info(run), changed=True)
+
+
+async def run_finish(context: Context, request: wire.RunFinish) -> wire.RunAnswer:
+    """End a run as done."""
+    run, changed = await context.engine.changes.end(await _find(context, request), "done")
+    return wire.RunAnswer(run=_info(run), changed=changed)
+
+
+async def run_cancel(context: Context, request: wire.RunCancel) -> wire.RunAnswer:
+    """End a run as cancelled."""
+    run, changed = await context.engine.changes.end(await _find(context, request), "cancelled")
+    return wire.RunAnswer(run=_info(run), changed=changed)
+
+
+async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
+    """Look at the sources and answer with what is wrong."""
+    engine = context.engine
+    await engine.look_at_sources(_wait(request))
+    findings = list(context.findings)
+    for source in _sources(engine):
+        if source.state != "ok":
+            findings.append(
+                wire.Finding(what=f"{source.name}: {source.state}: {source.detail} ({source.path})", hint=source.hint)
+            )
+        findings.extend(wire.Finding(what=f"{source.name}: {note}", hint="update interstat") for note in source.notes)
+    if engine.ledger_fault is not None:
+        findings.append(wire.Finding(what=engine.ledger_fault, hint="check the disk and the permissions"))
+    findings.extend(
+        wire.Finding(
+            what=f"a damaged ledger was moved aside: {path}",
+            hint="rescue what is needed with 'sqlite3 FILE .recover', then delete it",
+        )
+        for path in await anyio.to_thread.run_sync(moved_aside, context.state_dir)
+    )
+    return wire.DoctorAnswer(
+        version=__version__,
+        pid=os.getpid(),
+        state_dir=context.state_dir,
+        ledger=engine.ledger.path,
+        sources=_sources(engine),
+        findings=tuple(findings),
+        active_runs=len(engine.book.active()),
+        followed_runs=len(engine.followed()),
+        connections=context.connections(),
+    )
+
+
+_HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Awaitable[wire.AnyAnswer]]] = {
+    wire.Ping: ping,
+    wire.Remaining: remaining,
+    wire.Check: check,
+    wire.Status: status,
+    wire.RunStart: run_start,
+    wire.RunList: run_list,
+    wire.RunShow: run_show,
+    wire.RunSet: run_set,
+    wire.RunAttach: run_attach,
+    wire.RunDetach: run_detach,
+    wire.RunFinish: run_finish,
+    wire.RunCancel: run_cancel,
+    wire.Doctor: doctor,
+}
+
+
+async def _find(context: Context, request: wire.Naming) -> RunState:
+    return await context.engine.find(request.run, request.scope, request.session, request.hints, _wait(request))
+
+
+def _wait(request: wire.Request) -> float:
+    return min(max(request.wait_ms, 0) / 1000 * _WAIT_SHARE, _MAX_WAIT_SECONDS)
+
+
+def _capped(tokens: int) -> int:
+    return min(tokens, wire.MAX_TOKENS)
+
+
+def _spend(standing: Standing) -> wire.Spend:
+    at = standing.balance
+    return wire.Spend(
+        budget=at.budget,
+        spent=at.spent,
+        measured=at.measured,
+        provisional=at.provisional,
+        reserved=at.reserved,
+        remaining=at.remaining,
+        pct=at.pct,
+        state=at.state,
+        stale=standing.stale_why is not None,
+        stale_why=standing.stale_why,
+    )
+
+
+def _info(run: Run) -> wire.RunInfo:
+    return wire.RunInfo(
+        id=run.id,
+        scope=run.scope,
+        project_dir=run.project_dir,
+        goal=run.goal,
+        complexity=run.complexity,
+        phases=run.phases,
+        phase=run.phase,
+        token_budget=run.token_budget,
+        warn_pct=run.warn_pct,
+        enforcement=run.enforcement,
+        cost_basis=run.cost_basis,
+        status=run.status,
+        started_at=to_text(run.started_at),
+        ended_at=None if run.ended_at is None else to_text(run.ended_at),
+    )
+
+
+async def _lines(engine: Engine, states: Iterable[RunState], wait: float) -> tuple[wire.RunLine, ...]:
+    newest_first = sorted(states, key=lambda state: state.run.started_at, reverse=True)
+    standings = await engine.standings(newest_first, wait)
+    return tuple(
+        wire.RunLine(
+            run=_info(standing.run),
+            spend=_spend(standing),
+            sessions=len({one.session for one in engine.book.attachments_to(standing.run.id)}),
+            pending=engine.book.measured(state).pending,
+        )
+        for state, standing in zip(newest_first, standings, strict=True)
+    )
+
+
+def _sources(engine: Engine) -> tuple[wire.SourceInfo, ...]:
+    one = engine.source_status
+    return (
+        wire.SourceInfo(
+            name=one.name,
+            path=one.path,
+            state=one.state,
+            detail=one.detail,
+            hint=one.hint,
+            since=to_text(engine.source_since),
+            notes=one.notes,
+            anomalies=engine.anomalies,
+        ),
+    )
+
+
+def _sums(parts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
+    sums: defaultdict[str, Counts] = defaultdict(Counts)
+    for name, counts in parts:
+        sums[name] += counts
+    return sums
+
+
+def _tallies(sums: dict[str, Counts], order: tuple[str, ...] = ()) -> tuple[wire.Tally, ...]:
+    """Return sums in a given order, what it does not name behind it, largest first."""
+    known = [name for name in order if name in sums]
+    rest = sorted(sums.keys() - set(order), key=lambda name: (-sums[name].billing, name))
+    return tuple(_tally(name, sums[name]) for name in (*known, *rest))
+
+
+def _tally(name: str, counts: Counts) -> wire.Tally:
+    return wire.Tally(
+        name=name,
+        records=counts.records,
+        pending=counts.pending,
+        input=_capped(counts.input),
+        output=_capped(counts.output),
+        cache_read=_capped(counts.cache_read),
+        cache_creation=_capped(counts.cache_creation),
+        billing=_capped(counts.billing),
+        total=_capped(counts.total),
+    )

@@ -1,0 +1,232 @@
+"""Connections: who may, how many, how much, how long; frames in, answers out, in order.
+
+One connection is one task. A request that fails gets an error answer; one that hangs, a peer that sends half a frame or
+never reads its answers, costs its own connection and nothing else.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from fluxbudgetd import errors
+from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.framing import FrameDecoder, FrameError, encode_frame
+
+MAX_CONNECTIONS = 1024
+# Beyond the limit a few more are accepted, so that they can be told `busy`; the rest wait in the kernel's queue.
+_REFUSING_AT_ONCE = 64
+BACKLOG = 512
+FRAME_SECONDS = 10.0
+SEND_SECONDS = 10.0
+REQUEST_SECONDS = 30.0
+# Small requests are always taken. Larger unfinished frames of all connections together may hold this much.
+_SMALL_BYTES = 16 << 10
+_BUFFERED_BYTES = 16 << 20
+# A new connection is not waited for longer than this before its error is given up.
+_FAREWELL_SECONDS = 1.0
+
+_ACCEPT_PAUSE_SECONDS = 0.05
+
+Handler = Callable[[messages.AnyRequest], Awaitable[messages.AnyAnswer]]
+
+log = structlog.get_logger()
+
+
+class Server:
+    """Serves a listener until cancelled."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._connections = 0
+        self._refusing = 0
+        self._buffered = 0
+        self._idle: set[anyio.CancelScope] = set()
+        self._draining = False
+        self._all_gone = anyio.Event()
+
+    @property
+    def connections(self) -> int:
+        """Return how many connections are open."""
+        return self._connections
+
+    async def serve(self, listener: anyio.abc.SocketListener) -> None:
+        """Accept connections until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except (OSError, anyio.BrokenResourceError) as exc:
+                    # Out of descriptors, or the peer has gone already: nobody's fault who is connected.
+                    log.warning("connection not accepted", error=str(exc))
+                    await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
+                else:
+                    tasks.start_soon(self._connection, stream)
+
+    async def drained(self) -> None:
+        """Tell every connection to end after its present answer, and wait until all have."""
+        self._draining = True
+        for scope in self._idle:
+            scope.cancel()
+        if self._connections:
+            await self._all_gone.wait()
+
+    async def _connection(self, stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            try:
+                refusal = self._refusal(stream)
+                if refusal is not None:
+                    await self._refuse(stream, refusal)
+                    return
+                self._connections += 1
+                try:
+                    await self._converse(stream)
+                finally:
+                    self._connections -= 1
+                    if self._draining and not self._connections:
+                        self._all_gone.set()
+            except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
+                return
+
+    def _refusal(self, stream: anyio.abc.SocketStream) -> errors.FluxError | None:
+        uid = peer_uid(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610  not Django's
+        if uid not in (0, os.geteuid()):
+            log.warning("peer refused", uid=uid)
+            return errors.ForbiddenError(
+                f"this daemon serves uid {os.geteuid()}, not {uid}", "start your own fluxbudgetd"
+            )
+        if self._connections >= MAX_CONNECTIONS:
+            return errors.BusyError(f"{MAX_CONNECTIONS} connections are open", "close some, or try again")
+        return None
+
+    async def _refuse(self, stream: anyio.abc.SocketStream, refusal: errors.FluxError) -> None:
+        if self._refusing >= _REFUSING_AT_ONCE:
+            return
+        self._refusing += 1
+        try:
+            await self._say_goodbye(stream, refusal)
+        finally:
+            self._refusing -= 1
+
+    async def _converse(self, stream: anyio.abc.SocketStream) -> None:
+        decoder = FrameDecoder()
+        while not self._draining:
+            try:
+                body = await self._receive(stream, decoder)
+            except errors.FluxError as exc:
+                await self._say_goodbye(stream, exc)
+                return
+            if body is None:
+                return
+            answer = await self._answer(body)
+            with anyio.move_on_after(SEND_SECONDS) as sending:
+                await stream.send(answer)
+            if sending.cancelled_caught:
+                log.warning("peer does not read its answers; connection closed")
+                return
+
+    async def _receive(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes | None:
+        """Return the next message; None when the daemon drains. Raises `FluxError`: no frame, or too slow."""
+        try:
+            if (body := decoder.next()) is not None:
+                return body
+            if not decoder.buffered:
+                with anyio.CancelScope() as waiting:
+                    self._idle.add(waiting)
+                    try:
+                        decoder.feed(await stream.receive())
+                    finally:
+                        self._idle.discard(waiting)
+                if waiting.cancelled_caught:
+                    return None
+                if (body := decoder.next()) is not None:
+                    return body
+            with anyio.fail_after(FRAME_SECONDS):
+                return await self._rest_of_frame(stream, decoder)
+        except FrameError as exc:
+            raise errors.TooLargeError(str(exc), "see the protocol's documentation") from exc
+        except TimeoutError:
+            raise errors.RequestTimeoutError(
+                f"a frame was not complete after {FRAME_SECONDS:.0f} s", "send a frame in one piece"
+            ) from None
+
+    async def _rest_of_frame(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes:
+        held = 0
+        try:
+            while True:
+                self._buffered += decoder.buffered - held
+                held = decoder.buffered
+                if held > _SMALL_BYTES and self._buffered > _BUFFERED_BYTES:
+                    raise errors.BusyError("too many large messages are under way", "try again")
+                decoder.feed(await stream.receive())
+                if (body := decoder.next()) is not None:
+                    return body
+        finally:
+            self._buffered -= held
+
+    async def _answer(self, body: bytes) -> bytes:
+        try:
+            request = decode(body)
+            with anyio.fail_after(REQUEST_SECONDS):
+                return encode_frame(messages.encode(await self._handler(request)))
+        except errors.FluxError as exc:
+            return error_frame(exc)
+        except FrameError:
+            return error_frame(errors.TooLargeError("the answer is larger than a frame may be", "ask for less"))
+        except TimeoutError:
+            return error_frame(
+                errors.RequestTimeoutError(f"no answer within {REQUEST_SECONDS:.0f} s", "see the daemon's log")
+            )
+        except Exception:
+            # The border that survives anything: one request's defect is that request's error.
+            log.exception("request failed")
+            return error_frame(
+                errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
+            )
+
+    async def _say_goodbye(self, stream: anyio.abc.SocketStream, error: errors.FluxError) -> None:
+        with anyio.move_on_after(_FAREWELL_SECONDS):
+            await stream.send(error_frame(error))
+            await stream.send_eof()
+
+
+def peer_uid(peer: socket.socket) -> int:
+    """Return the user id of the process at the other end."""
+    size = struct.calcsize("3i")
+    _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(uid)
+
+
+def error_frame(error: errors.FluxError) -> bytes:
+    """Return the frame that tells an error."""
+    info = messages.ErrorInfo(code=error.code, message=error.message, hint=error.hint)
+    return encode_frame(messages.encode(messages.ErrorAnswer(error=info)))
+
+
+def decode(body: bytes) -> messages.AnyRequest:
+    """Return the request; raises a `FluxError` that says what is wrong with it."""
+    try:
+        request = messages.decode_request(body)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        reason = str(exc)
+    else:
+        if request.v == messages.VERSION:
+            return request
+        reason = ""
+    try:
+        envelope = messages.decode_envelope(body)
+    except (msgspec.DecodeError, RecursionError):
+        raise errors.BadRequestError(f"not a request: {reason}", "a MessagePack map with at least v and op") from None
+    if envelope.v != messages.VERSION:
+        raise errors.UnsupportedVersionError(
+            f"protocol version {envelope.v} is not served; served: {messages.VERSION}",
+            "use a client of the daemon's version",
+        )
+    if envelope.op not in messages.OPERATIONS:
+        raise errors.UnknownOpError(f"operation {envelope.op!r} is not known", "is the daemon older than the client?")
+    raise errors.BadRequestError(f"operation {envelope.op}: {reason}", "see the protocol's documentation")
