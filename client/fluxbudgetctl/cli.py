@@ -1,0 +1,184 @@
+"""The whole command line: every verb's flags and help. Hot verbs come here only for `--help` and mistakes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from fluxbudgetctl import environment, hot, verbs
+from fluxbudgetctl.failure import Failure, one_line
+from fluxbudgetd.wire import codes
+
+_EPILOG = """\
+A run is named by --run, --scope or --session; else by $FLUXBUDGET_RUN, $CLAVAIN_BEAD_ID, $CLAUDE_CODE_SESSION_ID,
+$CLAUDE_SESSION_ID; else it is the only active run whose project directory is the working directory or a parent of it.
+
+Exit codes: 0 answered, 1 refused (budget, doctor), 3 no run or no budget, 64 usage, 65 bad input, 69 daemon not
+reachable, 70 internal, 75 no answer in time, 78 bad config."""
+
+_HELP = {
+    "remaining": "print the tokens that are left: one integer (no run or no budget: 0, exit 3)",
+    "env": "print 'export FLUX_BUDGET_REMAINING=N' for eval (exhausted: 1; no run or no budget: nothing, exit 3)",
+    "check": "may this run go on? 'ok', or the reason and exit 1, every time",
+    "ping": "is the daemon there?",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        hint = f"see '{self.prog} --help'"
+        raise SystemExit(Failure(message, hint, codes.USAGE).tell())
+
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[_Parser]  # noqa: SLF001  argparse gives it no public name
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line; return the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.carry_out(options))
+    except Failure as failure:
+        return failure.tell()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    made = _Parser(
+        prog="fluxbudgetctl",
+        description="Ask and tell the fluxbudget daemon: token budgets of Claude Code sprints, live.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in hot.VERBS:
+        _add_hot(commands, name)
+    status = _add(
+        commands, "status", "show the active runs (or one), the sources, and what belongs to no run", verbs.status
+    )
+    _add_naming(status)
+    _add_runs(commands)
+    _add(
+        commands, "doctor", "look at everything; say what is wrong and what to do; exit 1 if anything is", verbs.doctor
+    )
+    _add(commands, "version", "print the versions of client and daemon", verbs.version)
+    return made
+
+
+def _add_hot(commands: "_Commands", name: str) -> None:
+    def carry_out(options: argparse.Namespace) -> int:
+        hot_options = hot.Options(
+            name,
+            getattr(options, "run", None),
+            getattr(options, "scope", None),
+            getattr(options, "session", None),
+            options.timeout,
+            getattr(options, "json", False),
+            getattr(options, "default", None),
+        )
+        return hot.run(hot_options)
+
+    quick = name == "remaining"
+    made = _add(commands, name, _HELP[name], carry_out, hot.QUICK_SECONDS if quick else hot.PATIENT_SECONDS, bare=True)
+    if hot.NAMING_FLAGS[0] in hot.VERBS[name]:
+        _add_naming(made)
+    if "--json" in hot.VERBS[name]:
+        made.add_argument("--json", action="store_true", help="print a JSON object")
+    if "--default" in hot.VERBS[name]:
+        made.add_argument("--default", type=int, metavar="N", help="print N, exit 0, when the daemon gives no answer")
+
+
+def _add_runs(commands: "_Commands") -> None:
+    group = commands.add_parser("run", help="start, list, show, change and end runs", allow_abbrev=False)
+    runs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    start = _add(runs, "start", "start a run and print its id; the same again is the same run", verbs.run_start)
+    start.add_argument("--id", type=_text, help="the run's id (default: generated)")
+    start.add_argument("--scope", type=_text, metavar="BEAD", help="the bead that the run is about")
+    start.add_argument("--project", type=_text, metavar="DIR", help="its directory (default: the working directory)")
+    start.add_argument("--goal", type=_text, metavar="TEXT", help="one line for people")
+    start.add_argument("--complexity", type=int, metavar="1-5", help="decides the default budget (default: 3)")
+    start.add_argument(
+        "--budget", type=_budget, metavar="N", help="tokens, or 'none' (default: 250000 at complexity 3)"
+    )
+    start.add_argument("--warn-pct", type=int, metavar="1-99", help="when the state becomes 'warning' (default: 80)")
+    start.add_argument("--enforcement", type=_text, metavar="soft|hard", help="default: soft")
+    start.add_argument(
+        "--cost-basis", type=_text, metavar="billing|total", help="input + output, or with cache (default: billing)"
+    )
+    start.add_argument("--phases", type=_phases, metavar="A,B,C", help="the run's chain of phases")
+    start.add_argument("--session", type=_text, metavar="S", help="attach this session")
+    _add(runs, "list", "list the active runs", verbs.run_list).add_argument(
+        "--all", action="store_true", help="the ended ones too"
+    )
+    _add_naming(_add(runs, "show", "show a run by phase, macro-stage, agent, model and session", verbs.run_show))
+    change = _add(runs, "set", "change an active run", verbs.run_set)
+    _add_naming(change)
+    change.add_argument("--budget", type=_budget, metavar="N", help="tokens, or 'none'")
+    change.add_argument("--warn-pct", type=int, metavar="1-99", help="when the state becomes 'warning'")
+    change.add_argument("--enforcement", type=_text, metavar="soft|hard", help="what an exceeded budget does")
+    for name, what, carry_out in (
+        ("attach", "from now on, a session belongs to the run", verbs.run_attach),
+        ("detach", "from now on, a session belongs to no run", verbs.run_detach),
+    ):
+        made = _add(runs, name, what, carry_out)
+        made.add_argument("--session", type=_text, required=True, metavar="S", help="the session's id")
+        which = made.add_mutually_exclusive_group()
+        which.add_argument("--run", type=_text, metavar="ID", help="the run's id")
+        which.add_argument("--scope", type=_text, metavar="BEAD", help="the run's bead")
+    _add_naming(_add(runs, "finish", "end a run as done", verbs.run_finish))
+    _add_naming(_add(runs, "cancel", "give a run up", verbs.run_cancel))
+
+
+def _add(
+    commands: "_Commands",
+    name: str,
+    what: str,
+    carry_out: Callable[[argparse.Namespace], int],
+    limit: float = hot.PATIENT_SECONDS,
+    *,
+    bare: bool = False,
+) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+    made.set_defaults(carry_out=carry_out)
+    made.add_argument(
+        "--timeout",
+        type=hot.seconds,
+        metavar="S",
+        default=None if bare else limit,
+        help=f"wait this many seconds for the answer (default: {limit:g})",
+    )
+    if not bare:
+        made.add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def _add_naming(made: argparse.ArgumentParser) -> None:
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--run", type=_text, metavar="ID", help="the run's id")
+    which.add_argument("--scope", type=_text, metavar="BEAD", help="the run's bead")
+    which.add_argument("--session", type=_text, metavar="S", help="one of the run's sessions")
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return environment.text(value)
+
+
+def _budget(value: str) -> int | Literal["none"]:
+    if value == "none":
+        return "none"
+    try:
+        return int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is neither a whole number nor 'none'") from None
+
+
+def _phases(value: str) -> tuple[str, ...]:
+    return tuple(_text(name.strip()) for name in value.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

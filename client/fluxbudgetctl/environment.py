@@ -1,0 +1,39 @@
+"""What the client's surroundings say: the socket, and which run is meant when none is named."""
+
+import os
+
+from fluxbudgetd.wire.packed import Value
+from fluxbudgetd.wire.paths import socket_path
+from fluxbudgetd.wire.text import fold
+
+_SESSIONS = ("CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
+
+
+def socket() -> str:
+    """Return the path of the daemon's socket."""
+    return socket_path(os.environ, os.geteuid())
+
+
+def text(value: str) -> str:
+    """Return a command line argument or environment value as the protocol's text, whatever bytes it is made of."""
+    return value if value.isascii() else fold(os.fsencode(value))
+
+
+def working_directory() -> str | None:
+    """Return the working directory with symlinks resolved; None when it has been deleted."""
+    try:
+        return text(os.getcwd())
+    except OSError:
+        return None
+
+
+def hints() -> dict[str, Value]:
+    """Return the request's `hints`."""
+    environ = os.environ
+    found: dict[str, Value] = {"cwd": working_directory()}
+    if run := environ.get("FLUXBUDGET_RUN"):
+        found["run"] = text(run)
+    if bead := environ.get("CLAVAIN_BEAD_ID"):
+        found["scope"] = text(bead)
+    found["sessions"] = [text(value) for name in _SESSIONS if (value := environ.get(name))]
+    return found

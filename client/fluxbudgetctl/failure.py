@@ -1,0 +1,44 @@
+"""What ends a command early: one line, a hint, an exit code."""
+
+import sys
+
+from fluxbudgetd.wire import codes
+
+
+class Failure(Exception):  # noqa: N818  it is no error of the program
+    """The command cannot be answered. `code` is the daemon's error code, or the kind of trouble in reaching it."""
+
+    def __init__(self, message: str, hint: str, exit_code: int, code: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+        self.code = code
+
+    def tell(self) -> int:
+        """Write the line and the hint to stderr; return the exit code."""
+        sys.stderr.write(f"fluxbudgetctl: {one_line(self.message)}\n")
+        if self.hint:
+            sys.stderr.write(f"hint: {one_line(self.hint)}\n")
+        return self.exit_code
+
+
+def refused(error: object) -> Failure:
+    """Return the failure for the `error` of an answer, given as a map or as a struct's fields."""
+    fields = error if isinstance(error, dict) else {}
+    code = str(fields.get("code", "internal"))
+    exit_code = codes.ERROR_CODES.get(code, (codes.INTERNAL, ""))[0]
+    return Failure(str(fields.get("message", "the daemon failed")), str(fields.get("hint", "")), exit_code, code)
+
+
+def one_line(text: str) -> str:
+    """Return text fit for a terminal: what could move the cursor or break the line is written out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _written_out(c) for c in text)
+
+
+def _written_out(character: str) -> str:
+    if "\uef80" <= character <= "\uefff":  # a foreign byte that is no UTF-8: see fluxbudgetd.wire.text
+        return f"\\x{ord(character) - 0xEF00:02x}"
+    return character.encode("unicode_escape").decode()

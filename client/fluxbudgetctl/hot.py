@@ -1,0 +1,198 @@
+"""The verbs that hooks call: `remaining`, `env`, `check`, `ping`.
+
+Nothing is imported here that costs milliseconds: no argparse, no msgspec, no socket module (each as much as the rest of
+the answer together). The flags' table serves both the quick parser below and the real one in `cli`, which takes over
+for everything that is not a plain, correct use of these flags: `--help`, abbreviations, mistakes.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fluxbudgetctl import environment
+from fluxbudgetctl.connection import exchange, not_understood
+from fluxbudgetctl.failure import Failure, one_line, refused
+from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.packed import PackedError, Value, pack, unpack
+
+VERSION = 1
+QUICK_SECONDS = 0.2
+PATIENT_SECONDS = 1.0
+_MAX_SECONDS = 3600.0
+
+NAMING_FLAGS = ("--run", "--scope", "--session")
+VERBS: dict[str, tuple[str, ...]] = {
+    "remaining": (*NAMING_FLAGS, "--timeout", "--json", "--default"),
+    "env": (*NAMING_FLAGS, "--timeout"),
+    "check": (*NAMING_FLAGS, "--timeout", "--json"),
+    "ping": ("--timeout", "--json"),
+}
+
+
+class Options(NamedTuple):
+    """A hot command line."""
+
+    verb: str
+    run: str | None = None
+    scope: str | None = None
+    session: str | None = None
+    timeout: float | None = None
+    json: bool = False
+    default: int | None = None
+
+
+def parse(arguments: Sequence[str]) -> Options | None:
+    """Return the options of a plain hot command line; None for anything else, which `cli` then explains."""
+    if not arguments or arguments[0] not in VERBS:
+        return None
+    flags = VERBS[arguments[0]]
+    found: dict[str, str] = {}
+    rest = iter(arguments[1:])
+    as_json = False
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag not in flags or flag in found:
+            return None
+        if flag == "--json" and not equals:
+            as_json = True
+            continue
+        text = value if equals else next(rest, "")
+        if not text or text.startswith("-"):
+            return None
+        found[flag] = text
+    try:
+        timeout = seconds(found["--timeout"]) if "--timeout" in found else None
+        default = int(found["--default"]) if "--default" in found else None
+    except ValueError:
+        return None
+    naming = (found.get("--run"), found.get("--scope"), found.get("--session"))
+    if sum(name is not None for name in naming) > 1:
+        return None
+    return Options(arguments[0], *naming, timeout, as_json, default)
+
+
+def seconds(value: str) -> float:
+    """Return a time limit; raises `ValueError` unless it is above 0 and at most an hour."""
+    number = float(value)
+    if not 0 < number <= _MAX_SECONDS:
+        raise ValueError(f"{value} is not a number of seconds above 0 (at most {_MAX_SECONDS:g})")
+    return number
+
+
+def run(options: Options) -> int:
+    """Carry out a hot verb; return the exit code."""
+    try:
+        if options.verb == "ping":
+            return _ping(options)
+        if options.verb == "check":
+            return _check(options)
+        return _env(options) if options.verb == "env" else _remaining(options)
+    except Failure as failure:
+        return failure.tell()
+
+
+def _remaining(options: Options) -> int:
+    try:
+        answer = _ask("remaining", options, QUICK_SECONDS)
+    except Failure as failure:
+        if failure.exit_code == codes.NO_RUN:
+            _print_none(options)
+        elif options.default is not None and failure.exit_code in (codes.UNREACHABLE, codes.NO_ANSWER):
+            print(options.default)
+            failure.tell()
+            return codes.OK
+        return failure.tell()
+    spend = _spend(answer)
+    if options.json:
+        _print_json({"run": answer["run"], "phase": answer["phase"], **spend})
+    else:
+        print(spend["remaining"] or 0)
+    return _finish(answer, spend)
+
+
+def _env(options: Options) -> int:
+    answer = _ask("remaining", options, PATIENT_SECONDS)
+    spend = _spend(answer)
+    left = spend["remaining"]
+    if left is not None:
+        # To its reader 0 means "no limit", so an exhausted budget is 1.
+        print(f"export FLUX_BUDGET_REMAINING={left or 1}")
+    return _finish(answer, spend)
+
+
+def _check(options: Options) -> int:
+    answer = _ask("check", options, PATIENT_SECONDS)
+    spend = _spend(answer)
+    _tell_stale(spend)
+    if options.json:
+        names = ("run", "phase", "allowed", "refusal")
+        _print_json({**{name: answer[name] for name in names}, **spend})
+    else:
+        print("ok" if answer["allowed"] else answer["refusal"])
+    return codes.OK if answer["allowed"] else codes.REFUSED
+
+
+def _ping(options: Options) -> int:
+    import time  # noqa: PLC0415  no hook pings
+
+    before = time.perf_counter()
+    answer = _ask("ping", options, PATIENT_SECONDS)
+    took = (time.perf_counter() - before) * 1000
+    if options.json:
+        names = ("version", "protocol", "pid", "started_at")
+        _print_json({**{name: answer[name] for name in names}, "round_trip_ms": round(took, 3)})
+    else:
+        print(f"fluxbudgetd {answer['version']} (pid {answer['pid']}) answered in {took:.2f} ms")
+    return codes.OK
+
+
+def _ask(op: str, options: Options, limit: float) -> dict[str, Value]:
+    timeout = options.timeout or limit
+    request: dict[str, Value] = {"v": VERSION, "op": op, "wait_ms": int(timeout * 1000)}
+    if op != "ping":
+        names = ("run", "scope", "session")
+        request |= {name: environment.text(getattr(options, name)) for name in names if getattr(options, name)}
+        request["hints"] = environment.hints()
+    body = exchange(environment.socket(), pack(request), timeout)
+    try:
+        answer = unpack(body)
+    except PackedError as exc:
+        raise not_understood(str(exc)) from None
+    if not isinstance(answer, dict):
+        raise not_understood("it is not a map")
+    if answer.get("ok") is not True:
+        raise refused(answer.get("error"))
+    return answer
+
+
+def _spend(answer: dict[str, Value]) -> dict[str, Value]:
+    spend = answer.get("spend")
+    if not isinstance(spend, dict):
+        raise not_understood("it has no spend")
+    return spend
+
+
+def _finish(answer: dict[str, Value], spend: dict[str, Value]) -> int:
+    _tell_stale(spend)
+    if spend["budget"] is None:
+        return Failure(f"run {answer['run']} has no budget", "", codes.NO_RUN).tell()
+    return codes.OK
+
+
+def _tell_stale(spend: dict[str, Value]) -> None:
+    if spend["stale"]:
+        sys.stderr.write(f"fluxbudgetctl: last known numbers: {one_line(str(spend['stale_why']))}\n")
+
+
+def _print_none(options: Options) -> None:
+    if options.json:
+        names = ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
+        _print_json({**dict.fromkeys(names), "remaining": 0, "state": "no_run", "stale": False})
+    else:
+        print(0)
+
+
+def _print_json(value: dict[str, Value]) -> None:
+    import json  # noqa: PLC0415  5 ms that only --json pays
+
+    print(json.dumps(value))

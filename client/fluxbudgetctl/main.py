@@ -1,0 +1,31 @@
+"""`fluxbudgetctl`: hot verbs first, without importing what they do not need."""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command line; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from fluxbudgetctl import hot  # noqa: PLC0415  so that an interrupt while importing is caught, too
+
+        options = hot.parse(arguments)
+        if options is not None:
+            return hot.run(options)
+        from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than a hot verb's whole answer
+
+        return cli.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`): there is nobody left to tell. Keep the interpreter from
+        # complaining about the same thing when it flushes.
+        import os  # noqa: PLC0415
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Answers for people: tables with bars and colours on a terminal, plain columns in a pipe."""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from fluxbudgetctl.failure import one_line
+from fluxbudgetd.wire import messages
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_COLOURS = {"ok": "green", "warning": "yellow", "exceeded": "bold red", "unlimited": "cyan"}
+_NARROW = 72
+_WIDE = 110
+
+
+def tokens(count: int | None) -> str:
+    """Return a count: digits in groups of three on a terminal, plain ones in a pipe."""
+    if count is None:
+        return "unlimited"
+    return f"{count:,}".replace(",", " ") if sys.stdout.isatty() else str(count)
+
+
+def bar(pct: float, width: int, *, unicode: bool) -> str:
+    """Return a bar of `width` cells for 0–100 percent; what is above 100 is full."""
+    share = min(max(pct, 0.0), 100.0) / 100
+    if not unicode:
+        full = int(share * width)
+        return "#" * full + "." * (width - full)
+    eighths = int(share * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width, "░")
+
+
+def status(answer: messages.StatusAnswer) -> None:
+    """Print the runs, the sources that cannot be read, and what belongs to no run."""
+    if not answer.runs:
+        print("no active runs")
+    elif sys.stdout.isatty():
+        _status_table(answer.runs)
+    else:
+        _columns(
+            ("RUN", "PHASE", "SPENT", "BUDGET", "PCT", "REMAINING", "RESERVED", "STATE", "GOAL"),
+            [_plain_line(line) for line in answer.runs],
+        )
+    for source in answer.sources:
+        if source.state != "ok":
+            print(f"stale: {source.name}: {source.state}: {one_line(source.detail)} ({one_line(source.path)})")
+    loose = answer.unattributed
+    if loose.sessions:
+        print(
+            f"unattributed: {tokens(loose.billing)} billing tokens in {loose.sessions} sessions that belong to no run"
+        )
+
+
+def run_list(answer: messages.RunListAnswer) -> None:
+    """Print one line per run."""
+    rows = [
+        (
+            line.run.id,
+            line.run.status,
+            line.run.phase,
+            f"{tokens(line.spend.spent)}/{tokens(line.spend.budget)}",
+            one_line(line.run.scope or "-"),
+            one_line(line.run.goal),
+        )
+        for line in answer.runs
+    ]
+    if rows:
+        _columns(("RUN", "STATUS", "PHASE", "SPENT/BUDGET", "SCOPE", "GOAL"), rows)
+    else:
+        print("no runs")
+
+
+def run_show(answer: messages.RunShowAnswer) -> None:
+    """Print everything about a run."""
+    run, spend = answer.run, answer.spend
+    facts = [
+        ("run", run.id),
+        ("goal", run.goal or "-"),
+        ("scope", run.scope or "-"),
+        ("project", run.project_dir),
+        ("status", f"{run.status} since {run.ended_at or run.started_at}"),
+        ("phase", f"{run.phase} (of {', '.join(run.phases)})"),
+        (
+            "budget",
+            f"{tokens(run.token_budget)} {run.cost_basis} tokens, {run.enforcement}, warning at {run.warn_pct} %",
+        ),
+        ("spent", f"{tokens(spend.spent)}{'' if spend.pct is None else f' ({spend.pct} %)'}, {spend.state}"),
+        ("measured", tokens(spend.measured)),
+        ("provisional", tokens(spend.provisional)),
+        ("reserved", tokens(spend.reserved)),
+        ("remaining", tokens(spend.remaining)),
+    ]
+    for name, value in facts:
+        print(f"{name + ':':<13}{one_line(value)}")
+    if spend.stale_why:
+        print(f"{'stale:':<13}{one_line(spend.stale_why)}")
+    for title, sums in (
+        ("phase", answer.by_phase),
+        ("macro-stage", answer.by_stage),
+        ("agent", answer.by_agent),
+        ("model", answer.by_model),
+        ("session", answer.by_session),
+    ):
+        _sums(title, sums)
+    if answer.attachments:
+        print()
+        _columns(
+            ("ATTACHED SESSION", "SINCE", "UNTIL", "BY"),
+            [
+                (one_line(one.session), one.since or "its start", one.until or "now", one.origin)
+                for one in answer.attachments
+            ],
+        )
+
+
+def changed_line(answer: messages.RunAnswer) -> str:
+    """Return the line that a change of a run prints."""
+    run = answer.run
+    note = "" if answer.changed else " (unchanged)"
+    budget = "unlimited" if run.token_budget is None else f"{tokens(run.token_budget)} {run.cost_basis} tokens"
+    return f"{run.id}: {run.status}, {run.phase}, {budget}, {run.enforcement}, warning at {run.warn_pct} %{note}"
+
+
+def doctor(path: str, answer: messages.DoctorAnswer | None, findings: Sequence[messages.Finding]) -> None:
+    """Print what was looked at, then what is wrong with what to do."""
+    print(f"socket    {one_line(path)}")
+    if answer is not None:
+        print(f"daemon    fluxbudgetd {answer.version}, pid {answer.pid}, {answer.connections} connections")
+        print(f"ledger    {one_line(answer.ledger)}")
+        print(f"runs      {answer.active_runs} active, {answer.followed_runs} followed")
+        for source in answer.sources:
+            print(f"source    {source.name}: {source.state} since {source.since} ({one_line(source.path)})")
+            if source.anomalies:
+                print(f"          {source.anomalies} counts dropped: negative, or not whole numbers")
+    if not findings:
+        print("all is well")
+    for finding in findings:
+        print(f"problem   {one_line(finding.what)}")
+        if finding.hint:
+            print(f"          do: {one_line(finding.hint)}")
+
+
+def _plain_line(line: messages.RunLine) -> tuple[str, ...]:
+    spend = line.spend
+    return (
+        line.run.id,
+        line.run.phase,
+        str(spend.spent),
+        "none" if spend.budget is None else str(spend.budget),
+        "-" if spend.pct is None else f"{spend.pct}%",
+        "-" if spend.remaining is None else str(spend.remaining),
+        str(spend.reserved),
+        f"{spend.state}{',stale' if spend.stale else ''}",
+        one_line(line.run.goal),
+    )
+
+
+def _status_table(lines: Iterable[messages.RunLine]) -> None:
+    from rich.console import Console  # noqa: PLC0415  30 ms that only a person at a terminal pays
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    narrow, wide = console.width < _NARROW, console.width >= _WIDE
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("RUN", no_wrap=True, overflow="ellipsis", min_width=8)
+    table.add_column("PHASE", no_wrap=True, overflow="ellipsis", min_width=6)
+    if not narrow:
+        table.add_column("", no_wrap=True)
+    table.add_column("%", justify="right", no_wrap=True)
+    table.add_column("SPENT / BUDGET", justify="right", no_wrap=True)
+    table.add_column("STATE", no_wrap=True)
+    if wide:
+        table.add_column("GOAL", no_wrap=True, overflow="ellipsis", ratio=1)
+    for line in lines:
+        spend, colour = line.spend, _COLOURS[line.spend.state]
+        pct = 0.0 if spend.pct is None else spend.pct
+        cells = [Text(line.run.id), Text(line.run.phase)]
+        if not narrow:
+            cells.append(Text(bar(pct, 20 if wide else 12, unicode=unicode), style=colour))
+        cells += [
+            Text("-" if spend.pct is None else f"{spend.pct:.1f}", style=colour),
+            Text(f"{tokens(spend.spent)} / {tokens(spend.budget)}"),
+            _state(line),
+        ]
+        if wide:
+            cells.append(Text(one_line(line.run.goal)))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _state(line: messages.RunLine) -> "Text":  # type: ignore[name-defined]  # noqa: F821  rich is imported when needed
+    from rich.text import Text  # noqa: PLC0415
+
+    spend = line.spend
+    text = Text(spend.state, style=_COLOURS[spend.state])
+    if spend.reserved:
+        text.append(f" +{tokens(spend.reserved)} reserved", style="dim")
+    if line.pending:
+        text.append(f" {line.pending} pending", style="dim")
+    if spend.stale:
+        text.append(" stale", style="magenta")
+    return text
+
+
+def _sums(title: str, sums: Sequence[messages.Tally]) -> None:
+    if not sums:
+        return
+    print()
+    _columns(
+        (title.upper(), "BILLING", "TOTAL", "INPUT", "OUTPUT", "CACHE READ", "CACHE CREATION", "RECORDS", "PENDING"),
+        [
+            (
+                one_line(one.name) or "-",
+                *(
+                    tokens(count)
+                    for count in (one.billing, one.total, one.input, one.output, one.cache_read, one.cache_creation)
+                ),
+                str(one.records),
+                str(one.pending),
+            )
+            for one in sums
+        ],
+    )
+
+
+def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

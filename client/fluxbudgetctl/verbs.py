@@ -1,0 +1,192 @@
+"""The verbs that people call: one function each, from parsed options to printed answer and exit code."""
+
+import argparse
+import importlib.metadata
+import os
+from typing import TypeVar
+
+import msgspec
+
+from fluxbudgetctl import environment, rendering
+from fluxbudgetctl.connection import exchange, not_understood
+from fluxbudgetctl.failure import Failure, refused
+from fluxbudgetctl.surroundings import look_around
+from fluxbudgetd.wire import codes, messages
+
+Options = argparse.Namespace
+A = TypeVar("A", bound=messages.Answer)
+N = TypeVar("N", bound=messages.Naming)
+
+
+def call(request: messages.AnyRequest, answer: type[A], timeout: float) -> A:
+    """Ask the daemon; raises `Failure` for an error answer, too."""
+    request = msgspec.structs.replace(request, wait_ms=int(timeout * 1000))
+    body = exchange(environment.socket(), messages.encode(request), timeout)
+    try:
+        found = messages.decode_answer(body)
+    except msgspec.DecodeError as exc:
+        raise not_understood(str(exc)) from None
+    if isinstance(found, messages.ErrorAnswer):
+        raise refused(msgspec.to_builtins(found.error))
+    if not isinstance(found, answer):
+        raise not_understood(f"it is a {type(found).__name__}")
+    return found
+
+
+def status(options: Options) -> int:
+    """`status`."""
+    request = messages.Status(run=options.run, scope=options.scope, session=options.session)
+    answer = call(request, messages.StatusAnswer, options.timeout)
+    if options.json:
+        return _print_json({"runs": answer.runs, "sources": answer.sources, "unattributed": answer.unattributed})
+    rendering.status(answer)
+    return codes.OK
+
+
+def run_start(options: Options) -> int:
+    """`run start`."""
+    project = options.project or environment.working_directory()
+    if project is None:
+        raise Failure("the working directory does not exist any more", "name one with --project", codes.BAD_INPUT)
+    request = messages.RunStart(
+        id=options.id,
+        scope=options.scope,
+        project_dir=environment.text(os.path.realpath(project)),
+        project_given=options.project is not None,
+        goal=options.goal,
+        complexity=options.complexity,
+        token_budget=options.budget,
+        warn_pct=options.warn_pct,
+        enforcement=options.enforcement,
+        cost_basis=options.cost_basis,
+        phases=options.phases,
+        session=options.session,
+    )
+    return _print_changed(call(request, messages.RunAnswer, options.timeout), options, bare_id=True)
+
+
+def run_list(options: Options) -> int:
+    """`run list`."""
+    answer = call(messages.RunList(all=options.all), messages.RunListAnswer, options.timeout)
+    if options.json:
+        return _print_json({"runs": answer.runs})
+    rendering.run_list(answer)
+    return codes.OK
+
+
+def run_show(options: Options) -> int:
+    """`run show`."""
+    answer = call(_named(messages.RunShow, options), messages.RunShowAnswer, options.timeout)
+    if options.json:
+        fields = msgspec.structs.asdict(answer)
+        return _print_json({name: value for name, value in fields.items() if name != "ok"})
+    rendering.run_show(answer)
+    return codes.OK
+
+
+def run_set(options: Options) -> int:
+    """`run set`."""
+    if options.budget is None and options.warn_pct is None and options.enforcement is None:
+        raise Failure("nothing to change", "give --budget, --warn-pct or --enforcement", codes.USAGE)
+    request = msgspec.structs.replace(
+        _named(messages.RunSet, options),
+        token_budget=options.budget,
+        warn_pct=options.warn_pct,
+        enforcement=options.enforcement,
+    )
+    return _print_changed(call(request, messages.RunAnswer, options.timeout), options)
+
+
+def run_attach(options: Options) -> int:
+    """`run attach`."""
+    hints = _hints()
+    others = tuple(name for name in hints.sessions if name != options.session)
+    request = messages.RunAttach(
+        attach=options.session,
+        run=options.run,
+        scope=options.scope,
+        hints=msgspec.structs.replace(hints, sessions=others),
+    )
+    return _print_changed(call(request, messages.RunAnswer, options.timeout), options)
+
+
+def run_detach(options: Options) -> int:
+    """`run detach`."""
+    request = messages.RunDetach(detach=options.session, run=options.run, scope=options.scope)
+    return _print_changed(call(request, messages.RunAnswer, options.timeout), options)
+
+
+def run_finish(options: Options) -> int:
+    """`run finish`."""
+    return _print_changed(call(_named(messages.RunFinish, options), messages.RunAnswer, options.timeout), options)
+
+
+def run_cancel(options: Options) -> int:
+    """`run cancel`."""
+    return _print_changed(call(_named(messages.RunCancel, options), messages.RunAnswer, options.timeout), options)
+
+
+def doctor(options: Options) -> int:
+    """`doctor`: what the client can see by itself, then what the daemon knows."""
+    findings = list(look_around(environment.socket()))
+    answer = None
+    try:
+        answer = call(messages.Doctor(), messages.DoctorAnswer, options.timeout)
+    except Failure as failure:
+        findings.append(messages.Finding(what=failure.message, hint=failure.hint))
+    else:
+        findings.extend(answer.findings)
+        if answer.version != client_version():
+            what = f"the daemon is version {answer.version}, the client {client_version()}"
+            findings.append(messages.Finding(what=what, hint="restart fluxbudgetd"))
+    if options.json:
+        fields = {} if answer is None else msgspec.structs.asdict(answer)
+        kept = {name: value for name, value in fields.items() if name not in ("ok", "findings")}
+        _print_json({"ok": not findings, "findings": findings, "daemon": kept or None})
+    else:
+        rendering.doctor(environment.socket(), answer, findings)
+    return codes.REFUSED if findings else codes.OK
+
+
+def version(options: Options) -> int:
+    """`version`: the client's own is printed even when the daemon is away."""
+    client = client_version()
+    try:
+        answer = call(messages.Ping(), messages.PingAnswer, options.timeout)
+    except Failure:
+        if options.json:
+            _print_json({"client": client, "client_kind": "python", "daemon": None, "protocol": messages.VERSION})
+        else:
+            print(f"fluxbudgetctl {client} (python)", flush=True)
+        raise
+    if options.json:
+        return _print_json(
+            {"client": client, "client_kind": "python", "daemon": answer.version, "protocol": answer.protocol}
+        )
+    print(f"fluxbudgetctl {client} (python)\nfluxbudgetd {answer.version} (pid {answer.pid})")
+    return codes.OK
+
+
+def client_version() -> str:
+    """Return the version of the installed package."""
+    return importlib.metadata.version("fluxbudget")
+
+
+def _named(kind: type[N], options: Options) -> N:
+    return kind(run=options.run, scope=options.scope, session=options.session, hints=_hints())
+
+
+def _hints() -> messages.Hints:
+    return msgspec.convert(environment.hints(), messages.Hints)
+
+
+def _print_changed(answer: messages.RunAnswer, options: Options, *, bare_id: bool = False) -> int:
+    if options.json:
+        return _print_json({"run": answer.run, "changed": answer.changed})
+    print(answer.run.id if bare_id else rendering.changed_line(answer))
+    return codes.OK
+
+
+def _print_json(value: object) -> int:
+    print(msgspec.json.encode(value).decode())
+    return codes.OK
