@@ -8,6 +8,7 @@ import sys
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import structlog
 
 from fluxbudgetd import __version__, listening
@@ -23,80 +24,68 @@ from fluxbudgetd.wire import messages
 log = structlog.get_logger()
 
 _DRAIN_SECONDS = 3.0
+_CLOSE_SECONDS = 1.0
 _SPARE_DESCRIPTORS = 256
 # A reader thread in Python holds the interpreter for this long at most while a request waits for it.
 _SWITCH_SECONDS = 0.0005
 
 
-async def run(locations: Locations) -> None:
-    """Serve until SIGTERM or SIGINT; raises `StartError` when that cannot begin."""
-    os.umask(0o077)
+def run(locations: Locations) -> None:
+    """Serve until SIGTERM or SIGINT; raises `StartError` when that cannot begin.
+
+    What blocks for its nature (directories, locks, binding) is done before the event loop starts.
+    """
     _prepare_process()
     listening.private_directory(locations.state_dir)
     listening.private_directory(os.path.dirname(locations.socket))
-    locks = [
-        listening.Lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
-    ]
+    state_lock = os.path.join(locations.state_dir, "fluxbudgetd.lock")
+    with (
+        listening.lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
+        listening.lock(state_lock, f"the state in {locations.state_dir}"),
+        listening.bound(locations.socket) as listener,
+    ):
+        anyio.run(_with_ledger, locations, listener)
+
+
+async def _with_ledger(locations: Locations, listener: listening.Listener) -> None:
+    ledger, moved = await open_ledger(locations.state_dir)
+    if moved is not None:
+        log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
     try:
-        locks.append(
-            listening.Lock(os.path.join(locations.state_dir, "fluxbudgetd.lock"), f"the state in {locations.state_dir}")
-        )
-        ledger, moved = await open_ledger(locations.state_dir)
-        try:
-            if moved is not None:
-                log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
-            await _serve(locations, ledger)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await ledger.close()
+        await _serve(locations, ledger, listener)
     finally:
-        for lock in locks:
-            lock.release()
+        with anyio.CancelScope(shield=True):
+            await ledger.close()
+    log.info("stopped")
 
 
-async def _serve(locations: Locations, ledger: Ledger) -> None:
-    source = InterstatSource(locations.interstat_db)
-    engine = Engine(source, ledger)
+async def _serve(locations: Locations, ledger: Ledger, listener: listening.Listener) -> None:
+    engine = Engine(InterstatSource(locations.interstat_db), ledger)
     await engine.load()
     context = Context(
-        engine=engine,
-        state_dir=locations.state_dir,
-        started_at=now_micros(),
-        connections=lambda: server.connections,
+        engine=engine, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections
     )
 
     async def answer(request: messages.AnyRequest) -> messages.AnyAnswer:
         return await handle(context, request)
 
     server = Server(answer)
-    bound = listening.bind(locations.socket)
-    inode = os.stat(locations.socket).st_ino
-    listener = await anyio.abc.SocketListener.from_socket(bound)
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(engine.serve)
-            tasks.start_soon(server.serve, listener)
-            gc.freeze()
-            log.info(
-                "ready",
-                socket=locations.socket,
-                pid=os.getpid(),
-                version=__version__,
-                runs=len(engine.book.runs),
-            )
-            await _until_told_to_stop(engine)
-            # The name goes first: whoever comes now starts or waits for the next daemon.
-            listening.unlink_own(locations.socket, inode)
-            with anyio.move_on_after(_DRAIN_SECONDS):
-                await server.drained()
-            tasks.cancel_scope.cancel()
-    finally:
-        listening.unlink_own(locations.socket, inode)
-        with anyio.CancelScope(shield=True):
-            await listener.aclose()
-            with anyio.move_on_after(1):
-                await engine.reopen_sources()
-    log.info("stopped")
+    async with (
+        await anyio.abc.SocketListener.from_socket(listener.socket) as accepting,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(engine.serve)
+        tasks.start_soon(server.serve, accepting)
+        gc.freeze()
+        log.info("ready", socket=locations.socket, pid=os.getpid(), version=__version__, runs=len(engine.book.runs))
+        await _until_told_to_stop(engine)
+        # The name goes first: whoever comes now does not wait for a daemon that is on its way out.
+        await anyio.to_thread.run_sync(listener.unlink)
+        with anyio.move_on_after(_DRAIN_SECONDS):
+            await server.drained()
+        with anyio.move_on_after(_CLOSE_SECONDS):
+            await engine.reopen_sources()
+        tasks.cancel_scope.cancel()
 
 
 async def _until_told_to_stop(engine: Engine) -> None:
@@ -110,6 +99,7 @@ async def _until_told_to_stop(engine: Engine) -> None:
 
 
 def _prepare_process() -> None:
+    os.umask(0o077)
     sys.setswitchinterval(_SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + _SPARE_DESCRIPTORS

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-import anyio
-
 from fluxbudgetd import __version__, app, log
 from fluxbudgetd.config.locations import locate
 from fluxbudgetd.errors import FluxError, StartError
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.configure()
     code = codes.OK
     try:
-        anyio.run(app.run, locations)
+        app.run(locations)
     except StartError as exc:
         _complain(exc)
         code = exc.exit_code

@@ -8,6 +8,9 @@ import fcntl
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from fluxbudgetd.errors import StartError
 from fluxbudgetd.server import BACKLOG
@@ -17,27 +20,28 @@ _PROBE_SECONDS = 1.0
 _MAX_PATH_BYTES = 107
 
 
-class Lock:
-    """A `flock`ed file that says who holds it. The kernel lets go of it when the process dies, however it dies."""
+@contextmanager
+def lock(path: str, purpose: str) -> Iterator[None]:
+    """Hold a `flock`ed file that says who holds it; raises `StartError` naming the holder when somebody else does.
 
-    def __init__(self, path: str, purpose: str) -> None:
-        """Take the lock; raises `StartError` naming the holder when somebody else has it."""
+    The kernel lets go of it when the process dies, however it dies. The file stays: removing it would let two processes
+    lock two files of one name.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise StartError(f"the lock {path} cannot be opened: {exc.strerror}", "check the directory") from exc
+    try:
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as exc:
-            raise StartError(f"the lock {path} cannot be opened: {exc.strerror}", "check the directory") from exc
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            holder = os.read(self._fd, 1024).decode(errors="replace").strip() or "another process"
-            os.close(self._fd)
-            raise StartError(f"{purpose} is in use by {holder} (lock {path})", "stop it first, or use it") from exc
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"fluxbudgetd pid {os.getpid()}, {purpose}\n".encode())
-
-    def release(self) -> None:
-        """Let go. The file stays: removing it would let two processes lock two files of one name."""
-        os.close(self._fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            holder = os.read(fd, 1024).decode(errors="replace").strip() or "another process"
+            raise StartError(f"{purpose} is served by {holder} (lock {path})", "use it, or stop it first") from exc
+        os.ftruncate(fd, 0)
+        os.write(fd, f"fluxbudgetd pid {os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(fd)
 
 
 def private_directory(path: str) -> None:
@@ -56,36 +60,47 @@ def private_directory(path: str) -> None:
         raise StartError(f"the directory {path} cannot be made: {exc.strerror}", "check its parent") from exc
 
 
-def bind(path: str) -> socket.socket:
-    """Return a listening socket at the path; call it with the lock held. Raises `StartError`."""
+class Listener(NamedTuple):
+    """A listening socket and the file that names it."""
+
+    socket: socket.socket
+    path: str
+    inode: int
+
+    def unlink(self) -> None:
+        """Remove the socket's file if it is still the one that was bound."""
+        try:
+            if os.lstat(self.path).st_ino == self.inode:
+                os.unlink(self.path)
+        except OSError:
+            return
+
+
+@contextmanager
+def bound(path: str) -> Iterator[Listener]:
+    """Listen at the path; enter it with the lock held. Raises `StartError`."""
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise StartError(
             f"the socket path has {len(os.fsencode(path))} bytes, at most {_MAX_PATH_BYTES} are possible: {path}",
             "give a shorter one with --socket or $FLUXBUDGET_SOCKET",
         )
     _clear(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise StartError(f"the socket {path} cannot be bound: {exc.strerror}", "check its directory") from exc
-    finally:
-        os.umask(before)
-    listener.setblocking(False)
-    return listener
-
-
-def unlink_own(path: str, listener_inode: int) -> None:
-    """Remove the socket file if it is still the one that was bound."""
-    try:
-        if os.lstat(path).st_ino == listener_inode:
-            os.unlink(path)
-    except OSError:
-        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        before = os.umask(0o177)
+        try:
+            listening.bind(path)
+            os.chmod(path, 0o600)
+            listening.listen(BACKLOG)
+            listening.setblocking(False)
+            listener = Listener(listening, path, os.lstat(path).st_ino)
+        except OSError as exc:
+            raise StartError(f"the socket {path} cannot be bound: {exc.strerror}", "check its directory") from exc
+        finally:
+            os.umask(before)
+        try:
+            yield listener
+        finally:
+            listener.unlink()
 
 
 def _clear(path: str) -> None:

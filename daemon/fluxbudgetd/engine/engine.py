@@ -70,8 +70,9 @@ class Engine:
         await self._refresher.reopen()
 
     async def look_at_sources(self, wait: float) -> None:
-        """Read the sources' state, even when no run needs it."""
-        await self._refresher.refresh([], wait=wait)
+        """Read the followed runs from their sources, or at least the sources' state when no run needs them."""
+        followed = [state.run.id for state in self.followed()]
+        await (self._read(followed, wait) if followed else self._refresher.refresh([], wait=wait))
 
     async def find(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, wait: float
@@ -143,11 +144,13 @@ class Engine:
         return len(loose), sum(loose.values(), Counts())
 
     async def _freshen(self, states: Iterable[RunState], needed: int, wait: float) -> None:
+        await self._read([state.run.id for state in states if self._is_behind(state, needed)], wait)
+
+    async def _read(self, names: Sequence[str], wait: float) -> None:
         deadline = anyio.current_time() + wait
-        behind = [state.run.id for state in states if self._is_behind(state, needed)]
-        for start in range(0, len(behind), CHUNK_RUNS):
+        for start in range(0, len(names), CHUNK_RUNS):
             left = max(0.0, deadline - anyio.current_time())
-            if not await self._refresher.refresh(behind[start : start + CHUNK_RUNS], wait=left):
+            if not await self._refresher.refresh(names[start : start + CHUNK_RUNS], wait=left):
                 return
 
     def _is_behind(self, state: RunState, needed: int) -> bool:
@@ -182,9 +185,16 @@ class Engine:
             await self._activity.wait()
             self._rest = anyio.Event()
             changes = watch.changes(self._source.path, self._rest)
-            async with aclosing(changes):
+            async with anyio.create_task_group() as tasks, aclosing(changes):
+                tasks.start_soon(_set_when_cancelled, self._rest)
+                tasks.start_soon(self._look_once_armed)
                 async for _ in changes:
                     await self._notice()
+                tasks.cancel_scope.cancel()
+
+    async def _look_once_armed(self) -> None:
+        await anyio.sleep(_SECOND_LOOK_SECONDS)
+        await self._notice()
 
     async def _notice(self) -> None:
         for delay in (0.0, _SECOND_LOOK_SECONDS):
@@ -197,3 +207,11 @@ class Engine:
                 except LedgerError as exc:
                     log.error("ledger unreadable", error=exc.message)
                 return
+
+
+async def _set_when_cancelled(event: anyio.Event) -> None:
+    """Tell watchfiles' thread to end: cancelling the task that waits for it does not."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        event.set()

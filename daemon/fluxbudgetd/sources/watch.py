@@ -3,8 +3,10 @@
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import NamedTuple
 
 import anyio
+import anyio.to_thread
 import watchfiles
 
 # watchfiles wakes up once per step even when nothing happens: 50 ms costs 0.2 % of a core.
@@ -18,38 +20,46 @@ _POLL_SECONDS = 2.0
 async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
     """Yield whenever the database at `path` may have changed, until `stop` is set.
 
-    Its directory is watched, or the nearest one that exists. Where the system has no watches left, it polls.
+    Its directory is watched, or the nearest one that exists. Where the system has no watches left, it polls. What
+    changes before the watch is armed is not noticed: look for yourself a moment after starting.
     """
     names = {path, f"{path}-wal", f"{path}-journal"}
     while not stop.is_set():
-        directory = _nearest_directory(path)
-        expected = os.path.dirname(path) == directory
-        watching = watchfiles.awatch(
-            directory,
-            watch_filter=None,
-            recursive=False,
-            step=_STEP_MS,
-            debounce=_DEBOUNCE_MS,
-            rust_timeout=_PATIENCE_MS,
-            yield_on_timeout=True,
-            stop_event=stop,
-            ignore_permission_denied=True,
-        )
         try:
+            place = await anyio.to_thread.run_sync(_place, path)
+            watching = watchfiles.awatch(
+                place.directory,
+                watch_filter=None,
+                recursive=False,
+                step=_STEP_MS,
+                debounce=_DEBOUNCE_MS,
+                rust_timeout=_PATIENCE_MS,
+                yield_on_timeout=True,
+                stop_event=stop,
+                ignore_permission_denied=True,
+            )
             async with aclosing(watching):
                 async for seen in watching:
-                    if not seen or not expected or any(changed in names for _, changed in seen):
+                    if not seen or not place.is_parent or any(changed in names for _, changed in seen):
                         yield
-                    if not seen or _nearest_directory(path) != directory:
-                        break  # look for the directory anew: it may have been replaced by one of the same name
+                    # The directory may have come to be, or another may have taken its name.
+                    if (not seen or not place.is_parent) and await anyio.to_thread.run_sync(_place, path) != place:
+                        break
         except OSError:
             yield
             with anyio.move_on_after(_POLL_SECONDS):
                 await stop.wait()
 
 
-def _nearest_directory(path: str) -> str:
-    directory = os.path.dirname(path)
+class _Place(NamedTuple):
+    directory: str
+    is_parent: bool
+    identity: tuple[int, int]
+
+
+def _place(path: str) -> _Place:
+    parent = directory = os.path.dirname(path)
     while not os.path.isdir(directory) and directory != "/":
         directory = os.path.dirname(directory)
-    return directory
+    found = os.stat(directory)
+    return _Place(directory, directory == parent, (found.st_dev, found.st_ino))

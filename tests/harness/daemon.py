@@ -1,0 +1,225 @@
+"""A real fluxbudgetd in a throw-away home, and the client beside it."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
+
+DAEMON = [sys.executable, str(Path(__file__).parent / "watched_daemon.py")]
+CTL = [sys.executable, "-m", "fluxbudgetctl"]
+_PATIENCE = 30.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = _PATIENCE) -> Any:
+    """Return the condition's first true value; fail when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.005)
+    raise AssertionError(f"waited {seconds} s in vain for: {what}")
+
+
+class Home:
+    """A home directory with everything that the daemon and the client look for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.socket = root / "run" / "fluxbudget" / "fluxbudgetd.sock"
+        self.state = root / "state"
+        self.interstat = root / "claude" / "interstat" / "metrics.db"
+        self.project = root / "project"
+        self.project.mkdir(parents=True, exist_ok=True)
+        self.interstat.parent.mkdir(parents=True, exist_ok=True)
+        self._daemons: list[Daemon] = []
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Return an environment in which nothing of the person who runs the tests is left."""
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "PYTHONPATH") if name in os.environ}
+        return {
+            **kept,
+            "HOME": str(self.root),
+            "CLAUDE_CONFIG_DIR": str(self.root / "claude"),
+            "FLUXBUDGET_SOCKET": str(self.socket),
+            "PYTHONUTF8": "1",
+        }
+
+    def start(self, *arguments: str, wait: bool = True, prefix: tuple[str, ...] = ()) -> "Daemon":
+        """Start a daemon; `prefix` is a command that starts it (setpriv, prlimit)."""
+        daemon = Daemon(self, arguments, prefix)
+        self._daemons.append(daemon)
+        if wait:
+            daemon.wait_until_ready()
+        return daemon
+
+    def ctl(
+        self,
+        *arguments: str | bytes,
+        environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the client as a process of its own."""
+        return subprocess.run(
+            [*CTL, *arguments],
+            env={**self.environ, **(environ or {})},
+            cwd=cwd or self.project,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+        """Run the client, require exit 0, and return its output without the last newline."""
+        result = self.ctl(*arguments, environ=environ, cwd=cwd)
+        assert result.returncode == 0, (arguments, result)
+        return result.stdout.rstrip("\n")
+
+    def json(self, *arguments: str) -> Any:
+        """Run the client with --json and return what it prints."""
+        return json.loads(self.ok(*arguments, "--json"))
+
+    def ask(self, request: messages.AnyRequest, timeout: float = 10.0) -> messages.AnyAnswer | messages.ErrorAnswer:
+        """Ask the daemon without starting a process."""
+        with Wire(self.socket) as wire:
+            return wire.ask(request, timeout)
+
+    def spend(self, run: str, timeout: float = 10.0) -> messages.Spend:
+        """Return a run's spend."""
+        answer = self.ask(messages.Remaining(run=run, wait_ms=int(timeout * 1000)), timeout)
+        assert isinstance(answer, messages.RemainingAnswer), answer
+        return answer.spend
+
+    def stop_all(self) -> None:
+        """End every daemon, and require that none of them blocked its loop or failed on a request."""
+        for daemon in self._daemons:
+            daemon.stop()
+        for daemon in self._daemons:
+            daemon.require_clean_log()
+
+
+class Wire:
+    """A connection that speaks the protocol, for tests that would not learn more from a process."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(_PATIENCE)
+        self.socket.connect(str(path))
+        self._decoder = FrameDecoder()
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.socket.close()
+
+    def ask(self, request: messages.AnyRequest, timeout: float = 10.0) -> messages.AnyAnswer | messages.ErrorAnswer:
+        self.socket.settimeout(timeout)
+        self.socket.sendall(encode_frame(messages.encode(request)))
+        return messages.decode_answer(self.receive())
+
+    def receive(self) -> bytes:
+        """Return the next answer's body; fails at the end of the stream."""
+        while (body := self._decoder.next()) is None:
+            data = self.socket.recv(65536)
+            assert data, "the daemon closed the connection"
+            self._decoder.feed(data)
+        return body
+
+    def error(self) -> str:
+        """Return the next answer's error code."""
+        answer = messages.decode_answer(self.receive())
+        assert isinstance(answer, messages.ErrorAnswer), answer
+        return answer.error.code
+
+
+class Daemon:
+    """One fluxbudgetd process."""
+
+    def __init__(self, home: Home, arguments: tuple[str, ...], prefix: tuple[str, ...]) -> None:
+        self.home = home
+        number = len(list(home.root.glob("daemon-*.log")))
+        self.log_path = home.root / f"daemon-{number}.log"
+        command = [*prefix, *DAEMON, "--state-dir", str(home.state), *arguments]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=home.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}:\n{self.log}"
+            return '"event": "ready"' in self.log
+
+        wait_for(ready, "the daemon to be ready")
+
+    def kill(self) -> None:
+        """End it like a power cut."""
+        self.process.kill()
+        self.process.wait()
+        self._close()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """End it like systemd does; return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+        try:
+            code = self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the daemon did not stop:\n{self.log}") from None
+        finally:
+            self._close()
+        return code
+
+    def _close(self) -> None:
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def require_clean_log(self) -> None:
+        """Fail when the event loop was blocked or a request failed inside the daemon."""
+        for line in self.log.splitlines():
+            assert "BlockingError" not in line, line
+            assert "Traceback" not in line, self.log
+            with contextlib.suppress(json.JSONDecodeError):
+                assert json.loads(line).get("event") not in ("request failed", "refresh failed"), line
+
+    def status(self, field: str) -> int:
+        """Return a number from /proc/PID/status (VmRSS in kB, Threads, voluntary_ctxt_switches)."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return int(value.split()[0])
+        raise KeyError(field)
+
+
+def started(home: Home, **fields: Any) -> str:
+    """Start a run and return its id."""
+    answer = home.ask(messages.RunStart(project_dir=str(home.project), wait_ms=10_000, **fields))
+    assert isinstance(answer, messages.RunAnswer), answer
+    return answer.run.id
+
+
+__all__ = ["CTL", "Daemon", "Home", "Wire", "started", "wait_for"]

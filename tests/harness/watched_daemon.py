@@ -1,0 +1,41 @@
+"""fluxbudgetd under a detector: a call that blocks the event loop raises, and so fails the test that caused it.
+
+The calls below are let through; each is known to take microseconds:
+
+* `sources/interstat/link.py`: one or two `stat` calls and `PRAGMA data_version` with no busy timeout. That look, on the
+  loop's own thread, is what makes a warm answer fast;
+* `ledger/ledger.py`: one `stat` of the ledger's own file per transaction;
+* `log.py` and structlog: one line to stderr;
+* `app.py`, `policy`: nothing.
+"""
+
+import os
+import sys
+
+from blockbuster import BlockBuster
+
+from fluxbudgetd.cli import main
+
+ALLOWED = {
+    "fluxbudgetd/sources/interstat/link.py": {"signature", "file_identity", "replaced", "_data_version"},
+    "fluxbudgetd/ledger/ledger.py": {"_identity"},
+    "structlog/_output.py": {"msg", "warning", "info", "error", "exception"},
+}
+
+
+def watched() -> int:
+    """Run the daemon with the detector on."""
+    detector = BlockBuster()
+    detector.activate()
+    for function in detector.functions.values():
+        for file, names in ALLOWED.items():
+            function.can_block_in(file, names)
+    return main()
+
+
+if __name__ == "__main__":
+    code = watched()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The detector patches C types; an interpreter that takes itself apart with them patched may crash.
+    os._exit(code)

@@ -1,0 +1,114 @@
+"""The layers: imports go one way, the client sees the wire and nothing else of the daemon."""
+
+import ast
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+#: Each layer may import the layers before it, and itself; parts of one layer (a set) never import each other.
+LAYERS: tuple[set[str], ...] = (
+    {"wire"},
+    {"errors"},
+    {"model"},
+    {"policy", "config"},
+    {"sources", "ledger", "notify"},
+    {"engine"},
+    {"handlers"},
+    {"server"},
+    {"listening", "log"},
+    {"app"},
+    {"cli"},
+    {"__main__"},
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+#: What may be imported where, of everything that costs time or does I/O.
+ONLY_IN = {
+    "aiosqlite": {"ledger"},
+    "watchfiles": {"sources"},
+    "sqlite3": {"sources", "ledger"},
+    "argparse": {"cli"},
+    "socket": {"server", "listening"},
+}
+LIGHT = {"framing", "packed", "paths", "codes", "text", "__init__"}
+HOT = {"main", "hot", "connection", "environment", "failure", "__init__", "__main__"}
+HEAVY = {
+    "msgspec",
+    "anyio",
+    "rich",
+    "argparse",
+    "json",
+    "socket",
+    "asyncio",
+    "re",
+    "subprocess",
+    "fluxbudgetd.wire.messages",
+}
+
+
+def root(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def modules(package: str) -> list[Path]:
+    return sorted(root(package).rglob("*.py"))
+
+
+def imported(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(name: str) -> str | None:
+    pieces = name.split(".")
+    return pieces[1] if pieces[0] == "fluxbudgetd" and len(pieces) > 1 and pieces[1] in RANK else None
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(root("fluxbudgetd")).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", modules("fluxbudgetd"), ids=str)
+def test_daemon_imports_only_downwards(path: Path) -> None:
+    own = layer(path)
+    if own == "__init__":
+        assert not list(imported(path))
+        return
+    for name in imported(path):
+        other = part(name)
+        if other is not None and other != own:
+            assert RANK[other] < RANK[own], f"{path.name} ({own}) imports {name}"
+        top = name.split(".")[0]
+        assert own in ONLY_IN.get(top, {own}), f"{path.name} ({own}) imports {name}"
+
+
+@pytest.mark.parametrize("path", modules("fluxbudgetctl"), ids=str)
+def test_client_imports_only_the_wire(path: Path) -> None:
+    for name in imported(path):
+        if name.split(".")[0] == "fluxbudgetd":
+            assert name.startswith("fluxbudgetd.wire"), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in modules("fluxbudgetctl") if p.stem in HOT]
+    + [p for p in modules("fluxbudgetd") if p.parent.name == "wire" and p.stem in LIGHT],
+    ids=str,
+)
+def test_hot_path_imports_nothing_heavy(path: Path) -> None:
+    assert not HEAVY.intersection(imported(path, top_level_only=True))
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer(path) for path in modules("fluxbudgetd")} <= {*RANK, "__init__"}

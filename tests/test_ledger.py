@@ -1,0 +1,216 @@
+"""The ledger: acknowledged changes, schema steps, newer files refused, damaged ones moved aside."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION
+from fluxbudgetd.wire import messages
+from harness.daemon import Daemon, Home, started
+from harness.interstat import Interstat
+from harness.privilege import OBEDIENT
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def ledger(home: Home) -> Path:
+    return home.state / "ledger.db"
+
+
+def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+def failed_start(home: Home, *arguments: str, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+    daemon = home.start(*arguments, wait=False, prefix=prefix)
+    code = daemon.process.wait(timeout=20)
+    return code, daemon.log
+
+
+def test_file_is_marked_private_and_in_wal_mode(home: Home, daemon: Daemon) -> None:
+    assert rows(ledger(home), "PRAGMA application_id") == [(APPLICATION_ID,)]
+    assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
+    assert rows(ledger(home), "PRAGMA journal_mode") == [("wal",)]
+    for path in home.state.iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert home.state.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_every_version_that_ever_landed_opens(home: Home, version: int) -> None:
+    """The fixture was written by that version's daemon: two runs, one finished, with usage, attachments and events."""
+    home.state.mkdir()
+    shutil.copy(FIXTURES / f"ledger-v{version}.db", ledger(home))
+    home.start()
+    listed = {line["run"]["id"]: line for line in home.json("run", "list", "--all")["runs"]}
+    assert set(listed) == {"fixture-active", "fixture-done"}
+    assert listed["fixture-active"]["spend"]["spent"] == 1200
+    assert listed["fixture-done"]["spend"]["spent"] == 30
+    assert listed["fixture-active"]["run"]["goal"] == "kept as a fixture"
+    assert home.ok("remaining", "--session", "s1") == str(100_000 - 1200)
+    assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
+
+
+def test_steps_are_frozen() -> None:
+    """A step that has landed is never edited: the fixture of its version has exactly its tables."""
+    for version in range(1, VERSION + 1):
+        fresh = sqlite3.connect(":memory:")
+        for step in STEPS[:version]:
+            fresh.executescript(step)
+        expected = fresh.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+        fresh.close()
+        found = rows(FIXTURES / f"ledger-v{version}.db", "SELECT name, sql FROM sqlite_master ORDER BY name")
+        assert found == expected
+
+
+def test_newer_schema_is_refused_and_left_alone(home: Home) -> None:
+    home.start().stop()
+    connection = sqlite3.connect(ledger(home))
+    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.commit()
+    connection.close()
+    before = ledger(home).read_bytes()
+    code, log = failed_start(home)
+    assert code == 65
+    assert f"has schema {VERSION + 1}; this fluxbudgetd knows schemas up to {VERSION}" in log
+    assert "hint: " in log
+    assert ledger(home).read_bytes() == before
+    assert not home.socket.exists()
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"not a ledger at all " * 500)
+
+
+def damaged_pages(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x5a" * (path.stat().st_size - 4096))
+
+
+def another_database(path: Path) -> None:
+    path.unlink()
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE somebody_elses(a)")
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("damage", [garbage, damaged_pages, another_database])
+def test_damaged_ledger_is_moved_aside_by_name(home: Home, damage: Callable[[Path], None]) -> None:
+    """Nothing is overwritten; the daemon starts with a new ledger and says so, in its log and in `doctor`."""
+    Interstat(home.interstat).close()
+    first = home.start()
+    started(home, id="r1")
+    first.stop()
+    damage(ledger(home))
+    damaged = ledger(home).read_bytes()
+    second = home.start()
+    (moved,) = [path for path in home.state.glob("ledger.db.damaged-*") if path.suffix not in (".db-wal", ".db-shm")]
+    assert moved.read_bytes() == damaged
+    assert "damaged ledger moved aside" in second.log
+    doctor = home.ctl("doctor")
+    assert (doctor.returncode, str(moved) in doctor.stdout) == (1, True), doctor
+    assert started(home, id="r2") == "r2"
+    second.stop()
+    third = home.start()
+    assert "damaged ledger" not in third.log
+    assert [line["run"]["id"] for line in home.json("run", "list")["runs"]] == ["r2"]
+
+
+def test_acknowledged_changes_survive_kill(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Every field of every kind of change, after kill -9."""
+    fields = {
+        "scope": "b1", "goal": "a goal", "complexity": 4, "token_budget": 1234, "warn_pct": 60,
+        "enforcement": "hard", "cost_basis": "total", "phases": ("a", "b"), "session": "s1",
+    }  # fmt: skip
+    run = started(home, **fields)
+    started(home, id="r2", token_budget="none")
+    home.ok("run", "set", "--run", run, "--budget", "4321", "--warn-pct", "70", "--enforcement", "soft")
+    home.ok("run", "attach", "--run", "r2", "--session", "s2")
+    home.ok("run", "finish", "--run", "r2")
+    before = home.json("run", "show", "--run", run), home.json("run", "show", "--run", "r2")
+    daemon.kill()
+    home.start()
+    assert (home.json("run", "show", "--run", run), home.json("run", "show", "--run", "r2")) == before
+    assert before[0]["run"]["token_budget"] == 4321
+    assert before[1]["run"]["status"] == "done"
+    kinds = [kind for (kind,) in rows(ledger(home), "SELECT kind FROM events ORDER BY seq")]
+    assert kinds == ["run.started", "run.started", "run.changed", "run.changed", "run.finished"]
+
+
+def test_ledger_that_cannot_be_written_says_so_and_answers_go_on(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    assert home.spend(run).spent == 5
+    ledger(home).rename(home.state / "elsewhere.db")
+    result = home.ctl("run", "set", "--run", run, "--budget", "10")
+    assert (result.returncode, result.stdout) == (70, "")
+    assert "removed or replaced" in result.stderr
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    assert home.spend(run).spent == 10
+    assert home.spend(run).budget == 250_000
+    assert "removed or replaced" in home.ctl("doctor").stdout
+    (home.state / "elsewhere.db").rename(ledger(home))
+    home.ok("run", "set", "--run", run, "--budget", "10")
+
+
+def test_full_disk(home: Home, interstat: Interstat) -> None:
+    """No space for the ledger: changes are refused, nothing is half done, answers are right."""
+    run_as = ("prlimit", "--fsize=200000", *OBEDIENT)
+    home.start(prefix=run_as)
+    run = started(home, session="s1")
+    refused = None
+    for number in range(2000):
+        answer = home.ask(messages.RunStart(project_dir="/p", goal="g" * 4000, id=f"r{number}"))
+        if isinstance(answer, messages.ErrorAnswer):
+            refused = number
+            assert answer.error.code == "ledger", answer
+            break
+    assert refused is not None
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    assert home.spend(run).spent == 5
+    listed = home.ask(messages.RunList())
+    assert isinstance(listed, messages.RunListAnswer)
+    assert len(listed.runs) == refused + 1
+
+
+def test_state_directory_that_cannot_be_made(home: Home) -> None:
+    home.root.chmod(0o555)
+    try:
+        code, log = failed_start(home, "--state-dir", str(home.root / "new" / "state"), prefix=OBEDIENT)
+    finally:
+        home.root.chmod(0o755)
+    assert code == 1
+    assert "cannot be made" in log
+    assert "Traceback" not in log
+
+
+def test_two_daemons_never_share_a_state_directory(home: Home, daemon: Daemon) -> None:
+    code, log = failed_start(home, "--socket", str(home.root / "other" / "s.sock"))
+    assert code == 1
+    assert f"fluxbudgetd pid {daemon.process.pid}" in log
+
+
+def test_fixture_can_be_made_again(tmp_path: Path) -> None:
+    """`tests/fixtures/make_ledger.py` makes the present version's fixture."""
+    target = tmp_path / "ledger.db"
+    subprocess.run(
+        [sys.executable, FIXTURES / "make_ledger.py", target],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(FIXTURES.parent)},
+    )
+    sql = "SELECT session, key, input, output FROM usage ORDER BY 1, 2"
+    assert rows(target, sql) == rows(FIXTURES / f"ledger-v{VERSION}.db", sql)

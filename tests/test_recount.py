@@ -1,0 +1,180 @@
+"""Random writers, attachments and runs against the slow, obvious recount, through the real daemon."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fluxbudgetd.wire import messages
+from harness.daemon import Home, Wire
+from harness.interstat import Interstat
+from harness.recount import Recount, StartedRun
+
+SESSIONS = ("s0", "s1", "s'2")
+SCOPES = ("b0", 'b"1')
+ODD = (None, 0, 7, 1000, 123_456_789, -5, "text", 2.5, b"\x00")
+
+session = st.sampled_from(SESSIONS)
+tokens = st.sampled_from(ODD)
+# Exact now, long ago (before every run and attachment), or nothing that is a time.
+when = st.sampled_from(("now", "now", "now", "past", "garbage"))
+bead = st.sampled_from((*SCOPES, "", "", None, "unknown"))
+write = st.tuples(st.just("write"), session, when, bead, tokens, tokens, tokens, tokens)
+update = st.tuples(st.just("update"), st.integers(0, 30), tokens, tokens)
+delete = st.tuples(st.just("delete"), st.integers(0, 30))
+start = st.tuples(st.just("start"), st.sampled_from((*SCOPES, None)), st.sampled_from((None, *SESSIONS)))
+attach = st.tuples(st.just("attach"), session, st.integers(0, 5))
+detach = st.tuples(st.just("detach"), session)
+finish = st.tuples(st.just("finish"), st.integers(0, 5))
+look = st.tuples(st.just("look"))
+actions = st.lists(
+    st.one_of(write, write, write, update, delete, start, attach, detach, finish, look), min_size=20, max_size=80
+)
+
+
+class History:
+    """Carries out actions on the daemon and on the recount alike, under names of its own."""
+
+    def __init__(self, wire: Wire, interstat: Interstat, number: int) -> None:
+        self.wire = wire
+        self.interstat = interstat
+        self.mark = f"/{number}"
+        self.recount = Recount(interstat.path)
+        self.rows: list[int] = []
+        self.active: dict[str | None, str] = {}
+
+    def ask(self, request: messages.AnyRequest) -> Any:
+        return self.wire.ask(request)
+
+    def write(self, name: str, when: str, bead: str | None, *tokens: Any) -> None:
+        moments = {
+            "now": datetime.now(UTC).isoformat(),
+            "past": (datetime.now(UTC) - timedelta(days=400)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "garbage": "no time",
+        }
+        columns = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_creation_tokens")
+        self.rows.append(
+            self.interstat.insert(
+                name + self.mark,
+                timestamp=moments[when],
+                bead_id=bead + self.mark if bead else bead,
+                **dict(zip(columns, tokens, strict=True)),
+            )
+        )
+
+    def update(self, index: int, first: Any, second: Any) -> None:
+        if self.rows:
+            self.interstat.update(self.rows[index % len(self.rows)], input_tokens=first, output_tokens=second)
+
+    def delete(self, index: int) -> None:
+        if self.rows:
+            row = self.rows.pop(index % len(self.rows))
+            self.interstat.connection.execute("DELETE FROM agent_runs WHERE id = ?", (row,))
+
+    def start(self, scope: str | None, name: str | None) -> None:
+        if scope is not None and scope in self.active:
+            return
+        named = None if scope is None else scope + self.mark
+        whole = None if name is None else name + self.mark
+        before = len(self.recount.runs)
+        if whole is not None:
+            # What its rows said of it before the run was there comes first.
+            pending = self.recount
+            answer = self.ask(messages.RunStart(scope=named, session=whole, project_dir="/", token_budget="none"))
+            pending.say(whole, answer.run.id, time.time())
+        else:
+            answer = self.ask(messages.RunStart(scope=named, project_dir="/", token_budget="none"))
+        at = datetime.fromisoformat(answer.run.started_at).timestamp()
+        self.recount.runs.insert(before, StartedRun(answer.run.id, named, at))
+        self.active[scope if scope is not None else answer.run.id] = answer.run.id
+
+    def attach(self, name: str, index: int) -> None:
+        if self.active:
+            run = list(self.active.values())[index % len(self.active)]
+            present = self.present(name)
+            answer = self.ask(messages.RunAttach(attach=name + self.mark, run=run))
+            assert answer.changed == (present != run), answer
+            if answer.changed:
+                self.recount.say(name + self.mark, run, time.time())
+
+    def detach(self, name: str) -> None:
+        present = self.present(name)
+        answer = self.ask(messages.RunDetach(detach=name + self.mark))
+        assert isinstance(answer, messages.RunAnswer) == (present is not None), answer
+        if present is not None:
+            self.recount.say(name + self.mark, None, time.time())
+
+    def present(self, name: str) -> str | None:
+        spoken = [said for said in self.recount.said if said.session == name + self.mark]
+        return spoken[-1].run if spoken else self.recount.implied(name + self.mark)
+
+    def finish(self, index: int) -> None:
+        if self.active:
+            key = list(self.active)[index % len(self.active)]
+            self.ask(messages.RunFinish(run=self.active.pop(key)))
+
+    def look(self) -> None:
+        expected = self.recount.totals()
+        for run in self.recount.runs:
+            shown = self.ask(messages.RunShow(run=run.name, wait_ms=5000))
+            assert not shown.spend.stale, shown.spend
+            assert (shown.totals.billing, shown.totals.total) == expected[run.name], run
+            assert shown.spend.spent == shown.totals.billing
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Interstat, Iterator[int]]]:
+    home = Home(tmp_path_factory.mktemp("recount"))
+    interstat = Interstat(home.interstat)
+    interstat.connection.execute("PRAGMA synchronous=OFF")
+    home.start()
+    yield home, interstat, count()
+    interstat.close()
+    home.stop_all()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(actions=actions)
+def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], actions: list[tuple[Any, ...]]) -> None:
+    """After every look, and at the end, each run has exactly the tokens that the sentences of the rules give it."""
+    home, interstat, numbers = world
+    with Wire(home.socket) as wire:
+        history = History(wire, interstat, next(numbers))
+        for name, *arguments in actions:
+            getattr(history, name)(*arguments)
+        history.look()
+        # Small files recount quickly.
+        interstat.connection.execute("DELETE FROM agent_runs")
+
+
+def test_recount_after_a_restart(tmp_path: Path) -> None:
+    """What was attached by hand, by a bead, moved and finished is the same after kill -9."""
+    home = Home(tmp_path)
+    interstat = Interstat(home.interstat)
+    daemon = home.start()
+    with Wire(home.socket) as wire:
+        history = History(wire, interstat, 0)
+        history.start("b0", "s0")
+        history.start("b1", None)
+        history.write("s0", "now", None, 1, 2, 3, 4)
+        history.write("s1", "now", "b1", 10, 20, 30, 40)
+        history.write("s1", "past", None, 100, 200, 300, 400)
+        history.attach("s1", 0)
+        history.write("s1", "now", None, 1000, 2000, 3000, 4000)
+        history.detach("s0")
+        history.write("s0", "now", None, 7, 7, 7, 7)
+        history.finish(0)
+        history.look()
+    daemon.kill()
+    home.start()
+    with Wire(home.socket) as wire:
+        history.wire = wire
+        history.look()
+    interstat.close()
+    home.stop_all()

@@ -1,0 +1,344 @@
+"""Whatever becomes of interstat's file: a named state, the last known numbers, `stale`, and recovery by itself."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.daemon import Daemon, Home, started, wait_for
+from harness.interstat import FULL_SCHEMA, Interstat
+from harness.privilege import OBEDIENT
+
+
+def state(home: Home) -> str:
+    (source,) = home.json("status")["sources"]
+    assert source["state"] == "ok" or (source["hint"] and source["detail"]), source
+    return str(source["state"])
+
+
+def seen(home: Home, run: str) -> tuple[int, bool]:
+    spend = home.spend(run)
+    assert spend.stale == bool(spend.stale_why)
+    return spend.spent, spend.stale
+
+
+def source_events(home: Home) -> list[str]:
+    """Return the kinds of the source's events from the ledger, as another program would read them."""
+    with sqlite3.connect(home.state / "ledger.db") as connection:
+        rows = connection.execute("SELECT kind FROM events WHERE kind LIKE 'source.%' ORDER BY seq").fetchall()
+    connection.close()
+    return [kind for (kind,) in rows]
+
+
+def test_absent_at_start_then_created(home: Home) -> None:
+    home.start()
+    run = started(home, session="s1")
+    assert seen(home, run) == (0, True)
+    assert state(home) == "absent"
+    result = home.ctl("remaining", "--run", run)
+    assert (result.returncode, result.stdout) == (0, "250000\n")
+    assert "last known numbers: interstat: absent" in result.stderr
+    interstat = Interstat(home.interstat)
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    assert seen(home, run) == (10, False)
+    assert state(home) == "ok"
+    assert source_events(home) == ["source.degraded", "source.recovered"]
+    interstat.close()
+
+
+def test_directory_absent_at_start(home: Home) -> None:
+    home.interstat.parent.rmdir()
+    home.interstat.parent.parent.rmdir()
+    home.start()
+    run = started(home, session="s1")
+    assert seen(home, run) == (0, True)
+    interstat = Interstat(home.interstat)
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    assert seen(home, run) == (10, False)
+    interstat.close()
+
+
+def test_deleted_keeps_the_last_known_numbers_across_a_restart(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    run = started(home, scope="b1", session="s1")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    interstat.insert("s2", bead_id="b1", input_tokens=100, output_tokens=0)
+    assert seen(home, run) == (110, False)
+    interstat.close()
+    for path in home.interstat.parent.iterdir():
+        path.unlink()
+    assert seen(home, run) == (110, True)
+    daemon.kill()
+    home.start()
+    assert seen(home, run) == (110, True)
+    assert state(home) == "absent"
+    assert home.ok("remaining", "--session", "s2") == str(250_000 - 110)
+    again = Interstat(home.interstat)
+    again.insert("s1", input_tokens=1, output_tokens=0)
+    assert seen(home, run) == (1, False)
+    again.close()
+
+
+def test_replaced_by_another_file(home: Home, interstat: Interstat, daemon: Daemon, tmp_path: Path) -> None:
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    assert seen(home, run) == (10, False)
+    other = Interstat(tmp_path / "other" / "metrics.db")
+    other.insert("s1", input_tokens=500, output_tokens=0)
+    other.close()
+    interstat.close()
+    for path in home.interstat.parent.glob("metrics.db-*"):
+        path.unlink()
+    os.replace(tmp_path / "other" / "metrics.db", home.interstat)
+    assert seen(home, run) == (500, False)
+    live = Interstat(home.interstat)
+    live.insert("s1", input_tokens=1, output_tokens=0)
+    assert seen(home, run) == (501, False)
+    live.close()
+
+
+def test_replaced_while_a_writer_goes_on(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A new file of the same name, written live from its first row on."""
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    assert seen(home, run) == (10, False)
+    interstat.close()
+    for path in home.interstat.parent.iterdir():
+        path.unlink()
+    for total in range(1, 6):
+        live = Interstat(home.interstat) if total == 1 else live
+        live.insert("s1", input_tokens=1, output_tokens=0)
+        assert seen(home, run) == (total, False)
+    live.close()
+
+
+def test_locked_for_a_while(home: Home) -> None:
+    """A writer holds the whole file (rollback journal): the last known numbers, until it lets go."""
+    interstat = Interstat(home.interstat, journal="delete")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    home.start()
+    run = started(home, session="s1")
+    assert seen(home, run) == (10, False)
+    interstat.connection.execute("BEGIN EXCLUSIVE")
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    for _ in range(3):
+        assert seen(home, run) == (10, True)
+    assert state(home) == "locked"
+    interstat.connection.execute("COMMIT")
+    assert seen(home, run) == (11, False)
+    assert source_events(home) == ["source.degraded", "source.recovered"]
+    interstat.close()
+
+
+def test_locked_from_before_the_start(home: Home, interstat: Interstat) -> None:
+    """A program that keeps a WAL database for itself alone."""
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    interstat.connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    home.start()
+    run = started(home, session="s1")
+    assert seen(home, run) == (0, True)
+    assert state(home) == "locked"
+    interstat.close()
+    assert seen(home, run) == (11, False)
+
+
+def damage_middle(path: Path) -> None:
+    """Overwrite the table's pages, leaving the header and the schema as they are."""
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (path.stat().st_size - 4096))
+
+
+def damage_header(path: Path) -> None:
+    path.write_bytes(b"this is not a database, whatever its name says\n" * 400)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 5000)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (damage_middle, {"corrupt"}),
+        (damage_header, {"not_a_database"}),
+        (cut, {"corrupt"}),
+        (empty, {"empty"}),
+    ],
+)
+def test_damaged_then_repaired(
+    home: Home, interstat: Interstat, daemon: Daemon, damage: Callable[[Path], None], expected: set[str]
+) -> None:
+    run = started(home, session="s1")
+    for _ in range(200):
+        interstat.insert("s1", description="x" * 100, input_tokens=1, output_tokens=0)
+    assert seen(home, run) == (200, False)
+    interstat.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    interstat.close()
+    good = home.root / "good.db"
+    shutil.copy(home.interstat, good)
+    for path in home.interstat.parent.glob("metrics.db-*"):
+        path.unlink()
+    damage(home.interstat)
+    for _ in range(2):
+        assert seen(home, run) == (200, True)
+    assert state(home) in expected
+    doctor = home.ctl("doctor")
+    assert (doctor.returncode, "interstat: " in doctor.stdout) == (1, True)
+    shutil.copy(good, home.interstat)
+    assert seen(home, run) == (200, False)
+    live = Interstat(home.interstat)
+    live.insert("s1", input_tokens=1, output_tokens=0)
+    assert seen(home, run) == (201, False)
+    live.close()
+
+
+def test_required_column_renamed(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Schema drift is said; it is never read as "no data"."""
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    assert seen(home, run) == (10, False)
+    interstat.connection.execute("ALTER TABLE agent_runs RENAME COLUMN input_tokens TO in_tokens")
+    assert seen(home, run) == (10, True)
+    assert state(home) == "schema_drift"
+    assert "input_tokens is missing" in home.ctl("doctor").stdout
+    interstat.connection.execute("ALTER TABLE agent_runs RENAME COLUMN in_tokens TO input_tokens")
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    assert seen(home, run) == (11, False)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        FULL_SCHEMA.replace("user_version = 2", "user_version = 0"),
+        FULL_SCHEMA.replace("agent_runs", "agent_runs_v3"),
+    ],
+)
+def test_other_schema_drift(home: Home, schema: str) -> None:
+    interstat = Interstat(home.interstat, schema)
+    home.start()
+    run = started(home, session="s1")
+    assert seen(home, run) == (0, True)
+    assert state(home) == "schema_drift"
+    interstat.close()
+
+
+def test_directory_without_write_permission_at_rest(home: Home, interstat: Interstat) -> None:
+    """A WAL database that nobody has open is read without creating anything beside it."""
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    interstat.close()
+    assert os.listdir(home.interstat.parent) == ["metrics.db"]
+    home.interstat.parent.chmod(0o555)
+    try:
+        home.start(prefix=OBEDIENT)
+        run = started(home, session="s1")
+        assert seen(home, run) == (10, False)
+        assert os.listdir(home.interstat.parent) == ["metrics.db"]
+    finally:
+        home.interstat.parent.chmod(0o755)
+
+
+def test_directory_without_write_permission_with_a_live_writer(home: Home, interstat: Interstat) -> None:
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    home.interstat.parent.chmod(0o555)
+    try:
+        home.start(prefix=OBEDIENT)
+        run = started(home, session="s1")
+        assert seen(home, run) == (10, False)
+        interstat.insert("s1", input_tokens=1, output_tokens=0)
+        assert seen(home, run) == (11, False)
+    finally:
+        home.interstat.parent.chmod(0o755)
+
+
+def test_file_without_read_permission(home: Home, interstat: Interstat) -> None:
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    interstat.close()
+    home.interstat.chmod(0)
+    home.start(prefix=OBEDIENT)
+    run = started(home, session="s1")
+    assert seen(home, run) == (0, True)
+    assert state(home) == "unreadable"
+    home.interstat.chmod(0o600)
+    assert seen(home, run) == (10, False)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_something_else_in_its_place(home: Home, make: Callable[[Path], None]) -> None:
+    """A directory or a FIFO (whose opening would hang for ever) is unreadable, and nothing more."""
+    make(home.interstat)
+    home.start()
+    run = started(home, session="s1")
+    assert seen(home, run) == (0, True)
+    assert state(home) == "unreadable"
+
+
+def test_nothing_is_written_beside_the_database(home: Home, interstat: Interstat) -> None:
+    """At rest the directory has one file, and keeps it; with a writer there is what the writer made."""
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    interstat.close()
+    before = home.interstat.read_bytes()
+    daemon = home.start()
+    run = started(home, session="s1")
+    assert seen(home, run) == (10, False)
+    assert os.listdir(home.interstat.parent) == ["metrics.db"]
+    daemon.stop()
+    assert os.listdir(home.interstat.parent) == ["metrics.db"]
+    assert home.interstat.read_bytes() == before
+
+
+def test_no_read_transaction_is_left_open(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A writer can empty the WAL while the daemon idles: nobody holds a snapshot of it."""
+    run = started(home, session="s1")
+    for total in range(1, 20):
+        interstat.insert("s1", input_tokens=1, output_tokens=0)
+        assert seen(home, run) == (total, False)
+        (busy, _, _) = interstat.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert busy == 0
+
+
+def test_wal_removed_under_the_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """When the -wal file is another one, the database is opened anew."""
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    assert seen(home, run) == (10, False)
+    interstat.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    interstat.close()
+    for path in home.interstat.parent.glob("metrics.db-*"):
+        path.unlink()
+    again = Interstat(home.interstat)
+    again.insert("s1", input_tokens=1, output_tokens=0)
+    assert seen(home, run) == (11, False)
+    again.close()
+
+
+def test_watcher_keeps_the_last_known_numbers_without_being_asked(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    """With a run active, a commit that nobody asks about is in the ledger soon, and survives the source's end."""
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+
+    def kept() -> bool:
+        connection = sqlite3.connect(home.state / "ledger.db")
+        try:
+            return bool(connection.execute("SELECT 1 FROM usage WHERE input = 7").fetchone())
+        finally:
+            connection.close()
+
+    wait_for(kept, "the watcher to notice")
+    daemon.kill()
+    interstat.close()
+    for path in home.interstat.parent.iterdir():
+        path.unlink()
+    home.start()
+    assert seen(home, run) == (10, True)
