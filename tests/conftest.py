@@ -19,7 +19,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def interstat(home: Home) -> Iterator[Interstat]:
-    """interstat's database of that home."""
+    """Interstat's database of that home."""
     made = Interstat(home.interstat)
     yield made
     made.close()

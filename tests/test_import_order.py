@@ -60,7 +60,7 @@ def modules(package: str) -> list[Path]:
 
 def imported(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
     tree = ast.parse(path.read_text())
-    for node in tree.body if top_level_only else ast.walk(tree):
+    for node in tree.body if top_level_only else ast.walk(tree):  # a guarded import for type checkers is no import
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -46,5 +46,5 @@ def test_relative_socket_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_state_and_database(environ: dict[str, str], arguments: dict[str, str], state: str, database: str) -> None:
-    found = locate(environ, NOBODY, **arguments)  # type: ignore[arg-type]  # a table of keyword arguments
+    found = locate(environ, NOBODY, **arguments)
     assert (found.state_dir, found.interstat_db) == (state, database)

@@ -109,8 +109,8 @@ def test_replaced_while_a_writer_goes_on(home: Home, interstat: Interstat, daemo
     interstat.close()
     for path in home.interstat.parent.iterdir():
         path.unlink()
+    live = Interstat(home.interstat)
     for total in range(1, 6):
-        live = Interstat(home.interstat) if total == 1 else live
         live.insert("s1", input_tokens=1, output_tokens=0)
         assert seen(home, run) == (total, False)
     live.close()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.daemon import Daemon, Home, started
-from harness.interstat import OLD_SCHEMA, Interstat, stamp
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.text import fold
+from harness.daemon import Daemon, Home, started
+from harness.interstat import OLD_SCHEMA, Interstat, stamp
 
 
 def spent(home: Home, run: str) -> int:

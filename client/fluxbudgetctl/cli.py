@@ -69,14 +69,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_hot(commands: "_Commands", name: str) -> None:
     def carry_out(options: argparse.Namespace) -> int:
+        naming = (getattr(options, "run", None), getattr(options, "scope", None), getattr(options, "session", None))
         hot_options = hot.Options(
             name,
-            getattr(options, "run", None),
-            getattr(options, "scope", None),
-            getattr(options, "session", None),
-            options.timeout,
-            getattr(options, "json", False),
-            getattr(options, "default", None),
+            naming,
+            timeout=options.timeout,
+            json=getattr(options, "json", False),
+            default=getattr(options, "default", None),
         )
         return hot.run(hot_options)
 

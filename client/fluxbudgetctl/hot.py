@@ -5,15 +5,19 @@ the answer together). The flags' table serves both the quick parser below and th
 for everything that is not a plain, correct use of these flags: `--help`, abbreviations, mistakes.
 """
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
 
 from fluxbudgetctl import environment
 from fluxbudgetctl.connection import exchange, not_understood
 from fluxbudgetctl.failure import Failure, one_line, refused
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.packed import PackedError, Value, pack, unpack
+
+TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 VERSION = 1
 QUICK_SECONDS = 0.2
@@ -29,16 +33,23 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Options(NamedTuple):
+class Options:
     """A hot command line."""
 
-    verb: str
-    run: str | None = None
-    scope: str | None = None
-    session: str | None = None
-    timeout: float | None = None
-    json: bool = False
-    default: int | None = None
+    def __init__(
+        self,
+        verb: str,
+        naming: tuple[str | None, str | None, str | None] = (None, None, None),
+        *,
+        timeout: float | None = None,
+        json: bool = False,
+        default: int | None = None,
+    ) -> None:
+        self.verb = verb
+        self.run, self.scope, self.session = naming
+        self.timeout = timeout
+        self.json = json
+        self.default = default
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
@@ -68,7 +79,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
     naming = (found.get("--run"), found.get("--scope"), found.get("--session"))
     if sum(name is not None for name in naming) > 1:
         return None
-    return Options(arguments[0], *naming, timeout, as_json, default)
+    return Options(arguments[0], naming, timeout=timeout, json=as_json, default=default)
 
 
 def seconds(value: str) -> float:

@@ -1,7 +1,12 @@
 """`fluxbudgetctl`: hot verbs first, without importing what they do not need."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _COLOURS = {"ok": "green", "warning": "yellow", "exceeded": "bold red", "unlimited": "cyan"}
 _NARROW = 72
 _WIDE = 110
+_GOAL = 20  # what is left for the goal at that width
 
 
 def tokens(count: int | None) -> str:
@@ -172,7 +173,7 @@ def _status_table(lines: Iterable[messages.RunLine]) -> None:
     table.add_column("SPENT / BUDGET", justify="right", no_wrap=True)
     table.add_column("STATE", no_wrap=True)
     if wide:
-        table.add_column("GOAL", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column("GOAL", no_wrap=True, overflow="ellipsis", max_width=console.width - _WIDE + _GOAL)
     for line in lines:
         spend, colour = line.spend, _COLOURS[line.spend.state]
         pct = 0.0 if spend.pct is None else spend.pct

@@ -72,6 +72,8 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
     else:
         states = engine.book.active()
     lines = await _lines(engine, states, wait)
+    if not lines:
+        await engine.look_at_sources(wait)
     sessions, loose = await engine.unattributed(wait)
     return wire.StatusAnswer(
         runs=lines,

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
@@ -121,7 +121,7 @@ class Wire:
         self.socket.connect(str(path))
         self._decoder = FrameDecoder()
 
-    def __enter__(self) -> "Wire":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -20,7 +20,7 @@ class StartedRun(NamedTuple):
 
 
 class Said(NamedTuple):
-    """ "This session belongs to this run (None: to no run) from then on"; `at` None: from its start."""
+    """A session belongs to a run (None: to no run) from then on; `at` None: from its start."""
 
     session: str
     run: str | None

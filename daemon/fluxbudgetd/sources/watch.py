@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
+import structlog
 import watchfiles
+from watchfiles._rust_notify import WatchfilesRustInternalError  # its documented home
+
+log = structlog.get_logger()
 
 # watchfiles wakes up once per step even when nothing happens: 50 ms costs 0.2 % of a core.
 _STEP_MS = 50
@@ -45,7 +49,8 @@ async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
                     # The directory may have come to be, or another may have taken its name.
                     if (not seen or not place.is_parent) and await anyio.to_thread.run_sync(_place, path) != place:
                         break
-        except OSError:
+        except (OSError, WatchfilesRustInternalError) as exc:
+            log.warning("not watching, polling instead", path=path, error=str(exc))
             yield
             with anyio.move_on_after(_POLL_SECONDS):
                 await stop.wait()

@@ -1,7 +1,12 @@
 """Where the socket is: one rule for both ends."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Mapping
+
+TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SOCKET_NAME = "fluxbudgetd.sock"
 

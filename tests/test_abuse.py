@@ -1,0 +1,207 @@
+"""Garbage, half frames, slow senders, too many connections, readers that never read: nobody else notices."""
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import msgspec
+import pytest
+
+from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
+from harness.daemon import Daemon, Home, Wire, started
+from harness.interstat import Interstat
+
+
+@pytest.fixture
+def run(home: Home, interstat: Interstat, daemon: Daemon) -> Iterator[str]:
+    """A run whose answer must be right during and after the abuse."""
+    name = started(home, session="s1")
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    yield name
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    assert home.spend(name).spent == 2
+    assert daemon.process.poll() is None
+
+
+def ended(peer: socket.socket) -> bool:
+    peer.settimeout(20)
+    try:
+        while peer.recv(65536):
+            continue
+    except ConnectionResetError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"\xc1", "bad_request"),
+        (b"hello", "bad_request"),
+        (msgspec.msgpack.encode([1, 2]), "bad_request"),
+        (msgspec.msgpack.encode({"op": "ping"}), None),  # the version has a default
+        (msgspec.msgpack.encode({"v": 1}), "bad_request"),
+        (msgspec.msgpack.encode({"v": 1, "op": "no-such-thing"}), "unknown_op"),
+        (msgspec.msgpack.encode({"v": 2, "op": "ping"}), "unsupported_version"),
+        (msgspec.msgpack.encode({"v": 2, "op": "of-the-future", "x": [{}]}), "unsupported_version"),
+        (msgspec.msgpack.encode({"v": 1, "op": "remaining", "run": 5}), "bad_request"),
+        (msgspec.msgpack.encode({"v": 1, "op": "run_start"}), "bad_request"),
+        (msgspec.msgpack.encode({"v": 1, "op": "ping", "of-a-newer-client": {"a": [1]}}), None),
+        (b"\x91" * 100_000, "bad_request"),
+    ],
+)
+def test_messages_that_are_none_get_an_error_and_the_next_one_an_answer(
+    home: Home, run: str, body: bytes, code: str | None
+) -> None:
+    with Wire(home.socket) as wire:
+        wire.socket.sendall(encode_frame(body) + encode_frame(messages.encode(messages.Ping())))
+        if code is not None:
+            assert wire.error() == code
+        else:
+            assert isinstance(messages.decode_answer(wire.receive()), messages.PingAnswer)
+        assert isinstance(messages.decode_answer(wire.receive()), messages.PingAnswer)
+
+
+def test_unsupported_version_says_what_is_served(home: Home, run: str) -> None:
+    with Wire(home.socket) as wire:
+        wire.socket.sendall(encode_frame(msgspec.msgpack.encode({"v": 7, "op": "ping"})))
+        answer = messages.decode_answer(wire.receive())
+    assert isinstance(answer, messages.ErrorAnswer)
+    assert answer.error.message == "protocol version 7 is not served; served: 1"
+
+
+@pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 2**32 - 1])
+def test_impossible_lengths_are_told_and_closed(home: Home, run: str, length: int) -> None:
+    with Wire(home.socket) as wire:
+        wire.socket.sendall(length.to_bytes(4, "big") + b"x")
+        assert wire.error() == "too_large"
+        assert ended(wire.socket)
+
+
+def test_random_garbage(home: Home, run: str) -> None:
+    chance = random.Random(7)
+    for _ in range(200):
+        with Wire(home.socket) as wire:
+            data = chance.randbytes(chance.randrange(1, 200))
+            # Mostly short lengths, so that garbage reaches the decoder behind the framing.
+            wire.socket.sendall((b"\0\0\0" if chance.random() < 0.7 else b"") + data)
+            wire.socket.shutdown(socket.SHUT_WR)
+            assert ended(wire.socket)
+
+
+def test_requests_in_one_piece_and_in_many_are_answered_in_order(home: Home, run: str) -> None:
+    frames = b"".join(encode_frame(messages.encode(messages.RunShow(run=name))) for name in (run, "a", run, "b") * 25)
+    with Wire(home.socket) as wire:
+        for start in range(0, len(frames), 7):
+            wire.socket.sendall(frames[start : start + 7])
+        kinds = [type(messages.decode_answer(wire.receive())) for _ in range(100)]
+    assert kinds == [messages.RunShowAnswer, messages.ErrorAnswer] * 50
+
+
+def test_half_frames_time_out_while_others_are_answered(home: Home, run: str) -> None:
+    """Each slow sender is told after ten seconds; until then, everybody else is served."""
+    with ExitStack() as stack:
+        slow = [stack.enter_context(Wire(home.socket)) for _ in range(20)]
+        for wire in slow:
+            wire.socket.sendall(b"\0\x10\0\0half")
+        before = time.monotonic()
+        while time.monotonic() - before < 9:
+            assert home.spend(run).spent == 1
+            for wire in slow:
+                wire.socket.sendall(b"x")  # a byte now and then does not help
+        for wire in slow:
+            assert wire.error() == "timeout"
+            assert ended(wire.socket)
+
+
+def test_1100_connections(home: Home, run: str, daemon: Daemon) -> None:
+    """1 024 are served, the others hear `busy`; when some close, there is room again."""
+    with ExitStack() as stack:
+        served, refused = [], 0
+        for _ in range(1100):
+            wire = stack.enter_context(Wire(home.socket))
+            try:
+                answer = wire.ask(messages.Ping())
+            except (AssertionError, BrokenPipeError, ConnectionResetError):
+                refused += 1
+                continue
+            if isinstance(answer, messages.ErrorAnswer):
+                assert answer.error.code == "busy"
+                refused += 1
+            else:
+                served.append(wire)
+        assert (len(served), refused) == (1024, 76)
+        result = home.ctl("remaining", "--run", run)
+        assert (result.returncode, result.stdout) == (69, "")
+        assert isinstance(served[0].ask(messages.Remaining(run=run)), messages.RemainingAnswer)
+        for wire in served[:10]:
+            wire.socket.close()
+        assert home.ok("remaining", "--run", run) == str(250_000 - 1)
+    assert daemon.status("VmRSS") < 100_000
+
+
+def test_reader_that_never_reads(home: Home, run: str, daemon: Daemon) -> None:
+    """Its requests stop being taken; its connection is closed; the daemon does not grow."""
+    frame = encode_frame(messages.encode(messages.RunShow(run=run)))
+    before = daemon.status("VmRSS")
+    with ExitStack() as stack:
+        deaf = [stack.enter_context(closing(socket.socket(socket.AF_UNIX))) for _ in range(5)]
+        for peer in deaf:
+            peer.connect(str(home.socket))
+            peer.settimeout(0.2)
+            try:
+                for _ in range(100_000):
+                    peer.sendall(frame * 50)
+            except (TimeoutError, BrokenPipeError, ConnectionResetError):
+                continue
+        assert home.spend(run).spent == 1
+        assert daemon.status("VmRSS") - before < 20_000
+
+
+def test_many_large_half_frames_stay_bounded(home: Home, run: str, daemon: Daemon) -> None:
+    """300 clients begin a frame of one MiB; what is kept of them has a limit, and small requests go on."""
+    piece = (MAX_FRAME).to_bytes(4, "big") + os.urandom(900_000)
+    before = daemon.status("VmRSS")
+
+    def send(wire: Wire) -> None:
+        wire.socket.settimeout(5)
+        try:
+            wire.socket.sendall(piece)
+        except OSError:
+            return
+
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire(home.socket)) for _ in range(300)]
+        threads = [threading.Thread(target=send, args=(wire,)) for wire in wires]
+        for thread in threads:
+            thread.start()
+        peak = 0
+        while any(thread.is_alive() for thread in threads):
+            assert home.spend(run).spent == 1
+            peak = max(peak, daemon.status("VmRSS") - before)
+        for thread in threads:
+            thread.join()
+        assert peak < 64_000, peak
+
+
+def test_out_of_descriptors(home: Home, interstat: Interstat) -> None:
+    """When the system gives no more descriptors, those connected are served, and later others again."""
+    daemon = home.start(prefix=("prlimit", "--nofile=60:60"))
+    name = started(home, session="s1")
+    with ExitStack() as stack:
+        wires = []
+        for _ in range(80):
+            peer = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
+            peer.connect(str(home.socket))
+            wires.append(peer)
+        first = wires[0]
+        first.settimeout(10)
+        first.sendall(encode_frame(messages.encode(messages.Ping())))
+        assert first.recv(65536)
+    assert home.spend(name).spent == 0
+    assert daemon.process.poll() is None

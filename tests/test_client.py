@@ -1,0 +1,440 @@
+"""The client: what it prints, where, and with which exit code."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fluxbudgetctl import cli, hot
+from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.framing import encode_frame
+from harness.daemon import CTL, Daemon, Home, started
+from harness.interstat import Interstat
+
+
+def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str = "") -> str:
+    """Require an exit code, an untouched stdout, one line and a hint on stderr; return the line."""
+    assert (result.returncode, result.stdout) == (code, stdout), result
+    line, hint, *rest = result.stderr.splitlines()
+    assert line.startswith("fluxbudgetctl: "), result
+    assert hint.startswith("hint: "), result
+    assert not rest, result
+    return line
+
+
+@pytest.mark.parametrize("verb", ["remaining", "env", "check", "ping", "status", "version"])
+def test_daemon_away(home: Home, verb: str) -> None:
+    printed = "fluxbudgetctl 0.1.0 (python)\n" if verb == "version" else ""
+    assert "no daemon at" in clean_error(home.ctl(verb), 69, printed)
+
+
+@pytest.mark.parametrize("flag", [["--default", "4200"], ["--default=4200"]])
+def test_default_when_there_is_no_answer(home: Home, flag: list[str]) -> None:
+    clean_error(home.ctl("remaining", *flag), 0, "4200\n")
+
+
+def test_default_does_not_hide_an_answer(home: Home, daemon: Daemon) -> None:
+    clean_error(home.ctl("remaining", "--default", "4200"), 3, "0\n")
+
+
+def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
+    """No answer in time: 75, or the default."""
+    run = started(home)
+    daemon.signal(signal.SIGSTOP)
+    try:
+        assert "within 0.2 s" in clean_error(home.ctl("remaining", "--run", run), 75)
+        assert "within 0.3 s" in clean_error(home.ctl("check", "--run", run, "--timeout", "0.3"), 75)
+        clean_error(home.ctl("remaining", "--run", run, "--default", "1"), 0, "1\n")
+    finally:
+        daemon.signal(signal.SIGCONT)
+
+
+def test_no_run(home: Home, daemon: Daemon) -> None:
+    clean_error(home.ctl("remaining"), 3, "0\n")
+    clean_error(home.ctl("env"), 3)
+    clean_error(home.ctl("check"), 3)
+    clean_error(home.ctl("run", "show"), 3)
+    clean_error(home.ctl("status", "--run", "x"), 3)
+    clean_error(home.ctl("remaining", "--run", "no-such"), 3, "0\n")
+    shown = json.loads(home.ctl("remaining", "--json").stdout)
+    assert (shown["run"], shown["remaining"], shown["state"]) == (None, 0, "no_run")
+    assert home.ok("status") == "no active runs"
+
+
+def test_no_budget(home: Home, daemon: Daemon) -> None:
+    run = home.ok("run", "start", "--budget", "none")
+    result = home.ctl("remaining")
+    assert (result.returncode, result.stdout) == (3, "0\n")
+    assert result.stderr == f"fluxbudgetctl: run {run} has no budget\n"
+    result = home.ctl("env")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert home.ok("check") == "ok"
+    shown = json.loads(home.ctl("remaining", "--json").stdout)
+    assert (shown["remaining"], shown["budget"], shown["state"]) == (None, None, "unlimited")
+
+
+def test_a_budget_to_its_end(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """remaining, env and check, from full to exhausted; check refuses the second time like the first."""
+    home.ok("run", "start", "--budget", "100", "--session", "s1")
+    row = interstat.insert("s1")
+    for spent, left, state in ((0, 100, "ok"), (79, 21, "ok"), (80, 20, "warning"), (99, 1, "warning")):
+        interstat.update(row, input_tokens=spent, output_tokens=0)
+        assert home.ok("remaining") == str(left)
+        assert home.ok("env") == f"export FLUX_BUDGET_REMAINING={left}"
+        assert home.ok("check") == "ok"
+        assert home.json("remaining")["state"] == state
+    for spent in (100, 260):
+        interstat.update(row, input_tokens=spent, output_tokens=0)
+        assert home.ok("remaining") == "0"
+        assert home.ok("env") == "export FLUX_BUDGET_REMAINING=1"
+        for _ in range(2):
+            result = home.ctl("check")
+            assert (result.returncode, result.stderr) == (1, "")
+            assert result.stdout == f"budget_exceeded|brainstorm|{spent}/100 billing tokens\n"
+    home.ok("run", "set", "--budget", "1000")
+    assert home.ok("check") == "ok"
+
+
+USAGE = [
+    [], ["no-such"], ["remaining", "--no-such"], ["remaining", "extra"], ["remaining", "--timeout", "0"],
+    ["remaining", "--timeout", "soon"], ["remaining", "--timeout", "nan"], ["remaining", "--default", "x"],
+    ["remaining", "--run"], ["remaining", "--run", ""], ["remaining", "--run", "a", "--scope", "b"], ["run"],
+    ["run", "start", "--budget", "much"], ["run", "start", "--complexity", "x"], ["run", "attach"], ["run", "set"],
+    ["remaining", "--tim", "1"], ["check", "--default", "1"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_bad_usage(home: Home, arguments: list[str]) -> None:
+    clean_error(home.ctl(*arguments), 64)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--id", "a b"], ["--budget", "0"], ["--budget=-5"], ["--complexity", "9"], ["--warn-pct", "100"],
+        ["--enforcement", "firm"], ["--cost-basis", "x"], ["--phases", "a,a"], ["--phases", "a|b"],
+        ["--budget", str(2**63)],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_bad_input(home: Home, daemon: Daemon, arguments: list[str]) -> None:
+    clean_error(home.ctl("run", "start", *arguments), 65)
+    assert home.json("run", "list", "--all")["runs"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([verb] for verb in ("remaining", "env", "check", "ping", "status", "doctor", "version", "run")),
+        *(["run", verb] for verb in ("start", "list", "show", "set", "attach", "detach", "finish", "cancel")),
+    ],
+    ids=" ".join,
+)
+def test_help(home: Home, arguments: list[str]) -> None:
+    result = home.ctl(*arguments, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: fluxbudgetctl")
+
+
+def test_help_tells_naming_and_exit_codes(home: Home) -> None:
+    text = home.ok("--help")
+    for word in ("$FLUXBUDGET_RUN", "$CLAVAIN_BEAD_ID", "69 daemon not", "75 no answer"):
+        assert word in text
+
+
+def test_quick_and_whole_parser_agree() -> None:
+    """Every hot command line that the quick parser takes means the same to argparse."""
+    lines = [
+        "remaining", "remaining --run a", "remaining --scope=b --json", "remaining --session c --timeout 0.5",
+        "remaining --default 5 --timeout=2", "env", "env --run a", "check --json", "check --scope x --timeout 1",
+        "ping", "ping --json", "ping --timeout 3",
+    ]  # fmt: skip
+    seen: list[hot.Options] = []
+    original = hot.run
+
+    def record(options: hot.Options) -> int:
+        seen.append(options)
+        return 0
+
+    hot.run = record
+    try:
+        for line in lines:
+            cli.run(line.split())
+    finally:
+        hot.run = original
+    assert [vars(options) for options in seen] == [vars(hot.parse(line.split())) for line in lines]
+
+
+def test_naming_order(home: Home, daemon: Daemon) -> None:
+    """Flags, $FLUXBUDGET_RUN, $CLAVAIN_BEAD_ID, the sessions, the directory."""
+    for number, name in enumerate(("by-flag", "by-env", "by-bead", "by-code", "by-session", "by-dir"), 1):
+        started(home, id=name, scope=f"scope-{name}" if name == "by-bead" else None, token_budget=number, session=name)
+    environ = {
+        "FLUXBUDGET_RUN": "by-env",
+        "CLAVAIN_BEAD_ID": "scope-by-bead",
+        "CLAUDE_CODE_SESSION_ID": "by-code",
+        "CLAUDE_SESSION_ID": "by-session",
+    }
+    assert home.ok("remaining", "--run", "by-flag", environ=environ) == "1"
+    assert home.ok("remaining", "--session", "by-session", environ=environ) == "5"
+    for number, name in enumerate(tuple(environ), 2):
+        assert home.ok("remaining", environ=environ) == str(number), name
+        environ.pop(name)
+    environ = {"CLAUDE_CODE_SESSION_ID": "unknown", "CLAVAIN_BEAD_ID": "unknown", "CLAUDE_SESSION_ID": "by-session"}
+    assert home.ok("remaining", environ=environ) == "5"
+    clean_error(home.ctl("remaining", environ={"FLUXBUDGET_RUN": "unknown"}), 3, "0\n")
+    assert "6 active runs" in clean_error(home.ctl("remaining"), 3, "0\n")
+
+
+def test_directory_names_the_only_active_run(home: Home, daemon: Daemon) -> None:
+    below = home.project / "a" / "b"
+    below.mkdir(parents=True)
+    link = home.root / "link"
+    link.symlink_to(below)
+    run = home.ok("run", "start", "--budget", "77")
+    for place in (home.project, below, link):
+        assert home.ok("remaining", cwd=place) == "77"
+    clean_error(home.ctl("remaining", cwd=home.root), 3, "0\n")
+    sibling = home.root / "project-two"
+    sibling.mkdir()
+    clean_error(home.ctl("remaining", cwd=sibling), 3, "0\n")
+    assert home.ok("remaining", environ={"CLAVAIN_BEAD_ID": "another-sprint"}) == "77"
+    home.ok("run", "finish", "--run", run)
+    clean_error(home.ctl("remaining"), 3, "0\n")
+    scoped = home.ok("run", "start", "--scope", "b1", "--budget", "88")
+    assert home.ok("remaining") == "88"
+    clean_error(home.ctl("remaining", environ={"CLAVAIN_BEAD_ID": "another-sprint"}), 3, "0\n")
+    assert scoped != run
+
+
+def test_deleted_working_directory(home: Home, daemon: Daemon) -> None:
+    gone = home.root / "gone"
+    gone.mkdir()
+    command = f"cd {gone} && rmdir {gone} && exec {' '.join(CTL)}"
+    result = subprocess.run(
+        ["sh", "-c", f"{command} remaining"], env=home.environ, capture_output=True, text=True, check=False
+    )
+    clean_error(result, 3, "0\n")
+
+
+def test_the_same_run_again(home: Home, daemon: Daemon) -> None:
+    first = home.ok("run", "start", "--scope", "b1", "--budget", "500", "--goal", "g")
+    assert home.ok("run", "start", "--scope", "b1", "--budget", "500", "--goal", "g") == first
+    assert home.ok("run", "start", "--scope", "b1", "--id", first) == first
+    clean_error(home.ctl("run", "start", "--scope", "b1", "--budget", "600"), 65)
+    clean_error(home.ctl("run", "start", "--scope", "b1", "--id", "another"), 65)
+    home.ok("run", "set", "--run", first, "--budget", "600")
+    assert home.ok("run", "start", "--scope", "b1", "--budget", "500") == first
+    home.ok("run", "finish", "--run", first)
+    clean_error(home.ctl("run", "start", "--id", first), 65)
+    assert home.ok("run", "start", "--scope", "b1") != first
+
+
+def test_two_starts_of_one_scope_at_once_are_one_run(home: Home, daemon: Daemon) -> None:
+    processes = [
+        subprocess.Popen(
+            [*CTL, "run", "start", "--scope", "b1"],
+            env=home.environ,
+            cwd=home.project,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    assert len({process.communicate()[0] for process in processes}) == 1
+    assert [process.returncode for process in processes] == [0] * 8
+    assert len(home.json("run", "list", "--all")["runs"]) == 1
+
+
+def test_ending_a_run(home: Home, daemon: Daemon) -> None:
+    run = home.ok("run", "start")
+    home.ok("run", "finish", "--run", run)
+    assert "unchanged" in home.ok("run", "finish", "--run", run)
+    clean_error(home.ctl("run", "cancel", "--run", run), 65)
+    clean_error(home.ctl("run", "set", "--run", run, "--budget", "5"), 65)
+    assert home.ok("run", "list") == "no runs"
+    assert run in home.ok("run", "list", "--all")
+    clean_error(home.ctl("run", "detach", "--session", "nobody"), 65)
+
+
+@contextmanager
+def false_daemon(home: Home, serve: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Something else at the socket's path, that answers in its own way."""
+    home.socket.parent.mkdir(parents=True, mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home.socket))
+        listener.listen()
+
+        def accept() -> None:
+            try:
+                while True:
+                    peer, _ = listener.accept()
+                    with peer:
+                        peer.recv(65536)
+                        serve(peer)
+            except OSError:
+                return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(timeout=10)
+
+
+def frame(value: object) -> bytes:
+    return encode_frame(msgspec.msgpack.encode(value))
+
+
+@pytest.mark.parametrize("verb", ["remaining", "status"])
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"", 69),
+        (b"\0\0", 69),
+        (b"\0\0\0\5ab", 69),
+        (b"\xff\xff\xff\xff", 70),
+        (b"\0\0\0\1\xc1", 70),
+        (frame([1, 2]), 70),
+        (frame({"ok": True}), 70),
+        (frame({"ok": False}), 70),
+        (frame({"ok": False, "error": {"code": "busy", "message": "m", "hint": "h"}}), 69),
+        (frame({"ok": False, "error": {"code": "of-the-future", "message": "m", "hint": "h"}}), 70),
+    ],
+)
+def test_answers_that_are_none(home: Home, verb: str, answer: bytes, code: int) -> None:
+    with false_daemon(home, lambda peer: peer.sendall(answer)):
+        result = home.ctl(verb, "--timeout", "5")
+    assert (result.returncode, result.stdout) == (code, ""), result
+    assert result.stderr.startswith("fluxbudgetctl: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:
+    """`| head` and a closed stdout end the client silently."""
+    for number in range(60):
+        started(home, id=f"run-{number}", goal="g" * 2000)
+    command = f"{' '.join(CTL)} run list | head -1"
+    result = subprocess.run(["bash", "-c", command], env=home.environ, capture_output=True, text=True, check=False)
+    assert (result.stdout.startswith("RUN"), result.stderr) == (True, "")
+
+
+def test_error_codes_are_documented() -> None:
+    assert all(code in range(256) and text for code, text in codes.ERROR_CODES.values())
+
+
+def test_ping_and_version(home: Home, daemon: Daemon) -> None:
+    assert f"pid {daemon.process.pid}" in home.ok("ping")
+    assert home.json("ping")["protocol"] == 1
+    assert home.ok("version").splitlines()[0] == "fluxbudgetctl 0.1.0 (python)"
+    shown = home.json("version")
+    assert (shown["client"], shown["daemon"]) == ("0.1.0", "0.1.0")
+
+
+def test_doctor(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    assert home.ok("doctor").endswith("all is well")
+    assert home.json("doctor")["ok"] is True
+    daemon.kill()
+    result = home.ctl("doctor")
+    assert result.returncode == 1
+    assert "no fluxbudgetd serves" in result.stdout
+    home.socket.unlink()
+    home.socket.write_text("")
+    assert "is not a socket" in home.ctl("doctor").stdout
+    home.socket.unlink()
+    home.socket.parent.chmod(0o770)
+    assert "writable by others" in home.ctl("doctor").stdout
+    home.socket.parent.chmod(0o700)
+
+
+def test_hot_verbs_do_not_import_what_is_heavy(home: Home, daemon: Daemon) -> None:
+    """What is not imported costs nothing: no argparse, msgspec, json, socket, anyio or rich for `remaining`."""
+    run = started(home)
+    code = (
+        "import sys; before = set(sys.modules); from fluxbudgetctl.main import main;"
+        "code = main(['remaining', '--run', sys.argv[1]]);"
+        "heavy = {'argparse', 'msgspec', 'json', 'socket', 'anyio', 'rich', 're', 'typing', 'enum'};"
+        "print(sorted((heavy & set(sys.modules)) - before), code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, run], env=home.environ, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "250000\n[] 0\n"
+
+
+def test_terminal_gets_bars_and_a_pipe_gets_columns(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """On terminals of three widths no line is wider than the terminal; NO_COLOR is respected; a pipe is plain."""
+    home.ok("run", "start", "--id", "r1", "--budget", "1000000", "--session", "s1", "--goal", "g\x1b[2Joal " * 20)
+    home.ok("run", "start", "--id", "r2", "--budget", "100", "--session", "s2")
+    home.ok("run", "start", "--id", "r3", "--budget", "none")
+    interstat.insert("s1", input_tokens=623_000, output_tokens=0)
+    interstat.insert("s2", input_tokens=1_234_567, output_tokens=0)
+    for width in (60, 80, 132):
+        shown = in_terminal(home, ["status"], width)
+        assert "\x1b[2J" not in shown
+        plain = without_colours(shown)
+        assert all(len(line) <= width for line in plain.splitlines()), plain
+        assert "62.3" in plain
+        assert "1 234 567 / 100" in plain
+        assert ("█" in plain) == (width > 60)
+        assert "\x1b[" in shown
+    assert re.search(r"\x1b\[[0-9;]*3[0-7]m", in_terminal(home, ["status"], 80))
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", in_terminal(home, ["status"], 80, {"NO_COLOR": "1"}))
+    piped = home.ok("status")
+    assert piped.isascii()
+    assert [line.split()[0] for line in piped.splitlines()] == ["RUN", "r3", "r2", "r1"]
+    assert "1234567  100" in piped
+    for arguments in (["run", "show", "--run", "r1"], ["run", "list"], ["doctor"]):
+        assert "\x1b[2J" not in in_terminal(home, arguments, 80)
+
+
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def in_terminal(home: Home, arguments: list[str], width: int, environ: dict[str, str] | None = None) -> str:
+    """Return what the client writes to a terminal of this width."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    process = subprocess.Popen(
+        [*CTL, *arguments],
+        env={**home.environ, "TERM": "xterm-256color", **(environ or {})},
+        cwd=home.project,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    data = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        data += piece
+    os.close(master)
+    assert process.wait() in (0, 1)
+    return data.decode().replace("\r\n", "\n")
+
+
+def test_paths_are_shown_in_the_project(home: Home, daemon: Daemon) -> None:
+    link = home.root / "link"
+    link.symlink_to(home.project)
+    run = home.ok("run", "start", "--project", str(link))
+    assert home.json("run", "show", "--run", run)["run"]["project_dir"] == str(Path(home.project).resolve())

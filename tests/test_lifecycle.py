@@ -1,0 +1,214 @@
+"""Starting, serving, stopping: locks, sockets, permissions, signals, peers."""
+
+import os
+import signal
+import socket
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.framing import FrameDecoder
+from harness.daemon import Daemon, Home, Wire, started, wait_for
+from harness.interstat import Interstat
+
+
+def failed_start(home: Home, *arguments: str) -> tuple[int, str]:
+    daemon = home.start(*arguments, wait=False)
+    code = daemon.process.wait(timeout=20)
+    assert "Traceback" not in daemon.log
+    return code, daemon.log
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_permissions_whatever_the_umask(home: Home, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        daemon = Daemon(home, (), ())
+    finally:
+        os.umask(before)
+    home.root.joinpath("daemon-0.log").chmod(0o600)
+    try:
+        daemon.wait_until_ready()
+        assert mode(home.socket) == 0o600
+        assert mode(home.socket.parent) == 0o700
+        assert mode(home.state) == 0o700
+        assert started(home)
+    finally:
+        daemon.stop()
+
+
+def test_directory_of_ours_is_closed_again(home: Home) -> None:
+    home.socket.parent.mkdir(parents=True, mode=0o755)
+    home.start()
+    assert mode(home.socket.parent) == 0o700
+
+
+def test_directory_that_everybody_can_write_to_is_refused(home: Home) -> None:
+    home.socket.parent.mkdir(parents=True)
+    home.socket.parent.chmod(0o777)
+    code, log = failed_start(home)
+    assert (code, "writable by everybody" in log) == (1, True)
+
+
+def test_second_daemon_says_who_serves(home: Home, daemon: Daemon) -> None:
+    code, log = failed_start(home, "--state-dir", str(home.root / "another"))
+    assert code == 1
+    assert f"is served by fluxbudgetd pid {daemon.process.pid}" in log
+    assert "hint: " in log
+    assert started(home)
+
+
+def test_dead_socket_is_replaced(home: Home, daemon: Daemon) -> None:
+    daemon.kill()
+    assert home.socket.is_socket()
+    assert home.ctl("ping").returncode == 69
+    home.start()
+    assert home.ctl("ping").returncode == 0
+
+
+def test_live_socket_of_another_program_is_never_replaced(home: Home) -> None:
+    home.socket.parent.mkdir(parents=True, mode=0o700)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(home.socket))
+        other.listen()
+        inode = home.socket.stat().st_ino
+        code, log = failed_start(home)
+        assert (code, "is served by another process" in log) == (1, True)
+        assert home.socket.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
+def test_what_is_no_socket_is_never_replaced(home: Home, kind: str) -> None:
+    home.socket.parent.mkdir(parents=True, mode=0o700)
+    precious = home.root / "precious"
+    precious.write_text("precious")
+    if kind == "file":
+        home.socket.write_text("precious")
+    elif kind == "directory":
+        home.socket.mkdir()
+    else:
+        home.socket.symlink_to(precious)
+    code, log = failed_start(home)
+    assert (code, "is not a socket" in log) == (1, True)
+    assert precious.read_text() == "precious"
+    assert home.socket.is_symlink() == (kind == "symlink")
+    assert home.socket.exists()
+
+
+def test_path_that_is_too_long(home: Home) -> None:
+    code, log = failed_start(home, "--socket", str(home.root / ("x" * 120) / "s"))
+    assert (code, "at most 107 are possible" in log) == (1, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_cleanly(home: Home, interstat: Interstat, number: signal.Signals) -> None:
+    """Exit 0, the socket's file gone, and quickly, even with an idle connection and a run to watch."""
+    daemon = home.start()
+    started(home, session="s1")
+    with Wire(home.socket) as idle:
+        idle.ask(messages.Ping())
+        daemon.signal(number)
+        assert daemon.process.wait(timeout=10) == 0
+        assert idle.socket.recv(1) == b""
+    assert not home.socket.exists()
+    assert "stopped" in daemon.log
+
+
+def test_stop_does_not_remove_somebody_elses_socket(home: Home, daemon: Daemon) -> None:
+    home.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(home.socket))
+        assert daemon.stop() == 0
+        assert home.socket.exists()
+
+
+def test_hangup_opens_the_sources_anew(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    assert home.spend(run).spent == 5
+    daemon.signal(signal.SIGHUP)
+    wait_for(lambda: "reloading" in daemon.log, "the reload")
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    assert (home.spend(run).spent, home.spend(run).stale) == (10, False)
+
+
+def test_request_under_way_is_answered_before_the_end(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A change that was asked for before SIGTERM is either answered and kept, or not done."""
+    with Wire(home.socket) as wire:
+        for number in range(20):
+            wire.socket.sendall(b"")
+            wire.ask(messages.RunStart(project_dir="/p", id=f"r{number}"))
+        daemon.signal(signal.SIGTERM)
+        assert daemon.process.wait(timeout=10) == 0
+    home.start()
+    assert len(home.json("run", "list")["runs"]) == 20
+
+
+def test_logs_are_json_without_a_terminal(home: Home, daemon: Daemon) -> None:
+    for line in daemon.log.splitlines():
+        assert line.startswith("{"), line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user for this test")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
+def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
+    """Even one that the permissions let through; root is served."""
+    home.socket.parent.chmod(0o711)
+    home.socket.chmod(0o666)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(home.socket.parent)
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(home.socket.name)
+                os.write(writer, peer.recv(65536))
+                os.write(writer, peer.recv(1))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answers:
+        data = answers.read()
+    os.waitpid(child, 0)
+    decoder = FrameDecoder()
+    decoder.feed(data)
+    body = decoder.next()
+    assert body is not None
+    answer = messages.decode_answer(body)
+    assert isinstance(answer, messages.ErrorAnswer)
+    assert answer.error.code == "forbidden"
+    assert decoder.buffered == 0
+    assert "65534" in daemon.log
+    home.ok("ping")
+
+
+def test_at_rest_without_active_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Nothing wakes the daemon: no run, no watcher; the same again when the last run has ended."""
+    run = started(home, session="s1")
+    wait_for(lambda: daemon.status("Threads") > 3, "the watcher to start")
+    home.ok("run", "finish", "--run", run)
+
+    def switches() -> int:
+        return sum(
+            int(line.split()[1])
+            for task in Path(f"/proc/{daemon.process.pid}/task").iterdir()
+            for line in (task / "status").read_text().splitlines()
+            if line.startswith("voluntary_ctxt_switches")
+        )
+
+    def quiet() -> bool:
+        before = switches()
+        time.sleep(0.5)  # the measure itself: a watcher would have woken ten times
+        return switches() == before
+
+    wait_for(quiet, "the daemon to come to rest")
