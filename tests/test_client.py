@@ -333,6 +333,19 @@ def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:
     assert (result.stdout.startswith("RUN"), result.stderr) == (True, "")
 
 
+@pytest.mark.parametrize("verb", ["remaining", "run list"])
+def test_output_that_cannot_be_written(home: Home, daemon: Daemon, verb: str) -> None:
+    """A full disk is one line; a closed stdout loses nothing but the output."""
+    started(home)
+    for redirection, code in (("> /dev/full", 70), (">&-", 0)):
+        command = f"{' '.join(CTL)} {verb} {redirection}"
+        result = subprocess.run(
+            ["bash", "-c", command], env=home.environ, cwd="/", capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in result.stderr, result
+        assert result.returncode in (code, 3), result
+
+
 def test_error_codes_are_documented() -> None:
     assert all(code in range(256) and text for code, text in codes.ERROR_CODES.values())
 

@@ -13,23 +13,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        from fluxbudgetctl import hot  # noqa: PLC0415  so that an interrupt while importing is caught, too
-
-        options = hot.parse(arguments)
-        if options is not None:
-            return hot.run(options)
-        from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than a hot verb's whole answer
-
-        return cli.run(arguments)
+        code = _run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): there is nobody left to tell. Keep the interpreter from
-        # complaining about the same thing when it flushes.
-        import os  # noqa: PLC0415
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read our output has gone (`| head`): there is nobody left to tell.
+        _silence()
         return 0
+    except OSError as exc:
+        # Our own output cannot be written (a full disk); everything else is translated where it happens.
+        _silence()
+        sys.stderr.write(f"fluxbudgetctl: the output cannot be written: {exc.strerror}\n")
+        return 70
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    from fluxbudgetctl import hot  # noqa: PLC0415  so that an interrupt while importing is caught, too
+
+    options = hot.parse(arguments)
+    if options is not None:
+        return hot.run(options)
+    from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than a hot verb's whole answer
+
+    return cli.run(arguments)
+
+
+def _silence() -> None:
+    """Keep the interpreter from failing once more when it flushes stdout at its end."""
+    import os  # noqa: PLC0415
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

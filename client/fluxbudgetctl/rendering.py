@@ -17,7 +17,7 @@ def tokens(count: int | None) -> str:
     """Return a count: digits in groups of three on a terminal, plain ones in a pipe."""
     if count is None:
         return "unlimited"
-    return f"{count:,}".replace(",", " ") if sys.stdout.isatty() else str(count)
+    return f"{count:,}".replace(",", " ") if _on_terminal() else str(count)
 
 
 def bar(pct: float, width: int, *, unicode: bool) -> str:
@@ -35,7 +35,7 @@ def status(answer: messages.StatusAnswer) -> None:
     """Print the runs, the sources that cannot be read, and what belongs to no run."""
     if not answer.runs:
         print("no active runs")
-    elif sys.stdout.isatty():
+    elif _on_terminal():
         _status_table(answer.runs)
     else:
         _columns(
@@ -139,6 +139,10 @@ def doctor(path: str, answer: messages.DoctorAnswer | None, findings: Sequence[m
         print(f"problem   {one_line(finding.what)}")
         if finding.hint:
             print(f"          do: {one_line(finding.hint)}")
+
+
+def _on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # closed by the caller: `>&-`
 
 
 def _plain_line(line: messages.RunLine) -> tuple[str, ...]:

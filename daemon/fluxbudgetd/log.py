@@ -17,7 +17,8 @@ def configure() -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if not terminal:
-        processors.append(structlog.processors.dict_tracebacks)
+        # As text: structlog's structured tracebacks carry local variables, which may hold other people's data.
+        processors.append(structlog.processors.format_exc_info)
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

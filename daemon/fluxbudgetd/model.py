@@ -61,7 +61,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: int | None
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """One record of tokens used, as a source gives it.
 
     `key` names the record within its session and source. `at` is None when the source's time cannot be read.

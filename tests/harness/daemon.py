@@ -133,10 +133,11 @@ class Wire:
         return messages.decode_answer(self.receive())
 
     def receive(self) -> bytes:
-        """Return the next answer's body; fails at the end of the stream."""
+        """Return the next answer's body; raises EOFError at the end of the stream."""
         while (body := self._decoder.next()) is None:
             data = self.socket.recv(65536)
-            assert data, "the daemon closed the connection"
+            if not data:
+                raise EOFError("the daemon closed the connection")
             self._decoder.feed(data)
         return body
 

@@ -65,9 +65,9 @@ class Recount:
                 answer = run.name
         return answer
 
-    def implied(self, session: str) -> str | None:
+    def implied(self, session: str, rows: list[dict[str, object]] | None = None) -> str | None:
         best = None
-        for row in self.rows():
+        for row in self.rows() if rows is None else rows:
             if row["session_id"] != session:
                 continue
             at = seconds(row["timestamp"])
@@ -84,14 +84,14 @@ class Recount:
             spoken = [self.said[-1]]
         self.said.append(Said(session, run, at if spoken else None))
 
-    def owner(self, row: dict[str, object]) -> str | None:
+    def owner(self, row: dict[str, object], implied: dict[str, str | None]) -> str | None:
         at = seconds(row["timestamp"])
         by_bead = self.run_of_bead(row["bead_id"], at)
         if by_bead is not None:
             return by_bead
         spoken = [said for said in self.said if said.session == row["session_id"]]
         if not spoken:
-            return self.implied(str(row["session_id"]))
+            return implied[str(row["session_id"])]
         answer = None
         for said in spoken:
             if said.at is None or at is None or said.at <= at:
@@ -101,9 +101,13 @@ class Recount:
     def totals(self) -> dict[str | None, tuple[int, int]]:
         """Return run → (billing, total) tokens; under None what belongs to no run."""
         sums: dict[str | None, tuple[int, int]] = {run.name: (0, 0) for run in self.runs}
-        for row in self.rows():
+        rows = self.rows()
+        sessions = {str(row["session_id"]) for row in rows}
+        implied = {session: self.implied(session, rows) for session in sessions}
+        for row in rows:
             billing = count(row["input_tokens"]) + count(row["output_tokens"])
             total = billing + count(row["cache_read_tokens"]) + count(row["cache_creation_tokens"])
-            before = sums.get(self.owner(row), (0, 0))
-            sums[self.owner(row)] = (before[0] + billing, before[1] + total)
+            owner = self.owner(row, implied)
+            before = sums.get(owner, (0, 0))
+            sums[owner] = (before[0] + billing, before[1] + total)
         return sums

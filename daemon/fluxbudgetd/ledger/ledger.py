@@ -215,6 +215,7 @@ def _decode_run(encoded: bytes) -> Run:
 
 
 def _usage(row: Sequence[Any]) -> Usage:
+    # The columns stand in the order of the struct's fields.
     key, at, agent, model, bead, phase, pending, *tokens = row
-    values = (key, at, agent, model, bead, phase, bool(pending), *tokens)
-    return Usage(**dict(zip(Usage.__struct_fields__, values, strict=True)))
+    input_, output, cache_read, cache_creation = tokens
+    return Usage(key, at, agent, model, bead, phase, bool(pending), input_, output, cache_read, cache_creation)

@@ -13,8 +13,6 @@ import sqlite3
 import stat
 from urllib.parse import quote
 
-from fluxbudgetd.wire.text import fold
-
 # How long the worker waits for a lock before it says `locked`. Short against the client's 200 ms: the answer with the
 # last known numbers has to be there in time.
 READER_BUSY_SECONDS = 0.06
@@ -117,9 +115,7 @@ class Link:
 def _connect(path: str, *, immutable: bool, busy_seconds: float) -> sqlite3.Connection:
     uri = f"file:{quote(path)}?mode=ro{'&immutable=1' if immutable else ''}"
     # The link's two threads never use one connection at the same time: `source` holds a lock while it swaps links.
-    connection = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
-    connection.text_factory = fold
-    return connection
+    return sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
 
 
 def _is_wal_database(path: str) -> bool:

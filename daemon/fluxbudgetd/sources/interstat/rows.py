@@ -55,7 +55,7 @@ class Columns(msgspec.Struct, frozen=True):
     def select(self) -> str:
         """Return the SQL of one session's rows, by index; the parameter is the session id's bytes."""
         columns = [
-            *REQUIRED,
+            *REQUIRED[1:],
             *(name if name in self.present else stand_in for name, stand_in in OPTIONAL.items()),
         ]
         return f"SELECT rowid, {', '.join(columns)} FROM {TABLE} WHERE session_id {_IS}"  # noqa: S608  our own names
@@ -79,8 +79,22 @@ class Columns(msgspec.Struct, frozen=True):
         )
 
 
+def fetch(connection: sqlite3.Connection, sql: str, parameter: object) -> list[Row]:
+    """Return a query's rows. Where a text is no UTF-8, all texts come as bytes: `text` makes the same of both."""
+    connection.text_factory = str
+    try:
+        return connection.execute(sql, (parameter,)).fetchall()
+    except sqlite3.OperationalError as exc:
+        # Python's own complaint, not SQLite's: it has no error code.
+        if getattr(exc, "sqlite_errorcode", None) is not None:
+            raise
+    connection.text_factory = bytes
+    return connection.execute(sql, (parameter,)).fetchall()
+
+
 def read_columns(connection: sqlite3.Connection) -> Columns | None:
-    """Return the table's columns and single-column indexes; None when there is no such table."""
+    """Return the table's columns, and those that an index begins with; None when there is no such table."""
+    connection.text_factory = fold
     info = connection.execute(f"PRAGMA table_info({TABLE})").fetchall()
     if not info:
         return None
@@ -101,23 +115,19 @@ def records(rows: Iterable[Row]) -> tuple[tuple[Usage, ...], int]:
     """Return a session's rows as usage records, and how many counts were dropped as anomalies."""
     anomalies = 0
     found = []
-    for rowid, _session, agent, model, timestamp, *tokens_and_names in rows:
-        input_, output, cache_read, cache_creation, bead, phase = tokens_and_names
+    for rowid, agent, model, timestamp, input_, output, cache_read, cache_creation, bead, phase in rows:
         counts, dropped = token_counts((input_, output, cache_read, cache_creation))
         anomalies += dropped
         found.append(
             Usage(
-                key=rowid if isinstance(rowid, int) else 0,
-                at=moment(timestamp),
-                agent=text(agent).removeprefix(_AGENT_PREFIX),
-                model=text(model),
-                bead=text(bead),
-                phase=text(phase),
-                pending=input_ is None and output is None,
-                input=counts[0],
-                output=counts[1],
-                cache_read=counts[2],
-                cache_creation=counts[3],
+                rowid if isinstance(rowid, int) else 0,
+                moment(timestamp),
+                text(agent).removeprefix(_AGENT_PREFIX),
+                text(model),
+                text(bead),
+                text(phase),
+                input_ is None and output is None,
+                *counts,
             )
         )
     return tuple(found), anomalies
@@ -134,9 +144,9 @@ def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
 
 
 def text(value: object) -> str:
-    """Return a foreign value as text: NULL is empty, a blob is folded, a number is written out."""
+    """Return a foreign value as text: NULL is empty, bytes are folded, a number is written out."""
     if isinstance(value, str):
-        return value
+        return value if value.isascii() else fold(value.encode())
     if value is None:
         return ""
     return fold(value) if isinstance(value, bytes) else str(value)
@@ -144,9 +154,7 @@ def text(value: object) -> str:
 
 def moment(value: object) -> int | None:
     """Return an ISO-8601 time (with or without fraction and zone; UTC when it says none), or None."""
-    if not isinstance(value, str):
-        return None
     try:
-        return to_micros(datetime.fromisoformat(value))
+        return to_micros(datetime.fromisoformat(text(value)))
     except (ValueError, OverflowError):
         return None

@@ -89,7 +89,7 @@ class InterstatSource:
 
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...]:
             found: dict[tuple[str, str], Counts] = {}
-            for session, bead, *tokens in connection.execute(columns.select_recent, (RECENT_ROWS,)):
+            for session, bead, *tokens in rows.fetch(connection, columns.select_recent, RECENT_ROWS):
                 counts, _ = rows.token_counts(tokens)
                 pending = tokens[0] is None and tokens[1] is None
                 key = rows.text(session), rows.text(bead)
@@ -190,14 +190,14 @@ class InterstatSource:
 def _sessions_of(connection: sqlite3.Connection, columns: rows.Columns, scope: str) -> tuple[str, ...]:
     if columns.select_scope is None:
         return ()
-    found = connection.execute(columns.select_scope, (unfold(scope),)).fetchall()
+    found = rows.fetch(connection, columns.select_scope, unfold(scope))
     return tuple(rows.text(session) for (session,) in found)
 
 
 def _snapshot(
     connection: sqlite3.Connection, columns: rows.Columns, session: str, known: int | None
 ) -> SessionSnapshot:
-    found = connection.execute(columns.select, (unfold(session),)).fetchall()
+    found = rows.fetch(connection, columns.select, unfold(session))
     digest = hash(tuple(found))
     if digest == known:
         return SessionSnapshot(digest, None)

@@ -1,0 +1,238 @@
+"""A request or a source that hangs or fails hurts nobody else.
+
+The one thing that cannot be had for real here is a file system that does not answer, so the source's reading function
+is held up by hand; everything around it is the real thing, in this process.
+"""
+
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+
+from fluxbudgetd import server as server_module
+from fluxbudgetd.engine import Engine
+from fluxbudgetd.errors import FluxError
+from fluxbudgetd.ledger import open_ledger
+from fluxbudgetd.model import Reading
+from fluxbudgetd.server import Server
+from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
+from harness.interstat import Interstat
+
+
+class HangingSource(InterstatSource):
+    """Reads like the real one, but only while it is let."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.let = threading.Event()
+        self.let.set()
+
+    def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
+        self.let.wait(timeout=60)
+        return super().read(wanted, scopes)
+
+
+@asynccontextmanager
+async def engine_over(directory: Path) -> AsyncIterator[tuple[Engine, HangingSource]]:
+    ledger, _ = await open_ledger(str(directory))
+    source = HangingSource(str(directory / "metrics.db"))
+    engine = Engine(source, ledger)
+    await engine.load()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.serve)
+            try:
+                yield engine, source
+            finally:
+                source.let.set()
+                tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await ledger.close()
+        source.reopen()
+
+
+def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), 5)
+            state = engine.book.runs[run.id]
+            interstat.insert("s1", input_tokens=10, output_tokens=0)
+            standing = await engine.standing(state, 5)
+            assert (standing.balance.spent, standing.stale_why) == (10, None)
+            source.let.clear()
+            interstat.insert("s1", input_tokens=5, output_tokens=0)
+            for _ in range(3):
+                standing = await engine.standing(state, 0.02)
+                assert standing.balance.spent == 10
+                assert standing.stale_why is not None
+                assert "slow" in standing.stale_why
+            with anyio.fail_after(10):
+                while engine.source_status.state != "slow":
+                    await anyio.sleep(0.05)
+            # Changes go on, too.
+            changed, _ = await engine.changes.change(state, messages.RunSet(token_budget=50))
+            assert changed.token_budget == 50
+            source.let.set()
+            standing = await engine.standing(state, 10)
+            assert (standing.balance.spent, standing.stale_why) == (15, None)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def body() -> None:
+        Interstat(tmp_path / "metrics.db").close()
+        async with engine_over(tmp_path) as (engine, source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p"), 5)
+            state = engine.book.runs[run.id]
+
+            def fail(*_arguments: Any) -> Reading:
+                raise ValueError("a defect")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(source, "read", fail)
+                state.epoch = -1
+                with pytest.raises(ValueError, match="a defect"):
+                    await engine.standing(state, 5)
+            standing = await engine.standing(state, 5)
+            assert standing.stale_why is None
+
+    anyio.run(body)
+    assert "refresh failed" in capsys.readouterr().err
+
+
+@asynccontextmanager
+async def serving(path: Path, handler: server_module.Handler) -> AsyncIterator[None]:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen()
+    listening.setblocking(False)
+    async with await anyio.abc.SocketListener.from_socket(listening) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(Server(handler).serve, listener)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def ask(
+    stream: anyio.abc.SocketStream, request: messages.AnyRequest
+) -> messages.AnyAnswer | messages.ErrorAnswer:
+    await stream.send(encode_frame(messages.encode(request)))
+    decoder = FrameDecoder()
+    while (body := decoder.next()) is None:
+        decoder.feed(await stream.receive())
+    return messages.decode_answer(body)
+
+
+PONG = messages.PingAnswer(version="v", protocol=1, pid=1, started_at="now")
+
+
+def test_request_that_fails_or_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A defect is an `internal` error, a hang a `timeout`; meanwhile and afterwards everybody is answered."""
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.5)
+
+    async def handler(request: messages.AnyRequest) -> messages.AnyAnswer:
+        if isinstance(request, messages.Doctor):
+            await anyio.sleep_forever()
+        if isinstance(request, messages.Status):
+            raise RuntimeError("a defect, with a secret in it")
+        if isinstance(request, messages.RunList):
+            raise FluxError("foreseen", "do something")
+        return PONG
+
+    async def body() -> None:
+        path = tmp_path / "s"
+        async with serving(path, handler):
+            async with await anyio.connect_unix(path) as hanging, await anyio.connect_unix(path) as other:
+                await hanging.send(encode_frame(messages.encode(messages.Doctor())))
+                failed = await ask(other, messages.Status())
+                assert isinstance(failed, messages.ErrorAnswer)
+                assert failed.error.code == "internal"
+                assert "secret" not in failed.error.message
+                foreseen = await ask(other, messages.RunList())
+                assert isinstance(foreseen, messages.ErrorAnswer)
+                assert foreseen.error.hint == "do something"
+                assert await ask(other, messages.Ping()) == PONG
+                late = await ask(hanging, messages.Ping())
+                assert isinstance(late, messages.ErrorAnswer)
+                assert late.error.code == "timeout"
+
+    anyio.run(body)
+    assert "request failed" in capsys.readouterr().err
+
+
+def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
+    """Once its transaction has begun, a change is carried out whole, whether anybody waits for the answer or not."""
+
+    async def body() -> None:
+        async with engine_over(tmp_path) as (engine, _):
+            for number in range(50):
+                with anyio.move_on_after(number * 0.0001):
+                    await engine.changes.start(messages.RunStart(id=f"r{number}", project_dir="/p"), 1)
+            await engine.changes.start(messages.RunStart(id="last", project_dir="/p"), 1)
+        ledger, _ = await open_ledger(str(tmp_path))
+        kept = {run.id for run, _ in await ledger.runs()}
+        events = {event.run for event in await ledger.events() if event.kind == "run.started"}
+        await ledger.close()
+        assert "last" in kept
+        assert kept == events
+
+    anyio.run(body)
+
+
+def test_connections_of_the_source_are_closed(tmp_path: Path) -> None:
+    """`reopen` leaves no descriptor of the database behind."""
+    interstat = Interstat(tmp_path / "metrics.db")
+    source = InterstatSource(str(tmp_path / "metrics.db"))
+    assert source.read({"s": None}, ()).status.readable
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    ]
+    assert sum("metrics.db" in name for name in held) > 2
+    interstat.close()
+    source.reopen()
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    ]
+    assert not any("metrics.db" in name for name in held)
+
+
+def test_every_query_searches_by_index(tmp_path: Path) -> None:
+    """No change is ever found by scanning the table: SQLite's own plan of every statement that a read executes."""
+    interstat = Interstat(tmp_path / "metrics.db")
+    interstat.insert("s1", bead_id="b1")
+    source = InterstatSource(str(tmp_path / "metrics.db"))
+    source.read({"s1": None}, ["b1"])
+    assert source._link is not None  # noqa: SLF001  the statements are seen on the connection that executes them
+    seen: list[str] = []
+    source._link.reader.set_trace_callback(seen.append)  # noqa: SLF001  likewise
+    source.read({"s1": None, "s2": None}, ["b1", "b2"])
+    source.recent()
+    queries = [sql for sql in seen if sql.startswith("SELECT") and "agent_runs" in sql]
+    assert len(queries) == 5
+    for sql in queries:
+        plan = [row[3] for row in sqlite3.connect(tmp_path / "metrics.db").execute(f"EXPLAIN QUERY PLAN {sql}")]
+        assert not any("SCAN agent_runs" in step for step in plan), (sql, plan)
+        assert any("SEARCH agent_runs" in step for step in plan), (sql, plan)
+    source.reopen()
+    interstat.close()

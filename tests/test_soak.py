@@ -1,0 +1,198 @@
+"""The promises under load: read your own writes, writers undisturbed, kill -9 at any moment."""
+
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fluxbudgetd.wire import messages
+from harness.daemon import Daemon, Home, Wire, started
+from harness.interstat import Interstat
+from harness.recount import Recount, StartedRun
+
+pytestmark = pytest.mark.soak
+
+WRITERS = 8
+COMMITS = 2500
+
+#: interstat's way of writing, in a process of its own: NULL tokens first, an UPDATE in place later. Hooks come one by
+#: one; eight loops without a pause would starve each other past SQLite's busy timeout with nobody else there.
+WRITER = """
+import random, sqlite3, sys, time
+path, number, commits = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+chance = random.Random(number)
+connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+connection.execute("PRAGMA busy_timeout=5000")
+rows, busy = [], 0
+for step in range(commits):
+    session = f"s{chance.randrange(16)}"
+    time.sleep(chance.random() * 0.006)
+    try:
+        if rows and chance.random() < 0.5:
+            connection.execute("UPDATE agent_runs SET input_tokens=?, output_tokens=? WHERE id=?",
+                               (chance.randrange(1000), chance.randrange(1000), chance.choice(rows)))
+        else:
+            rows.append(connection.execute(
+                "INSERT INTO agent_runs(timestamp, session_id, agent_name, bead_id) VALUES (?,?,?,?)",
+                ("2026-01-01T00:00:00Z", session, "interflux:fd-quality", chance.choice(["", "b1"]))).lastrowid)
+    except sqlite3.OperationalError as exc:
+        if "locked" not in str(exc) and "busy" not in str(exc):
+            raise
+        busy += 1
+print(busy)
+"""
+
+
+def write_as_interstat_does(path: Path) -> int:
+    """Run the eight writers to their end; return how many busy errors they saw."""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), str(number), str(COMMITS)], stdout=subprocess.PIPE, text=True
+        )
+        for number in range(WRITERS)
+    ]
+    busy = 0
+    for writer in writers:
+        output, _ = writer.communicate(timeout=110)
+        assert writer.returncode == 0
+        busy += int(output)
+    return busy
+
+
+@pytest.mark.timeout(240)
+def test_read_your_own_writes(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A row committed before `remaining` starts is in its answer: 1 000 times, the client a process of its own."""
+    run = started(home, token_budget=10_000_000, session="s1")
+    row = interstat.insert("s1", input_tokens=0, output_tokens=0)
+    for number in range(1000):
+        if number % 3:
+            interstat.update(row, input_tokens=number, output_tokens=7)
+        else:
+            row = interstat.insert("s1", input_tokens=1, output_tokens=2)
+        (total,) = interstat.connection.execute("SELECT sum(input_tokens + output_tokens) FROM agent_runs").fetchone()
+        assert home.ok("remaining", "--run", run, "--timeout", "5") == str(10_000_000 - total), number
+
+
+@pytest.mark.timeout(240)
+def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None:
+    """20 000 commits by eight processes: no busy error more than without the daemon, and the exact total at the end."""
+    alone = Interstat(tmp_path / "alone" / "metrics.db")
+    without = write_as_interstat_does(alone.path)
+    alone.close()
+
+    daemon = home.start()
+    by_session = started(home, token_budget="none", session="s1")
+    by_bead = started(home, token_budget="none", scope="b1")
+    over = threading.Event()
+    answers: list[int] = []
+
+    def ask() -> None:
+        with Wire(home.socket) as wire:
+            while not over.is_set():
+                for run in (by_session, by_bead):
+                    answer = wire.ask(messages.Remaining(run=run, wait_ms=10_000))
+                    assert isinstance(answer, messages.RemainingAnswer)
+                    answers.append(answer.spend.spent)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        busy = write_as_interstat_does(interstat.path)
+    finally:
+        over.set()
+        asker.join()
+    assert busy <= without, f"{busy} busy errors with the daemon, {without} without"
+    assert len(answers) > 100
+    assert daemon.process.poll() is None
+
+    recount = Recount(interstat.path)
+    recount.runs = [StartedRun(by_session, None, 0), StartedRun(by_bead, "b1", 0)]
+    recount.said = []
+    recount.say("s1", by_session, 0)
+    expected = recount.totals()
+    assert interstat.connection.execute("SELECT count(*) FROM agent_runs").fetchone()[0] > 5000
+    for run in (by_session, by_bead):
+        spend = home.spend(run)
+        assert (spend.spent, spend.stale) == (expected[run][0], False)
+    assert sorted(path.name for path in home.interstat.parent.iterdir()) == [
+        "metrics.db", "metrics.db-shm", "metrics.db-wal",
+    ]  # fmt: skip
+
+
+@pytest.mark.timeout(240)
+def test_kill_at_random_moments(home: Home, interstat: Interstat) -> None:
+    """100 times kill -9 under load: every acknowledged change is there, totals equal a recount, starts need no help."""
+    chance = random.Random(11)
+    interstat.connection.execute("PRAGMA synchronous=OFF")
+    recount = Recount(interstat.path)
+    budgets: dict[str, int] = {}
+    finished: set[str] = set()
+    for life in range(100):
+        daemon = home.start()
+        if life % 10 == 0 or life == 99:
+            compare(home, recount, budgets, finished)
+        doom = threading.Timer(chance.uniform(0.0, 0.08), daemon.process.kill)
+        doom.start()
+        try:
+            with Wire(home.socket) as wire:
+                for number in range(10_000):
+                    session = f"s{life}-{number}"
+                    name = f"r{life}-{number}"
+                    interstat.insert(session, input_tokens=number, output_tokens=life)
+                    answer = wire.ask(messages.RunStart(id=name, project_dir="/p", session=session, token_budget=10**6))
+                    assert isinstance(answer, messages.RunAnswer), answer
+                    recount.runs.append(StartedRun(name, None, 0))
+                    recount.say(session, name, 0)
+                    budgets[name] = 10**6
+                    budgets[name] = (
+                        acknowledged(wire, messages.RunSet(run=name, token_budget=10**6 + number)).token_budget or 0
+                    )
+                    if number % 2:
+                        assert acknowledged(wire, messages.RunFinish(run=name)).status == "done"
+                        finished.add(name)
+        except (EOFError, OSError):
+            pass  # killed: what was asked last was not acknowledged
+        finally:
+            doom.cancel()
+            daemon.kill()
+    home.start()
+    compare(home, recount, budgets, finished)
+    assert len(budgets) > 100
+
+
+def acknowledged(wire: Wire, request: messages.AnyRequest) -> messages.RunInfo:
+    answer = wire.ask(request)
+    assert isinstance(answer, messages.RunAnswer), answer
+    return answer.run
+
+
+def compare(home: Home, recount: Recount, budgets: dict[str, int], finished: set[str]) -> None:
+    """Every acknowledged run is there with its budget, its state and the tokens that the rows give it."""
+    answer = home.ask(messages.RunList(all=True, wait_ms=30_000), timeout=30)
+    assert isinstance(answer, messages.RunListAnswer), answer
+    lines = {line.run.id: line for line in answer.runs}
+    sums = dict(recount_by_session(recount.database))
+    sessions = {said.run: said.session for said in recount.said}
+    for name, budget in budgets.items():
+        line = lines[name]
+        # The last change before a kill may have been made without being acknowledged.
+        assert line.run.token_budget is not None
+        assert line.run.token_budget >= budget, name
+        if name in finished:
+            assert line.run.status == "done", name
+        assert not line.spend.stale
+        assert line.spend.spent == sums[sessions[name]], name
+
+
+def recount_by_session(path: Path) -> list[tuple[str, int]]:
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(
+            "SELECT session_id, sum(input_tokens + output_tokens) FROM agent_runs GROUP BY 1"
+        ).fetchall()
+    finally:
+        connection.close()
