@@ -18,7 +18,6 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
     "conflict": (BAD_INPUT, "what is asked contradicts what is already there"),
     "busy": (UNREACHABLE, "the daemon serves as many connections, or holds as many bytes, as it will"),
     "forbidden": (UNREACHABLE, "the peer is another user"),
-    "stopping": (UNREACHABLE, "the daemon is shutting down"),
     "too_large": (BAD_INPUT, "a frame's length is zero or above 1 MiB; the connection is closed"),
     "timeout": (NO_ANSWER, "a frame did not arrive in time, or a request took too long"),
     "unknown_op": (INTERNAL, "this daemon does not know the operation (it is older than its client)"),

@@ -38,6 +38,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="op"):
     """What every request has."""
 
     v: int = VERSION
+    """The protocol version; 1 when left out."""
     wait_ms: int = 200
     """How long the sender will wait. A source that takes longer is left out: the answer has its last known numbers."""
 

@@ -1,0 +1,184 @@
+"""fluxbudget's main job, as a story: a throw-away home, the real daemon and client, and interstat's way of writing.
+
+Run it with `make demo`. Nothing outside a temporary directory is touched.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+SCHEMA = """
+CREATE TABLE agent_runs(id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT NOT NULL, session_id TEXT NOT NULL,
+  agent_name TEXT NOT NULL, invocation_id TEXT, subagent_type TEXT, description TEXT, wall_clock_ms INTEGER,
+  result_length INTEGER, input_tokens INTEGER, output_tokens INTEGER, cache_read_tokens INTEGER,
+  cache_creation_tokens INTEGER, total_tokens INTEGER, model TEXT, parsed_at TEXT,
+  bead_id TEXT DEFAULT '', phase TEXT DEFAULT '');
+CREATE INDEX idx_session ON agent_runs(session_id);
+CREATE INDEX idx_bead ON agent_runs(bead_id);
+PRAGMA user_version = 2;
+"""
+BEAD = "demo-42"
+SESSION = "5b1c7d9e-demo"
+
+
+class Story:
+    """Prints what happens, and lets it happen."""
+
+    def __init__(self, home: Path) -> None:
+        self.database = home / ".claude" / "interstat" / "metrics.db"
+        self.project = home / "project"
+        self.project.mkdir(parents=True)
+        self.environ = {
+            **{name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TERM", "COLUMNS") if name in os.environ},
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": str(home / "runtime"),
+            "PYTHONUTF8": "1",
+        }
+        (home / "runtime").mkdir(mode=0o700)
+
+    def tell(self, text: str) -> None:
+        print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+    def ctl(self, *arguments: str, expected: int = 0) -> None:
+        """Run the client, showing the command and what it prints, on the same terminal."""
+        print(f"  $ fluxbudgetctl {shlex.join(arguments)}", flush=True)
+        command = [sys.executable, "-m", "fluxbudgetctl", *arguments]
+        result = subprocess.run(command, env=self.environ, cwd=self.project, check=False)
+        if result.returncode != expected:
+            raise SystemExit(f"the demo failed: exit {result.returncode} instead of {expected}")
+        if expected:
+            print(f"  (exit code {expected})", flush=True)
+
+    def interstat(self, *arguments: str) -> None:
+        """Write to the database as interstat does: in a process of its own that knows nothing of fluxbudget."""
+        command = [sys.executable, __file__, "--interstat", str(self.database), *arguments]
+        subprocess.run(command, env=self.environ, check=True)
+
+    def start_daemon(self) -> subprocess.Popen[bytes]:
+        log = (self.project.parent / "daemon.log").open("wb")
+        daemon = subprocess.Popen([sys.executable, "-m", "fluxbudgetd"], env=self.environ, stderr=log)
+        ping = [sys.executable, "-m", "fluxbudgetctl", "ping"]
+        for _ in range(200):
+            if subprocess.run(ping, env=self.environ, capture_output=True, check=False).returncode == 0:
+                return daemon
+            time.sleep(0.05)
+        raise SystemExit("the daemon did not start: see " + log.name)
+
+
+def tell_story(home: Path) -> None:
+    """Tell it from an empty home to an exhausted budget."""
+    story = Story(home)
+    story.interstat("init")
+    story.tell("fluxbudgetd is started; it tails interstat's database and answers on a Unix socket.")
+    daemon = story.start_daemon()
+    try:
+        story.tell("A sprint begins: one run, with a budget of 250 000 tokens, for the bead demo-42.")
+        story.ctl(
+            "run", "start", "--id", "demo", "--scope", BEAD, "--budget", "250000", "--session", SESSION,
+            "--goal", "write the parser",
+        )  # fmt: skip
+        story.ctl("remaining")
+
+        story.tell("A review agent ends. interstat's hook writes its row, but nobody has counted its tokens yet.")
+        story.interstat("hook", "interflux:fd-safety", "planned")
+        story.ctl("remaining")
+
+        story.tell("interstat's parser fills the row in, in place: the next answer has it. No event is waited for.")
+        story.interstat("parser", "interflux:fd-safety", "30000", "8500")
+        story.ctl("remaining")
+
+        story.tell("Three more agents, and the main session, whose row nobody had announced.")
+        for agent, phase in (
+            ("fd-quality", "planned"),
+            ("fd-architecture", "planned"),
+            ("fd-performance", "executing"),
+        ):
+            story.interstat("hook", agent, phase)
+        for agent, given, made in (("fd-quality", 42_000, 6_000), ("fd-architecture", 51_000, 9_000)):
+            story.interstat("parser", agent, str(given), str(made))
+        story.interstat("session", "38000", "11500")
+        story.ctl("status")
+        story.ctl("check")
+
+        story.tell("A second parse finds that fd-quality used less. Numbers go down, too.")
+        story.interstat("parser", "fd-quality", "30000", "6000")
+        story.ctl("remaining")
+
+        story.tell("The last agent turns out to be expensive.")
+        story.interstat("parser", "fd-performance", "61000", "19000")
+        story.ctl("status")
+        story.tell("May the sprint go on? No; and asking again does not make it a yes.")
+        story.ctl("check", expected=1)
+        story.ctl("check", expected=1)
+        story.tell("For flux-drive, to which 0 would mean 'no limit', an exhausted budget is 1.")
+        story.ctl("env")
+
+        story.tell("Where did it go?")
+        story.ctl("run", "show")
+        story.tell("Somebody decides that it is worth more.")
+        story.ctl("run", "set", "--budget", "400000")
+        story.ctl("check")
+        story.ctl("remaining")
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        daemon.wait(timeout=10)
+    story.tell("The daemon was stopped; everything it knew is in its ledger. That was fluxbudget.")
+
+
+def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:
+    """Do what interstat's hook and parser do, each in one commit."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA busy_timeout=5000")
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if what == "init":
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(SCHEMA)
+    elif what == "hook":
+        agent, phase = arguments
+        connection.execute(
+            "INSERT INTO agent_runs(timestamp, session_id, agent_name, subagent_type, bead_id, phase, model) "
+            "VALUES (?,?,?,?,?,?,'claude-opus-4-6')",
+            (now, SESSION, agent, agent, BEAD, phase),
+        )
+    elif what == "parser":
+        agent, given, made = arguments
+        connection.execute(
+            "UPDATE agent_runs SET input_tokens=?, output_tokens=?, cache_read_tokens=?, total_tokens=?, parsed_at=? "
+            "WHERE agent_name=?",
+            (int(given), int(made), int(given) * 9, int(given) * 10 + int(made), now, agent),
+        )
+    elif what == "session":
+        given, made = arguments
+        connection.execute(
+            "INSERT INTO agent_runs(timestamp, session_id, agent_name, model, input_tokens, output_tokens, parsed_at) "
+            "VALUES (?,?,'main-session','claude-opus-4-6',?,?,?)",
+            (now, SESSION, int(given), int(made), now),
+        )
+    connection.close()
+
+
+def main() -> None:
+    """Tell the story, or (with --interstat) write one commit of it."""
+    if sys.argv[1:2] == ["--interstat"]:
+        _, _, path, what, *arguments = sys.argv
+        write_as_interstat(path, what, arguments)
+        return
+    home = Path(tempfile.mkdtemp(prefix="fluxbudget-demo-"))
+    try:
+        tell_story(home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Write docs/protocol.md from the structs that define the protocol: python docs/make_protocol.py > docs/protocol.md."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import get_args
+
+from fluxbudgetd.wire import codes, messages
+from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
+
+INTRODUCTION = f"""\
+# The protocol
+
+*Generated from `daemon/fluxbudgetd/wire` by `make docs`; a test keeps it true.*
+
+`fluxbudgetd` answers on a Unix stream socket: `$FLUXBUDGET_SOCKET`, else
+`$XDG_RUNTIME_DIR/fluxbudget/fluxbudgetd.sock`; without `XDG_RUNTIME_DIR`, `/run/user/UID` takes its place if it exists,
+else the socket is `~/.local/state/fluxbudget/run/fluxbudgetd.sock`. The directory is 0700, the socket 0600, and peers
+of another user (root excepted) are refused.
+
+**Frame**: a big-endian `u32` that counts the bytes of the body, then the body: one
+[MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests; they
+are answered in order.
+
+**Request**: `{{"v": {messages.VERSION}, "op": "…", …}}`. **Answer**: `{{"ok": true, "op": "…", …}}` or
+`{{"ok": false, "error": {{"code", "message", "hint"}}}}`. Fields that a side does not know are ignored. Fields with a
+default may be left out. A request with another `v` gets `unsupported_version`, with the version that is served in the
+message.
+
+**Limits**: 1 024 connections, the next gets `busy`; a frame has to be complete 10 s after its first byte; an answer has
+to be read within 10 s; a request is given up after 30 s. Behind an error that concerns the frame itself (`too_large`, a
+frame's `timeout`, `busy`, `forbidden`) the connection is closed; behind any other error it goes on.
+
+**Text** is UTF-8. A byte of a foreign id that is not valid UTF-8 travels as the private-use character U+EF00 + byte,
+and so do the bytes of a character U+EF80 … U+EFFF itself: so every byte string has exactly one text.
+
+Tokens are integers (sums stop at {messages.MAX_TOKENS}), percentages 0–100 with one decimal, rounded down, times
+ISO-8601 UTC text.
+"""
+
+
+def classes() -> dict[str, ast.ClassDef]:
+    """Return the structs' definitions by name, in the order of the source."""
+    tree = ast.parse(inspect.getsource(messages))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+CLASSES = classes()
+
+
+def fields(name: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a struct's fields, inherited ones first: name, type, default, what it means."""
+    node = CLASSES[name]
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in CLASSES:
+            yield from fields(base.id)
+    body = [*node.body, None]
+    for statement, following in pairwise(body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            words = ""
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                words = " ".join(str(following.value.value).split())
+            default = ast.unparse(statement.value) if statement.value is not None else ""
+            yield statement.target.id, ast.unparse(statement.annotation), default, words
+
+
+def table(name: str) -> Iterator[str]:
+    """Yield a struct's table of fields, without those that every message has."""
+    rows = [row for row in fields(name) if row[0] not in ("v", "wait_ms", "ok")]
+    if not rows:
+        return
+    yield ""
+    yield "| field | type | default | |"
+    yield "|---|---|---|---|"
+    for field, kind, default, words in rows:
+        shown = kind.replace("|", "\\|")
+        yield f"| `{field}` | `{shown}` | {f'`{default}`' if default else ''} | {words} |"
+
+
+def section(name: str, title: str) -> Iterator[str]:
+    """Yield a struct's section."""
+    yield ""
+    yield f"### {title}"
+    yield ""
+    yield " ".join(str(ast.get_docstring(CLASSES[name])).split())
+    yield from table(name)
+
+
+def tagged(union: object) -> Iterator[tuple[str, str]]:
+    """Yield the names and operations of a union of structs."""
+    for kind in get_args(union):
+        yield kind.__name__, str(kind.__struct_config__.tag)
+
+
+def dump(data: bytes) -> Iterator[str]:
+    """Yield a hex dump."""
+    for start in range(0, len(data), 16):
+        piece = data[start : start + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
+        yield f"{start:04x}  {piece.hex(' '):<47}  {text}"
+
+
+def exchange() -> Iterator[str]:
+    """Yield one exchange in bytes."""
+    request = {"v": messages.VERSION, "op": "remaining", "run": "r1"}
+    answer = messages.RemainingAnswer(
+        run="r1",
+        phase="executing",
+        spend=messages.Spend(
+            budget=250_000, spent=208_500, measured=208_500, provisional=0, reserved=0, remaining=41_500, pct=83.4,
+            state="warning", stale=False, stale_why=None,
+        ),
+    )  # fmt: skip
+    for title, value in (("The request", request), ("Its answer", answer)):
+        yield ""
+        yield f"{title}, frame and body:"
+        yield ""
+        yield "```"
+        yield from dump(encode_frame(messages.encode(value)))
+        yield "```"
+
+
+def document() -> str:
+    """Return the whole document."""
+    lines = [INTRODUCTION.rstrip(), "", "## Every request"]
+    lines += table_of_all("Request")
+    lines += ["", "## Requests"]
+    for name, op in tagged(messages.AnyRequest):
+        lines += section(name, f"`{op}`")
+    lines += section("Hints", "hints")
+    lines += ["", "## Answers", "", "An answer's `op` says what it holds."]
+    for name, op in tagged(messages.AnyAnswer):
+        lines += section(name, f"`{op}`")
+    lines += ["", "## Parts of answers"]
+    used = {name for name, _ in (*tagged(messages.AnyRequest), *tagged(messages.AnyAnswer))}
+    skipped = used | {"Hints", "Request", "Naming", "Answer", "Envelope", "ErrorAnswer"}
+    for name in CLASSES:
+        if name not in skipped:
+            lines += section(name, name)
+    lines += ["", "## Error codes", "", "| code | client's exit code | |", "|---|---|---|"]
+    lines += [f"| `{code}` | {exit_code} | {words} |" for code, (exit_code, words) in codes.ERROR_CODES.items()]
+    lines += ["", "## One exchange in bytes", *exchange()]
+    return "\n".join(lines) + "\n"
+
+
+def table_of_all(name: str) -> Iterator[str]:
+    """Yield the table of what every request has."""
+    yield ""
+    yield "| field | type | default | |"
+    yield "|---|---|---|---|"
+    for field, kind, default, words in fields(name):
+        shown = str(messages.VERSION) if default == "VERSION" else default
+        yield f"| `{field}` | `{kind}` | `{shown}` | {words} |"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

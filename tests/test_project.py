@@ -1,0 +1,80 @@
+"""The project itself: the protocol's document, the demo, the console scripts, where the tested code comes from."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+import fluxbudgetctl
+import fluxbudgetd
+from fluxbudgetd.wire import messages
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_protocol_document_is_what_the_structs_say() -> None:
+    made = subprocess.run(
+        [sys.executable, ROOT / "docs" / "make_protocol.py"], capture_output=True, text=True, check=True
+    )
+    assert made.stdout == (ROOT / "docs" / "protocol.md").read_text(), "run 'make docs'"
+
+
+def test_exchange_in_the_document_is_what_a_daemon_reads() -> None:
+    """The bytes of the document's request, taken from its hex dump, are a request."""
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    request, answer = (
+        bytes.fromhex("".join(line[6:53] for line in block.strip().splitlines())) for block in text.split("```")[1::2]
+    )
+    assert int.from_bytes(request[:4], "big") == len(request) - 4
+    assert messages.decode_request(request[4:]) == messages.Remaining(run="r1")
+    found = messages.decode_answer(answer[4:])
+    assert isinstance(found, messages.RemainingAnswer)
+    assert found.spend.remaining == 41_500
+
+
+def test_every_request_survives_its_own_encoding() -> None:
+    filled = {"project_dir": "/p", "attach": "s", "detach": "s"}
+    for kind in messages.AnyRequest.__args__:
+        given = {name: value for name, value in filled.items() if name in kind.__struct_fields__}
+        request = kind(**given)
+        assert messages.decode_request(messages.encode(request)) == request
+        # What a sender leaves out takes its default.
+        body = msgspec.msgpack.encode({"op": kind.__struct_config__.tag, **given})
+        assert messages.decode_request(body) == request
+
+
+def test_demo_tells_its_story() -> None:
+    result = subprocess.run([sys.executable, ROOT / "docs" / "demo.py"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    line = "budget_exceeded|brainstorm|264000/250000 billing tokens\n  (exit code 1)"
+    assert result.stdout.count(line) == 2
+    for number in ("250000\n", "211500\n", "66000\n", "136000\n", "export FLUX_BUDGET_REMAINING=1\n"):
+        assert number in result.stdout
+
+
+def test_console_scripts() -> None:
+    scripts = Path(sys.executable).parent
+    shown = subprocess.run([scripts / "fluxbudgetd", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"fluxbudgetd {fluxbudgetd.__version__}\n"
+    shown = subprocess.run([scripts / "fluxbudgetctl", "--help"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("usage: fluxbudgetctl")
+
+
+def test_code_under_test_is_the_one_that_was_meant() -> None:
+    """From the sources the packages lie in the tree; against the wheel, in the environment's site-packages."""
+    for package in (fluxbudgetd, fluxbudgetctl):
+        place = Path(str(package.__file__))
+        if os.environ.get("FLUXBUDGET_TESTED") == "wheel":
+            assert "site-packages" in place.parts
+        assert (place.parent / "py.typed").is_file()
+
+
+def test_bad_usage_of_the_daemon() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "fluxbudgetd", "--no-such"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (64, "")
+    assert result.stderr.splitlines()[-1] == "hint: see 'fluxbudgetd --help'"
