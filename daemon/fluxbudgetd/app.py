@@ -19,7 +19,6 @@ from fluxbudgetd.handlers import Context, handle
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.server import MAX_CONNECTIONS, Server
 from fluxbudgetd.sources.interstat import InterstatSource
-from fluxbudgetd.wire import messages
 
 log = structlog.get_logger()
 
@@ -66,10 +65,7 @@ async def _serve(locations: Locations, ledger: Ledger, listener: listening.Liste
         engine=engine, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections
     )
 
-    async def answer(request: messages.AnyRequest) -> messages.AnyAnswer:
-        return await handle(context, request)
-
-    server = Server(answer)
+    server = Server(lambda request: handle(context, request))
     async with (
         await anyio.abc.SocketListener.from_socket(listener.socket) as accepting,
         anyio.create_task_group() as tasks,

@@ -33,35 +33,29 @@ class Context(msgspec.Struct):
     """What was found wrong at the start."""
 
 
-async def handle(context: Context, request: wire.AnyRequest) -> wire.AnyAnswer:
-    """Carry out a request; raises `FluxError`."""
-    return await _HANDLERS[type(request)](context, request)
+def handle(context: Context, request: wire.AnyRequest) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+    """Carry out a request; raises `FluxError`, at once or when it is awaited.
+
+    What can be answered without waiting is answered without waiting: that is the hooks' usual case.
+    """
+    return _HANDLERS[type(request)](context, request)
 
 
-async def ping(context: Context, _request: wire.Ping) -> wire.PingAnswer:
+def ping(context: Context, _request: wire.Ping) -> wire.PingAnswer:
     """Answer without looking at anything."""
     return wire.PingAnswer(
         version=__version__, protocol=wire.VERSION, pid=os.getpid(), started_at=to_text(context.started_at)
     )
 
 
-async def remaining(context: Context, request: wire.Remaining) -> wire.RemainingAnswer:
+def remaining(context: Context, request: wire.Remaining) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
     """Answer what is left."""
-    standing = await context.engine.standing(await _find(context, request), _wait(request))
-    return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=_spend(standing))
+    return _with_standing(context, request, _remaining)
 
 
-async def check(context: Context, request: wire.Check) -> wire.CheckAnswer:
+def check(context: Context, request: wire.Check) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
     """Answer whether the run may go on; nothing is remembered of the question."""
-    standing = await context.engine.standing(await _find(context, request), _wait(request))
-    refusal = budget.refusal(standing.run, standing.balance)
-    return wire.CheckAnswer(
-        run=standing.run.id,
-        phase=standing.run.phase,
-        allowed=refusal is None,
-        refusal=refusal,
-        spend=_spend(standing),
-    )
+    return _with_standing(context, request, _check)
 
 
 async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
@@ -192,7 +186,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     )
 
 
-_HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Awaitable[wire.AnyAnswer]]] = {
+_HANDLERS: dict[type[wire.Request], Callable[[Context, Any], wire.AnyAnswer | Awaitable[wire.AnyAnswer]]] = {
     wire.Ping: ping,
     wire.Remaining: remaining,
     wire.Check: check,
@@ -207,6 +201,36 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Awaitable[wire.AnyA
     wire.RunCancel: run_cancel,
     wire.Doctor: doctor,
 }
+
+
+def _with_standing(
+    context: Context, request: wire.Naming, answer: Callable[[Standing], wire.AnyAnswer]
+) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+    standing = context.engine.standing_now(request.run, request.scope, request.session, request.hints)
+    if standing is not None:
+        return answer(standing)
+    return _with_standing_later(context, request, answer)
+
+
+async def _with_standing_later(
+    context: Context, request: wire.Naming, answer: Callable[[Standing], wire.AnyAnswer]
+) -> wire.AnyAnswer:
+    return answer(await context.engine.standing(await _find(context, request), _wait(request)))
+
+
+def _remaining(standing: Standing) -> wire.AnyAnswer:
+    return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=_spend(standing))
+
+
+def _check(standing: Standing) -> wire.AnyAnswer:
+    refusal = budget.refusal(standing.run, standing.balance)
+    return wire.CheckAnswer(
+        run=standing.run.id,
+        phase=standing.run.phase,
+        allowed=refusal is None,
+        refusal=refusal,
+        spend=_spend(standing),
+    )
 
 
 async def _find(context: Context, request: wire.Naming) -> RunState:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 import structlog
 
@@ -33,7 +34,8 @@ _FAREWELL_SECONDS = 1.0
 
 _ACCEPT_PAUSE_SECONDS = 0.05
 
-Handler = Callable[[messages.AnyRequest], Awaitable[messages.AnyAnswer]]
+#: Answers at once when it can, else returns something to wait for.
+Handler = Callable[[messages.AnyRequest], messages.AnyAnswer | Awaitable[messages.AnyAnswer]]
 
 log = structlog.get_logger()
 
@@ -46,7 +48,7 @@ class Server:
         self._connections = 0
         self._refusing = 0
         self._buffered = 0
-        self._idle: set[anyio.CancelScope] = set()
+        self._idle: set[anyio.abc.SocketStream] = set()
         self._draining = False
         self._all_gone = anyio.Event()
 
@@ -71,8 +73,8 @@ class Server:
     async def drained(self) -> None:
         """Tell every connection to end after its present answer, and wait until all have."""
         self._draining = True
-        for scope in self._idle:
-            scope.cancel()
+        for stream in tuple(self._idle):
+            await stream.aclose()
         if self._connections:
             await self._all_gone.wait()
 
@@ -115,35 +117,30 @@ class Server:
 
     async def _converse(self, stream: anyio.abc.SocketStream) -> None:
         decoder = FrameDecoder()
+        raw: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610  not Django's
         while not self._draining:
             try:
                 body = await self._receive(stream, decoder)
             except errors.FluxError as exc:
                 await self._say_goodbye(stream, exc)
                 return
-            if body is None:
-                return
-            answer = await self._answer(body)
-            with anyio.move_on_after(SEND_SECONDS) as sending:
-                await stream.send(answer)
-            if sending.cancelled_caught:
+            if not await self._send(stream, raw, await self._answer(body)):
                 log.warning("peer does not read its answers; connection closed")
                 return
 
-    async def _receive(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes | None:
-        """Return the next message; None when the daemon drains. Raises `FluxError`: no frame, or too slow."""
+    async def _receive(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes:
+        """Return the next message; raises `FluxError` for what is no frame, or comes too slowly."""
         try:
             if (body := decoder.next()) is not None:
+                # A peer that sends many requests in one piece takes its turn with the others.
+                await anyio.lowlevel.checkpoint()
                 return body
             if not decoder.buffered:
-                with anyio.CancelScope() as waiting:
-                    self._idle.add(waiting)
-                    try:
-                        decoder.feed(await stream.receive())
-                    finally:
-                        self._idle.discard(waiting)
-                if waiting.cancelled_caught:
-                    return None
+                self._idle.add(stream)
+                try:
+                    decoder.feed(await stream.receive())
+                finally:
+                    self._idle.discard(stream)
                 if (body := decoder.next()) is not None:
                     return body
             with anyio.fail_after(FRAME_SECONDS):
@@ -154,6 +151,24 @@ class Server:
             raise errors.RequestTimeoutError(
                 f"a frame was not complete after {FRAME_SECONDS:.0f} s", "send a frame in one piece"
             ) from None
+
+    async def _send(self, stream: anyio.abc.SocketStream, raw: socket.socket, frame: bytes) -> bool:
+        """Send an answer; tells whether the peer took it in time.
+
+        Nearly always the kernel takes it whole, at once: then no time limit needs to be set up, which costs more.
+        """
+        try:
+            sent = raw.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            raise anyio.BrokenResourceError from exc
+        if sent == len(frame):
+            return True
+        with anyio.move_on_after(SEND_SECONDS):
+            await stream.send(frame[sent:])
+            return True
+        return False
 
     async def _rest_of_frame(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes:
         held = 0
@@ -172,8 +187,11 @@ class Server:
     async def _answer(self, body: bytes) -> bytes:
         try:
             request = decode(body)
-            with anyio.fail_after(REQUEST_SECONDS):
-                return encode_frame(messages.encode(await self._handler(request)))
+            answer = self._handler(request)
+            if isinstance(answer, Awaitable):
+                with anyio.fail_after(REQUEST_SECONDS):
+                    answer = await answer
+            return encode_frame(messages.encode(answer))
         except errors.FluxError as exc:
             return error_frame(exc)
         except FrameError:

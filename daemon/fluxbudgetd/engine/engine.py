@@ -83,8 +83,7 @@ class Engine:
 
         A session that no run is known to have may have got a row with a run's bead meanwhile, so it is looked at.
         """
-        sessions = [session] if session else [] if run or scope or hints.run else hints.sessions
-        unknown = [name for name in sessions if self.book.run_of_session(name) is None] if self.book.scopes else []
+        unknown = self._unknown_sessions(run, scope, session, hints)
         try:
             if unknown:
                 await self._refresher.refresh([], unknown, wait=wait)
@@ -92,6 +91,20 @@ class Engine:
         finally:
             for name in unknown:
                 self.book.forget_stranger(name)
+
+    def _unknown_sessions(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> list[str]:
+        if not self.book.scopes or run or scope or hints.run:
+            return []
+        sessions = (session,) if session else hints.sessions
+        return [name for name in sessions if self.book.run_of_session(name) is None]
+
+    def standing_now(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> Standing | None:
+        """Return where the run that is meant stands if that is known without waiting; raises `NoRunError`."""
+        if self._unknown_sessions(run, scope, session, hints):
+            return None
+        state = self.book.find(run, scope, session, hints)
+        needed = self._refresher.epoch()
+        return None if self._is_behind(state, needed) else self._standing(state, needed)
 
     async def standing(self, state: RunState, wait: float) -> Standing:
         """Return where a run stands, fresh, or after `wait` seconds the last known numbers with the reason."""
