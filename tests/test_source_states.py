@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -342,3 +343,57 @@ def test_watcher_keeps_the_last_known_numbers_without_being_asked(
         path.unlink()
     home.start()
     assert seen(home, run) == (10, True)
+
+
+def test_database_behind_a_symlink(home: Home) -> None:
+    """Its WAL lies beside the file that the link leads to; a live writer there is seen, and so is another target."""
+    places = [home.root / name / "metrics.db" for name in ("one", "two")]
+    writers = [Interstat(place) for place in places]
+    home.interstat.symlink_to(places[0])
+    home.start()
+    run = started(home, session="s1")
+    for total in range(1, 6):
+        writers[0].insert("s1", input_tokens=1, output_tokens=0)
+        assert seen(home, run) == (total, False)
+    writers[1].insert("s1", input_tokens=70, output_tokens=0)
+    home.interstat.unlink()
+    home.interstat.symlink_to(places[1])
+    assert seen(home, run) == (70, False)
+    for writer in writers:
+        writer.close()
+
+
+def test_writers_that_come_and_go(home: Home, interstat: Interstat) -> None:
+    """Each commit by a connection of its own, which puts the WAL away: nothing but the main file tells of it."""
+    interstat.close()
+    home.start()
+    run = started(home, session="s1")
+    for total in range(1, 200):
+        visitor = sqlite3.connect(home.interstat, isolation_level=None)
+        visitor.execute(
+            "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens)"
+            " VALUES ('2026-01-01', 's1', 'a', 1)"
+        )
+        visitor.close()
+        assert seen(home, run) == (total, False)
+
+
+def test_ended_run_is_followed_for_48_hours(home: Home, interstat: Interstat) -> None:
+    """After that its numbers are what was last measured, and not called stale for it."""
+    row = interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
+    daemon = home.start()
+    run = started(home, scope="b1", session="s2")
+    interstat.insert("s2", input_tokens=5, output_tokens=0)
+    assert seen(home, run) == (15, False)
+    home.ok("run", "finish", "--run", run)
+    daemon.stop()
+    interstat.update(row, input_tokens=500)
+    for hours, expected in ((49, 15), (47, 505)):
+        ledger = sqlite3.connect(home.state / "ledger.db")
+        ended = int((time.time() - hours * 3600) * 1e6)
+        ledger.execute("UPDATE runs SET ended_at = ?, run = json_set(run, '$.ended_at', ?)", (ended, ended))
+        ledger.commit()
+        ledger.close()
+        again = home.start()
+        assert seen(home, run) == (expected, False)
+        again.stop()

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import AsyncIterator
 
 import anyio
 import anyio.abc
@@ -47,18 +48,21 @@ def run(locations: Locations) -> None:
 
 
 async def _with_ledger(locations: Locations, listener: listening.Listener) -> None:
-    ledger, moved = await open_ledger(locations.state_dir)
-    if moved is not None:
-        log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
-    try:
-        await _serve(locations, ledger, listener)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await ledger.close()
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        ledger, moved = await open_ledger(locations.state_dir)
+        if moved is not None:
+            log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
+        try:
+            await _serve(locations, ledger, listener, signals)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await ledger.close()
     log.info("stopped")
 
 
-async def _serve(locations: Locations, ledger: Ledger, listener: listening.Listener) -> None:
+async def _serve(
+    locations: Locations, ledger: Ledger, listener: listening.Listener, signals: AsyncIterator[signal.Signals]
+) -> None:
     engine = Engine(InterstatSource(locations.interstat_db), ledger)
     await engine.load()
     context = Context(
@@ -74,7 +78,7 @@ async def _serve(locations: Locations, ledger: Ledger, listener: listening.Liste
         tasks.start_soon(server.serve, accepting)
         gc.freeze()
         log.info("ready", socket=locations.socket, pid=os.getpid(), version=__version__, runs=len(engine.book.runs))
-        await _until_told_to_stop(engine)
+        await _until_told_to_stop(engine, signals)
         # The name goes first: whoever comes now does not wait for a daemon that is on its way out.
         await anyio.to_thread.run_sync(listener.unlink)
         with anyio.move_on_after(_DRAIN_SECONDS):
@@ -84,14 +88,13 @@ async def _serve(locations: Locations, ledger: Ledger, listener: listening.Liste
         tasks.cancel_scope.cancel()
 
 
-async def _until_told_to_stop(engine: Engine) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number != signal.SIGHUP:
-                log.info("stopping", signal=signal.Signals(number).name)
-                return
-            log.info("reloading: sources are opened anew")
-            await engine.reopen_sources()
+async def _until_told_to_stop(engine: Engine, signals: AsyncIterator[signal.Signals]) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            log.info("stopping", signal=number.name)
+            return
+        log.info("reloading: sources are opened anew")
+        await engine.reopen_sources()
 
 
 def _prepare_process() -> None:

@@ -209,6 +209,8 @@ class Engine:
                     # Under a storm of commits, following them takes a fifth of a core at most.
                     await anyio.sleep(min(_REST_SHARE * (anyio.current_time() - began), _LONGEST_REST_SECONDS))
                 tasks.cancel_scope.cancel()
+            # While we have the file open, its writers cannot put their WAL away when they are done.
+            await self._refresher.reopen()
 
     async def _look_once_armed(self) -> None:
         await anyio.sleep(_SECOND_LOOK_SECONDS)

@@ -18,7 +18,8 @@ FILE_NAME = "ledger.db"
 # ready within its second.
 _FULL_CHECK_BYTES = 32 << 20
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_SUFFIXES = ("", "-wal", "-shm")
+# The file itself last: a kill in between must not leave an old WAL beside a new ledger.
+_SUFFIXES = ("-shm", "-wal", "")
 
 
 class _DamagedError(Exception):

@@ -27,7 +27,6 @@ async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
     Its directory is watched, or the nearest one that exists. Where the system has no watches left, it polls. What
     changes before the watch is armed is not noticed: look for yourself a moment after starting.
     """
-    names = {path, f"{path}-wal", f"{path}-journal"}
     while not stop.is_set():
         try:
             place = await anyio.to_thread.run_sync(_place, path)
@@ -44,7 +43,7 @@ async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
             )
             async with aclosing(watching):
                 async for seen in watching:
-                    if not seen or not place.is_parent or any(changed in names for _, changed in seen):
+                    if not seen or not place.is_parent or any(changed in place.names for _, changed in seen):
                         yield
                     # The directory may have come to be, or another may have taken its name.
                     if (not seen or not place.is_parent) and await anyio.to_thread.run_sync(_place, path) != place:
@@ -60,11 +59,14 @@ class _Place(NamedTuple):
     directory: str
     is_parent: bool
     identity: tuple[int, int]
+    names: frozenset[str]
 
 
 def _place(path: str) -> _Place:
-    parent = directory = os.path.dirname(path)
+    target = os.path.realpath(path)  # a WAL lies beside the file that a symlink leads to
+    names = frozenset((target, f"{target}-wal", f"{target}-journal"))
+    parent = directory = os.path.dirname(target)
     while not os.path.isdir(directory) and directory != "/":
         directory = os.path.dirname(directory)
     found = os.stat(directory)
-    return _Place(directory, directory == parent, (found.st_dev, found.st_ino))
+    return _Place(directory, directory == parent, (found.st_dev, found.st_ino), names)

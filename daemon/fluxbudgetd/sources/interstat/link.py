@@ -11,11 +11,16 @@ creates nothing, and is looked at again as soon as a `-wal` appears or the main 
 import os
 import sqlite3
 import stat
+import time
 from urllib.parse import quote
 
 # How long the worker waits for a lock before it says `locked`. Short against the client's 200 ms: the answer with the
 # last known numbers has to be there in time.
 READER_BUSY_SECONDS = 0.06
+
+# File times have the granularity of a clock tick: a file that was written just before it was looked at may be written
+# again without its times showing it, so its signature is not relied on.
+_RACY_NANOSECONDS = 50_000_000
 
 _HEADER_BYTES = 20
 _WRITE_VERSION_AT = 18
@@ -58,15 +63,18 @@ class Link:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._wal = f"{path}-wal"
+        # SQLite puts the WAL beside the file that a symlink leads to.
+        target = os.path.realpath(path)
+        self._wal = f"{target}-wal"
         self._signature = signature(path)
-        self.immutable = _is_wal_database(path) and not os.path.lexists(self._wal)
+        self.immutable = _is_wal_database(target) and not os.path.lexists(self._wal)
+        self._settled = time.time_ns() - self._signature[3] > _RACY_NANOSECONDS
         self.schema_version = -1
         self._version = -1
         self._wal_identity: tuple[int, int] | None = None
-        self.reader = _connect(path, immutable=self.immutable, busy_seconds=READER_BUSY_SECONDS)
+        self.reader = _connect(target, immutable=self.immutable, busy_seconds=READER_BUSY_SECONDS)
         try:
-            self._probe = _connect(path, immutable=self.immutable, busy_seconds=0)
+            self._probe = _connect(target, immutable=self.immutable, busy_seconds=0)
         except BaseException:
             self.reader.close()
             raise
@@ -81,13 +89,16 @@ class Link:
 
     def replaced(self) -> bool:
         """Tell whether the path names something else by now: a new file, a new WAL, an immutable file that changed."""
+        if self.immutable:
+            return not self._settled or self.moved_on()
+        return file_identity(self._path) != self._signature[:2] or file_identity(self._wal) != self._wal_identity
+
+    def moved_on(self) -> bool:
+        """Tell whether an immutable file has been opened for writing: what was read meanwhile is worth nothing."""
         try:
-            now = signature(self._path)
+            return signature(self._path) != self._signature or os.path.lexists(self._wal)
         except OSError:
             return True
-        if self.immutable:
-            return now != self._signature or os.path.lexists(self._wal)
-        return now[:2] != self._signature[:2] or file_identity(self._wal) != self._wal_identity
 
     def changed(self) -> bool:
         """Tell whether anybody has committed since this was last asked; True when that cannot be told."""

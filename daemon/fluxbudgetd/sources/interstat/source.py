@@ -118,7 +118,7 @@ class InterstatSource:
             for _ in range(_ATTEMPTS):
                 link = self._current_link()
                 result = self._in_one_transaction(link, read)
-                if not (link.immutable and link.replaced()):
+                if not (link.immutable and link.moved_on()):
                     return result
             raise _FaultError("locked", "the file keeps changing while it is read")  # noqa: TRY301  handled in one place
         except (sqlite3.Error, OSError, _FaultError) as exc:
