@@ -161,7 +161,7 @@ AnyRequest = (
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="op"):
     """What every answer has."""
 
-    ok: Literal[True] = True
+    ok: bool = True
 
 
 class Spend(msgspec.Struct, frozen=True, kw_only=True):
@@ -364,7 +364,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a request that was not carried out."""
 
     error: ErrorInfo
-    ok: Literal[False] = False
+    ok: bool = False
 
 
 AnyAnswer = (
