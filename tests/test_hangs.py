@@ -42,6 +42,10 @@ class HangingSource(InterstatSource):
         return super().read(wanted, scopes)
 
 
+def within(seconds: float) -> float:
+    return anyio.current_time() + seconds
+
+
 @asynccontextmanager
 async def engine_over(directory: Path) -> AsyncIterator[tuple[Engine, HangingSource]]:
     ledger, _ = await open_ledger(str(directory))
@@ -66,15 +70,15 @@ def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), 5)
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             state = engine.book.runs[run.id]
             interstat.insert("s1", input_tokens=10, output_tokens=0)
-            standing = await engine.standing(state, 5)
+            standing = await engine.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (10, None)
             source.let.clear()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(3):
-                standing = await engine.standing(state, 0.02)
+                standing = await engine.standing(state, within(0.02))
                 assert standing.balance.spent == 10
                 assert standing.stale_why is not None
                 assert "slow" in standing.stale_why
@@ -85,7 +89,7 @@ def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
             changed, _ = await engine.changes.change(state, messages.RunSet(token_budget=50))
             assert changed.token_budget == 50
             source.let.set()
-            standing = await engine.standing(state, 10)
+            standing = await engine.standing(state, within(10))
             assert (standing.balance.spent, standing.stale_why) == (15, None)
         interstat.close()
 
@@ -98,7 +102,7 @@ def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
         async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p"), 5)
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p"), within(5))
             state = engine.book.runs[run.id]
 
             def fail(*_arguments: Any) -> Reading:
@@ -108,8 +112,8 @@ def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
                 patch.setattr(source, "read", fail)
                 state.epoch = -1
                 with pytest.raises(ValueError, match="a defect"):
-                    await engine.standing(state, 5)
-            standing = await engine.standing(state, 5)
+                    await engine.standing(state, within(5))
+            standing = await engine.standing(state, within(5))
             assert standing.stale_why is None
 
     anyio.run(body)
@@ -187,8 +191,8 @@ def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
         async with engine_over(tmp_path) as (engine, _):
             for number in range(50):
                 with anyio.move_on_after(number * 0.0001):
-                    await engine.changes.start(messages.RunStart(id=f"r{number}", project_dir="/p"), 1)
-            await engine.changes.start(messages.RunStart(id="last", project_dir="/p"), 1)
+                    await engine.changes.start(messages.RunStart(id=f"r{number}", project_dir="/p"), within(1))
+            await engine.changes.start(messages.RunStart(id="last", project_dir="/p"), within(1))
         ledger, _ = await open_ledger(str(tmp_path))
         kept = {run.id for run, _ in await ledger.runs()}
         events = {event.run for event in await ledger.events() if event.kind == "run.started"}

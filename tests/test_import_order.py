@@ -9,7 +9,7 @@ import pytest
 
 #: Each layer may import the layers before it, and itself; parts of one layer (a set) never import each other.
 LAYERS: tuple[set[str], ...] = (
-    {"wire"},
+    {"wire", "threads"},
     {"errors"},
     {"model"},
     {"policy", "config"},

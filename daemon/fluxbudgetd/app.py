@@ -78,7 +78,7 @@ async def _serve(
         tasks.start_soon(server.serve, accepting)
         gc.freeze()
         log.info("ready", socket=locations.socket, pid=os.getpid(), version=__version__, runs=len(engine.book.runs))
-        await _until_told_to_stop(engine, signals)
+        await _until_told_to_stop(engine, signals, tasks)
         # The name goes first: whoever comes now does not wait for a daemon that is on its way out.
         await anyio.to_thread.run_sync(listener.unlink)
         with anyio.move_on_after(_DRAIN_SECONDS):
@@ -88,13 +88,15 @@ async def _serve(
         tasks.cancel_scope.cancel()
 
 
-async def _until_told_to_stop(engine: Engine, signals: AsyncIterator[signal.Signals]) -> None:
+async def _until_told_to_stop(
+    engine: Engine, signals: AsyncIterator[signal.Signals], tasks: anyio.abc.TaskGroup
+) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
             log.info("stopping", signal=number.name)
             return
         log.info("reloading: sources are opened anew")
-        await engine.reopen_sources()
+        tasks.start_soon(engine.reopen_sources)  # which waits for a reader that may hang
 
 
 def _prepare_process() -> None:

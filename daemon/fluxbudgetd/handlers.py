@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import msgspec
 
@@ -60,15 +61,14 @@ def check(context: Context, request: wire.Check) -> wire.AnyAnswer | Awaitable[w
 
 async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
     """Answer with the active runs, or the one that was named."""
-    engine, wait = context.engine, _wait(request)
+    engine, deadline = context.engine, _deadline(request)
     if request.run or request.scope or request.session:
-        states = [await engine.find(request.run, request.scope, request.session, wire.Hints(), wait)]
+        states = [await engine.find(request.run, request.scope, request.session, wire.Hints(), deadline)]
     else:
         states = engine.book.active()
-    lines = await _lines(engine, states, wait)
-    if not lines:
-        await engine.look_at_sources(wait)
-    sessions, loose = await engine.unattributed(wait)
+    await engine.look_at_sources(deadline)
+    lines = await _lines(engine, states, deadline)
+    sessions, loose = await engine.unattributed(deadline)
     return wire.StatusAnswer(
         runs=lines,
         sources=_sources(engine),
@@ -78,7 +78,7 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
 
 async def run_start(context: Context, request: wire.RunStart) -> wire.RunAnswer:
     """Start a run, or find the one that was started so before."""
-    run, changed = await context.engine.changes.start(request, _wait(request))
+    run, changed = await context.engine.changes.start(request, _deadline(request))
     return wire.RunAnswer(run=_info(run), changed=changed)
 
 
@@ -86,14 +86,14 @@ async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswe
     """Answer with the active runs, or all."""
     book = context.engine.book
     states = list(book.runs.values()) if request.all else book.active()
-    return wire.RunListAnswer(runs=await _lines(context.engine, states, _wait(request)))
+    return wire.RunListAnswer(runs=await _lines(context.engine, states, _deadline(request)))
 
 
 async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswer:
     """Answer with everything that is known of a run."""
-    engine = context.engine
-    state = await _find(context, request)
-    standing = await engine.standing(state, _wait(request))
+    engine, deadline = context.engine, _deadline(request)
+    state = await _find(context, request, deadline)
+    standing = await engine.standing(state, deadline)
     cells = list(engine.book.cells(state))
     by_stage = _sums((macro_stage(cell.phase), counts) for _, cell, counts in cells)
     return wire.RunShowAnswer(
@@ -119,44 +119,44 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
 
 async def run_set(context: Context, request: wire.RunSet) -> wire.RunAnswer:
     """Change a run."""
-    run, changed = await context.engine.changes.change(await _find(context, request), request)
+    run, changed = await context.engine.changes.change(await _find(context, request, _deadline(request)), request)
     return wire.RunAnswer(run=_info(run), changed=changed)
 
 
 async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswer:
     """Attach a session to a run."""
-    wait = _wait(request)
-    state = await context.engine.find(request.run, request.scope, None, request.hints, wait)
-    changed = await context.engine.changes.attach(request.attach, state, wait)
+    deadline = _deadline(request)
+    state = await context.engine.find(request.run, request.scope, None, request.hints, deadline)
+    changed = await context.engine.changes.attach(request.attach, state, deadline)
     return wire.RunAnswer(run=_info(state.run), changed=changed)
 
 
 async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswer:
     """Detach a session from its run, or from the run that was named."""
-    wait = _wait(request)
+    deadline = _deadline(request)
     state = None
     if request.run or request.scope:
-        state = await context.engine.find(request.run, request.scope, None, wire.Hints(), wait)
-    run = await context.engine.changes.detach(request.detach, state, wait)
+        state = await context.engine.find(request.run, request.scope, None, wire.Hints(), deadline)
+    run = await context.engine.changes.detach(request.detach, state, deadline)
     return wire.RunAnswer(run=_info(run), changed=True)
 
 
 async def run_finish(context: Context, request: wire.RunFinish) -> wire.RunAnswer:
     """End a run as done."""
-    run, changed = await context.engine.changes.end(await _find(context, request), "done")
+    run, changed = await context.engine.changes.end(await _find(context, request, _deadline(request)), "done")
     return wire.RunAnswer(run=_info(run), changed=changed)
 
 
 async def run_cancel(context: Context, request: wire.RunCancel) -> wire.RunAnswer:
     """End a run as cancelled."""
-    run, changed = await context.engine.changes.end(await _find(context, request), "cancelled")
+    run, changed = await context.engine.changes.end(await _find(context, request, _deadline(request)), "cancelled")
     return wire.RunAnswer(run=_info(run), changed=changed)
 
 
 async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     """Look at the sources and answer with what is wrong."""
     engine = context.engine
-    await engine.look_at_sources(_wait(request))
+    await engine.look_at_sources(_deadline(request))
     findings = list(context.findings)
     for source in _sources(engine):
         if source.state != "ok":
@@ -215,7 +215,8 @@ def _with_standing(
 async def _with_standing_later(
     context: Context, request: wire.Naming, answer: Callable[[Standing], wire.AnyAnswer]
 ) -> wire.AnyAnswer:
-    return answer(await context.engine.standing(await _find(context, request), _wait(request)))
+    deadline = _deadline(request)
+    return answer(await context.engine.standing(await _find(context, request, deadline), deadline))
 
 
 def _remaining(standing: Standing) -> wire.AnyAnswer:
@@ -233,12 +234,14 @@ def _check(standing: Standing) -> wire.AnyAnswer:
     )
 
 
-async def _find(context: Context, request: wire.Naming) -> RunState:
-    return await context.engine.find(request.run, request.scope, request.session, request.hints, _wait(request))
+async def _find(context: Context, request: wire.Naming, deadline: float) -> RunState:
+    return await context.engine.find(request.run, request.scope, request.session, request.hints, deadline)
 
 
-def _wait(request: wire.Request) -> float:
-    return min(max(request.wait_ms, 0) / 1000 * _WAIT_SHARE, _MAX_WAIT_SECONDS)
+def _deadline(request: wire.Request) -> float:
+    """Return when the answer has to be made, by the loop's clock: one deadline for all that a request waits for."""
+    wait = min(max(request.wait_ms, 0) / 1000 * _WAIT_SHARE, _MAX_WAIT_SECONDS)
+    return anyio.current_time() + wait
 
 
 def _capped(tokens: int) -> int:
@@ -280,9 +283,9 @@ def _info(run: Run) -> wire.RunInfo:
     )
 
 
-async def _lines(engine: Engine, states: Iterable[RunState], wait: float) -> tuple[wire.RunLine, ...]:
+async def _lines(engine: Engine, states: Iterable[RunState], deadline: float) -> tuple[wire.RunLine, ...]:
     newest_first = sorted(states, key=lambda state: state.run.started_at, reverse=True)
-    standings = await engine.standings(newest_first, wait)
+    standings = await engine.standings(newest_first, deadline)
     return tuple(
         wire.RunLine(
             run=_info(standing.run),

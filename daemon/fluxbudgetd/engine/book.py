@@ -9,20 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from fluxbudgetd.errors import NoRunError
-from fluxbudgetd.model import Attachment, Cell, Counts, Run
+from fluxbudgetd.model import Attachment, Cell, Counts, Run, SourceStatus
 from fluxbudgetd.wire.messages import Hints
 
 
 class RunState(msgspec.Struct):
     """A run and what is known of its numbers.
 
-    `epoch` is the source's epoch that the numbers show (-1: never looked). `sessions` are those that may have usage of
-    it. `measured` caches the sum of its usage.
+    `epoch` is the source's epoch that the numbers show (-1: they have to be looked at), `status` what the source was
+    like at the last look. `sessions` are those that may have usage of the run. `measured` caches the sum of its usage.
     """
 
     run: Run
     started_as: Run
     epoch: int = -1
+    status: SourceStatus | None = None
     touched: bool = False
     sessions: set[str] = msgspec.field(default_factory=set)
     measured: Counts | None = None
@@ -81,18 +82,23 @@ class Book:
             state = self.session(one.session)
             kept = [other for other in state.attachments if other.since != one.since]
             state.attachments = sorted([*kept, one], key=lambda each: each.since)
+            state.digest = None
             if one.run in self.runs:
+                # What was read of the session before it belonged here may be older than the run's numbers.
                 self.runs[one.run].sessions.add(one.session)
+                self.runs[one.run].epoch = -1
 
     def session(self, name: str) -> SessionState:
         """Return what is known of a session, making an empty entry when nothing is."""
         return self.sessions.setdefault(name, SessionState())
 
-    def forget_stranger(self, name: str) -> None:
-        """Drop what is known of a session that has nothing to do with any run."""
+    def forget_stranger(self, name: str) -> bool:
+        """Drop what is known of a session that has nothing to do with any run; tells whether it has nothing."""
         state = self.sessions.get(name)
-        if state is not None and not state.followed:
-            del self.sessions[name]
+        if state is not None and state.followed:
+            return False
+        self.sessions.pop(name, None)
+        return True
 
     def put_sums(self, session: str, cells: Mapping[Cell, Counts], implied: Attachment | None) -> None:
         """Replace the sums of a session's usage."""

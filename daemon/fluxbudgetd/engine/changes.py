@@ -36,17 +36,17 @@ class Changes:
         self._changed = changed
         self._changing = anyio.Lock()
 
-    async def start(self, asked: RunStart, wait: float) -> tuple[Run, bool]:
+    async def start(self, asked: RunStart, deadline: float) -> tuple[Run, bool]:
         """Start a run, or return the one that the same request started before, and whether anything changed."""
+        await self._look_at(asked.session, deadline)
         async with self._changing:
             known = self._known_run(asked)
             if known is None:
                 run = runs.new_run(asked, asked.id or self._new_id(), self._clock())
-                attachments = await self._moved(asked.session, run.id, wait)
-                await self._save_new(run, attachments)
+                await self._save_new(run, self._moved(asked.session, run.id))
                 return run, True
             runs.require_same(asked, known.run, known.started_as)
-            return known.run, await self._attach(asked.session, known.run, wait)
+            return known.run, await self._attach(asked.session, known.run)
 
     async def change(self, state: RunState, asked: RunSet) -> tuple[Run, bool]:
         """Change a run's budget, warning percentage or enforcement."""
@@ -77,22 +77,24 @@ class Changes:
             self._changed()
             return run, True
 
-    async def attach(self, session: str, state: RunState, wait: float) -> bool:
+    async def attach(self, session: str, state: RunState, deadline: float) -> bool:
         """Attach a session to a run from now on; tells whether anything changed."""
+        await self._look_at(session, deadline)
         async with self._changing:
             if not runs.is_followed(state.run, self._clock()):
                 raise ConflictError(
                     f"run {state.run.id} ended more than 48 hours ago",
                     "attach the session to a run that is followed",
                 )
-            return await self._attach(session, state.run, wait)
+            return await self._attach(session, state.run)
 
-    async def detach(self, session: str, state: RunState | None, wait: float) -> Run:
+    async def detach(self, session: str, state: RunState | None, deadline: float) -> Run:
         """End a session's present attachment (to this run, when one is given)."""
+        await self._look_at(session, deadline)
         async with self._changing:
-            await self._refresher.refresh([], [session], wait=wait)
             present = self._present(session)
             if present is None or (state is not None and present.run != state.run.id):
+                self._book.forget_stranger(session)
                 where = "any run" if state is None else f"run {state.run.id}"
                 raise BadInputError(f"session {session!r} is not attached to {where}", "see 'fluxbudgetctl run show'")
             ended = msgspec.structs.replace(present, until=self._instant(session))
@@ -129,23 +131,24 @@ class Changes:
         noted = [max(one.since, one.until or 0) for one in self._book.session(session).attachments]
         return max([self._clock(), *(at + 1 for at in noted)])
 
-    async def _moved(self, session: str | None, run_id: str, wait: float) -> list[Attachment]:
+    async def _look_at(self, session: str | None, deadline: float) -> None:
+        """Read a session: what its rows say of it so far becomes its first attachment when it is moved."""
+        if session is not None:
+            runs.foreign_id("session id", session)
+            await self._refresher.refresh([], [session], deadline=deadline)
+
+    def _moved(self, session: str | None, run_id: str) -> list[Attachment]:
         """Return the attachments to write so that a session belongs to a run from now on; none when it does."""
-        if session is None:
-            return []
-        runs.foreign_id("session id", session)
-        # What its rows say of it so far becomes its first attachment.
-        await self._refresher.refresh([], [session], wait=wait)
-        present = self._present(session)
-        if present is not None and present.run == run_id:
+        present = None if session is None else self._present(session)
+        if session is None or (present is not None and present.run == run_id):
             return []
         now = self._instant(session)
         first = not self._book.session(session).current
         new = Attachment(session=session, run=run_id, since=now, until=None, first=first, origin="asked")
         return [new] if present is None else [msgspec.structs.replace(present, until=now), new]
 
-    async def _attach(self, session: str | None, run: Run, wait: float) -> bool:
-        attachments = await self._moved(session, run.id, wait)
+    async def _attach(self, session: str | None, run: Run) -> bool:
+        attachments = self._moved(session, run.id)
         if session is None or not attachments:
             return False
         await self._save_attachments(attachments, session, {"attached": session}, run.id)

@@ -11,7 +11,6 @@ import structlog
 from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.changes import Changes
 from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
-from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
 from fluxbudgetd.policy import budget, runs
@@ -24,8 +23,11 @@ log = structlog.get_logger()
 # A commit's frames reach the -wal file, and the watcher, before the commit is there to be read: look once more.
 _SECOND_LOOK_SECONDS = 0.2
 _FOLLOW_WAIT_SECONDS = 60.0
+_ENDED_SECONDS = 3600.0
 _REST_SHARE = 4
 _LONGEST_REST_SECONDS = 2.0
+# Sessions without a run that are remembered as such, so that a hook outside of any run is answered at once, too.
+_STRANGERS = 256
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -50,7 +52,9 @@ class Engine:
         self._source = source
         self._refresher = Refresher(source, ledger, self.book, now_micros)
         self.changes = Changes(self.book, self._refresher, ledger, now_micros, self._note_activity)
+        self._strangers: dict[str, tuple[int, int]] = {}
         self._activity = anyio.Event()
+        self._ended = anyio.Event()
         self._rest = anyio.Event()
 
     async def load(self) -> None:
@@ -62,41 +66,59 @@ class Engine:
         self._note_activity()
 
     async def serve(self) -> None:
-        """Run the engine's own tasks, for ever: the reader, and the watcher while a run is active."""
+        """Run the engine's own tasks, for ever: the reader, and what looks at the sources without being asked."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._refresher.serve)
             tasks.start_soon(self._follow)
+            tasks.start_soon(self._follow_ended)
 
     async def reopen_sources(self) -> None:
         """Let go of the sources' files; the next look opens them anew."""
         await self._refresher.reopen()
 
-    async def look_at_sources(self, wait: float) -> None:
+    async def look_at_sources(self, deadline: float) -> None:
         """Read the followed runs from their sources, or at least the sources' state when no run needs them."""
-        followed = [state.run.id for state in self.followed()]
-        await (self._read(followed, wait) if followed else self._refresher.refresh([], wait=wait))
+        needed = self._refresher.epoch()
+        followed = self.followed()
+        if followed:
+            await self._freshen(followed, needed, deadline)
+        else:
+            await self._refresher.refresh([], deadline=deadline)
 
     async def find(
-        self, run: str | None, scope: str | None, session: str | None, hints: Hints, wait: float
+        self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> RunState:
         """Return the run that is meant (see `Book.find`); raises `NoRunError`.
 
         A session that no run is known to have may have got a row with a run's bead meanwhile, so it is looked at.
         """
         unknown = self._unknown_sessions(run, scope, session, hints)
-        try:
-            if unknown:
-                await self._refresher.refresh([], unknown, wait=wait)
-            return self.book.find(run, scope, session, hints)
-        finally:
+        if unknown:
+            seen = self._strangers_mark()
+            in_time = await self._refresher.refresh([], unknown, deadline=deadline)
             for name in unknown:
-                self.book.forget_stranger(name)
+                if self.book.forget_stranger(name) and in_time and self._refresher.status.readable:
+                    self._note_stranger(name, seen)
+        return self.book.find(run, scope, session, hints)
 
     def _unknown_sessions(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> list[str]:
-        if not self.book.scopes or run or scope or hints.run:
+        if not self.book.scopes or run or scope or (hints.run and not session):
             return []
         sessions = (session,) if session else hints.sessions
-        return [name for name in sessions if self.book.run_of_session(name) is None]
+        return [
+            name
+            for name in sessions
+            if self.book.run_of_session(name) is None and self._strangers.get(name) != self._strangers_mark()
+        ]
+
+    def _strangers_mark(self) -> tuple[int, int]:
+        """Return what has to be the same for a session that had no run to have none still."""
+        return self._refresher.epoch(), self.book.version
+
+    def _note_stranger(self, name: str, mark: tuple[int, int]) -> None:
+        while len(self._strangers) >= _STRANGERS:
+            del self._strangers[next(iter(self._strangers))]
+        self._strangers[name] = mark
 
     def standing_now(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> Standing | None:
         """Return where the run that is meant stands if that is known without waiting; raises `NoRunError`."""
@@ -106,14 +128,14 @@ class Engine:
         needed = self._refresher.epoch()
         return None if self._is_behind(state, needed) else self._standing(state, needed)
 
-    async def standing(self, state: RunState, wait: float) -> Standing:
-        """Return where a run stands, fresh, or after `wait` seconds the last known numbers with the reason."""
-        return (await self.standings([state], wait))[0]
+    async def standing(self, state: RunState, deadline: float) -> Standing:
+        """Return where a run stands, fresh, or at the deadline the last known numbers with the reason."""
+        return (await self.standings([state], deadline))[0]
 
-    async def standings(self, states: Sequence[RunState], wait: float) -> list[Standing]:
-        """Return where runs stand, showing whatever was committed before this call, as far as `wait` seconds allow."""
+    async def standings(self, states: Sequence[RunState], deadline: float) -> list[Standing]:
+        """Return where runs stand, showing whatever was committed before this call, as far as the deadline allows."""
         needed = self._refresher.epoch()
-        await self._freshen(states, needed, wait)
+        await self._freshen(states, needed, deadline)
         return [self._standing(state, needed) for state in states]
 
     @property
@@ -141,8 +163,8 @@ class Engine:
         now = now_micros()
         return [state for state in self.book.runs.values() if runs.is_followed(state.run, now)]
 
-    async def unattributed(self, wait: float) -> tuple[int, Counts]:
-        """Return how many sessions have usage that belongs to no run, and how much it is.
+    async def unattributed(self, deadline: float) -> tuple[int, Counts]:
+        """Return how many sessions have usage that belongs to no run, and how much it is; look at the sources first.
 
         Counted are the followed sessions' records outside their attachments, and, of sessions that no run knows, the
         source's newest rows.
@@ -152,20 +174,16 @@ class Engine:
             outside = sum((counts for cell, counts in state.cells.items() if cell.run is None), Counts())
             if state.followed and outside.records:
                 loose[name] = outside
-        for one in await self._refresher.recent(wait):
+        for one in await self._refresher.recent(deadline):
             known = self.book.sessions.get(one.session)
             if one.bead not in self.book.scopes and not (known is not None and known.followed):
                 loose[one.session] = loose.get(one.session, Counts()) + one.counts
         return len(loose), sum(loose.values(), Counts())
 
-    async def _freshen(self, states: Iterable[RunState], needed: int, wait: float) -> None:
-        await self._read([state.run.id for state in states if self._is_behind(state, needed)], wait)
-
-    async def _read(self, names: Sequence[str], wait: float) -> None:
-        deadline = anyio.current_time() + wait
-        for start in range(0, len(names), CHUNK_RUNS):
-            left = max(0.0, deadline - anyio.current_time())
-            if not await self._refresher.refresh(names[start : start + CHUNK_RUNS], wait=left):
+    async def _freshen(self, states: Iterable[RunState], needed: int, deadline: float) -> None:
+        behind = [state.run.id for state in states if self._is_behind(state, needed)]
+        for start in range(0, len(behind), CHUNK_RUNS):
+            if not await self._refresher.refresh(behind[start : start + CHUNK_RUNS], deadline=deadline):
                 return
 
     def _is_behind(self, state: RunState, needed: int) -> bool:
@@ -180,14 +198,16 @@ class Engine:
     def _stale_why(self, state: RunState, needed: int) -> str | None:
         if not runs.is_followed(state.run, now_micros()):
             return None
-        status = self._refresher.status
-        if not status.readable:
+        status = state.status
+        if status is not None and not status.readable:
             return f"{status.name}: {status.state}: {status.detail}"
         if state.epoch < needed:
-            return f"{status.name}: slow: the present numbers were not there in time"
+            return f"{self._refresher.status.name}: slow: the present numbers were not there in time"
         return None
 
     def _note_activity(self) -> None:
+        if any(state.run.ended_at is not None for state in self.followed()):
+            self._ended.set()
         if self.book.active():
             self._activity.set()
         elif self._activity.is_set():
@@ -216,16 +236,27 @@ class Engine:
         await anyio.sleep(_SECOND_LOOK_SECONDS)
         await self._notice()
 
+    async def _follow_ended(self) -> None:
+        """Look at ended runs every hour while they are followed, so that their late numbers are kept unasked."""
+        while True:
+            await self._ended.wait()
+            await anyio.sleep(_ENDED_SECONDS)
+            if all(state.run.ended_at is None for state in self.followed()):
+                self._ended = anyio.Event()
+            else:
+                await self._notice()
+
     async def _notice(self) -> None:
         for delay in (0.0, _SECOND_LOOK_SECONDS):
             await anyio.sleep(delay)
             needed = self._refresher.epoch()
-            active = self.book.active()
-            if any(self._is_behind(state, needed) for state in active):
+            followed = self.followed()
+            if any(self._is_behind(state, needed) for state in followed):
                 try:
-                    await self._freshen(active, needed, _FOLLOW_WAIT_SECONDS)
-                except LedgerError as exc:
-                    log.error("ledger unreadable", error=exc.message)
+                    await self._freshen(followed, needed, anyio.current_time() + _FOLLOW_WAIT_SECONDS)
+                except Exception:
+                    # Nobody asked, so nobody can be told; whoever asks next is. The daemon goes on.
+                    log.exception("following the sources failed")
                 return
 
 

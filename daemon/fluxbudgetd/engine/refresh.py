@@ -1,12 +1,11 @@
 """Bringing runs up to date: one reader at a time, shared by everybody who waits.
 
 Whoever needs fresh numbers joins the next batch; a batch looks at the source after it was joined, so it shows whatever
-was committed before. A reader that hangs keeps its batch; those who wait give up in time and answer with the last known
-numbers.
+was committed before. A reader that hangs keeps its batch; those who wait give up at their deadline and answer with the
+last known numbers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -20,22 +19,19 @@ from fluxbudgetd.model import (
     Cell,
     Counts,
     EventKind,
+    Reading,
     RecentUsage,
     Run,
-    SessionSnapshot,
     SourceStatus,
     Usage,
 )
 from fluxbudgetd.policy import attribution
 from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.threads import off_loop
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
-# Below this many records the arithmetic takes less than a millisecond; above, it is done off the event loop.
-_INLINE_RECORDS = 200
 # So many runs are read at a time: a request for one run never waits for a thousand others.
 CHUNK_RUNS = 16
 _SLOW_SECONDS = 1.0
@@ -68,6 +64,8 @@ class Refresher:
         self.ledger_fault: str | None = None
         # A source has one reader at a time.
         self._reader = anyio.CapacityLimiter(1)
+        # A session's sums are put by one task at a time: an older tally must not land on a newer one.
+        self._summing = anyio.Lock()
         self._recent: tuple[int, tuple[RecentUsage, ...]] = (-1, ())
 
     async def prepare(self) -> None:
@@ -86,28 +84,29 @@ class Refresher:
         """Return the source's epoch: a run whose numbers show it is up to date as of this call."""
         return self._source.epoch()
 
-    async def recent(self, wait: float) -> tuple[RecentUsage, ...]:
-        """Return the source's newest rows, or what they were when it does not answer within `wait` seconds."""
+    async def recent(self, deadline: float) -> tuple[RecentUsage, ...]:
+        """Return the source's newest rows, or what they were last when it does not answer in time."""
         epoch = self._source.epoch()
         if self._recent[0] != epoch:
-            with anyio.move_on_after(wait):
+            with anyio.CancelScope(deadline=deadline):
                 found = await anyio.to_thread.run_sync(
                     self._source.recent, abandon_on_cancel=True, limiter=self._reader
                 )
-                self._recent = (epoch, found)
+                if found is not None:
+                    self._recent = (epoch, found)
         return self._recent[1]
 
     async def reopen(self) -> None:
         """Let go of the source's file when nobody is reading it."""
         await anyio.to_thread.run_sync(self._source.reopen, abandon_on_cancel=True, limiter=self._reader)
 
-    async def refresh(self, runs: Iterable[str], sessions: Iterable[str] = (), *, wait: float) -> bool:
-        """Bring runs and sessions up to date; give up after `wait` seconds. Tells whether it was done in time."""
+    async def refresh(self, runs: Iterable[str], sessions: Iterable[str] = (), *, deadline: float) -> bool:
+        """Bring runs and sessions up to date; give up at the deadline. Tells whether it was done in time."""
         batch = self._next
         batch.runs.update(runs)
         batch.sessions.update(sessions)
         self._wanted.set()
-        with anyio.move_on_after(wait):
+        with anyio.CancelScope(deadline=deadline):
             await batch.done.wait()
         if batch.error is not None:
             raise batch.error
@@ -119,7 +118,7 @@ class Refresher:
             await self._wanted.wait()
             batch, self._next, self._wanted = self._next, Batch(), anyio.Event()
             try:
-                await self._read(batch)
+                await self._look(batch)
             except Exception as exc:
                 # Handed on to every request that waits; the next batch starts afresh.
                 log.exception("refresh failed")
@@ -127,32 +126,46 @@ class Refresher:
             finally:
                 batch.done.set()
 
-    async def _read(self, batch: Batch) -> None:
+    async def _look(self, batch: Batch) -> None:
         epoch = self._source.epoch()
         now = self._clock()
         runs = [self._book.runs[name] for name in batch.runs if name in self._book.runs]
         for state in runs:
             await self._touch(state)
         followed = [state for state in runs if is_followed(state.run, now)]
-        names = set(batch.sessions).union(*(state.sessions for state in followed))
-        scopes = {state.run.scope for state in followed if state.run.scope is not None}
-        wanted = {name: self._book.session(name).digest for name in names}
-        self._reading_since = anyio.current_time()
-        try:
-            reading = await anyio.to_thread.run_sync(
-                self._source.read, wanted, scopes, abandon_on_cancel=True, limiter=self._reader
-            )
-        finally:
-            self._reading_since = None
-        for name, snapshot in reading.sessions.items():
-            if snapshot.records is not None:
-                await self._install(name, snapshot, snapshot.records)
+        reading = await self._read(followed, batch.sessions)
+        changed = await self._install(reading)
         for name in set(batch.sessions).union(*(state.sessions for state in runs)):
             if not self._book.session(name).loaded:
                 await self.retally(name)
         for state in followed:
-            state.epoch = epoch
+            self._note_look(state, reading, epoch)
+        # The numbers are there for whoever waits; a ledger that is slow delays nobody beyond this batch.
+        for name, records in changed.items():
+            if self._book.session(name).followed:
+                await self._keep(name, records)
         await self._tell(reading.status)
+
+    async def _read(self, followed: Iterable[RunState], sessions: Iterable[str]) -> Reading:
+        followed = list(followed)
+        names = set(sessions).union(*(state.sessions for state in followed))
+        scopes = {state.run.scope for state in followed if state.run.scope is not None}
+        wanted = {name: self._book.session(name).digest for name in names}
+        self._reading_since = anyio.current_time()
+        try:
+            return await anyio.to_thread.run_sync(
+                self._source.read, wanted, scopes, abandon_on_cancel=True, limiter=self._reader
+            )
+        finally:
+            self._reading_since = None
+
+    def _note_look(self, state: RunState, reading: Reading, epoch: int) -> None:
+        state.status = reading.status
+        # A look that gave nothing, or that did not have a session which has joined meanwhile, is no look; but of a file
+        # that is not there nothing more is to be had until it comes.
+        complete = reading.status.readable and state.sessions <= reading.sessions.keys()
+        if complete or reading.status.state == "absent":
+            state.epoch = epoch
 
     async def _touch(self, state: RunState) -> None:
         """Find, the first time that a run is looked at, the sessions that the ledger knows of it."""
@@ -162,26 +175,35 @@ class Refresher:
             state.sessions.update(await self._ledger.sessions_naming(state.run.scope))
         state.touched = True
 
-    async def _install(self, name: str, snapshot: SessionSnapshot, records: tuple[Usage, ...]) -> None:
-        state = self._book.session(name)
-        state.anomalies = snapshot.anomalies
+    async def _install(self, reading: Reading) -> dict[str, tuple[Usage, ...]]:
+        """Sum what has changed; return it, session by session."""
+        changed = {name: one.records for name, one in reading.sessions.items() if one.records is not None}
+        async with self._summing:
+            for name, records in changed.items():
+                await self._sum(name, records)
+                state = self._book.session(name)
+                state.digest = reading.sessions[name].digest
+                state.anomalies = reading.sessions[name].anomalies
+        return changed
+
+    async def _keep(self, name: str, records: tuple[Usage, ...]) -> None:
+        source = self._source.status.name
         try:
-            before = await self._ledger.usage(name, self._source.status.name)
-            changes = await _off_loop(len(records) + len(before), UsageChanges.between, before, records)
-            await self._ledger.save_usage(name, self._source.status.name, changes)
+            before = await self._ledger.usage(name, source)
+            changes = await off_loop(len(records) + len(before), UsageChanges.between, before, records)
+            await self._ledger.save_usage(name, source, changes)
         except LedgerError as exc:
             # The numbers are right all the same; that they are not kept is for `doctor` and the next try.
             self.ledger_fault = exc.message
             log.error("usage not kept", session=name, error=exc.message)
-            state.digest = None
+            self._book.session(name).digest = None
         else:
             self.ledger_fault = None
-            state.digest = snapshot.digest
-        await self._sum(name, records)
 
     async def retally(self, name: str) -> None:
         """Sum a session's last measured usage again, after its attachments or the runs have changed."""
-        await self._sum(name, await self._ledger.usage(name, self._source.status.name))
+        async with self._summing:
+            await self._sum(name, await self._ledger.usage(name, self._source.status.name))
 
     async def _sum(self, name: str, records: tuple[Usage, ...]) -> None:
         book = self._book
@@ -189,7 +211,7 @@ class Refresher:
             version = book.version
             scopes = {bead: tuple(book.scopes.get(bead, ())) for bead in {record.bead for record in records}}
             asked = tuple(book.session(name).attachments)
-            cells, implied = await _off_loop(len(records), _tally, name, records, scopes, asked, book.by_id)
+            cells, implied = await off_loop(len(records), _tally, name, records, scopes, asked, book.by_id)
             if book.version == version:
                 book.put_sums(name, cells, implied)
                 return
@@ -203,11 +225,7 @@ class Refresher:
         if self._told == kind or (self._told is None and status.readable):
             return
         try:
-            data: dict[str, str | int | None] = {
-                "source": status.name,
-                "state": status.state,
-                "detail": status.detail,
-            }
+            data: dict[str, str | int | None] = {"source": status.name, "state": status.state, "detail": status.detail}
             await self._ledger.save_source_event(kind, data, self._clock())
         except LedgerError as exc:
             log.error("event not kept", kind=kind, error=exc.message)
@@ -225,9 +243,3 @@ def _tally(
     implied = None if asked else attribution.implied_attachment(name, records, scopes)
     attachments = asked or (() if implied is None else (implied,))
     return attribution.tally(records, scopes, attachments, runs), implied
-
-
-async def _off_loop(size: int, function: Callable[..., T], *arguments: object) -> T:
-    if size <= _INLINE_RECORDS:
-        return function(*arguments)
-    return await anyio.to_thread.run_sync(function, *arguments)

@@ -19,6 +19,7 @@ import msgspec
 
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.model import Attachment, Event, EventKind, Run, Usage
+from fluxbudgetd.threads import off_loop
 
 EventData = dict[str, str | int | None]
 
@@ -38,6 +39,10 @@ class UsageChanges(msgspec.Struct, frozen=True):
         new = {record.key: record for record in after}
         changed = tuple(record for key, record in new.items() if old.get(key) != record)
         return cls(gone=tuple(old.keys() - new.keys()), new=changed)
+
+    def rows(self, session: str, source: str) -> list[tuple[object, ...]]:
+        """Return the new records as rows of the table."""
+        return [(session, source, *msgspec.structs.astuple(record)) for record in self.new]
 
 
 class Ledger:
@@ -81,7 +86,7 @@ class Ledger:
             f"SELECT {_USAGE_COLUMNS} FROM usage WHERE session = ? AND source = ?",  # noqa: S608  our own names
             (session, source),
         )
-        return tuple(_usage(row) for row in rows)
+        return await off_loop(len(rows), _usages, rows)
 
     async def sessions_naming(self, scope: str) -> list[str]:
         """Return the sessions whose last measured usage names a scope."""
@@ -106,6 +111,7 @@ class Ledger:
         """Bring a session's usage up to date."""
         if not changes.gone and not changes.new:
             return
+        rows = await off_loop(len(changes.new), changes.rows, session, source)
         async with self._transaction(durable=False):
             await self._connection.executemany(
                 "DELETE FROM usage WHERE session = ? AND source = ? AND key = ?",
@@ -114,7 +120,7 @@ class Ledger:
             await self._connection.executemany(
                 f"INSERT OR REPLACE INTO usage(session, source, {_USAGE_COLUMNS})"  # noqa: S608  our own names
                 f" VALUES ({', '.join('?' * 13)})",
-                [(session, source, *msgspec.structs.astuple(record)) for record in changes.new],
+                rows,
             )
 
     async def save_run(
@@ -212,6 +218,10 @@ def _decode_data(encoded: bytes) -> EventData:
 
 def _decode_run(encoded: bytes) -> Run:
     return msgspec.json.decode(encoded, type=Run)
+
+
+def _usages(rows: Sequence[Sequence[Any]]) -> tuple[Usage, ...]:
+    return tuple(map(_usage, rows))
 
 
 def _usage(row: Sequence[Any]) -> Usage:

@@ -18,9 +18,9 @@ from urllib.parse import quote
 # last known numbers has to be there in time.
 READER_BUSY_SECONDS = 0.06
 
-# File times have the granularity of a clock tick: a file that was written just before it was looked at may be written
-# again without its times showing it, so its signature is not relied on.
-_RACY_NANOSECONDS = 50_000_000
+# File times have the granularity of a clock tick, on some file systems of two seconds: a file that was written just
+# before it was looked at may be written again without its times showing it, so its signature is not relied on.
+_RACY_NANOSECONDS = 2_000_000_000
 
 _HEADER_BYTES = 20
 _WRITE_VERSION_AT = 18
@@ -74,7 +74,7 @@ class Link:
         self._wal_identity: tuple[int, int] | None = None
         self.reader = _connect(target, immutable=self.immutable, busy_seconds=READER_BUSY_SECONDS)
         try:
-            self._probe = _connect(target, immutable=self.immutable, busy_seconds=0)
+            self._probe = _connect(target, immutable=self.immutable, busy_seconds=READER_BUSY_SECONDS)
         except BaseException:
             self.reader.close()
             raise
@@ -82,6 +82,7 @@ class Link:
     def settle(self) -> None:
         """Note the state that the next snapshot will at least have; call it before the first read, in the worker."""
         self._version = self._data_version()
+        self._probe.execute("PRAGMA busy_timeout = 0")  # from here on it is used on the event loop
         self._wal_identity = file_identity(self._wal)
 
     def _data_version(self) -> int:
@@ -124,7 +125,7 @@ class Link:
 
 
 def _connect(path: str, *, immutable: bool, busy_seconds: float) -> sqlite3.Connection:
-    uri = f"file:{quote(path)}?mode=ro{'&immutable=1' if immutable else ''}"
+    uri = f"file:{quote(os.fsencode(path))}?mode=ro{'&immutable=1' if immutable else ''}"
     # The link's two threads never use one connection at the same time: `source` holds a lock while it swaps links.
     return sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
 

@@ -3,6 +3,7 @@
 SQLite keeps any kind of value in any column, so nothing in a row is taken at its word.
 """
 
+import marshal
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -92,6 +93,11 @@ def fetch(connection: sqlite3.Connection, sql: str, parameter: object) -> list[R
     return connection.execute(sql, (parameter,)).fetchall()
 
 
+def digest(rows: Sequence[Row]) -> int:
+    """Return a number that changes when the rows do (Python's hash of the rows itself would not: 0 and 2**61 - 1)."""
+    return hash(marshal.dumps(rows, 0))
+
+
 def read_columns(connection: sqlite3.Connection) -> Columns | None:
     """Return the table's columns, and those that an index begins with; None when there is no such table."""
     connection.text_factory = fold
@@ -115,12 +121,13 @@ def records(rows: Iterable[Row]) -> tuple[tuple[Usage, ...], int]:
     """Return a session's rows as usage records, and how many counts were dropped as anomalies."""
     anomalies = 0
     found = []
-    for rowid, agent, model, timestamp, input_, output, cache_read, cache_creation, bead, phase in rows:
+    for position, row in enumerate(rows):
+        rowid, agent, model, timestamp, input_, output, cache_read, cache_creation, bead, phase = row
         counts, dropped = token_counts((input_, output, cache_read, cache_creation))
         anomalies += dropped
         found.append(
             Usage(
-                rowid if isinstance(rowid, int) else 0,
+                rowid if isinstance(rowid, int) else -1 - position,  # a view has no rowids
                 moment(timestamp),
                 text(agent).removeprefix(_AGENT_PREFIX),
                 text(model),

@@ -84,10 +84,10 @@ class InterstatSource:
 
         return self._look(snapshots, lambda status: Reading(status=status))
 
-    def recent(self) -> tuple[RecentUsage, ...]:
-        """Return the newest rows' usage, summed by session and bead; nothing when the file cannot be read."""
+    def recent(self) -> tuple[RecentUsage, ...] | None:
+        """Return the newest rows' usage, summed by session and bead; None when the file cannot be read."""
 
-        def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...]:
+        def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...] | None:
             found: dict[tuple[str, str], Counts] = {}
             for session, bead, *tokens in rows.fetch(connection, columns.select_recent, RECENT_ROWS):
                 counts, _ = rows.token_counts(tokens)
@@ -96,7 +96,7 @@ class InterstatSource:
                 found[key] = found.get(key, Counts()) + Counts(1, int(pending), *counts)
             return tuple(RecentUsage(*key, counts) for key, counts in found.items())
 
-        return self._look(sums, lambda _status: ())
+        return self._look(sums, lambda _status: None)
 
     def slow(self) -> SourceStatus:
         """Return the status to show while a read does not come to an end."""
@@ -115,13 +115,8 @@ class InterstatSource:
         if not self._working.acquire(timeout=_HUNG_SECONDS):
             return otherwise(self.slow())
         try:
-            for _ in range(_ATTEMPTS):
-                link = self._current_link()
-                result = self._in_one_transaction(link, read)
-                if not (link.immutable and link.moved_on()):
-                    return result
-            raise _FaultError("locked", "the file keeps changing while it is read")  # noqa: TRY301  handled in one place
-        except (sqlite3.Error, OSError, _FaultError) as exc:
+            return self._attempt(read)
+        except (sqlite3.Error, OSError, ValueError, _FaultError) as exc:
             state, detail = (exc.state, exc.detail) if isinstance(exc, _FaultError) else faults.state_of(exc)
             if state != "locked":
                 self._forget()
@@ -130,6 +125,19 @@ class InterstatSource:
             return otherwise(self.status)
         finally:
             self._working.release()
+
+    def _attempt(self, read: Callable[[sqlite3.Connection, rows.Columns], T]) -> T:
+        for _ in range(_ATTEMPTS):
+            link = self._current_link()
+            try:
+                result = self._in_one_transaction(link, read)
+            except sqlite3.Error:
+                if link.immutable and link.moved_on():
+                    continue  # torn by a writer that came meanwhile, not damaged
+                raise
+            if not (link.immutable and link.moved_on()):
+                return result
+        raise _FaultError("locked", "the file keeps changing while it is read")
 
     def _in_one_transaction(self, link: Link, read: Callable[[sqlite3.Connection, rows.Columns], T]) -> T:
         connection = link.reader
@@ -198,7 +206,7 @@ def _snapshot(
     connection: sqlite3.Connection, columns: rows.Columns, session: str, known: int | None
 ) -> SessionSnapshot:
     found = rows.fetch(connection, columns.select, unfold(session))
-    digest = hash(tuple(found))
+    digest = rows.digest(found)
     if digest == known:
         return SessionSnapshot(digest, None)
     usage, anomalies = rows.records(found)
