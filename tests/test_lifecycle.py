@@ -54,7 +54,7 @@ def test_directory_that_everybody_can_write_to_is_refused(home: Home) -> None:
     home.socket.parent.mkdir(parents=True)
     home.socket.parent.chmod(0o777)
     code, log = failed_start(home)
-    assert (code, "writable by everybody" in log) == (1, True)
+    assert (code, "is writable by others" in log) == (1, True)
 
 
 def test_second_daemon_says_who_serves(home: Home, daemon: Daemon) -> None:

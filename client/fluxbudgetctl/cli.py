@@ -1,6 +1,7 @@
 """The whole command line: every verb's flags and help. Hot verbs come here only for `--help` and mistakes."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line; return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a Latin-1 terminal still gets the rest of the table
     options = parser().parse_args(arguments)
     try:
         return int(options.carry_out(options))
@@ -95,7 +98,7 @@ def _add_runs(commands: "_Commands") -> None:
     start = _add(runs, "start", "start a run and print its id; the same again is the same run", verbs.run_start)
     start.add_argument("--id", type=_text, help="the run's id (default: generated)")
     start.add_argument("--scope", type=_text, metavar="BEAD", help="the bead that the run is about")
-    start.add_argument("--project", type=_text, metavar="DIR", help="its directory (default: the working directory)")
+    start.add_argument("--project", type=_path, metavar="DIR", help="its directory (default: the working directory)")
     start.add_argument("--goal", type=_text, metavar="TEXT", help="one line for people")
     start.add_argument("--complexity", type=int, metavar="1-5", help="decides the default budget (default: 3)")
     start.add_argument(
@@ -158,6 +161,12 @@ def _add_naming(made: argparse.ArgumentParser) -> None:
     which.add_argument("--run", type=_text, metavar="ID", help="the run's id")
     which.add_argument("--scope", type=_text, metavar="BEAD", help="the run's bead")
     which.add_argument("--session", type=_text, metavar="S", help="one of the run's sessions")
+
+
+def _path(value: str) -> str:
+    if not value:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return value  # as the operating system gave it, until its symlinks are resolved
 
 
 def _text(value: str) -> str:

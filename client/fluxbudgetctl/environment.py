@@ -20,9 +20,9 @@ def text(value: str) -> str:
 
 
 def working_directory() -> str | None:
-    """Return the working directory with symlinks resolved; None when it has been deleted."""
+    """Return the working directory with symlinks resolved, as the system gives it; None when it has been deleted."""
     try:
-        return text(os.getcwd())
+        return os.getcwd()
     except OSError:
         return None
 
@@ -30,7 +30,8 @@ def working_directory() -> str | None:
 def hints() -> dict[str, Value]:
     """Return the request's `hints`."""
     environ = os.environ
-    found: dict[str, Value] = {"cwd": working_directory()}
+    here = working_directory()
+    found: dict[str, Value] = {"cwd": None if here is None else text(here)}
     if run := environ.get("FLUXBUDGET_RUN"):
         found["run"] = text(run)
     if bead := environ.get("CLAVAIN_BEAD_ID"):

@@ -17,10 +17,18 @@ class Failure(Exception):  # noqa: N818  it is no error of the program
 
     def tell(self) -> int:
         """Write the line and the hint to stderr; return the exit code."""
-        sys.stderr.write(f"fluxbudgetctl: {one_line(self.message)}\n")
+        say(f"fluxbudgetctl: {one_line(self.message)}")
         if self.hint:
-            sys.stderr.write(f"hint: {one_line(self.hint)}\n")
+            say(f"hint: {one_line(self.hint)}")
         return self.exit_code
+
+
+def say(line: str) -> None:
+    """Write a line to stderr; one that is closed or full changes nothing about the answer and its exit code."""
+    try:
+        sys.stderr.write(line + "\n")
+    except (OSError, AttributeError):
+        return
 
 
 def refused(error: object) -> Failure:

@@ -7,11 +7,9 @@ for everything that is not a plain, correct use of these flags: `--help`, abbrev
 
 from __future__ import annotations
 
-import sys
-
 from fluxbudgetctl import environment
 from fluxbudgetctl.connection import exchange, not_understood
-from fluxbudgetctl.failure import Failure, one_line, refused
+from fluxbudgetctl.failure import Failure, one_line, refused, say
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.packed import PackedError, Value, pack, unpack
 
@@ -31,6 +29,11 @@ VERBS: dict[str, tuple[str, ...]] = {
     "check": (*NAMING_FLAGS, "--timeout", "--json"),
     "ping": ("--timeout", "--json"),
 }
+
+
+_NO_NUMBERS: dict[str, Value] = dict.fromkeys(
+    ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
+)
 
 
 class Options:
@@ -54,17 +57,17 @@ class Options:
 
 def parse(arguments: Sequence[str]) -> Options | None:
     """Return the options of a plain hot command line; None for anything else, which `cli` then explains."""
-    if not arguments or arguments[0] not in VERBS:
-        return None
-    flags = VERBS[arguments[0]]
+    flags = VERBS.get(arguments[0] if arguments else "", ())
     found: dict[str, str] = {}
-    rest = iter(arguments[1:])
+    rest = iter(arguments[1:] if flags else ["not a hot verb"])
     as_json = False
     for argument in rest:
         flag, equals, value = argument.partition("=")
         if flag not in flags or flag in found:
             return None
-        if flag == "--json" and not equals:
+        if flag == "--json":
+            if equals or as_json:
+                return None
             as_json = True
             continue
         text = value if equals else next(rest, "")
@@ -100,6 +103,8 @@ def run(options: Options) -> int:
         return _env(options) if options.verb == "env" else _remaining(options)
     except Failure as failure:
         return failure.tell()
+    except (KeyError, TypeError) as exc:
+        return not_understood(f"{type(exc).__name__} {exc}").tell()
 
 
 def _remaining(options: Options) -> int:
@@ -109,7 +114,10 @@ def _remaining(options: Options) -> int:
         if failure.exit_code == codes.NO_RUN:
             _print_none(options)
         elif options.default is not None and failure.exit_code in (codes.UNREACHABLE, codes.NO_ANSWER):
-            print(options.default)
+            if options.json:
+                _print_json({**_NO_NUMBERS, "remaining": options.default, "state": "no_answer", "stale": True})
+            else:
+                print(options.default)
             failure.tell()
             return codes.OK
         return failure.tell()
@@ -186,19 +194,19 @@ def _spend(answer: dict[str, Value]) -> dict[str, Value]:
 def _finish(answer: dict[str, Value], spend: dict[str, Value]) -> int:
     _tell_stale(spend)
     if spend["budget"] is None:
-        return Failure(f"run {answer['run']} has no budget", "", codes.NO_RUN).tell()
+        hint = f"set one with 'fluxbudgetctl run set --run {answer['run']} --budget N'"
+        return Failure(f"run {answer['run']} has no budget", hint, codes.NO_RUN).tell()
     return codes.OK
 
 
 def _tell_stale(spend: dict[str, Value]) -> None:
     if spend["stale"]:
-        sys.stderr.write(f"fluxbudgetctl: last known numbers: {one_line(str(spend['stale_why']))}\n")
+        say(f"fluxbudgetctl: last known numbers: {one_line(str(spend['stale_why']))}")
 
 
 def _print_none(options: Options) -> None:
     if options.json:
-        names = ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
-        _print_json({**dict.fromkeys(names), "remaining": 0, "state": "no_run", "stale": False})
+        _print_json({**_NO_NUMBERS, "remaining": 0, "state": "no_run", "stale": False})
     else:
         print(0)
 

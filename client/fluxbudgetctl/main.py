@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    code = 0
     try:
         code = _run(arguments)
         if sys.stdout is not None:
@@ -19,15 +20,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): there is nobody left to tell.
+        # Whoever read our output has gone (`| head`): there is nobody left to tell, but the answer stays the answer.
         _silence()
-        return 0
     except OSError as exc:
-        # Our own output cannot be written (a full disk); everything else is translated where it happens.
+        # Our own output cannot be written; everything else is translated where it happens.
         _silence()
-        sys.stderr.write(f"fluxbudgetctl: the output cannot be written: {exc.strerror}\n")
-        return 70
+        return _fail(f"the output cannot be written: {exc.strerror}", "is the disk full?")
+    except Exception as exc:  # noqa: BLE001  a hook must never take a defect's exit code, 1, for "refused"
+        return _fail(f"internal error: {type(exc).__name__}: {exc}", "please report it")
     return code
+
+
+def _fail(message: str, hint: str) -> int:
+    from fluxbudgetctl.failure import Failure  # noqa: PLC0415
+
+    return Failure(message, hint, 70).tell()
 
 
 def _run(arguments: list[str]) -> int:

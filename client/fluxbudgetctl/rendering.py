@@ -49,10 +49,11 @@ def status(answer: messages.StatusAnswer) -> None:
     if loose.sessions:
         print(
             f"unattributed: {tokens(loose.billing)} billing tokens in {loose.sessions} sessions that belong to no run"
+            " (among interstat's newest 10 000 rows)"
         )
 
 
-def run_list(answer: messages.RunListAnswer) -> None:
+def run_list(lines: Iterable[messages.RunLine]) -> None:
     """Print one line per run."""
     rows = [
         (
@@ -63,7 +64,7 @@ def run_list(answer: messages.RunListAnswer) -> None:
             one_line(line.run.scope or "-"),
             one_line(line.run.goal),
         )
-        for line in answer.runs
+        for line in lines
     ]
     if rows:
         _columns(("RUN", "STATUS", "PHASE", "SPENT/BUDGET", "SCOPE", "GOAL"), rows)

@@ -1,11 +1,13 @@
 """What a client can see of a daemon that does not answer: the socket's directory, the socket, the lock."""
 
-import fcntl
 import os
+import socket
 import stat
 from collections.abc import Iterator
 
 from fluxbudgetd.wire.messages import Finding
+
+_PROBE_SECONDS = 0.5
 
 
 def look_around(path: str) -> Iterator[Finding]:
@@ -28,16 +30,18 @@ def look_around(path: str) -> Iterator[Finding]:
         yield Finding(what=f"{path} is not a socket", hint="move it away, then start 'fluxbudgetd'")
     elif found is not None and found.st_uid not in (0, os.geteuid()):
         yield Finding(what=f"{path} belongs to uid {found.st_uid}", hint="set FLUXBUDGET_SOCKET to a path of your own")
-    elif found is not None and not _locked(f"{path}.lock"):
+    elif found is not None and _is_dead(path):
         yield Finding(what=f"{path} is a socket that no fluxbudgetd serves", hint="start 'fluxbudgetd': it replaces it")
 
 
-def _locked(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+def _is_dead(path: str) -> bool:
+    """Tell whether nobody listens. (Never by trying the daemon's lock: one that starts just now would lose it.)"""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
     return False

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import json
 import os
 from typing import TypeVar
 
@@ -36,7 +37,10 @@ def call(request: messages.AnyRequest, answer: type[A], timeout: float) -> A:
 def status(options: Options) -> int:
     """`status`."""
     request = messages.Status(run=options.run, scope=options.scope, session=options.session)
-    answer = call(request, messages.StatusAnswer, options.timeout)
+    answer = page = call(request, messages.StatusAnswer, options.timeout)
+    while page.next is not None:
+        page = call(messages.Status(after=page.next), messages.StatusAnswer, options.timeout)
+        answer = msgspec.structs.replace(answer, runs=answer.runs + page.runs)
     if options.json:
         return _print_json({"runs": answer.runs, "sources": answer.sources, "unattributed": answer.unattributed})
     rendering.status(answer)
@@ -67,10 +71,15 @@ def run_start(options: Options) -> int:
 
 def run_list(options: Options) -> int:
     """`run list`."""
-    answer = call(messages.RunList(all=options.all), messages.RunListAnswer, options.timeout)
+    lines: tuple[messages.RunLine, ...] = ()
+    page: messages.RunListAnswer | None = None
+    while page is None or page.next is not None:
+        request = messages.RunList(all=options.all, after=page.next if page else None)
+        page = call(request, messages.RunListAnswer, options.timeout)
+        lines += page.runs
     if options.json:
-        return _print_json({"runs": answer.runs})
-    rendering.run_list(answer)
+        return _print_json({"runs": lines})
+    rendering.run_list(lines)
     return codes.OK
 
 
@@ -169,7 +178,10 @@ def version(options: Options) -> int:
 
 def client_version() -> str:
     """Return the version of the installed package."""
-    return importlib.metadata.version("fluxbudget")
+    try:
+        return importlib.metadata.version("fluxbudget")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _named(kind: type[N], options: Options) -> N:
@@ -188,5 +200,5 @@ def _print_changed(answer: messages.RunAnswer, options: Options, *, bare_id: boo
 
 
 def _print_json(value: object) -> int:
-    print(msgspec.json.encode(value).decode())
+    print(json.dumps(msgspec.to_builtins(value)))  # ASCII, whatever the terminal's encoding
     return codes.OK

@@ -23,6 +23,7 @@ from fluxbudgetd.sources.interstat import InterstatSource
 
 log = structlog.get_logger()
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _DRAIN_SECONDS = 3.0
 _CLOSE_SECONDS = 1.0
 _SPARE_DESCRIPTORS = 256
@@ -35,9 +36,11 @@ def run(locations: Locations) -> None:
 
     What blocks for its nature (directories, locks, binding) is done before the event loop starts.
     """
+    # Until somebody listens to them, they wait: a socket's file is never left behind for lack of a moment.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     _prepare_process()
-    listening.private_directory(locations.state_dir)
-    listening.private_directory(os.path.dirname(locations.socket))
+    listening.private_directory(locations.state_dir, ours=True)
+    listening.private_directory(os.path.dirname(locations.socket), ours=locations.socket_dir_is_ours)
     state_lock = os.path.join(locations.state_dir, "fluxbudgetd.lock")
     with (
         listening.lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
@@ -48,7 +51,8 @@ def run(locations: Locations) -> None:
 
 
 async def _with_ledger(locations: Locations, listener: listening.Listener) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         ledger, moved = await open_ledger(locations.state_dir)
         if moved is not None:
             log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)

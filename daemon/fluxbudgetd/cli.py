@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from fluxbudgetd import __version__, app, log
@@ -29,24 +30,36 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--socket",
+        type=_path,
         metavar="PATH",
         help="the socket (default: $FLUXBUDGET_SOCKET, else fluxbudget/fluxbudgetd.sock in $XDG_RUNTIME_DIR)",
     )
     made.add_argument(
         "--state-dir",
+        type=_path,
         metavar="DIR",
         help="where the ledger is (default: $STATE_DIRECTORY, else fluxbudget in $XDG_STATE_HOME or ~/.local/state)",
     )
     made.add_argument(
         "--interstat-db",
+        type=_path,
         metavar="FILE",
         help="interstat's database (default: $INTERSTAT_DB, else interstat/metrics.db in the Claude directory)",
     )
     made.add_argument(
-        "--claude-dir", metavar="DIR", help="Claude's directory (default: $CLAUDE_CONFIG_DIR, else ~/.claude)"
+        "--claude-dir",
+        type=_path,
+        metavar="DIR",
+        help="Claude's directory (default: $CLAUDE_CONFIG_DIR, else ~/.claude)",
     )
     made.add_argument("--version", action="version", version=f"fluxbudgetd {__version__}")
     return made
+
+
+def _path(value: str) -> str:
+    if not value:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FluxError as exc:
         _complain(exc)
         code = codes.INTERNAL
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.flush()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # A thread hangs in a file system that does not answer; everything of ours is closed, so do not wait for it.
         os._exit(code)
@@ -71,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: FluxError) -> None:
-    sys.stderr.write(f"fluxbudgetd: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(f"fluxbudgetd: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,12 @@ class TooLargeError(FluxError):
     code = "too_large"
 
 
+class AnswerTooLargeError(FluxError):
+    """The answer would not fit into a frame."""
+
+    code = "answer_too_large"
+
+
 class RequestTimeoutError(FluxError):
     """A frame that did not arrive, or a request that took too long."""
 

@@ -17,10 +17,14 @@ from fluxbudgetd.model import Counts, Run, to_text
 from fluxbudgetd.policy import budget
 from fluxbudgetd.policy.phases import MACRO_STAGES, macro_stage
 from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire.text import shown_path
 
 # The answer has to be back before the sender gives up.
 _WAIT_SHARE = 0.75
 _MAX_WAIT_SECONDS = 20.0
+# A page fits into a frame whatever the runs are called: a line is at most about 12 kB.
+_PAGE_RUNS = 64
+_LINE_GOAL = 200
 
 
 class Context(msgspec.Struct):
@@ -30,8 +34,6 @@ class Context(msgspec.Struct):
     state_dir: str
     started_at: int
     connections: Callable[[], int]
-    findings: list[wire.Finding] = msgspec.field(default_factory=list)
-    """What was found wrong at the start."""
 
 
 def handle(context: Context, request: wire.AnyRequest) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
@@ -67,10 +69,11 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
     else:
         states = engine.book.active()
     await engine.look_at_sources(deadline)
-    lines = await _lines(engine, states, deadline)
+    lines, following = await _lines(engine, states, request.after, deadline)
     sessions, loose = await engine.unattributed(deadline)
     return wire.StatusAnswer(
         runs=lines,
+        next=following,
         sources=_sources(engine),
         unattributed=wire.Unattributed(sessions=sessions, billing=_capped(loose.billing), total=_capped(loose.total)),
     )
@@ -86,7 +89,8 @@ async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswe
     """Answer with the active runs, or all."""
     book = context.engine.book
     states = list(book.runs.values()) if request.all else book.active()
-    return wire.RunListAnswer(runs=await _lines(context.engine, states, _deadline(request)))
+    lines, following = await _lines(context.engine, states, request.after, _deadline(request))
+    return wire.RunListAnswer(runs=lines, next=following)
 
 
 async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswer:
@@ -157,7 +161,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     """Look at the sources and answer with what is wrong."""
     engine = context.engine
     await engine.look_at_sources(_deadline(request))
-    findings = list(context.findings)
+    findings: list[wire.Finding] = []
     for source in _sources(engine):
         if source.state != "ok":
             findings.append(
@@ -168,7 +172,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         findings.append(wire.Finding(what=engine.ledger_fault, hint="check the disk and the permissions"))
     findings.extend(
         wire.Finding(
-            what=f"a damaged ledger was moved aside: {path}",
+            what=f"a damaged ledger was moved aside: {shown_path(path)}",
             hint="rescue what is needed with 'sqlite3 FILE .recover', then delete it",
         )
         for path in await anyio.to_thread.run_sync(moved_aside, context.state_dir)
@@ -176,8 +180,8 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     return wire.DoctorAnswer(
         version=__version__,
         pid=os.getpid(),
-        state_dir=context.state_dir,
-        ledger=engine.ledger.path,
+        state_dir=shown_path(context.state_dir),
+        ledger=shown_path(engine.ledger.path),
         sources=_sources(engine),
         findings=tuple(findings),
         active_runs=len(engine.book.active()),
@@ -283,17 +287,31 @@ def _info(run: Run) -> wire.RunInfo:
     )
 
 
-async def _lines(engine: Engine, states: Iterable[RunState], deadline: float) -> tuple[wire.RunLine, ...]:
-    newest_first = sorted(states, key=lambda state: state.run.started_at, reverse=True)
-    standings = await engine.standings(newest_first, deadline)
-    return tuple(
-        wire.RunLine(
-            run=_info(standing.run),
-            spend=_spend(standing),
-            sessions=len({one.session for one in engine.book.attachments_to(standing.run.id)}),
-            pending=engine.book.measured(state).pending,
-        )
-        for state, standing in zip(newest_first, standings, strict=True)
+async def _lines(
+    engine: Engine, states: Iterable[RunState], after: str | None, deadline: float
+) -> tuple[tuple[wire.RunLine, ...], str | None]:
+    """Return a page of runs, newest first, and where the next one begins."""
+    newest_first = sorted(states, key=_newest_first)
+    if after is not None:
+        last = engine.book.runs.get(after)
+        newest_first = [] if last is None else [one for one in newest_first if _newest_first(one) > _newest_first(last)]
+    page = newest_first[:_PAGE_RUNS]
+    standings = await engine.standings(page, deadline)
+    lines = tuple(_line(engine, state, standing) for state, standing in zip(page, standings, strict=True))
+    return lines, page[-1].run.id if len(newest_first) > len(page) else None
+
+
+def _newest_first(state: RunState) -> tuple[int, str]:
+    return -state.run.started_at, state.run.id
+
+
+def _line(engine: Engine, state: RunState, standing: Standing) -> wire.RunLine:
+    info = _info(standing.run)
+    return wire.RunLine(
+        run=msgspec.structs.replace(info, goal=info.goal[:_LINE_GOAL]),
+        spend=_spend(standing),
+        sessions=len({one.session for one in engine.book.attachments_to(standing.run.id)}),
+        pending=engine.book.measured(state).pending,
     )
 
 

@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from fluxbudgetd.errors import StartError
@@ -37,25 +37,35 @@ def lock(path: str, purpose: str) -> Iterator[None]:
         except BlockingIOError as exc:
             holder = os.read(fd, 1024).decode(errors="replace").strip() or "another process"
             raise StartError(f"{purpose} is served by {holder} (lock {path})", "use it, or stop it first") from exc
-        os.ftruncate(fd, 0)
-        os.write(fd, f"fluxbudgetd pid {os.getpid()}\n".encode())
+        except OSError as exc:
+            raise StartError(f"the lock {path} cannot be taken: {exc.strerror}", "check its file system") from exc
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            os.ftruncate(fd, 0)
+            os.write(fd, f"fluxbudgetd pid {os.getpid()}\n".encode())
         yield
     finally:
         os.close(fd)
 
 
-def private_directory(path: str) -> None:
-    """Make a directory that only this user can enter; raises `StartError` when it is not ours or anybody may write."""
+def private_directory(path: str, *, ours: bool) -> None:
+    """Make a directory for this user alone; raises `StartError` when others could write to it.
+
+    `ours`: nothing but fluxbudget's files belongs there, so an existing one is closed to others. A directory that a
+    person has chosen for a socket keeps its mode.
+    """
     try:
         existed = os.path.isdir(path)
         os.makedirs(path, mode=0o700, exist_ok=True)
         found = os.stat(path)
-        if found.st_mode & stat.S_IWOTH:
-            raise StartError(f"{path} is writable by everybody", "use a directory of your own")
         if found.st_uid != os.geteuid():
             raise StartError(f"{path} belongs to uid {found.st_uid}, not to you ({os.geteuid()})", "use your own")
-        if not existed or os.path.basename(path) == "fluxbudget":
+        if (ours and not found.st_mode & stat.S_IWOTH) or not existed:
             os.chmod(path, 0o700)
+        elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise StartError(f"{path} is writable by others", f"chmod go-w {path}, or use another directory")
+        above = os.stat(os.path.dirname(path)).st_mode
+        if above & stat.S_IWOTH and not above & stat.S_ISVTX:
+            raise StartError(f"{os.path.dirname(path)} is writable by everybody", "use a directory of your own")
     except OSError as exc:
         raise StartError(f"the directory {path} cannot be made: {exc.strerror}", "check its parent") from exc
 

@@ -26,7 +26,8 @@ BACKLOG = 512
 FRAME_SECONDS = 10.0
 SEND_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
-# Small requests are always taken. Larger unfinished frames of all connections together may hold this much.
+# Small messages always pass. Larger ones of all connections together may hold this much, unfinished requests and
+# answers that wait to be read each.
 _SMALL_BYTES = 16 << 10
 _BUFFERED_BYTES = 16 << 20
 # A new connection is not waited for longer than this before its error is given up.
@@ -48,6 +49,7 @@ class Server:
         self._connections = 0
         self._refusing = 0
         self._buffered = 0
+        self._unsent = 0
         self._idle: set[anyio.abc.SocketStream] = set()
         self._draining = False
         self._all_gone = anyio.Event()
@@ -163,11 +165,16 @@ class Server:
             sent = 0
         except OSError as exc:
             raise anyio.BrokenResourceError from exc
-        if sent == len(frame):
+        left = len(frame) - sent
+        if not left:
             return True
-        with anyio.move_on_after(SEND_SECONDS):
-            await stream.send(frame[sent:])
-            return True
+        self._unsent += left
+        try:
+            with anyio.move_on_after(SEND_SECONDS):
+                await stream.send(frame[sent:])
+                return True
+        finally:
+            self._unsent -= left
         return False
 
     async def _rest_of_frame(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes:
@@ -186,16 +193,15 @@ class Server:
 
     async def _answer(self, body: bytes) -> bytes:
         try:
-            request = decode(body)
-            answer = self._handler(request)
+            answer = self._handler(decode(body))
             if isinstance(answer, Awaitable):
                 with anyio.fail_after(REQUEST_SECONDS):
                     answer = await answer
-            return encode_frame(messages.encode(answer))
+            return self._admitted(encode_frame(messages.encode(answer)))
         except errors.FluxError as exc:
             return error_frame(exc)
         except FrameError:
-            return error_frame(errors.TooLargeError("the answer is larger than a frame may be", "ask for less"))
+            return error_frame(errors.AnswerTooLargeError("the answer is larger than a frame may be", "ask for less"))
         except TimeoutError:
             return error_frame(
                 errors.RequestTimeoutError(f"no answer within {REQUEST_SECONDS:.0f} s", "see the daemon's log")
@@ -206,6 +212,12 @@ class Server:
             return error_frame(
                 errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
             )
+
+    def _admitted(self, frame: bytes) -> bytes:
+        """Return the frame; raises `BusyError` for a large one when too much waits for its readers already."""
+        if len(frame) > _SMALL_BYTES and self._unsent > _BUFFERED_BYTES:
+            raise errors.BusyError("too many large answers wait to be read", "try again")
+        return frame
 
     async def _say_goodbye(self, stream: anyio.abc.SocketStream, error: errors.FluxError) -> None:
         with anyio.move_on_after(_FAREWELL_SECONDS):

@@ -12,6 +12,8 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
     """Absolute paths."""
 
     socket: str
+    socket_dir_is_ours: bool
+    """The socket's directory is fluxbudget's own: nobody chose it, or it is called so."""
     state_dir: str
     interstat_db: str
 
@@ -37,8 +39,10 @@ def locate(
     given_state = environ.get("STATE_DIRECTORY", "").split(":")[0]
     claude = claude_dir or environ.get("CLAUDE_CONFIG_DIR") or os.path.join(home, ".claude")
     database = interstat_db or environ.get("INTERSTAT_DB") or os.path.join(claude, "interstat", "metrics.db")
+    chosen = socket or environ.get("FLUXBUDGET_SOCKET") or None
     return Locations(
         socket=os.path.abspath(socket or socket_path(environ, uid)),
+        socket_dir_is_ours=chosen is None or os.path.basename(os.path.dirname(os.path.abspath(chosen))) == "fluxbudget",
         state_dir=os.path.abspath(state_dir or given_state or os.path.join(state_home, "fluxbudget")),
         interstat_db=os.path.abspath(database),
     )

@@ -92,6 +92,11 @@ class Book:
         """Return what is known of a session, making an empty entry when nothing is."""
         return self.sessions.setdefault(name, SessionState())
 
+    def is_followed(self, name: str) -> bool:
+        """Tell whether a session belongs to a run, or has to be looked at for one."""
+        known = self.sessions.get(name)
+        return (known is not None and known.followed) or any(name in state.sessions for state in self.runs.values())
+
     def forget_stranger(self, name: str) -> bool:
         """Drop what is known of a session that has nothing to do with any run; tells whether it has nothing."""
         state = self.sessions.get(name)
@@ -134,9 +139,9 @@ class Book:
         return [state for state in self.runs.values() if state.run.status == "active"]
 
     def run_of_session(self, session: str) -> RunState | None:
-        """Return the run that a session belongs to now, or belonged to last; None when there is none."""
+        """Return the run that a session belongs to now; None when there is none."""
         known = self.sessions.get(session)
-        if known is None or not known.current:
+        if known is None or not known.current or known.current[-1].until is not None:
             return None
         return self.runs.get(known.current[-1].run)
 

@@ -134,6 +134,8 @@ class Refresher:
             await self._touch(state)
         followed = [state for state in runs if is_followed(state.run, now)]
         reading = await self._read(followed, batch.sessions)
+        # A session that has nothing to do with any run, before and after, is none of the ledger's business.
+        ours = {name for name in reading.sessions if self._book.is_followed(name)}
         changed = await self._install(reading)
         for name in set(batch.sessions).union(*(state.sessions for state in runs)):
             if not self._book.session(name).loaded:
@@ -142,7 +144,7 @@ class Refresher:
             self._note_look(state, reading, epoch)
         # The numbers are there for whoever waits; a ledger that is slow delays nobody beyond this batch.
         for name, records in changed.items():
-            if self._book.session(name).followed:
+            if name in ours or self._book.is_followed(name):
                 await self._keep(name, records)
         await self._tell(reading.status)
 

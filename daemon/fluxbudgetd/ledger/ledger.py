@@ -20,6 +20,7 @@ import msgspec
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.model import Attachment, Event, EventKind, Run, Usage
 from fluxbudgetd.threads import off_loop
+from fluxbudgetd.wire.text import shown_path
 
 EventData = dict[str, str | int | None]
 
@@ -177,7 +178,9 @@ class Ledger:
         try:
             return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
         except (sqlite3.Error, ValueError) as exc:
-            raise LedgerError(f"the ledger {self.path} cannot be read: {exc}", "see 'fluxbudgetctl doctor'") from exc
+            raise LedgerError(
+                f"the ledger {shown_path(self.path)} cannot be read: {exc}", "see 'fluxbudgetctl doctor'"
+            ) from exc
 
     @asynccontextmanager
     async def _transaction(self, *, durable: bool) -> AsyncIterator[None]:
@@ -196,7 +199,7 @@ class Ledger:
                         raise
                 except (sqlite3.Error, ValueError, OSError) as exc:
                     hint = "nothing was changed; check the disk and the permissions"
-                    raise LedgerError(f"the ledger {self.path} cannot be written: {exc}", hint) from exc
+                    raise LedgerError(f"the ledger {shown_path(self.path)} cannot be written: {exc}", hint) from exc
 
     def _require_file(self) -> None:
         # SQLite goes on writing to a file that was deleted or replaced under it; nothing of that would be found again.

@@ -112,9 +112,7 @@ def _rehearse(connection: sqlite3.Connection) -> None:
             msgspec.json.decode(now_is, type=Run)
             msgspec.json.decode(started_as, type=Run)
         connection.execute("SELECT * FROM attachments").fetchall()
-        for (data,) in connection.execute(
-            "SELECT data FROM events WHERE kind >= 'source.' ORDER BY seq DESC LIMIT 100"
-        ):
+        for (data,) in connection.execute("SELECT data FROM events WHERE kind >= 'source.' LIMIT 100"):
             msgspec.json.decode(data)
     except (msgspec.DecodeError, ValueError, TypeError) as exc:
         raise _DamagedError(str(exc)) from exc

@@ -19,6 +19,7 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
     "busy": (UNREACHABLE, "the daemon serves as many connections, or holds as many bytes, as it will"),
     "forbidden": (UNREACHABLE, "the peer is another user"),
     "too_large": (BAD_INPUT, "a frame's length is zero or above 1 MiB; the connection is closed"),
+    "answer_too_large": (INTERNAL, "the answer would be larger than a frame may be"),
     "timeout": (NO_ANSWER, "a frame did not arrive in time, or a request took too long"),
     "unknown_op": (INTERNAL, "this daemon does not know the operation (it is older than its client)"),
     "unsupported_version": (INTERNAL, "this daemon does not speak the protocol version asked for"),

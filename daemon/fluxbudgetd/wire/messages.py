@@ -2,8 +2,9 @@
 
 A request is a map `{"v": 1, "op": "…", …}`; its answer `{"ok": true, "op": "…", …}` or
 `{"ok": false, "error": {"code", "message", "hint"}}`. Fields that the receiver does not know are ignored, so an older
-daemon serves a newer client. Tokens are integers, percentages 0–100 with one decimal (rounded down, so that a limit is
-never shown before it is reached), times ISO-8601 UTC text. `docs/protocol.md` is generated from this module.
+daemon serves a newer client. Tokens are integers; percentages have one decimal (rounded down, so that a limit is never
+shown before it is reached, and above 100 when more is spent); times are ISO-8601 UTC text. `docs/protocol.md` is
+generated from this module.
 """
 
 from typing import Literal, get_args
@@ -70,6 +71,8 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     run: str | None = None
     scope: str | None = None
     session: str | None = None
+    after: str | None = None
+    """A page's `next`: the following page."""
 
 
 class RunStart(Request, frozen=True, kw_only=True, tag="run_start"):
@@ -96,6 +99,8 @@ class RunList(Request, frozen=True, kw_only=True, tag="run_list"):
     """The active runs; with `all` the ended ones too."""
 
     all: bool = False
+    after: str | None = None
+    """A page's `next`: the following page."""
 
 
 class RunShow(Naming, frozen=True, tag="run_show"):
@@ -205,7 +210,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A run with its spend: one entry of `status` and `run_list`."""
+    """A run with its spend: one entry of `status` and `run_list` (its goal cut to 200 characters)."""
 
     run: RunInfo
     spend: Spend
@@ -303,9 +308,11 @@ class CheckAnswer(Answer, frozen=True, kw_only=True, tag="check"):
 
 
 class StatusAnswer(Answer, frozen=True, kw_only=True, tag="status"):
-    """The runs asked for, newest first."""
+    """The runs asked for, newest first, in pages."""
 
     runs: tuple[RunLine, ...]
+    next: str | None
+    """Ask again with this as `after`; null: this was the last page."""
     sources: tuple[SourceInfo, ...]
     unattributed: Unattributed
 
@@ -319,9 +326,11 @@ class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):
 
 
 class RunListAnswer(Answer, frozen=True, kw_only=True, tag="run_list"):
-    """The runs, newest first."""
+    """The runs, newest first, in pages."""
 
     runs: tuple[RunLine, ...]
+    next: str | None
+    """Ask again with this as `after`; null: this was the last page."""
 
 
 class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):

@@ -15,13 +15,14 @@ def socket_path(environ: Mapping[str, str], uid: int) -> str:
     """Return the socket's path for a user.
 
     `$FLUXBUDGET_SOCKET`, else `$XDG_RUNTIME_DIR/fluxbudget/fluxbudgetd.sock`; without XDG_RUNTIME_DIR,
-    `/run/user/UID` if that directory exists, else `~/.local/state/fluxbudget/run`. Never below a directory that
-    everybody can write to, such as /tmp.
+    `/run/user/UID` if that directory exists, else `~/.local/state/fluxbudget/run`: never /tmp. (The daemon refuses a
+    directory that others can write to.)
     """
     if chosen := environ.get("FLUXBUDGET_SOCKET"):
         return os.path.abspath(chosen)
-    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
-    if environ.get("XDG_RUNTIME_DIR") or os.path.isdir(runtime):
+    given = environ.get("XDG_RUNTIME_DIR", "")
+    runtime = given if given.startswith("/") else f"/run/user/{uid}"  # a relative one is invalid, and so ignored
+    if runtime == given or os.path.isdir(runtime):
         return os.path.join(runtime, "fluxbudget", SOCKET_NAME)
     home = environ.get("HOME") or os.path.expanduser("~")
     return os.path.join(home, ".local", "state", "fluxbudget", "run", SOCKET_NAME)

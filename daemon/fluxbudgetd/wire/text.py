@@ -20,6 +20,11 @@ def fold(raw: bytes) -> str:
     return "".join(map(_fold_character, text))
 
 
+def shown_path(path: str) -> str:
+    """Return a path as the operating system gave it, as text that can be sent and shown."""
+    return path if path.isascii() else fold(path.encode("utf-8", "surrogateescape"))
+
+
 def unfold(text: str) -> bytes:
     """Return the bytes that `fold` was given."""
     if text.isascii():

@@ -7,6 +7,7 @@ import marshal
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -80,7 +81,7 @@ class Columns(msgspec.Struct, frozen=True):
         )
 
 
-def fetch(connection: sqlite3.Connection, sql: str, parameter: object) -> list[Row]:
+def fetch(connection: sqlite3.Connection, sql: str, parameter: object) -> list[Any]:
     """Return a query's rows. Where a text is no UTF-8, all texts come as bytes: `text` makes the same of both."""
     connection.text_factory = str
     try:
@@ -93,7 +94,7 @@ def fetch(connection: sqlite3.Connection, sql: str, parameter: object) -> list[R
     return connection.execute(sql, (parameter,)).fetchall()
 
 
-def digest(rows: Sequence[Row]) -> int:
+def digest(rows: list[Any]) -> int:
     """Return a number that changes when the rows do (Python's hash of the rows itself would not: 0 and 2**61 - 1)."""
     return hash(marshal.dumps(rows, 0))
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from fluxbudgetd.model import Counts, Reading, RecentUsage, SessionSnapshot, SourceState, SourceStatus
 from fluxbudgetd.sources.interstat import faults, rows
 from fluxbudgetd.sources.interstat.link import Link, signature
-from fluxbudgetd.wire.text import unfold
+from fluxbudgetd.wire.text import shown_path, unfold
 
 #: Unattributed usage is looked for among this many of the newest rows: a bound that does not grow with the table.
 RECENT_ROWS = 10_000
@@ -36,7 +36,7 @@ class InterstatSource:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.status = SourceStatus(name=faults.NAME, path=path, state="unread", detail="not read yet")
+        self.status = self._fault("unread", "not read yet")
         self._link: Link | None = None
         self._columns: rows.Columns | None = None
         self._working = threading.Lock()  # one worker at a time, even when one was given up on and still hangs
@@ -100,8 +100,11 @@ class InterstatSource:
 
     def slow(self) -> SourceStatus:
         """Return the status to show while a read does not come to an end."""
-        detail = "a read has been under way for more than a second"
-        return SourceStatus(name=faults.NAME, path=self.path, state="slow", detail=detail, hint=faults.HINTS["slow"])
+        return self._fault("slow", "a read has been under way for more than a second")
+
+    def _fault(self, state: SourceState, detail: str) -> SourceStatus:
+        hint = faults.HINTS.get(state, "")
+        return SourceStatus(name=faults.NAME, path=shown_path(self.path), state=state, detail=detail, hint=hint)
 
     def reopen(self) -> None:
         """Forget the open file; the next read opens it anew. For a worker thread."""
@@ -121,7 +124,9 @@ class InterstatSource:
             if state != "locked":
                 self._forget()
             hint = faults.HINTS.get(state, "")
-            self.status = SourceStatus(name=faults.NAME, path=self.path, state=state, detail=detail, hint=hint)
+            self.status = SourceStatus(
+                name=faults.NAME, path=shown_path(self.path), state=state, detail=detail, hint=hint
+            )
             return otherwise(self.status)
         finally:
             self._working.release()
@@ -190,7 +195,7 @@ class InterstatSource:
         return columns
 
     def _ok(self, columns: rows.Columns) -> SourceStatus:
-        status = SourceStatus(name=faults.NAME, path=self.path, state="ok", notes=columns.notes)
+        status = SourceStatus(name=faults.NAME, path=shown_path(self.path), state="ok", notes=columns.notes)
         self.status = status
         return status
 
