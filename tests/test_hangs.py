@@ -8,7 +8,7 @@ import os
 import socket
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 from fluxbudgetd import server as server_module
 from fluxbudgetd.engine import Engine
 from fluxbudgetd.errors import FluxError
+from fluxbudgetd.handlers import Context, handle
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
 from fluxbudgetd.server import Server
@@ -92,6 +93,155 @@ def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
             standing = await engine.standing(state, within(10))
             assert (standing.balance.spent, standing.stale_why) == (15, None)
         interstat.close()
+
+    anyio.run(body)
+
+
+def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) -> None:
+    """A batch that began before an attach does not make the run fresh: it has not seen the session."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            state = engine.book.runs[run.id]
+            source.let.clear()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(engine.standing, state, within(5))
+                await anyio.sleep(0.05)  # the batch is with the reader now
+                attachments = engine.changes._moved("s2", run.id)  # noqa: SLF001  an attach between two looks
+                await engine.changes._save_attachments(attachments, "s2", {}, run.id)  # noqa: SLF001  likewise
+                interstat.insert("s2", input_tokens=77, output_tokens=0)
+                source.let.set()
+            standing = await engine.standing(state, within(5))
+            assert (standing.balance.spent, standing.stale_why) == (77, None)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_look_that_gave_nothing_is_no_look(tmp_path: Path) -> None:
+    """While somebody else's abandoned read still holds the reader, answers are stale, and right afterwards."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            state = engine.book.runs[run.id]
+            await engine.standing(state, within(5))
+            interstat.insert("s1", input_tokens=5, output_tokens=0)
+            with source._working:  # noqa: SLF001  what a read that was given up on holds
+                standing = await engine.standing(state, within(1))
+                assert (standing.balance.spent, standing.stale_why is None) == (0, False)
+            standing = await engine.standing(state, within(5))
+            assert (standing.balance.spent, standing.stale_why) == (5, None)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
+    """Late numbers of a finished run reach the ledger although nobody asks for it."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, _source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            await engine.changes.end(engine.book.runs[run.id], "done")
+            interstat.insert("s1", input_tokens=5, output_tokens=0)
+            await engine._notice()  # noqa: SLF001  what the watcher and the hourly look do
+            assert [record.input for record in await engine.ledger.usage("s1", "interstat")] == [5]
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_session_without_a_run_is_not_read_again_and_again(tmp_path: Path) -> None:
+    """A hook outside of any run is answered at once, leaves nothing behind, and is found when a bead names its run."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
+            await engine.standing(engine.book.runs[run.id], within(5))
+            interstat.insert("stranger", input_tokens=5, output_tokens=0)
+            hints = messages.Hints(sessions=("stranger",), cwd="/p")
+            found = await engine.find(None, None, None, hints, within(5))
+            assert found.run.id == run.id
+            await engine.standing(found, within(5))
+            source.let.clear()
+            standing = engine.standing_now(None, None, None, hints)
+            assert standing is not None
+            assert standing.balance.spent == 0
+            source.let.set()
+            assert "stranger" not in engine.book.sessions
+            assert await engine.ledger.usage("stranger", "interstat") == ()
+            interstat.insert("stranger", bead_id="b1", input_tokens=1, output_tokens=0)
+            assert engine.standing_now(None, None, None, hints) is None
+            found = await engine.find(None, None, "stranger", messages.Hints(), within(5))
+            assert (await engine.standing(found, within(5))).balance.spent == 6
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_one_deadline_for_all_that_a_request_waits_for(tmp_path: Path) -> None:
+    """With a source that hangs, naming by an unknown session and reading share one limit; changes are not held up."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
+            context = Context(engine=engine, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
+            source.let.clear()
+            interstat.insert("s1", input_tokens=5, output_tokens=0)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(engine.changes.attach, "s1", engine.book.runs[run.id], within(5))
+                await anyio.sleep(0.02)
+                with anyio.fail_after(1.5):
+                    hints = messages.Hints(sessions=("unknown",), cwd="/p")
+                    answer = handle(context, messages.Remaining(hints=hints, wait_ms=400))
+                    assert isinstance(answer, Awaitable)
+                    assert getattr(await answer, "spend").stale  # noqa: B009  one of many kinds of answers
+                    await engine.changes.start(messages.RunStart(id="another", project_dir="/p"), within(5))
+                source.let.set()
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_peer_that_never_reads_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is not taken costs its connection, after a while; large ones that wait are bounded in all."""
+    monkeypatch.setattr(server_module, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "_BUFFERED_BYTES", 1_000_000)
+    large = messages.PingAnswer(version="v" * 900_000, protocol=1, pid=1, started_at="now")
+
+    async def body() -> None:
+        path = tmp_path / "s"
+        request = encode_frame(messages.encode(messages.Ping()))
+        async with serving(path, lambda _request: large):
+            deaf = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+            for peer in deaf:
+                peer.connect(str(path))
+                peer.sendall(request)
+                await anyio.sleep(0.05)
+            async with await anyio.connect_unix(path) as other:
+                refused = await ask(other, messages.Ping())
+                assert isinstance(refused, messages.ErrorAnswer)
+                assert refused.error.code == "busy"
+            await anyio.sleep(1)  # twice the limit
+            for peer in deaf[:1]:
+                peer.setblocking(False)
+                taken = 0
+                with pytest.raises((ConnectionResetError, EOFError)):  # noqa: PT012  until the end, whichever way it shows
+                    while True:
+                        data = peer.recv(1 << 20)
+                        if not data:
+                            raise EOFError
+                        taken += len(data)
+                assert taken < 900_000
+            for peer in deaf:
+                peer.close()
 
     anyio.run(body)
 

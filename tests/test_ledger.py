@@ -106,7 +106,15 @@ def another_database(path: Path) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("damage", [garbage, damaged_pages, another_database])
+def flipped_byte(path: Path) -> None:
+    """No damage to SQLite: one byte inside a run's text."""
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE runs SET run = CAST(replace(run, 'brainstorm', CAST(x'ff' AS TEXT)) AS BLOB)")
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("damage", [garbage, damaged_pages, another_database, flipped_byte])
 def test_damaged_ledger_is_moved_aside_by_name(home: Home, damage: Callable[[Path], None]) -> None:
     """Nothing is overwritten; the daemon starts with a new ledger and says so, in its log and in `doctor`."""
     Interstat(home.interstat).close()

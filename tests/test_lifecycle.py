@@ -3,15 +3,17 @@
 import os
 import signal
 import socket
+import sqlite3
 import stat
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from fluxbudgetd.wire import messages
-from fluxbudgetd.wire.framing import FrameDecoder
-from harness.daemon import Daemon, Home, Wire, started, wait_for
+from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
+from harness.daemon import DAEMON, Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
 
 
@@ -129,31 +131,108 @@ def test_stop_does_not_remove_somebody_elses_socket(home: Home, daemon: Daemon) 
         assert home.socket.exists()
 
 
+def held(daemon: Daemon, name: str) -> bool:
+    """Tell whether the daemon has a file of this name open."""
+    descriptors = Path(f"/proc/{daemon.process.pid}/fd")
+    return any(name in os.readlink(fd) for fd in descriptors.iterdir() if os.path.lexists(fd))
+
+
 def test_hangup_opens_the_sources_anew(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
+    home.ok("run", "finish", "--run", run)
     assert home.spend(run).spent == 5
+    wait_for(lambda: not held(daemon, "metrics.db"), "the watcher to rest")
+    assert home.spend(run).spent == 5
+    assert held(daemon, "metrics.db")
     daemon.signal(signal.SIGHUP)
-    wait_for(lambda: "reloading" in daemon.log, "the reload")
+    wait_for(lambda: not held(daemon, "metrics.db"), "the sources to be let go of")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     assert (home.spend(run).spent, home.spend(run).stale) == (10, False)
 
 
 def test_request_under_way_is_answered_before_the_end(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A change that was asked for before SIGTERM is either answered and kept, or not done."""
+    """A change that waits for the ledger when SIGTERM comes is carried out and answered; then the daemon ends."""
+    started(home)
+    ledger = sqlite3.connect(home.state / "ledger.db", isolation_level=None)
+    ledger.execute("BEGIN IMMEDIATE")
     with Wire(home.socket) as wire:
-        for number in range(20):
-            wire.socket.sendall(b"")
-            wire.ask(messages.RunStart(project_dir="/p", id=f"r{number}"))
+        wire.socket.sendall(encode_frame(messages.encode(messages.RunStart(project_dir="/p", id="late"))))
+        time.sleep(0.2)  # it has reached the ledger's lock
         daemon.signal(signal.SIGTERM)
-        assert daemon.process.wait(timeout=10) == 0
+        wait_for(lambda: "stopping" in daemon.log, "the daemon to hear it")
+        ledger.execute("COMMIT")
+        answer = messages.decode_answer(wire.receive())
+        assert isinstance(answer, messages.RunAnswer)
+    ledger.close()
+    assert daemon.process.wait(timeout=10) == 0
     home.start()
-    assert len(home.json("run", "list")["runs"]) == 20
+    assert "late" in {line["run"]["id"] for line in home.json("run", "list")["runs"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_during_the_start_ends_it_cleanly(home: Home, number: signal.Signals) -> None:
+    """From the moment that the socket's file is there, a signal leaves nothing behind and no traceback."""
+    for _ in range(5):
+        daemon = home.start(wait=False)
+        wait_for(home.socket.exists, "the socket")
+        daemon.signal(number)
+        daemon.signal(number)
+        assert daemon.process.wait(timeout=10) == 0
+        assert not home.socket.exists()
+
+
+def test_log_reader_that_goes_away_takes_nobody_along(home: Home, interstat: Interstat) -> None:
+    """A daemon whose stderr is closed, full or a broken pipe serves on."""
+    reader, writer = os.pipe()
+    for stderr in (subprocess.DEVNULL, os.open("/dev/full", os.O_WRONLY), writer):
+        command = [*DAEMON, "--state-dir", str(home.state)]
+        process = subprocess.Popen(command, env=home.environ, stdin=subprocess.DEVNULL, stderr=stderr)
+        try:
+            wait_for(lambda: home.ctl("ping").returncode == 0, "the daemon to answer")
+            if stderr == writer:
+                os.close(reader)
+            run = started(home, session=f"s{stderr}")
+            interstat.insert(f"s{stderr}", input_tokens=5, output_tokens=0)
+            assert home.spend(run).spent == 5
+            assert process.poll() is None
+        finally:
+            process.terminate()
+            assert process.wait(timeout=10) == 0
 
 
 def test_logs_are_json_without_a_terminal(home: Home, daemon: Daemon) -> None:
     for line in daemon.log.splitlines():
         assert line.startswith("{"), line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user for this test")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
+def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
+    """Somebody else's socket in the daemon's place is no daemon."""
+    home.socket.parent.mkdir(parents=True)
+    os.chown(home.socket.parent, 65534, 65534)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(home.socket.parent)
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(home.socket.name)
+                listener.listen()
+                time.sleep(60)
+        finally:
+            os._exit(0)
+    try:
+        wait_for(home.socket.exists, "the false daemon")
+        result = home.ctl("remaining")
+        assert (result.returncode, result.stdout) == (69, "")
+        assert "served by uid 65534, not by you" in result.stderr
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user for this test")

@@ -397,3 +397,17 @@ def test_ended_run_is_followed_for_48_hours(home: Home, interstat: Interstat) ->
         again = home.start()
         assert seen(home, run) == (expected, False)
         again.stop()
+
+
+def test_path_that_is_no_text(home: Home) -> None:
+    """A database whose path has bytes that are no UTF-8 is read, and shown by every command."""
+    odd = home.root / os.fsdecode(b"odd-\xff") / "metrics.db"
+    interstat = Interstat(odd)
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    home.start("--interstat-db", str(odd))
+    run = started(home, session="s1")
+    assert seen(home, run) == (5, False)
+    for arguments in (("doctor",), ("status",), ("run", "show", "--run", run)):
+        assert home.ctl(*arguments).returncode == 0
+    assert "odd-\\xff" in home.ok("doctor")
+    interstat.close()

@@ -1,5 +1,6 @@
 """What ends a command early: one line, a hint, an exit code."""
 
+import os
 import sys
 
 from fluxbudgetd.wire import codes
@@ -27,8 +28,11 @@ def say(line: str) -> None:
     """Write a line to stderr; one that is closed or full changes nothing about the answer and its exit code."""
     try:
         sys.stderr.write(line + "\n")
-    except (OSError, AttributeError):
+    except AttributeError:
         return
+    except OSError:
+        # What is left in the buffer would fail once more at the interpreter's end, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def refused(error: object) -> Failure:

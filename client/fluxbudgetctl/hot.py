@@ -36,6 +36,9 @@ _NO_NUMBERS: dict[str, Value] = dict.fromkeys(
 )
 
 
+_SPEND = {"budget", "spent", "measured", "provisional", "reserved", "remaining", "pct", "state", "stale", "stale_why"}
+
+
 class Options:
     """A hot command line."""
 
@@ -186,8 +189,8 @@ def _ask(op: str, options: Options, limit: float) -> dict[str, Value]:
 
 def _spend(answer: dict[str, Value]) -> dict[str, Value]:
     spend = answer.get("spend")
-    if not isinstance(spend, dict):
-        raise not_understood("it has no spend")
+    if not isinstance(spend, dict) or not spend.keys() >= _SPEND:
+        raise not_understood("its spend is not whole")
     return spend
 
 

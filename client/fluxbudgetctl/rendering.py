@@ -8,9 +8,9 @@ from fluxbudgetd.wire import messages
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _COLOURS = {"ok": "green", "warning": "yellow", "exceeded": "bold red", "unlimited": "cyan"}
-_NARROW = 72
-_WIDE = 110
-_GOAL = 20  # what is left for the goal at that width
+_GAP = 2
+_SHORTEST_NAME = 8
+_NARROWEST_BAR, _WIDEST_BAR = 8, 20
 
 
 def tokens(count: int | None) -> str:
@@ -161,36 +161,44 @@ def _plain_line(line: messages.RunLine) -> tuple[str, ...]:
     )
 
 
-def _status_table(lines: Iterable[messages.RunLine]) -> None:
+def _status_table(lines: Sequence[messages.RunLine]) -> None:
     from rich.console import Console  # noqa: PLC0415  30 ms that only a person at a terminal pays
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     console = Console(highlight=False)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    narrow, wide = console.width < _NARROW, console.width >= _WIDE
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("RUN", no_wrap=True, overflow="ellipsis", min_width=8)
-    table.add_column("PHASE", no_wrap=True, overflow="ellipsis", min_width=6)
-    if not narrow:
+    spent = [f"{tokens(line.spend.spent)} / {tokens(line.spend.budget)}" for line in lines]
+    pct = ["-" if line.spend.pct is None else f"{line.spend.pct:.1f}" for line in lines]
+    # Numbers and states are never cut; names take what is left, then the bar, then the goal.
+    fixed = max(map(len, pct)) + max(map(len, spent)) + max(len(line.spend.state) for line in lines) + 4 * _GAP
+    left = max(console.width - fixed, _SHORTEST_NAME)
+    run_width = min(max(len(line.run.id) for line in lines), max(left // 2, _SHORTEST_NAME))
+    left -= run_width + _GAP
+    phase_width = min(max(len(line.run.phase) for line in lines), max(left, 0))
+    left -= phase_width + _GAP
+    bar_width = min(max(left, 0), _WIDEST_BAR)
+    goal_width = left - bar_width - 2 * _GAP
+    table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("RUN", no_wrap=True, overflow="ellipsis", max_width=run_width, min_width=run_width)
+    if phase_width >= _SHORTEST_NAME:
+        table.add_column("PHASE", no_wrap=True, overflow="ellipsis", max_width=phase_width, min_width=phase_width)
+    if bar_width >= _NARROWEST_BAR:
         table.add_column("", no_wrap=True)
-    table.add_column("%", justify="right", no_wrap=True)
-    table.add_column("SPENT / BUDGET", justify="right", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    if wide:
-        table.add_column("GOAL", no_wrap=True, overflow="ellipsis", max_width=console.width - _WIDE + _GOAL)
-    for line in lines:
-        spend, colour = line.spend, _COLOURS[line.spend.state]
-        pct = 0.0 if spend.pct is None else spend.pct
-        cells = [Text(line.run.id), Text(line.run.phase)]
-        if not narrow:
-            cells.append(Text(bar(pct, 20 if wide else 12, unicode=unicode), style=colour))
-        cells += [
-            Text("-" if spend.pct is None else f"{spend.pct:.1f}", style=colour),
-            Text(f"{tokens(spend.spent)} / {tokens(spend.budget)}"),
-            _state(line),
-        ]
-        if wide:
+    table.add_column("%", justify="right", no_wrap=True, min_width=max(map(len, pct)))
+    table.add_column("SPENT / BUDGET", justify="right", no_wrap=True, min_width=max(map(len, spent)))
+    table.add_column("STATE", no_wrap=True, overflow="ellipsis")
+    if goal_width >= _SHORTEST_NAME:
+        table.add_column("GOAL", no_wrap=True, overflow="ellipsis", max_width=goal_width)
+    for line, share, of_budget in zip(lines, pct, spent, strict=True):
+        colour = _COLOURS[line.spend.state]
+        cells = [Text(line.run.id)]
+        if phase_width >= _SHORTEST_NAME:
+            cells.append(Text(line.run.phase))
+        if bar_width >= _NARROWEST_BAR:
+            cells.append(Text(bar(line.spend.pct or 0.0, bar_width, unicode=unicode), style=colour))
+        cells += [Text(share, style=colour), Text(of_budget), _state(line)]
+        if goal_width >= _SHORTEST_NAME:
             cells.append(Text(one_line(line.run.goal)))
         table.add_row(*cells)
     console.print(table)

@@ -77,8 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(exc)
         code = codes.INTERNAL
     if sys.stderr is not None:
-        with suppress(OSError):
+        try:
             sys.stderr.flush()
+        except OSError:
+            # What is left in the buffer would fail once more at the interpreter's end, and change the exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # A thread hangs in a file system that does not answer; everything of ours is closed, so do not wait for it.
         os._exit(code)

@@ -11,6 +11,8 @@ import structlog
 import watchfiles
 from watchfiles._rust_notify import WatchfilesRustInternalError  # its documented home
 
+from fluxbudgetd.wire.text import shown_path
+
 log = structlog.get_logger()
 
 # watchfiles wakes up once per step even when nothing happens: 50 ms costs 0.2 % of a core.
@@ -48,8 +50,8 @@ async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
                     # The directory may have come to be, or another may have taken its name.
                     if (not seen or not place.is_parent) and await anyio.to_thread.run_sync(_place, path) != place:
                         break
-        except (OSError, WatchfilesRustInternalError) as exc:
-            log.warning("not watching, polling instead", path=path, error=str(exc))
+        except (OSError, ValueError, WatchfilesRustInternalError) as exc:  # ValueError: the path is no UTF-8
+            log.warning("not watching, polling instead", path=shown_path(path), error=str(exc))
             yield
             with anyio.move_on_after(_POLL_SECONDS):
                 await stop.wait()
