@@ -140,8 +140,8 @@ def held(daemon: Daemon, name: str) -> bool:
 def test_hangup_opens_the_sources_anew(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
-    home.ok("run", "finish", "--run", run)
     assert home.spend(run).spent == 5
+    home.ok("run", "finish", "--run", run)
     wait_for(lambda: not held(daemon, "metrics.db"), "the watcher to rest")
     assert home.spend(run).spent == 5
     assert held(daemon, "metrics.db")

@@ -172,20 +172,18 @@ def acknowledged(wire: Wire, request: messages.AnyRequest) -> messages.RunInfo:
 
 def compare(home: Home, recount: Recount, budgets: dict[str, int], finished: set[str]) -> None:
     """Every acknowledged run is there with its budget, its state and the tokens that the rows give it."""
-    answer = home.ask(messages.RunList(all=True, wait_ms=30_000), timeout=30)
-    assert isinstance(answer, messages.RunListAnswer), answer
-    lines = {line.run.id: line for line in answer.runs}
+    lines = {line["run"]["id"]: line for line in home.json("run", "list", "--all", "--timeout", "30")["runs"]}
     sums = dict(recount_by_session(recount.database))
     sessions = {said.run: said.session for said in recount.said}
     for name, budget in budgets.items():
         line = lines[name]
         # The last change before a kill may have been made without being acknowledged.
-        assert line.run.token_budget is not None
-        assert line.run.token_budget >= budget, name
+        assert line["run"]["token_budget"] is not None
+        assert line["run"]["token_budget"] >= budget, name
         if name in finished:
-            assert line.run.status == "done", name
-        assert not line.spend.stale
-        assert line.spend.spent == sums[sessions[name]], name
+            assert line["run"]["status"] == "done", name
+        assert not line["spend"]["stale"]
+        assert line["spend"]["spent"] == sums[sessions[name]], name
 
 
 def recount_by_session(path: Path) -> list[tuple[str, int]]:
