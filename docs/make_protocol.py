@@ -28,15 +28,22 @@ are answered in order.
 default may be left out. A request with another `v` gets `unsupported_version`, with the version that is served in the
 message.
 
-**Limits**: 1 024 connections, the next gets `busy`; a frame has to be complete 10 s after its first byte; an answer has
-to be read within 10 s; a request is given up after 30 s. Behind an error that concerns the frame itself (`too_large`, a
-frame's `timeout`, `busy`, `forbidden`) the connection is closed; behind any other error it goes on.
+**Limits**: 1 024 connections, the next gets `busy`; a frame has to be complete 10 s after its first byte; an answer
+has to be read within 10 s; a request is given up after 30 s; unfinished requests and unread answers above 16 kB share
+16 MiB each. Behind an error that concerns the frame or the connection itself (`too_large`, a frame's `timeout`,
+`forbidden`, `busy` for a connection or a request) the connection is closed; behind any other error it goes on.
+
+**Pages**: `status` and `run_list` answer with at most 64 runs; `next` is what to ask for the following page with.
 
 **Text** is UTF-8. A byte of a foreign id that is not valid UTF-8 travels as the private-use character U+EF00 + byte,
 and so do the bytes of a character U+EF80 … U+EFFF itself: so every byte string has exactly one text.
 
-Tokens are integers (sums stop at {messages.MAX_TOKENS}), percentages 0–100 with one decimal, rounded down, times
-ISO-8601 UTC text.
+Tokens are integers (sums stop at {messages.MAX_TOKENS}); percentages are floats with one decimal, rounded down,
+above 100 when more is spent; times are ISO-8601 UTC text.
+
+**Types** below are written as in Python: `str` is MessagePack text, `int` an integer, `float` a 64-bit float, `bool`
+true or false, `None` nil, `A | B` one or the other, `tuple[A, ...]` an array of any length, another name a map
+described on this page.
 """
 
 
@@ -93,6 +100,12 @@ def tagged(union: object) -> Iterator[tuple[str, str]]:
         yield kind.__name__, str(kind.__struct_config__.tag)
 
 
+def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the names that stand for one of a few texts, with the texts."""
+    for name in ("BudgetState", "CostBasis", "Enforcement", "RunStatus"):
+        yield name, get_args(getattr(messages, name))
+
+
 def dump(data: bytes) -> Iterator[str]:
     """Yield a hex dump."""
     for start in range(0, len(data), 16):
@@ -125,6 +138,8 @@ def document() -> str:
     """Return the whole document."""
     lines = [INTRODUCTION.rstrip(), "", "## Every request"]
     lines += table_of_all("Request")
+    lines += ["", "Some texts are one of a few:", "", "| name | values |", "|---|---|"]
+    lines += [f"| `{name}` | {', '.join(f'`{value}`' for value in values)} |" for name, values in choices()]
     lines += ["", "## Requests"]
     for name, op in tagged(messages.AnyRequest):
         lines += section(name, f"`{op}`")

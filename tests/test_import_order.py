@@ -15,6 +15,7 @@ LAYERS: tuple[set[str], ...] = (
     {"policy", "config"},
     {"sources", "ledger", "notify"},
     {"engine"},
+    {"answers"},
     {"handlers"},
     {"server"},
     {"listening", "log"},

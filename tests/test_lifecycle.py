@@ -16,6 +16,8 @@ from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.daemon import DAEMON, Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
 
+NOBODY = 65534
+
 
 def failed_start(home: Home, *arguments: str) -> tuple[int, str]:
     daemon = home.start(*arguments, wait=False)
@@ -206,19 +208,24 @@ def test_logs_are_json_without_a_terminal(home: Home, daemon: Daemon) -> None:
         assert line.startswith("{"), line
 
 
+def become_nobody(directory: Path) -> None:
+    """Become another user, in a directory that this one might not reach by its path."""
+    os.chdir(directory)
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user for this test")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
 def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
     """Somebody else's socket in the daemon's place is no daemon."""
     home.socket.parent.mkdir(parents=True)
-    os.chown(home.socket.parent, 65534, 65534)
+    os.chown(home.socket.parent, NOBODY, NOBODY)
     child = os.fork()
     if child == 0:
         try:
-            os.chdir(home.socket.parent)
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
+            become_nobody(home.socket.parent)
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(home.socket.name)
                 listener.listen()
@@ -245,10 +252,7 @@ def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
     child = os.fork()
     if child == 0:
         try:
-            os.chdir(home.socket.parent)
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
+            become_nobody(home.socket.parent)
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.connect(home.socket.name)
                 os.write(writer, peer.recv(65536))

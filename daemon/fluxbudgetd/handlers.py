@@ -1,7 +1,6 @@
 """One function per request: the engine's answers in the protocol's words."""
 
 import os
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -9,11 +8,11 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from fluxbudgetd import __version__
+from fluxbudgetd import __version__, answers
 from fluxbudgetd.engine import Engine, Standing
 from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.ledger import moved_aside
-from fluxbudgetd.model import Counts, Run, to_text
+from fluxbudgetd.model import to_text
 from fluxbudgetd.policy import budget
 from fluxbudgetd.policy.phases import MACRO_STAGES, macro_stage
 from fluxbudgetd.wire import messages as wire
@@ -24,7 +23,6 @@ _WAIT_SHARE = 0.75
 _MAX_WAIT_SECONDS = 20.0
 # A page fits into a frame whatever the runs are called: a line is at most about 12 kB.
 _PAGE_RUNS = 64
-_LINE_GOAL = 200
 
 
 class Context(msgspec.Struct):
@@ -74,15 +72,17 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
     return wire.StatusAnswer(
         runs=lines,
         next=following,
-        sources=_sources(engine),
-        unattributed=wire.Unattributed(sessions=sessions, billing=_capped(loose.billing), total=_capped(loose.total)),
+        sources=answers.sources(engine),
+        unattributed=wire.Unattributed(
+            sessions=sessions, billing=answers.capped(loose.billing), total=answers.capped(loose.total)
+        ),
     )
 
 
 async def run_start(context: Context, request: wire.RunStart) -> wire.RunAnswer:
     """Start a run, or find the one that was started so before."""
     run, changed = await context.engine.changes.start(request, _deadline(request))
-    return wire.RunAnswer(run=_info(run), changed=changed)
+    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
 async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswer:
@@ -99,16 +99,16 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
     state = await _find(context, request, deadline)
     standing = await engine.standing(state, deadline)
     cells = list(engine.book.cells(state))
-    by_stage = _sums((macro_stage(cell.phase), counts) for _, cell, counts in cells)
+    by_stage = answers.sums((macro_stage(cell.phase), counts) for _, cell, counts in cells)
     return wire.RunShowAnswer(
-        run=_info(standing.run),
-        spend=_spend(standing),
-        totals=_tally("all", engine.book.measured(state)),
-        by_phase=_tallies(_sums((cell.phase, counts) for _, cell, counts in cells), state.run.phases),
-        by_stage=_tallies(by_stage, MACRO_STAGES),
-        by_agent=_tallies(_sums((cell.agent, counts) for _, cell, counts in cells)),
-        by_model=_tallies(_sums((cell.model, counts) for _, cell, counts in cells)),
-        by_session=_tallies(_sums((session, counts) for session, _, counts in cells)),
+        run=answers.run_info(standing.run),
+        spend=answers.spend(standing),
+        totals=answers.tally("all", engine.book.measured(state)),
+        by_phase=answers.tallies(answers.sums((cell.phase, counts) for _, cell, counts in cells), state.run.phases),
+        by_stage=answers.tallies(by_stage, MACRO_STAGES),
+        by_agent=answers.tallies(answers.sums((cell.agent, counts) for _, cell, counts in cells)),
+        by_model=answers.tallies(answers.sums((cell.model, counts) for _, cell, counts in cells)),
+        by_session=answers.tallies(answers.sums((session, counts) for session, _, counts in cells)),
         attachments=tuple(
             wire.AttachmentInfo(
                 session=one.session,
@@ -124,7 +124,7 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
 async def run_set(context: Context, request: wire.RunSet) -> wire.RunAnswer:
     """Change a run."""
     run, changed = await context.engine.changes.change(await _find(context, request, _deadline(request)), request)
-    return wire.RunAnswer(run=_info(run), changed=changed)
+    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
 async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswer:
@@ -132,7 +132,7 @@ async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswe
     deadline = _deadline(request)
     state = await context.engine.find(request.run, request.scope, None, request.hints, deadline)
     changed = await context.engine.changes.attach(request.attach, state, deadline)
-    return wire.RunAnswer(run=_info(state.run), changed=changed)
+    return wire.RunAnswer(run=answers.run_info(state.run), changed=changed)
 
 
 async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswer:
@@ -142,19 +142,19 @@ async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswe
     if request.run or request.scope:
         state = await context.engine.find(request.run, request.scope, None, wire.Hints(), deadline)
     run = await context.engine.changes.detach(request.detach, state, deadline)
-    return wire.RunAnswer(run=_info(run), changed=True)
+    return wire.RunAnswer(run=answers.run_info(run), changed=True)
 
 
 async def run_finish(context: Context, request: wire.RunFinish) -> wire.RunAnswer:
     """End a run as done."""
     run, changed = await context.engine.changes.end(await _find(context, request, _deadline(request)), "done")
-    return wire.RunAnswer(run=_info(run), changed=changed)
+    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
 async def run_cancel(context: Context, request: wire.RunCancel) -> wire.RunAnswer:
     """End a run as cancelled."""
     run, changed = await context.engine.changes.end(await _find(context, request, _deadline(request)), "cancelled")
-    return wire.RunAnswer(run=_info(run), changed=changed)
+    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
 async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
@@ -162,7 +162,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     engine = context.engine
     await engine.look_at_sources(_deadline(request))
     findings: list[wire.Finding] = []
-    for source in _sources(engine):
+    for source in answers.sources(engine):
         if source.state != "ok":
             findings.append(
                 wire.Finding(what=f"{source.name}: {source.state}: {source.detail} ({source.path})", hint=source.hint)
@@ -182,7 +182,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         pid=os.getpid(),
         state_dir=shown_path(context.state_dir),
         ledger=shown_path(engine.ledger.path),
-        sources=_sources(engine),
+        sources=answers.sources(engine),
         findings=tuple(findings),
         active_runs=len(engine.book.active()),
         followed_runs=len(engine.followed()),
@@ -224,7 +224,7 @@ async def _with_standing_later(
 
 
 def _remaining(standing: Standing) -> wire.AnyAnswer:
-    return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=_spend(standing))
+    return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=answers.spend(standing))
 
 
 def _check(standing: Standing) -> wire.AnyAnswer:
@@ -234,7 +234,7 @@ def _check(standing: Standing) -> wire.AnyAnswer:
         phase=standing.run.phase,
         allowed=refusal is None,
         refusal=refusal,
-        spend=_spend(standing),
+        spend=answers.spend(standing),
     )
 
 
@@ -248,45 +248,6 @@ def _deadline(request: wire.Request) -> float:
     return anyio.current_time() + wait
 
 
-def _capped(tokens: int) -> int:
-    return min(tokens, wire.MAX_TOKENS)
-
-
-def _spend(standing: Standing) -> wire.Spend:
-    at = standing.balance
-    return wire.Spend(
-        budget=at.budget,
-        spent=at.spent,
-        measured=at.measured,
-        provisional=at.provisional,
-        reserved=at.reserved,
-        remaining=at.remaining,
-        pct=at.pct,
-        state=at.state,
-        stale=standing.stale_why is not None,
-        stale_why=standing.stale_why,
-    )
-
-
-def _info(run: Run) -> wire.RunInfo:
-    return wire.RunInfo(
-        id=run.id,
-        scope=run.scope,
-        project_dir=run.project_dir,
-        goal=run.goal,
-        complexity=run.complexity,
-        phases=run.phases,
-        phase=run.phase,
-        token_budget=run.token_budget,
-        warn_pct=run.warn_pct,
-        enforcement=run.enforcement,
-        cost_basis=run.cost_basis,
-        status=run.status,
-        started_at=to_text(run.started_at),
-        ended_at=None if run.ended_at is None else to_text(run.ended_at),
-    )
-
-
 async def _lines(
     engine: Engine, states: Iterable[RunState], after: str | None, deadline: float
 ) -> tuple[tuple[wire.RunLine, ...], str | None]:
@@ -297,63 +258,9 @@ async def _lines(
         newest_first = [] if last is None else [one for one in newest_first if _newest_first(one) > _newest_first(last)]
     page = newest_first[:_PAGE_RUNS]
     standings = await engine.standings(page, deadline)
-    lines = tuple(_line(engine, state, standing) for state, standing in zip(page, standings, strict=True))
+    lines = tuple(answers.run_line(engine, state, standing) for state, standing in zip(page, standings, strict=True))
     return lines, page[-1].run.id if len(newest_first) > len(page) else None
 
 
 def _newest_first(state: RunState) -> tuple[int, str]:
     return -state.run.started_at, state.run.id
-
-
-def _line(engine: Engine, state: RunState, standing: Standing) -> wire.RunLine:
-    info = _info(standing.run)
-    return wire.RunLine(
-        run=msgspec.structs.replace(info, goal=info.goal[:_LINE_GOAL]),
-        spend=_spend(standing),
-        sessions=len({one.session for one in engine.book.attachments_to(standing.run.id)}),
-        pending=engine.book.measured(state).pending,
-    )
-
-
-def _sources(engine: Engine) -> tuple[wire.SourceInfo, ...]:
-    one = engine.source_status
-    return (
-        wire.SourceInfo(
-            name=one.name,
-            path=one.path,
-            state=one.state,
-            detail=one.detail,
-            hint=one.hint,
-            since=to_text(engine.source_since),
-            notes=one.notes,
-            anomalies=engine.anomalies,
-        ),
-    )
-
-
-def _sums(parts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
-    sums: defaultdict[str, Counts] = defaultdict(Counts)
-    for name, counts in parts:
-        sums[name] += counts
-    return sums
-
-
-def _tallies(sums: dict[str, Counts], order: tuple[str, ...] = ()) -> tuple[wire.Tally, ...]:
-    """Return sums in a given order, what it does not name behind it, largest first."""
-    known = [name for name in order if name in sums]
-    rest = sorted(sums.keys() - set(order), key=lambda name: (-sums[name].billing, name))
-    return tuple(_tally(name, sums[name]) for name in (*known, *rest))
-
-
-def _tally(name: str, counts: Counts) -> wire.Tally:
-    return wire.Tally(
-        name=name,
-        records=counts.records,
-        pending=counts.pending,
-        input=_capped(counts.input),
-        output=_capped(counts.output),
-        cache_read=_capped(counts.cache_read),
-        cache_creation=_capped(counts.cache_creation),
-        billing=_capped(counts.billing),
-        total=_capped(counts.total),
-    )
