@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except SystemExit as exc:
+        return _ended(exc)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -29,6 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as exc:  # noqa: BLE001  a hook must never take a defect's exit code, 1, for "refused"
         return _fail(f"internal error: {type(exc).__name__}: {exc}", "please report it")
     return code
+
+
+def _ended(request: SystemExit) -> int:
+    """Return the exit code of argparse's own end, after its help has been written out."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as exc:
+        _silence()
+        return _fail(f"the output cannot be written: {exc.strerror}", "is the disk full?")
+    return request.code if isinstance(request.code, int) else 0
 
 
 def _fail(message: str, hint: str) -> int:

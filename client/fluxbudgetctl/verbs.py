@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import time
 from typing import TypeVar
 
 import msgspec
@@ -13,6 +14,8 @@ from fluxbudgetctl.connection import exchange, not_understood
 from fluxbudgetctl.failure import Failure, refused
 from fluxbudgetctl.surroundings import look_around
 from fluxbudgetd.wire import codes, messages
+
+_MOMENT = 0.001
 
 Options = argparse.Namespace
 A = TypeVar("A", bound=messages.Answer)
@@ -37,9 +40,10 @@ def call(request: messages.AnyRequest, answer: type[A], timeout: float) -> A:
 def status(options: Options) -> int:
     """`status`."""
     request = messages.Status(run=options.run, scope=options.scope, session=options.session)
+    until = time.monotonic() + options.timeout
     answer = page = call(request, messages.StatusAnswer, options.timeout)
     while page.next is not None:
-        page = call(messages.Status(after=page.next), messages.StatusAnswer, options.timeout)
+        page = call(messages.Status(after=page.next), messages.StatusAnswer, _left(until))
         answer = msgspec.structs.replace(answer, runs=answer.runs + page.runs)
     if options.json:
         return _print_json({"runs": answer.runs, "sources": answer.sources, "unattributed": answer.unattributed})
@@ -71,11 +75,12 @@ def run_start(options: Options) -> int:
 
 def run_list(options: Options) -> int:
     """`run list`."""
+    until = time.monotonic() + options.timeout
     lines: tuple[messages.RunLine, ...] = ()
     page: messages.RunListAnswer | None = None
     while page is None or page.next is not None:
         request = messages.RunList(all=options.all, after=page.next if page else None)
-        page = call(request, messages.RunListAnswer, options.timeout)
+        page = call(request, messages.RunListAnswer, _left(until))
         lines += page.runs
     if options.json:
         return _print_json({"runs": lines})
@@ -182,6 +187,11 @@ def client_version() -> str:
         return importlib.metadata.version("fluxbudget")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _left(until: float) -> float:
+    """Return what is left of the time limit for the next page; at least a moment, so that the call says it is up."""
+    return max(until - time.monotonic(), _MOMENT)
 
 
 def _named(kind: type[N], options: Options) -> N:

@@ -11,6 +11,8 @@ from fluxbudgetd.model import Counts, Run, to_text
 from fluxbudgetd.wire import messages as wire
 
 _LINE_GOAL = 200
+#: A run's agents, models, sessions and attachments are listed up to this many each, so that they fit into a frame.
+MOST_LINES = 200
 
 
 def capped(tokens: int) -> int:
@@ -92,10 +94,14 @@ def sums(parts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
 
 
 def tallies(sums: dict[str, Counts], order: tuple[str, ...] = ()) -> tuple[wire.Tally, ...]:
-    """Return sums in a given order, what it does not name behind it, largest first."""
+    """Return sums in a given order, what it does not name behind it, largest first, the smallest in one line."""
     known = [name for name in order if name in sums]
-    rest = sorted(sums.keys() - set(order), key=lambda name: (-sums[name].billing, name))
-    return tuple(tally(name, sums[name]) for name in (*known, *rest))
+    others = sorted(sums.keys() - set(order), key=lambda name: (-sums[name].billing, name))
+    shown, rest = others[:MOST_LINES], others[MOST_LINES:]
+    lines = [tally(name, sums[name]) for name in (*known, *shown)]
+    if rest:
+        lines.append(tally(f"({len(rest)} more)", sum((sums[name] for name in rest), Counts())))
+    return tuple(lines)
 
 
 def tally(name: str, counts: Counts) -> wire.Tally:

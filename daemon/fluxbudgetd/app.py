@@ -31,15 +31,22 @@ _SPARE_DESCRIPTORS = 256
 _SWITCH_SECONDS = 0.0005
 
 
+def hold_signals() -> None:
+    """Let the signals that end or reload the daemon wait until somebody listens to them.
+
+    So a socket's file is never left behind for lack of a moment. Call it before any thread is started, which would take
+    them instead.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
 def run(locations: Locations) -> None:
     """Serve until SIGTERM or SIGINT; raises `StartError` when that cannot begin.
 
     What blocks for its nature (directories, locks, binding) is done before the event loop starts.
     """
-    # Until somebody listens to them, they wait: a socket's file is never left behind for lack of a moment.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     _prepare_process()
-    listening.private_directory(locations.state_dir, ours=True)
+    listening.private_directory(locations.state_dir, ours=locations.state_dir_is_ours)
     listening.private_directory(os.path.dirname(locations.socket), ours=locations.socket_dir_is_ours)
     state_lock = os.path.join(locations.state_dir, "fluxbudgetd.lock")
     with (

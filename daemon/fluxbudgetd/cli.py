@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve; return the exit code."""
     arguments = parser().parse_args(argv)
     locations = locate(os.environ, os.geteuid(), **vars(arguments))
-    log.configure()
+    app.hold_signals()
+    close_log = log.configure()
     code = codes.OK
     try:
         app.run(locations)
@@ -76,12 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FluxError as exc:
         _complain(exc)
         code = codes.INTERNAL
-    if sys.stderr is not None:
-        try:
-            sys.stderr.flush()
-        except OSError:
-            # What is left in the buffer would fail once more at the interpreter's end, and change the exit code.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    finally:
+        close_log()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # A thread hangs in a file system that does not answer; everything of ours is closed, so do not wait for it.
         os._exit(code)
@@ -89,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: FluxError) -> None:
-    if sys.stderr is not None:
-        with suppress(OSError):
-            sys.stderr.write(f"fluxbudgetd: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    text = f"fluxbudgetd: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else "")
+    with suppress(OSError):
+        os.write(2, text.encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":

@@ -66,8 +66,9 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
         states = [await engine.find(request.run, request.scope, request.session, wire.Hints(), deadline)]
     else:
         states = engine.book.active()
-    await engine.look_at_sources(deadline)
     lines, following = await _lines(engine, states, request.after, deadline)
+    if request.after is None and not (request.run or request.scope or request.session):
+        await engine.look_at_sources(deadline)
     sessions, loose = await engine.unattributed(deadline)
     return wire.StatusAnswer(
         runs=lines,
@@ -116,7 +117,7 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
                 until=None if one.until is None else to_text(one.until),
                 origin=one.origin,
             )
-            for one in engine.book.attachments_to(state.run.id)
+            for one in engine.book.attachments_to(state.run.id)[-answers.MOST_LINES :]
         ),
     )
 

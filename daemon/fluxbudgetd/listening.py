@@ -51,7 +51,7 @@ def private_directory(path: str, *, ours: bool) -> None:
     """Make a directory for this user alone; raises `StartError` when others could write to it.
 
     `ours`: nothing but fluxbudget's files belongs there, so an existing one is closed to others. A directory that a
-    person has chosen for a socket keeps its mode.
+    person has chosen keeps its mode.
     """
     try:
         existed = os.path.isdir(path)

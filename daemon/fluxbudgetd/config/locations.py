@@ -15,6 +15,8 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
     socket_dir_is_ours: bool
     """The socket's directory is fluxbudget's own: nobody chose it, or it is called so."""
     state_dir: str
+    state_dir_is_ours: bool
+    """Likewise for the state."""
     interstat_db: str
 
 
@@ -44,5 +46,6 @@ def locate(
         socket=os.path.abspath(socket or socket_path(environ, uid)),
         socket_dir_is_ours=chosen is None or os.path.basename(os.path.dirname(os.path.abspath(chosen))) == "fluxbudget",
         state_dir=os.path.abspath(state_dir or given_state or os.path.join(state_home, "fluxbudget")),
+        state_dir_is_ours=not state_dir,
         interstat_db=os.path.abspath(database),
     )

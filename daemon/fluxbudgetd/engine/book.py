@@ -10,6 +10,7 @@ import msgspec
 
 from fluxbudgetd.errors import NoRunError
 from fluxbudgetd.model import Attachment, Cell, Counts, Run, SourceStatus
+from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.wire.messages import Hints
 
 
@@ -30,11 +31,17 @@ class RunState(msgspec.Struct):
 
 
 class SessionState(msgspec.Struct):
-    """A session's attachments, in the order of time, and the sums of its last measured usage."""
+    """A session's attachments, in the order of time, and the sums of its last measured usage.
+
+    `epoch`: the source's epoch at which it was last read. `scope_version`: the book's when it was last summed; a run
+    with a scope that has come since may own some of its rows.
+    """
 
     attachments: list[Attachment] = msgspec.field(default_factory=list)
     implied: Attachment | None = None
     digest: int | None = None
+    epoch: int = -1
+    scope_version: int = -1
     loaded: bool = False
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
     anomalies: int = 0
@@ -62,15 +69,26 @@ class Book:
         self.scopes: dict[str, list[Run]] = {}
         # Grows with every change of runs or attachments: a tally that took a while can tell whether it is still right.
         self.version = 0
+        # Grows when a run with a scope comes.
+        self.scope_version = 0
+        # What a question about the active runs or about a session has to go through does not grow with the history.
+        self._active: dict[str, RunState] = {}
+        self._ended: dict[str, RunState] = {}
+        self._joined: dict[str, set[str]] = {}
 
     def put_run(self, run: Run, started_as: Run | None = None) -> RunState:
         """Add a run, or replace it by its changed self."""
         self.version += 1
         known = self.runs.get(run.id)
+        new = known is None
         if known is None:
             known = self.runs[run.id] = RunState(run, started_as or run)
         known.run = self.by_id[run.id] = run
+        (self._active if run.ended_at is None else self._ended)[run.id] = known
+        if run.ended_at is not None:
+            self._active.pop(run.id, None)
         if run.scope is not None:
+            self.scope_version += new
             others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
             self.scopes[run.scope] = sorted([*others, run], key=lambda one: (one.started_at, one.id))
         return known
@@ -85,7 +103,7 @@ class Book:
             state.digest = None
             if one.run in self.runs:
                 # What was read of the session before it belonged here may be older than the run's numbers.
-                self.runs[one.run].sessions.add(one.session)
+                self.join(self.runs[one.run], one.session)
                 self.runs[one.run].epoch = -1
 
     def session(self, name: str) -> SessionState:
@@ -95,12 +113,17 @@ class Book:
     def is_followed(self, name: str) -> bool:
         """Tell whether a session belongs to a run, or has to be looked at for one."""
         known = self.sessions.get(name)
-        return (known is not None and known.followed) or any(name in state.sessions for state in self.runs.values())
+        return (known is not None and known.followed) or name in self._joined
+
+    def join(self, state: RunState, session: str) -> None:
+        """Note that a session may have usage of a run."""
+        state.sessions.add(session)
+        self._joined.setdefault(session, set()).add(state.run.id)
 
     def forget_stranger(self, name: str) -> bool:
         """Drop what is known of a session that has nothing to do with any run; tells whether it has nothing."""
         state = self.sessions.get(name)
-        if state is not None and state.followed:
+        if (state is not None and state.followed) or name in self._joined:
             return False
         self.sessions.pop(name, None)
         return True
@@ -111,7 +134,8 @@ class Book:
         for run_id in {cell.run for cell in (*state.cells, *cells)} | {implied.run if implied else None}:
             if run_id is not None and run_id in self.runs:
                 self.runs[run_id].measured = None
-                self.runs[run_id].sessions.add(session)
+                self.join(self.runs[run_id], session)
+        state.scope_version = self.scope_version
         state.cells = dict(cells)
         state.implied = implied
         state.loaded = True
@@ -136,7 +160,13 @@ class Book:
 
     def active(self) -> list[RunState]:
         """Return the active runs."""
-        return [state for state in self.runs.values() if state.run.status == "active"]
+        return list(self._active.values())
+
+    def followed(self, now: int) -> list[RunState]:
+        """Return the runs whose sources are read: the active ones, and those that ended within 48 hours."""
+        for name in [name for name, state in self._ended.items() if not is_followed(state.run, now)]:
+            del self._ended[name]
+        return [*self._active.values(), *self._ended.values()]
 
     def run_of_session(self, session: str) -> RunState | None:
         """Return the run that a session belongs to now; None when there is none."""
@@ -144,6 +174,11 @@ class Book:
         if known is None or not known.current or known.current[-1].until is not None:
             return None
         return self.runs.get(known.current[-1].run)
+
+    def is_settled(self, session: str, epoch: int) -> bool:
+        """Tell whether the run of a session is certain: it was told so, or its rows were looked at in this epoch."""
+        known = self.sessions.get(session)
+        return known is not None and bool(known.attachments or (known.current and known.epoch == epoch))
 
     def find(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunState:
         """Return the run that a request means; raises `NoRunError`.

@@ -39,6 +39,13 @@ class Changes:
     async def start(self, asked: RunStart, deadline: float) -> tuple[Run, bool]:
         """Start a run, or return the one that the same request started before, and whether anything changed."""
         await self._look_at(asked.session, deadline)
+        try:
+            return await self._start(asked)
+        finally:
+            if asked.session is not None:
+                self._book.forget_stranger(asked.session)
+
+    async def _start(self, asked: RunStart) -> tuple[Run, bool]:
         async with self._changing:
             known = self._known_run(asked)
             if known is None:
@@ -79,13 +86,12 @@ class Changes:
 
     async def attach(self, session: str, state: RunState, deadline: float) -> bool:
         """Attach a session to a run from now on; tells whether anything changed."""
+        if not runs.is_followed(state.run, self._clock()):
+            raise ConflictError(
+                f"run {state.run.id} ended more than 48 hours ago", "attach the session to a run that is followed"
+            )
         await self._look_at(session, deadline)
         async with self._changing:
-            if not runs.is_followed(state.run, self._clock()):
-                raise ConflictError(
-                    f"run {state.run.id} ended more than 48 hours ago",
-                    "attach the session to a run that is followed",
-                )
             return await self._attach(session, state.run)
 
     async def detach(self, session: str, state: RunState | None, deadline: float) -> Run:
@@ -169,7 +175,6 @@ class Changes:
         )
         self._book.put_run(run)
         self._book.put_attachments(attachments)
-        naming = [] if run.scope is None else await self._ledger.sessions_naming(run.scope)
-        for session in {one.session for one in attachments}.union(naming):
+        for session in {one.session for one in attachments}:
             await self._refresher.retally(session)
         self._changed()

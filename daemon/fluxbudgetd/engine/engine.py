@@ -69,6 +69,7 @@ class Engine:
         """Run the engine's own tasks, for ever: the reader, and what looks at the sources without being asked."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._refresher.serve)
+            tasks.start_soon(self._refresher.keep)
             tasks.start_soon(self._follow)
             tasks.start_soon(self._follow_ended)
 
@@ -104,11 +105,10 @@ class Engine:
     def _unknown_sessions(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> list[str]:
         if not self.book.scopes or run or scope or (hints.run and not session):
             return []
+        mark = self._strangers_mark()
         sessions = (session,) if session else hints.sessions
         return [
-            name
-            for name in sessions
-            if self.book.run_of_session(name) is None and self._strangers.get(name) != self._strangers_mark()
+            name for name in sessions if not self.book.is_settled(name, mark[0]) and self._strangers.get(name) != mark
         ]
 
     def _strangers_mark(self) -> tuple[int, int]:
@@ -160,8 +160,7 @@ class Engine:
 
     def followed(self) -> list[RunState]:
         """Return the runs whose sources are read: the active ones, and those ended within 48 hours."""
-        now = now_micros()
-        return [state for state in self.book.runs.values() if runs.is_followed(state.run, now)]
+        return self.book.followed(now_micros())
 
     async def unattributed(self, deadline: float) -> tuple[int, Counts]:
         """Return how many sessions have usage that belongs to no run, and how much it is; look at the sources first.

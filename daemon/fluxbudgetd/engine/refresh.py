@@ -35,6 +35,8 @@ log = structlog.get_logger()
 # So many runs are read at a time: a request for one run never waits for a thousand others.
 CHUNK_RUNS = 16
 _SLOW_SECONDS = 1.0
+# An answer waits this long for its numbers to be kept: nearly always they are, and then no kill can make a total fall.
+_KEEP_SECONDS = 0.05
 
 
 class Batch:
@@ -66,6 +68,10 @@ class Refresher:
         self._reader = anyio.CapacityLimiter(1)
         # A session's sums are put by one task at a time: an older tally must not land on a newer one.
         self._summing = anyio.Lock()
+        # What has been measured and is not in the ledger yet: newer than what the ledger has.
+        self._unkept: dict[str, tuple[Usage, ...]] = {}
+        self._keep_wanted = anyio.Event()
+        self._kept = anyio.Event()
         self._recent: tuple[int, tuple[RecentUsage, ...]] = (-1, ())
 
     async def prepare(self) -> None:
@@ -132,27 +138,33 @@ class Refresher:
         runs = [self._book.runs[name] for name in batch.runs if name in self._book.runs]
         for state in runs:
             await self._touch(state)
+        names = set(batch.sessions).union(*(state.sessions for state in runs))
+        for name in names:
+            if not self._book.session(name).loaded:
+                # The last known numbers first: what follows may take longer than anybody waits.
+                await self.retally(name)
         followed = [state for state in runs if is_followed(state.run, now)]
         reading = await self._read(followed, batch.sessions)
-        # A session that has nothing to do with any run, before and after, is none of the ledger's business.
-        ours = {name for name in reading.sessions if self._book.is_followed(name)}
-        changed = await self._install(reading)
-        for name in set(batch.sessions).union(*(state.sessions for state in runs)):
-            if not self._book.session(name).loaded:
+        await self._install(reading, epoch)
+        for name in names:
+            if self._book.session(name).scope_version != self._book.scope_version:
                 await self.retally(name)
         for state in followed:
             self._note_look(state, reading, epoch)
-        # The numbers are there for whoever waits; a ledger that is slow delays nobody beyond this batch.
-        for name, records in changed.items():
-            if name in ours or self._book.is_followed(name):
-                await self._keep(name, records)
         await self._tell(reading.status)
+        if self._unkept:
+            self._keep_wanted.set()
+            with anyio.move_on_after(_KEEP_SECONDS):
+                await self._kept.wait()
 
     async def _read(self, followed: Iterable[RunState], sessions: Iterable[str]) -> Reading:
         followed = list(followed)
         names = set(sessions).union(*(state.sessions for state in followed))
         scopes = {state.run.scope for state in followed if state.run.scope is not None}
-        wanted = {name: self._book.session(name).digest for name in names}
+        known = {name: self._book.session(name) for name in names}
+        current = self._book.scope_version
+        # What was summed before a run with a scope came has to be summed again, though its rows be the same.
+        wanted = {name: one.digest if one.scope_version == current else None for name, one in known.items()}
         self._reading_since = anyio.current_time()
         try:
             return await anyio.to_thread.run_sync(
@@ -174,38 +186,74 @@ class Refresher:
         if state.touched:
             return
         if state.run.scope is not None:
-            state.sessions.update(await self._ledger.sessions_naming(state.run.scope))
+            try:
+                for name in await self._ledger.sessions_naming(state.run.scope):
+                    self._book.join(state, name)
+            except LedgerError as exc:
+                self._note_ledger_fault(exc)
         state.touched = True
 
-    async def _install(self, reading: Reading) -> dict[str, tuple[Usage, ...]]:
-        """Sum what has changed; return it, session by session."""
-        changed = {name: one.records for name, one in reading.sessions.items() if one.records is not None}
+    async def _install(self, reading: Reading, epoch: int) -> None:
+        """Sum what has changed, and note what of it has to be kept."""
         async with self._summing:
-            for name, records in changed.items():
-                await self._sum(name, records)
+            for name, one in reading.sessions.items():
                 state = self._book.session(name)
-                state.digest = reading.sessions[name].digest
-                state.anomalies = reading.sessions[name].anomalies
-        return changed
+                if one.records is not None:
+                    # A session that has nothing to do with any run, before and after, is none of the ledger's business.
+                    ours = self._book.is_followed(name)
+                    await self._sum(name, one.records)
+                    state.digest, state.anomalies = one.digest, one.anomalies
+                    if ours or self._book.is_followed(name):
+                        self._unkept[name] = one.records
+                state.epoch = epoch
 
-    async def _keep(self, name: str, records: tuple[Usage, ...]) -> None:
+    async def keep(self) -> None:
+        """Bring the ledger up to date with what has been measured, for ever.
+
+        In a task of its own: a ledger that is slow or cannot be written delays no number.
+        """
+        while True:
+            await self._keep_wanted.wait()
+            self._keep_wanted = anyio.Event()
+            batch = dict(self._unkept)
+            try:
+                await self._keep(batch)
+            except LedgerError as exc:
+                # The numbers are right all the same; that they are not kept is for `doctor` and the next try.
+                self._note_ledger_fault(exc)
+            else:
+                self.ledger_fault = None
+                for name, records in batch.items():
+                    if self._unkept.get(name) is records:
+                        del self._unkept[name]
+            self._kept.set()
+            self._kept = anyio.Event()
+
+    async def _keep(self, batch: Mapping[str, tuple[Usage, ...]]) -> None:
         source = self._source.status.name
-        try:
+        changes = []
+        for name, records in batch.items():
             before = await self._ledger.usage(name, source)
-            changes = await off_loop(len(records) + len(before), UsageChanges.between, before, records)
-            await self._ledger.save_usage(name, source, changes)
-        except LedgerError as exc:
-            # The numbers are right all the same; that they are not kept is for `doctor` and the next try.
-            self.ledger_fault = exc.message
-            log.error("usage not kept", session=name, error=exc.message)
-            self._book.session(name).digest = None
-        else:
-            self.ledger_fault = None
+            size = len(records) + len(before)
+            changes.append((name, await off_loop(size, UsageChanges.between, before, records)))
+        await self._ledger.save_usage(source, changes)
+
+    def _note_ledger_fault(self, error: LedgerError) -> None:
+        if error.message != self.ledger_fault:
+            log.error("ledger fault", error=error.message)
+        self.ledger_fault = error.message
 
     async def retally(self, name: str) -> None:
-        """Sum a session's last measured usage again, after its attachments or the runs have changed."""
+        """Sum a session's last measured usage again, after its attachments or the runs have changed; never fails."""
         async with self._summing:
-            await self._sum(name, await self._ledger.usage(name, self._source.status.name))
+            records = self._unkept.get(name)
+            if records is None:
+                try:
+                    records = await self._ledger.usage(name, self._source.status.name)
+                except LedgerError as exc:
+                    self._note_ledger_fault(exc)
+                    return
+            await self._sum(name, records)
 
     async def _sum(self, name: str, records: tuple[Usage, ...]) -> None:
         book = self._book

@@ -108,20 +108,20 @@ class Ledger:
         rows = await self._rows("SELECT seq, at, run, kind, data FROM events WHERE seq > ? ORDER BY seq", (after,))
         return [Event(seq=seq, at=at, run=run, kind=kind, data=_decode_data(data)) for seq, at, run, kind, data in rows]
 
-    async def save_usage(self, session: str, source: str, changes: UsageChanges) -> None:
-        """Bring a session's usage up to date."""
-        if not changes.gone and not changes.new:
+    async def save_usage(self, source: str, changes: Sequence[tuple[str, UsageChanges]]) -> None:
+        """Bring sessions' usage up to date, all in one transaction."""
+        gone = [(session, source, key) for session, change in changes for key in change.gone]
+        new: list[tuple[object, ...]] = []
+        for session, change in changes:
+            new += await off_loop(len(change.new), change.rows, session, source)
+        if not gone and not new:
             return
-        rows = await off_loop(len(changes.new), changes.rows, session, source)
         async with self._transaction(durable=False):
-            await self._connection.executemany(
-                "DELETE FROM usage WHERE session = ? AND source = ? AND key = ?",
-                [(session, source, key) for key in changes.gone],
-            )
+            await self._connection.executemany("DELETE FROM usage WHERE session = ? AND source = ? AND key = ?", gone)
             await self._connection.executemany(
                 f"INSERT OR REPLACE INTO usage(session, source, {_USAGE_COLUMNS})"  # noqa: S608  our own names
                 f" VALUES ({', '.join('?' * 13)})",
-                rows,
+                new,
             )
 
     async def save_run(
@@ -176,10 +176,12 @@ class Ledger:
 
     async def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
-            return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
+            async with self._lock:  # not in the middle of a transaction, which is on the same connection
+                return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
         except (sqlite3.Error, ValueError) as exc:
             raise LedgerError(
-                f"the ledger {shown_path(self.path)} cannot be read: {exc}", "see 'fluxbudgetctl doctor'"
+                f"the ledger {shown_path(self.path)} cannot be read: {exc}",
+                "stop fluxbudgetd, move the ledger away, start it again: usage is measured anew",
             ) from exc
 
     @asynccontextmanager
