@@ -19,7 +19,7 @@ import pytest
 
 from fluxbudgetd import server as server_module
 from fluxbudgetd.engine import Engine
-from fluxbudgetd.errors import FluxError
+from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.handlers import Context, handle
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
@@ -242,6 +242,61 @@ def test_peer_that_never_reads_is_closed(tmp_path: Path, monkeypatch: pytest.Mon
                 assert taken < 900_000
             for peer in deaf:
                 peer.close()
+
+    anyio.run(body)
+
+
+def test_run_started_between_summing_and_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been measured and is not in the ledger yet counts for a run that comes just then; nothing goes back."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, _source):
+            first, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            await engine.standing(engine.book.runs[first.id], within(5))
+            let, save = anyio.Event(), engine.ledger.save_usage
+
+            async def slow_save(*arguments: Any) -> None:
+                await let.wait()
+                await save(*arguments)
+
+            monkeypatch.setattr(engine.ledger, "save_usage", slow_save)
+            interstat.insert("s1", bead_id="x", input_tokens=30, output_tokens=2)
+            interstat.insert("s1", input_tokens=10, output_tokens=0)
+            assert (await engine.standing(engine.book.runs[first.id], within(5))).balance.spent == 42
+            second, _ = await engine.changes.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
+            third, _ = await engine.changes.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
+            for _ in range(2):
+                states = [engine.book.runs[run.id] for run in (first, second, third)]
+                standings = await engine.standings(states, within(5))
+                assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None), (0, None)]
+                let.set()
+                await anyio.sleep(0.05)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_numbers_that_were_never_read_are_not_called_known(tmp_path: Path) -> None:
+    """After a restart, until the first reading: no answer in time, instead of "nothing spent"."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s1", input_tokens=5, output_tokens=0)
+        async with engine_over(tmp_path) as (engine, _source):
+            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            await engine.standing(engine.book.runs[run.id], within(5))
+        async with engine_over(tmp_path) as (engine, source):
+            state = engine.book.runs[run.id]
+            with pytest.raises(RequestTimeoutError):
+                await engine.standing(state, within(0))
+            source.let.clear()
+            interstat.insert("s1", input_tokens=5, output_tokens=0)
+            standing = await engine.standing(state, within(0.5))
+            assert (standing.balance.spent, standing.stale_why is None) == (5, False)
+            source.let.set()
+            assert (await engine.standing(state, within(5))).balance.spent == 10
+        interstat.close()
 
     anyio.run(body)
 

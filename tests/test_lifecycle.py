@@ -1,5 +1,6 @@
 """Starting, serving, stopping: locks, sockets, permissions, signals, peers."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -131,6 +132,29 @@ def test_stop_does_not_remove_somebody_elses_socket(home: Home, daemon: Daemon) 
         other.bind(str(home.socket))
         assert daemon.stop() == 0
         assert home.socket.exists()
+
+
+def test_log_reader_that_stands_still_holds_nobody_up(home: Home, interstat: Interstat) -> None:
+    """A pipe that is full (a pager, Ctrl-S): lines are lost, answers and the end come."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = subprocess.Popen(
+        [*DAEMON, "--state-dir", str(home.state)], env=home.environ, stdin=subprocess.DEVNULL, stderr=writer
+    )
+    try:
+        wait_for(lambda: home.ctl("ping").returncode == 0, "the daemon to answer")
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+        run = started(home, session="s1")
+        interstat.insert("s1", input_tokens=5, output_tokens=0)
+        assert home.spend(run).spent == 5
+    finally:
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+        os.close(reader)
+        os.close(writer)
 
 
 def held(daemon: Daemon, name: str) -> bool:

@@ -276,3 +276,22 @@ def test_breakdown_sums_to_the_total(home: Home, interstat: Interstat, daemon: D
         assert sum(one["records"] for one in shown[part]) == 4, part
     assert {one["name"]: one["billing"] for one in shown["by_phase"]} == {"planned": 300, "executing": 3, "my-own": 30}
     assert {one["name"]: one["billing"] for one in shown["by_stage"]} == {"design": 300, "build": 3, "other": 30}
+
+
+def test_session_is_found_by_what_its_rows_say_now(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A commit that changes which run a session's rows imply is in the next answer, not in the one after it."""
+    started(home, id="one", scope="b1", token_budget=1000)
+    started(home, id="two", scope="b2", token_budget=2000)
+    interstat.insert("s1", timestamp="2026-01-02T00:00:00Z", bead_id="b1", input_tokens=1, output_tokens=0)
+    assert home.json("remaining", "--session", "s1")["run"] == "one"
+    interstat.insert("s1", timestamp="2026-01-01T00:00:00Z", bead_id="b2", input_tokens=1, output_tokens=0)
+    assert home.json("remaining", "--session", "s1")["run"] == "two"
+
+
+def test_session_of_a_refused_request_is_found_later(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """What was looked at for a request that was refused does not hide the session from the run that comes."""
+    started(home, id="one", token_budget=1000)
+    interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
+    assert home.ctl("run", "start", "--id", "one", "--budget", "999", "--session", "s1").returncode == 65
+    started(home, id="two", scope="b1", token_budget=500)
+    assert home.ok("remaining", "--session", "s1") == "490"

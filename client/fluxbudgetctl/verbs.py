@@ -15,8 +15,6 @@ from fluxbudgetctl.failure import Failure, refused
 from fluxbudgetctl.surroundings import look_around
 from fluxbudgetd.wire import codes, messages
 
-_MOMENT = 0.001
-
 Options = argparse.Namespace
 A = TypeVar("A", bound=messages.Answer)
 N = TypeVar("N", bound=messages.Naming)
@@ -190,8 +188,11 @@ def client_version() -> str:
 
 
 def _left(until: float) -> float:
-    """Return what is left of the time limit for the next page; at least a moment, so that the call says it is up."""
-    return max(until - time.monotonic(), _MOMENT)
+    """Return what is left of the time limit for the next page; raises `Failure` when nothing is."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise Failure("not all runs were there within the time limit", "give more --timeout", codes.NO_ANSWER)
+    return left
 
 
 def _named(kind: type[N], options: Options) -> N:

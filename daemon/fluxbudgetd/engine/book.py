@@ -115,6 +115,10 @@ class Book:
         known = self.sessions.get(name)
         return (known is not None and known.followed) or name in self._joined
 
+    def is_loaded(self, state: RunState) -> bool:
+        """Tell whether a run's last known numbers are there, be they old or new."""
+        return state.touched and all(self.session(name).loaded for name in state.sessions)
+
     def join(self, state: RunState, session: str) -> None:
         """Note that a session may have usage of a run."""
         state.sessions.add(session)

@@ -173,8 +173,13 @@ class Changes:
         await self._ledger.save_run(
             run, started=True, attachments=attachments, events={"run.started": data}, at=self._clock()
         )
-        self._book.put_run(run)
+        state = self._book.put_run(run)
         self._book.put_attachments(attachments)
-        for session in {one.session for one in attachments}:
+        # Rows that name the scope may have counted for another run until now.
+        naming = set() if run.scope is None else await self._refresher.sessions_naming(run.scope)
+        for session in naming:
+            self._book.join(state, session)
+        for session in naming.union(one.session for one in attachments):
             await self._refresher.retally(session)
+        state.touched = True
         self._changed()

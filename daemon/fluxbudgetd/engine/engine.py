@@ -11,6 +11,7 @@ import structlog
 from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.changes import Changes
 from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
+from fluxbudgetd.errors import RequestTimeoutError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
 from fluxbudgetd.policy import budget, runs
@@ -129,8 +130,18 @@ class Engine:
         return None if self._is_behind(state, needed) else self._standing(state, needed)
 
     async def standing(self, state: RunState, deadline: float) -> Standing:
-        """Return where a run stands, fresh, or at the deadline the last known numbers with the reason."""
-        return (await self.standings([state], deadline))[0]
+        """Return where a run stands, fresh, or at the deadline the last known numbers with the reason.
+
+        Raises `RequestTimeoutError` when not even those are there.
+        """
+        standing = (await self.standings([state], deadline))[0]
+        if not self.book.is_loaded(state):
+            # Not even the last known numbers are there: saying "nothing spent" would be a lie.
+            raise RequestTimeoutError(
+                f"the numbers of run {state.run.id} are being read for the first time since fluxbudgetd started",
+                "ask again, or give more --timeout",
+            )
+        return standing
 
     async def standings(self, states: Sequence[RunState], deadline: float) -> list[Standing]:
         """Return where runs stand, showing whatever was committed before this call, as far as the deadline allows."""
@@ -197,6 +208,8 @@ class Engine:
     def _stale_why(self, state: RunState, needed: int) -> str | None:
         if not runs.is_followed(state.run, now_micros()):
             return None
+        if not self.book.is_loaded(state):
+            return f"{self._refresher.status.name}: not read yet since fluxbudgetd started"
         status = state.status
         if status is not None and not status.readable:
             return f"{status.name}: {status.state}: {status.detail}"

@@ -186,12 +186,18 @@ class Refresher:
         if state.touched:
             return
         if state.run.scope is not None:
-            try:
-                for name in await self._ledger.sessions_naming(state.run.scope):
-                    self._book.join(state, name)
-            except LedgerError as exc:
-                self._note_ledger_fault(exc)
+            for name in await self.sessions_naming(state.run.scope):
+                self._book.join(state, name)
         state.touched = True
+
+    async def sessions_naming(self, scope: str) -> set[str]:
+        """Return the sessions whose last measured usage names a scope; never fails."""
+        try:
+            found = set(await self._ledger.sessions_naming(scope))
+        except LedgerError as exc:
+            self._note_ledger_fault(exc)
+            found = set()
+        return found | {name for name, records in self._unkept.items() if any(one.bead == scope for one in records)}
 
     async def _install(self, reading: Reading, epoch: int) -> None:
         """Sum what has changed, and note what of it has to be kept."""

@@ -19,6 +19,8 @@ FILE_NAME = "ledger.db"
 # A whole-file check reads the whole file; above this size only the small tables are checked, so that the daemon is
 # ready within its second.
 _FULL_CHECK_BYTES = 32 << 20
+# Nobody else writes to the ledger; whoever looks into it with a tool and holds it is not waited for longer.
+_BUSY_SECONDS = 2.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # The file itself last: a kill in between must not leave an old WAL beside a new ledger.
 _SUFFIXES = ("-shm", "-wal", "")
@@ -42,7 +44,7 @@ async def open_ledger(directory: str) -> tuple[Ledger, str | None]:
         except _DamagedError:
             moved = await anyio.to_thread.run_sync(_move_aside, path)
             await anyio.to_thread.run_sync(_prepare, path)
-        connection = await aiosqlite.connect(path, isolation_level=None, timeout=5)
+        connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
     except (sqlite3.Error, OSError) as exc:
         raise StartError(f"the ledger {path} cannot be opened: {exc}", "check the directory and the disk") from exc
     return await Ledger.over(connection, path), moved
