@@ -265,6 +265,9 @@ def test_run_started_between_summing_and_keeping(tmp_path: Path, monkeypatch: py
             interstat.insert("s1", input_tokens=10, output_tokens=0)
             assert (await engine.standing(engine.book.runs[first.id], within(5))).balance.spent == 42
             second, _ = await engine.changes.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
+            states = [engine.book.runs[run.id] for run in (first, second)]
+            standings = await engine.standings(states, within(5))
+            assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None)]
             third, _ = await engine.changes.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
             for _ in range(2):
                 states = [engine.book.runs[run.id] for run in (first, second, third)]

@@ -182,8 +182,9 @@ def test_request_under_way_is_answered_before_the_end(home: Home, interstat: Int
     started(home)
     ledger = sqlite3.connect(home.state / "ledger.db", isolation_level=None)
     ledger.execute("BEGIN IMMEDIATE")
+    late = messages.RunStart(project_dir="/p", id="late", scope="b", session="s", wait_ms=9000)
     with Wire(home.socket) as wire:
-        wire.socket.sendall(encode_frame(messages.encode(messages.RunStart(project_dir="/p", id="late"))))
+        wire.socket.sendall(encode_frame(messages.encode(late)))
         time.sleep(0.2)  # it has reached the ledger's lock
         daemon.signal(signal.SIGTERM)
         wait_for(lambda: "stopping" in daemon.log, "the daemon to hear it")
