@@ -1,26 +1,18 @@
 """The client: what it prints, where, and with which exit code."""
 
-import fcntl
 import json
 import os
-import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from fluxbudgetctl import cli, hot
 from fluxbudgetd.wire import codes
-from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import CTL, Daemon, Home, started
 from harness.interstat import Interstat
 
@@ -270,61 +262,6 @@ def test_ending_a_run(home: Home, daemon: Daemon) -> None:
     clean_error(home.ctl("run", "detach", "--session", "nobody"), 65)
 
 
-@contextmanager
-def false_daemon(home: Home, serve: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Something else at the socket's path, that answers in its own way."""
-    home.socket.parent.mkdir(parents=True, mode=0o700)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(home.socket))
-        listener.listen()
-
-        def accept() -> None:
-            try:
-                while True:
-                    peer, _ = listener.accept()
-                    with peer:
-                        peer.recv(65536)
-                        serve(peer)
-            except OSError:
-                return
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(timeout=10)
-
-
-def frame(value: object) -> bytes:
-    return encode_frame(msgspec.msgpack.encode(value))
-
-
-@pytest.mark.parametrize("verb", ["remaining", "status"])
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        (b"", 69),
-        (b"\0\0", 69),
-        (b"\0\0\0\5ab", 69),
-        (b"\xff\xff\xff\xff", 70),
-        (b"\0\0\0\1\xc1", 70),
-        (frame([1, 2]), 70),
-        (frame({"ok": True}), 70),
-        (frame({"ok": True, "op": "remaining", "spend": {}}), 70),
-        (frame({"ok": True, "op": "remaining", "spend": {"budget": 1, "remaining": 1}}), 70),
-        (frame({"ok": False}), 70),
-        (frame({"ok": False, "error": {"code": "busy", "message": "m", "hint": "h"}}), 69),
-        (frame({"ok": False, "error": {"code": "of-the-future", "message": "m", "hint": "h"}}), 70),
-    ],
-)
-def test_answers_that_are_none(home: Home, verb: str, answer: bytes, code: int) -> None:
-    with false_daemon(home, lambda peer: peer.sendall(answer)):
-        result = home.ctl(verb, "--timeout", "5")
-    assert (result.returncode, result.stdout) == (code, ""), result
-    assert result.stderr.startswith("fluxbudgetctl: ")
-    assert "Traceback" not in result.stderr
-
-
 def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:
     """`| head` and a closed stdout end the client silently."""
     for number in range(60):
@@ -471,70 +408,6 @@ def test_hot_verbs_do_not_import_what_is_heavy(home: Home, daemon: Daemon) -> No
         [sys.executable, "-c", code, run], env=home.environ, capture_output=True, text=True, check=True
     )
     assert result.stdout == "250000\n[] 0\n"
-
-
-def test_terminal_gets_bars_and_a_pipe_gets_columns(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """On terminals of three widths no line is wider than the terminal; NO_COLOR is respected; a pipe is plain."""
-    home.ok("run", "start", "--id", "r1", "--budget", "1000000", "--session", "s1", "--goal", "g\x1b[2Joal " * 20)
-    home.ok("run", "start", "--id", "r2", "--budget", "100", "--session", "s2")
-    home.ok("run", "start", "--id", "r3", "--budget", "none")
-    interstat.insert("s1", input_tokens=623_000, output_tokens=0)
-    interstat.insert("s2", input_tokens=1_234_567, output_tokens=0)
-    for width in (60, 80, 132):
-        shown = in_terminal(home, ["status"], width)
-        assert "\x1b[2J" not in shown
-        plain = without_colours(shown)
-        assert all(len(line) <= width for line in plain.splitlines()), plain
-        assert "62.3" in plain
-        assert "1 234 567 / 100" in plain
-        assert ("█" in plain) == (width > 60)
-        assert "\x1b[" in shown
-    assert re.search(r"\x1b\[[0-9;]*3[0-7]m", in_terminal(home, ["status"], 80))
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", in_terminal(home, ["status"], 80, {"NO_COLOR": "1"}))
-    home.ok("run", "start", "--id", "5b1c7d9e-0000-4000-8000-aaaabbbbcccc", "--budget", "2000000000")
-    for width in (60, 80, 100, 132):
-        plain = without_colours(in_terminal(home, ["status"], width))
-        assert all(len(line) <= width for line in plain.splitlines()), plain
-        for number in ("62.3", "1 234 567 / 100", "0 / 2 000 000 000", "exceeded", "unlimited"):
-            assert number in plain, (width, number, plain)
-    home.ok("run", "cancel", "--run", "5b1c7d9e-0000-4000-8000-aaaabbbbcccc")
-    piped = home.ok("status")
-    assert piped.isascii()
-    assert [line.split()[0] for line in piped.splitlines()] == ["RUN", "r3", "r2", "r1"]
-    assert "1234567  100" in piped
-    for arguments in (["run", "show", "--run", "r1"], ["run", "list"], ["doctor"]):
-        assert "\x1b[2J" not in in_terminal(home, arguments, 80)
-
-
-def without_colours(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
-
-
-def in_terminal(home: Home, arguments: list[str], width: int, environ: dict[str, str] | None = None) -> str:
-    """Return what the client writes to a terminal of this width."""
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    process = subprocess.Popen(
-        [*CTL, *arguments],
-        env={**home.environ, "TERM": "xterm-256color", **(environ or {})},
-        cwd=home.project,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-    )
-    os.close(slave)
-    data = b""
-    while True:
-        try:
-            piece = os.read(master, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        data += piece
-    os.close(master)
-    assert process.wait() in (0, 1)
-    return data.decode().replace("\r\n", "\n")
 
 
 def test_symlinks_in_a_projects_path_are_resolved(home: Home, daemon: Daemon) -> None:
