@@ -23,7 +23,7 @@ of another user (root excepted) are refused.
 [MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests; they
 are answered in order.
 
-**Request**: `{{"v": {messages.VERSION}, "op": "…", …}}`. **Answer**: `{{"ok": true, "op": "…", …}}` or
+**Request**: `{{"v": {codes.VERSION}, "op": "…", …}}`. **Answer**: `{{"ok": true, "op": "…", …}}` or
 `{{"ok": false, "error": {{"code", "message", "hint"}}}}`. Fields that a side does not know are ignored. Fields with a
 default may be left out. A request with another `v` gets `unsupported_version`, with the version that is served in the
 message.
@@ -116,7 +116,7 @@ def dump(data: bytes) -> Iterator[str]:
 
 def exchange() -> Iterator[str]:
     """Yield one exchange in bytes."""
-    request = {"v": messages.VERSION, "op": "remaining", "run": "r1"}
+    request = {"v": codes.VERSION, "op": "remaining", "run": "r1"}
     answer = messages.RemainingAnswer(
         run="r1",
         phase="executing",
@@ -165,7 +165,7 @@ def table_of_all(name: str) -> Iterator[str]:
     yield "| field | type | default | |"
     yield "|---|---|---|---|"
     for field, kind, default, words in fields(name):
-        shown = str(messages.VERSION) if default == "VERSION" else default
+        shown = str(codes.VERSION) if default == "VERSION" else default
         yield f"| `{field}` | `{kind}` | `{shown}` | {words} |"
 
 

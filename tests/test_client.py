@@ -341,12 +341,12 @@ def test_json_of_a_default(home: Home) -> None:
 
 def test_more_runs_than_a_frame_holds(home: Home, daemon: Daemon) -> None:
     """Lists come in pages; nobody sees them, and nothing is missing or there twice."""
-    phases = tuple(f"phase-{number}-{'x' * 40}" for number in range(64))
-    for number in range(200):
+    phases = tuple(f"phase-{number}-{'x' * 52}" for number in range(64))
+    for number in range(300):
         started(home, id=f"run-{number}", goal="g" * 4000, phases=phases)
     for arguments in (("status",), ("run", "list"), ("run", "list", "--all")):
         names = [line["run"]["id"] for line in home.json(*arguments, "--timeout", "20")["runs"]]
-        assert names == [f"run-{number}" for number in reversed(range(200))]
+        assert names == [f"run-{number}" for number in reversed(range(300))]
 
 
 def test_client_waits_for_a_full_queue_until_its_time_is_up(home: Home) -> None:

@@ -17,7 +17,6 @@ TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type chec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-VERSION = 1
 QUICK_SECONDS = 0.2
 PATIENT_SECONDS = 1.0
 _MAX_SECONDS = 3600.0
@@ -170,7 +169,7 @@ def _ping(options: Options) -> int:
 
 def _ask(op: str, options: Options, limit: float) -> dict[str, Value]:
     timeout = options.timeout or limit
-    request: dict[str, Value] = {"v": VERSION, "op": op, "wait_ms": int(timeout * 1000)}
+    request: dict[str, Value] = {"v": codes.VERSION, "op": op, "wait_ms": int(timeout * 1000)}
     if op != "ping":
         names = ("run", "scope", "session")
         request |= {name: environment.text(getattr(options, name)) for name in names if getattr(options, name)}

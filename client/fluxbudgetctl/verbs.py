@@ -167,7 +167,7 @@ def version(options: Options) -> int:
         answer = call(messages.Ping(), messages.PingAnswer, options.timeout)
     except Failure:
         if options.json:
-            _print_json({"client": client, "client_kind": "python", "daemon": None, "protocol": messages.VERSION})
+            _print_json({"client": client, "client_kind": "python", "daemon": None, "protocol": codes.VERSION})
         else:
             print(f"fluxbudgetctl {client} (python)", flush=True)
         raise

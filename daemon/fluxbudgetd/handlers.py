@@ -15,6 +15,7 @@ from fluxbudgetd.ledger import moved_aside
 from fluxbudgetd.model import to_text
 from fluxbudgetd.policy import budget
 from fluxbudgetd.policy.phases import MACRO_STAGES, macro_stage
+from fluxbudgetd.wire import codes
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire.text import shown_path
 
@@ -45,7 +46,7 @@ def handle(context: Context, request: wire.AnyRequest) -> wire.AnyAnswer | Await
 def ping(context: Context, _request: wire.Ping) -> wire.PingAnswer:
     """Answer without looking at anything."""
     return wire.PingAnswer(
-        version=__version__, protocol=wire.VERSION, pid=os.getpid(), started_at=to_text(context.started_at)
+        version=__version__, protocol=codes.VERSION, pid=os.getpid(), started_at=to_text(context.started_at)
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from fluxbudgetd import errors
-from fluxbudgetd.wire import messages
+from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.framing import FrameDecoder, FrameError, encode_frame
 
 MAX_CONNECTIONS = 1024
@@ -245,16 +245,16 @@ def decode(body: bytes) -> messages.AnyRequest:
     except (msgspec.DecodeError, RecursionError) as exc:
         reason = str(exc)
     else:
-        if request.v == messages.VERSION:
+        if request.v == codes.VERSION:
             return request
         reason = ""
     try:
         envelope = messages.decode_envelope(body)
     except (msgspec.DecodeError, RecursionError):
         raise errors.BadRequestError(f"not a request: {reason}", "a MessagePack map with at least v and op") from None
-    if envelope.v != messages.VERSION:
+    if envelope.v != codes.VERSION:
         raise errors.UnsupportedVersionError(
-            f"protocol version {envelope.v} is not served; served: {messages.VERSION}",
+            f"protocol version {envelope.v} is not served; served: {codes.VERSION}",
             "use a client of the daemon's version",
         )
     if envelope.op not in messages.OPERATIONS:

@@ -1,4 +1,6 @@
-"""Exit codes, and the error codes of answers with the exit code that each one means."""
+"""The protocol's version, exit codes, and the error codes of answers with the exit code that each one means."""
+
+VERSION = 1
 
 OK = 0
 REFUSED = 1

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-VERSION = 1
+from fluxbudgetd.wire.codes import VERSION
 
 #: A count of tokens on the wire never exceeds this: sums of absurd counts stop here instead of failing to encode.
 MAX_TOKENS = 2**63 - 1
