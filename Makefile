@@ -49,7 +49,7 @@ wheel-test: $(VENV)/.dev
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL)/dist .
 	@$(PYTHON) -m venv $(WHEEL)/venv
 	@$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo $(WHEEL)/dist/*.whl)[test]"
-	@mkdir $(WHEEL)/elsewhere && cp -r tests docs pyproject.toml $(WHEEL)/elsewhere
+	@mkdir $(WHEEL)/elsewhere && cp -r tests docs config pyproject.toml $(WHEEL)/elsewhere
 	cd $(WHEEL)/elsewhere && FLUXBUDGET_TESTED=wheel ../venv/bin/python -m pytest -n $(JOBS) -m 'not soak' -p no:cacheprovider
 
 test: lint suite wheel-test

@@ -12,7 +12,8 @@ LAYERS: tuple[set[str], ...] = (
     {"wire", "threads"},
     {"errors"},
     {"model"},
-    {"policy", "config"},
+    {"config"},
+    {"policy"},
     {"sources", "ledger", "notify"},
     {"engine"},
     {"answers"},
@@ -29,6 +30,8 @@ ONLY_IN = {
     "aiosqlite": {"ledger"},
     "watchfiles": {"sources"},
     "sqlite3": {"sources", "ledger"},
+    "yaml": {"config"},
+    "tomllib": {"config"},
     "argparse": {"cli"},
     "socket": {"server", "listening"},
 }

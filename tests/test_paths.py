@@ -48,3 +48,35 @@ def test_relative_socket_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 def test_state_and_database(environ: dict[str, str], arguments: dict[str, str], state: str, database: str) -> None:
     found = locate(environ, NOBODY, **arguments)
     assert (found.state_dir, found.interstat_db) == (state, database)
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "config", "is_chosen"),
+    [
+        ({"HOME": "/h"}, {}, "/h/.config/fluxbudget/config.toml", False),
+        ({"HOME": "/h", "XDG_CONFIG_HOME": "/x"}, {}, "/x/fluxbudget/config.toml", False),
+        ({"HOME": "/h", "XDG_CONFIG_HOME": ""}, {}, "/h/.config/fluxbudget/config.toml", False),
+        ({"HOME": "/h", "XDG_CONFIG_HOME": "relative"}, {}, "/h/.config/fluxbudget/config.toml", False),
+        ({"HOME": "/h", "XDG_CONFIG_HOME": "/x"}, {"config": "/own.toml"}, "/own.toml", True),
+    ],
+)
+def test_config(environ: dict[str, str], arguments: dict[str, str], config: str, is_chosen: bool) -> None:
+    found = locate(environ, NOBODY, **arguments)
+    assert (found.config, found.config_is_chosen) == (config, is_chosen)
+
+
+def test_relative_config_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate({"HOME": "/h"}, NOBODY, config="own.toml").config == str(tmp_path / "own.toml")
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "expected"),
+    [
+        ({"HOME": "/h"}, {}, "/h/.claude"),
+        ({"HOME": "/h", "CLAUDE_CONFIG_DIR": "/c"}, {}, "/c"),
+        ({"HOME": "/h", "CLAUDE_CONFIG_DIR": "/c"}, {"claude_dir": "/own"}, "/own"),
+    ],
+)
+def test_claude_directory(environ: dict[str, str], arguments: dict[str, str], expected: str) -> None:
+    assert locate(environ, NOBODY, **arguments).claude_dir == expected

@@ -78,6 +78,12 @@ class ForbiddenError(FluxError):
     code = "forbidden"
 
 
+class ConfigError(FluxError):
+    """A configuration file is wrong: the message names file, line or key, what was found, what is allowed."""
+
+    code = "bad_config"
+
+
 class LedgerError(FluxError):
     """The ledger could not be read or written."""
 

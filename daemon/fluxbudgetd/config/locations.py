@@ -18,6 +18,10 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
     state_dir_is_ours: bool
     """Likewise for the state."""
     interstat_db: str
+    config: str
+    config_is_chosen: bool
+    """Somebody named it on the command line, so it has to exist."""
+    claude_dir: str
 
 
 def locate(
@@ -28,15 +32,19 @@ def locate(
     state_dir: str | None = None,
     interstat_db: str | None = None,
     claude_dir: str | None = None,
+    config: str | None = None,
 ) -> Locations:
     """Return the locations for these arguments (None: not given) and this environment.
 
     State: `$STATE_DIRECTORY` (set by systemd), else `${XDG_STATE_HOME:-~/.local/state}/fluxbudget`. interstat's
     database: `$INTERSTAT_DB`, else `interstat/metrics.db` in Claude's directory, which is `$CLAUDE_CONFIG_DIR`, else
-    `~/.claude`.
+    `~/.claude`. Configuration: `${XDG_CONFIG_HOME:-~/.config}/fluxbudget/config.toml`.
     """
     home = environ.get("HOME") or os.path.expanduser("~")
     state_home = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
+    given_config = environ.get("XDG_CONFIG_HOME", "")
+    # A relative one is invalid, and so ignored.
+    config_home = given_config if given_config.startswith("/") else os.path.join(home, ".config")
     # systemd gives a colon-separated list when a unit names several directories; ours is the first.
     given_state = environ.get("STATE_DIRECTORY", "").split(":")[0]
     claude = claude_dir or environ.get("CLAUDE_CONFIG_DIR") or os.path.join(home, ".claude")
@@ -48,4 +56,7 @@ def locate(
         state_dir=os.path.abspath(state_dir or given_state or os.path.join(state_home, "fluxbudget")),
         state_dir_is_ours=not state_dir,
         interstat_db=os.path.abspath(database),
+        config=os.path.abspath(config or os.path.join(config_home, "fluxbudget", "config.toml")),
+        config_is_chosen=config is not None,
+        claude_dir=os.path.abspath(claude),
     )

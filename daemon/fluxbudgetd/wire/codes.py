@@ -25,6 +25,7 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
     "timeout": (NO_ANSWER, "a frame did not arrive in time, or a request took too long"),
     "unknown_op": (INTERNAL, "this daemon does not know the operation (it is older than its client)"),
     "unsupported_version": (INTERNAL, "this daemon does not speak the protocol version asked for"),
+    "bad_config": (BAD_CONFIG, "a configuration file is wrong; the message names the file and the line or key"),
     "ledger": (INTERNAL, "the ledger could not be written; nothing was changed"),
     "internal": (INTERNAL, "a defect; the daemon's log has the details"),
 }

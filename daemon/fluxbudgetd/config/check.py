@@ -1,0 +1,47 @@
+"""What `fluxbudgetd --check-config` looks at, without a daemon."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from fluxbudgetd.config.calibration import load_calibration
+from fluxbudgetd.config.flux_drive import IN_CACHE, budget_file, load_review_budget
+from fluxbudgetd.config.loading import load_config
+from fluxbudgetd.config.locations import Locations
+from fluxbudgetd.config.schema import Config
+from fluxbudgetd.config.settings import calibration_path
+from fluxbudgetd.config.shown import shown_file
+from fluxbudgetd.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Verdict(NamedTuple):
+    """What is to be said of a file: a line, or what is wrong with it."""
+
+    line: str
+    error: ConfigError | None
+
+
+def check(locations: Locations) -> Iterator[Verdict]:
+    """Yield a verdict for config.toml, calibration.json and flux-drive's file."""
+    config, verdict = _tried(
+        locations.config, partial(load_config, locations.config, required=locations.config_is_chosen)
+    )
+    yield verdict
+    beside = calibration_path(locations.config)
+    yield _tried(beside, partial(load_calibration, beside))[1]
+    chosen = (config or Config()).flux_drive.budget_file
+    found = budget_file(chosen, locations.claude_dir)
+    path = os.path.join(locations.claude_dir, IN_CACHE) if found is None else found
+    yield _tried(path, partial(load_review_budget, found, None))[1]
+
+
+def _tried(path: str, load: Callable[[], T]) -> tuple[T | None, Verdict]:
+    try:
+        value = load()
+    except ConfigError as exc:
+        return None, Verdict("", exc)
+    shown = shown_file(path)
+    return value, Verdict(f"ok: {shown}" if os.path.exists(path) else f"absent: {shown} (defaults)", None)

@@ -1,0 +1,180 @@
+"""flux-drive's budgets: what is built in, the plugin's file, the calibrated multiplier, the project's file.
+
+Each is laid over the one before, key by key.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from fluxbudgetd.config.checking import checked, fits, overlay
+from fluxbudgetd.config.reading import read_text
+from fluxbudgetd.config.schema import Estimate, Multiplier, Tokens
+from fluxbudgetd.config.yaml_nodes import DIALECT, top_level, value_of
+from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.wire.messages import CostBasis, Enforcement
+from fluxbudgetd.wire.text import shown_path, unfold
+
+_PLUGIN = "interflux"
+_IN_PLUGIN = os.path.join("config", "flux-drive", "budget.yaml")
+_IN_PROJECT = os.path.join(".claude", "flux-drive-budget.yaml")
+IN_CACHE = os.path.join("plugins", "cache", "*", _PLUGIN, "*", _IN_PLUGIN)
+"""Where the installed plugin's file is looked for in Claude's directory."""
+
+_HINT = "write what is allowed, or remove the key"
+_MAX_VERSION = 64
+_VERSION_PART = re.compile(r"([0-9]*)(.*)", re.DOTALL)
+
+MinAgents = Annotated[int, Meta(ge=0, le=1000)]
+
+
+class ReactionBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """What the reaction round may cost: a fraction of the review's budget."""
+
+    fraction: Annotated[float, Meta(ge=0, le=1)] = 0.25
+    min_agents: MinAgents = 2
+
+
+class ReviewBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """What reviews may cost, by input type, and what an agent is expected to cost, by category; in tokens."""
+
+    budgets: dict[str, Tokens] = msgspec.field(
+        default_factory=lambda: {
+            "plan": 150_000,
+            "brainstorm": 80_000,
+            "prd": 120_000,
+            "spec": 150_000,
+            "diff-small": 60_000,
+            "diff-large": 200_000,
+            "repo": 300_000,
+            "other": 150_000,
+        }
+    )
+    agent_defaults: dict[str, Estimate] = msgspec.field(
+        default_factory=lambda: {
+            "review": 40_000,
+            "cognitive": 35_000,
+            "research": 15_000,
+            "oracle": 80_000,
+            "generated": 40_000,
+            "reaction": 15_000,
+        }
+    )
+    slicing_multiplier: Multiplier = 0.5
+    min_agents: MinAgents = 2
+    enforcement: Enforcement = "soft"
+    cost_basis: CostBasis = "billing"
+    exempt_agents: tuple[Annotated[str, Meta(min_length=1)], ...] = ("fd-safety", "fd-correctness")
+    reaction_budget: ReactionBudget = ReactionBudget()
+    files: tuple[str, ...] = ()
+    """Which files it was made from, lowest first."""
+
+
+_KEYS = frozenset(ReviewBudget.__struct_fields__) - {"files"}
+#: map → its kind of value, and the names that are known; others are further ones when their value is of that kind
+_OPEN_MAPS = {
+    "budgets": (Tokens, ReviewBudget().budgets.keys()),
+    "agent_defaults": (Estimate, ReviewBudget().agent_defaults.keys()),
+}
+
+
+def load_review_budget(
+    plugin_file: str | None, project_dir: str | None, slicing_multiplier: float | None = None
+) -> ReviewBudget:
+    """Return the budgets that hold in a project; what is not given, and what has no file, has nothing to say.
+
+    `project_dir` is as runs have it (`wire.text`). Raises `ConfigError`. It blocks: call it in a worker thread.
+    """
+    review = ReviewBudget()
+    if plugin_file is not None:
+        review = _laid_over(review, plugin_file)
+    if slicing_multiplier is not None:
+        review = msgspec.structs.replace(review, slicing_multiplier=slicing_multiplier)
+    if project_dir is not None:
+        review = _laid_over(review, os.path.join(os.fsdecode(unfold(project_dir)), _IN_PROJECT))
+    return review
+
+
+def budget_file(chosen: str, claude_dir: str) -> str | None:
+    """Return the file that was chosen (with `~/`, perhaps), else the installed plugin's, if there is one. It blocks."""
+    return os.path.expanduser(chosen) if chosen else installed_budget_file(claude_dir)
+
+
+def installed_budget_file(claude_dir: str) -> str | None:
+    """Return where the installed plugin has its budget file, or None.
+
+    What Claude notes of its plugins is often stale; then the newest version in its cache counts. It blocks.
+    """
+    noted = [(version, os.path.join(root, _IN_PLUGIN)) for version, root in _noted(claude_dir)]
+    cached = [(path.split(os.sep)[-4], path) for path in glob.glob(os.path.join(glob.escape(claude_dir), IN_CACHE))]
+    return _newest(noted) or _newest(cached)
+
+
+def _laid_over(below: ReviewBudget, path: str) -> ReviewBudget:
+    text = read_text(path)
+    if text is None:
+        return below
+    data = overlay(msgspec.to_builtins(below), _given(top_level(text, path)))
+    review = checked(data, ReviewBudget, path, DIALECT, _HINT)
+    return msgspec.structs.replace(review, files=(*below.files, shown_path(path)))
+
+
+def _given(nodes: dict[str, yaml.Node]) -> dict[str, object]:
+    """Return what a file gives of our keys. The file is flux-drive's own: whatever else it holds is passed over."""
+    given: dict[str, object] = {}
+    for name in sorted(_KEYS & nodes.keys()):
+        value = value_of(nodes[name])
+        if isinstance(value, dict):
+            value = {key: item for key, item in value.items() if item is not None and _is_ours(name, key, item)}
+        elif isinstance(value, list):
+            value = [item.removeprefix(f"{_PLUGIN}:") if isinstance(item, str) else item for item in value]
+        if value is not None:
+            given[name] = value
+    return given
+
+
+def _is_ours(name: str, key: str, value: object) -> bool:
+    if name in _OPEN_MAPS:
+        kind, known = _OPEN_MAPS[name]
+        return key in known or fits(value, kind)
+    return key in ReactionBudget.__struct_fields__
+
+
+def _noted(claude_dir: str) -> Iterator[tuple[str, str]]:
+    """Yield version and directory of the plugin, wherever Claude notes it; what is not understood is passed over."""
+    try:
+        text = read_text(os.path.join(claude_dir, "plugins", "installed_plugins.json"))
+        noted = msgspec.json.decode(text or "{}")
+    except (ConfigError, msgspec.DecodeError, RecursionError):
+        return
+    plugins = noted.get("plugins") if isinstance(noted, dict) else None
+    for name, entry in plugins.items() if isinstance(plugins, dict) else ():
+        for one in entry if isinstance(entry, list) else [entry]:
+            if name.partition("@")[0] == _PLUGIN and isinstance(one, dict):
+                root, version = one.get("installPath"), one.get("version")
+                if isinstance(root, str) and os.path.isabs(root):
+                    yield version if isinstance(version, str) else "", root
+
+
+def _newest(candidates: list[tuple[str, str]]) -> str | None:
+    there = [(_order(version), _written(path), path) for version, path in candidates if os.path.exists(path)]
+    return max(there)[-1] if there else None
+
+
+def _order(version: str) -> list[tuple[int, bool, str]]:
+    """Return what versions are compared by: 0.2.10 is above 0.2.10-rc1, which is above 0.2.9."""
+    parts = (_VERSION_PART.fullmatch(part) for part in version[:_MAX_VERSION].split("."))
+    return [(int(part[1] or -1), not part[2], part[2]) for part in parts if part is not None]
+
+
+def _written(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,73 @@
+"""Files that other programs and people write: read whole, or refused in one line."""
+
+import os
+import stat
+import time
+
+from fluxbudgetd.config.shown import shown_file
+from fluxbudgetd.errors import ConfigError
+
+_MAX_BYTES = 1 << 20
+_RECENTLY_NS = 2_000_000_000
+
+Mark = tuple[int, ...]
+"""Changes whenever the file does; empty when there is none."""
+
+
+def read_text(path: str) -> str | None:
+    """Return a file's text, or None when there is none; raises `ConfigError`. Nothing that is no file makes it wait."""
+    shown = shown_file(path)
+    try:
+        data = _read(path, shown)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as exc:
+        raise ConfigError(
+            f"{shown}: it cannot be read: {exc.strerror}", f"make it readable: chmod u+r {shown}"
+        ) from exc
+    except OSError as exc:
+        raise ConfigError(f"{shown}: it cannot be read: {exc.strerror}", "check the path and its file system") from exc
+    except ValueError as exc:  # a NUL in it, or half a surrogate pair
+        raise ConfigError(f"{shown}: this is no path: {exc}", "give the path of a file") from exc
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise ConfigError(
+            f"{shown}: line {line} has the byte 0x{data[exc.start]:02x}; allowed: UTF-8", "save the file as UTF-8"
+        ) from exc
+
+
+def mark(path: str) -> Mark | None:
+    """Return the file's mark; None when the next look has to read the file, whatever its mark is then.
+
+    That is so when the file cannot be looked at, and while it was written so recently that another change could leave
+    its times as they are.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError):
+        return None
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _RECENTLY_NS:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(path: str, shown: str) -> bytes:
+    # Without O_NONBLOCK a FIFO would make this wait for somebody who writes to it.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+            raise ConfigError(f"{shown}: it is {kind}; allowed: a regular file", "move it away, or give another path")
+        data = b""
+        while piece := os.read(fd, _MAX_BYTES + 1 - len(data)):
+            data += piece
+    finally:
+        os.close(fd)
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{shown}: it is larger than 1 MiB; allowed: at most 1 MiB", "is it the right file?")
+    return data

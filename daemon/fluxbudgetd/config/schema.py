@@ -1,0 +1,148 @@
+"""config.toml: every key, what it may be, and its default, once."""
+
+from collections import Counter
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fluxbudgetd.config.checking import UnfitError
+from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis, Enforcement
+
+_PHASES = 64
+_ALL = 100
+_NAME = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
+
+Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+Estimate = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+#: A phase stands between bars in a refusal line and between commas on the command line.
+PhaseName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z", description=_NAME)]
+Phases = Annotated[
+    tuple[PhaseName, ...], Meta(min_length=1, max_length=_PHASES, description=f"1 to {_PHASES} different names")
+]
+Multiplier = Annotated[float, Meta(gt=0, le=10)]
+Threshold = Annotated[int, Meta(ge=1, le=1000)] | Literal["warn_pct"]
+BudgetFile = Annotated[
+    str,
+    Meta(
+        pattern=r"^((/|~/)[^\x00]*)?\Z",
+        description="an absolute path, one that begins with ~/, or nothing for the installed plugin's",
+    ),
+]
+
+
+def _require_different(key: str, values: tuple[int | str, ...], allowed: str) -> None:
+    value, count = max(Counter(values).items(), key=lambda entry: entry[1], default=("", 1))
+    if count > 1:
+        raise UnfitError(key, f"has {value} more than once", allowed)
+
+
+class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run's budget by its complexity, in tokens of its cost basis."""
+
+    trivial: Tokens = msgspec.field(name="1", default=50_000)
+    small: Tokens = msgspec.field(name="2", default=100_000)
+    medium: Tokens = msgspec.field(name="3", default=250_000)
+    large: Tokens = msgspec.field(name="4", default=500_000)
+    huge: Tokens = msgspec.field(name="5", default=1_000_000)
+
+    def of_complexity(self, complexity: int) -> int:
+        """Return the budget of a complexity, 1 to 5."""
+        by_complexity = {1: self.trivial, 2: self.small, 3: self.medium, 4: self.large, 5: self.huge}
+        return by_complexity[complexity]
+
+
+class RunDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run is started with when nobody says otherwise."""
+
+    complexity: Annotated[int, Meta(ge=1, le=5)] = 3
+    warn_pct: Annotated[int, Meta(ge=1, le=99)] = 80
+    enforcement: Enforcement = "soft"
+    cost_basis: CostBasis = "billing"
+    phases: Phases = (
+        "brainstorm",
+        "brainstorm-reviewed",
+        "strategized",
+        "planned",
+        "plan-reviewed",
+        "executing",
+        "shipping",
+        "reflect",
+        "done",
+    )
+    budgets: Budgets = Budgets()
+
+    def __post_init__(self) -> None:
+        _require_different("phases", self.phases, f"1 to {_PHASES} different names")
+
+
+class PhaseEstimates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a phase is expected to cost before anything has been measured, in tokens."""
+
+    default: Estimate = 30_000
+    """A phase that `estimates` does not name."""
+    estimates: dict[PhaseName, Estimate] = msgspec.field(
+        default_factory=lambda: {
+            "brainstorm": 30_000,
+            "brainstorm-reviewed": 15_000,
+            "strategized": 25_000,
+            "planned": 35_000,
+            "plan-reviewed": 50_000,
+            "executing": 150_000,
+            "shipping": 100_000,
+            "reflect": 10_000,
+            "done": 5_000,
+        }
+    )
+
+    def of(self, phase: str) -> int:
+        """Return a phase's estimate."""
+        return self.estimates.get(phase, self.default)
+
+
+class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A macro-stage's share of a run's budget in percent, and the tokens that it gets at least."""
+
+    share: Annotated[int, Meta(ge=0, le=_ALL)]
+    floor: Estimate
+
+
+class Stages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The macro-stages that a budget is shared out among."""
+
+    discover: Stage = Stage(10, 2_000)
+    design: Stage = Stage(25, 5_000)
+    build: Stage = Stage(40, 10_000)
+    ship: Stage = Stage(20, 5_000)
+    reflect: Stage = Stage(5, 1_000)
+
+    def __post_init__(self) -> None:
+        together = sum(stage.share for stage in (self.discover, self.design, self.build, self.ship, self.reflect))
+        if together > _ALL:
+            raise UnfitError("", f"has shares of {together} together", f"shares of at most {_ALL} together")
+
+
+class Warnings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The percentages of a budget at which something is told; `warn_pct` stands for the run's own."""
+
+    thresholds: tuple[Threshold, ...] = (50, "warn_pct", 95, 100)
+
+    def __post_init__(self) -> None:
+        _require_different("thresholds", self.thresholds, "each threshold once")
+
+
+class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where flux-drive's own settings are."""
+
+    budget_file: BudgetFile = ""
+    """Empty: the installed interflux plugin's."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of config.toml."""
+
+    runs: RunDefaults = RunDefaults()
+    phases: PhaseEstimates = PhaseEstimates()
+    stages: Stages = Stages()
+    warnings: Warnings = Warnings()
+    flux_drive: FluxDrive = FluxDrive()
