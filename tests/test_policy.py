@@ -5,16 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxbudgetd.config.schema import RunDefaults
 from fluxbudgetd.errors import BadInputError, ConflictError
-from fluxbudgetd.model import Attachment, Counts, Run, Usage
+from fluxbudgetd.model import Attachment, Counts, Run, Timeline, Usage
 from fluxbudgetd.policy import attribution, budget, phases, runs
 from fluxbudgetd.wire.messages import RunSet, RunStart
 
 NOW = 1_771_606_000_000_000
+DEFAULTS = RunDefaults()
 
 
 def a_run(**fields: object) -> Run:
-    return msgspec.structs.replace(runs.new_run(RunStart(project_dir="/p"), "r1", NOW), **fields)
+    return msgspec.structs.replace(runs.new_run(RunStart(project_dir="/p"), "r1", NOW, DEFAULTS), **fields)
 
 
 def a_record(**fields: object) -> Usage:
@@ -29,7 +31,7 @@ def a_record(**fields: object) -> Usage:
     ("complexity", "expected"), [(None, 250_000), (1, 50_000), (2, 100_000), (3, 250_000), (4, 500_000), (5, 1_000_000)]
 )
 def test_default_budgets(complexity: int | None, expected: int) -> None:
-    assert runs.new_run(RunStart(project_dir="/p", complexity=complexity), "r", NOW).token_budget == expected
+    assert runs.new_run(RunStart(project_dir="/p", complexity=complexity), "r", NOW, DEFAULTS).token_budget == expected
 
 
 def test_defaults_of_a_run() -> None:
@@ -52,14 +54,14 @@ def test_defaults_of_a_run() -> None:
 def test_what_is_not_allowed(fields: dict[str, object]) -> None:
     asked = msgspec.structs.replace(RunStart(project_dir="/p"), **fields)
     with pytest.raises(BadInputError) as caught:
-        runs.new_run(asked, "r", NOW)
+        runs.new_run(asked, "r", NOW, DEFAULTS)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 129, "a/b", "a\n", "ü"])
 def test_run_ids_that_are_not_allowed(name: str) -> None:
     with pytest.raises(BadInputError):
-        runs.new_run(RunStart(project_dir="/p"), name, NOW)
+        runs.new_run(RunStart(project_dir="/p"), name, NOW, DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_attachment_covers_its_stretch() -> None:
 def test_every_record_is_in_exactly_one_cell(rows: list[tuple[str, int, str]]) -> None:
     run = a_run(scope="b")
     records = [a_record(key=i, bead=bead, input=n, phase=phase) for i, (bead, n, phase) in enumerate(rows)]
-    cells = attribution.tally(records, {"b": [run]}, (), {run.id: run})
+    cells = attribution.tally(records, {"b": [run]}, (), {run.id: Timeline(run)})
     assert sum(cells.values(), Counts()).billing == sum(n for _, n, _ in rows)
     assert sum(counts.records for counts in cells.values()) == len(rows)
     assert {cell.phase for cell in cells if cell.run} <= {"planned", "brainstorm"}
@@ -155,13 +157,13 @@ def test_the_same_run_again() -> None:
     was = a_run(token_budget=100)
     now_is = msgspec.structs.replace(was, token_budget=200)
     for agreed in (None, 100, 200):
-        runs.require_same(RunStart(project_dir="/elsewhere", token_budget=agreed), now_is, was)
+        runs.require_same(RunStart(project_dir="/elsewhere", token_budget=agreed), now_is, was, DEFAULTS)
     for differing in ({"token_budget": 300}, {"token_budget": "none"}, {"goal": "x"}, {"project_given": True}):
         asked = msgspec.structs.replace(RunStart(project_dir="/elsewhere"), **differing)
         with pytest.raises(ConflictError):
-            runs.require_same(asked, now_is, was)
+            runs.require_same(asked, now_is, was, DEFAULTS)
     with pytest.raises(ConflictError):
-        runs.require_same(RunStart(project_dir="/p"), msgspec.structs.replace(was, status="done"), was)
+        runs.require_same(RunStart(project_dir="/p"), msgspec.structs.replace(was, status="done"), was, DEFAULTS)
 
 
 def test_changes() -> None:

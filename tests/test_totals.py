@@ -150,7 +150,9 @@ def test_old_file_without_the_optional_columns(home: Home) -> None:
         "no column cache_creation_tokens",
         "no column bead_id",
         "no column phase",
+        "no column total_tokens",
     ]
+    assert home.json("estimates")["estimates"] == {}
     for column in ("cache_read_tokens INTEGER", "cache_creation_tokens INTEGER", "bead_id TEXT", "phase TEXT"):
         interstat.connection.execute(f"ALTER TABLE agent_runs ADD COLUMN {column}")
     interstat.insert("elsewhere", input_tokens=5, output_tokens=0, bead_id="b1")

@@ -9,7 +9,16 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fluxbudgetd.wire.messages import BudgetState, CostBasis, Enforcement, RunStatus
+from fluxbudgetd.wire.messages import (
+    MAX_TOKENS,
+    BudgetState,
+    CostBasis,
+    Enforcement,
+    EstimateSource,
+    RunStatus,
+    TriageLine,
+    TriageVerdict,
+)
 
 SourceState = Literal[
     "ok",
@@ -23,7 +32,20 @@ SourceState = Literal[
     "schema_drift",
     "unreadable",
 ]
-EventKind = Literal["run.started", "run.changed", "run.finished", "source.degraded", "source.recovered"]
+EventKind = Literal[
+    "run.started",
+    "run.changed",
+    "run.finished",
+    "phase.advanced",
+    "phase.blocked",
+    "budget.threshold",
+    "budget.warning",
+    "budget.exceeded",
+    "budget.overridden",
+    "source.degraded",
+    "source.recovered",
+]
+EventData = dict[str, str | int | float | None]
 Origin = Literal["asked", "bead"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -105,6 +127,10 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
         """Return the tokens that a budget of this basis counts."""
         return self.billing if basis == "billing" else self.total
 
+    def capped(self) -> "Counts":
+        """Return the sum as it can be written down: each count stops at `MAX_TOKENS`."""
+        return Counts(*(min(count, MAX_TOKENS) for count in msgspec.structs.astuple(self)))
+
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
             self.records + other.records,
@@ -114,6 +140,66 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
             self.cache_read + other.cache_read,
             self.cache_creation + other.cache_creation,
         )
+
+
+class PhaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A phase that a run has completed: it lasted from `since` until before `until`.
+
+    `measured` is what was measured when the run moved on. `estimate` (in tokens of the run's cost basis) counts instead
+    of it, provisionally, until something is measured. `override`: why the run moved on with an exceeded budget.
+    """
+
+    phase: str
+    since: int
+    until: int
+    measured: Counts
+    estimate: int
+    source: EstimateSource
+    sample_size: int
+    override: str | None = None
+
+    @property
+    def provisional(self) -> bool:
+        """Tell whether nothing had been measured when the run moved on."""
+        return self.measured.total == 0
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """A run and the phases that it has completed, in the order of time."""
+
+    run: Run
+    completed: tuple[PhaseRecord, ...] = ()
+
+    @property
+    def since(self) -> int:
+        """Return when the run entered the phase that it is in."""
+        return self.completed[-1].until if self.completed else self.run.started_at
+
+    def phase_at(self, at: int | None) -> str:
+        """Return the phase that the run was in; before its start that is the first one, without a time the present."""
+        if at is not None:
+            for record in self.completed:
+                if at < record.until:
+                    return record.phase
+        return self.run.phase
+
+
+class Mark(NamedTuple):
+    """Something that is told when a percentage of a run's budget is spent."""
+
+    kind: EventKind
+    pct: int
+
+
+class Stint(NamedTuple):
+    """A stretch of time that a session worked for a run, and whether anything has been measured of it for that run.
+
+    `until` is None while it lasts.
+    """
+
+    since: int
+    until: int | None
+    measured: bool
 
 
 class Cell(NamedTuple):
@@ -181,6 +267,52 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """scope → the sessions with a row that names it."""
 
 
+class AgentSample(NamedTuple):
+    """Rows of an agent whose total is known: how many, and the sums of their billing and total tokens."""
+
+    agent: str
+    rows: int
+    billing: int
+    total: int
+
+
+class AgentRow(NamedTuple):
+    """One measured row of an agent: `key` names it within the source."""
+
+    key: int
+    session: str
+    at: int | None
+    agent: str
+    billing: int
+
+
+class Triage(msgspec.Struct, frozen=True, kw_only=True):
+    """Which review agents were launched, and which were not; in tokens of `cost_basis`.
+
+    `budget` is what counted: the input type's (`type_budget`), or the run's remainder when that was the tighter one.
+    `last_key` is the largest key among the session's records at that time.
+    """
+
+    id: str
+    at: int
+    run: str | None
+    session: str | None
+    last_key: int | None
+    input_type: str
+    model: str
+    slicing: bool
+    cost_basis: CostBasis
+    enforcement: Enforcement
+    min_agents: int
+    type_budget: int
+    sprint_remaining: int | None
+    sprint_constrained: bool
+    budget: int
+    verdict: TriageVerdict
+    override: str | None
+    agents: tuple[TriageLine, ...]
+
+
 class RecentUsage(msgspec.Struct, frozen=True):
     """The sum of a session's recent rows with one bead."""
 
@@ -196,7 +328,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     run: str | None
     kind: EventKind
-    data: dict[str, str | int | None]
+    data: EventData
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):

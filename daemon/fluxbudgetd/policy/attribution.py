@@ -15,7 +15,7 @@ time, or to the first when it is older than all. A record without a readable tim
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fluxbudgetd.model import Attachment, Cell, Counts, Run, Usage
+from fluxbudgetd.model import Attachment, Cell, Counts, Run, Stint, Timeline, Usage
 
 #: scope → its runs, oldest first
 Scopes = Mapping[str, Sequence[Run]]
@@ -56,25 +56,25 @@ def owner(record: Usage, scopes: Scopes, attachments: Iterable[Attachment]) -> s
     return None
 
 
-def phase_of(record: Usage, run: Run | None) -> str:
-    """Return the phase that a record counts for: its own when it is one of the run's, else the run's."""
-    if run is None:
+def phase_of(record: Usage, timeline: Timeline | None) -> str:
+    """Return the phase that a record counts for: its own when it is one of the run's, else the run's at its time."""
+    if timeline is None or record.phase in timeline.run.phases:
         return record.phase
-    return record.phase if record.phase in run.phases else run.phase
+    return timeline.phase_at(record.at)
 
 
 def tally(
     records: Iterable[Usage],
     scopes: Scopes,
     attachments: Sequence[Attachment],
-    runs: Mapping[str, Run],
+    timelines: Mapping[str, Timeline],
 ) -> dict[Cell, Counts]:
     """Return one session's usage, summed by run, phase, agent and model. Every record is in exactly one cell."""
     sums: dict[Cell, list[int]] = {}
     for record in records:
         run_id = owner(record, scopes, attachments)
-        run = None if run_id is None else runs.get(run_id)
-        cell = Cell(run_id, phase_of(record, run), record.agent, record.model)
+        timeline = None if run_id is None else timelines.get(run_id)
+        cell = Cell(run_id, phase_of(record, timeline), record.agent, record.model)
         row = sums.setdefault(cell, [0, 0, 0, 0, 0, 0])
         row[0] += 1
         row[1] += record.pending
@@ -83,3 +83,17 @@ def tally(
         row[4] += record.cache_read
         row[5] += record.cache_creation
     return {cell: Counts(*row) for cell, row in sums.items()}
+
+
+def earliest(records: Iterable[Usage]) -> int | None:
+    """Return the time of a session's first record, or None when no record has one."""
+    return min((record.at for record in records if record.at is not None), default=None)
+
+
+def stint(attachment: Attachment, first_record: int | None, *, measured: bool) -> Stint:
+    """Return the time that an attachment stands for: a first one reaches back to the session's first record."""
+    since = attachment.since
+    if attachment.first and first_record is not None:
+        # What rows imply has no beginning of its own.
+        since = first_record if attachment.origin == "bead" else min(since, first_record)
+    return Stint(since, attachment.until, measured)

@@ -6,13 +6,12 @@ from typing import Literal, cast, get_args
 
 import msgspec
 
+from fluxbudgetd.config.schema import RunDefaults
 from fluxbudgetd.errors import BadInputError, ConflictError
 from fluxbudgetd.model import Run
-from fluxbudgetd.policy.phases import DEFAULT_BUDGETS, DEFAULT_PHASES
 from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis, Enforcement, RunSet, RunStart
 
-DEFAULT_COMPLEXITY = 3
-DEFAULT_WARN_PCT = 80
+_COMPLEXITIES = range(1, 6)
 FOLLOW_ENDED_MICROS = 48 * 3600 * 1_000_000
 """A finished run goes on following its sources for this long: late numbers are the rule."""
 
@@ -29,13 +28,13 @@ def is_followed(run: Run, now: int) -> bool:
     return run.ended_at is None or now - run.ended_at < FOLLOW_ENDED_MICROS
 
 
-def new_run(asked: RunStart, run_id: str, now: int) -> Run:
+def new_run(asked: RunStart, run_id: str, now: int, defaults: RunDefaults) -> Run:
     """Return the run that a request asks for, with defaults filled in; raises `BadInputError`."""
-    complexity = DEFAULT_COMPLEXITY if asked.complexity is None else asked.complexity
-    if complexity not in DEFAULT_BUDGETS:
+    complexity = defaults.complexity if asked.complexity is None else asked.complexity
+    if complexity not in _COMPLEXITIES:
         raise BadInputError(f"complexity {complexity} is not allowed", "complexity is 1, 2, 3, 4 or 5")
-    phases = DEFAULT_PHASES if asked.phases is None else _phases(asked.phases)
-    budget = DEFAULT_BUDGETS[complexity] if asked.token_budget is None else _budget(asked.token_budget)
+    phases = defaults.phases if asked.phases is None else _phases(asked.phases)
+    budget = defaults.budgets.of_complexity(complexity) if asked.token_budget is None else _budget(asked.token_budget)
     goal = asked.goal or ""
     if len(goal) > _MAX_GOAL:
         raise BadInputError(f"the goal has {len(goal)} characters", f"at most {_MAX_GOAL} are kept")
@@ -48,9 +47,9 @@ def new_run(asked: RunStart, run_id: str, now: int) -> Run:
         phases=phases,
         phase=phases[0],
         token_budget=budget,
-        warn_pct=_warn_pct(DEFAULT_WARN_PCT if asked.warn_pct is None else asked.warn_pct),
-        enforcement=_enforcement(asked.enforcement or "soft"),
-        cost_basis=_cost_basis(asked.cost_basis or "billing"),
+        warn_pct=_warn_pct(defaults.warn_pct if asked.warn_pct is None else asked.warn_pct),
+        enforcement=_enforcement(asked.enforcement or defaults.enforcement),
+        cost_basis=_cost_basis(asked.cost_basis or defaults.cost_basis),
         status="active",
         started_at=now,
         ended_at=None,
@@ -69,7 +68,7 @@ def changed_run(run: Run, asked: RunSet) -> Run:
     )
 
 
-def require_same(asked: RunStart, now_is: Run, was: Run) -> None:
+def require_same(asked: RunStart, now_is: Run, was: Run, defaults: RunDefaults) -> None:
     """Raise `ConflictError` unless the request can mean this run.
 
     Every argument that was given must be what the run was started with (`was`) or what it is now: a hook that starts
@@ -77,7 +76,7 @@ def require_same(asked: RunStart, now_is: Run, was: Run) -> None:
     """
     if now_is.status != "active":
         raise ConflictError(f"run {now_is.id} exists and is {now_is.status}", "start the new run under another id")
-    wanted = new_run(asked, now_is.id, now_is.started_at)
+    wanted = new_run(asked, now_is.id, now_is.started_at, defaults)
     given = {
         "scope": asked.scope is not None,
         "project_dir": asked.project_given,

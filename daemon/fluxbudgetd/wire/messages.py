@@ -20,6 +20,12 @@ Enforcement = Literal["soft", "hard"]
 CostBasis = Literal["billing", "total"]
 RunStatus = Literal["active", "done", "cancelled"]
 BudgetState = Literal["unlimited", "ok", "warning", "exceeded"]
+TriageAction = Literal["Selected", "Deferred (budget)", "Blocked"]
+TriageVerdict = Literal["ok", "over_budget", "overridden", "blocked"]
+PhaseState = Literal["completed", "skipped", "current", "ahead"]
+EstimateSource = Literal["calibration", "table"]
+#: A number of tokens, or that it is not known yet.
+Arrived = int | Literal["pending"]
 
 
 class Hints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,8 +67,67 @@ class Remaining(Naming, frozen=True, tag="remaining"):
     """What is left of a run's budget?"""
 
 
-class Check(Naming, frozen=True, tag="check"):
-    """May this run go on?"""
+class Check(Naming, frozen=True, kw_only=True, tag="check"):
+    """May this run go on? A refusal, and an override that was needed, are events."""
+
+    override: str | None = None
+    """The reason to go on with an exceeded budget; counts under soft enforcement only."""
+
+
+class Advance(Naming, frozen=True, kw_only=True, tag="advance"):
+    """Check, then leave a phase for the next one. Of several at once, one wins."""
+
+    from_phase: str
+    """The phase that the sender thinks the run is in."""
+    to_phase: str | None = None
+    """A later phase; the next one when left out."""
+    override: str | None = None
+    """As for `check`."""
+
+
+class Estimates(Request, frozen=True, kw_only=True, tag="estimates"):
+    """What is each agent expected to cost?"""
+
+    model: str | None = None
+    """Rows of this model (or of none) count; `claude-opus-4-6` when left out."""
+    slicing: bool = False
+    project_dir: str | None = None
+    """Whose `.claude/flux-drive-budget.yaml` counts."""
+
+
+class TriageAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate for a review."""
+
+    name: str
+    score: float
+    """Finite; Stage 2 is considered by score, highest first."""
+    stage: int
+    """1: runs first, always selected. 2: the expansion pool."""
+    category: str | None = None
+    """One of the budget file's `agent_defaults`; by name when left out."""
+    sliced: bool | None = None
+    """Whether it gets a slice of the document; as the request's `slicing` when left out."""
+
+
+class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
+    """Which of these agents may be launched? The answer is kept, so that `report` can compare."""
+
+    agents: tuple[TriageAgent, ...]
+    input_type: str = "other"
+    model: str | None = None
+    slicing: bool = False
+    override: str | None = None
+    """Under soft enforcement: select all of them, for this reason."""
+
+
+class Report(Naming, frozen=True, kw_only=True, tag="report"):
+    """What have a triage's agents cost? Without a triage: those of all of a run's triages."""
+
+    triage: str | None = None
+
+
+class Calibrate(Request, frozen=True, tag="calibrate"):
+    """What have phases and agents really cost, and what does slicing really save?"""
 
 
 class Status(Request, frozen=True, kw_only=True, tag="status"):
@@ -159,6 +224,11 @@ AnyRequest = (
     | RunDetach
     | RunFinish
     | RunCancel
+    | Advance
+    | Estimates
+    | TriageRequest
+    | Report
+    | Calibrate
     | Doctor
 )
 
@@ -235,6 +305,36 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """billing + cache_read + cache_creation."""
 
 
+class PhaseLine(Tally, frozen=True, kw_only=True):
+    """What was measured in a phase, and what counts for it."""
+
+    state: PhaseState
+    """A phase that is in no chain of the run's has been named by a source: it is `completed`."""
+    since: str | None
+    until: str | None
+    spent: int
+    """Measured + provisional, in tokens of the run's cost basis."""
+    provisional: int
+    """The estimate, while nothing has been measured of a completed phase."""
+    estimate: int
+    """What the phase is expected to cost; of a completed phase, what it was expected to when the run moved on."""
+    estimate_source: EstimateSource
+    sample_size: int
+    """How many measured runs a calibrated estimate rests on."""
+    override: str | None
+    """Why the run left the phase with an exceeded budget."""
+
+
+class StageLine(Tally, frozen=True, kw_only=True):
+    """What was measured in a macro-stage, and what it may cost."""
+
+    spent: int
+    """Measured + provisional, in tokens of the run's cost basis."""
+    provisional: int
+    allocated: int | None
+    """Its part of the budget; null for a run without one, and for phases that belong to no stage."""
+
+
 class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A stretch of time in which a session's usage belongs to the run."""
 
@@ -304,7 +404,244 @@ class CheckAnswer(Answer, frozen=True, kw_only=True, tag="check"):
     phase: str
     allowed: bool
     refusal: str | None
+    overridden: str | None
+    """The reason for which an exceeded budget was let pass."""
+    note: str
+    """Why an override that was given does not count; else empty."""
     spend: Spend
+
+
+class AdvanceAnswer(Answer, frozen=True, kw_only=True, tag="advance"):
+    """The run has moved on, or the line that says why not."""
+
+    run: str
+    advanced: bool
+    line: str
+    """`advanced|P|Q`, `budget_exceeded|P|…` or `stale_phase|P|…`."""
+    phase: str
+    """The phase that the run is in now."""
+    completed: PhaseLine | None
+    """The phase that was left, as it was recorded."""
+    overridden: str | None
+    note: str
+    spend: Spend
+
+
+class AgentEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """The mean of what an agent has cost so far."""
+
+    est_tokens: int
+    """All kinds of tokens."""
+    est_billing: int
+    sample_size: int
+    source: Literal["interstat"] = "interstat"
+
+
+class EstimatesAnswer(Answer, frozen=True, kw_only=True, tag="estimates"):
+    """Means for the agents with enough rows, defaults by category for the others."""
+
+    estimates: dict[str, AgentEstimate]
+    defaults: dict[str, int]
+    slicing_multiplier: float
+    """1 unless slicing is on."""
+    stale_why: str | None
+
+
+class TriageLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of an agent."""
+
+    name: str
+    score: float
+    stage: int
+    category: str
+    protected: bool
+    """Always selected: Stage 1, and exempt agents."""
+    est_tokens: int
+    """In tokens of the triage's cost basis."""
+    source: Literal["interstat", "default"]
+    sample_size: int
+    sliced: bool
+    """The estimate has been multiplied for slicing."""
+    action: TriageAction
+
+
+class TriagePart(msgspec.Struct, frozen=True, kw_only=True):
+    """Some agents, and what they are expected to cost."""
+
+    agents: int
+    est_tokens: int
+
+
+class TriageStage(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage's agents."""
+
+    selected: TriagePart
+    deferred: TriagePart
+
+
+class TriageAnswer(Answer, frozen=True, kw_only=True, tag="triage"):
+    """The cut: which agents are launched. Under `blocked` nobody is."""
+
+    triage_id: str
+    verdict: TriageVerdict
+    """`ok`; `over_budget`: launched although it does not fit; `overridden`: all, by an override; `blocked`."""
+    run: str | None
+    session: str | None
+    input_type: str
+    model: str
+    slicing: bool
+    cost_basis: CostBasis
+    enforcement: Enforcement
+    budget: int
+    """What counted: the tighter of the two below."""
+    type_budget: int
+    sprint_remaining: int | None
+    """Null without a run, or without a budget."""
+    sprint_constrained: bool
+    selected: TriagePart
+    deferred: TriagePart
+    by_stage: dict[str, TriageStage]
+    """`stage_1`, `stage_2`."""
+    agents: tuple[TriageLine, ...]
+    """In the order in which they were considered."""
+    summary: str
+    override: str | None
+    note: str
+    """What a person should know of the verdict; else empty."""
+    stale_why: str | None
+
+
+class ReportAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that was launched: expected and actual cost."""
+
+    name: str
+    stage: int
+    estimated: int
+    actual_billing: Arrived
+    actual_total: Arrived
+    cache_read: Arrived
+    delta_pct: Arrived | None
+    """(actual - estimated) / estimated · 100, in tokens of the cost basis; null for an estimate of 0."""
+    partial: bool
+    """Some of its rows have no tokens yet."""
+    source: Literal["interstat", "default"]
+    slicing_applied: bool
+
+
+class ReportDeferred(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that was not selected."""
+
+    name: str
+    stage: int
+    estimated: int
+    reason: str
+    actual_billing: int | None
+    """What it has used all the same; null when it did not run."""
+
+
+class ReportStage(msgspec.Struct, frozen=True, kw_only=True):
+    """The launched agents of a stage."""
+
+    agents: int
+    estimated: int
+    actual: Arrived
+    """In tokens of the cost basis."""
+    partial: bool
+
+
+class CostReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A review's cost, expected and actual. What has not arrived is `pending`, never 0."""
+
+    budget: int | None
+    budget_type: str
+    """The input type; `run` for all of a run's reviews."""
+    cost_basis: CostBasis
+    estimated_total: int
+    actual_billing: Arrived
+    actual_total: Arrived
+    cache_read_total: Arrived
+    partial: bool
+    """The actual sums miss something."""
+    pending: tuple[str, ...]
+    """The agents of which nothing has arrived."""
+    agents: tuple[ReportAgent, ...]
+    deferred: tuple[ReportDeferred, ...]
+    by_stage: dict[str, ReportStage]
+    """`stage_1`, `stage_2`."""
+
+
+class ReportAnswer(Answer, frozen=True, kw_only=True, tag="report"):
+    """The cost report."""
+
+    run: str | None
+    triages: tuple[str, ...]
+    report: CostReport
+    stale_why: str | None
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """What something has cost, in tokens."""
+
+    mean: int
+    p50: int
+    p90: int
+
+
+class PhaseCalibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs have spent in a phase; used from three measured runs on."""
+
+    billing: Spread
+    total: Spread
+    sample_size: int
+
+
+class AgentCalibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent's rows have cost."""
+
+    billing: Spread
+    total: Spread
+    sample_size: int
+
+
+class SlicingCalibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What slicing saves: sliced runs against the median of the same agents' full runs."""
+
+    multiplier: float | None
+    """What is proposed; null: too few runs, or the present one is near enough."""
+    median: float | None
+    sliced_runs: int
+    full_runs: int
+    was: float
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration came from."""
+
+    at: str
+    version: str
+    ledger: str
+    interstat: str
+    runs: int
+    rows: int
+    triages: int
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What history teaches; as a file, `calibration.json` beside the configuration."""
+
+    provenance: Provenance
+    phases: dict[str, PhaseCalibration]
+    agents: dict[str, AgentCalibration]
+    slicing: SlicingCalibration
+    v: int = 1
+
+
+class CalibrateAnswer(Answer, frozen=True, kw_only=True, tag="calibrate"):
+    """What history teaches. Nothing is written: that is the sender's to do, at `path`."""
+
+    calibration: Calibration
+    path: str
+    stale_why: str | None
 
 
 class StatusAnswer(Answer, frozen=True, kw_only=True, tag="status"):
@@ -339,8 +676,8 @@ class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
     run: RunInfo
     spend: Spend
     totals: Tally
-    by_phase: tuple[Tally, ...]
-    by_stage: tuple[Tally, ...]
+    by_phase: tuple[PhaseLine, ...]
+    by_stage: tuple[StageLine, ...]
     by_agent: tuple[Tally, ...]
     by_model: tuple[Tally, ...]
     by_session: tuple[Tally, ...]
@@ -377,7 +714,19 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 AnyAnswer = (
-    PingAnswer | RemainingAnswer | CheckAnswer | StatusAnswer | RunAnswer | RunListAnswer | RunShowAnswer | DoctorAnswer
+    PingAnswer
+    | RemainingAnswer
+    | CheckAnswer
+    | StatusAnswer
+    | RunAnswer
+    | RunListAnswer
+    | RunShowAnswer
+    | AdvanceAnswer
+    | EstimatesAnswer
+    | TriageAnswer
+    | ReportAnswer
+    | CalibrateAnswer
+    | DoctorAnswer
 )
 
 

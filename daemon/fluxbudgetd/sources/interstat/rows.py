@@ -49,7 +49,7 @@ class Columns(msgspec.Struct, frozen=True):
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what is readable but not as it should be."""
-        absent = [f"no column {name}" for name in OPTIONAL if name not in self.present]
+        absent = [f"no column {name}" for name in (*OPTIONAL, "total_tokens") if name not in self.present]
         wanted = [name for name in ("session_id", "bead_id") if name in self.present and name not in self.indexed]
         return (*absent, *(f"no index on {name}: reading is slow" for name in wanted))
 

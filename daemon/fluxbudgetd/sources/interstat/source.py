@@ -9,9 +9,19 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from fluxbudgetd.model import Counts, Reading, RecentUsage, SessionSnapshot, SourceState, SourceStatus
-from fluxbudgetd.sources.interstat import faults, rows
+from fluxbudgetd.model import (
+    AgentRow,
+    AgentSample,
+    Counts,
+    Reading,
+    RecentUsage,
+    SessionSnapshot,
+    SourceState,
+    SourceStatus,
+)
+from fluxbudgetd.sources.interstat import faults, history, rows
 from fluxbudgetd.sources.interstat.link import Link, signature
+from fluxbudgetd.wire.messages import AgentCalibration
 from fluxbudgetd.wire.text import shown_path, unfold
 
 #: Unattributed usage is looked for among this many of the newest rows: a bound that does not grow with the table.
@@ -97,6 +107,26 @@ class InterstatSource:
             return tuple(RecentUsage(*key, counts) for key, counts in found.items())
 
         return self._look(sums, lambda _status: None)
+
+    def samples(self, model: str) -> tuple[AgentSample, ...] | None:
+        """Return what each agent's rows of a model come to; None when the file cannot be read. For a worker thread."""
+
+        def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[AgentSample, ...] | None:
+            return history.samples(connection, model) if history.has_totals(columns) else ()
+
+        return self._look(sums, lambda _status: None)
+
+    def calibration(self, agents: Iterable[str]) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
+        """Return what every agent's rows have cost, and these agents' newest rows; None: it cannot be read."""
+
+        def look(
+            connection: sqlite3.Connection, columns: rows.Columns
+        ) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
+            if not history.has_totals(columns):
+                return {}, ()
+            return history.spreads(connection), history.agent_rows(connection, agents)
+
+        return self._look(look, lambda _status: None)
 
     def slow(self) -> SourceStatus:
         """Return the status to show while a read does not come to an end."""

@@ -1,0 +1,199 @@
+"""The cost report of a review: what its agents were expected to cost, and what they did.
+
+An agent's actual cost is the sum of its measured rows in the triage's session since the triage. Rows come when an agent
+ends, their tokens later: until then the actual is `pending`, never 0, and a sum that misses some is called partial.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from fluxbudgetd.model import AgentRow, Counts, Triage, Usage
+from fluxbudgetd.policy import estimates
+from fluxbudgetd.wire.messages import (
+    MAX_TOKENS,
+    Arrived,
+    CostBasis,
+    CostReport,
+    ReportAgent,
+    ReportDeferred,
+    ReportStage,
+    TriageLine,
+)
+
+_SECOND = 1_000_000
+_STAGES = (1, 2)
+
+#: plain agent name → the sum of its rows since the triage
+Actuals = Mapping[str, Counts]
+
+
+def actuals(triage: Triage, records: Iterable[Usage]) -> dict[str, Counts]:
+    """Return what the agents of a session have used since a triage."""
+    found: dict[str, Counts] = {}
+    for one in records:
+        if is_since(one, triage):
+            name = estimates.plain_name(one.agent)
+            found[name] = found.get(name, Counts()) + _counts(one)
+    return found
+
+
+def is_since(record: Usage | AgentRow, triage: Triage) -> bool:
+    """Tell whether a record of the triage's session is newer than the triage.
+
+    Where the time does not say it (there is none, or it is cut to the whole second of the triage), the record's key
+    does: keys grow as records come.
+    """
+    if record.at is None or record.at == triage.at - triage.at % _SECOND:
+        return triage.last_key is None or record.key > triage.last_key
+    return record.at >= triage.at
+
+
+def of_triage(triage: Triage, used: Actuals) -> CostReport:
+    """Return a triage's cost report."""
+    entries = [_Entry(triage, line, used.get(estimates.plain_name(line.name))) for line in triage.agents]
+    return _report(triage.budget, triage.input_type, triage.cost_basis, entries)
+
+
+def of_run(budget: int | None, basis: CostBasis, reviews: Sequence[tuple[Triage, Sequence[Usage]]]) -> CostReport:
+    """Return the cost report of all of a run's reviews (each with its session's records), in the order of time.
+
+    An agent has one entry per review; a row of it belongs to the last triage of its session before it that named the
+    agent. A triage that was made again before the agent had a row was superseded: its entry does not count.
+    """
+    entries = []
+    for index, (triage, records) in enumerate(reviews):
+        later = [other for other, _ in reviews[index + 1 :] if other.session == triage.session]
+        for line in triage.agents:
+            name = estimates.plain_name(line.name)
+            following = next((other for other in later if name in _names(other)), None)
+            used = [
+                _counts(one)
+                for one in records
+                if estimates.plain_name(one.agent) == name
+                and is_since(one, triage)
+                and not (following is not None and is_since(one, following))
+            ]
+            if used or following is None:
+                entries.append(_Entry(triage, line, sum(used, Counts()) if used else None))
+    return _report(budget, "run", basis, entries)
+
+
+class _Entry(NamedTuple):
+    """An agent of a triage, and the sum of its rows; None when there are none."""
+
+    triage: Triage
+    line: TriageLine
+    used: Counts | None
+
+    @property
+    def selected(self) -> bool:
+        return self.line.action == "Selected"
+
+    @property
+    def actual(self) -> Arrived:
+        """Return what has arrived, in tokens of the triage's basis."""
+        if self.used is None or self.used.pending == self.used.records:
+            return "pending"
+        return _capped(self.used.tokens(self.triage.cost_basis))
+
+
+def _names(triage: Triage) -> set[str]:
+    return {estimates.plain_name(line.name) for line in triage.agents}
+
+
+def _counts(one: Usage) -> Counts:
+    return Counts(1, one.pending, one.input, one.output, one.cache_read, one.cache_creation)
+
+
+def _agent(line: TriageLine, used: Counts | None, basis: CostBasis) -> ReportAgent:
+    if used is None or used.pending == used.records:
+        return ReportAgent(
+            name=line.name,
+            stage=line.stage,
+            estimated=line.est_tokens,
+            actual_billing="pending",
+            actual_total="pending",
+            cache_read="pending",
+            delta_pct="pending",
+            partial=False,
+            source=line.source,
+            slicing_applied=line.sliced,
+        )
+    return ReportAgent(
+        name=line.name,
+        stage=line.stage,
+        estimated=line.est_tokens,
+        actual_billing=_capped(used.billing),
+        actual_total=_capped(used.total),
+        cache_read=_capped(used.cache_read),
+        delta_pct=delta_pct(used.tokens(basis), line.est_tokens),
+        partial=used.pending > 0,
+        source=line.source,
+        slicing_applied=line.sliced,
+    )
+
+
+def _deferred(line: TriageLine, used: Counts | None) -> ReportDeferred:
+    ran = used is not None and used.pending < used.records
+    return ReportDeferred(
+        name=line.name,
+        stage=line.stage,
+        estimated=line.est_tokens,
+        reason="blocked" if line.action == "Blocked" else "budget",
+        actual_billing=_capped(used.billing) if used is not None and ran else None,
+    )
+
+
+def _report(budget: int | None, kind: str, basis: CostBasis, entries: Sequence[_Entry]) -> CostReport:
+    launched = [entry for entry in entries if entry.selected]
+    agents = tuple(_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in launched)
+    return CostReport(
+        budget=budget,
+        budget_type=kind,
+        cost_basis=basis,
+        estimated_total=_capped(sum(one.estimated for one in agents)),
+        actual_billing=_sum(one.actual_billing for one in agents),
+        actual_total=_sum(one.actual_total for one in agents),
+        cache_read_total=_sum(one.cache_read for one in agents),
+        partial=_partial(agents),
+        pending=tuple(one.name for one in agents if one.actual_total == "pending"),
+        agents=agents,
+        deferred=tuple(_deferred(entry.line, entry.used) for entry in entries if not entry.selected),
+        by_stage={
+            f"stage_{stage}": _stage([entry for entry in launched if entry.line.stage == stage]) for stage in _STAGES
+        },
+    )
+
+
+def _stage(launched: Sequence[_Entry]) -> ReportStage:
+    agents = [_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in launched]
+    return ReportStage(
+        agents=len(agents),
+        estimated=_capped(sum(one.estimated for one in agents)),
+        actual=_sum(entry.actual for entry in launched),
+        partial=_partial(agents),
+    )
+
+
+def delta_pct(actual: int, estimated: int) -> int | None:
+    """Return (actual - estimated) / estimated · 100, rounded half away from zero; None for an estimate of 0."""
+    if not estimated:
+        return None
+    off = (actual - estimated) * 100
+    return min(estimates.mean(abs(off), estimated), MAX_TOKENS) * (1 if off >= 0 else -1)
+
+
+def _sum(values: Iterable[Arrived]) -> Arrived:
+    """Return the sum of what is there; of agents none of which is there, `pending`."""
+    given = list(values)
+    there = [value for value in given if value != "pending"]
+    return "pending" if given and not there else _capped(sum(there))
+
+
+def _partial(agents: Sequence[ReportAgent]) -> bool:
+    pending = sum(one.actual_total == "pending" for one in agents)
+    return 0 < pending < len(agents) or any(one.partial for one in agents)
+
+
+def _capped(count: int) -> int:
+    return min(count, MAX_TOKENS)

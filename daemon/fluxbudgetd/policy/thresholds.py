@@ -1,0 +1,57 @@
+"""Warnings: edge-triggered, once per run and budget.
+
+A threshold is passed when at least its percentage of the budget is spent. It fires when it is passed and has not fired
+for the present budget. Another budget forgets those that are not passed any more, so that they fire again; those that a
+lower budget leaves behind fire at once. Numbers that fall and rise again under one budget fire nothing a second time.
+
+Each configured percentage is a `budget.threshold`; the run's warning percentage is a `budget.warning` too, and 100 a
+`budget.exceeded`, whether configured or not.
+"""
+
+from collections.abc import Collection, Sequence
+
+from fluxbudgetd.config.schema import Threshold
+from fluxbudgetd.model import Balance, EventData, EventKind, Mark, Run
+from fluxbudgetd.policy.budget import percent
+
+ALL = 100
+_ORDER: tuple[EventKind, ...] = ("budget.threshold", "budget.warning", "budget.exceeded")
+
+
+def marks(configured: Sequence[Threshold], warn_pct: int) -> frozenset[Mark]:
+    """Return everything that can be told of a run."""
+    percentages = {warn_pct if one == "warn_pct" else one for one in configured}
+    found = {Mark("budget.threshold", pct) for pct in percentages}
+    return frozenset(found | {Mark("budget.warning", warn_pct), Mark("budget.exceeded", ALL)})
+
+
+def passed(of: Collection[Mark], balance: Balance) -> frozenset[Mark]:
+    """Return the marks that are passed; none without a budget."""
+    if balance.budget is None:
+        return frozenset()
+    spent, budget = balance.spent * 100, balance.budget
+    return frozenset(mark for mark in of if spent >= mark.pct * budget)
+
+
+def rearmed(fired: Collection[Mark], balance: Balance) -> frozenset[Mark]:
+    """Return what of the fired marks stays fired under another budget."""
+    return passed(fired, balance)
+
+
+def events(run: Run, balance: Balance, new: Collection[Mark]) -> list[tuple[EventKind, EventData]]:
+    """Return what is to be told of newly passed marks, lowest first."""
+    return [
+        (
+            mark.kind,
+            {
+                "threshold": mark.pct,
+                "spent": balance.spent,
+                "budget": balance.budget,
+                "pct": percent(balance.spent, balance.budget or 1),
+                "remaining": balance.remaining,
+                "provisional": balance.provisional,
+                "phase": run.phase,
+            },
+        )
+        for mark in sorted(new, key=lambda mark: (mark.pct, _ORDER.index(mark.kind)))
+    ]

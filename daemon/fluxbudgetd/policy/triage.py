@@ -1,0 +1,199 @@
+"""The stage-aware budget cut: which review agents are launched within a budget.
+
+Protected agents (Stage 1, and exempt ones of either stage) are always selected; what they cost is counted first. Then
+Stage 2 by score, highest first, equal scores by name: each is selected while it fits, or while fewer than `min_agents`
+are selected in all. One that does not fit is deferred; a cheaper one behind it may still fit.
+
+Soft enforcement launches a protected set that does not fit, with a warning, and an override selects everybody. Hard
+enforcement blocks: nobody is selected, and no override passes.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from fluxbudgetd.config.flux_drive import ReviewBudget
+from fluxbudgetd.errors import BadInputError
+from fluxbudgetd.policy import estimates
+from fluxbudgetd.policy.estimates import Measured
+from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAction, TriageAgent, TriageLine, TriageVerdict
+
+MAX_AGENTS = 1000
+_MAX_NAME = 200
+_STAGES = (1, 2)
+
+
+class Limit(NamedTuple):
+    """The budget of a review: what counts, in tokens of which basis, and how strictly.
+
+    `constrained`: the run's remainder is tighter than the input type's budget, so it counts.
+    """
+
+    budget: int
+    type_budget: int
+    constrained: bool
+    basis: CostBasis
+    enforcement: Enforcement
+
+
+class Cut(NamedTuple):
+    """What the cut decided. `override` is the reason that was given, where it counted."""
+
+    verdict: TriageVerdict
+    lines: tuple[TriageLine, ...]
+    override: str | None
+    note: str
+
+
+def limit(
+    input_type: str, rules: ReviewBudget, remaining: int | None, basis: CostBasis, enforcement: Enforcement
+) -> Limit:
+    """Return the limit of a review; `remaining`, `basis` and `enforcement` are the run's (remaining None: no budget).
+
+    The run's remainder counts when it is the smaller number, also when it is 0: then its basis counts, and its
+    enforcement too. (Where the bases differ, the numbers are compared as they stand.) Raises `BadInputError` for an
+    unknown input type.
+    """
+    if input_type not in rules.budgets:
+        raise BadInputError(
+            f"input type {input_type[:60]!r} is not known", f"one of: {', '.join(sorted(rules.budgets))}"
+        )
+    of_type = rules.budgets[input_type]
+    if remaining is None or remaining >= of_type:
+        return Limit(of_type, of_type, constrained=False, basis=rules.cost_basis, enforcement=rules.enforcement)
+    strict: Enforcement = "hard" if "hard" in (rules.enforcement, enforcement) else "soft"
+    return Limit(remaining, of_type, constrained=True, basis=basis, enforcement=strict)
+
+
+def candidates(
+    agents: Sequence[TriageAgent],
+    known: Mapping[str, Measured],
+    rules: ReviewBudget,
+    basis: CostBasis,
+    *,
+    slicing: bool,
+) -> list[TriageLine]:
+    """Return the agents with their estimates, nothing decided yet; raises `BadInputError` that names the place."""
+    require_sound(agents, rules.agent_defaults)
+    lines = []
+    for one in agents:
+        kind = one.category or estimates.category(one.name)
+        sliced = slicing if one.sliced is None else one.sliced
+        found = estimates.of_agent(one.name, kind, known, rules, basis, slicing=sliced)
+        lines.append(
+            TriageLine(
+                name=one.name,
+                score=one.score,
+                stage=one.stage,
+                category=kind,
+                protected=one.stage == 1 or estimates.plain_name(one.name) in rules.exempt_agents,
+                est_tokens=found.tokens,
+                source=found.source,
+                sample_size=found.sample_size,
+                sliced=found.sliced,
+                action="Deferred (budget)",
+            )
+        )
+    return lines
+
+
+def cut(
+    lines: Iterable[TriageLine], budget: int, min_agents: int, enforcement: Enforcement, override: str | None
+) -> Cut:
+    """Decide. The lines come back in the order in which they were considered, whatever order they came in."""
+    ordered = sorted(lines, key=_order)
+    protected = tokens(line for line in ordered if line.protected)
+    if enforcement == "hard" and protected > budget:
+        note = "the protected agents do not fit, and enforcement is hard"
+        note += ": no override passes" if override else ""
+        return Cut("blocked", _marked(ordered, "Blocked", range(len(ordered))), None, note)
+    chosen = _selected(ordered, budget, min_agents)
+    fits = len(chosen) == len(ordered) and tokens(ordered) <= budget
+    if override is not None and enforcement == "soft":
+        verdict: TriageVerdict = "ok" if fits else "overridden"
+        return Cut(verdict, _marked(ordered, "Selected", range(len(ordered))), override, "")
+    note = (
+        "enforcement is hard: the override was not applied" if override and enforcement == "hard" and not fits else ""
+    )
+    verdict = "ok"
+    if tokens(ordered[index] for index in chosen) > budget:
+        verdict = "over_budget"
+        what = "the protected agents do not fit" if protected > budget else f"min_agents is {min_agents}"
+        note = "; ".join(filter(None, (f"over the budget: {what}", note)))
+    return Cut(verdict, _marked(ordered, "Selected", chosen), None, note)
+
+
+def tokens(lines: Iterable[TriageLine]) -> int:
+    """Return what agents are expected to cost together."""
+    return sum(line.est_tokens for line in lines)
+
+
+def summary(lines: Sequence[TriageLine], budget: int, *, constrained: bool) -> str:
+    """Return the line `Budget: {selected}K / {budget}K ({pct}%) | Deferred: {n} agents ({tokens}K est.)`.
+
+    Thousands are rounded half up, the percentage down. Of a budget of 0, anything selected is `>100%`.
+    """
+    selected = tokens(line for line in lines if line.action == "Selected")
+    left_out = [line for line in lines if line.action != "Selected"]
+    share = str(selected * 100 // budget) if budget else (">100" if selected else "0")
+    mark = " [sprint-constrained]" if constrained else ""
+    return (
+        f"Budget: {thousands(selected)}K / {thousands(budget)}K ({share}%)"
+        f" | Deferred: {len(left_out)} agents ({thousands(tokens(left_out))}K est.){mark}"
+    )
+
+
+def thousands(count: int) -> int:
+    """Return tokens in thousands, rounded half up."""
+    return estimates.mean(count, 1000)
+
+
+def require_sound(agents: Sequence[TriageAgent], categories: Collection[str]) -> None:
+    """Raise `BadInputError`, naming the place, unless these agents can be triaged."""
+    if len(agents) > MAX_AGENTS:
+        raise BadInputError(f"agents: {len(agents)} of them", f"at most {MAX_AGENTS} are triaged at once")
+    seen: dict[str, int] = {}
+    for index, one in enumerate(agents):
+        place = f"agents[{index}]"
+        if not 0 < len(one.name) <= _MAX_NAME:
+            raise BadInputError(f"{place}.name has {len(one.name)} characters", f"1 to {_MAX_NAME} are allowed")
+        name = estimates.plain_name(one.name)
+        if not name:
+            raise BadInputError(f"{place}.name is {one.name!r}", "a name has to stand behind the prefix")
+        if name in seen:
+            raise BadInputError(
+                f"{place}.name is {one.name!r}, as agents[{seen[name]}].name is", "name each agent once"
+            )
+        seen[name] = index
+        if not math.isfinite(one.score):
+            raise BadInputError(f"{place}.score is {one.score}", "a finite number is allowed")
+        if one.stage not in _STAGES:
+            raise BadInputError(f"{place}.stage is {one.stage}", "1 (runs first) or 2 (the expansion pool) is allowed")
+        if one.category is not None and one.category not in categories:
+            raise BadInputError(
+                f"{place}.category is {one.category[:60]!r}", f"one of: {', '.join(sorted(categories))}, or none"
+            )
+
+
+def _order(line: TriageLine) -> tuple[bool, int, float, str]:
+    # Among the optional ones the stage is always 2.
+    return not line.protected, line.stage, -line.score, estimates.plain_name(line.name)
+
+
+def _selected(ordered: Sequence[TriageLine], budget: int, min_agents: int) -> list[int]:
+    chosen = [index for index, line in enumerate(ordered) if line.protected]
+    spent = tokens(ordered[index] for index in chosen)
+    for index, line in enumerate(ordered):
+        if not line.protected and (spent + line.est_tokens <= budget or len(chosen) < min_agents):
+            chosen.append(index)
+            spent += line.est_tokens
+    return chosen
+
+
+def _marked(ordered: Sequence[TriageLine], action: TriageAction, chosen: Collection[int]) -> tuple[TriageLine, ...]:
+    marks = set(chosen)
+    return tuple(
+        msgspec.structs.replace(line, action=action) if index in marks else line for index, line in enumerate(ordered)
+    )

@@ -1,0 +1,310 @@
+"""The cut: which agents are launched within a budget, by the rules' own numbers."""
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetd.config.flux_drive import ReviewBudget
+from fluxbudgetd.errors import BadInputError
+from fluxbudgetd.policy import triage
+from fluxbudgetd.policy.estimates import Measured
+from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAgent, TriageLine, encode
+
+RULES = ReviewBudget()
+
+
+def an_agent(name: str, score: float = 1.0, stage: int = 2, **fields: Any) -> TriageAgent:
+    return TriageAgent(name=name, score=score, stage=stage, **fields)
+
+
+def a_line(name: str, tokens: int, score: float = 1.0, stage: int = 2, **fields: Any) -> TriageLine:
+    """An agent with its estimate."""
+    blank = TriageLine(
+        name=name, score=score, stage=stage, category="review", protected=stage == 1, est_tokens=tokens,
+        source="default", sample_size=0, sliced=False, action="Deferred (budget)",
+    )  # fmt: skip
+    return msgspec.structs.replace(blank, **fields)
+
+
+def lines_of(*agents: TriageAgent, slicing: bool = False) -> list[TriageLine]:
+    return triage.candidates(agents, {}, RULES, "billing", slicing=slicing)
+
+
+def selected(found: triage.Cut) -> list[str]:
+    return [line.name for line in found.lines if line.action == "Selected"]
+
+
+CATEGORIES = {
+    "cognitive": "fd-systems fd-decisions fd-people fd-resilience fd-perception interflux:fd-people",
+    "research": "repo-researcher log-analyzer cost-analyst fd-cost-analyst interflux:log-analyzer",
+    "oracle": "oracle oracle-council interflux:oracle",
+    "review": "fd-quality interflux:fd-quality fd-systems-2 fd-oracle",
+    "generated": "researcher my-oracle fd other:fd-quality FD-quality x",
+}
+DEFAULTS = {"cognitive": 35_000, "research": 15_000, "oracle": 80_000, "review": 40_000, "generated": 40_000}
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_categories(category: str) -> None:
+    for line in (line for name in CATEGORIES[category].split() for line in lines_of(an_agent(name))):
+        assert (line.category, line.est_tokens, line.source) == (category, DEFAULTS[category], "default"), line.name
+
+
+def test_a_category_that_was_given_wins() -> None:
+    found = lines_of(an_agent("fd-quality", category="oracle"), an_agent("x", category="reaction"))
+    assert [(line.category, line.est_tokens) for line in found] == [("oracle", 80_000), ("reaction", 15_000)]
+
+
+@pytest.mark.parametrize(("basis", "tokens"), [("billing", 700), ("total", 9_000)])
+def test_what_was_measured_is_the_estimate(basis: CostBasis, tokens: int) -> None:
+    known = {"fd-quality": Measured(est_tokens=9_000, est_billing=700, sample_size=5)}
+    (line,) = triage.candidates([an_agent("interflux:fd-quality")], known, RULES, basis, slicing=False)
+    assert (line.est_tokens, line.source, line.sample_size) == (tokens, "interstat", 5)
+
+
+def test_absurd_estimates_can_be_answered() -> None:
+    """The highest default and the highest multiplier that are allowed."""
+    rules = msgspec.structs.replace(RULES, slicing_multiplier=10.0, agent_defaults={"generated": 2**63 - 1})
+    (line,) = triage.candidates([an_agent("x")], {}, rules, "billing", slicing=True)
+    assert encode(line)
+
+
+def test_protected_are_stage_1_and_exempt_agents_of_either_stage() -> None:
+    agents = [an_agent("a", stage=1), an_agent("fd-safety"), an_agent("interflux:fd-correctness"), an_agent("b")]
+    assert [line.protected for line in lines_of(*agents)] == [True, True, True, False]
+
+
+REVIEW = [
+    an_agent("fd-architecture", 5, 1),
+    an_agent("fd-quality", 4, 1),
+    an_agent("fd-safety", 0),
+    an_agent("fd-performance", 9),
+    an_agent("repo-researcher", 3),
+    an_agent("log-analyzer", 2),
+    an_agent("cost-analyst", 1),
+]
+
+
+def test_the_cut_of_a_plan() -> None:
+    """150 000: three protected take 120 000, the best one does not fit, two cheaper ones do, to the last token."""
+    found = triage.cut(lines_of(*REVIEW), 150_000, 2, "soft", None)
+    assert found.verdict == "ok"
+    assert {line.name for line in found.lines} - set(selected(found)) == {"fd-performance", "cost-analyst"}
+    assert triage.summary(found.lines, 150_000, constrained=False) == (
+        "Budget: 150K / 150K (100%) | Deferred: 2 agents (55K est.)"
+    )
+
+
+def test_a_budget_of_nothing_constrains() -> None:
+    """The trap of the old way: an exhausted sprint ran unconstrained."""
+    limit = triage.limit("plan", RULES, 0, "billing", "soft")
+    assert (limit.budget, limit.type_budget, limit.constrained) == (0, 150_000, True)
+    found = triage.cut(lines_of(*REVIEW), limit.budget, 2, limit.enforcement, None)
+    assert (found.verdict, sorted(selected(found))) == ("over_budget", ["fd-architecture", "fd-quality", "fd-safety"])
+    assert found.note
+    assert triage.summary(found.lines, 0, constrained=True) == (
+        "Budget: 120K / 0K (>100%) | Deferred: 4 agents (85K est.) [sprint-constrained]"
+    )
+    assert triage.summary([], 0, constrained=False) == "Budget: 0K / 0K (0%) | Deferred: 0 agents (0K est.)"
+
+
+def test_hard_blocks_what_does_not_fit() -> None:
+    """Nobody is selected, and no override passes."""
+    for override in (None, "release day"):
+        found = triage.cut(lines_of(*REVIEW), 119_999, 2, "hard", override)
+        assert (found.verdict, found.override) == ("blocked", None)
+        assert {line.action for line in found.lines} == {"Blocked"}
+    assert triage.summary(found.lines, 119_999, constrained=True) == (
+        "Budget: 0K / 120K (0%) | Deferred: 7 agents (205K est.) [sprint-constrained]"
+    )
+    assert triage.cut(lines_of(*REVIEW), 120_000, 2, "hard", None).verdict == "ok"
+
+
+def test_an_override() -> None:
+    """Soft: everybody is selected, and why is kept. Hard: it changes nothing."""
+    soft = triage.cut(lines_of(*REVIEW), 150_000, 2, "soft", "release day")
+    assert (soft.verdict, soft.override, len(selected(soft))) == ("overridden", "release day", len(REVIEW))
+    hard = triage.cut(lines_of(*REVIEW), 150_000, 2, "hard", "release day")
+    assert (hard.verdict, hard.override) == ("ok", None)
+    assert hard.lines == triage.cut(lines_of(*REVIEW), 150_000, 2, "hard", None).lines
+    assert hard.note
+
+
+def test_min_agents_are_selected_whatever_they_cost() -> None:
+    """The best ones, counting the protected; nobody more once they are there."""
+    lines = [a_line("c", 900, 1), a_line("b", 900, 3), a_line("a", 900, 3), a_line("d", 10, 2)]
+    assert selected(triage.cut(lines, 100, 2, "soft", None)) == ["a", "b"]
+    assert selected(triage.cut(lines, 100, 0, "soft", None)) == ["d"]
+    with_protected = [*lines, a_line("p", 50, 0, 1)]
+    assert selected(triage.cut(with_protected, 100, 2, "soft", None)) == ["p", "a"]
+    assert selected(triage.cut(with_protected, 100, 1, "soft", None)) == ["p", "d"]
+    assert triage.cut(lines, 100, 2, "soft", None).verdict == "over_budget"
+
+
+def test_equal_scores_go_by_name() -> None:
+    """The plugin's prefix is no part of a name."""
+    lines = [a_line("fd-c", 10), a_line("interflux:fd-b", 10), a_line("fd-a", 10), a_line("fd-d", 10, 1.5)]
+    assert selected(triage.cut(lines, 30, 0, "soft", None)) == ["fd-d", "fd-a", "interflux:fd-b"]
+
+
+some_lines = st.lists(
+    st.builds(
+        lambda name, tokens, score, stage, exempt: a_line(name, tokens, score, stage, protected=stage == 1 or exempt),
+        st.sampled_from("abcdefgh"), st.integers(0, 60), st.sampled_from([-1.5, 0.0, 2.0, 3.0]), st.integers(1, 2),
+        st.sampled_from([False, False, True]),
+    ),
+    unique_by=lambda line: line.name,
+)  # fmt: skip
+a_budget = st.integers(0, 200)
+a_minimum = st.integers(0, 6)
+
+
+@given(some_lines, a_budget, a_minimum)
+def test_what_always_holds(lines: list[TriageLine], budget: int, minimum: int) -> None:
+    found = triage.cut(lines, budget, minimum, "soft", None)
+    chosen = [line for line in found.lines if line.action == "Selected"]
+    protected = [line for line in lines if line.protected]
+    assert sorted(line.name for line in found.lines) == sorted(line.name for line in lines)
+    assert {line.name for line in protected} <= {line.name for line in chosen}
+    assert len(chosen) >= min(minimum, len(lines))
+    over = triage.tokens(chosen) > budget
+    assert (found.verdict, bool(found.note)) == (("over_budget", True) if over else ("ok", False))
+    # What exceeds the budget is protected, or is there to make up the minimum.
+    assert not over or len(chosen) <= max(minimum, len(protected))
+    fitting = [line for line in lines if not line.protected and triage.tokens(protected) + line.est_tokens <= budget]
+    if fitting and minimum <= len(protected):
+        assert min(fitting, key=lambda line: (-line.score, line.name)).name in {line.name for line in chosen}
+
+
+@given(some_lines, a_budget, a_minimum)
+def test_against_the_rule_read_aloud(lines: list[TriageLine], budget: int, minimum: int) -> None:
+    names = {line.name for line in lines if line.protected}
+    spent = sum(line.est_tokens for line in lines if line.protected)
+    for line in sorted((line for line in lines if not line.protected), key=lambda line: (-line.score, line.name)):
+        if spent + line.est_tokens <= budget or len(names) < minimum:
+            names.add(line.name)
+            spent += line.est_tokens
+    assert set(selected(triage.cut(lines, budget, minimum, "soft", None))) == names
+
+
+@given(some_lines, a_budget, a_minimum, st.sampled_from(["soft", "hard"]), st.none() | st.just("why"), st.randoms())
+def test_the_order_of_the_input_never_matters(
+    lines: list[TriageLine], budget: int, minimum: int, enforcement: Enforcement, override: str | None, random: Any
+) -> None:
+    shuffled = random.sample(lines, len(lines))
+    found = triage.cut(shuffled, budget, minimum, enforcement, override)
+    assert found == triage.cut(lines, budget, minimum, enforcement, override)
+
+
+@given(some_lines, a_budget, a_minimum, st.none() | st.just("why"))
+def test_hard_blocks_exactly_when_the_protected_do_not_fit(
+    lines: list[TriageLine], budget: int, minimum: int, override: str | None
+) -> None:
+    found = triage.cut(lines, budget, minimum, "hard", override)
+    blocked = sum(line.est_tokens for line in lines if line.protected) > budget
+    assert (found.verdict == "blocked") == blocked
+    soft = triage.cut(lines, budget, minimum, "soft", None)
+    assert selected(found) == ([] if blocked else selected(soft))
+    assert found.override is None
+    overridden = triage.cut(lines, budget, minimum, "soft", "why")
+    assert len(selected(overridden)) == len(lines)
+    assert overridden.override == "why"
+
+
+@pytest.mark.parametrize(
+    ("agents", "place"),
+    [
+        ([an_agent("a"), an_agent("b", stage=3)], "agents[1].stage"),
+        ([an_agent("a", stage=0)], "agents[0].stage"),
+        ([an_agent("a", math.nan)], "agents[0].score"),
+        ([an_agent("a"), an_agent("b"), an_agent("c", math.inf)], "agents[2].score"),
+        ([an_agent("a", -math.inf)], "agents[0].score"),
+        ([an_agent("a"), an_agent("b"), an_agent("a")], "agents[2].name"),
+        ([an_agent("interflux:fd-a"), an_agent("fd-a")], "agents[1].name"),
+        ([an_agent("fd-a"), an_agent("interflux:fd-a")], "agents[1].name"),
+        ([an_agent("a", category="poetry")], "agents[0].category"),
+        ([an_agent("a", category="")], "agents[0].category"),
+        ([an_agent("")], "agents[0].name"),
+        ([an_agent("a"), an_agent("x" * 201)], "agents[1].name"),
+        ([an_agent(f"a{number}") for number in range(1001)], "agents"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_input_errors_name_the_place(agents: list[TriageAgent], place: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        lines_of(*agents)
+    assert caught.value.message.startswith(place)
+    assert caught.value.hint
+
+
+def test_what_is_just_allowed() -> None:
+    assert lines_of() == []
+    assert len(lines_of(*(an_agent(f"a{number}", -1e308) for number in range(1000)))) == 1000
+    assert lines_of(an_agent("x" * 200))[0].category == "generated"
+
+
+def test_slicing() -> None:
+    """Half, except for those who always read everything; what is said of an agent wins over what is said of all."""
+    names = ("fd-performance", "fd-architecture", "fd-quality", "interflux:fd-quality", "oracle")
+    everything = {"fd-architecture", "fd-quality", "interflux:fd-quality"}
+    for said_of_all in (True, False):
+        for said_of_one in (True, False, None):
+            sliced = said_of_all if said_of_one is None else said_of_one
+            for name in names:
+                (line,) = lines_of(an_agent(name, sliced=said_of_one), slicing=said_of_all)
+                (whole,) = lines_of(an_agent(name))
+                assert line.sliced == (sliced and name not in everything)
+                assert line.est_tokens == (whole.est_tokens // 2 if line.sliced else whole.est_tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "budget", "line"),
+    [
+        (149_499, 149_499, "Budget: 149K / 149K (100%)"),
+        (1_499, 60_000, "Budget: 1K / 60K (2%)"),
+        (1_500, 60_500, "Budget: 2K / 61K (2%)"),
+        (499, 1_000_000, "Budget: 0K / 1000K (0%)"),
+        (300_000, 150_000, "Budget: 300K / 150K (200%)"),
+    ],
+)
+def test_summary(tokens: int, budget: int, line: str) -> None:
+    lines = [a_line("a", tokens, action="Selected"), a_line("b", 1_500)]
+    assert triage.summary(lines, budget, constrained=False) == f"{line} | Deferred: 1 agents (2K est.)"
+    marked = triage.summary(lines, budget, constrained=True)
+    assert marked == f"{line} | Deferred: 1 agents (2K est.) [sprint-constrained]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget"),
+    [
+        ("plan", 150_000), ("brainstorm", 80_000), ("prd", 120_000), ("spec", 150_000), ("diff-small", 60_000),
+        ("diff-large", 200_000), ("repo", 300_000), ("other", 150_000),
+    ],
+)  # fmt: skip
+def test_the_tighter_budget_counts(kind: str, budget: int) -> None:
+    for remaining, effective in ((None, budget), (budget + 1, budget), (budget, budget), (budget - 1, budget - 1)):
+        found = triage.limit(kind, RULES, remaining, "billing", "soft")
+        assert (found.budget, found.type_budget, found.constrained) == (effective, budget, effective < budget)
+
+
+@pytest.mark.parametrize("of_file", ["soft", "hard"])
+@pytest.mark.parametrize("of_run", ["soft", "hard"])
+def test_whose_basis_and_enforcement_count(of_file: Enforcement, of_run: Enforcement) -> None:
+    """The run's basis when its remainder counts; its enforcement then makes things stricter, never laxer."""
+    rules = msgspec.structs.replace(RULES, cost_basis="total", enforcement=of_file)
+    own = triage.limit("plan", rules, None, "billing", of_run)
+    assert (own.basis, own.enforcement) == ("total", of_file)
+    runs = triage.limit("plan", rules, 5, "billing", of_run)
+    assert (runs.basis, runs.enforcement) == ("billing", "hard" if "hard" in (of_file, of_run) else "soft")
+
+
+def test_an_unknown_input_type() -> None:
+    with pytest.raises(BadInputError, match="poem") as caught:
+        triage.limit("poem", RULES, None, "billing", "soft")
+    assert "diff-small" in caught.value.hint
+    own = msgspec.structs.replace(RULES, budgets={**RULES.budgets, "poem": 7})
+    assert triage.limit("poem", own, None, "billing", "soft").budget == 7
