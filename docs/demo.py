@@ -28,6 +28,13 @@ PRAGMA user_version = 2;
 """
 BEAD = "demo-42"
 SESSION = "5b1c7d9e-demo"
+AGENTS = """{"agents": [
+  {"name": "fd-correctness", "score": 5, "stage": 1},
+  {"name": "fd-safety", "score": 3, "stage": 2},
+  {"name": "fd-performance", "score": 4, "stage": 2},
+  {"name": "fd-people", "score": 3.5, "stage": 2},
+  {"name": "best-practices-researcher", "score": 2, "stage": 2}]}
+"""
 
 
 class Story:
@@ -48,11 +55,12 @@ class Story:
     def tell(self, text: str) -> None:
         print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
-    def ctl(self, *arguments: str, expected: int = 0) -> None:
-        """Run the client, showing the command and what it prints, on the same terminal."""
-        print(f"  $ fluxbudgetctl {shlex.join(arguments)}", flush=True)
+    def ctl(self, *arguments: str, expected: int = 0, given: str | None = None) -> None:
+        """Run the client, showing the command and what it prints, on the same terminal; `given` is its input."""
+        where = "" if given is None else " < agents.json"
+        print(f"  $ fluxbudgetctl {shlex.join(arguments)}{where}", flush=True)
         command = [sys.executable, "-m", "fluxbudgetctl", *arguments]
-        result = subprocess.run(command, env=self.environ, cwd=self.project, check=False)
+        result = subprocess.run(command, env=self.environ, cwd=self.project, input=given, text=True, check=False)
         if result.returncode != expected:
             raise SystemExit(f"the demo failed: exit {result.returncode} instead of {expected}")
         if expected:
@@ -75,7 +83,7 @@ class Story:
 
 
 def tell_story(home: Path) -> None:
-    """Tell it from an empty home to an exhausted budget."""
+    """Tell it from an empty home to an exhausted budget, and on to a review."""
     story = Story(home)
     story.interstat("init")
     story.tell("fluxbudgetd is started; it tails interstat's database and answers on a Unix socket.")
@@ -128,10 +136,27 @@ def tell_story(home: Path) -> None:
         story.ctl("run", "set", "--budget", "400000")
         story.ctl("check")
         story.ctl("remaining")
+
+        tell_of_a_review(story)
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(timeout=10)
     story.tell("The daemon was stopped; everything it knew is in its ledger. That was fluxbudget.")
+
+
+def tell_of_a_review(story: Story) -> None:
+    """Go on with the next phase, and a review whose agents are cut to what is left."""
+    story.tell("So the run moves on. Whoever thinks that it is still where it was is told so.")
+    story.ctl("advance", "--from", "brainstorm", "--to", "plan-reviewed")
+    story.ctl("advance", "--from", "brainstorm", expected=1)
+
+    story.tell("A review: which agents may be launched? The input type allows 150 000; the sprint has less left.")
+    story.ctl("triage", "--input-type", "plan", "--table", "--session", SESSION, given=AGENTS)
+    story.tell("Two of those that were launched have ended. What was not measured yet is pending, never 0.")
+    for agent, given, made in (("fd-safety", 33_000, 4_000), ("fd-correctness", 47_000, 5_500)):
+        story.interstat("hook", f"interflux:{agent}", "plan-reviewed")
+        story.interstat("parser", f"interflux:{agent}", str(given), str(made))
+    story.ctl("report", "--run", "demo", "--markdown")
 
 
 def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:
@@ -154,7 +179,7 @@ def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:
         agent, given, made = arguments
         connection.execute(
             "UPDATE agent_runs SET input_tokens=?, output_tokens=?, cache_read_tokens=?, total_tokens=?, parsed_at=? "
-            "WHERE agent_name=?",
+            "WHERE id=(SELECT max(id) FROM agent_runs WHERE agent_name=?)",
             (int(given), int(made), int(given) * 9, int(given) * 10 + int(made), now, agent),
         )
     elif what == "session":

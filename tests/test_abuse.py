@@ -95,12 +95,12 @@ def test_random_garbage(home: Home, run: str) -> None:
 
 
 def test_requests_in_one_piece_and_in_many_are_answered_in_order(home: Home, run: str) -> None:
-    frames = b"".join(encode_frame(messages.encode(messages.RunShow(run=name))) for name in (run, "a", run, "b") * 25)
+    frames = b"".join(encode_frame(messages.encode(messages.Remaining(run=name))) for name in (run, "a", run, "b") * 25)
     with Wire(home.socket) as wire:
         for start in range(0, len(frames), 7):
             wire.socket.sendall(frames[start : start + 7])
         kinds = [type(messages.decode_answer(wire.receive())) for _ in range(100)]
-    assert kinds == [messages.RunShowAnswer, messages.ErrorAnswer] * 50
+    assert kinds == [messages.RemainingAnswer, messages.ErrorAnswer] * 50
 
 
 def test_half_frames_time_out_while_others_are_answered(home: Home, run: str) -> None:

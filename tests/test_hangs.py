@@ -18,6 +18,7 @@ import anyio.abc
 import pytest
 
 from fluxbudgetd import server as server_module
+from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine import Engine
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.handlers import Context, handle
@@ -51,7 +52,8 @@ def within(seconds: float) -> float:
 async def engine_over(directory: Path) -> AsyncIterator[tuple[Engine, HangingSource]]:
     ledger, _ = await open_ledger(str(directory))
     source = HangingSource(str(directory / "metrics.db"))
-    engine = Engine(source, ledger)
+    settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
+    engine = Engine(source, ledger, settings)
     await engine.load()
     try:
         async with anyio.create_task_group() as tasks:
@@ -87,7 +89,7 @@ def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
                 while engine.source_status.state != "slow":  # noqa: ASYNC110  it comes by the clock, not by an event
                     await anyio.sleep(0.05)
             # Changes go on, too.
-            changed, _ = await engine.changes.change(state, messages.RunSet(token_budget=50))
+            changed, _ = await engine.changes.change(state, messages.RunSet(token_budget=50), within(0.2))
             assert changed.token_budget == 50
             source.let.set()
             standing = await engine.standing(state, within(10))

@@ -58,6 +58,13 @@ def test_every_version_that_ever_landed_opens(home: Home, version: int) -> None:
     assert listed["fixture-done"]["spend"]["spent"] == 30
     assert listed["fixture-active"]["run"]["goal"] == "kept as a fixture"
     assert home.ok("remaining", "--session", "s1") == str(100_000 - 1200)
+    if version >= 2:
+        assert listed["fixture-active"]["run"]["phase"] == "planned"
+        (left, *_) = home.json("run", "show", "--run", "fixture-active")["by_phase"]
+        assert (left["name"], left["state"], left["input"], left["output"]) == ("brainstorm", "completed", 1000, 100)
+        ((triage,),) = rows(ledger(home), "SELECT id FROM triages")
+        assert home.json("report", "--triage", str(triage))["pending"] == ["fd-safety", "fd-x"]
+        assert rows(ledger(home), "SELECT count(*) FROM events WHERE kind = 'budget.warning'") == [(1,)]
     assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
 
 

@@ -35,7 +35,7 @@ def test_exchange_in_the_document_is_what_a_daemon_reads() -> None:
 
 
 def test_every_request_survives_its_own_encoding() -> None:
-    filled = {"project_dir": "/p", "attach": "s", "detach": "s"}
+    filled = {"project_dir": "/p", "attach": "s", "detach": "s", "from_phase": "p", "agents": ()}
     for kind in messages.AnyRequest.__args__:
         given = {name: value for name, value in filled.items() if name in kind.__struct_fields__}
         request = kind(**given)
@@ -53,6 +53,9 @@ def test_demo_tells_its_story() -> None:
     assert result.stdout.count(line) == 2
     for number in ("250000\n", "211500\n", "66000\n", "136000\n", "export FLUX_BUDGET_REMAINING=1\n"):
         assert number in result.stdout
+    assert "Budget: 135K / 136K (99%) | Deferred: 1 agents (35K est.) [sprint-constrained]\n" in result.stdout
+    assert "| fd-performance | 2 | 40000 | pending | pending | pending | pending | default |\n" in result.stdout
+    assert "| **all** | | 135000 | 89500 (partial) | " in result.stdout
 
 
 def test_console_scripts() -> None:

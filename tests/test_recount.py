@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fluxbudgetd.wire import messages
 from harness.daemon import Home, Wire
 from harness.interstat import Interstat
-from harness.recount import Recount, StartedRun
+from harness.recount import Left, Recount, StartedRun
 
 SESSIONS = ("s0", "s1", "s'2")
 SCOPES = ("b0", 'b"1')
@@ -25,16 +25,20 @@ tokens = st.sampled_from(ODD)
 # Exact now, long ago (before every run and attachment), or nothing that is a time.
 when = st.sampled_from(("now", "now", "now", "past", "garbage"))
 bead = st.sampled_from((*SCOPES, "", "", None, "unknown"))
-write = st.tuples(st.just("write"), session, when, bead, tokens, tokens, tokens, tokens)
+phase = st.sampled_from(("", "", None, "brainstorm", "planned", "no phase of ours"))
+write = st.tuples(st.just("write"), session, when, bead, phase, tokens, tokens, tokens, tokens)
 update = st.tuples(st.just("update"), st.integers(0, 30), tokens, tokens)
 delete = st.tuples(st.just("delete"), st.integers(0, 30))
 start = st.tuples(st.just("start"), st.sampled_from((*SCOPES, None)), st.sampled_from((None, *SESSIONS)))
 attach = st.tuples(st.just("attach"), session, st.integers(0, 5))
 detach = st.tuples(st.just("detach"), session)
 finish = st.tuples(st.just("finish"), st.integers(0, 5))
+advance = st.tuples(st.just("advance"), st.integers(0, 5))
 look = st.tuples(st.just("look"))
 actions = st.lists(
-    st.one_of(write, write, write, update, delete, start, attach, detach, finish, look), min_size=20, max_size=80
+    st.one_of(write, write, write, update, delete, start, attach, detach, finish, advance, look),
+    min_size=20,
+    max_size=80,
 )
 
 
@@ -52,7 +56,7 @@ class History:
     def ask(self, request: messages.AnyRequest) -> Any:
         return self.wire.ask(request)
 
-    def write(self, name: str, when: str, bead: str | None, *tokens: Any) -> None:
+    def write(self, name: str, when: str, bead: str | None, phase: str | None, *tokens: Any) -> None:
         moments = {
             "now": datetime.now(UTC).isoformat(),
             "past": (datetime.now(UTC) - timedelta(days=400)).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -64,6 +68,7 @@ class History:
                 name + self.mark,
                 timestamp=moments[when],
                 bead_id=bead + self.mark if bead else bead,
+                phase=phase,
                 **dict(zip(columns, tokens, strict=True)),
             )
         )
@@ -92,6 +97,8 @@ class History:
             answer = self.ask(messages.RunStart(scope=named, project_dir="/", token_budget="none"))
         at = datetime.fromisoformat(answer.run.started_at).timestamp()
         self.recount.runs.insert(before, StartedRun(answer.run.id, named, at))
+        self.recount.left[answer.run.id] = []
+        self.recount.chains[answer.run.id] = answer.run.phases
         self.active[scope if scope is not None else answer.run.id] = answer.run.id
 
     def attach(self, name: str, index: int) -> None:
@@ -114,6 +121,20 @@ class History:
         spoken = [said for said in self.recount.said if said.session == name + self.mark]
         return spoken[-1].run if spoken else self.recount.implied(name + self.mark)
 
+    def advance(self, index: int) -> None:
+        if self.active:
+            run = list(self.active.values())[index % len(self.active)]
+            left = self.recount.left[run]
+            chain = self.recount.chains[run]
+            here = chain[len(left)]
+            answer = self.ask(messages.Advance(run=run, from_phase=here, wait_ms=5000))
+            assert isinstance(answer, messages.AdvanceAnswer) == (here != chain[-1]), answer
+            if isinstance(answer, messages.AdvanceAnswer):
+                assert answer.completed is not None
+                assert answer.completed.until is not None
+                until = datetime.fromisoformat(answer.completed.until).timestamp()
+                left.append(Left(here, until, answer.completed.estimate))
+
     def finish(self, index: int) -> None:
         if self.active:
             key = list(self.active)[index % len(self.active)]
@@ -125,7 +146,10 @@ class History:
             shown = self.ask(messages.RunShow(run=run.name, wait_ms=5000))
             assert not shown.spend.stale, shown.spend
             assert (shown.totals.billing, shown.totals.total) == expected[run.name], run
-            assert shown.spend.spent == shown.totals.billing
+            by_phase = {line.name: (line.billing, line.provisional) for line in shown.by_phase}
+            assert by_phase == self.recount.phases(run.name)
+            assert shown.spend.provisional == sum(counting for _, counting in by_phase.values())
+            assert shown.spend.spent == shown.totals.billing + shown.spend.provisional
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +186,14 @@ def test_recount_after_a_restart(tmp_path: Path) -> None:
         history = History(wire, interstat, 0)
         history.start("b0", "s0")
         history.start("b1", None)
-        history.write("s0", "now", None, 1, 2, 3, 4)
-        history.write("s1", "now", "b1", 10, 20, 30, 40)
-        history.write("s1", "past", None, 100, 200, 300, 400)
+        history.write("s0", "now", None, None, 1, 2, 3, 4)
+        history.write("s1", "now", "b1", "planned", 10, 20, 30, 40)
+        history.write("s1", "past", None, "", 100, 200, 300, 400)
         history.attach("s1", 0)
-        history.write("s1", "now", None, 1000, 2000, 3000, 4000)
+        history.advance(0)
+        history.write("s1", "now", None, None, 1000, 2000, 3000, 4000)
         history.detach("s0")
-        history.write("s0", "now", None, 7, 7, 7, 7)
+        history.write("s0", "now", None, None, 7, 7, 7, 7)
         history.finish(0)
         history.look()
     daemon.kill()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from fluxbudgetctl import environment, hot, verbs
+from fluxbudgetctl import environment, hot, reviews, verbs
 from fluxbudgetctl.failure import Failure, one_line
 from fluxbudgetd.wire import codes
 
@@ -14,8 +14,8 @@ _EPILOG = """\
 A run is named by --run, --scope or --session; else by $FLUXBUDGET_RUN, $CLAVAIN_BEAD_ID, $CLAUDE_CODE_SESSION_ID,
 $CLAUDE_SESSION_ID; else it is the only active run whose project directory is the working directory or a parent of it.
 
-Exit codes: 0 answered, 1 refused (budget, doctor), 3 no run or no budget, 64 usage, 65 bad input, 69 daemon not
-reachable, 70 internal, 75 no answer in time, 78 bad config."""
+Exit codes: 0 answered, 1 refused (budget, stale phase, doctor), 3 no run or no budget, 64 usage, 65 bad input,
+69 daemon not reachable, 70 internal, 75 no answer in time, 78 bad config."""
 
 _HELP = {
     "remaining": "print the tokens that are left: one integer (no run or no budget: 0, exit 3)",
@@ -32,7 +32,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[_Parser]  # noqa: SLF001  argparse gives it no public name
+    # argparse gives them no public names.
+    _Commands = argparse._SubParsersAction[_Parser]  # noqa: SLF001
+    _Group = argparse._MutuallyExclusiveGroup  # noqa: SLF001
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -63,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_naming(status)
     _add_runs(commands)
+    _add_advance(commands)
+    _add_reviews(commands)
     _add(
         commands, "doctor", "look at everything; say what is wrong and what to do; exit 1 if anything is", verbs.doctor
     )
@@ -79,6 +83,7 @@ def _add_hot(commands: "_Commands", name: str) -> None:
             timeout=options.timeout,
             json=getattr(options, "json", False),
             default=getattr(options, "default", None),
+            override=getattr(options, "override", None),
         )
         return hot.run(hot_options)
 
@@ -88,6 +93,8 @@ def _add_hot(commands: "_Commands", name: str) -> None:
         _add_naming(made)
     if "--json" in hot.VERBS[name]:
         made.add_argument("--json", action="store_true", help="print a JSON object")
+    if "--override" in hot.VERBS[name]:
+        _add_override(made)
     if "--default" in hot.VERBS[name]:
         made.add_argument("--default", type=int, metavar="N", help="print N, exit 0, when the daemon gives no answer")
 
@@ -133,6 +140,59 @@ def _add_runs(commands: "_Commands") -> None:
     _add_naming(_add(runs, "cancel", "give a run up", verbs.run_cancel))
 
 
+def _add_advance(commands: "_Commands") -> None:
+    made = _add(commands, "advance", "check, then take the run to its next phase: 'advanced|P|Q'", verbs.advance)
+    _add_naming(made)
+    made.add_argument(
+        "--from", dest="from_phase", type=_text, required=True, metavar="P", help="the phase that it is in, you think"
+    )
+    made.add_argument("--to", dest="to_phase", type=_text, metavar="Q", help="a later phase (default: the next one)")
+    _add_override(made)
+
+
+def _add_reviews(commands: "_Commands") -> None:
+    estimates = _add(commands, "estimates", "print what agents are expected to cost, as JSON", reviews.estimates)
+    _add_model(estimates)
+    estimates.add_argument(
+        "--project", type=_path, metavar="DIR", help="its directory (default: the working directory)"
+    )
+    triage = _add(
+        commands, "triage", "which review agents may be launched? JSON of agents on stdin, JSON out", reviews.triage
+    )
+    _add_naming(triage)
+    _add_model(triage)
+    triage.add_argument(
+        "--input-type", type=_text, metavar="T", default="other", help="decides the budget: plan, repo …"
+    )
+    triage.add_argument("--override", type=_text, metavar="REASON", help="select all (not when enforcement is hard)")
+    triage.add_argument("--table", action="store_true", help="print a table for people")
+    report = _add(
+        commands, "report", "print what a review was expected to cost, and what it did, as JSON", reviews.report
+    )
+    which = report.add_mutually_exclusive_group()
+    which.add_argument("--triage", type=_text, metavar="ID", help="the triage's id")
+    _add_names(which)
+    report.add_argument("--markdown", action="store_true", help="print it for people")
+    calibrate = _add(commands, "calibrate", "what have phases and agents really cost?", reviews.calibrate)
+    calibrate.add_argument(
+        "--write", action="store_true", help="keep it beside the configuration, for estimates to come"
+    )
+
+
+def _add_model(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--model", type=_text, metavar="M", help="rows of this model count (default: claude-opus-4-6)")
+    made.add_argument("--slicing", action="store_true", help="agents are given slices of the document")
+
+
+def _add_override(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--override",
+        type=_text,
+        metavar="REASON",
+        help="pass an exceeded budget, not when enforcement is hard (default: $CLAVAIN_SKIP_BUDGET)",
+    )
+
+
 def _add(
     commands: "_Commands",
     name: str,
@@ -157,7 +217,10 @@ def _add(
 
 
 def _add_naming(made: argparse.ArgumentParser) -> None:
-    which = made.add_mutually_exclusive_group()
+    _add_names(made.add_mutually_exclusive_group())
+
+
+def _add_names(which: "_Group") -> None:
     which.add_argument("--run", type=_text, metavar="ID", help="the run's id")
     which.add_argument("--scope", type=_text, metavar="BEAD", help="the run's bead")
     which.add_argument("--session", type=_text, metavar="S", help="one of the run's sessions")

@@ -27,6 +27,12 @@ def working_directory() -> str | None:
         return None
 
 
+def override() -> str | None:
+    """Return the reason for passing an exceeded budget that the environment gives; an empty one is none."""
+    value = os.environ.get("CLAVAIN_SKIP_BUDGET")
+    return text(value) if value else None
+
+
 def hints() -> dict[str, Value]:
     """Return the request's `hints`."""
     environ = os.environ

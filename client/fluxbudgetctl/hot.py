@@ -25,7 +25,7 @@ NAMING_FLAGS = ("--run", "--scope", "--session")
 VERBS: dict[str, tuple[str, ...]] = {
     "remaining": (*NAMING_FLAGS, "--timeout", "--json", "--default"),
     "env": (*NAMING_FLAGS, "--timeout"),
-    "check": (*NAMING_FLAGS, "--timeout", "--json"),
+    "check": (*NAMING_FLAGS, "--timeout", "--json", "--override"),
     "ping": ("--timeout", "--json"),
 }
 
@@ -49,12 +49,14 @@ class Options:
         timeout: float | None = None,
         json: bool = False,
         default: int | None = None,
+        override: str | None = None,
     ) -> None:
         self.verb = verb
         self.run, self.scope, self.session = naming
         self.timeout = timeout
         self.json = json
         self.default = default
+        self.override = override
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
@@ -84,7 +86,9 @@ def parse(arguments: Sequence[str]) -> Options | None:
     naming = (found.get("--run"), found.get("--scope"), found.get("--session"))
     if sum(name is not None for name in naming) > 1:
         return None
-    return Options(arguments[0], naming, timeout=timeout, json=as_json, default=default)
+    return Options(
+        arguments[0], naming, timeout=timeout, json=as_json, default=default, override=found.get("--override")
+    )
 
 
 def seconds(value: str) -> float:
@@ -145,8 +149,12 @@ def _check(options: Options) -> int:
     answer = _ask("check", options, PATIENT_SECONDS)
     spend = _spend(answer)
     _tell_stale(spend)
+    if answer["note"]:
+        say(f"fluxbudgetctl: {one_line(str(answer['note']))}")
+    if answer["overridden"]:
+        say(f"fluxbudgetctl: the budget is exceeded; overridden: {one_line(str(answer['overridden']))}")
     if options.json:
-        names = ("run", "phase", "allowed", "refusal")
+        names = ("run", "phase", "allowed", "refusal", "overridden", "note")
         _print_json({**{name: answer[name] for name in names}, **spend})
     else:
         print("ok" if answer["allowed"] else answer["refusal"])
@@ -174,6 +182,8 @@ def _ask(op: str, options: Options, limit: float) -> dict[str, Value]:
         names = ("run", "scope", "session")
         request |= {name: environment.text(getattr(options, name)) for name in names if getattr(options, name)}
         request["hints"] = environment.hints()
+    if op == "check":
+        request["override"] = environment.text(options.override) if options.override else environment.override()
     body = exchange(environment.socket(), pack(request), timeout)
     try:
         answer = unpack(body)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 
-from fluxbudgetctl.failure import one_line
+from fluxbudgetctl.failure import one_line, say
 from fluxbudgetd.wire import messages
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -38,7 +38,7 @@ def status(answer: messages.StatusAnswer) -> None:
     elif _on_terminal():
         _status_table(answer.runs)
     else:
-        _columns(
+        columns(
             ("RUN", "PHASE", "SPENT", "BUDGET", "PCT", "REMAINING", "RESERVED", "STATE", "GOAL"),
             [_plain_line(line) for line in answer.runs],
         )
@@ -51,6 +51,17 @@ def status(answer: messages.StatusAnswer) -> None:
             f"unattributed: {tokens(loose.billing)} billing tokens in {loose.sessions} sessions that belong to no run"
             " (among interstat's newest 10 000 rows)"
         )
+
+
+def stale(why: str | None) -> None:
+    """Say on stderr that numbers are the last known ones, if they are."""
+    if why:
+        remark(f"last known numbers: {why}")
+
+
+def remark(text: str) -> None:
+    """Say something on stderr."""
+    say(f"fluxbudgetctl: {one_line(text)}")
 
 
 def run_list(lines: Iterable[messages.RunLine]) -> None:
@@ -67,7 +78,7 @@ def run_list(lines: Iterable[messages.RunLine]) -> None:
         for line in lines
     ]
     if rows:
-        _columns(("RUN", "STATUS", "PHASE", "SPENT/BUDGET", "SCOPE", "GOAL"), rows)
+        columns(("RUN", "STATUS", "PHASE", "SPENT/BUDGET", "SCOPE", "GOAL"), rows)
     else:
         print("no runs")
 
@@ -96,9 +107,11 @@ def run_show(answer: messages.RunShowAnswer) -> None:
         print(f"{name + ':':<13}{one_line(value)}")
     if spend.stale_why:
         print(f"{'stale:':<13}{one_line(spend.stale_why)}")
+    if spend.budget is not None and spend.pct is not None:
+        print(f"Budget: {spend.spent // 1000}k / {spend.budget // 1000}k ({int(spend.pct)}%)")
+    _phases(answer.by_phase)
+    _stages(answer.by_stage)
     for title, sums in (
-        ("phase", answer.by_phase),
-        ("macro-stage", answer.by_stage),
         ("agent", answer.by_agent),
         ("model", answer.by_model),
         ("session", answer.by_session),
@@ -106,7 +119,7 @@ def run_show(answer: messages.RunShowAnswer) -> None:
         _sums(title, sums)
     if answer.attachments:
         print()
-        _columns(
+        columns(
             ("ATTACHED SESSION", "SINCE", "UNTIL", "BY"),
             [
                 (one_line(one.session), one.since or "its start", one.until or "now", one.origin)
@@ -218,11 +231,49 @@ def _state(line: messages.RunLine) -> "Text":  # type: ignore[name-defined]  # n
     return text
 
 
+def _phases(lines: Sequence[messages.PhaseLine]) -> None:
+    print()
+    columns(
+        ("PHASE", "STATE", "SPENT", "PROVISIONAL", "ESTIMATE", "FROM", "INPUT", "OUTPUT", "RECORDS", "PENDING"),
+        [
+            (
+                one_line(one.name),
+                one.state + (" (overridden)" if one.override else ""),
+                tokens(one.spent),
+                tokens(one.provisional),
+                tokens(one.estimate),
+                f"{one.sample_size} runs" if one.estimate_source == "calibration" else one.estimate_source,
+                tokens(one.input),
+                tokens(one.output),
+                str(one.records),
+                str(one.pending),
+            )
+            for one in lines
+        ],
+    )
+
+
+def _stages(lines: Sequence[messages.StageLine]) -> None:
+    print()
+    columns(
+        ("MACRO-STAGE", "SPENT", "ALLOCATED", "PROVISIONAL"),
+        [
+            (
+                one.name,
+                tokens(one.spent),
+                "-" if one.allocated is None else tokens(one.allocated),
+                tokens(one.provisional),
+            )
+            for one in lines
+        ],
+    )
+
+
 def _sums(title: str, sums: Sequence[messages.Tally]) -> None:
     if not sums:
         return
     print()
-    _columns(
+    columns(
         (title.upper(), "BILLING", "TOTAL", "INPUT", "OUTPUT", "CACHE READ", "CACHE CREATION", "RECORDS", "PENDING"),
         [
             (
@@ -239,7 +290,8 @@ def _sums(title: str, sums: Sequence[messages.Tally]) -> None:
     )
 
 
-def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table without lines."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

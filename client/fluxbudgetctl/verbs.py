@@ -44,7 +44,7 @@ def status(options: Options) -> int:
         page = call(messages.Status(after=page.next), messages.StatusAnswer, _left(until))
         answer = msgspec.structs.replace(answer, runs=answer.runs + page.runs)
     if options.json:
-        return _print_json({"runs": answer.runs, "sources": answer.sources, "unattributed": answer.unattributed})
+        return print_json({"runs": answer.runs, "sources": answer.sources, "unattributed": answer.unattributed})
     rendering.status(answer)
     return codes.OK
 
@@ -81,7 +81,7 @@ def run_list(options: Options) -> int:
         page = call(request, messages.RunListAnswer, _left(until))
         lines += page.runs
     if options.json:
-        return _print_json({"runs": lines})
+        return print_json({"runs": lines})
     rendering.run_list(lines)
     return codes.OK
 
@@ -91,7 +91,7 @@ def run_show(options: Options) -> int:
     answer = call(_named(messages.RunShow, options), messages.RunShowAnswer, options.timeout)
     if options.json:
         fields = msgspec.structs.asdict(answer)
-        return _print_json({name: value for name, value in fields.items() if name != "ok"})
+        return print_json({name: value for name, value in fields.items() if name != "ok"})
     rendering.run_show(answer)
     return codes.OK
 
@@ -111,13 +111,13 @@ def run_set(options: Options) -> int:
 
 def run_attach(options: Options) -> int:
     """`run attach`."""
-    hints = _hints()
-    others = tuple(name for name in hints.sessions if name != options.session)
+    found = hints()
+    others = tuple(name for name in found.sessions if name != options.session)
     request = messages.RunAttach(
         attach=options.session,
         run=options.run,
         scope=options.scope,
-        hints=msgspec.structs.replace(hints, sessions=others),
+        hints=msgspec.structs.replace(found, sessions=others),
     )
     return _print_changed(call(request, messages.RunAnswer, options.timeout), options)
 
@@ -138,6 +138,31 @@ def run_cancel(options: Options) -> int:
     return _print_changed(call(_named(messages.RunCancel, options), messages.RunAnswer, options.timeout), options)
 
 
+def advance(options: Options) -> int:
+    """`advance`."""
+    request = messages.Advance(
+        run=options.run,
+        scope=options.scope,
+        session=options.session,
+        hints=hints(),
+        from_phase=options.from_phase,
+        to_phase=options.to_phase,
+        override=options.override or environment.override(),
+    )
+    answer = call(request, messages.AdvanceAnswer, options.timeout)
+    rendering.stale(answer.spend.stale_why)
+    if answer.note:
+        rendering.remark(answer.note)
+    if answer.overridden:
+        rendering.remark(f"the budget is exceeded; overridden: {answer.overridden}")
+    if options.json:
+        fields = msgspec.structs.asdict(answer)
+        print_json({name: value for name, value in fields.items() if name != "ok"})
+    else:
+        print(answer.line)
+    return codes.OK if answer.advanced else codes.REFUSED
+
+
 def doctor(options: Options) -> int:
     """`doctor`: what the client can see by itself, then what the daemon knows."""
     findings = list(look_around(environment.socket()))
@@ -154,7 +179,7 @@ def doctor(options: Options) -> int:
     if options.json:
         fields = {} if answer is None else msgspec.structs.asdict(answer)
         kept = {name: value for name, value in fields.items() if name not in ("ok", "findings")}
-        _print_json({"ok": not findings, "findings": findings, "daemon": kept or None})
+        print_json({"ok": not findings, "findings": findings, "daemon": kept or None})
     else:
         rendering.doctor(environment.socket(), answer, findings)
     return codes.REFUSED if findings else codes.OK
@@ -167,12 +192,12 @@ def version(options: Options) -> int:
         answer = call(messages.Ping(), messages.PingAnswer, options.timeout)
     except Failure:
         if options.json:
-            _print_json({"client": client, "client_kind": "python", "daemon": None, "protocol": codes.VERSION})
+            print_json({"client": client, "client_kind": "python", "daemon": None, "protocol": codes.VERSION})
         else:
             print(f"fluxbudgetctl {client} (python)", flush=True)
         raise
     if options.json:
-        return _print_json(
+        return print_json(
             {"client": client, "client_kind": "python", "daemon": answer.version, "protocol": answer.protocol}
         )
     print(f"fluxbudgetctl {client} (python)\nfluxbudgetd {answer.version} (pid {answer.pid})")
@@ -196,20 +221,22 @@ def _left(until: float) -> float:
 
 
 def _named(kind: type[N], options: Options) -> N:
-    return kind(run=options.run, scope=options.scope, session=options.session, hints=_hints())
+    return kind(run=options.run, scope=options.scope, session=options.session, hints=hints())
 
 
-def _hints() -> messages.Hints:
+def hints() -> messages.Hints:
+    """Return what the environment says of the run that is meant."""
     return msgspec.convert(environment.hints(), messages.Hints)
 
 
 def _print_changed(answer: messages.RunAnswer, options: Options, *, bare_id: bool = False) -> int:
     if options.json:
-        return _print_json({"run": answer.run, "changed": answer.changed})
+        return print_json({"run": answer.run, "changed": answer.changed})
     print(answer.run.id if bare_id else rendering.changed_line(answer))
     return codes.OK
 
 
-def _print_json(value: object) -> int:
+def print_json(value: object) -> int:
+    """Print one JSON value."""
     print(json.dumps(msgspec.to_builtins(value)))  # ASCII, whatever the terminal's encoding
     return codes.OK

@@ -7,7 +7,16 @@ import msgspec
 
 from fluxbudgetd.engine import Engine, Standing
 from fluxbudgetd.engine.book import RunState
-from fluxbudgetd.model import Counts, Run, to_text
+from fluxbudgetd.model import Counts, Run, Triage, to_text
+from fluxbudgetd.policy import triage as policy
+from fluxbudgetd.policy.phases import (
+    MACRO_STAGES,
+    OTHER_STAGE,
+    PhaseEstimate,
+    allocations,
+    estimate,
+    macro_stage,
+)
 from fluxbudgetd.wire import messages as wire
 
 _LINE_GOAL = 200
@@ -85,6 +94,106 @@ def sources(engine: Engine) -> tuple[wire.SourceInfo, ...]:
     )
 
 
+def phase_lines(engine: Engine, state: RunState) -> tuple[wire.PhaseLine, ...]:
+    """Return the phases of a run's chain: what was measured in each, what counts for it, what it may cost."""
+    run, timeline = state.run, engine.book.timelines[state.run.id]
+    sums = engine.book.by_phase(state)
+    records = {record.phase: record for record in state.completed}
+    provisional = {record.phase for record in engine.book.provisional(state)}
+    known = {} if engine.settings.calibration is None else engine.settings.calibration.phases
+    lines = []
+    for index, phase in enumerate(run.phases):
+        record = records.get(phase)
+        counts = sums.get(phase, Counts())
+        expected = (
+            estimate(phase, run.cost_basis, engine.settings.config.phases, known)
+            if record is None
+            else PhaseEstimate(record.estimate, record.source, record.sample_size)
+        )
+        state_of: wire.PhaseState = "completed" if record is not None else "ahead"
+        if record is None and index <= run.phases.index(run.phase):
+            state_of = "current" if phase == run.phase else "skipped"
+        counting = expected.tokens if phase in provisional else 0
+        since = timeline.since if state_of == "current" else None if record is None else record.since
+        lines.append(
+            wire.PhaseLine(
+                **msgspec.structs.asdict(tally(phase, counts)),
+                state=state_of,
+                since=None if since is None else to_text(since),
+                until=None if record is None else to_text(record.until),
+                spent=capped(counts.tokens(run.cost_basis) + counting),
+                provisional=counting,
+                estimate=expected.tokens,
+                estimate_source=expected.source,
+                sample_size=expected.sample_size,
+                override=None if record is None else record.override,
+            )
+        )
+    return tuple(lines)
+
+
+def stage_lines(engine: Engine, state: RunState, by_phase: Iterable[wire.PhaseLine]) -> tuple[wire.StageLine, ...]:
+    """Return the macro-stages of a run's phases: what was measured in each, and its part of the budget."""
+    run = state.run
+    allocated = {} if run.token_budget is None else allocations(engine.settings.config.stages, run.token_budget)
+    sums: dict[str, Counts] = {}
+    measured = engine.book.by_phase(state)
+    provisional: dict[str, int] = {}
+    for line in by_phase:
+        stage = macro_stage(line.name)
+        sums[stage] = sums.get(stage, Counts()) + measured.get(line.name, Counts())
+        provisional[stage] = provisional.get(stage, 0) + line.provisional
+    return tuple(
+        wire.StageLine(
+            **msgspec.structs.asdict(tally(stage, sums[stage])),
+            spent=capped(sums[stage].tokens(run.cost_basis) + provisional[stage]),
+            provisional=provisional[stage],
+            allocated=allocated.get(stage),
+        )
+        for stage in (*MACRO_STAGES, OTHER_STAGE)
+        if stage in sums
+    )
+
+
+def triage(made: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:
+    """Return a triage as it is answered."""
+
+    def part(stage: int | None, *, selected: bool) -> wire.TriagePart:
+        chosen = [
+            line for line in made.agents if stage in (None, line.stage) and (line.action == "Selected") == selected
+        ]
+        return wire.TriagePart(agents=len(chosen), est_tokens=capped(policy.tokens(chosen)))
+
+    return wire.TriageAnswer(
+        triage_id=made.id,
+        verdict=made.verdict,
+        run=made.run,
+        session=made.session,
+        input_type=made.input_type,
+        model=made.model,
+        slicing=made.slicing,
+        cost_basis=made.cost_basis,
+        enforcement=made.enforcement,
+        budget=made.budget,
+        type_budget=made.type_budget,
+        sprint_remaining=made.sprint_remaining,
+        sprint_constrained=made.sprint_constrained,
+        selected=part(None, selected=True),
+        deferred=part(None, selected=False),
+        by_stage={
+            f"stage_{stage}": wire.TriageStage(
+                selected=part(stage, selected=True), deferred=part(stage, selected=False)
+            )
+            for stage in (1, 2)
+        },
+        agents=made.agents,
+        summary=policy.summary(made.agents, made.budget, constrained=made.sprint_constrained),
+        override=made.override,
+        note=note,
+        stale_why=stale_why,
+    )
+
+
 def sums(parts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
     """Return sums by name."""
     sums: defaultdict[str, Counts] = defaultdict(Counts)
@@ -93,12 +202,11 @@ def sums(parts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
     return sums
 
 
-def tallies(sums: dict[str, Counts], order: tuple[str, ...] = ()) -> tuple[wire.Tally, ...]:
-    """Return sums in a given order, what it does not name behind it, largest first, the smallest in one line."""
-    known = [name for name in order if name in sums]
-    others = sorted(sums.keys() - set(order), key=lambda name: (-sums[name].billing, name))
-    shown, rest = others[:MOST_LINES], others[MOST_LINES:]
-    lines = [tally(name, sums[name]) for name in (*known, *shown)]
+def tallies(sums: dict[str, Counts]) -> tuple[wire.Tally, ...]:
+    """Return sums, largest first, the smallest in one line."""
+    ordered = sorted(sums, key=lambda name: (-sums[name].billing, name))
+    shown, rest = ordered[:MOST_LINES], ordered[MOST_LINES:]
+    lines = [tally(name, sums[name]) for name in shown]
     if rest:
         lines.append(tally(f"({len(rest)} more)", sum((sums[name] for name in rest), Counts())))
     return tuple(lines)

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 
 import anyio
 import anyio.abc
@@ -14,6 +15,7 @@ import structlog
 
 from fluxbudgetd import __version__, listening
 from fluxbudgetd.config.locations import Locations
+from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine import Engine
 from fluxbudgetd.engine.engine import now_micros
 from fluxbudgetd.handlers import Context, handle
@@ -40,7 +42,7 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def run(locations: Locations) -> None:
+def run(locations: Locations, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises `StartError` when that cannot begin.
 
     What blocks for its nature (directories, locks, binding) is done before the event loop starts.
@@ -54,17 +56,17 @@ def run(locations: Locations) -> None:
         listening.lock(state_lock, f"the state in {locations.state_dir}"),
         listening.bound(locations.socket) as listener,
     ):
-        anyio.run(_with_ledger, locations, listener)
+        anyio.run(_with_ledger, locations, settings, listener)
 
 
-async def _with_ledger(locations: Locations, listener: listening.Listener) -> None:
+async def _with_ledger(locations: Locations, settings: Settings, listener: listening.Listener) -> None:
     with anyio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         ledger, moved = await open_ledger(locations.state_dir)
         if moved is not None:
             log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
         try:
-            await _serve(locations, ledger, listener, signals)
+            await _serve(locations, settings, ledger, listener, signals)
         finally:
             with anyio.CancelScope(shield=True):
                 await ledger.close()
@@ -72,9 +74,13 @@ async def _with_ledger(locations: Locations, listener: listening.Listener) -> No
 
 
 async def _serve(
-    locations: Locations, ledger: Ledger, listener: listening.Listener, signals: AsyncIterator[signal.Signals]
+    locations: Locations,
+    settings: Settings,
+    ledger: Ledger,
+    listener: listening.Listener,
+    signals: AsyncIterator[signal.Signals],
 ) -> None:
-    engine = Engine(InterstatSource(locations.interstat_db), ledger)
+    engine = Engine(InterstatSource(locations.interstat_db), ledger, settings)
     await engine.load()
     context = Context(
         engine=engine, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections
@@ -88,7 +94,14 @@ async def _serve(
         tasks.start_soon(engine.serve)
         tasks.start_soon(server.serve, accepting)
         gc.freeze()
-        log.info("ready", socket=locations.socket, pid=os.getpid(), version=__version__, runs=len(engine.book.runs))
+        log.info(
+            "ready",
+            socket=locations.socket,
+            config=settings.config_path,
+            pid=os.getpid(),
+            version=__version__,
+            runs=len(engine.book.runs),
+        )
         await _until_told_to_stop(engine, signals, tasks)
         # The name goes first: whoever comes now does not wait for a daemon that is on its way out.
         await anyio.to_thread.run_sync(listener.unlink)
@@ -106,8 +119,10 @@ async def _until_told_to_stop(
         if number != signal.SIGHUP:
             log.info("stopping", signal=number.name)
             return
-        log.info("reloading: sources are opened anew")
-        tasks.start_soon(engine.reopen_sources)  # which waits for a reader that may hang
+        log.info("reloading: the configuration is read again, sources are opened anew")
+        # Both wait for files that may hang.
+        tasks.start_soon(partial(engine.settings.refresh, force=True))
+        tasks.start_soon(engine.reopen_sources)
 
 
 def _prepare_process() -> None:

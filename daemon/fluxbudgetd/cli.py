@@ -9,8 +9,10 @@ from contextlib import suppress
 from typing import NoReturn
 
 from fluxbudgetd import __version__, app, log
-from fluxbudgetd.config.locations import locate
-from fluxbudgetd.errors import FluxError, StartError
+from fluxbudgetd.config.check import check
+from fluxbudgetd.config.locations import Locations, locate
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.errors import ConfigError, FluxError, StartError
 from fluxbudgetd.wire import codes
 
 
@@ -52,6 +54,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Claude's directory (default: $CLAUDE_CONFIG_DIR, else ~/.claude)",
     )
+    made.add_argument(
+        "--config",
+        type=_path,
+        metavar="FILE",
+        help="the configuration (default: fluxbudget/config.toml in $XDG_CONFIG_HOME or ~/.config, if it is there)",
+    )
+    made.add_argument(
+        "--check-config",
+        action="store_true",
+        help="say whether the configuration, the calibration and flux-drive's budget file are right, and exit",
+    )
     made.add_argument("--version", action="version", version=f"fluxbudgetd {__version__}")
     return made
 
@@ -63,14 +76,22 @@ def _path(value: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve; return the exit code."""
-    arguments = parser().parse_args(argv)
-    locations = locate(os.environ, os.geteuid(), **vars(arguments))
+    """Serve, or only check the configuration; return the exit code."""
+    arguments = vars(parser().parse_args(argv))
+    only_check = arguments.pop("check_config")
+    locations = locate(os.environ, os.geteuid(), **arguments)
+    if only_check:
+        return _check(locations)
     app.hold_signals()
     close_log = log.configure()
     code = codes.OK
     try:
-        app.run(locations)
+        settings = Settings(locations.config, required=locations.config_is_chosen, claude_dir=locations.claude_dir)
+        settings.load_first()
+        app.run(locations, settings)
+    except ConfigError as exc:
+        _complain(exc)
+        code = codes.BAD_CONFIG
     except StartError as exc:
         _complain(exc)
         code = exc.exit_code
@@ -82,6 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # A thread hangs in a file system that does not answer; everything of ours is closed, so do not wait for it.
         os._exit(code)
+    return code
+
+
+def _check(locations: Locations) -> int:
+    code = codes.OK
+    for line, error in check(locations):
+        if error is not None:
+            _complain(error)
+            code = codes.BAD_CONFIG
+            continue
+        try:
+            os.write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
+        except OSError as exc:
+            _complain(FluxError(f"the output cannot be written: {exc.strerror}"))
+            return codes.INTERNAL
     return code
 
 

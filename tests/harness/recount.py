@@ -4,7 +4,9 @@ It shares no code with the daemon. It knows the rules as sentences:
 
 * a row whose bead is a run's scope belongs to that run (the last one started at its time, else the first);
 * else it belongs to the run that its session was attached to at its time, a session's first attachment reaching back;
-* a session that was never attached counts as attached to the run of its earliest row with a known bead.
+* a session that was never attached counts as attached to the run of its earliest row with a known bead;
+* a row counts for the phase that it names, when the run has it, else for the one that the run was in at its time;
+* a phase that was left counts its estimate, until it has tokens, or a session has that worked for the run meanwhile.
 """
 
 import sqlite3
@@ -25,6 +27,15 @@ class Said(NamedTuple):
     session: str
     run: str | None
     at: float | None
+    told: float | None
+
+
+class Left(NamedTuple):
+    """A phase that a run has left, when, and what it was estimated at."""
+
+    phase: str
+    until: float
+    estimate: int
 
 
 def seconds(text: object) -> float | None:
@@ -44,6 +55,8 @@ class Recount:
         self.database = database
         self.runs: list[StartedRun] = []
         self.said: list[Said] = []
+        self.left: dict[str, list[Left]] = {}
+        self.chains: dict[str, tuple[str, ...]] = {}
 
     def rows(self) -> list[dict[str, object]]:
         connection = sqlite3.connect(self.database)
@@ -80,9 +93,9 @@ class Recount:
         """Note an attachment (or, with None, a detachment) that the daemon was told of now."""
         spoken = [said for said in self.said if said.session == session]
         if not spoken and (before := self.implied(session)) is not None:
-            self.said.append(Said(session, before, None))
+            self.said.append(Said(session, before, None, None))
             spoken = [self.said[-1]]
-        self.said.append(Said(session, run, at if spoken else None))
+        self.said.append(Said(session, run, at if spoken else None, at))
 
     def owner(self, row: dict[str, object], implied: dict[str, str | None]) -> str | None:
         at = seconds(row["timestamp"])
@@ -97,6 +110,67 @@ class Recount:
             if said.at is None or at is None or said.at <= at:
                 answer = said.run
         return answer
+
+    def phase(self, row: dict[str, object], run: str) -> str:
+        if row["phase"] in self.chains[run]:
+            return str(row["phase"])
+        at = seconds(row["timestamp"])
+        for left in self.left[run]:
+            if at is not None and at < left.until:
+                return left.phase
+        return self.chains[run][len(self.left[run])]
+
+    def phases(self, run: str) -> dict[str, tuple[int, int]]:
+        """Return phase → (billing tokens measured, estimate that counts)."""
+        rows = self.rows()
+        implied = {str(row["session_id"]): self.implied(str(row["session_id"]), rows) for row in rows}
+        mine = [row for row in rows if self.owner(row, implied) == run]
+        used = {str(row["session_id"]): 0 for row in rows}
+        sums = dict.fromkeys(self.chains[run], 0)
+        whole = dict.fromkeys(self.chains[run], 0)
+        for row in mine:
+            billing = count(row["input_tokens"]) + count(row["output_tokens"])
+            total = billing + count(row["cache_read_tokens"]) + count(row["cache_creation_tokens"])
+            used[str(row["session_id"])] += total
+            sums[self.phase(row, run)] += billing
+            whole[self.phase(row, run)] += total
+        estimates = dict.fromkeys(self.chains[run], 0)
+        began = next(started.at for started in self.runs if started.name == run)
+        for left in self.left[run]:
+            worked = [
+                session
+                for session, tokens in used.items()
+                if tokens and self.worked(session, run, implied[session], rows, began, left.until)
+            ]
+            if not whole[left.phase] and not worked:
+                estimates[left.phase] = left.estimate
+            began = left.until
+        return {phase: (sums[phase], estimates[phase]) for phase in self.chains[run]}
+
+    def worked(
+        self,
+        session: str,
+        run: str,
+        implied: str | None,
+        rows: list[dict[str, object]],
+        since: float,
+        until: float,
+    ) -> bool:
+        """Tell whether a session worked for a run at any time from `since` until before `until`."""
+        times = [seconds(row["timestamp"]) for row in rows if row["session_id"] == session]
+        earliest = min((at for at in times if at is not None), default=None)
+        spoken = [said for said in self.said if said.session == session]
+        if not spoken:
+            return implied == run and (earliest is None or earliest < until)
+        for index, said in enumerate(spoken):
+            begin = said.at
+            if begin is None:
+                known = [at for at in (said.told, earliest) if at is not None]
+                begin = min(known, default=0.0)
+            end = spoken[index + 1].at if index + 1 < len(spoken) else None
+            if said.run == run and begin < until and (end is None or end > since):
+                return True
+        return False
 
     def totals(self) -> dict[str | None, tuple[int, int]]:
         """Return run → (billing, total) tokens; under None what belongs to no run."""

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from fluxbudgetd.errors import NoRunError
-from fluxbudgetd.model import Attachment, Cell, Counts, Run, SourceStatus
+from fluxbudgetd.errors import NoRunError, RequestTimeoutError
+from fluxbudgetd.model import Attachment, Balance, Cell, Counts, Mark, PhaseRecord, Run, SourceStatus, Timeline
+from fluxbudgetd.policy import attribution, budget, phases
 from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.wire.messages import Hints
 
@@ -18,20 +19,28 @@ class RunState(msgspec.Struct):
     """A run and what is known of its numbers.
 
     `epoch` is the source's epoch that the numbers show (-1: they have to be looked at), `status` what the source was
-    like at the last look. `sessions` are those that may have usage of the run. `measured` caches the sum of its usage.
+    like at the last look. `sessions` are those that may have usage of the run. `measured` caches the sum of its usage,
+    `provisional` the phases whose estimates count. `fired` is what has been told for its present budget.
     """
 
     run: Run
     started_as: Run
+    completed: tuple[PhaseRecord, ...] = ()
+    fired: frozenset[Mark] = frozenset()
     epoch: int = -1
     status: SourceStatus | None = None
     touched: bool = False
     sessions: set[str] = msgspec.field(default_factory=set)
     measured: Counts | None = None
+    provisional: tuple[PhaseRecord, ...] | None = None
+
+    def forget_sums(self) -> None:
+        """Have the sums made anew when they are asked for."""
+        self.measured = self.provisional = None
 
 
 class SessionState(msgspec.Struct):
-    """A session's attachments, in the order of time, and the sums of its last measured usage.
+    """A session's attachments, in the order of time, the sums of its last measured usage, its first record's time.
 
     `epoch`: the source's epoch at which it was last read. `scope_version`: the book's when it was last summed; a run
     with a scope that has come since may own some of its rows.
@@ -44,6 +53,7 @@ class SessionState(msgspec.Struct):
     scope_version: int = -1
     loaded: bool = False
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
+    earliest: int | None = None
     anomalies: int = 0
 
     @property
@@ -64,7 +74,7 @@ class Book:
 
     def __init__(self) -> None:
         self.runs: dict[str, RunState] = {}
-        self.by_id: dict[str, Run] = {}
+        self.timelines: dict[str, Timeline] = {}
         self.sessions: dict[str, SessionState] = {}
         self.scopes: dict[str, list[Run]] = {}
         # Grows with every change of runs or attachments: a tally that took a while can tell whether it is still right.
@@ -83,7 +93,8 @@ class Book:
         new = known is None
         if known is None:
             known = self.runs[run.id] = RunState(run, started_as or run)
-        known.run = self.by_id[run.id] = run
+        known.run = run
+        self.timelines[run.id] = Timeline(run, known.completed)
         (self._active if run.ended_at is None else self._ended)[run.id] = known
         if run.ended_at is not None:
             self._active.pop(run.id, None)
@@ -92,6 +103,14 @@ class Book:
             others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
             self.scopes[run.scope] = sorted([*others, run], key=lambda one: (one.started_at, one.id))
         return known
+
+    def put_phases(self, run_id: str, completed: tuple[PhaseRecord, ...]) -> None:
+        """Replace the phases that a run has completed."""
+        self.version += 1
+        state = self.runs[run_id]
+        state.completed = completed
+        state.forget_sums()
+        self.timelines[run_id] = Timeline(state.run, completed)
 
     def put_attachments(self, attachments: Iterable[Attachment]) -> None:
         """Add attachments, or replace those that begin at the same time."""
@@ -105,6 +124,7 @@ class Book:
                 # What was read of the session before it belonged here may be older than the run's numbers.
                 self.join(self.runs[one.run], one.session)
                 self.runs[one.run].epoch = -1
+                self.runs[one.run].forget_sums()
 
     def session(self, name: str) -> SessionState:
         """Return what is known of a session, making an empty entry when nothing is."""
@@ -119,6 +139,17 @@ class Book:
         """Tell whether a run's last known numbers are there, be they old or new."""
         return state.touched and all(self.session(name).loaded for name in state.sessions)
 
+    def require_loaded(self, state: RunState) -> None:
+        """Raise `RequestTimeoutError` when not even a run's last known numbers are there.
+
+        Saying "nothing spent" would be a lie.
+        """
+        if not self.is_loaded(state):
+            raise RequestTimeoutError(
+                f"the numbers of run {state.run.id} are being read for the first time since fluxbudgetd started",
+                "ask again, or give more --timeout",
+            )
+
     def join(self, state: RunState, session: str) -> None:
         """Note that a session may have usage of a run."""
         state.sessions.add(session)
@@ -132,16 +163,19 @@ class Book:
         self.sessions.pop(name, None)
         return True
 
-    def put_sums(self, session: str, cells: Mapping[Cell, Counts], implied: Attachment | None) -> None:
+    def put_sums(
+        self, session: str, cells: Mapping[Cell, Counts], implied: Attachment | None, earliest: int | None
+    ) -> None:
         """Replace the sums of a session's usage."""
         state = self.session(session)
         for run_id in {cell.run for cell in (*state.cells, *cells)} | {implied.run if implied else None}:
             if run_id is not None and run_id in self.runs:
-                self.runs[run_id].measured = None
+                self.runs[run_id].forget_sums()
                 self.join(self.runs[run_id], session)
         state.scope_version = self.scope_version
         state.cells = dict(cells)
         state.implied = implied
+        state.earliest = earliest
         state.loaded = True
 
     def measured(self, state: RunState) -> Counts:
@@ -149,6 +183,41 @@ class Book:
         if state.measured is None:
             state.measured = sum((counts for _, _, counts in self.cells(state)), Counts())
         return state.measured
+
+    def provisional(self, state: RunState) -> tuple[PhaseRecord, ...]:
+        """Return the completed phases whose estimates count, because nothing has been measured of them yet."""
+        if state.provisional is None:
+            state.provisional = self._provisional(state) if state.completed else ()
+        return state.provisional
+
+    def balance(self, state: RunState, run: Run | None = None) -> Balance:
+        """Return where a run (or what it is about to be changed into) stands by the last known numbers."""
+        run = run or state.run
+        measured = self.measured(state).tokens(run.cost_basis)
+        provisional = sum(record.estimate for record in self.provisional(state))
+        return budget.balance(run, measured, provisional)
+
+    def by_phase(self, state: RunState) -> dict[str, Counts]:
+        """Return a run's measured usage by phase."""
+        sums: dict[str, Counts] = {}
+        for _, cell, counts in self.cells(state):
+            sums[cell.phase] = sums.get(cell.phase, Counts()) + counts
+        return sums
+
+    def _provisional(self, state: RunState) -> tuple[PhaseRecord, ...]:
+        measured: set[str] = set()
+        working: set[str] = set()
+        for name, cell, counts in self.cells(state):
+            if counts.total:
+                measured.add(cell.phase)
+                working.add(name)
+        stints = [
+            attribution.stint(one, self.session(name).earliest, measured=name in working)
+            for name in state.sessions
+            for one in self.session(name).current
+            if one.run == state.run.id
+        ]
+        return phases.provisional(state.completed, measured, stints)
 
     def cells(self, state: RunState) -> Iterator[tuple[str, Cell, Counts]]:
         """Yield a run's sums with the session that each belongs to."""
@@ -203,10 +272,25 @@ class Book:
                 if found is None:
                     raise NoRunError(f"there is no run {what} {value!r}", "see 'fluxbudgetctl run list --all'")
                 return found
-        found = self._by_scope(hints.scope) if hints.scope else None
-        for name in hints.sessions:
-            found = found or self.run_of_session(name)
-        return found or self._by_directory(hints)
+        found = self._by_hints(hints)
+        if found is None:
+            raise NoRunError(
+                "no run was named"
+                if hints.cwd is None
+                else f"no active run has {hints.cwd} or a parent of it as its project",
+                "start one with 'fluxbudgetctl run start', or name one with --run, --scope or --session",
+            )
+        return found
+
+    def find_if_any(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunState | None:
+        """Return the run that a request means, or None when it names none and no run is there to be meant.
+
+        Raises `NoRunError` for a name that no run has, and for hints that fit several runs: a question whose answer
+        depends on the run must not be answered as if there were none.
+        """
+        if run or scope or session or hints.run:
+            return self.find(run, scope, session, hints)
+        return self._by_hints(hints)
 
     def _by_id(self, run_id: str) -> RunState | None:
         return self.runs.get(run_id)
@@ -218,24 +302,25 @@ class Book:
         active = [run for run in runs if run.status == "active"]
         return self.runs[(active or runs)[-1].id]
 
-    def _by_directory(self, hints: Hints) -> RunState:
+    def _by_hints(self, hints: Hints) -> RunState | None:
+        found = self._by_scope(hints.scope) if hints.scope else None
+        for name in hints.sessions:
+            found = found or self.run_of_session(name)
+        return found or self._by_directory(hints)
+
+    def _by_directory(self, hints: Hints) -> RunState | None:
         if hints.cwd is None:
-            raise NoRunError("no run was named", "name one with --run, --scope or --session")
+            return None
         above = hints.cwd.rstrip("/") + "/"
         found = [
             state
             for state in self.active()
             if above.startswith(state.run.project_dir.rstrip("/") + "/") and (not hints.scope or not state.run.scope)
         ]
-        if len(found) == 1:
-            return found[0]
-        if not found:
+        if len(found) > 1:
+            names = ", ".join(sorted(state.run.id for state in found)[:5])
             raise NoRunError(
-                f"no active run has {hints.cwd} or a parent of it as its project",
-                "start one with 'fluxbudgetctl run start', or name one with --run, --scope or --session",
+                f"{len(found)} active runs have {hints.cwd} or a parent of it as their project: {names}",
+                "name one with --run, --scope or --session",
             )
-        names = ", ".join(sorted(state.run.id for state in found)[:5])
-        raise NoRunError(
-            f"{len(found)} active runs have {hints.cwd} or a parent of it as their project: {names}",
-            "name one with --run, --scope or --session",
-        )
+        return found[0] if found else None

@@ -4,14 +4,13 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
-import anyio
 import msgspec
 
-from fluxbudgetd.engine.book import Book, RunState
-from fluxbudgetd.engine.refresh import Refresher
+from fluxbudgetd.engine.book import RunState
+from fluxbudgetd.engine.gate import Gate
+from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.errors import BadInputError, ConflictError
-from fluxbudgetd.ledger import EventData, Ledger
-from fluxbudgetd.model import Attachment, Run
+from fluxbudgetd.model import Attachment, EventData, Run
 from fluxbudgetd.policy import runs
 from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
 
@@ -21,23 +20,19 @@ _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 class Changes:
     """The operations that change something, one at a time. `changed` is called when runs begin or end."""
 
-    def __init__(
-        self,
-        book: Book,
-        refresher: Refresher,
-        ledger: Ledger,
-        clock: Callable[[], int],
-        changed: Callable[[], None],
-    ) -> None:
-        self._book = book
-        self._refresher = refresher
-        self._ledger = ledger
-        self._clock = clock
+    def __init__(self, parts: Parts, gate: Gate, changed: Callable[[], None]) -> None:
+        self._book = parts.book
+        self._refresher = parts.refresher
+        self._ledger = parts.ledger
+        self._settings = parts.settings
+        self._clock = parts.clock
+        self._changing = parts.changing
+        self._gate = gate
         self._changed = changed
-        self._changing = anyio.Lock()
 
     async def start(self, asked: RunStart, deadline: float) -> tuple[Run, bool]:
         """Start a run, or return the one that the same request started before, and whether anything changed."""
+        await self._settings.refresh(deadline)
         await self._look_at(asked.session, deadline)
         try:
             return await self._start(asked)
@@ -49,14 +44,18 @@ class Changes:
         async with self._changing:
             known = self._known_run(asked)
             if known is None:
-                run = runs.new_run(asked, asked.id or self._new_id(), self._clock())
+                run = runs.new_run(asked, asked.id or self._new_id(), self._clock(), self._settings.config.runs)
                 await self._save_new(run, self._moved(asked.session, run.id))
                 return run, True
-            runs.require_same(asked, known.run, known.started_as)
+            runs.require_same(asked, known.run, known.started_as, self._settings.config.runs)
             return known.run, await self._attach(asked.session, known.run)
 
-    async def change(self, state: RunState, asked: RunSet) -> tuple[Run, bool]:
-        """Change a run's budget, warning percentage or enforcement."""
+    async def change(self, state: RunState, asked: RunSet, deadline: float) -> tuple[Run, bool]:
+        """Change a run's budget, warning percentage or enforcement; what a lower budget has passed is told at once."""
+        if state.run.status == "active":
+            # Thresholds of another budget are decided by what is spent; "nothing yet known" would arm them all again.
+            await self._refresher.refresh([state.run.id], deadline=deadline)
+            self._book.require_loaded(state)
         async with self._changing:
             run = runs.changed_run(state.run, asked)
             if run == state.run:
@@ -65,7 +64,9 @@ class Changes:
             data: EventData = {
                 name: getattr(run, name) for name in names if getattr(run, name) != getattr(state.run, name)
             }
-            await self._ledger.save_run(run, started=False, events={"run.changed": data}, at=self._clock())
+            fired, told = self._gate.fired_under(state, run)
+            await self._ledger.save_run(run, fired=fired, events=[("run.changed", data), *told], at=self._clock())
+            state.fired = fired
             self._book.put_run(run)
             return run, True
 
@@ -77,9 +78,7 @@ class Changes:
             if state.run.status != "active":
                 raise ConflictError(f"run {state.run.id} is {state.run.status} already", "an ended run stays as it is")
             run = msgspec.structs.replace(state.run, status=status, ended_at=self._clock())
-            await self._ledger.save_run(
-                run, started=False, events={"run.finished": {"status": status}}, at=self._clock()
-            )
+            await self._ledger.save_run(run, events=[("run.finished", {"status": status})], at=self._clock())
             self._book.put_run(run)
             self._changed()
             return run, True
@@ -170,9 +169,7 @@ class Changes:
 
     async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
-        await self._ledger.save_run(
-            run, started=True, attachments=attachments, events={"run.started": data}, at=self._clock()
-        )
+        await self._ledger.start_run(run, attachments=attachments, events=[("run.started", data)], at=self._clock())
         state = self._book.put_run(run)
         self._book.put_attachments(attachments)
         # Rows that name the scope may have counted for another run until now.

@@ -8,13 +8,16 @@ import anyio
 import msgspec
 import structlog
 
+from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.changes import Changes
+from fluxbudgetd.engine.gate import Gate
+from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
-from fluxbudgetd.errors import RequestTimeoutError
+from fluxbudgetd.engine.reviews import Reviews
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
-from fluxbudgetd.policy import budget, runs
+from fluxbudgetd.policy import runs
 from fluxbudgetd.sources import watch
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.wire.messages import Hints
@@ -47,12 +50,22 @@ def now_micros() -> int:
 class Engine:
     """The daemon's state. Anybody may ask at any time."""
 
-    def __init__(self, source: InterstatSource, ledger: Ledger) -> None:
+    def __init__(self, source: InterstatSource, ledger: Ledger, settings: Settings) -> None:
         self.book = Book()
         self.ledger = ledger
+        self.settings = settings
         self._source = source
-        self._refresher = Refresher(source, ledger, self.book, now_micros)
-        self.changes = Changes(self.book, self._refresher, ledger, now_micros, self._note_activity)
+        self._refresher = Refresher(
+            source,
+            ledger,
+            self.book,
+            now_micros,
+            lambda state: self.gate.look(state),  # noqa: PLW0108  the gate comes after the reader
+        )
+        parts = Parts(self.book, self._refresher, ledger, settings, now_micros, anyio.Lock())
+        self.gate = Gate(parts)
+        self.changes = Changes(parts, self.gate, self._note_activity)
+        self.reviews = Reviews(parts, source.path)
         self._strangers: dict[str, tuple[int, int]] = {}
         self._activity = anyio.Event()
         self._ended = anyio.Event()
@@ -62,6 +75,10 @@ class Engine:
         """Read the ledger's runs and attachments; raises `LedgerError`."""
         for run, started_as in await self.ledger.runs():
             self.book.put_run(run, started_as)
+        for run_id, completed in (await self.ledger.phases()).items():
+            self.book.put_phases(run_id, tuple(completed))
+        for run_id, fired in (await self.ledger.thresholds()).items():
+            self.book.runs[run_id].fired = fired
         self.book.put_attachments(await self.ledger.attachments())
         await self._refresher.prepare()
         self._note_activity()
@@ -71,6 +88,7 @@ class Engine:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._refresher.serve)
             tasks.start_soon(self._refresher.keep)
+            tasks.start_soon(self.gate.serve)
             tasks.start_soon(self._follow)
             tasks.start_soon(self._follow_ended)
 
@@ -94,6 +112,12 @@ class Engine:
 
         A session that no run is known to have may have got a row with a run's bead meanwhile, so it is looked at.
         """
+        await self._look_for_unknown(run, scope, session, hints, deadline)
+        return self.book.find(run, scope, session, hints)
+
+    async def _look_for_unknown(
+        self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
+    ) -> None:
         unknown = self._unknown_sessions(run, scope, session, hints)
         if unknown:
             seen = self._strangers_mark()
@@ -101,7 +125,13 @@ class Engine:
             for name in unknown:
                 if self.book.forget_stranger(name) and in_time and self._refresher.status.readable:
                     self._note_stranger(name, seen)
-        return self.book.find(run, scope, session, hints)
+
+    async def find_if_any(
+        self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
+    ) -> RunState | None:
+        """Return the run that is meant, or None when none is (see `Book.find_if_any`); raises `NoRunError`."""
+        await self._look_for_unknown(run, scope, session, hints, deadline)
+        return self.book.find_if_any(run, scope, session, hints)
 
     def _unknown_sessions(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> list[str]:
         if not self.book.scopes or run or scope or (hints.run and not session):
@@ -135,12 +165,7 @@ class Engine:
         Raises `RequestTimeoutError` when not even those are there.
         """
         standing = (await self.standings([state], deadline))[0]
-        if not self.book.is_loaded(state):
-            # Not even the last known numbers are there: saying "nothing spent" would be a lie.
-            raise RequestTimeoutError(
-                f"the numbers of run {state.run.id} are being read for the first time since fluxbudgetd started",
-                "ask again, or give more --timeout",
-            )
+        self.book.require_loaded(state)
         return standing
 
     async def standings(self, states: Sequence[RunState], deadline: float) -> list[Standing]:
@@ -148,6 +173,10 @@ class Engine:
         needed = self._refresher.epoch()
         await self._freshen(states, needed, deadline)
         return [self._standing(state, needed) for state in states]
+
+    def standing_known(self, state: RunState, before: Standing) -> Standing:
+        """Return where a run stands by the last known numbers, which are as fresh as another standing's."""
+        return Standing(state.run, self.book.balance(state), before.stale_why)
 
     @property
     def source_status(self) -> SourceStatus:
@@ -202,8 +231,7 @@ class Engine:
         return not state.touched
 
     def _standing(self, state: RunState, needed: int) -> Standing:
-        measured = self.book.measured(state).tokens(state.run.cost_basis)
-        return Standing(state.run, budget.balance(state.run, measured), self._stale_why(state, needed))
+        return Standing(state.run, self.book.balance(state), self._stale_why(state, needed))
 
     def _stale_why(self, state: RunState, needed: int) -> str | None:
         if not runs.is_followed(state.run, now_micros()):
@@ -237,6 +265,7 @@ class Engine:
                 tasks.start_soon(self._look_once_armed)
                 async for _ in changes:
                     began = anyio.current_time()
+                    await self.settings.refresh(began + _FOLLOW_WAIT_SECONDS)
                     await self._notice()
                     # Under a storm of commits, following them takes a fifth of a core at most.
                     await anyio.sleep(min(_REST_SHARE * (anyio.current_time() - began), _LONGEST_REST_SECONDS))

@@ -18,11 +18,12 @@ from fluxbudgetd.model import (
     Attachment,
     Cell,
     Counts,
+    EventData,
     EventKind,
     Reading,
     RecentUsage,
-    Run,
     SourceStatus,
+    Timeline,
     Usage,
 )
 from fluxbudgetd.policy import attribution
@@ -50,13 +51,21 @@ class Batch:
 
 
 class Refresher:
-    """Reads what is asked for, one batch after the other, in its own task."""
+    """Reads what is asked for, one batch after the other, in its own task. `looked` is told of each run looked at."""
 
-    def __init__(self, source: InterstatSource, ledger: Ledger, book: Book, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        source: InterstatSource,
+        ledger: Ledger,
+        book: Book,
+        clock: Callable[[], int],
+        looked: Callable[[RunState], None],
+    ) -> None:
         self._source = source
         self._ledger = ledger
         self._book = book
         self._clock = clock
+        self._looked = looked
         self._next = Batch()
         self._wanted = anyio.Event()
         self._told: EventKind | None = None
@@ -101,6 +110,29 @@ class Refresher:
                 if found is not None:
                     self._recent = (epoch, found)
         return self._recent[1]
+
+    async def records(self, session: str, deadline: float) -> tuple[tuple[Usage, ...], str | None]:
+        """Return a session's usage, and why it is not the source's present one (None: it is).
+
+        Without an answer in time it is what the ledger has of the session.
+        """
+        reading = None
+        with anyio.CancelScope(deadline=deadline):
+            reading = await anyio.to_thread.run_sync(
+                self._source.read, {session: None}, (), abandon_on_cancel=True, limiter=self._reader
+            )
+        if reading is not None and session in reading.sessions:
+            return reading.sessions[session].records or (), None
+        status = self.status if reading is None else reading.status
+        known = self._unkept.get(session)
+        if known is None:
+            known = await self._ledger.usage(session, self._source.status.name)
+        why = (
+            f"{status.state}: {status.detail}"
+            if not status.readable
+            else "slow: the present numbers were not there in time"
+        )
+        return known, f"{status.name}: {why}"
 
     async def reopen(self) -> None:
         """Let go of the source's file when nobody is reading it."""
@@ -151,6 +183,7 @@ class Refresher:
                 await self.retally(name)
         for state in followed:
             self._note_look(state, reading, epoch)
+            self._looked(state)
         await self._tell(reading.status)
         if self._unkept:
             self._keep_wanted.set()
@@ -267,9 +300,11 @@ class Refresher:
             version = book.version
             scopes = {bead: tuple(book.scopes.get(bead, ())) for bead in {record.bead for record in records}}
             asked = tuple(book.session(name).attachments)
-            cells, implied = await off_loop(len(records), _tally, name, records, scopes, asked, book.by_id)
+            cells, implied, earliest = await off_loop(
+                len(records), _tally, name, records, scopes, asked, book.timelines
+            )
             if book.version == version:
-                book.put_sums(name, cells, implied)
+                book.put_sums(name, cells, implied, earliest)
                 return
 
     async def _tell(self, status: SourceStatus) -> None:
@@ -281,7 +316,7 @@ class Refresher:
         if self._told == kind or (self._told is None and status.readable):
             return
         try:
-            data: dict[str, str | int | None] = {"source": status.name, "state": status.state, "detail": status.detail}
+            data: EventData = {"source": status.name, "state": status.state, "detail": status.detail}
             await self._ledger.save_source_event(kind, data, self._clock())
         except LedgerError as exc:
             log.error("event not kept", kind=kind, error=exc.message)
@@ -294,8 +329,8 @@ def _tally(
     records: tuple[Usage, ...],
     scopes: attribution.Scopes,
     asked: tuple[Attachment, ...],
-    runs: Mapping[str, Run],
-) -> tuple[dict[Cell, Counts], Attachment | None]:
+    timelines: Mapping[str, Timeline],
+) -> tuple[dict[Cell, Counts], Attachment | None, int | None]:
     implied = None if asked else attribution.implied_attachment(name, records, scopes)
     attachments = asked or (() if implied is None else (implied,))
-    return attribution.tally(records, scopes, attachments, runs), implied
+    return attribution.tally(records, scopes, attachments, timelines), implied, attribution.earliest(records)

@@ -9,7 +9,7 @@ Two grades of durability, both proof against `kill -9`:
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,11 +18,12 @@ import anyio
 import msgspec
 
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.model import Attachment, Event, EventKind, Run, Usage
+from fluxbudgetd.model import Attachment, Event, EventData, EventKind, Mark, PhaseRecord, Run, Triage, Usage
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.wire.text import shown_path
 
-EventData = dict[str, str | int | None]
+#: An event that has no number yet.
+NewEvent = tuple[EventKind, EventData]
 
 _USAGE_COLUMNS = "key, at, agent, model, bead, phase, pending, input, output, cache_read, cache_creation"
 
@@ -108,6 +109,40 @@ class Ledger:
         rows = await self._rows("SELECT seq, at, run, kind, data FROM events WHERE seq > ? ORDER BY seq", (after,))
         return [Event(seq=seq, at=at, run=run, kind=kind, data=_decode_data(data)) for seq, at, run, kind, data in rows]
 
+    async def phases(self) -> dict[str, list[PhaseRecord]]:
+        """Return, by run, the phases that it has completed, in the order of time."""
+        found: dict[str, list[PhaseRecord]] = {}
+        for run, record in await self._rows("SELECT run, record FROM phases ORDER BY run, number"):
+            found.setdefault(run, []).append(msgspec.json.decode(record, type=PhaseRecord))
+        return found
+
+    async def thresholds(self) -> dict[str, frozenset[Mark]]:
+        """Return, by run, what has been told for its present budget."""
+        found: dict[str, set[Mark]] = {}
+        for run, kind, pct in await self._rows("SELECT run, kind, pct FROM thresholds"):
+            found.setdefault(run, set()).add(Mark(kind, pct))
+        return {run: frozenset(fired) for run, fired in found.items()}
+
+    async def triage(self, name: str) -> Triage | None:
+        """Return a triage, or None."""
+        rows = await self._rows("SELECT triage FROM triages WHERE id = ?", (name,))
+        return msgspec.json.decode(rows[0][0], type=Triage) if rows else None
+
+    async def triages(self, run: str | None = None) -> list[Triage]:
+        """Return the triages of a run, or all, in the order of time."""
+        where, parameters = ("", ()) if run is None else ("WHERE run = ?", (run,))
+        rows = await self._rows(f"SELECT triage FROM triages {where} ORDER BY at, id", parameters)  # noqa: S608  our own
+        return await off_loop(len(rows), _triages, rows)
+
+    async def save_triage(self, triage: Triage) -> None:
+        """Write a triage, whole, in one durable transaction."""
+        encoded = msgspec.json.encode(triage)
+        async with self._transaction(durable=True):
+            await self._connection.execute(
+                "INSERT INTO triages(id, run, session, at, triage) VALUES (?,?,?,?,?)",
+                (triage.id, triage.run, triage.session, triage.at, encoded),
+            )
+
     async def save_usage(self, source: str, changes: Sequence[tuple[str, UsageChanges]]) -> None:
         """Bring sessions' usage up to date, all in one transaction."""
         gone = [(session, source, key) for session, change in changes for key in change.gone]
@@ -124,42 +159,66 @@ class Ledger:
                 new,
             )
 
+    async def start_run(
+        self, run: Run, *, attachments: Sequence[Attachment], events: Sequence[NewEvent], at: int
+    ) -> None:
+        """Write a new run, attachments and events in one durable transaction."""
+        encoded = msgspec.json.encode(run)
+        async with self._transaction(durable=True):
+            await self._connection.execute(
+                "INSERT INTO runs(id, scope, status, started_at, ended_at, run, started_as) VALUES (?,?,?,?,?,?,?)",
+                (run.id, run.scope, run.status, run.started_at, run.ended_at, encoded, encoded),
+            )
+            await self._put_attachments(attachments)
+            await self._put_events(at, run.id, events)
+
     async def save_run(
         self,
         run: Run,
         *,
-        started: bool,
-        attachments: Sequence[Attachment] = (),
-        events: Mapping[EventKind, EventData],
+        completed: tuple[int, PhaseRecord] | None = None,
+        fired: frozenset[Mark] | None = None,
+        events: Sequence[NewEvent],
         at: int,
     ) -> None:
-        """Write a run (a new one when `started`), attachments and events in one durable transaction."""
-        encoded = msgspec.json.encode(run)
+        """Write a changed run, with the events that tell of it, in one durable transaction.
+
+        `completed` is the number and record of a phase that it has just left, `fired` the thresholds that are told now.
+        """
         async with self._transaction(durable=True):
-            if started:
+            await self._connection.execute(
+                "UPDATE runs SET status = ?, ended_at = ?, run = ? WHERE id = ?",
+                (run.status, run.ended_at, msgspec.json.encode(run), run.id),
+            )
+            if completed is not None:
+                number, record = completed
                 await self._connection.execute(
-                    "INSERT INTO runs(id, scope, status, started_at, ended_at, run, started_as) VALUES (?,?,?,?,?,?,?)",
-                    (run.id, run.scope, run.status, run.started_at, run.ended_at, encoded, encoded),
+                    "INSERT INTO phases(run, number, record) VALUES (?,?,?)",
+                    (run.id, number, msgspec.json.encode(record)),
                 )
-            else:
-                await self._connection.execute(
-                    "UPDATE runs SET status = ?, ended_at = ?, run = ? WHERE id = ?",
-                    (run.status, run.ended_at, encoded, run.id),
+            if fired is not None:
+                await self._connection.execute("DELETE FROM thresholds WHERE run = ?", (run.id,))
+                await self._connection.executemany(
+                    "INSERT INTO thresholds(run, kind, pct) VALUES (?,?,?)", [(run.id, *mark) for mark in sorted(fired)]
                 )
-            await self._put_attachments(attachments)
-            for kind, data in events.items():
-                await self._put_event(at, run.id, kind, data)
+            await self._put_events(at, run.id, events)
+
+    async def save_events(self, events: Sequence[tuple[int, str, NewEvent]]) -> None:
+        """Write events (each with its time and run) in one durable transaction."""
+        async with self._transaction(durable=True):
+            for at, run, event in events:
+                await self._put_events(at, run, [event])
 
     async def save_attachments(self, attachments: Sequence[Attachment], run: str, data: EventData, at: int) -> None:
         """Write attachments and the run's `run.changed` event in one durable transaction."""
         async with self._transaction(durable=True):
             await self._put_attachments(attachments)
-            await self._put_event(at, run, "run.changed", data)
+            await self._put_events(at, run, [("run.changed", data)])
 
     async def save_source_event(self, kind: EventKind, data: EventData, at: int) -> None:
         """Write that a source has degraded or recovered."""
         async with self._transaction(durable=True):
-            await self._put_event(at, None, kind, data)
+            await self._put_events(at, None, [(kind, data)])
 
     async def _put_attachments(self, attachments: Sequence[Attachment]) -> None:
         for one in attachments:
@@ -168,10 +227,10 @@ class Ledger:
                 (one.session, one.since, one.until, one.run, one.first, one.origin),
             )
 
-    async def _put_event(self, at: int, run: str | None, kind: EventKind, data: EventData) -> None:
-        await self._connection.execute(
+    async def _put_events(self, at: int, run: str | None, events: Sequence[NewEvent]) -> None:
+        await self._connection.executemany(
             "INSERT INTO events(at, run, kind, data) VALUES (?,?,?,?)",
-            (at, run, kind, msgspec.json.encode(data)),
+            [(at, run, kind, msgspec.json.encode(data)) for kind, data in events],
         )
 
     async def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -223,6 +282,10 @@ def _decode_data(encoded: bytes) -> EventData:
 
 def _decode_run(encoded: bytes) -> Run:
     return msgspec.json.decode(encoded, type=Run)
+
+
+def _triages(rows: Sequence[Sequence[Any]]) -> list[Triage]:
+    return [msgspec.json.decode(triage, type=Triage) for (triage,) in rows]
 
 
 def _usages(rows: Sequence[Sequence[Any]]) -> tuple[Usage, ...]:

@@ -11,7 +11,7 @@ import msgspec
 from fluxbudgetd.errors import StartError
 from fluxbudgetd.ledger.ledger import Ledger
 from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION
-from fluxbudgetd.model import Run
+from fluxbudgetd.model import PhaseRecord, Run
 from fluxbudgetd.wire.codes import BAD_INPUT
 
 FILE_NAME = "ledger.db"
@@ -98,7 +98,7 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
     checks = (
         ("PRAGMA quick_check(1)",)
         if small
-        else tuple(f"PRAGMA quick_check({table})" for table in ("runs", "attachments"))
+        else tuple(f"PRAGMA quick_check({table})" for table in ("runs", "attachments", "phases", "thresholds"))
     )
     for check in checks:
         verdict = connection.execute(check).fetchone()[0]
@@ -114,6 +114,9 @@ def _rehearse(connection: sqlite3.Connection) -> None:
             msgspec.json.decode(now_is, type=Run)
             msgspec.json.decode(started_as, type=Run)
         connection.execute("SELECT * FROM attachments").fetchall()
+        connection.execute("SELECT * FROM thresholds").fetchall()
+        for (record,) in connection.execute("SELECT record FROM phases"):
+            msgspec.json.decode(record, type=PhaseRecord)
         for (data,) in connection.execute("SELECT data FROM events WHERE kind >= 'source.' LIMIT 100"):
             msgspec.json.decode(data)
     except (msgspec.DecodeError, ValueError, TypeError) as exc:

@@ -57,6 +57,31 @@ STEPS: tuple[str, ...] = (
     );
     CREATE INDEX events_kind ON events(kind, seq);
     """,
+    """
+    CREATE TABLE phases(
+      run TEXT NOT NULL REFERENCES runs(id),
+      number INTEGER NOT NULL,    -- 0 is the first phase that the run completed
+      record BLOB NOT NULL,       -- JSON
+      PRIMARY KEY (run, number)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE thresholds(
+      run TEXT NOT NULL REFERENCES runs(id),
+      kind TEXT NOT NULL,         -- the event's
+      pct INTEGER NOT NULL,       -- of the run's present budget
+      PRIMARY KEY (run, kind, pct)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE triages(
+      id TEXT PRIMARY KEY NOT NULL,
+      run TEXT REFERENCES runs(id),
+      session TEXT,
+      at INTEGER NOT NULL,
+      triage BLOB NOT NULL        -- JSON
+    ) WITHOUT ROWID;
+    CREATE INDEX triages_run ON triages(run, at);
+    CREATE INDEX triages_session ON triages(session, at);
+    """,
 )
 
 VERSION = len(STEPS)

@@ -1,0 +1,22 @@
+"""What the engine's parts share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import anyio
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.engine.book import Book
+from fluxbudgetd.engine.refresh import Refresher
+from fluxbudgetd.ledger import Ledger
+
+
+class Parts(NamedTuple):
+    """`changing` is the lock of everything that changes a run; `clock` gives microseconds since the epoch."""
+
+    book: Book
+    refresher: Refresher
+    ledger: Ledger
+    settings: Settings
+    clock: Callable[[], int]
+    changing: anyio.Lock

@@ -1,0 +1,68 @@
+"""Estimates, the budget cut, the cost report, and what history teaches."""
+
+import os
+
+from fluxbudgetd import answers
+from fluxbudgetd.handlers.common import Context, deadline_of, find
+from fluxbudgetd.policy import estimates as policy
+from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire.text import fold
+
+
+async def estimates(context: Context, request: wire.Estimates) -> wire.EstimatesAnswer:
+    """Answer what agents are expected to cost."""
+    reviews, deadline = context.engine.reviews, deadline_of(request)
+    rules = await reviews.rules(request.project_dir, deadline)
+    means, stale_why = await reviews.means(request.model, deadline)
+    return wire.EstimatesAnswer(
+        estimates={
+            name: wire.AgentEstimate(
+                est_tokens=answers.capped(one.est_tokens),
+                est_billing=answers.capped(one.est_billing),
+                sample_size=one.sample_size,
+            )
+            for name, one in means.items()
+        },
+        defaults={name: rules.agent_defaults[name] for name in policy.CATEGORIES},
+        slicing_multiplier=rules.slicing_multiplier if request.slicing else 1.0,
+        stale_why=stale_why,
+    )
+
+
+async def triage(context: Context, request: wire.TriageRequest) -> wire.TriageAnswer:
+    """Answer which agents are launched, after that has been kept."""
+    engine, deadline = context.engine, deadline_of(request)
+    state = await engine.find_if_any(request.run, request.scope, request.session, request.hints, deadline)
+    standing = None if state is None else await engine.standing(state, deadline)
+    decided = await engine.reviews.triage(
+        request, None if state is None else state.run, None if standing is None else standing.balance, deadline
+    )
+    stale = (None if standing is None else standing.stale_why, decided.stale_why)
+    return answers.triage(decided.triage, decided.note, next(filter(None, stale), None))
+
+
+async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
+    """Answer what a triage's agents, or those of all of a run's triages, have cost."""
+    engine, deadline = context.engine, deadline_of(request)
+    if request.triage is not None:
+        found, made = await engine.reviews.report(request.triage, deadline)
+        run = found.run
+    else:
+        state = await find(context, request, deadline)
+        await engine.standing(state, deadline)
+        made, run = await engine.reviews.report_run(state, deadline), state.run.id
+    return wire.ReportAnswer(run=run, triages=made.triages, report=made.report, stale_why=made.stale_why)
+
+
+async def calibrate(context: Context, request: wire.Calibrate) -> wire.CalibrateAnswer:
+    """Answer what phases and agents have really cost."""
+    engine, deadline = context.engine, deadline_of(request)
+    states = list(engine.book.runs.values())
+    standings = await engine.standings(states, deadline)
+    for state in states:
+        engine.book.require_loaded(state)
+    made, stale_why = await engine.reviews.calibrate(deadline)
+    stale = next((one.stale_why for one in standings if one.stale_why is not None), stale_why)
+    return wire.CalibrateAnswer(
+        calibration=made, path=fold(os.fsencode(engine.settings.calibration_path)), stale_why=stale
+    )

@@ -1,0 +1,376 @@
+"""From phase to phase, with a real daemon: checks, refusals, overrides, provisional estimates, thresholds."""
+
+import json
+import sqlite3
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxbudgetd.wire import messages
+from harness.daemon import Daemon, Home, Wire, started, wait_for
+from harness.interstat import Interstat
+
+EXCEEDED = "budget_exceeded|brainstorm|120/100 billing tokens\n"
+
+
+def events(home: Home, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what the ledger has of these kinds (of all, when none is named), in order."""
+    connection = sqlite3.connect(home.state / "ledger.db")
+    try:
+        rows = connection.execute("SELECT kind, data FROM events ORDER BY seq").fetchall()
+    finally:
+        connection.close()
+    return [(kind, json.loads(data)) for kind, data in rows if not kinds or kind in kinds]
+
+
+def show(home: Home, run: str) -> messages.RunShowAnswer:
+    answer = home.ask(messages.RunShow(run=run, wait_ms=10_000))
+    assert isinstance(answer, messages.RunShowAnswer), answer
+    return answer
+
+
+def phase(home: Home, run: str, name: str) -> messages.PhaseLine:
+    return next(line for line in show(home, run).by_phase if line.name == name)
+
+
+def advance(home: Home, run: str, from_phase: str, **fields: Any) -> messages.AdvanceAnswer:
+    answer = home.ask(messages.Advance(run=run, from_phase=from_phase, wait_ms=10_000, **fields))
+    assert isinstance(answer, messages.AdvanceAnswer), answer
+    return answer
+
+
+def test_through_the_whole_chain(home: Home, daemon: Daemon) -> None:
+    """Each phase leads to the next; the last one leads nowhere."""
+    run = started(home, phases=("plan", "build", "ship"))
+    for here, there in (("plan", "build"), ("build", "ship")):
+        assert home.ok("advance", "--run", run, "--from", here) == f"advanced|{here}|{there}"
+    assert home.json("run", "show", "--run", run)["run"]["phase"] == "ship"
+    last = home.ctl("advance", "--run", run, "--from", "ship")
+    assert (last.returncode, last.stdout) == (65, "")
+    assert "ship is the last phase" in last.stderr
+    assert "run finish" in last.stderr
+
+
+def test_a_later_phase_may_be_named(home: Home, daemon: Daemon) -> None:
+    """Phases between are skipped; going back, or to a phase that the run does not have, is refused as bad input."""
+    run = started(home)
+    assert home.ok("advance", "--run", run, "--from", "brainstorm", "--to", "planned") == "advanced|brainstorm|planned"
+    assert [line.state for line in show(home, run).by_phase[:4]] == ["completed", "skipped", "skipped", "current"]
+    for to in ("brainstorm", "planned", "nowhere"):
+        result = home.ctl("advance", "--run", run, "--from", "planned", "--to", to)
+        assert (result.returncode, result.stdout) == (65, "")
+        assert "ahead are plan-reviewed, executing" in result.stderr
+    assert home.ctl("advance", "--run", run, "--from", "nowhere").returncode == 65
+
+
+def test_stale_phase(home: Home, daemon: Daemon) -> None:
+    """Who thinks that the run is in another phase is told, every time; no override helps."""
+    run = started(home)
+    home.ok("advance", "--run", run, "--from", "brainstorm")
+    for _ in range(2):
+        result = home.ctl("advance", "--run", run, "--from", "brainstorm", "--override", "never mind")
+        assert result.returncode == 1
+        assert result.stdout == "stale_phase|brainstorm|Phase already advanced to brainstorm-reviewed\n"
+    early = home.ctl("advance", "--run", run, "--from", "executing")
+    assert early.stdout == "stale_phase|executing|Phase not reached yet, still in brainstorm-reviewed\n"
+    assert [data["reason"] for _, data in events(home, "phase.blocked")] == ["stale_phase"] * 3
+
+
+def test_ended_run_does_not_move(home: Home, daemon: Daemon) -> None:
+    run = started(home)
+    home.ok("run", "cancel", "--run", run)
+    result = home.ctl("advance", "--run", run, "--from", "brainstorm")
+    assert (result.returncode, result.stdout) == (65, "")
+    assert "is cancelled" in result.stderr
+
+
+def test_exceeded_is_refused_every_time(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The second check and the second advance are refused like the first, across a kill, too."""
+    run = started(home, session="s1", token_budget=100)
+    interstat.insert("s1", input_tokens=100, output_tokens=20)
+    for _ in range(2):
+        for command in (("check",), ("advance", "--from", "brainstorm")):
+            result = home.ctl(*command, "--run", run)
+            assert (result.returncode, result.stdout) == (1, EXCEEDED), command
+    daemon.kill()
+    home.start()
+    for command in (("check",), ("advance", "--from", "brainstorm")):
+        result = home.ctl(*command, "--run", run)
+        assert (result.returncode, result.stdout) == (1, EXCEEDED), command
+    assert phase(home, run, "brainstorm").state == "current"
+    blocked = [(data["by"], data["reason"]) for _, data in events(home, "phase.blocked")]
+    assert Counter(blocked) == {("check", "budget_exceeded"): 3, ("advance", "budget_exceeded"): 3}
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_override_passes_a_soft_budget(home: Home, interstat: Interstat, daemon: Daemon, by_environment: bool) -> None:
+    """Its reason is an event; without it the next question is refused again."""
+    run = started(home, session="s1", token_budget=100)
+    interstat.insert("s1", input_tokens=100, output_tokens=20)
+    environ = {"CLAVAIN_SKIP_BUDGET": "demo today"} if by_environment else {}
+    flags = () if by_environment else ("--override", "demo today")
+    check = home.ctl("check", "--run", run, *flags, environ=environ)
+    assert (check.returncode, check.stdout) == (0, "ok\n")
+    assert "demo today" in check.stderr
+    assert home.ctl("check", "--run", run, environ={"CLAVAIN_SKIP_BUDGET": ""}).returncode == 1
+    moved = home.ctl("advance", "--run", run, "--from", "brainstorm", *flags, environ=environ)
+    assert (moved.returncode, moved.stdout) == (0, "advanced|brainstorm|brainstorm-reviewed\n")
+    assert phase(home, run, "brainstorm").override == "demo today"
+    ((_, overridden),) = events(home, "budget.overridden")
+    assert (overridden["by"], overridden["override"]) == ("check", "demo today")
+    ((_, advanced),) = events(home, "phase.advanced")
+    assert advanced["override"] == "demo today"
+
+
+def test_no_override_passes_a_hard_budget(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    run = started(home, session="s1", token_budget=100, enforcement="hard")
+    interstat.insert("s1", input_tokens=100, output_tokens=20)
+    for command in (("check",), ("advance", "--from", "brainstorm")):
+        result = home.ctl(*command, "--run", run, "--override", "please", environ={"CLAVAIN_SKIP_BUDGET": "please"})
+        assert (result.returncode, result.stdout) == (1, EXCEEDED)
+        assert "no override passes" in result.stderr
+    assert events(home, "budget.overridden", "phase.advanced") == []
+
+
+def test_override_that_is_not_needed_is_no_event(home: Home, daemon: Daemon) -> None:
+    run = started(home)
+    assert home.ok("check", "--run", run, "--override", "just in case") == "ok"
+    home.ok("advance", "--run", run, "--from", "brainstorm", "--override", "just in case")
+    assert phase(home, run, "brainstorm").override is None
+    assert events(home, "budget.overridden") == []
+
+
+def test_absurd_reason_is_refused(home: Home, daemon: Daemon) -> None:
+    run = started(home)
+    assert home.ctl("check", "--run", run, "--override", "x" * 1001).returncode == 65
+    assert home.ctl("advance", "--run", run, "--from", "brainstorm", "--override", "x" * 1001).returncode == 65
+
+
+def test_fifty_at_once(home: Home, daemon: Daemon) -> None:
+    """Of fifty advances of one phase one wins; the others are told that the phase is stale."""
+    run = started(home)
+    answers: list[messages.AdvanceAnswer] = []
+    together = threading.Barrier(50)
+
+    def ask() -> None:
+        with Wire(home.socket) as wire:
+            together.wait()
+            answer = wire.ask(messages.Advance(run=run, from_phase="brainstorm", wait_ms=10_000))
+            assert isinstance(answer, messages.AdvanceAnswer)
+            answers.append(answer)
+
+    threads = [threading.Thread(target=ask) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = Counter(answer.line for answer in answers)
+    assert lines == {
+        "advanced|brainstorm|brainstorm-reviewed": 1,
+        "stale_phase|brainstorm|Phase already advanced to brainstorm-reviewed": 49,
+    }
+    assert sum(answer.advanced for answer in answers) == 1
+    assert len(events(home, "phase.advanced")) == 1
+    assert len(events(home, "phase.blocked")) == 49
+
+
+def test_three_phases_in_one_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Each gets its own tokens by time, with the real split; together they are the session's, not more."""
+    run = started(home, scope="b1", session="s1")
+    for number, name in enumerate(("brainstorm", "brainstorm-reviewed", "strategized"), start=1):
+        interstat.insert("s1", f"agent-{number}", input_tokens=1000 * number, output_tokens=7 * number, bead_id="b1")
+        answer = advance(home, run, name)
+        assert answer.completed is not None
+        assert (answer.completed.input, answer.completed.output) == (1000 * number, 7 * number)
+    shown = show(home, run)
+    assert [(line.input, line.output) for line in shown.by_phase[:4]] == [(1000, 7), (2000, 14), (3000, 21), (0, 0)]
+    assert sum(line.spent for line in shown.by_phase) == shown.spend.spent == 6042
+    assert sum(line.spent for line in shown.by_stage) == 6042
+    assert shown.spend.provisional == 0
+    # The session's own row comes last and stands for the time of its last message.
+    interstat.insert("s1", "main-session", input_tokens=500, output_tokens=0)
+    shown = show(home, run)
+    assert sum(line.spent for line in shown.by_phase) == shown.spend.spent == 6542
+
+
+def test_a_row_counts_for_the_phase_that_it_names(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Its own phase when that is one of the run's, though it comes late; else that of its time."""
+    run = started(home, scope="b1")
+    early = datetime.now(UTC).isoformat()
+    advance(home, run, "brainstorm")
+    interstat.insert("s1", "late", input_tokens=5, output_tokens=0, bead_id="b1", phase="brainstorm")
+    interstat.insert(
+        "s1", "odd", input_tokens=70, output_tokens=0, bead_id="b1", phase="no such phase", timestamp=early
+    )
+    interstat.insert("s1", "now", input_tokens=900, output_tokens=0, bead_id="b1")
+    assert [line.billing for line in show(home, run).by_phase[:2]] == [75, 900]
+
+
+def test_row_without_a_readable_time_is_in_the_present_phase(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """It counts as the newest, so it moves on with the run; a time ahead of ours is in the present phase, too."""
+    run = started(home, scope="b1", session="s1")
+    interstat.insert("s1", input_tokens=5, output_tokens=0, bead_id="b1", timestamp="no time")
+    interstat.insert("s1", input_tokens=70, output_tokens=0, bead_id="b1", timestamp="2999-01-01T00:00:00Z")
+    assert [line.billing for line in show(home, run).by_phase[:2]] == [75, 0]
+    advance(home, run, "brainstorm")
+    assert [line.billing for line in show(home, run).by_phase[:2]] == [0, 75]
+    assert show(home, run).spend.spent == 75
+
+
+def test_estimate_gives_way_when_tokens_arrive(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """An advance with nothing measured counts the estimate; an UPDATE of the row makes it the measured tokens."""
+    run = started(home, scope="b1", session="s1", token_budget=40_000)
+    row = interstat.insert("s1", "fd-quality", bead_id="b1")
+    answer = advance(home, run, "brainstorm")
+    assert answer.completed is not None
+    assert (answer.completed.provisional, answer.completed.estimate_source) == (30_000, "table")
+    assert (answer.spend.measured, answer.spend.provisional, answer.spend.spent) == (0, 30_000, 30_000)
+    assert home.ok("remaining", "--run", run) == "10000"
+    wait_for(lambda: len(events(home, "budget.threshold")) == 1, "50 % to be told of the estimate")
+
+    interstat.update(row, input_tokens=38_000, output_tokens=1_000)
+    assert home.ok("remaining", "--run", run) == "1000"
+    spend = home.spend(run)
+    assert (spend.measured, spend.provisional, spend.state) == (39_000, 0, "warning")
+    wait_for(lambda: len(events(home, "budget.threshold")) == 3, "80 and 95 % to be told of what was measured")
+    told = [(kind, data["threshold"]) for kind, data in events(home, "budget.threshold", "budget.warning")]
+    assert told == [
+        ("budget.threshold", 50),
+        ("budget.threshold", 80),
+        ("budget.warning", 80),
+        ("budget.threshold", 95),
+    ]
+
+    interstat.update(row, input_tokens=2_000, output_tokens=1_000)
+    assert home.ok("remaining", "--run", run) == "37000"
+    assert phase(home, run, "brainstorm").spent == 3_000
+
+
+def test_estimate_stays_while_another_phase_is_measured(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A session that came later says nothing of the phase before."""
+    run = started(home, session="s1", token_budget=100_000)
+    advance(home, run, "brainstorm")
+    home.ok("run", "attach", "--run", run, "--session", "s2")
+    interstat.insert("s2", input_tokens=700, output_tokens=0)
+    spend = home.spend(run)
+    assert (spend.measured, spend.provisional, spend.remaining) == (700, 30_000, 69_300)
+    # The first session's own row, dated by its last message, covers the first phase.
+    interstat.insert("s1", "main-session", input_tokens=9_000, output_tokens=0)
+    spend = home.spend(run)
+    assert (spend.measured, spend.provisional) == (9_700, 0)
+
+
+def test_provisional_estimates_can_exceed_a_budget(home: Home, daemon: Daemon) -> None:
+    """They are spent as far as anybody knows: the check refuses, across a restart, too."""
+    run = started(home, token_budget=30_000)
+    assert advance(home, run, "brainstorm").spend.state == "exceeded"
+    refused = "budget_exceeded|brainstorm-reviewed|30000/30000 billing tokens\n"
+    assert home.ctl("check", "--run", run).stdout == refused
+    daemon.kill()
+    home.start()
+    assert home.ctl("check", "--run", run).stdout == refused
+    assert phase(home, run, "brainstorm").provisional == 30_000
+
+
+def test_advance_is_on_disk_before_it_is_answered(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    run = started(home, scope="b1")
+    interstat.insert("s1", input_tokens=10, output_tokens=3, bead_id="b1")
+    before = advance(home, run, "brainstorm")
+    daemon.kill()
+    home.start()
+    after = phase(home, run, "brainstorm")
+    assert after == before.completed
+    assert show(home, run).run.phase == "brainstorm-reviewed"
+
+
+def test_macro_stages_have_their_part_of_the_budget(home: Home, daemon: Daemon) -> None:
+    """10, 25, 40, 20 and 5 %; a run without a budget allocates nothing; unknown phases belong to no stage."""
+    run = started(home, token_budget=200_000)
+    assert [(line.name, line.allocated) for line in show(home, run).by_stage] == [
+        ("discover", 20_000), ("design", 50_000), ("build", 80_000), ("ship", 40_000), ("reflect", 10_000),
+        ("done", None),
+    ]  # fmt: skip
+    free = started(home, token_budget="none", phases=("executing", "party"))
+    assert [(line.name, line.allocated) for line in show(home, free).by_stage] == [("build", None), ("other", None)]
+
+
+def test_thresholds_are_told_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Per run and budget: not by more tokens, not by a restart, not by falling and rising; again by another budget."""
+
+    def told() -> list[int]:
+        return [data["threshold"] for _, data in events(home, "budget.threshold")]
+
+    run = started(home, session="s1", token_budget=1000)
+    row = interstat.insert("s1", input_tokens=850, output_tokens=0)
+    home.spend(run)
+    wait_for(lambda: told() == [50, 80], "50 and 80 %")
+    for tokens in (900, 100, 900):
+        interstat.update(row, input_tokens=tokens)
+        home.spend(run)
+    daemon.kill()
+    home.start()
+    home.spend(run)
+    home.ok("run", "set", "--run", run, "--budget", "2000")  # 45 %: both may be told again
+    assert told() == [50, 80]
+    home.ok("run", "set", "--run", run, "--budget", "1200")  # 75 %
+    assert told() == [50, 80, 50]
+    interstat.update(row, input_tokens=1300)
+    home.spend(run)
+    wait_for(lambda: told() == [50, 80, 50, 80, 95, 100], "the rest")
+    kinds = [kind for kind, _ in events(home, "budget.warning", "budget.exceeded")]
+    assert kinds == ["budget.warning", "budget.warning", "budget.exceeded"]
+
+
+def test_thresholds_are_told_unasked(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A commit is enough: nobody has to ask for the run."""
+    started(home, session="s1", token_budget=1000)
+    time.sleep(0.5)  # until the watcher is armed; without it, the test still passes by the second look
+    interstat.insert("s1", input_tokens=990, output_tokens=0)
+    wait_for(lambda: len(events(home, "budget.threshold")) == 3, "50, 80 and 95 % to be told")
+
+
+def test_another_warning_is_no_other_budget(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """What was told stays told under one budget, though the numbers fell meanwhile; a new warning is a new one."""
+    run = started(home, session="s1", token_budget=1000)
+    row = interstat.insert("s1", input_tokens=600, output_tokens=0)
+    home.spend(run)
+    wait_for(lambda: len(events(home, "budget.threshold")) == 1, "50 %")
+    interstat.update(row, input_tokens=100)
+    home.ok("run", "set", "--run", run, "--warn-pct", "70")
+    interstat.update(row, input_tokens=600)
+    home.ok("run", "set", "--run", run, "--warn-pct", "60")
+    told = [(kind, data["threshold"]) for kind, data in events(home, "budget.threshold", "budget.warning")]
+    assert told == [("budget.threshold", 50), ("budget.threshold", 60), ("budget.warning", 60)]
+
+
+def test_budget_change_right_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The numbers are not read yet: thresholds must not be taken for not passed, and told again."""
+    run = started(home, session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=900, output_tokens=0)
+    home.spend(run)
+    wait_for(lambda: len(events(home, "budget.threshold")) == 2, "50 and 80 %")
+    daemon.kill()
+    home.start()
+    home.ok("run", "set", "--run", run, "--budget", "1001")
+    home.spend(run)
+    assert len(events(home, "budget.threshold")) == 2
+
+
+def test_refusal_stands_when_it_cannot_be_noted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The ledger was removed: what is refused is refused all the same, and an advance changes nothing."""
+    run = started(home, session="s1", token_budget=100)
+    free = started(home)
+    interstat.insert("s1", input_tokens=120, output_tokens=0)
+    home.spend(run)
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{home.state / 'ledger.db'}{suffix}").unlink()
+    result = home.ctl("check", "--run", run)
+    assert (result.returncode, result.stdout) == (1, EXCEEDED)
+    moved = home.ctl("advance", "--run", free, "--from", "brainstorm")
+    assert (moved.returncode, moved.stdout) == (70, "")
+    assert show(home, free).run.phase == "brainstorm"
