@@ -145,10 +145,15 @@ def test_override_that_is_not_needed_is_no_event(home: Home, daemon: Daemon) -> 
     assert events(home, "budget.overridden") == []
 
 
-def test_absurd_reason_is_refused(home: Home, daemon: Daemon) -> None:
-    run = started(home)
-    assert home.ctl("check", "--run", run, "--override", "x" * 1001).returncode == 65
-    assert home.ctl("advance", "--run", run, "--from", "brainstorm", "--override", "x" * 1001).returncode == 65
+def test_absurd_reason_is_cut(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Of a reason that is much too long the beginning is kept; it never stops a run that needs none."""
+    run = started(home, session="s1", token_budget=100)
+    environ = {"CLAVAIN_SKIP_BUDGET": "x" * 5000}
+    assert home.ok("check", "--run", run, environ=environ) == "ok"
+    interstat.insert("s1", input_tokens=100, output_tokens=20)
+    assert home.ok("check", "--run", run, environ=environ) == "ok"
+    assert [data["override"] for _, data in events(home, "budget.overridden")] == ["x" * 1000]
+    assert home.ctl("check", "--run", run, environ={"CLAVAIN_SKIP_BUDGET": "  "}).returncode == 1
 
 
 def test_fifty_at_once(home: Home, daemon: Daemon) -> None:
@@ -374,3 +379,52 @@ def test_refusal_stands_when_it_cannot_be_noted(home: Home, interstat: Interstat
     moved = home.ctl("advance", "--run", free, "--from", "brainstorm")
     assert (moved.returncode, moved.stdout) == (70, "")
     assert show(home, free).run.phase == "brainstorm"
+
+
+def test_what_the_ledger_does_not_take_is_told_later(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Somebody holds the ledger: refusals and thresholds are told when it is free again, without another commit."""
+    run = started(home, session="s1", token_budget=100)
+    row = interstat.insert("s1", input_tokens=1, output_tokens=0)
+    home.spend(run)
+    holder = sqlite3.connect(home.state / "ledger.db", isolation_level=None, timeout=5)
+    holder.execute("BEGIN IMMEDIATE")
+    interstat.update(row, input_tokens=120)
+    assert home.spend(run).state == "exceeded"
+    assert home.ctl("check", "--run", run).stdout == EXCEEDED
+    wait_for(lambda: "events not kept yet" in daemon.log, "the daemon to notice")
+    assert "database is locked" in home.ctl("doctor").stdout
+    holder.execute("ROLLBACK")
+    holder.close()
+    wait_for(lambda: len(events(home, "budget.exceeded", "phase.blocked")) == 2, "both to be told")
+    wait_for(lambda: home.ctl("doctor").returncode == 0, "all to be well")
+
+
+def test_attached_usage_passes_thresholds(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A session that has used much already is told of, without another question or commit."""
+    interstat.insert("s1", input_tokens=5000, output_tokens=0)
+    started(home, session="s1", token_budget=1000)
+    wait_for(lambda: len(events(home, "budget.exceeded")) == 1, "the new run's threshold")
+    interstat.insert("s2", input_tokens=5000, output_tokens=0)
+    run = started(home, token_budget=1000)
+    home.ok("run", "attach", "--run", run, "--session", "s2")
+    wait_for(lambda: len(events(home, "budget.exceeded")) == 2, "the attached session's threshold")
+
+
+def test_finishing_tells_what_was_passed(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    run = started(home, session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=5000, output_tokens=0)
+    home.ok("run", "finish", "--run", run)
+    kinds = [kind for kind, _ in events(home)]
+    assert kinds[-2:] == ["budget.exceeded", "run.finished"]
+
+
+def test_absurd_estimates_stop(home: Home, daemon: Daemon) -> None:
+    """Three phases at the largest estimate that is allowed: the run, and everybody else's status, stay answerable."""
+    file = home.root / ".config" / "fluxbudget" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"[phases]\ndefault = {2**63 - 1}\n")
+    run = started(home, phases=("a", "b", "c", "d", "e"))
+    for here in "abcd":
+        advance(home, run, here)
+    assert home.json("status")["runs"][0]["spend"]["spent"] == 2**63 - 1
+    assert home.json("run", "show", "--run", run)["by_stage"][0]["provisional"] == 2**63 - 1

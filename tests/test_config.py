@@ -511,6 +511,10 @@ def test_file_system_that_does_not_answer_holds_nobody_up(live: Live, monkeypatc
         await live.settings.refresh(began + 0.01)
         await live.settings.refresh(began + 0.02)
         assert hangs.is_set()
+        before = threading.active_count()
+        for _ in range(10):
+            await live.settings.refresh(anyio.current_time() + 0.2)
+        assert threading.active_count() <= before + 1, "whoever gives up must not leave a thread behind each time"
         release.set()
 
     anyio.run(look)

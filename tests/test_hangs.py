@@ -149,7 +149,7 @@ def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with engine_over(tmp_path) as (engine, _source):
             run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            await engine.changes.end(engine.book.runs[run.id], "done")
+            await engine.changes.end(engine.book.runs[run.id], "done", within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             await engine._notice()  # noqa: SLF001  what the watcher and the hourly look do
             assert [record.input for record in await engine.ledger.usage("s1", "interstat")] == [5]

@@ -156,7 +156,7 @@ def test_every_row_is_of_one_review(moments: list[int], keys: list[int], times: 
         a_triage(launched("a", 1), at=NOW + at, last_key=key) for at, key in zip(moments, keys, strict=True)
     )
     records = [a_record(key=i, at=None if at is None else NOW + at, input=2**i) for i, at in enumerate(times)]
-    found = report.of_run(None, "billing", [(first, records), (second, records)])
+    found = report.of_run(None, "billing", [first, second], {"s": records})
     arrived = [one.actual_billing for one in found.agents if one.actual_billing != "pending"]
     assert sum(arrived) == report.actuals(first, records).get("a", Counts()).billing
     assert len(found.agents) in (1, 2)
@@ -170,7 +170,7 @@ def test_all_reviews_of_a_run() -> None:
     one = a_triage(launched("a", 100), launched("b", 50, 2, "Deferred (budget)"))
     two = a_triage(launched("a", 70, 2), id="triage-2", at=NOW + 5 * SECOND)
     records = [a_row(1, "a", 10, cache_read=5), a_row(9, "a", 20)]
-    found = report.of_run(900, "billing", [(one, records), (two, records)])
+    found = report.of_run(900, "billing", [one, two], {"s": records})
     assert (found.budget, found.budget_type, found.cost_basis) == (900, "run", "billing")
     assert (found.estimated_total, found.actual_billing, found.actual_total, found.cache_read_total) == (170, 30, 35, 5)
     assert [(agent.name, agent.estimated, agent.actual_billing) for agent in found.agents] == [
@@ -180,18 +180,18 @@ def test_all_reviews_of_a_run() -> None:
     assert [one.name for one in found.deferred] == ["b"]
     assert found.by_stage["stage_1"] == ReportStage(agents=1, estimated=100, actual=10, partial=False)
     assert found.by_stage["stage_2"] == ReportStage(agents=1, estimated=70, actual=20, partial=False)
-    assert report.of_run(None, "billing", []).estimated_total == 0
+    assert report.of_run(None, "billing", [], {}).estimated_total == 0
 
 
 def test_a_review_that_was_repeated_before_it_began_does_not_count() -> None:
     one, two = a_triage(launched("a", 100)), a_triage(launched("a", 70), id="triage-2", at=NOW + 5 * SECOND)
-    again = report.of_run(None, "billing", [(one, []), (two, [])])
+    again = report.of_run(None, "billing", [one, two], {})
     assert [agent.estimated for agent in again.agents] == [70]
     assert again.pending == ("a",)
     elsewhere = msgspec.structs.replace(two, session="other")
-    assert len(report.of_run(None, "billing", [(one, []), (elsewhere, [])]).agents) == 2
+    assert len(report.of_run(None, "billing", [one, elsewhere], {}).agents) == 2
     records = [a_row(1, "a", 0, pending=True), a_row(9, "a", 5)]
-    begun = report.of_run(None, "billing", [(one, records), (two, records)])
+    begun = report.of_run(None, "billing", [one, two], {"s": records})
     assert [agent.actual_billing for agent in begun.agents] == ["pending", 5]
     assert (begun.actual_billing, begun.partial) == (5, True)
 
@@ -200,10 +200,10 @@ def test_a_slow_agent_is_not_lost_to_the_next_review() -> None:
     """Rows come when an agent ends: that may be after another review has begun, which did not name it."""
     one = a_triage(launched("slow", 100))
     two = a_triage(launched("b", 70), id="triage-2", at=NOW + 5 * SECOND)
-    waiting = report.of_run(None, "billing", [(one, []), (two, [])])
+    waiting = report.of_run(None, "billing", [one, two], {})
     assert waiting.pending == ("slow", "b")
     records = [a_row(20, "slow", 90), a_row(20, "b", 60)]
-    found = report.of_run(None, "billing", [(one, records), (two, records)])
+    found = report.of_run(None, "billing", [one, two], {"s": records})
     assert [(agent.name, agent.actual_billing) for agent in found.agents] == [("slow", 90), ("b", 60)]
     assert (found.estimated_total, found.actual_billing) == (170, 150)
 
@@ -211,7 +211,7 @@ def test_a_slow_agent_is_not_lost_to_the_next_review() -> None:
 def test_each_review_keeps_its_own_basis() -> None:
     """What is compared is in the same tokens, whatever the run's basis is."""
     triage = a_triage(launched("a", 1000), cost_basis="total")
-    found = report.of_run(5000, "billing", [(triage, [a_row(1, "a", 100, cache_read=900)])])
+    found = report.of_run(5000, "billing", [triage], {"s": [a_row(1, "a", 100, cache_read=900)]})
     assert found.by_stage["stage_1"] == ReportStage(agents=1, estimated=1000, actual=1000, partial=False)
     assert found.agents[0].delta_pct == 0
 

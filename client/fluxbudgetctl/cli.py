@@ -154,7 +154,7 @@ def _add_reviews(commands: "_Commands") -> None:
     estimates = _add(commands, "estimates", "print what agents are expected to cost, as JSON", reviews.estimates)
     _add_model(estimates)
     estimates.add_argument(
-        "--project", type=_path, metavar="DIR", help="its directory (default: the working directory)"
+        "--project", type=_path, metavar="DIR", help="whose budget file counts (default: the run's, or here)"
     )
     triage = _add(
         commands, "triage", "which review agents may be launched? JSON of agents on stdin, JSON out", reviews.triage

@@ -23,11 +23,12 @@ class _Agents(msgspec.Struct):
 
 def estimates(options: Options) -> int:
     """`estimates`: the JSON that flux-drive's own estimator prints."""
-    project = options.project or environment.working_directory()
+    project = options.project
     request = messages.Estimates(
         model=options.model,
         slicing=options.slicing,
         project_dir=None if project is None else environment.text(os.path.realpath(project)),
+        hints=hints(),
     )
     answer = call(request, messages.EstimatesAnswer, options.timeout)
     rendering.stale(answer.stale_why)
@@ -76,13 +77,18 @@ def report(options: Options) -> int:
     if options.markdown:
         _markdown(answer)
         return codes.OK
-    return print_json({**msgspec.structs.asdict(answer.report), "run": answer.run, "triages": answer.triages})
+    fields = msgspec.structs.asdict(answer.report)
+    return print_json({**fields, "run": answer.run, "triages": answer.triages, "stale_why": answer.stale_why})
 
 
 def calibrate(options: Options) -> int:
     """`calibrate`: what history teaches; with `--write` kept for estimates to come."""
     answer = call(messages.Calibrate(), messages.CalibrateAnswer, options.timeout)
     rendering.stale(answer.stale_why)
+    if options.write and answer.stale_why:
+        raise Failure(
+            f"not written: {answer.stale_why}", "see 'fluxbudgetctl doctor', then calibrate again", codes.REFUSED
+        )
     if options.write:
         _write(
             os.fsdecode(unfold(answer.path)),
@@ -104,9 +110,13 @@ def _read_agents() -> tuple[messages.TriageAgent, ...]:
     if len(data) > _MAX_INPUT:
         raise Failure("agents: more than 1 MiB of input", hint, codes.BAD_INPUT)
     try:
-        return msgspec.json.decode(data, type=_Agents).agents
+        agents = msgspec.json.decode(data, type=_Agents).agents
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Failure(f"agents: {_placed(str(exc))}", hint, codes.BAD_INPUT) from None
+    for index, one in enumerate(agents):
+        if not -messages.MAX_TOKENS <= one.stage <= messages.MAX_TOKENS:  # it could not even be sent
+            raise Failure(f"agents[{index}].stage is {one.stage}"[:200], "1 or 2 is allowed", codes.BAD_INPUT)
+    return agents
 
 
 def _placed(problem: str) -> str:
@@ -165,6 +175,8 @@ def _markdown(answer: messages.ReportAnswer) -> None:
         print(f"| {name.replace('_', ' ')} | {stage.agents} | {stage.estimated} | {stage.actual}{mark} |")
     if report.pending:
         print(f"\nPending: {', '.join(_cell(name) for name in report.pending)}.")
+    if report.not_listed:
+        print(f"\n{report.not_listed} agents of older reviews are in the sums, but not listed.")
     if report.deferred:
         print("\n| deferred | estimated | reason | used all the same |\n|---|---:|---|---:|")
         for left in report.deferred:

@@ -147,7 +147,7 @@ def stage_lines(engine: Engine, state: RunState, by_phase: Iterable[wire.PhaseLi
         wire.StageLine(
             **msgspec.structs.asdict(tally(stage, sums[stage])),
             spent=capped(sums[stage].tokens(run.cost_basis) + provisional[stage]),
-            provisional=provisional[stage],
+            provisional=capped(provisional[stage]),
             allocated=allocated.get(stage),
         )
         for stage in (*MACRO_STAGES, OTHER_STAGE)

@@ -158,11 +158,6 @@ class PhaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     sample_size: int
     override: str | None = None
 
-    @property
-    def provisional(self) -> bool:
-        """Tell whether nothing had been measured when the run moved on."""
-        return self.measured.total == 0
-
 
 class Timeline(msgspec.Struct, frozen=True):
     """A run and the phases that it has completed, in the order of time."""

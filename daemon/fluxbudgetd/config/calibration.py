@@ -19,7 +19,7 @@ from fluxbudgetd.wire.messages import MAX_TOKENS
 
 _JSON = Dialect(text="text", mapping="an object", sequence="an array", nothing="null")
 _BYTE = re.compile(r" \(byte (\d+)\)\Z")
-_HINT = "write it anew with 'fluxbudgetctl calibrate', or remove it"
+_HINT = "write it anew with 'fluxbudgetctl calibrate --write', or remove it"
 
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 

@@ -33,7 +33,11 @@ def check(locations: Locations) -> Iterator[Verdict]:
     beside = calibration_path(locations.config)
     yield _tried(beside, partial(load_calibration, beside))[1]
     chosen = (config or Config()).flux_drive.budget_file
-    found = budget_file(chosen, locations.claude_dir)
+    try:
+        found = budget_file(chosen, locations.claude_dir)
+    except ConfigError as exc:
+        yield Verdict("", exc)
+        return
     path = os.path.join(locations.claude_dir, IN_CACHE) if found is None else found
     yield _tried(path, partial(load_review_budget, found, None))[1]
 

@@ -16,6 +16,7 @@ from msgspec import Meta
 from fluxbudgetd.config.checking import checked, fits, overlay
 from fluxbudgetd.config.reading import read_text
 from fluxbudgetd.config.schema import Estimate, Multiplier, Tokens
+from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.config.yaml_nodes import DIALECT, top_level, value_of
 from fluxbudgetd.errors import ConfigError
 from fluxbudgetd.wire.messages import CostBasis, Enforcement
@@ -102,8 +103,19 @@ def load_review_budget(
 
 
 def budget_file(chosen: str, claude_dir: str) -> str | None:
-    """Return the file that was chosen (with `~/`, perhaps), else the installed plugin's, if there is one. It blocks."""
-    return os.path.expanduser(chosen) if chosen else installed_budget_file(claude_dir)
+    """Return the file that was chosen (with `~/`, perhaps), else the installed plugin's, if there is one.
+
+    Raises `ConfigError` for a chosen one that does not exist. It blocks.
+    """
+    if not chosen:
+        return installed_budget_file(claude_dir)
+    path = os.path.expanduser(chosen)
+    if not os.path.lexists(path):
+        raise ConfigError(
+            f"{shown_file(path)}: the file does not exist",
+            "correct flux_drive.budget_file in config.toml, or leave it out",
+        )
+    return path
 
 
 def installed_budget_file(claude_dir: str) -> str | None:

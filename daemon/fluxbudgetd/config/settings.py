@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from fluxbudgetd.config.loading import load_config
 from fluxbudgetd.config.reading import Mark, mark
 from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.shown import shown_file
-from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.errors import ConfigError, RequestTimeoutError
 
 log = structlog.get_logger()
 
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 # A project in a file system that does not answer keeps its thread; so many of them leave the others theirs.
 _REVIEW_THREADS = 8
+_HUNG_SECONDS = 0.05
 
 
 class Fault(NamedTuple):
@@ -44,13 +46,17 @@ class Settings:
     def __init__(self, config_path: str, *, required: bool, claude_dir: str) -> None:
         self.config_path = config_path
         self.calibration_path = calibration_path(config_path)
+        # Called after the configuration has changed.
+        self.heeded: Callable[[], None] | None = None
         self._claude_dir = claude_dir
         self._config = _Followed(config_path, partial(load_config, config_path, required=required), Config())
         self._calibration: _Followed[Calibration | None] = _Followed(
             self.calibration_path, partial(load_calibration, self.calibration_path), None
         )
-        self._looking = anyio.CapacityLimiter(1)
-        self._reviewing = anyio.CapacityLimiter(_REVIEW_THREADS)
+        # Held by threads, not by those who wait for them: whoever gives up on a file system that does not answer leaves
+        # its thread behind, and the next one must not add another.
+        self._looking = threading.Lock()
+        self._reviewing = threading.BoundedSemaphore(_REVIEW_THREADS)
 
     @property
     def config(self) -> Config:
@@ -83,24 +89,42 @@ class Settings:
         """
         now = anyio.current_time()
         with anyio.CancelScope(deadline=now + (deadline - now) / 2):
-            config, calibration = await anyio.to_thread.run_sync(
-                self._look, force, abandon_on_cancel=True, limiter=self._looking
-            )
+            config, calibration = await anyio.to_thread.run_sync(self._look, force, abandon_on_cancel=True)
+            before = self.config
             self._config.take(config)
             self._calibration.take(calibration)
+            if self.config != before and self.heeded is not None:
+                self.heeded()
 
-    async def review_budget(self, project_dir: str | None) -> ReviewBudget:
-        """Return the review budgets that hold in a project now; raises `ConfigError`."""
-        slicing = None if self.calibration is None else self.calibration.slicing.multiplier
+    async def review_budget(self, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
+        """Return the review budgets that hold in a project now (without what calibration says, if so asked).
+
+        Raises `ConfigError`, or `RequestTimeoutError` when so many files do not answer that this one is not tried.
+        """
+        slicing = None if self.calibration is None or not calibrated else self.calibration.slicing.multiplier
         return await anyio.to_thread.run_sync(
-            self._review_budget, self.config, project_dir, slicing, abandon_on_cancel=True, limiter=self._reviewing
+            self._review_budget, self.config, project_dir, slicing, abandon_on_cancel=True
         )
 
     def _look(self, force: bool) -> tuple["_Look[Config] | None", "_Look[Calibration | None] | None"]:
-        return self._config.look_again(force=force), self._calibration.look_again(force=force)
+        if not self._looking.acquire(timeout=_HUNG_SECONDS):
+            return None, None
+        try:
+            return self._config.look_again(force=force), self._calibration.look_again(force=force)
+        finally:
+            self._looking.release()
 
     def _review_budget(self, config: Config, project_dir: str | None, slicing: float | None) -> ReviewBudget:
-        return load_review_budget(budget_file(config.flux_drive.budget_file, self._claude_dir), project_dir, slicing)
+        if not self._reviewing.acquire(timeout=_HUNG_SECONDS):
+            raise RequestTimeoutError(
+                "flux-drive's budget files do not answer", "is their file system reachable? ask again when it is"
+            )
+        try:
+            return load_review_budget(
+                budget_file(config.flux_drive.budget_file, self._claude_dir), project_dir, slicing
+            )
+        finally:
+            self._reviewing.release()
 
 
 class _Look(NamedTuple, Generic[T]):

@@ -187,7 +187,7 @@ class Book:
     def provisional(self, state: RunState) -> tuple[PhaseRecord, ...]:
         """Return the completed phases whose estimates count, because nothing has been measured of them yet."""
         if state.provisional is None:
-            state.provisional = self._provisional(state) if state.completed else ()
+            state.provisional = self.would_count(state, state.completed)
         return state.provisional
 
     def balance(self, state: RunState, run: Run | None = None) -> Balance:
@@ -204,7 +204,10 @@ class Book:
             sums[cell.phase] = sums.get(cell.phase, Counts()) + counts
         return sums
 
-    def _provisional(self, state: RunState) -> tuple[PhaseRecord, ...]:
+    def would_count(self, state: RunState, completed: tuple[PhaseRecord, ...]) -> tuple[PhaseRecord, ...]:
+        """Return the phases whose estimates count when a run has completed these."""
+        if not completed:
+            return ()
         measured: set[str] = set()
         working: set[str] = set()
         for name, cell, counts in self.cells(state):
@@ -217,7 +220,7 @@ class Book:
             for one in self.session(name).current
             if one.run == state.run.id
         ]
-        return phases.provisional(state.completed, measured, stints)
+        return phases.provisional(completed, measured, stints)
 
     def cells(self, state: RunState) -> Iterator[tuple[str, Cell, Counts]]:
         """Yield a run's sums with the session that each belongs to."""

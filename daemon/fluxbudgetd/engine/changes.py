@@ -10,6 +10,7 @@ from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.engine.gate import Gate
 from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.errors import BadInputError, ConflictError
+from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.model import Attachment, EventData, Run
 from fluxbudgetd.policy import runs
 from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
@@ -70,15 +71,21 @@ class Changes:
             self._book.put_run(run)
             return run, True
 
-    async def end(self, state: RunState, status: RunStatus) -> tuple[Run, bool]:
+    async def end(self, state: RunState, status: RunStatus, deadline: float) -> tuple[Run, bool]:
         """Finish or cancel a run; its sources go on being followed for 48 hours."""
+        if state.run.status == "active":
+            # What it has passed by now is still told.
+            await self._refresher.refresh([state.run.id], deadline=deadline)
         async with self._changing:
             if state.run.status == status:
                 return state.run, False
             if state.run.status != "active":
                 raise ConflictError(f"run {state.run.id} is {state.run.status} already", "an ended run stays as it is")
             run = msgspec.structs.replace(state.run, status=status, ended_at=self._clock())
-            await self._ledger.save_run(run, events=[("run.finished", {"status": status})], at=self._clock())
+            fired, told = self._gate.fired_now(state)
+            ended: NewEvent = "run.finished", {"status": status}
+            await self._ledger.save_run(run, fired=fired, events=[*told, ended], at=self._clock())
+            state.fired = fired
             self._book.put_run(run)
             self._changed()
             return run, True
@@ -166,6 +173,8 @@ class Changes:
         await self._ledger.save_attachments(written, run_id, data, self._clock())
         self._book.put_attachments(written)
         await self._refresher.retally(session)
+        # What the session has used so far counts from now on, and may pass a threshold.
+        self._refresher.wish({one.run for one in written})
 
     async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
@@ -179,4 +188,5 @@ class Changes:
         for session in naming.union(one.session for one in attachments):
             await self._refresher.retally(session)
         state.touched = True
+        self._refresher.wish({run.id})
         self._changed()

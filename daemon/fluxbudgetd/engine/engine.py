@@ -12,6 +12,7 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.changes import Changes
 from fluxbudgetd.engine.gate import Gate
+from fluxbudgetd.engine.history import History
 from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
 from fluxbudgetd.engine.reviews import Reviews
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 # A commit's frames reach the -wal file, and the watcher, before the commit is there to be read: look once more.
 _SECOND_LOOK_SECONDS = 0.2
 _FOLLOW_WAIT_SECONDS = 60.0
+_SETTINGS_WAIT_SECONDS = 1.0
 _ENDED_SECONDS = 3600.0
 _REST_SHARE = 4
 _LONGEST_REST_SECONDS = 2.0
@@ -65,11 +67,18 @@ class Engine:
         parts = Parts(self.book, self._refresher, ledger, settings, now_micros, anyio.Lock())
         self.gate = Gate(parts)
         self.changes = Changes(parts, self.gate, self._note_activity)
-        self.reviews = Reviews(parts, source.path)
+        self._history = History(source.path)
+        self.reviews = Reviews(parts, self._history)
+        settings.heeded = self._heed
         self._strangers: dict[str, tuple[int, int]] = {}
         self._activity = anyio.Event()
         self._ended = anyio.Event()
         self._rest = anyio.Event()
+
+    def _heed(self) -> None:
+        """Look at the thresholds again after the configuration has changed."""
+        for state in self.book.active():
+            self.gate.look(state)
 
     async def load(self) -> None:
         """Read the ledger's runs and attachments; raises `LedgerError`."""
@@ -89,6 +98,7 @@ class Engine:
             tasks.start_soon(self._refresher.serve)
             tasks.start_soon(self._refresher.keep)
             tasks.start_soon(self.gate.serve)
+            tasks.start_soon(self._history.serve)
             tasks.start_soon(self._follow)
             tasks.start_soon(self._follow_ended)
 
@@ -190,8 +200,8 @@ class Engine:
 
     @property
     def ledger_fault(self) -> str | None:
-        """Return why the last measured usage could not be kept, or None."""
-        return self._refresher.ledger_fault
+        """Return why the last measured usage, or the last events, could not be kept, or None."""
+        return self._refresher.ledger_fault or self.gate.ledger_fault
 
     @property
     def anomalies(self) -> int:
@@ -265,8 +275,8 @@ class Engine:
                 tasks.start_soon(self._look_once_armed)
                 async for _ in changes:
                     began = anyio.current_time()
-                    await self.settings.refresh(began + _FOLLOW_WAIT_SECONDS)
                     await self._notice()
+                    await self.settings.refresh(anyio.current_time() + _SETTINGS_WAIT_SECONDS)
                     # Under a storm of commits, following them takes a fifth of a core at most.
                     await anyio.sleep(min(_REST_SHARE * (anyio.current_time() - began), _LONGEST_REST_SECONDS))
                 tasks.cancel_scope.cancel()

@@ -19,6 +19,10 @@ from fluxbudgetd.policy.advance import Verdict
 
 log = structlog.get_logger()
 
+# A ledger that cannot be written is tried again after one second, then after two, and so on.
+_SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 1.0, 60.0
+_MOST_EVENTS = 10_000
+
 
 class Advanced(NamedTuple):
     """What became of an advance. `completed` is the phase that was left, None when the run was refused."""
@@ -44,6 +48,7 @@ class Gate:
         self._crossed: dict[str, None] = {}
         self._wanted = anyio.Event()
         self._done = anyio.Event()
+        self.ledger_fault: str | None = None
 
     async def note(self, run: Run, balance: Balance, verdict: Verdict, by: str, deadline: float) -> None:
         """Keep a refusal, or an override, as an event; a ledger that cannot does not change the answer."""
@@ -53,6 +58,9 @@ class Gate:
         elif verdict.override is not None:
             event = "budget.overridden", advance.override_data(run, balance, verdict, by)
         else:
+            return
+        if len(self._events) >= _MOST_EVENTS:
+            log.error("event lost: the ledger has not taken any for long", kind=event[0], run=run.id)
             return
         self._events.append((self._clock(), run.id, event))
         self._wanted.set()
@@ -72,7 +80,8 @@ class Gate:
                 return Advanced(run, verdict.refusal, verdict, None)
             new = msgspec.structs.replace(run, phase=phases.next_phase(run, to))
             record = self._record(state, verdict.override)
-            data = _advanced_data(new, record)
+            counts = record in self._book.would_count(state, (*state.completed, record))
+            data = _advanced_data(new, record, record.estimate if counts else 0)
             await self._ledger.save_run(
                 new, completed=(len(state.completed), record), events=[("phase.advanced", data)], at=self._clock()
             )
@@ -106,6 +115,14 @@ class Gate:
             self._crossed[state.run.id] = None
             self._wanted.set()
 
+    def fired_now(self, state: RunState) -> tuple[frozenset[Mark], list[NewEvent]]:
+        """Return what has been told of a run, and what is to be told now, before it ends."""
+        if not self._book.is_loaded(state):
+            return state.fired, []
+        balance = self._book.balance(state)
+        new = self._new(state, balance)
+        return state.fired | new, thresholds.events(state.run, balance, new)
+
     def fired_under(self, state: RunState, changed: Run) -> tuple[frozenset[Mark], list[NewEvent]]:
         """Return what has been told once a run has become another, and what of it is to be told now."""
         balance = self._book.balance(state, changed)
@@ -121,22 +138,37 @@ class Gate:
         return thresholds.marks(self._settings.config.warnings.thresholds, run.warn_pct)
 
     async def serve(self) -> None:
-        """Write what is to be told, for ever."""
+        """Write what is to be told, for ever; what the ledger does not take is tried again."""
+        rest = _SHORTEST_REST_SECONDS
         while True:
             await self._wanted.wait()
             self._wanted = anyio.Event()
-            events, self._events = self._events, []
-            crossed, self._crossed = self._crossed, {}
-            done, self._done = self._done, anyio.Event()
             try:
-                if events:
-                    await self._ledger.save_events(events)
-                for name in crossed:
-                    await self._tell_crossed(self._book.runs[name])
+                await self._write()
             except LedgerError as exc:
-                # Nobody's change depends on it. Thresholds are found passed again with the next numbers.
-                log.error("events not kept", error=exc.message)
+                if self.ledger_fault != exc.message:
+                    log.error("events not kept yet", error=exc.message)
+                self.ledger_fault = exc.message
+                self._wanted.set()
+                await anyio.sleep(rest)
+                rest = min(2 * rest, _LONGEST_REST_SECONDS)
+            else:
+                self.ledger_fault = None
+                rest = _SHORTEST_REST_SECONDS
+
+    async def _write(self) -> None:
+        events, done = self._events[:], self._done
+        self._done = anyio.Event()
+        try:
+            if events:
+                await self._ledger.save_events(events)
+                del self._events[: len(events)]
+        finally:
+            # Nobody waits longer than for one try.
             done.set()
+        for name in list(self._crossed):
+            await self._tell_crossed(self._book.runs[name])
+            self._crossed.pop(name, None)
 
     async def _tell_crossed(self, state: RunState) -> None:
         async with self._changing:
@@ -150,13 +182,13 @@ class Gate:
             state.fired = fired
 
 
-def _advanced_data(run: Run, record: PhaseRecord) -> EventData:
+def _advanced_data(run: Run, record: PhaseRecord, provisional: int) -> EventData:
     return {
         "from": record.phase,
         "to": run.phase,
         "input": record.measured.input,
         "output": record.measured.output,
         "estimate": record.estimate,
-        "provisional": int(record.provisional),
+        "provisional": provisional,
         "override": record.override,
     }

@@ -150,6 +150,11 @@ class Refresher:
             raise batch.error
         return batch.done.is_set()
 
+    def wish(self, runs: Iterable[str]) -> None:
+        """Have runs brought up to date, without waiting for it."""
+        self._next.runs.update(runs)
+        self._wanted.set()
+
     async def serve(self) -> None:
         """Work through the batches, for ever."""
         while True:

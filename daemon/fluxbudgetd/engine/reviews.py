@@ -6,22 +6,34 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import anyio
-import anyio.to_thread
+import anyio.lowlevel
 
 from fluxbudgetd import __version__
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.engine.book import RunState
+from fluxbudgetd.engine.history import History
 from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.errors import BadInputError, RequestTimeoutError
-from fluxbudgetd.model import AgentRow, Balance, Run, Triage, Usage, to_text
+from fluxbudgetd.model import Balance, Run, Triage, Usage, to_text
 from fluxbudgetd.policy import advance, calibrate, estimates, report, triage
 from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.sources.interstat import InterstatSource
-from fluxbudgetd.wire.messages import AgentCalibration, Calibration, CostReport, Provenance, TriageRequest
+from fluxbudgetd.threads import off_loop
+from fluxbudgetd.wire.messages import (
+    AgentCalibration,
+    Calibration,
+    CostReport,
+    Provenance,
+    SlicingCalibration,
+    TriageRequest,
+)
 
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _MAX_MODEL = 200
-_MODELS = 16
+# A calibration has to fit into a frame, and into a file that is read again.
+_MOST_AGENTS = 1000
+# So many runs are looked at before anybody else is let on.
+_AT_A_TIME = 64
 
 
 class Decided(NamedTuple):
@@ -41,70 +53,36 @@ class Reported(NamedTuple):
 
 
 class Reviews:
-    """Asks the history of all agents through a connection of its own, since that goes through the whole table.
+    """`history` has the means of all agents, and what calibration learns from."""
 
-    It is let go of after each look: while we have the file open, its writers cannot put their WAL away.
-    """
-
-    def __init__(self, parts: Parts, interstat_path: str) -> None:
+    def __init__(self, parts: Parts, history: History) -> None:
         self._book = parts.book
         self._refresher = parts.refresher
         self._ledger = parts.ledger
         self._settings = parts.settings
         self._clock = parts.clock
-        self._history = InterstatSource(interstat_path)
-        self._reader = anyio.CapacityLimiter(1)
-        # model → the source's epoch that its means show, and the means
-        self._means: dict[str, tuple[int, dict[str, Measured]]] = {}
+        self._history = history
 
     async def means(self, model: str | None, deadline: float) -> tuple[dict[str, Measured], str | None]:
         """Return what agents have cost so far on a model, and why that is not up to date (None: it is)."""
         name = estimates.DEFAULT_MODEL if model is None else model
         if not 0 < len(name) <= _MAX_MODEL:
             raise BadInputError(f"a model name of {len(name)} characters", f"1 to {_MAX_MODEL} are allowed")
-        epoch = self._refresher.epoch()
-        in_time = self._is_known(name, epoch)
-        if not in_time:
-            with anyio.CancelScope(deadline=deadline):
-                await anyio.to_thread.run_sync(self._learn, name, epoch, abandon_on_cancel=True, limiter=self._reader)
-                in_time = True
-        known = self._means.get(name)
-        if known is not None and known[0] >= epoch:
-            return known[1], None
-        status = self._history.status
-        if not in_time:
-            if known is None:
-                raise RequestTimeoutError(
-                    "the agents' history is still being read", "ask again, or give more --timeout"
-                )
-            return known[1], f"{status.name}: slow: means as of an earlier look"
-        return ({} if known is None else known[1]), f"{status.name}: {status.state}: {status.detail}"
 
-    def _is_known(self, model: str, epoch: int) -> bool:
-        return model in self._means and self._means[model][0] >= epoch
+        def look(source: InterstatSource) -> dict[str, Measured] | None:
+            samples = source.samples(name)
+            return None if samples is None else estimates.measured(samples)
 
-    def _learn(self, model: str, epoch: int) -> None:
-        """Read an agent's history, in a worker thread; what was learned is kept, even when nobody waits any more."""
-        if self._is_known(model, epoch):
-            return
-        found = self._history.samples(model)
-        self._history.reopen()
-        if found is not None:
-            while len(self._means) >= _MODELS and model not in self._means:
-                self._means.pop(next(iter(self._means)), None)
-            self._means[model] = epoch, estimates.measured(found)
+        found = await self._history.ask(f"means of {name}", self._refresher.epoch(), look, deadline)
+        if found.value is None and not found.in_time:
+            raise RequestTimeoutError("the agents' history is still being read", "ask again, or give more --timeout")
+        return found.value or {}, found.why
 
-    def _look_back(self, agents: list[str]) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
-        try:
-            return self._history.calibration(agents)
-        finally:
-            self._history.reopen()
-
-    async def rules(self, project_dir: str | None, deadline: float) -> ReviewBudget:
+    async def rules(self, project_dir: str | None, deadline: float, *, calibrated: bool = True) -> ReviewBudget:
         """Return flux-drive's rules for a project; raises `ConfigError` when one of its files is wrong."""
         await self._settings.refresh(deadline)
         with anyio.CancelScope(deadline=deadline):
-            return await self._settings.review_budget(project_dir)
+            return await self._settings.review_budget(project_dir, calibrated=calibrated)
         raise RequestTimeoutError("flux-drive's budget file could not be read in time", "give more --timeout")
 
     async def triage(self, asked: TriageRequest, run: Run | None, balance: Balance | None, deadline: float) -> Decided:
@@ -120,11 +98,13 @@ class Reviews:
             "billing" if run is None else run.cost_basis,
             "soft" if run is None else run.enforcement,
         )
-        lines = triage.candidates(asked.agents, known, rules, limit.basis, slicing=asked.slicing)
-        reason = advance.reason(asked.override)
-        decided = triage.cut(lines, limit.budget, rules.min_agents, limit.enforcement, reason)
+        decided = await off_loop(len(asked.agents), _decide, asked, known, rules, limit)
         session = asked.session or next(iter(asked.hints.sessions), None)
-        before = () if session is None else (await self._refresher.records(session, deadline))[0]
+        before, _ = await self._records(session, None if run is None else run.id, deadline)
+        note = decided.note
+        if session is None and run is None:
+            unknown = "neither session nor run is known, so 'report' will find none of this triage's tokens"
+            note = "; ".join(filter(None, (note, unknown)))
         kept = Triage(
             id=_new_id(),
             at=self._clock(),
@@ -146,72 +126,90 @@ class Reviews:
             agents=decided.lines,
         )
         await self._ledger.save_triage(kept)
-        return Decided(kept, decided.note, stale_why)
+        return Decided(kept, note, stale_why)
 
     async def report(self, name: str, deadline: float) -> tuple[Triage, Reported]:
         """Return a triage and its cost report; raises `BadInputError` for one that does not exist."""
         found = await self._ledger.triage(name)
         if found is None:
             raise BadInputError(f"there is no triage {name[:60]!r}", "'fluxbudgetctl triage' prints the id of each")
-        records, stale_why = await self._records(found, deadline)
+        records, stale_why = await self._records(found.session, found.run, deadline)
         return found, Reported(report.of_triage(found, report.actuals(found, records)), (found.id,), stale_why)
 
     async def report_run(self, state: RunState, deadline: float) -> Reported:
         """Return the cost report of all of a run's reviews."""
         triages = await self._ledger.triages(state.run.id)
-        reviews, stale_why = [], None
-        for one in triages:
-            records, stale = await self._records(one, deadline)
+        records: dict[str | None, list[Usage]] = {}
+        stale_why = None
+        for session in {one.session: None for one in triages}:
+            records[session], stale = await self._records(session, state.run.id, deadline)
             stale_why = stale_why or stale
-            reviews.append((one, records))
-        made = report.of_run(state.run.token_budget, state.run.cost_basis, reviews)
-        return Reported(made, tuple(one.id for one in triages), stale_why)
+        size = sum(map(len, records.values())) + sum(len(one.agents) for one in triages)
+        made = await off_loop(size, report.of_run, state.run.token_budget, state.run.cost_basis, triages, records)
+        return Reported(made, tuple(one.id for one in triages[-report.MOST_LISTED :]), stale_why)
 
-    async def _records(self, of: Triage, deadline: float) -> tuple[list[Usage], str | None]:
+    async def _records(self, session: str | None, run: str | None, deadline: float) -> tuple[list[Usage], str | None]:
         """Return the usage of a triage's session; without one, of all sessions of its run."""
-        sessions: Iterable[str] = () if of.session is None else (of.session,)
-        if of.session is None and of.run in self._book.runs:
-            sessions = sorted(self._book.runs[of.run].sessions)
+        sessions: Iterable[str] = () if session is None else (session,)
+        if session is None and run in self._book.runs:
+            sessions = sorted(self._book.runs[run].sessions)
         records: list[Usage] = []
         stale_why = None
-        for session in sessions:
-            found, stale = await self._refresher.records(session, deadline)
+        for name in sessions:
+            if records and anyio.current_time() > deadline:
+                raise RequestTimeoutError("not all sessions could be read in time", "give more --timeout")
+            found, stale = await self._refresher.records(name, deadline)
             records += found
             stale_why = stale_why or stale
         return records, stale_why
 
     async def calibrate(self, deadline: float) -> tuple[Calibration, str | None]:
         """Return what history teaches; raises `RequestTimeoutError` when it could not be read in time."""
-        rules = await self.rules(None, deadline)
+        # The multiplier that a calibration has proposed is not what the next one is measured against.
+        rules = await self.rules(None, deadline, calibrated=False)
         triages = await self._ledger.triages()
-        phases = [
-            calibrate.measured_phases(self._book.timelines[run_id], self._book.by_phase(state))
-            for run_id, state in self._book.runs.items()
-        ]
+        phases = []
+        for number, (run_id, state) in enumerate(list(self._book.runs.items())):
+            phases.append(calibrate.measured_phases(self._book.timelines[run_id], self._book.by_phase(state)))
+            if number % _AT_A_TIME == 0:
+                await anyio.lowlevel.checkpoint()
         agents = sorted(calibrate.sliced_agents(triages))
-        with anyio.CancelScope(deadline=deadline) as scope:
-            found = await anyio.to_thread.run_sync(
-                self._look_back, agents, abandon_on_cancel=True, limiter=self._reader
-            )
-        if scope.cancelled_caught:
-            raise RequestTimeoutError("the agents' history could not be read in time", "give more --timeout")
-        status = self._history.status
-        spreads, rows = found or ({}, ())
+
+        def look(source: InterstatSource) -> tuple[dict[str, AgentCalibration], SlicingCalibration] | None:
+            found = source.calibration(agents)
+            if found is None:
+                return None
+            most = sorted(found[0], key=lambda name: (-found[0][name].sample_size, name))[:_MOST_AGENTS]
+            spreads = {name: found[0][name] for name in sorted(most)}
+            return spreads, calibrate.slicing(triages, found[1], rules.slicing_multiplier)
+
+        # What slicing saves depends on the triages, too.
+        key = f"calibration with {[one.id for one in triages[-1:]]}, {rules.slicing_multiplier}"
+        found = await self._history.ask(key, self._refresher.epoch(), look, deadline)
+        if not found.in_time:
+            raise RequestTimeoutError("the agents' history is still being read", "ask again with more --timeout")
+        spreads, slicing = found.value or ({}, calibrate.slicing((), (), rules.slicing_multiplier))
         made = Calibration(
             provenance=Provenance(
                 at=to_text(self._clock()),
                 version=__version__,
                 ledger=self._ledger.path,
-                interstat=status.path,
+                interstat=self._history.status.path,
                 runs=sum(bool(measured) for measured in phases),
                 rows=sum(one.sample_size for one in spreads.values()),
                 triages=len(triages),
             ),
-            phases=calibrate.phases(phases),
+            phases=await off_loop(len(phases), calibrate.phases, phases),
             agents=spreads,
-            slicing=calibrate.slicing(triages, rows, rules.slicing_multiplier),
+            slicing=slicing,
         )
-        return made, None if found is not None else f"{status.name}: {status.state}: {status.detail}"
+        return made, found.why
+
+
+def _decide(asked: TriageRequest, known: dict[str, Measured], rules: ReviewBudget, limit: triage.Limit) -> triage.Cut:
+    lines = triage.candidates(asked.agents, known, rules, limit.basis, slicing=asked.slicing)
+    reason = advance.reason(asked.override)
+    return triage.cut(lines, limit.budget, rules.min_agents, limit.enforcement, reason)
 
 
 def _new_id() -> str:

@@ -3,6 +3,7 @@
 import os
 
 from fluxbudgetd import answers
+from fluxbudgetd.errors import NoRunError
 from fluxbudgetd.handlers.common import Context, deadline_of, find
 from fluxbudgetd.policy import estimates as policy
 from fluxbudgetd.wire import messages as wire
@@ -12,7 +13,7 @@ from fluxbudgetd.wire.text import fold
 async def estimates(context: Context, request: wire.Estimates) -> wire.EstimatesAnswer:
     """Answer what agents are expected to cost."""
     reviews, deadline = context.engine.reviews, deadline_of(request)
-    rules = await reviews.rules(request.project_dir, deadline)
+    rules = await reviews.rules(request.project_dir or await _project(context, request.hints, deadline), deadline)
     means, stale_why = await reviews.means(request.model, deadline)
     return wire.EstimatesAnswer(
         estimates={
@@ -27,6 +28,15 @@ async def estimates(context: Context, request: wire.Estimates) -> wire.Estimates
         slicing_multiplier=rules.slicing_multiplier if request.slicing else 1.0,
         stale_why=stale_why,
     )
+
+
+async def _project(context: Context, hints: wire.Hints, deadline: float) -> str | None:
+    """Return the project of the run that hints mean; of none, or of several, the working directory."""
+    try:
+        state = await context.engine.find_if_any(None, None, None, hints, deadline)
+    except NoRunError:
+        state = None
+    return hints.cwd if state is None else state.run.project_dir
 
 
 async def triage(context: Context, request: wire.TriageRequest) -> wire.TriageAnswer:

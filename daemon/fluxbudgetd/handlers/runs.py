@@ -104,13 +104,15 @@ async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswe
 
 async def run_finish(context: Context, request: wire.RunFinish) -> wire.RunAnswer:
     """End a run as done."""
-    run, changed = await context.engine.changes.end(await find(context, request, deadline_of(request)), "done")
+    deadline = deadline_of(request)
+    run, changed = await context.engine.changes.end(await find(context, request, deadline), "done", deadline)
     return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
 async def run_cancel(context: Context, request: wire.RunCancel) -> wire.RunAnswer:
     """End a run as cancelled."""
-    run, changed = await context.engine.changes.end(await find(context, request, deadline_of(request)), "cancelled")
+    deadline = deadline_of(request)
+    run, changed = await context.engine.changes.end(await find(context, request, deadline), "cancelled", deadline)
     return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 

@@ -6,7 +6,6 @@ refused like the first. An override lets a run with soft enforcement pass; under
 
 from typing import NamedTuple
 
-from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.model import Balance, EventData, Run
 from fluxbudgetd.policy import budget, phases
 
@@ -32,8 +31,8 @@ def checked(run: Run, balance: Balance, override: str | None) -> Verdict:
     `override` is the reason for going on all the same; it counts only when it is needed, and only under soft
     enforcement.
     """
-    override = reason(override)
     refusal = budget.refusal(run, balance)
+    override = reason(override)
     if refusal is None or override is None:
         return Verdict(refusal)
     if run.enforcement == "hard":
@@ -48,10 +47,8 @@ def advanced(run: Run, balance: Balance, phase: str, override: str | None) -> Ve
 
 
 def reason(text: str | None) -> str | None:
-    """Return a reason that was given; a blank one is none. Raises `BadInputError` for one that is too long."""
-    if text is not None and len(text) > _MAX_REASON:
-        raise BadInputError(f"a reason of {len(text)} characters is too long", f"at most {_MAX_REASON} are kept")
-    return text if text and not text.isspace() else None
+    """Return a reason that was given, cut to what is kept; a blank one is none."""
+    return text[:_MAX_REASON] if text and not text.isspace() else None
 
 
 def refusal_data(run: Run, balance: Balance, verdict: Verdict, by: str) -> EventData:

@@ -10,7 +10,7 @@ def balance(run: Run, measured: int, provisional: int = 0, reserved: int = 0) ->
     spent = measured + provisional; remaining = max(0, budget - spent - reserved); the state looks at what is spent,
     not at what is reserved. All in tokens of the run's cost basis, each stopping at `MAX_TOKENS`.
     """
-    measured = min(measured, MAX_TOKENS)
+    measured, provisional = min(measured, MAX_TOKENS), min(provisional, MAX_TOKENS)
     spent = min(measured + provisional, MAX_TOKENS)
     budget = run.token_budget
     return Balance(

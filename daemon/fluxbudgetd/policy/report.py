@@ -22,6 +22,8 @@ from fluxbudgetd.wire.messages import (
 
 _SECOND = 1_000_000
 _STAGES = (1, 2)
+#: So many agents, the latest, are listed, so that a report fits into a frame; sums are over all of them.
+MOST_LISTED = 1000
 
 #: plain agent name → the sum of its rows since the triage
 Actuals = Mapping[str, Counts]
@@ -54,28 +56,35 @@ def of_triage(triage: Triage, used: Actuals) -> CostReport:
     return _report(triage.budget, triage.input_type, triage.cost_basis, entries)
 
 
-def of_run(budget: int | None, basis: CostBasis, reviews: Sequence[tuple[Triage, Sequence[Usage]]]) -> CostReport:
-    """Return the cost report of all of a run's reviews (each with its session's records), in the order of time.
+def of_run(
+    budget: int | None, basis: CostBasis, triages: Sequence[Triage], records: Mapping[str | None, Iterable[Usage]]
+) -> CostReport:
+    """Return the cost report of all of a run's triages (in the order of time), with their sessions' records.
 
-    An agent has one entry per review; a row of it belongs to the last triage of its session before it that named the
+    An agent has one entry per triage; a row of it belongs to the last triage of its session before it that named the
     agent. A triage that was made again before the agent had a row was superseded: its entry does not count.
     """
+    rows: dict[tuple[str | None, str], list[Usage]] = {}
+    for session, of_session in records.items():
+        for one in of_session:
+            rows.setdefault((session, estimates.plain_name(one.agent)), []).append(one)
     entries = []
-    for index, (triage, records) in enumerate(reviews):
-        later = [other for other, _ in reviews[index + 1 :] if other.session == triage.session]
+    following: dict[tuple[str | None, str], Triage] = {}
+    for triage in reversed(triages):
+        found = []
         for line in triage.agents:
-            name = estimates.plain_name(line.name)
-            following = next((other for other in later if name in _names(other)), None)
+            key = triage.session, estimates.plain_name(line.name)
+            later = following.get(key)
             used = [
                 _counts(one)
-                for one in records
-                if estimates.plain_name(one.agent) == name
-                and is_since(one, triage)
-                and not (following is not None and is_since(one, following))
+                for one in rows.get(key, ())
+                if is_since(one, triage) and not (later is not None and is_since(one, later))
             ]
-            if used or following is None:
-                entries.append(_Entry(triage, line, sum(used, Counts()) if used else None))
-    return _report(budget, "run", basis, entries)
+            following[key] = triage
+            if used or later is None:
+                found.append(_Entry(triage, line, sum(used, Counts()) if used else None))
+        entries.append(found)
+    return _report(budget, "run", basis, [entry for found in reversed(entries) for entry in found])
 
 
 class _Entry(NamedTuple):
@@ -95,10 +104,6 @@ class _Entry(NamedTuple):
         if self.used is None or self.used.pending == self.used.records:
             return "pending"
         return _capped(self.used.tokens(self.triage.cost_basis))
-
-
-def _names(triage: Triage) -> set[str]:
-    return {estimates.plain_name(line.name) for line in triage.agents}
 
 
 def _counts(one: Usage) -> Counts:
@@ -146,6 +151,7 @@ def _deferred(line: TriageLine, used: Counts | None) -> ReportDeferred:
 
 def _report(budget: int | None, kind: str, basis: CostBasis, entries: Sequence[_Entry]) -> CostReport:
     launched = [entry for entry in entries if entry.selected]
+    shown = entries[-MOST_LISTED:]
     agents = tuple(_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in launched)
     return CostReport(
         budget=budget,
@@ -156,9 +162,10 @@ def _report(budget: int | None, kind: str, basis: CostBasis, entries: Sequence[_
         actual_total=_sum(one.actual_total for one in agents),
         cache_read_total=_sum(one.cache_read for one in agents),
         partial=_partial(agents),
-        pending=tuple(one.name for one in agents if one.actual_total == "pending"),
-        agents=agents,
-        deferred=tuple(_deferred(entry.line, entry.used) for entry in entries if not entry.selected),
+        pending=tuple(entry.line.name for entry in shown if entry.selected and entry.actual == "pending"),
+        agents=tuple(_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in shown if entry.selected),
+        deferred=tuple(_deferred(entry.line, entry.used) for entry in shown if not entry.selected),
+        not_listed=len(entries) - len(shown),
         by_stage={
             f"stage_{stage}": _stage([entry for entry in launched if entry.line.stage == stage]) for stage in _STAGES
         },

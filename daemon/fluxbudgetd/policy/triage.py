@@ -21,7 +21,9 @@ from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAction, TriageAgent, TriageLine, TriageVerdict
 
 MAX_AGENTS = 1000
+# So an answer fits into a frame.
 _MAX_NAME = 200
+_MAX_CATEGORY = 64
 _STAGES = (1, 2)
 
 
@@ -157,8 +159,9 @@ def require_sound(agents: Sequence[TriageAgent], categories: Collection[str]) ->
     seen: dict[str, int] = {}
     for index, one in enumerate(agents):
         place = f"agents[{index}]"
-        if not 0 < len(one.name) <= _MAX_NAME:
-            raise BadInputError(f"{place}.name has {len(one.name)} characters", f"1 to {_MAX_NAME} are allowed")
+        size = len(one.name.encode(errors="replace"))
+        if not 0 < size <= _MAX_NAME:
+            raise BadInputError(f"{place}.name has {size} bytes", f"1 to {_MAX_NAME} are allowed")
         name = estimates.plain_name(one.name)
         if not name:
             raise BadInputError(f"{place}.name is {one.name!r}", "a name has to stand behind the prefix")
@@ -171,7 +174,7 @@ def require_sound(agents: Sequence[TriageAgent], categories: Collection[str]) ->
             raise BadInputError(f"{place}.score is {one.score}", "a finite number is allowed")
         if one.stage not in _STAGES:
             raise BadInputError(f"{place}.stage is {one.stage}", "1 (runs first) or 2 (the expansion pool) is allowed")
-        if one.category is not None and one.category not in categories:
+        if one.category is not None and (one.category not in categories or len(one.category) > _MAX_CATEGORY):
             raise BadInputError(
                 f"{place}.category is {one.category[:60]!r}", f"one of: {', '.join(sorted(categories))}, or none"
             )

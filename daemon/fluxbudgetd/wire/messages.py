@@ -92,7 +92,8 @@ class Estimates(Request, frozen=True, kw_only=True, tag="estimates"):
     """Rows of this model (or of none) count; `claude-opus-4-6` when left out."""
     slicing: bool = False
     project_dir: str | None = None
-    """Whose `.claude/flux-drive-budget.yaml` counts."""
+    """Whose `.claude/flux-drive-budget.yaml` counts; the project of the run that is meant when left out."""
+    hints: Hints = Hints()
 
 
 class TriageAgent(msgspec.Struct, frozen=True, kw_only=True):
@@ -566,6 +567,8 @@ class CostReport(msgspec.Struct, frozen=True, kw_only=True):
     """The agents of which nothing has arrived."""
     agents: tuple[ReportAgent, ...]
     deferred: tuple[ReportDeferred, ...]
+    not_listed: int
+    """Agents of older reviews that are in the sums, but in none of the lists."""
     by_stage: dict[str, ReportStage]
     """`stage_1`, `stage_2`."""
 

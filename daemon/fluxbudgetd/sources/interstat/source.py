@@ -178,7 +178,9 @@ class InterstatSource:
         connection = link.reader
         connection.execute("BEGIN")
         try:
-            result = read(connection, self._current_columns(link))
+            columns = self._current_columns(link)
+            result = read(connection, columns)
+            self._ok(columns)
         finally:
             # COMMIT of a read transaction only lets go of the snapshot; after an I/O error there is nothing to commit.
             if connection.in_transaction:
