@@ -131,6 +131,16 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
         """Return the sum as it can be written down: each count stops at `MAX_TOKENS`."""
         return Counts(*(min(count, MAX_TOKENS) for count in msgspec.structs.astuple(self)))
 
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.records - other.records,
+            self.pending - other.pending,
+            self.input - other.input,
+            self.output - other.output,
+            self.cache_read - other.cache_read,
+            self.cache_creation - other.cache_creation,
+        )
+
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
             self.records + other.records,
@@ -337,3 +347,62 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     remaining: int | None
     pct: float | None
     state: BudgetState
+
+
+class Copy(msgspec.Struct, frozen=True, gc=False):
+    """One line's usage of a response. A response is written on several lines: their copies have the same `message`.
+
+    `message` names the response within the session, the same after a restart; `key` names it together with its request.
+    `file` is the number of the transcript that the line stands in. `at` is None when the line's time cannot be read,
+    `model` empty when none has answered.
+    """
+
+    message: int
+    key: int
+    sidechain: bool
+    file: int
+    at: int | None
+    agent: str
+    model: str
+    input: int
+    output: int
+    cache_read: int
+    cache_creation: int
+
+    @property
+    def size(self) -> int:
+        """Return all tokens that the line tells of."""
+        return self.input + self.output + self.cache_read + self.cache_creation
+
+
+class TranscriptFile(msgspec.Struct, frozen=True):
+    """How far a transcript has been read: up to `offset`, the end of the last complete line.
+
+    `number` names the file within its session for ever. `mark` is a digest of the bytes just before `offset`: by it a
+    file is known that was rewritten. `skipped`: lines that could not be read; `anomalies`: counts that were none.
+    """
+
+    number: int
+    path: str
+    dev: int
+    ino: int
+    offset: int
+    mark: bytes
+    agent: str
+    skipped: int = 0
+    anomalies: int = 0
+
+
+class TranscriptReading(msgspec.Struct, frozen=True):
+    """What one look at a session's transcripts gave: what has come since the last look.
+
+    `files`: every file of the session that was ever read, with its new position; one that has gone keeps its last.
+    `reset`: the files whose copies of earlier looks are void; they are read again from their start. None: no file.
+    `more`: there is more to read, look again.
+    """
+
+    copies: tuple[Copy, ...]
+    files: tuple[TranscriptFile, ...]
+    reset: frozenset[int] | None
+    more: bool
+    status: SourceStatus

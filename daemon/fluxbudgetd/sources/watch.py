@@ -1,7 +1,7 @@
-"""Noticing that a file may have changed without being asked. Answers never depend on it: they look for themselves."""
+"""Noticing that files may have changed without being asked. Answers never depend on it: they look for themselves."""
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -23,17 +23,21 @@ _PATIENCE_MS = 5_000
 _POLL_SECONDS = 2.0
 
 
-async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
-    """Yield whenever the database at `path` may have changed, until `stop` is set.
+async def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> AsyncGenerator[None, None]:
+    """Yield whenever the database at `path`, or anything in the directories, may have changed, until `stop` is set.
 
-    Its directory is watched, or the nearest one that exists. Where the system has no watches left, it polls. What
-    changes before the watch is armed is not noticed: look for yourself a moment after starting.
+    The database's directory is watched, or the nearest one that exists; other directories as far as they exist. Where
+    the system has no watches left, it polls. What changes before the watch is armed is not noticed: look for yourself
+    a moment after starting.
     """
+    others = tuple(directories)
     while not stop.is_set():
         try:
             place = await anyio.to_thread.run_sync(_place, path)
+            there = await anyio.to_thread.run_sync(_there, others)
             watching = watchfiles.awatch(
                 place.directory,
+                *there,
                 watch_filter=None,
                 recursive=False,
                 step=_STEP_MS,
@@ -45,11 +49,14 @@ async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
             )
             async with aclosing(watching):
                 async for seen in watching:
-                    if not seen or not place.is_parent or any(changed in place.names for _, changed in seen):
+                    if not seen or any(place.concerns(changed) for _, changed in seen):
                         yield
                     # The directory may have come to be, or another may have taken its name.
-                    if (not seen or not place.is_parent) and await anyio.to_thread.run_sync(_place, path) != place:
-                        break
+                    if not seen or not place.is_parent:
+                        if await anyio.to_thread.run_sync(_place, path) != place:
+                            break
+                        if await anyio.to_thread.run_sync(_there, others) != there:
+                            break
         except (OSError, ValueError, WatchfilesRustInternalError) as exc:  # ValueError: the path is no UTF-8
             log.warning("not watching, polling instead", path=shown_path(path), error=str(exc))
             yield
@@ -57,11 +64,19 @@ async def changes(path: str, stop: anyio.Event) -> AsyncGenerator[None, None]:
                 await stop.wait()
 
 
+def _there(directories: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(directory for directory in directories if os.path.isdir(directory))
+
+
 class _Place(NamedTuple):
     directory: str
     is_parent: bool
     identity: tuple[int, int]
     names: frozenset[str]
+
+    def concerns(self, changed: str) -> bool:
+        """Tell whether a changed path is the database's, or lies in another directory than the database's."""
+        return not self.is_parent or changed in self.names or os.path.dirname(changed) != self.directory
 
 
 def _place(path: str) -> _Place:

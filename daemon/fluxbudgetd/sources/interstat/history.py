@@ -8,19 +8,19 @@ import sqlite3
 from collections.abc import Iterable
 
 from fluxbudgetd.model import AgentRow, AgentSample
-from fluxbudgetd.sources.interstat.rows import TABLE, Columns, fetch, moment, text
+from fluxbudgetd.sources.interstat.rows import TABLE, Columns, fetch
+from fluxbudgetd.sources.values import AGENT_PREFIX, moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, Spread
 from fluxbudgetd.wire.text import unfold
 
 #: Of one agent, so many of the newest rows are looked at singly: a bound that does not grow with the table.
 NEWEST_ROWS = 20_000
 
-_PREFIX = "interflux:"
 # A name may stand there as text or as a blob.
 _TEXT = "CAST(agent_name AS TEXT)"
 _NAME = (
-    f"CASE WHEN substr({_TEXT}, 1, {len(_PREFIX)}) = '{_PREFIX}' "
-    f"THEN substr({_TEXT}, {len(_PREFIX) + 1}) ELSE {_TEXT} END"
+    f"CASE WHEN substr({_TEXT}, 1, {len(AGENT_PREFIX)}) = '{AGENT_PREFIX}' "
+    f"THEN substr({_TEXT}, {len(AGENT_PREFIX) + 1}) ELSE {_TEXT} END"
 )
 # A count that is negative or no integer is none; a row whose total is none says nothing.
 _INPUT, _OUTPUT = (
@@ -89,7 +89,7 @@ def agent_rows(connection: sqlite3.Connection, agents: Iterable[str]) -> tuple[A
     return tuple(
         AgentRow(key, text(session), moment(at), text(name), billing)
         for agent in agents
-        for spelling in (agent, _PREFIX + agent)
+        for spelling in (agent, AGENT_PREFIX + agent)
         for key, session, at, name, billing in fetch(connection, sql, unfold(spelling))
     )
 

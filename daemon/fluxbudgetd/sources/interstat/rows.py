@@ -1,17 +1,17 @@
 """What a row of `agent_runs` looks like, and how it becomes a usage record.
 
-SQLite keeps any kind of value in any column, so nothing in a row is taken at its word.
+SQLite keeps any kind of value in any column.
 """
 
 import marshal
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from fluxbudgetd.model import Usage, to_micros
+from fluxbudgetd.model import Usage
+from fluxbudgetd.sources.values import agent_name, moment, text, token_counts
 from fluxbudgetd.wire.text import fold
 
 TABLE = "agent_runs"
@@ -19,9 +19,6 @@ REQUIRED = ("session_id", "agent_name", "model", "timestamp", "input_tokens", "o
 #: column → the SQL that stands in for it in a file written before the column was added
 OPTIONAL = {"cache_read_tokens": "NULL", "cache_creation_tokens": "NULL", "bead_id": "''", "phase": "''"}
 MINIMUM_USER_VERSION = 1
-
-#: Two names of one agent: with this plugin's prefix, and without.
-_AGENT_PREFIX = "interflux:"
 
 Row = Sequence[object]
 
@@ -130,7 +127,7 @@ def records(rows: Iterable[Row]) -> tuple[tuple[Usage, ...], int]:
             Usage(
                 rowid if isinstance(rowid, int) else -1 - position,  # a view has no rowids
                 moment(timestamp),
-                text(agent).removeprefix(_AGENT_PREFIX),
+                agent_name(agent),
                 text(model),
                 text(bead),
                 text(phase),
@@ -139,30 +136,3 @@ def records(rows: Iterable[Row]) -> tuple[tuple[Usage, ...], int]:
             )
         )
     return tuple(found), anomalies
-
-
-def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
-    """Return counts with 0 for NULL and for what is no count, and how many were no count (negative, real, text)."""
-    counts, dropped = [], 0
-    for value in values:
-        good = isinstance(value, int) and value >= 0
-        counts.append(value if isinstance(value, int) and good else 0)
-        dropped += not good and value is not None
-    return counts, dropped
-
-
-def text(value: object) -> str:
-    """Return a foreign value as text: NULL is empty, bytes are folded, a number is written out."""
-    if isinstance(value, str):
-        return value if value.isascii() else fold(value.encode())
-    if value is None:
-        return ""
-    return fold(value) if isinstance(value, bytes) else str(value)
-
-
-def moment(value: object) -> int | None:
-    """Return an ISO-8601 time (with or without fraction and zone; UTC when it says none), or None."""
-    try:
-        return to_micros(datetime.fromisoformat(text(value)))
-    except (ValueError, OverflowError):
-        return None

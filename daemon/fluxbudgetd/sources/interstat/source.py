@@ -21,6 +21,7 @@ from fluxbudgetd.model import (
 )
 from fluxbudgetd.sources.interstat import faults, history, rows
 from fluxbudgetd.sources.interstat.link import Link, signature
+from fluxbudgetd.sources.values import text, token_counts
 from fluxbudgetd.wire.messages import AgentCalibration
 from fluxbudgetd.wire.text import shown_path, unfold
 
@@ -100,9 +101,9 @@ class InterstatSource:
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...] | None:
             found: dict[tuple[str, str], Counts] = {}
             for session, bead, *tokens in rows.fetch(connection, columns.select_recent, RECENT_ROWS):
-                counts, _ = rows.token_counts(tokens)
+                counts, _ = token_counts(tokens)
                 pending = tokens[0] is None and tokens[1] is None
-                key = rows.text(session), rows.text(bead)
+                key = text(session), text(bead)
                 found[key] = found.get(key, Counts()) + Counts(1, int(pending), *counts)
             return tuple(RecentUsage(*key, counts) for key, counts in found.items())
 
@@ -236,7 +237,7 @@ def _sessions_of(connection: sqlite3.Connection, columns: rows.Columns, scope: s
     if columns.select_scope is None:
         return ()
     found = rows.fetch(connection, columns.select_scope, unfold(scope))
-    return tuple(rows.text(session) for (session,) in found)
+    return tuple(text(session) for (session,) in found)
 
 
 def _snapshot(

@@ -1,0 +1,179 @@
+"""Reading one transcript on from where reading stopped."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+
+from fluxbudgetd.model import Copy, TranscriptFile
+from fluxbudgetd.sources.transcripts import stamps
+from fluxbudgetd.sources.transcripts.lines import Harvest
+from fluxbudgetd.wire.text import fold
+
+#: A longer line is passed over without being held.
+LINE_BYTES = 8 << 20
+
+_CHUNK_BYTES = 256 << 10
+_MARK_BYTES = 256
+_DIGEST_BYTES = 16
+
+
+class NotRegularError(OSError):
+    """The path names something that is not a regular file."""
+
+
+class ReplacedError(Exception):
+    """The file is not the one that was read before: it was cut, rewritten, or another one has its name."""
+
+
+class Seen(NamedTuple):
+    """A file as far as it has been read.
+
+    `scanned`: so many bytes behind the last complete line are known to hold no line's end, when they are so many that
+    it matters; `scanned_mark` is the digest of the last of them. `stamp` is the file's at that time, unless there was
+    more to read; `meta` is its companion's.
+    """
+
+    file: TranscriptFile
+    scanned: int = 0
+    scanned_mark: bytes = b""
+    stamp: stamps.Stamp = stamps.UNSETTLED
+    meta: stamps.Stamp = stamps.UNSETTLED
+
+
+class Part(NamedTuple):
+    """What reading on gave. `took`: so many bytes were looked at for the first time."""
+
+    seen: Seen
+    copies: list[Copy]
+    took: int
+    more: bool
+
+
+def unread(number: int, path: str, agent: str) -> TranscriptFile:
+    """Return a file of which nothing has been read."""
+    return TranscriptFile(number, fold(os.fsencode(path)), 0, 0, 0, b"", agent)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a regular file; anything else, whose opening may hang or have effects, raises `NotRegularError`."""
+    _require_regular(os.lstat(path))
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        _require_regular(found)
+        yield fd, found
+    finally:
+        os.close(fd)
+
+
+def is_openable(path: str) -> bool:
+    """Tell whether a file can be opened now."""
+    try:
+        with opened(path):
+            return True
+    except OSError:
+        return False
+
+
+def require_same(path: str, file: TranscriptFile) -> None:
+    """Raise `ReplacedError` when the file is not the one that was read, `OSError` when that cannot be told."""
+    with opened(path) as (fd, found):
+        _require_same(fd, found, file)
+
+
+def read_on(path: str, seen: Seen, limit: int) -> Part:
+    """Read a file's new complete lines, within so many new bytes; raises `OSError` or `ReplacedError`.
+
+    The cost depends on what is new, not on what was read before.
+    """
+    with opened(path) as (fd, found):
+        file = seen.file
+        _require_same(fd, found, file)
+        start = file.offset
+        if seen.scanned and _is_same(fd, found, file, start + seen.scanned, seen.scanned_mark):
+            start += seen.scanned
+        stop = min(found.st_size, start + limit)
+        harvest = Harvest(file.number, file.agent)
+        offset, end = _take_lines(fd, harvest, file.offset, start, stop)
+        after = msgspec.structs.replace(
+            file,
+            dev=found.st_dev,
+            ino=found.st_ino,
+            offset=offset,
+            mark=_mark(fd, offset),
+            skipped=file.skipped + harvest.skipped,
+            anomalies=file.anomalies + harvest.anomalies,
+        )
+        scanned = end - offset if end - offset >= _CHUNK_BYTES else 0
+        stamp = stamps.of(found) if end == found.st_size else stamps.UNSETTLED
+        now = Seen(after, scanned, _mark(fd, end) if scanned else b"", stamp, seen.meta)
+        return Part(now, harvest.copies, end - start, end == stop < found.st_size)
+
+
+def _take_lines(fd: int, harvest: Harvest, offset: int, start: int, stop: int) -> tuple[int, int]:
+    """Harvest the lines that end between `start` and `stop`; the first of them begins at `offset`.
+
+    Return where the last of them ends, and how far was read: to `stop`, unless the file was cut meanwhile.
+    """
+    at = start
+    while at < stop:
+        chunk = os.pread(fd, min(_CHUNK_BYTES, stop - at), at)
+        if not chunk:
+            break
+        first, last = chunk.find(b"\n") + 1, chunk.rfind(b"\n") + 1
+        if last:
+            if offset == at:
+                first = 0
+            elif not _take_long(fd, harvest, offset, at + first):
+                break
+            _take_whole(harvest, chunk[first:last], at + first)
+            offset = at + last
+        at += len(chunk)
+    return offset, at
+
+
+def _take_long(fd: int, harvest: Harvest, begin: int, end: int) -> bool:
+    """Harvest a line that began in an earlier chunk; tell whether it is still there."""
+    if end - begin > LINE_BYTES:
+        harvest.skipped += 1
+        return True
+    line = os.pread(fd, end - begin, begin)
+    if len(line) < end - begin:
+        return False
+    harvest.add(line, begin)
+    return True
+
+
+def _take_whole(harvest: Harvest, lines: bytes, begin: int) -> None:
+    for line in lines.split(b"\n")[:-1]:
+        harvest.add(line, begin)
+        begin += len(line) + 1
+
+
+def _mark(fd: int, offset: int) -> bytes:
+    """Return a digest of the bytes just before an offset; another one when the file ends before it."""
+    begin = max(0, offset - _MARK_BYTES)
+    return blake2b(os.pread(fd, offset - begin, begin), digest_size=_DIGEST_BYTES).digest() if offset else b""
+
+
+def _require_same(fd: int, found: os.stat_result, file: TranscriptFile) -> None:
+    # A file from which nothing came may as well be another.
+    if file.offset and not _is_same(fd, found, file, file.offset, file.mark):
+        raise ReplacedError
+
+
+def _is_same(fd: int, found: os.stat_result, file: TranscriptFile, offset: int, mark: bytes) -> bool:
+    return (found.st_dev, found.st_ino) == (file.dev, file.ino) and _mark(fd, offset) == mark
+
+
+def _require_regular(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise NotRegularError("is a directory")
+    if not stat.S_ISREG(found.st_mode):
+        raise NotRegularError("is not a regular file")

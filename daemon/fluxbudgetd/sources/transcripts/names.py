@@ -1,0 +1,58 @@
+"""What files are called, and which agent a file is of."""
+
+import os
+
+import msgspec
+
+from fluxbudgetd.sources.transcripts.files import opened
+from fluxbudgetd.sources.values import agent_name
+from fluxbudgetd.wire.text import fold, unfold
+
+#: The agent of a session's own transcript.
+MAIN = "main-session"
+SUFFIX = ".jsonl"
+
+_AGENT = "agent-"
+_META_SUFFIX = ".meta.json"
+_META_BYTES = 64 << 10
+_NAME_BYTES = 255  # what a file system allows
+
+
+class _Meta(msgspec.Struct):
+    agentType: str | None = None  # noqa: N815  Claude Code's spelling
+
+
+def session_name(session: str) -> str | None:
+    """Return a session's id as a part of paths, or None when it cannot be one."""
+    try:
+        raw = unfold(session)
+    except UnicodeEncodeError:
+        return None
+    if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw or len(raw) > _NAME_BYTES - len(SUFFIX):
+        return None
+    return os.fsdecode(raw)
+
+
+def is_agents(name: str) -> bool:
+    """Tell whether a file of this name is a sub-agent's transcript."""
+    return name.startswith(_AGENT) and name.endswith(SUFFIX)
+
+
+def plain_agent(path: str) -> str:
+    """Return the agent's name as far as the transcript's own name tells it."""
+    return fold(os.fsencode(os.path.basename(path).removesuffix(SUFFIX)))
+
+
+def companion(path: str) -> str:
+    """Return the path of the file that names the agent of a transcript."""
+    return path.removesuffix(SUFFIX) + _META_SUFFIX
+
+
+def agent_type(path: str) -> str:
+    """Return the agent's name that a companion file gives; nothing when it is not there or broken."""
+    try:
+        with opened(path) as (fd, _):
+            raw = os.read(fd, _META_BYTES + 1)
+        return agent_name(msgspec.json.decode(raw, type=_Meta).agentType) if len(raw) <= _META_BYTES else ""
+    except (OSError, ValueError, RecursionError):
+        return ""

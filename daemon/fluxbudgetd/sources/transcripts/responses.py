@@ -1,0 +1,51 @@
+"""Which copies of a response count.
+
+A copy that is not a sidechain's comes before one that is. Of the former, each request's largest counts; as long as
+there are only sidechain copies, the largest of them all; of equally large ones that with more input and output, so that
+totals do not depend on which file was found first. That is a maximum in a total order: what remains does not
+depend on the order in which copies come, nor on how often.
+"""
+
+from collections.abc import Iterable
+
+from fluxbudgetd.model import Copy
+
+_Rank = tuple[int, int, bool, int, int, str, str, int, int, int, int, int]
+
+
+def merged(known: Iterable[Copy], new: Copy) -> tuple[tuple[Copy, ...], tuple[Copy, ...]]:
+    """Return which copies no longer count and which do from now on, as a new one joins those kept of its message."""
+    before = tuple(known)
+    after = _kept((*before, new))
+    return tuple(copy for copy in before if copy not in after), tuple(copy for copy in after if copy not in before)
+
+
+def _kept(copies: Iterable[Copy]) -> tuple[Copy, ...]:
+    best: dict[int, Copy] = {}
+    alone: Copy | None = None
+    for copy in copies:
+        if copy.sidechain:
+            alone = copy if alone is None else min(alone, copy, key=_rank)
+        else:
+            best[copy.key] = min(best.get(copy.key, copy), copy, key=_rank)
+    if best or alone is None:
+        return tuple(best.values())
+    return (alone,)
+
+
+def _rank(copy: Copy) -> _Rank:
+    """Return what copies are ordered by, the best first; only equal copies have equal ranks."""
+    return (
+        -copy.size,
+        -(copy.input + copy.output),
+        copy.at is None,
+        copy.at or 0,
+        copy.file,
+        copy.agent,
+        copy.model,
+        copy.input,
+        copy.output,
+        copy.cache_read,
+        copy.cache_creation,
+        copy.key,
+    )

@@ -1,0 +1,43 @@
+"""Values of foreign data as ours: nothing in a row or a line is taken at its word."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from fluxbudgetd.model import to_micros
+from fluxbudgetd.wire.messages import MAX_TOKENS
+from fluxbudgetd.wire.text import fold
+
+#: Two names of one agent: with this plugin's prefix, and without.
+AGENT_PREFIX = "interflux:"
+
+
+def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
+    """Return counts with 0 for none and for what is no count, and how many were no count (negative, real, text)."""
+    counts, dropped = [], 0
+    for value in values:
+        good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+        counts.append(value if isinstance(value, int) and good else 0)
+        dropped += not good and value is not None
+    return counts, dropped
+
+
+def text(value: object) -> str:
+    """Return a foreign value as text: none is empty, bytes are folded, a number is written out."""
+    if isinstance(value, str):
+        return value if value.isascii() else fold(value.encode())
+    if value is None:
+        return ""
+    return fold(value) if isinstance(value, bytes) else str(value)
+
+
+def agent_name(value: object) -> str:
+    """Return an agent's name without the plugin's prefix."""
+    return text(value).removeprefix(AGENT_PREFIX)
+
+
+def moment(value: object) -> int | None:
+    """Return an ISO-8601 time (with or without fraction and zone; UTC when it says none), or None."""
+    try:
+        return to_micros(datetime.fromisoformat(text(value)))
+    except (ValueError, OverflowError):
+        return None

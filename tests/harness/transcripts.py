@@ -1,0 +1,191 @@
+"""Transcripts as Claude Code writes them, and the slow, obvious recount of what they say."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+#: input, output, cache reads, cache creation
+Tokens = tuple[int, int, int, int]
+
+_serial = count(1)
+
+
+def encoded(line: object) -> bytes:
+    """Return a line as JavaScript writes JSON."""
+    return json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def assistant_line(
+    session: str,
+    message: str | None = "msg_1",
+    *,
+    request: str | None = "req_1",
+    tokens: Tokens = (0, 0, 0, 0),
+    sidechain: bool = False,
+    model: str = "claude-opus-4-6",
+    text: str = "Here is what I found.",
+    **more: Any,
+) -> dict[str, Any]:
+    """Return one line of a response. `at` is its time; what else is given is part of the usage."""
+    at = more.pop("at", "2026-02-20T17:05:55.000Z")
+    line: dict[str, Any] = {
+        "parentUuid": f"00000000-0000-4000-8000-{next(_serial):012}",
+        "isSidechain": sidechain,
+        "userType": "external",
+        "cwd": "/home/me/work",
+        "sessionId": session,
+        "version": "2.0.14",
+        "gitBranch": "main",
+        "message": {
+            "model": model,
+            "id": message,
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "text", "text": text}],
+            "stop_reason": None,
+            "usage": {
+                "input_tokens": tokens[0],
+                "cache_creation_input_tokens": tokens[3],
+                "cache_read_input_tokens": tokens[2],
+                "output_tokens": tokens[1],
+                "service_tier": "standard",
+                **more,
+            },
+        },
+        "requestId": request,
+        "type": "assistant",
+        "uuid": f"00000000-0000-4000-8000-{next(_serial):012}",
+        "timestamp": at,
+    }
+    if message is None:
+        del line["message"]["id"]
+    if request is None:
+        del line["requestId"]
+    return line
+
+
+class Transcript:
+    """A writer of one session's own transcript; `agent` gives writers of its sub-agents'."""
+
+    def __init__(
+        self, claude_dir: Path, session: str, project: str = "-home-me-work", *, path: Path | None = None
+    ) -> None:
+        self.session = session
+        self.path = path or claude_dir / "projects" / project / f"{session}.jsonl"
+        self.subagents = self.path.parent / session / "subagents"
+        self.sidechain = path is not None
+        self._rest = b""
+
+    def response(self, message: str | None = "msg_1", **fields: Any) -> None:
+        """Append a line of a response: see `assistant_line`."""
+        self.line(encoded(assistant_line(self.session, message, **{"sidechain": self.sidechain, **fields})))
+
+    def line(self, raw: bytes) -> None:
+        """Append bytes, whatever they are."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(raw)
+
+    def half(self, message: str = "msg_1", **fields: Any) -> None:
+        """Append the first half of a response's line; `rest` appends the other."""
+        line = encoded(assistant_line(self.session, message, **{"sidechain": self.sidechain, **fields}))
+        self._rest = line[len(line) // 2 :]
+        self.line(line[: len(line) // 2])
+
+    def rest(self) -> None:
+        self.line(self._rest)
+
+    def agent(self, name: str, *deeper: str) -> "Transcript":
+        """Return the writer of a sub-agent's transcript, `agent-<name>.jsonl`."""
+        return Transcript(Path(), self.session, path=self.subagents.joinpath(*deeper, f"agent-{name}.jsonl"))
+
+    def meta(self, raw: bytes | None = None, **fields: Any) -> Path:
+        """Write the companion that says which agent a sub-agent's transcript is of."""
+        path = self.path.with_suffix(".meta.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(fields) if raw is None else raw)
+        return path
+
+
+class Counted(NamedTuple):
+    """One response of the recount."""
+
+    agent: str
+    model: str
+    tokens: Tokens
+
+
+def recount(files: Mapping[int, tuple[bytes, str]]) -> list[Counted]:
+    """Return what counts of transcripts, by their numbers: their bytes, and which agent they are of.
+
+    It shares no code with the daemon. It knows the rule as sentences:
+
+    * a line of an assistant's counts when it is complete, is JSON and has a map as its usage;
+    * lines with one message id are one response, a line without one is known by its uuid, or stands alone;
+    * if any of a response's lines is not a sidechain's, its sidechains' do not count, and every request id among the
+      others counts once; else the response counts once;
+    * of the lines that count once together, the one with most tokens does; of those the one with most input and output;
+      of those the earliest, one without a readable time last; of those the one in the file with the lowest number; then
+      by agent, model and counts.
+    """
+    responses: dict[object, list[tuple[Any, ...]]] = {}
+    for number, (raw, agent) in files.items():
+        for position, line in enumerate(raw.split(b"\n")[:-1]):
+            found = _understood(line)
+            if found is None:
+                continue
+            message = found["message"]
+            usage = message["usage"]
+            tokens = (
+                _count(usage.get("input_tokens")),
+                _count(usage.get("output_tokens")),
+                _count(usage.get("cache_read_input_tokens")),
+                _creation(usage),
+            )
+            name = message.get("id") or found.get("uuid") or (number, position)
+            model = "" if message.get("model") == "<synthetic>" else message.get("model", "")
+            seconds = _seconds(found.get("timestamp"))
+            order = (-sum(tokens), -sum(tokens[:2]), seconds is None, seconds or 0, number, agent, model, *tokens)
+            copy = (order, found.get("isSidechain") is True, found.get("requestId"), Counted(agent, model, tokens))
+            responses.setdefault(name, []).append(copy)
+    counted = []
+    for copies in responses.values():
+        own = [copy for copy in copies if not copy[1]]
+        groups: dict[object, list[tuple[Any, ...]]] = {}
+        for copy in own or copies:
+            groups.setdefault(copy[2] if own else None, []).append(copy)
+        counted += [min(group, key=lambda copy: copy[0])[3] for group in groups.values()]
+    return sorted(counted)
+
+
+def _understood(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.get("type") != "assistant":
+        return None
+    message = found.get("message")
+    return found if isinstance(message, dict) and isinstance(message.get("usage"), dict) else None
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and 0 <= value < 2**63 else 0
+
+
+def _creation(usage: dict[str, Any]) -> int:
+    parts = usage.get("cache_creation")
+    names = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+    if isinstance(parts, dict) and any(parts.get(name) is not None for name in names):
+        return sum(_count(parts.get(name)) for name in names)
+    return _count(usage.get("cache_creation_input_tokens"))
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        return datetime.fromisoformat(str(value)).timestamp()
+    except ValueError:
+        return None
