@@ -14,32 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from fluxbudgetd.wire import messages  # noqa: E402
-from harness import daemon as harness  # noqa: E402
-from harness.interstat import FULL_SCHEMA  # noqa: E402
-
-# The daemon as users run it, without the tests' detector.
-harness.DAEMON[:] = [sys.executable, "-m", "fluxbudgetd"]
+from common import ROOT, Row, spread, timed, world
+from fluxbudgetd.wire import messages
+from harness import daemon as harness
+from harness.interstat import FULL_SCHEMA
+from transcripts import live_totals
 
 SMALL, LARGE = 10_000, 1_000_000
 SESSION_ROWS = 20
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    what: str
-    figure: str
-    target: str
-    met: bool | None
 
 
 def make_database(path: Path, rows: int) -> None:
@@ -58,30 +43,6 @@ def make_database(path: Path, rows: int) -> None:
     connection.execute("COMMIT")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
-
-
-@contextmanager
-def world(name: str, base: Path) -> Iterator[harness.Home]:
-    """Make a home whose daemons are ended."""
-    home = harness.Home(base / name)
-    try:
-        yield home
-    finally:
-        home.stop_all()
-
-
-def timed(action: Callable[[], object]) -> float:
-    before = time.perf_counter()
-    action()
-    return time.perf_counter() - before
-
-
-def spread(seconds: list[float]) -> str:
-    """Return median, quartiles and p99 in microseconds."""
-    ordered = sorted(seconds)
-    q1, q2, q3 = statistics.quantiles(ordered, n=4)
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return f"{q2 * 1e6:.0f} µs (quartiles {q1 * 1e6:.0f}–{q3 * 1e6:.0f}, p99 {p99 * 1e6:.0f})"
 
 
 def insert_cost(base: Path, rounds: int) -> Iterator[Row]:
@@ -286,6 +247,7 @@ def main() -> None:
             warm_request(base, 2000 if quick else 20_000),
             start_up(base, 3 if quick else 11),
             memory(base),
+            live_totals(base, 20 if quick else 200, 100 if quick else 1000),
             idle(base, 5 if quick else 30),
         ):
             for row in part:

@@ -3,6 +3,7 @@
 Run it with `make demo`. Nothing outside a temporary directory is touched.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -28,6 +29,7 @@ PRAGMA user_version = 2;
 """
 BEAD = "demo-42"
 SESSION = "5b1c7d9e-demo"
+RUNNING = "c84e02aa-demo"
 AGENTS = """{"agents": [
   {"name": "fd-correctness", "score": 5, "stage": 1},
   {"name": "fd-safety", "score": 3, "stage": 2},
@@ -70,6 +72,26 @@ class Story:
         """Write to the database as interstat does: in a process of its own that knows nothing of fluxbudget."""
         command = [sys.executable, __file__, "--interstat", str(self.database), *arguments]
         subprocess.run(command, env=self.environ, check=True)
+
+    def transcript(self, message: str, given: int, made: int, agent: str | None = None) -> None:
+        """Append a line to a running session's transcript, as Claude Code does."""
+        own = self.database.parents[1] / "projects" / "-demo" / f"{RUNNING}.jsonl"
+        path = own if agent is None else own.with_suffix("") / "subagents" / "agent-7f3a.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if agent is not None:
+            path.with_name("agent-7f3a.meta.json").write_text(json.dumps({"agentType": f"interflux:{agent}"}))
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        usage = {"input_tokens": given, "output_tokens": made, "cache_read_input_tokens": 40_000}
+        line = {
+            "type": "assistant",
+            "sessionId": RUNNING,
+            "isSidechain": agent is not None,
+            "requestId": f"req_{message}",
+            "timestamp": now,
+            "message": {"id": message, "model": "claude-opus-4-6", "usage": usage},
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def start_daemon(self) -> subprocess.Popen[bytes]:
         log = (self.project.parent / "daemon.log").open("wb")
@@ -138,6 +160,7 @@ def tell_story(home: Path) -> None:
         story.ctl("remaining")
 
         tell_of_a_review(story)
+        tell_of_a_running_session(story)
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(timeout=10)
@@ -157,6 +180,21 @@ def tell_of_a_review(story: Story) -> None:
         story.interstat("hook", f"interflux:{agent}", "plan-reviewed")
         story.interstat("parser", f"interflux:{agent}", str(given), str(made))
     story.ctl("report", "--run", "demo", "--markdown")
+
+
+def tell_of_a_running_session(story: Story) -> None:
+    """Let a session run: its tokens count with each response, long before interstat hears of them."""
+    story.tell("Another session begins. interstat will have its numbers when it ends; its transcript has them now.")
+    story.ctl("run", "attach", "--run", "demo", "--session", RUNNING)
+    story.ctl("remaining")
+    story.tell("It answers. A response is written line by line, each with its usage so far: it counts once.")
+    for made in (40, 1_200):
+        story.transcript("msg_1", 9_000, made)
+        story.ctl("remaining")
+    story.tell("It starts a sub-agent, which has a transcript of its own.")
+    story.transcript("msg_2", 4_000, 800, agent="fd-quality")
+    story.ctl("remaining")
+    story.tell("The session is still running.")
 
 
 def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
 from fluxbudgetd.server import Server
 from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.interstat import Interstat
@@ -53,7 +54,7 @@ async def engine_over(directory: Path) -> AsyncIterator[tuple[Engine, HangingSou
     ledger, _ = await open_ledger(str(directory))
     source = HangingSource(str(directory / "metrics.db"))
     settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
-    engine = Engine(source, ledger, settings)
+    engine = Engine(source, TranscriptSource(str(directory)), ledger, settings)
     await engine.load()
     try:
         async with anyio.create_task_group() as tasks:
@@ -86,7 +87,7 @@ def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
                 assert standing.stale_why is not None
                 assert "slow" in standing.stale_why
             with anyio.fail_after(10):
-                while engine.source_status.state != "slow":  # noqa: ASYNC110  it comes by the clock, not by an event
+                while engine.sources[0][0].state != "slow":  # noqa: ASYNC110  it comes by the clock, not by an event
                     await anyio.sleep(0.05)
             # Changes go on, too.
             changed, _ = await engine.changes.change(state, messages.RunSet(token_budget=50), within(0.2))

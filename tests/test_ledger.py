@@ -65,6 +65,10 @@ def test_every_version_that_ever_landed_opens(home: Home, version: int) -> None:
         ((triage,),) = rows(ledger(home), "SELECT id FROM triages")
         assert home.json("report", "--triage", str(triage))["pending"] == ["fd-safety", "fd-x"]
         assert rows(ledger(home), "SELECT count(*) FROM events WHERE kind = 'budget.warning'") == [(1,)]
+    if version >= 3:
+        # Its transcript has gone since; what it gave stays.
+        (source,) = home.json("run", "show", "--run", "fixture-done")["sources"]
+        assert (source["session"], source["counts"], source["transcripts_total"]) == ("s2", "transcripts", 30)
     assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
 
 

@@ -55,6 +55,8 @@ def test_demo_tells_its_story() -> None:
         assert number in result.stdout
     assert "Budget: 135K / 136K (99%) | Deferred: 1 agents (35K est.) [sprint-constrained]\n" in result.stdout
     assert "| fd-performance | 2 | 40000 | pending | pending | pending | pending | default |\n" in result.stdout
+    for number in ("46500\n", "37460\n", "36300\n", "31500\n"):
+        assert number in result.stdout
     assert "| **all** | | 135000 | 89500 (partial) | " in result.stdout
 
 

@@ -15,7 +15,7 @@ from harness.privilege import OBEDIENT
 
 
 def state(home: Home) -> str:
-    (source,) = home.json("status")["sources"]
+    source, _ = home.json("status")["sources"]
     assert source["state"] == "ok" or (source["hint"] and source["detail"]), source
     return str(source["state"])
 

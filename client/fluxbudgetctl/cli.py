@@ -118,6 +118,7 @@ def _add_runs(commands: "_Commands") -> None:
     )
     start.add_argument("--phases", type=_phases, metavar="A,B,C", help="the run's chain of phases")
     start.add_argument("--session", type=_text, metavar="S", help="attach this session")
+    _add_transcript(start)
     _add(runs, "list", "list the active runs", verbs.run_list).add_argument(
         "--all", action="store_true", help="the ended ones too"
     )
@@ -133,6 +134,8 @@ def _add_runs(commands: "_Commands") -> None:
     ):
         made = _add(runs, name, what, carry_out)
         made.add_argument("--session", type=_text, required=True, metavar="S", help="the session's id")
+        if name == "attach":
+            _add_transcript(made)
         which = made.add_mutually_exclusive_group()
         which.add_argument("--run", type=_text, metavar="ID", help="the run's id")
         which.add_argument("--scope", type=_text, metavar="BEAD", help="the run's bead")
@@ -176,6 +179,12 @@ def _add_reviews(commands: "_Commands") -> None:
     calibrate = _add(commands, "calibrate", "what have phases and agents really cost?", reviews.calibrate)
     calibrate.add_argument(
         "--write", action="store_true", help="keep it beside the configuration, for estimates to come"
+    )
+
+
+def _add_transcript(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--transcript", type=_path, metavar="FILE", help="the session's transcript (default: found by its id)"
     )
 
 

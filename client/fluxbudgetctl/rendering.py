@@ -117,6 +117,7 @@ def run_show(answer: messages.RunShowAnswer) -> None:
         ("session", answer.by_session),
     ):
         _sums(title, sums)
+    _sources(answer.sources)
     if answer.attachments:
         print()
         columns(
@@ -147,6 +148,12 @@ def doctor(path: str, answer: messages.DoctorAnswer | None, findings: Sequence[m
             print(f"source    {source.name}: {source.state} since {source.since} ({one_line(source.path)})")
             if source.anomalies:
                 print(f"          {source.anomalies} counts dropped: negative, or not whole numbers")
+            if source.name != "interstat":  # whose notes are problems
+                for note in source.notes:
+                    print(f"          {one_line(note)}")
+        for one in answer.sessions:
+            ratio = f"{one.transcripts_total} in the transcripts, {one.interstat_total} in interstat"
+            print(f"session   {one_line(one.session)}: {one.words} ({ratio})")
     if not findings:
         print("all is well")
     for finding in findings:
@@ -263,6 +270,26 @@ def _stages(lines: Sequence[messages.StageLine]) -> None:
                 tokens(one.spent),
                 "-" if one.allocated is None else tokens(one.allocated),
                 tokens(one.provisional),
+            )
+            for one in lines
+        ],
+    )
+
+
+def _sources(lines: Sequence[messages.SessionSources]) -> None:
+    if not lines:
+        return
+    print()
+    columns(
+        ("SESSION", "COUNTS", "TRANSCRIPTS (TOTAL)", "INTERSTAT (TOTAL)", "RATIO", ""),
+        [
+            (
+                one_line(one.session),
+                one.counts,
+                tokens(one.transcripts_total),
+                tokens(one.interstat_total),
+                "-" if one.ratio is None else f"{one.ratio:g}",
+                one.words,
             )
             for one in lines
         ],

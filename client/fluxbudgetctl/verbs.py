@@ -67,6 +67,7 @@ def run_start(options: Options) -> int:
         cost_basis=options.cost_basis,
         phases=options.phases,
         session=options.session,
+        transcript=_transcript(options),
     )
     return _print_changed(call(request, messages.RunAnswer, options.timeout), options, bare_id=True)
 
@@ -117,6 +118,7 @@ def run_attach(options: Options) -> int:
         attach=options.session,
         run=options.run,
         scope=options.scope,
+        transcript=_transcript(options),
         hints=msgspec.structs.replace(found, sessions=others),
     )
     return _print_changed(call(request, messages.RunAnswer, options.timeout), options)
@@ -210,6 +212,11 @@ def client_version() -> str:
         return importlib.metadata.version("fluxbudget")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _transcript(options: Options) -> str | None:
+    """Return the transcript's path as an absolute one; the daemon resolves it, and looks where it leads."""
+    return None if options.transcript is None else environment.text(os.path.abspath(options.transcript))
 
 
 def _left(until: float) -> float:

@@ -20,6 +20,8 @@ from fluxbudgetd.policy.phases import (
 from fluxbudgetd.wire import messages as wire
 
 _LINE_GOAL = 200
+# Sources that differ by less than this say the same: rows are parsed now and then, transcripts grow.
+_OVER_COUNT = 1.05
 #: A run's agents, models, sessions and attachments are listed up to this many each, so that they fit into a frame.
 MOST_LINES = 200
 
@@ -79,18 +81,18 @@ def run_line(engine: Engine, state: RunState, standing: Standing) -> wire.RunLin
 
 def sources(engine: Engine) -> tuple[wire.SourceInfo, ...]:
     """Return the sources and their states."""
-    one = engine.source_status
-    return (
+    return tuple(
         wire.SourceInfo(
             name=one.name,
             path=one.path,
             state=one.state,
             detail=one.detail,
             hint=one.hint,
-            since=to_text(engine.source_since),
+            since=to_text(since),
             notes=one.notes,
-            anomalies=engine.anomalies,
-        ),
+            anomalies=anomalies,
+        )
+        for one, since, anomalies in engine.sources
     )
 
 
@@ -192,6 +194,41 @@ def triage(made: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:
         note=note,
         stale_why=stale_why,
     )
+
+
+def session_sources(
+    engine: Engine, sessions: Iterable[str], *, odd_only: bool = False
+) -> tuple[wire.SessionSources, ...]:
+    """Return what the sources say of sessions, in the sessions' order."""
+    found: list[wire.SessionSources] = []
+    for name in sorted(sessions):
+        state = engine.book.session(name)
+        transcripts = state.figures.get("transcripts", Counts())
+        interstat = state.figures.get("interstat", Counts())
+        ratio = round(interstat.total / transcripts.total, 2) if interstat.total and transcripts.total else None
+        words = _words(ratio)
+        if (words or not odd_only) and len(found) < MOST_LINES:
+            found.append(
+                wire.SessionSources(
+                    session=name,
+                    counts="transcripts" if state.live else "interstat",
+                    transcripts_billing=capped(transcripts.billing),
+                    transcripts_total=capped(transcripts.total),
+                    interstat_billing=capped(interstat.billing),
+                    interstat_total=capped(interstat.total),
+                    ratio=ratio,
+                    words=words,
+                )
+            )
+    return tuple(found)
+
+
+def _words(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    if ratio > _OVER_COUNT:
+        return f"interstat counts {ratio:g} times what the transcripts say: it adds up a response's lines"
+    return ""
 
 
 def sums(parts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:

@@ -22,6 +22,7 @@ from fluxbudgetd.handlers import Context, handle
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.server import MAX_CONNECTIONS, Server
 from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.sources.transcripts import TranscriptSource
 
 log = structlog.get_logger()
 
@@ -80,7 +81,7 @@ async def _serve(
     listener: listening.Listener,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
-    engine = Engine(InterstatSource(locations.interstat_db), ledger, settings)
+    engine = Engine(InterstatSource(locations.interstat_db), TranscriptSource(locations.claude_dir), ledger, settings)
     await engine.load()
     context = Context(
         engine=engine, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections

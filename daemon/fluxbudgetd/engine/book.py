@@ -18,9 +18,10 @@ from fluxbudgetd.wire.messages import Hints
 class RunState(msgspec.Struct):
     """A run and what is known of its numbers.
 
-    `epoch` is the source's epoch that the numbers show (-1: they have to be looked at), `status` what the source was
-    like at the last look. `sessions` are those that may have usage of the run. `measured` caches the sum of its usage,
-    `provisional` the phases whose estimates count. `fired` is what has been told for its present budget.
+    `epoch` is interstat's epoch that the numbers show (-1: they have to be looked at), `status` what it was like at the
+    last look. Transcripts have to be looked at while `live` is less than `live_needed`. `sessions` are those that may
+    have usage of the run. `measured` caches the sum of its usage, `provisional` the phases whose estimates count.
+    `fired` is what has been told for its present budget.
     """
 
     run: Run
@@ -28,6 +29,8 @@ class RunState(msgspec.Struct):
     completed: tuple[PhaseRecord, ...] = ()
     fired: frozenset[Mark] = frozenset()
     epoch: int = -1
+    live_needed: int = 0
+    live: int = 0
     status: SourceStatus | None = None
     touched: bool = False
     sessions: set[str] = msgspec.field(default_factory=set)
@@ -42,6 +45,9 @@ class RunState(msgspec.Struct):
 class SessionState(msgspec.Struct):
     """A session's attachments, in the order of time, the sums of its last measured usage, its first record's time.
 
+    `live`: the sums are those of its transcripts, which hold usage; else those of interstat's rows. `figures` has the
+    sum of each source, by its name.
+
     `epoch`: the source's epoch at which it was last read. `scope_version`: the book's when it was last summed; a run
     with a scope that has come since may own some of its rows.
     """
@@ -52,6 +58,8 @@ class SessionState(msgspec.Struct):
     epoch: int = -1
     scope_version: int = -1
     loaded: bool = False
+    live: bool = False
+    figures: dict[str, Counts] = msgspec.field(default_factory=dict)
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
     earliest: int | None = None
     anomalies: int = 0
@@ -163,20 +171,51 @@ class Book:
         self.sessions.pop(name, None)
         return True
 
-    def put_sums(
-        self, session: str, cells: Mapping[Cell, Counts], implied: Attachment | None, earliest: int | None
-    ) -> None:
+    def put_sums(self, session: str, cells: Mapping[Cell, Counts], earliest: int | None) -> None:
         """Replace the sums of a session's usage."""
         state = self.session(session)
-        for run_id in {cell.run for cell in (*state.cells, *cells)} | {implied.run if implied else None}:
-            if run_id is not None and run_id in self.runs:
-                self.runs[run_id].forget_sums()
-                self.join(self.runs[run_id], session)
+        self._touch_runs(session, {cell.run for cell in (*state.cells, *cells)})
         state.scope_version = self.scope_version
         state.cells = dict(cells)
-        state.implied = implied
         state.earliest = earliest
         state.loaded = True
+
+    def shift_sums(
+        self, session: str, gone: Mapping[Cell, Counts], new: Mapping[Cell, Counts], earliest: int | None
+    ) -> None:
+        """Change the sums of a session's usage by what counts no more and what counts now."""
+        state = self.session(session)
+        self._touch_runs(session, {cell.run for cell in (*gone, *new)})
+        for cell, counts in new.items():
+            state.cells[cell] = state.cells.get(cell, Counts()) + counts
+        for cell, counts in gone.items():
+            left = state.cells.get(cell, Counts()) - counts
+            state.cells[cell] = left
+            if not left.records:
+                del state.cells[cell]
+        if earliest is not None and (state.earliest is None or earliest < state.earliest):
+            state.earliest = earliest
+
+    def mark_live(self, session: str, clock: int) -> None:
+        """Note that the runs of a session have to be looked at for its transcripts."""
+        for name in self._joined.get(session, ()):
+            self.runs[name].live_needed = clock
+
+    def put_implied(self, session: str, implied: Attachment | None) -> bool:
+        """Note what run a session's rows mean; tells whether that is another one than before."""
+        state = self.session(session)
+        changed = state.implied != implied
+        state.implied = implied
+        state.scope_version = self.scope_version
+        if implied is not None:
+            self._touch_runs(session, {implied.run})
+        return changed
+
+    def _touch_runs(self, session: str, names: Iterable[str | None]) -> None:
+        for name in names:
+            if name is not None and name in self.runs:
+                self.runs[name].forget_sums()
+                self.join(self.runs[name], session)
 
     def measured(self, state: RunState) -> Counts:
         """Return the sum of a run's measured usage."""

@@ -4,12 +4,13 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
+import anyio
 import msgspec
 
 from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.engine.gate import Gate
 from fluxbudgetd.engine.parts import Parts
-from fluxbudgetd.errors import BadInputError, ConflictError
+from fluxbudgetd.errors import BadInputError, ConflictError, RequestTimeoutError
 from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.model import Attachment, EventData, Run
 from fluxbudgetd.policy import runs
@@ -34,6 +35,7 @@ class Changes:
     async def start(self, asked: RunStart, deadline: float) -> tuple[Run, bool]:
         """Start a run, or return the one that the same request started before, and whether anything changed."""
         await self._settings.refresh(deadline)
+        await self._name(asked.session, asked.transcript, deadline)
         await self._look_at(asked.session, deadline)
         try:
             return await self._start(asked)
@@ -90,8 +92,12 @@ class Changes:
             self._changed()
             return run, True
 
-    async def attach(self, session: str, state: RunState, deadline: float) -> bool:
-        """Attach a session to a run from now on; tells whether anything changed."""
+    async def attach(self, session: str, state: RunState, deadline: float, transcript: str | None = None) -> bool:
+        """Attach a session to a run from now on; tells whether anything changed.
+
+        Raises `BadInputError` for a transcript outside Claude's directory.
+        """
+        await self._name(session, transcript, deadline)
         if not runs.is_followed(state.run, self._clock()):
             raise ConflictError(
                 f"run {state.run.id} ended more than 48 hours ago", "attach the session to a run that is followed"
@@ -142,6 +148,17 @@ class Changes:
         """Return now, but after everything that was noted of the session: clocks may be set back."""
         noted = [max(one.since, one.until or 0) for one in self._book.session(session).attachments]
         return max([self._clock(), *(at + 1 for at in noted)])
+
+    async def _name(self, session: str | None, transcript: str | None, deadline: float) -> None:
+        if transcript is None:
+            return
+        if session is None:
+            raise BadInputError("a transcript without its session", "name the session, too")
+        runs.foreign_id("session id", session)
+        with anyio.CancelScope(deadline=deadline) as scope:
+            await self._refresher.live.name(session, transcript)
+        if scope.cancelled_caught:
+            raise RequestTimeoutError("the transcript could not be looked at in time", "ask again")
 
     async def _look_at(self, session: str | None, deadline: float) -> None:
         """Read a session: what its rows say of it so far becomes its first attachment when it is moved."""

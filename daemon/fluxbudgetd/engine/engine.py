@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -13,6 +14,7 @@ from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.changes import Changes
 from fluxbudgetd.engine.gate import Gate
 from fluxbudgetd.engine.history import History
+from fluxbudgetd.engine.live import Live
 from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
 from fluxbudgetd.engine.reviews import Reviews
@@ -21,6 +23,7 @@ from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
 from fluxbudgetd.policy import runs
 from fluxbudgetd.sources import watch
 from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.wire.messages import Hints
 
 log = structlog.get_logger()
@@ -44,6 +47,13 @@ class Standing(msgspec.Struct, frozen=True):
     stale_why: str | None
 
 
+class _Needed(NamedTuple):
+    """What a run's numbers have to show to be up to date: the source's epoch, and by run the transcripts' clock."""
+
+    epoch: int
+    live: dict[str, int]
+
+
 def now_micros() -> int:
     """Return the time, in microseconds since the epoch."""
     return time.time_ns() // 1000
@@ -52,13 +62,17 @@ def now_micros() -> int:
 class Engine:
     """The daemon's state. Anybody may ask at any time."""
 
-    def __init__(self, source: InterstatSource, ledger: Ledger, settings: Settings) -> None:
+    def __init__(
+        self, source: InterstatSource, transcripts: TranscriptSource, ledger: Ledger, settings: Settings
+    ) -> None:
         self.book = Book()
         self.ledger = ledger
         self.settings = settings
         self._source = source
+        self.live = Live(transcripts, ledger)
         self._refresher = Refresher(
             source,
+            self.live,
             ledger,
             self.book,
             now_micros,
@@ -74,6 +88,7 @@ class Engine:
         self._activity = anyio.Event()
         self._ended = anyio.Event()
         self._rest = anyio.Event()
+        self._watched: tuple[str, ...] = ()
 
     def _heed(self) -> None:
         """Look at the thresholds again after the configuration has changed."""
@@ -106,12 +121,15 @@ class Engine:
         """Let go of the sources' files; the next look opens them anew."""
         await self._refresher.reopen()
 
+    def forget_old_transcripts(self) -> None:
+        """Let go of the transcripts that no followed run needs any more."""
+        self.live.forget_all_but({name for state in self.followed() for name in state.sessions})
+
     async def look_at_sources(self, deadline: float) -> None:
         """Read the followed runs from their sources, or at least the sources' state when no run needs them."""
-        needed = self._refresher.epoch()
         followed = self.followed()
         if followed:
-            await self._freshen(followed, needed, deadline)
+            await self._freshen(followed, self._needed(followed), deadline)
         else:
             await self._refresher.refresh([], deadline=deadline)
 
@@ -166,7 +184,7 @@ class Engine:
         if self._unknown_sessions(run, scope, session, hints):
             return None
         state = self.book.find(run, scope, session, hints)
-        needed = self._refresher.epoch()
+        needed = self._needed((state,))
         return None if self._is_behind(state, needed) else self._standing(state, needed)
 
     async def standing(self, state: RunState, deadline: float) -> Standing:
@@ -180,7 +198,7 @@ class Engine:
 
     async def standings(self, states: Sequence[RunState], deadline: float) -> list[Standing]:
         """Return where runs stand, showing whatever was committed before this call, as far as the deadline allows."""
-        needed = self._refresher.epoch()
+        needed = self._needed(states)
         await self._freshen(states, needed, deadline)
         return [self._standing(state, needed) for state in states]
 
@@ -189,14 +207,14 @@ class Engine:
         return Standing(state.run, self.book.balance(state), before.stale_why)
 
     @property
-    def source_status(self) -> SourceStatus:
-        """Return the state of interstat's database."""
-        return self._refresher.status
-
-    @property
-    def source_since(self) -> int:
-        """Return when that state began."""
-        return self._refresher.status_since
+    def sources(self) -> tuple[tuple[SourceStatus, int, int], ...]:
+        """Return each source's state, when that began, and how many of its counts were dropped."""
+        since = self._refresher.since
+        interstat, transcripts = self._refresher.status, self.live.status
+        return (
+            (interstat, since[interstat.name], self.anomalies),
+            (transcripts, since[transcripts.name], self.live.anomalies),
+        )
 
     @property
     def ledger_fault(self) -> str | None:
@@ -205,7 +223,7 @@ class Engine:
 
     @property
     def anomalies(self) -> int:
-        """Return how many counts were dropped from the sessions that are followed."""
+        """Return how many of interstat's counts were dropped from the sessions that are followed."""
         return sum(session.anomalies for session in self.book.sessions.values())
 
     def followed(self) -> list[RunState]:
@@ -229,31 +247,59 @@ class Engine:
                 loose[one.session] = loose.get(one.session, Counts()) + one.counts
         return len(loose), sum(loose.values(), Counts())
 
-    async def _freshen(self, states: Iterable[RunState], needed: int, deadline: float) -> None:
+    def _needed(self, states: Iterable[RunState]) -> _Needed:
+        now = now_micros()
+        live = {
+            state.run.id: self._refresher.live_needed(state) for state in states if runs.is_followed(state.run, now)
+        }
+        return _Needed(self._refresher.epoch(), live)
+
+    async def _freshen(self, states: Iterable[RunState], needed: _Needed, deadline: float) -> None:
         behind = [state.run.id for state in states if self._is_behind(state, needed)]
         for start in range(0, len(behind), CHUNK_RUNS):
             if not await self._refresher.refresh(behind[start : start + CHUNK_RUNS], deadline=deadline):
                 return
+        if behind:
+            self._rewatch()
 
-    def _is_behind(self, state: RunState, needed: int) -> bool:
+    def _is_behind(self, state: RunState, needed: _Needed) -> bool:
         if runs.is_followed(state.run, now_micros()):
-            return state.epoch < needed
+            is_old = state.epoch < needed.epoch or state.live < needed.live.get(state.run.id, 0)
+            return is_old or not self.book.is_loaded(state)
         return not state.touched
 
-    def _standing(self, state: RunState, needed: int) -> Standing:
+    def _standing(self, state: RunState, needed: _Needed) -> Standing:
         return Standing(state.run, self.book.balance(state), self._stale_why(state, needed))
 
-    def _stale_why(self, state: RunState, needed: int) -> str | None:
+    def _stale_why(self, state: RunState, needed: _Needed) -> str | None:
         if not runs.is_followed(state.run, now_micros()):
             return None
         if not self.book.is_loaded(state):
             return f"{self._refresher.status.name}: not read yet since fluxbudgetd started"
+        return self._transcripts_stale_why(state, needed) or self._interstat_stale_why(state, needed)
+
+    def _transcripts_stale_why(self, state: RunState, needed: _Needed) -> str | None:
+        if state.live < needed.live.get(state.run.id, 0):
+            return "transcripts: slow: the present numbers were not there in time"
+        found = (self.live.statuses.get(name) for name in state.sessions)
+        bad = next((one for one in found if one is not None and one.state == "unreadable"), None)
+        return None if bad is None else f"{bad.name}: {bad.state}: {bad.detail}"
+
+    def _interstat_stale_why(self, state: RunState, needed: _Needed) -> str | None:
         status = state.status
+        if self._is_live_alone(state, status):
+            return None
         if status is not None and not status.readable:
             return f"{status.name}: {status.state}: {status.detail}"
-        if state.epoch < needed:
+        if state.epoch < needed.epoch:
             return f"{self._refresher.status.name}: slow: the present numbers were not there in time"
         return None
+
+    def _is_live_alone(self, state: RunState, status: SourceStatus | None) -> bool:
+        """Tell whether a run's numbers are its transcripts' alone, so that interstat cannot make them old."""
+        if not state.sessions or not all(self.book.session(name).live for name in state.sessions):
+            return False
+        return state.run.scope is None or (status is not None and status.state == "absent")
 
     def _note_activity(self) -> None:
         if any(state.run.ended_at is not None for state in self.followed()):
@@ -269,7 +315,8 @@ class Engine:
         while True:
             await self._activity.wait()
             self._rest = anyio.Event()
-            changes = watch.changes(self._source.path, self._rest)
+            self._watched = self._places()
+            changes = watch.changes(self._source.path, self._watched, self._rest)
             async with anyio.create_task_group() as tasks, aclosing(changes):
                 tasks.start_soon(_set_when_cancelled, self._rest)
                 tasks.start_soon(self._look_once_armed)
@@ -280,8 +327,18 @@ class Engine:
                     # Under a storm of commits, following them takes a fifth of a core at most.
                     await anyio.sleep(min(_REST_SHARE * (anyio.current_time() - began), _LONGEST_REST_SECONDS))
                 tasks.cancel_scope.cancel()
-            # While we have the file open, its writers cannot put their WAL away when they are done.
-            await self._refresher.reopen()
+            if not self._activity.is_set():
+                # While we have the file open, its writers cannot put their WAL away when they are done.
+                await self._refresher.reopen()
+
+    def _places(self) -> tuple[str, ...]:
+        """Return the directories in which the active runs' transcripts grow."""
+        return self.live.paths({name for state in self.book.active() for name in state.sessions})
+
+    def _rewatch(self) -> None:
+        """Have the watch begin anew when there is another directory to watch."""
+        if self._activity.is_set() and self._watched != self._places():
+            self._rest.set()
 
     async def _look_once_armed(self) -> None:
         await anyio.sleep(_SECOND_LOOK_SECONDS)
@@ -292,6 +349,7 @@ class Engine:
         while True:
             await self._ended.wait()
             await anyio.sleep(_ENDED_SECONDS)
+            self.forget_old_transcripts()
             if all(state.run.ended_at is None for state in self.followed()):
                 self._ended = anyio.Event()
             else:
@@ -300,14 +358,15 @@ class Engine:
     async def _notice(self) -> None:
         for delay in (0.0, _SECOND_LOOK_SECONDS):
             await anyio.sleep(delay)
-            needed = self._refresher.epoch()
             followed = self.followed()
+            needed = self._needed(followed)
             if any(self._is_behind(state, needed) for state in followed):
                 try:
                     await self._freshen(followed, needed, anyio.current_time() + _FOLLOW_WAIT_SECONDS)
                 except Exception:
                     # Nobody asked, so nobody can be told; whoever asks next is. The daemon goes on.
                     log.exception("following the sources failed")
+                self._rewatch()
                 return
 
 

@@ -12,11 +12,13 @@ import anyio.to_thread
 import structlog
 
 from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.engine.live import Delta, Live, usage
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger, UsageChanges
 from fluxbudgetd.model import (
     Attachment,
     Cell,
+    Copy,
     Counts,
     EventData,
     EventKind,
@@ -33,6 +35,10 @@ from fluxbudgetd.threads import off_loop
 
 log = structlog.get_logger()
 
+# Half a millisecond of looking at files.
+_MOST_STATS = 256
+#: The name of the transcripts as a source.
+LIVE = "transcripts"
 # So many runs are read at a time: a request for one run never waits for a thousand others.
 CHUNK_RUNS = 16
 _SLOW_SECONDS = 1.0
@@ -56,22 +62,27 @@ class Refresher:
     def __init__(
         self,
         source: InterstatSource,
+        live: Live,
         ledger: Ledger,
         book: Book,
         clock: Callable[[], int],
         looked: Callable[[RunState], None],
     ) -> None:
         self._source = source
+        self.live = live
+        # Grows when a transcript is seen to have changed.
+        self._live_clock = 0
         self._ledger = ledger
         self._book = book
         self._clock = clock
         self._looked = looked
         self._next = Batch()
         self._wanted = anyio.Event()
-        self._told: EventKind | None = None
+        self._told: dict[str, EventKind] = {}
         self._reading_since: float | None = None
-        self.status_since = clock()
-        self._seen_state = source.status.state
+        # When each source's present state began.
+        self.since = {source.status.name: clock(), LIVE: clock()}
+        self._seen_states = {source.status.name: source.status.state, LIVE: live.status.state}
         self.ledger_fault: str | None = None
         # A source has one reader at a time.
         self._reader = anyio.CapacityLimiter(1)
@@ -85,7 +96,8 @@ class Refresher:
 
     async def prepare(self) -> None:
         """Find out what was last told of the source, so that a restart does not tell it again."""
-        self._told = (await self._ledger.last_source_events()).get(self._source.status.name)
+        await self.live.prepare()
+        self._told = await self._ledger.last_source_events()
 
     @property
     def status(self) -> SourceStatus:
@@ -98,6 +110,15 @@ class Refresher:
     def epoch(self) -> int:
         """Return the source's epoch: a run whose numbers show it is up to date as of this call."""
         return self._source.epoch()
+
+    def live_needed(self, state: RunState) -> int:
+        """Return what a run's `live` has to be for its transcripts to be up to date as of this call."""
+        # So many files are not looked at here, where everybody waits for it; then the next batch does.
+        many = sum(map(self.live.size, state.sessions)) > _MOST_STATS
+        if many or any(self.live.changed(name) for name in state.sessions):
+            self._live_clock += 1
+            state.live_needed = self._live_clock
+        return state.live_needed
 
     async def recent(self, deadline: float) -> tuple[RecentUsage, ...]:
         """Return the source's newest rows, or what they were last when it does not answer in time."""
@@ -114,8 +135,14 @@ class Refresher:
     async def records(self, session: str, deadline: float) -> tuple[tuple[Usage, ...], str | None]:
         """Return a session's usage, and why it is not the source's present one (None: it is).
 
-        Without an answer in time it is what the ledger has of the session.
+        Without an answer in time it is what the ledger has of the session. Of a session whose transcripts are followed
+        it is theirs.
         """
+        if self._book.session(session).live:
+            in_time = await self.refresh([], [session], deadline=deadline)
+            why = None if in_time else "transcripts: slow: the present numbers were not there in time"
+            async with self._summing:
+                return await self.live.usage(session), why
         reading = None
         with anyio.CancelScope(deadline=deadline):
             reading = await anyio.to_thread.run_sync(
@@ -181,19 +208,111 @@ class Refresher:
                 # The last known numbers first: what follows may take longer than anybody waits.
                 await self.retally(name)
         followed = [state for state in runs if is_followed(state.run, now)]
+        looked_at, live = await self._look_at_transcripts(names, followed)
         reading = await self._read(followed, batch.sessions)
         await self._install(reading, epoch)
         for name in names:
             if self._book.session(name).scope_version != self._book.scope_version:
                 await self.retally(name)
+        # A row may just have brought its session along.
+        more = set().union(*(state.sessions for state in followed)) - looked_at
+        if more:
+            await self._look_at_transcripts(more, followed, looked_at, live)
         for state in followed:
             self._note_look(state, reading, epoch)
             self._looked(state)
         await self._tell(reading.status)
-        if self._unkept:
+        await self._tell(self.live.status)
+        if self._unkept or self.live.has_unkept:
             self._keep_wanted.set()
             with anyio.move_on_after(_KEEP_SECONDS):
                 await self._kept.wait()
+
+    async def _look_at_transcripts(
+        self, names: Iterable[str], states: Iterable[RunState], done: Iterable[str] = (), since: int | None = None
+    ) -> tuple[set[str], int]:
+        """Bring the sums of followed sessions up to date with their transcripts; returns which are, and as of when.
+
+        Runs all of whose sessions are (with those that were `done` as of `since`) are so as of this call.
+        """
+        looked_at = set(done)
+        followed = [name for name in names if self._book.is_followed(name)]
+        size = sum(map(self.live.size, followed))
+        behind = await off_loop(size, _changed, self.live, followed)
+        if behind:
+            # As soon as a transcript is read, nothing tells any more that the sums are older than it.
+            self._live_clock += 1
+            for name in behind:
+                self._book.mark_live(name, self._live_clock)
+        live = self._live_clock if since is None else since
+        for name in followed:
+            try:
+                if name in behind:
+                    await self._read_transcripts(name)
+            except LedgerError as exc:
+                # Without what was known before, what has come cannot be added to it: stale until the ledger is back.
+                self._note_ledger_fault(exc)
+            else:
+                looked_at.add(name)
+        for state in states:
+            if state.sessions <= looked_at:
+                state.live = max(state.live, live)
+        return looked_at, live
+
+    async def _read_transcripts(self, name: str) -> None:
+        while True:
+            reading = await self.live.read(name)
+            async with self._summing:
+                await self._shift(name, await self.live.apply(name, reading))
+            if not reading.more:
+                return
+
+    async def _shift(self, name: str, delta: Delta) -> None:
+        """Change a session's sums by what has come of its transcripts, or make them anew."""
+        if not delta.gone and not delta.new:
+            return
+        book, state = self._book, self._book.session(name)
+        version = book.version
+        if state.live and state.loaded and state.scope_version == book.scope_version:
+            attachments = tuple(state.current)
+            less = await off_loop(len(delta.gone), _tally_live, delta.gone, attachments, book.timelines)
+            more = await off_loop(len(delta.new), _tally_live, delta.new, attachments, book.timelines)
+            total = state.figures[LIVE] + sum(more.values(), Counts()) - sum(less.values(), Counts())
+            if book.version == version and total.total > 0:
+                book.shift_sums(name, less, more, attribution.earliest(map(usage, delta.new)))
+                state.figures[LIVE] = total
+                return
+        await self._sum_all(name)
+
+    async def _sum_all(self, name: str) -> None:
+        """Sum a session anew from both sources; never fails, but without the ledger it counts as not loaded."""
+        state = self._book.session(name)
+        try:
+            live = await self.live.usage(name)
+            records = self._unkept.get(name)
+            if records is None:
+                records = await self._ledger.usage(name, self._source.status.name)
+        except LedgerError as exc:
+            self._note_ledger_fault(exc)
+            state.loaded = False
+            return
+        state.live = any(one.input or one.output or one.cache_read or one.cache_creation for one in live)
+        await self._sum(name, records)
+        state.figures.pop(LIVE, None)
+        if state.live:
+            await self._put_live(name, live)
+
+    async def _put_live(self, name: str, records: tuple[Usage, ...]) -> None:
+        book = self._book
+        while True:
+            version = book.version
+            attachments = tuple(book.session(name).current)
+            cells = await off_loop(len(records), attribution.tally, records, {}, attachments, book.timelines)
+            earliest = await off_loop(len(records), attribution.earliest, records)
+            if book.version == version:
+                break
+        book.session(name).figures[LIVE] = sum(cells.values(), Counts())
+        book.put_sums(name, cells, earliest)
 
     async def _read(self, followed: Iterable[RunState], sessions: Iterable[str]) -> Reading:
         followed = list(followed)
@@ -245,7 +364,12 @@ class Refresher:
                 if one.records is not None:
                     # A session that has nothing to do with any run, before and after, is none of the ledger's business.
                     ours = self._book.is_followed(name)
-                    await self._sum(name, one.records)
+                    if ours and not state.loaded:
+                        # What its transcripts have given is not known yet: rows alone would be taken for all there is.
+                        self._unkept[name] = one.records
+                        await self._sum_all(name)
+                    else:
+                        await self._sum(name, one.records)
                     state.digest, state.anomalies = one.digest, one.anomalies
                     if ours or self._book.is_followed(name):
                         self._unkept[name] = one.records
@@ -262,6 +386,8 @@ class Refresher:
             batch = dict(self._unkept)
             try:
                 await self._keep(batch)
+                if self.live.has_unkept:
+                    await self.live.keep()
             except LedgerError as exc:
                 # The numbers are right all the same; that they are not kept is for `doctor` and the next try.
                 self._note_ledger_fault(exc)
@@ -290,16 +416,10 @@ class Refresher:
     async def retally(self, name: str) -> None:
         """Sum a session's last measured usage again, after its attachments or the runs have changed; never fails."""
         async with self._summing:
-            records = self._unkept.get(name)
-            if records is None:
-                try:
-                    records = await self._ledger.usage(name, self._source.status.name)
-                except LedgerError as exc:
-                    self._note_ledger_fault(exc)
-                    return
-            await self._sum(name, records)
+            await self._sum_all(name)
 
     async def _sum(self, name: str, records: tuple[Usage, ...]) -> None:
+        """Sum interstat's rows of a session; they count unless its transcripts do."""
         book = self._book
         while True:
             version = book.version
@@ -309,16 +429,28 @@ class Refresher:
                 len(records), _tally, name, records, scopes, asked, book.timelines
             )
             if book.version == version:
-                book.put_sums(name, cells, implied, earliest)
-                return
+                break
+        state = book.session(name)
+        state.figures[self._source.status.name] = sum(cells.values(), Counts())
+        changed = book.put_implied(name, implied)
+        if not state.live:
+            book.put_sums(name, cells, earliest)
+        elif changed and LIVE in state.figures:
+            # The rows name another run than before: that is where the transcripts belong now.
+            try:
+                await self._put_live(name, await self.live.usage(name))
+            except LedgerError as exc:
+                self._note_ledger_fault(exc)
+                state.loaded = False
 
     async def _tell(self, status: SourceStatus) -> None:
-        if status.state != self._seen_state:
-            self._seen_state = status.state
-            self.status_since = self._clock()
+        if status.state != self._seen_states[status.name]:
+            self._seen_states[status.name] = status.state
+            self.since[status.name] = self._clock()
             log.info("source state", source=status.name, state=status.state, detail=status.detail)
         kind: EventKind = "source.recovered" if status.readable else "source.degraded"
-        if self._told == kind or (self._told is None and status.readable):
+        told = self._told.get(status.name)
+        if told == kind or (told is None and status.readable):
             return
         try:
             data: EventData = {"source": status.name, "state": status.state, "detail": status.detail}
@@ -326,7 +458,7 @@ class Refresher:
         except LedgerError as exc:
             log.error("event not kept", kind=kind, error=exc.message)
             return
-        self._told = kind
+        self._told[status.name] = kind
 
 
 def _tally(
@@ -339,3 +471,13 @@ def _tally(
     implied = None if asked else attribution.implied_attachment(name, records, scopes)
     attachments = asked or (() if implied is None else (implied,))
     return attribution.tally(records, scopes, attachments, timelines), implied, attribution.earliest(records)
+
+
+def _changed(live: Live, names: Iterable[str]) -> set[str]:
+    return {name for name in names if live.changed(name)}
+
+
+def _tally_live(
+    copies: tuple[Copy, ...], attachments: tuple[Attachment, ...], timelines: Mapping[str, Timeline]
+) -> dict[Cell, Counts]:
+    return attribution.tally(map(usage, copies), {}, attachments, timelines)

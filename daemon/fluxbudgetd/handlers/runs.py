@@ -65,6 +65,7 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
         by_agent=answers.tallies(answers.sums((cell.agent, counts) for _, cell, counts in cells)),
         by_model=answers.tallies(answers.sums((cell.model, counts) for _, cell, counts in cells)),
         by_session=answers.tallies(answers.sums((session, counts) for session, _, counts in cells)),
+        sources=answers.session_sources(engine, state.sessions),
         attachments=tuple(
             wire.AttachmentInfo(
                 session=one.session,
@@ -88,7 +89,7 @@ async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswe
     """Attach a session to a run."""
     deadline = deadline_of(request)
     state = await context.engine.find(request.run, request.scope, None, request.hints, deadline)
-    changed = await context.engine.changes.attach(request.attach, state, deadline)
+    changed = await context.engine.changes.attach(request.attach, state, deadline, request.transcript)
     return wire.RunAnswer(run=answers.run_info(state.run), changed=changed)
 
 

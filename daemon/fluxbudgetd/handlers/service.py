@@ -25,6 +25,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     engine = context.engine
     deadline = deadline_of(request)
     await engine.settings.refresh(deadline)
+    engine.forget_old_transcripts()
     await engine.look_at_sources(deadline)
     findings: list[wire.Finding] = []
     for source in answers.sources(engine):
@@ -32,7 +33,10 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
             findings.append(
                 wire.Finding(what=f"{source.name}: {source.state}: {source.detail} ({source.path})", hint=source.hint)
             )
-        findings.extend(wire.Finding(what=f"{source.name}: {note}", hint="update interstat") for note in source.notes)
+        if source.name == "interstat":
+            findings.extend(
+                wire.Finding(what=f"{source.name}: {note}", hint="update interstat") for note in source.notes
+            )
     findings.extend(wire.Finding(what=fault.what, hint=fault.hint) for fault in engine.settings.faults)
     if engine.ledger_fault is not None:
         findings.append(wire.Finding(what=engine.ledger_fault, hint="check the disk and the permissions"))
@@ -49,6 +53,9 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         state_dir=shown_path(context.state_dir),
         ledger=shown_path(engine.ledger.path),
         sources=answers.sources(engine),
+        sessions=answers.session_sources(
+            engine, {name for state in engine.followed() for name in state.sessions}, odd_only=True
+        ),
         findings=tuple(findings),
         active_runs=len(engine.book.active()),
         followed_runs=len(engine.followed()),

@@ -18,7 +18,19 @@ import anyio
 import msgspec
 
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.model import Attachment, Event, EventData, EventKind, Mark, PhaseRecord, Run, Triage, Usage
+from fluxbudgetd.model import (
+    Attachment,
+    Copy,
+    Event,
+    EventData,
+    EventKind,
+    Mark,
+    PhaseRecord,
+    Run,
+    TranscriptFile,
+    Triage,
+    Usage,
+)
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.wire.text import shown_path
 
@@ -45,6 +57,15 @@ class UsageChanges(msgspec.Struct, frozen=True):
     def rows(self, session: str, source: str) -> list[tuple[object, ...]]:
         """Return the new records as rows of the table."""
         return [(session, source, *msgspec.structs.astuple(record)) for record in self.new]
+
+
+class TranscriptChanges(msgspec.Struct, frozen=True):
+    """What has come of a session's transcripts: copies that went (message, key), and came, and the files' positions."""
+
+    session: str
+    gone: tuple[tuple[int, int], ...]
+    new: tuple[Copy, ...]
+    files: tuple[TranscriptFile, ...]
 
 
 class Ledger:
@@ -89,6 +110,31 @@ class Ledger:
             (session, source),
         )
         return await off_loop(len(rows), _usages, rows)
+
+    async def transcript_sessions(self) -> list[str]:
+        """Return the sessions whose transcripts have been read."""
+        return [session for (session,) in await self._rows("SELECT DISTINCT session FROM transcripts")]
+
+    async def transcript_files(self, session: str) -> tuple[TranscriptFile, ...]:
+        """Return how far a session's transcripts have been read."""
+        rows = await self._rows(
+            "SELECT number, path, dev, ino, offset, mark, agent, skipped, anomalies FROM transcripts "
+            "WHERE session = ? ORDER BY number",
+            (session,),
+        )
+        return tuple(
+            TranscriptFile(number, path, _unsigned(dev), _unsigned(ino), *rest)
+            for number, path, dev, ino, *rest in rows
+        )
+
+    async def responses(self, session: str) -> tuple[Copy, ...]:
+        """Return the responses that a session's transcripts have given."""
+        rows = await self._rows(
+            "SELECT message, key, sidechain, file, at, agent, model, input, output, cache_read, cache_creation "
+            "FROM responses WHERE session = ?",
+            (session,),
+        )
+        return await off_loop(len(rows), _copies, rows)
 
     async def sessions_naming(self, scope: str) -> list[str]:
         """Return the sessions whose last measured usage names a scope."""
@@ -157,6 +203,26 @@ class Ledger:
                 f"INSERT OR REPLACE INTO usage(session, source, {_USAGE_COLUMNS})"  # noqa: S608  our own names
                 f" VALUES ({', '.join('?' * 13)})",
                 new,
+            )
+
+    async def save_transcripts(self, changes: Sequence[TranscriptChanges]) -> None:
+        """Bring sessions' responses and positions up to date, all in one transaction: never one without the other."""
+        gone = [(one.session, *key) for one in changes for key in one.gone]
+        new: list[tuple[object, ...]] = []
+        for one in changes:
+            new += await off_loop(len(one.new), _response_rows, one)
+        files = [_file_row(one.session, file) for one in changes for file in one.files]
+        async with self._transaction(durable=False):
+            await self._connection.executemany(
+                "DELETE FROM responses WHERE session = ? AND message = ? AND key = ?", gone
+            )
+            await self._connection.executemany(
+                "INSERT OR REPLACE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                new,
+            )
+            await self._connection.executemany(
+                "INSERT OR REPLACE INTO transcripts VALUES (?,?,?,?,?,?,?,?,?,?)",
+                files,
             )
 
     async def start_run(
@@ -258,7 +324,7 @@ class Ledger:
                         if self._connection.in_transaction:
                             await self._connection.execute("ROLLBACK")
                         raise
-                except (sqlite3.Error, ValueError, OSError) as exc:
+                except (sqlite3.Error, ValueError, OverflowError, OSError) as exc:
                     hint = "nothing was changed; check the disk and the permissions"
                     raise LedgerError(f"the ledger {shown_path(self.path)} cannot be written: {exc}", hint) from exc
 
@@ -286,6 +352,28 @@ def _decode_run(encoded: bytes) -> Run:
 
 def _triages(rows: Sequence[Sequence[Any]]) -> list[Triage]:
     return [msgspec.json.decode(triage, type=Triage) for (triage,) in rows]
+
+
+def _file_row(session: str, file: TranscriptFile) -> tuple[object, ...]:
+    number, path, dev, ino, *rest = msgspec.structs.astuple(file)
+    return (session, number, path, _signed(dev), _signed(ino), *rest)
+
+
+def _signed(number: int) -> int:
+    """Return an unsigned 64-bit number as SQLite can hold it."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _unsigned(number: int) -> int:
+    return number + (1 << 64) if number < 0 else number
+
+
+def _copies(rows: Sequence[Sequence[Any]]) -> tuple[Copy, ...]:
+    return tuple(Copy(message, key, bool(sidechain), *rest) for message, key, sidechain, *rest in rows)
+
+
+def _response_rows(changes: TranscriptChanges) -> list[tuple[object, ...]]:
+    return [(changes.session, *msgspec.structs.astuple(copy)) for copy in changes.new]
 
 
 def _usages(rows: Sequence[Sequence[Any]]) -> tuple[Usage, ...]:

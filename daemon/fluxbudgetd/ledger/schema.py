@@ -82,6 +82,37 @@ STEPS: tuple[str, ...] = (
     CREATE INDEX triages_run ON triages(run, at);
     CREATE INDEX triages_session ON triages(session, at);
     """,
+    """
+    CREATE TABLE transcripts(
+      session TEXT NOT NULL,
+      number INTEGER NOT NULL,    -- names the file within the session for ever
+      path TEXT NOT NULL,
+      dev INTEGER NOT NULL,
+      ino INTEGER NOT NULL,
+      offset INTEGER NOT NULL,    -- so far it has been read; what that gave is in responses
+      mark BLOB NOT NULL,
+      agent TEXT NOT NULL,
+      skipped INTEGER NOT NULL,
+      anomalies INTEGER NOT NULL,
+      PRIMARY KEY (session, number)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE responses(
+      session TEXT NOT NULL,
+      message INTEGER NOT NULL,
+      key INTEGER NOT NULL,
+      sidechain INTEGER NOT NULL,
+      file INTEGER NOT NULL,
+      at INTEGER,
+      agent TEXT NOT NULL,
+      model TEXT NOT NULL,
+      input INTEGER NOT NULL,
+      output INTEGER NOT NULL,
+      cache_read INTEGER NOT NULL,
+      cache_creation INTEGER NOT NULL,
+      PRIMARY KEY (session, message, key)
+    ) WITHOUT ROWID;
+    """,
 )
 
 VERSION = len(STEPS)

@@ -159,6 +159,8 @@ class RunStart(Request, frozen=True, kw_only=True, tag="run_start"):
     phases: tuple[str, ...] | None = None
     session: str | None = None
     """Attach this session too."""
+    transcript: str | None = None
+    """Where the session's transcript is; it is found by the session's id when left out."""
 
 
 class RunList(Request, frozen=True, kw_only=True, tag="run_list"):
@@ -188,6 +190,8 @@ class RunAttach(Request, frozen=True, kw_only=True, tag="run_attach"):
     """The session's id."""
     run: str | None = None
     scope: str | None = None
+    transcript: str | None = None
+    """Where the session's transcript is; it is found by the session's id when left out."""
     hints: Hints = Hints()
 
 
@@ -346,6 +350,22 @@ class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Null: still attached."""
     origin: Literal["asked", "bead"]
     """"bead": a row of the session names the run's scope."""
+
+
+class SessionSources(msgspec.Struct, frozen=True, kw_only=True):
+    """What the two sources say of a session's usage, whichever runs it belongs to. Only one of them counts."""
+
+    session: str
+    counts: Literal["transcripts", "interstat"]
+    """The one that counts: the transcripts, when they hold usage."""
+    transcripts_billing: int
+    transcripts_total: int
+    interstat_billing: int
+    interstat_total: int
+    ratio: float | None
+    """interstat's total / the transcripts'; null when either has nothing."""
+    words: str
+    """What is odd about that; else empty."""
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -684,6 +704,8 @@ class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
     by_agent: tuple[Tally, ...]
     by_model: tuple[Tally, ...]
     by_session: tuple[Tally, ...]
+    sources: tuple[SessionSources, ...]
+    """Per session, what each source says; up to 200 of them."""
     attachments: tuple[AttachmentInfo, ...]
 
 
@@ -695,6 +717,8 @@ class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
     state_dir: str
     ledger: str
     sources: tuple[SourceInfo, ...]
+    sessions: tuple[SessionSources, ...]
+    """The followed sessions whose sources say different things; up to 200 of them."""
     findings: tuple[Finding, ...]
     active_runs: int
     followed_runs: int
