@@ -385,11 +385,68 @@ def test_path_that_is_given_before_the_file_is_there(home: Home, interstat: Inte
     path.parent.mkdir(parents=True)
     home.ok("run", "attach", "--run", run, "--session", "s1", "--transcript", str(path))
     assert spent(home, run) == 0
-    wait_for(lambda: offsets(home) == {0}, "the path to be kept")
+    wait_for(lambda: 0 in offsets(home), "the path to be kept")
     daemon.kill()
     home.start()
     path.write_bytes(encoded(assistant_line("s1", "m1", tokens=(77, 0, 0, 0))))
     assert spent(home, run) == 77
+
+
+def test_named_path_is_kept_whatever_else_comes(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Other files of the session come, before and after; Claude's directory is reached by a link."""
+    link = home.root / "link"
+    link.symlink_to(home.root / "claude")
+    run = started(home, session="s1")
+    writer = transcript(home)
+    writer.agent("a").response("m1", tokens=(5, 0, 0, 0))
+    assert spent(home, run) == 5
+    path = link / "projects" / "p" / "odd-name.jsonl"
+    path.parent.mkdir(parents=True)
+    other = started(home)
+    home.ok("run", "attach", "--run", other, "--session", "s1", "--transcript", str(path))
+    for name in ("b", "c"):
+        writer.agent(name).response(f"m-{name}", tokens=(10, 0, 0, 0))
+        assert spent(home, run) in (15, 25)
+    wait_for(lambda: len(offsets(home)) == 3, "all four to be kept")  # b and c are of one size
+    daemon.kill()
+    home.start()
+    path.write_bytes(encoded(assistant_line("s1", "m9", tokens=(1000, 0, 0, 0))))
+    assert spent(home, run) == 1025
+
+
+def test_report_right_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Of an ended run, whose sessions nobody has asked for yet: the transcripts' figures, not interstat's."""
+    run = started(home, session="s1")
+    agents = {"agents": [{"name": "fd-safety", "score": 1, "stage": 1}]}
+    decided = home.ctl("triage", stdin=json.dumps(agents), environ={"CLAUDE_CODE_SESSION_ID": "s1"})
+    name = json.loads(decided.stdout)["triage_id"]
+    time.sleep(0.002)
+    agent = transcript(home).agent("x")
+    agent.meta(agentType="interflux:fd-safety")
+    agent.response("m1", tokens=(50_000, 0, 0, 0), at=now())
+    interstat.insert("s1", "fd-safety", input_tokens=120_000, output_tokens=0)
+    assert home.json("report", "--triage", name)["actual_billing"] == 50_000
+    wait_for(lambda: offsets(home), "the position to be kept")
+    home.ok("run", "finish", "--run", run)
+    daemon.kill()
+    home.start()
+    assert home.json("report", "--triage", name)["actual_billing"] == 50_000
+
+
+def test_killed_between_rows_and_transcripts(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The ledger has a session's transcripts and not yet its rows: it is still the transcripts that count."""
+    run = started(home, scope="b1")
+    interstat.insert("s1", bead_id="b1", input_tokens=240, output_tokens=0)
+    transcript(home).response("m1", tokens=(100, 0, 0, 0))
+    assert spent(home, run) == 100
+    wait_for(lambda: offsets(home), "the position to be kept")
+    daemon.kill()
+    connection = sqlite3.connect(home.state / "ledger.db")
+    connection.execute("DELETE FROM usage")
+    connection.commit()
+    connection.close()
+    home.start()
+    assert spent(home, run) == 100
 
 
 # --- what real files and processes do not do often enough: in one process, over real files

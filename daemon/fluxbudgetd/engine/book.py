@@ -45,6 +45,7 @@ class RunState(msgspec.Struct):
 class SessionState(msgspec.Struct):
     """A session's attachments, in the order of time, the sums of its last measured usage, its first record's time.
 
+    `unsummed`: the sums are older than what they are made of, because the ledger could not be read.
     `live`: the sums are those of its transcripts, which hold usage; else those of interstat's rows. `figures` has the
     sum of each source, by its name.
 
@@ -58,6 +59,7 @@ class SessionState(msgspec.Struct):
     epoch: int = -1
     scope_version: int = -1
     loaded: bool = False
+    unsummed: bool = False
     live: bool = False
     figures: dict[str, Counts] = msgspec.field(default_factory=dict)
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
@@ -142,6 +144,10 @@ class Book:
         """Tell whether a session belongs to a run, or has to be looked at for one."""
         known = self.sessions.get(name)
         return (known is not None and known.followed) or name in self._joined
+
+    def is_summed(self, state: RunState) -> bool:
+        """Tell whether a run's sums are made of all that is known."""
+        return not any(self.session(name).unsummed for name in state.sessions)
 
     def is_loaded(self, state: RunState) -> bool:
         """Tell whether a run's last known numbers are there, be they old or new."""

@@ -265,7 +265,7 @@ class Engine:
     def _is_behind(self, state: RunState, needed: _Needed) -> bool:
         if runs.is_followed(state.run, now_micros()):
             is_old = state.epoch < needed.epoch or state.live < needed.live.get(state.run.id, 0)
-            return is_old or not self.book.is_loaded(state)
+            return is_old or not self.book.is_loaded(state) or not self.book.is_summed(state)
         return not state.touched
 
     def _standing(self, state: RunState, needed: _Needed) -> Standing:
@@ -276,6 +276,8 @@ class Engine:
             return None
         if not self.book.is_loaded(state):
             return f"{self._refresher.status.name}: not read yet since fluxbudgetd started"
+        if not self.book.is_summed(state):
+            return f"ledger: {self.ledger_fault or 'it could not be read a moment ago'}"
         return self._transcripts_stale_why(state, needed) or self._interstat_stale_why(state, needed)
 
     def _transcripts_stale_why(self, state: RunState, needed: _Needed) -> str | None:

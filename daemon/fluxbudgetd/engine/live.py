@@ -7,25 +7,27 @@ come, not what is there.
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.errors import BadInputError, LedgerError
 from fluxbudgetd.ledger import Ledger, TranscriptChanges
 from fluxbudgetd.model import Copy, SourceStatus, TranscriptFile, TranscriptReading, Usage
 from fluxbudgetd.sources.transcripts import TranscriptSource, merged
 from fluxbudgetd.threads import off_loop
-from fluxbudgetd.wire.text import fold
 
 # So many responses are kept in memory, in the sessions that were looked at last (at least in the last): some megabytes.
 _MOST_COPIES = 20_000
 _MOST_NOTES = 10
 # However little changes, a session is looked for anew this often: it may go on in another project's directory.
 _SURVEY_SECONDS = 5.0
+# The number of the row in which a path that was named is kept; files have numbers above 0.
+_NAMED = -1
 
 #: The copies that count, by message.
 Known = dict[int, tuple[Copy, ...]]
@@ -51,6 +53,7 @@ class _Unkept(msgspec.Struct):
 
     copies: Changes = msgspec.field(default_factory=dict)
     files: tuple[TranscriptFile, ...] = ()
+    named: TranscriptFile | None = None
 
 
 class Live:
@@ -71,6 +74,8 @@ class Live:
         self._kept: set[str] = set()
         self._known: dict[str, Known] = {}
         self._unkept: dict[str, _Unkept] = {}
+        self._writing: dict[str, _Unkept] = {}
+        self._reading: str | None = None
         self._reader = anyio.CapacityLimiter(1)
         # What is read from the ledger must not miss what is being written to it.
         self._disk = anyio.Lock()
@@ -120,7 +125,8 @@ class Live:
 
     def forget_all_but(self, sessions: Collection[str]) -> None:
         """Let go of the sessions that are not followed any more."""
-        for session in [name for name in self._looked if name not in sessions and name not in self._unkept]:
+        kept = {*sessions, *self._unkept, *self._writing, self._reading}
+        for session in [name for name in self._looked if name not in kept]:
             self._source.forget(session)
             del self._looked[session]
             for table in (self.statuses, self.files, self._known):
@@ -129,21 +135,40 @@ class Live:
     async def name(self, session: str, path: str) -> None:
         """Note where a session's transcript is; raises `BadInputError` for a path outside Claude's directory."""
         await self.take_up(session)
-        await anyio.to_thread.run_sync(self._source.name, session, path, abandon_on_cancel=True, limiter=self._reader)
-        known = self.files.get(session, ())
-        if path not in (file.path for file in known):
-            # Kept, so that it is found after a restart, too, though it may not be there yet.
-            number = 1 + max((file.number for file in known), default=-1)
-            named = TranscriptFile(number, fold(path.encode()), 0, 0, 0, b"", "main-session")
-            self._unkept.setdefault(session, _Unkept()).files = (*known, named)
+        real = await anyio.to_thread.run_sync(
+            self._source.name, session, path, abandon_on_cancel=True, limiter=self._reader
+        )
+        # Kept, so that it is found after a restart, too, though it may not be there yet.
+        self._unkept.setdefault(session, _Unkept()).named = TranscriptFile(_NAMED, real, 0, 0, 0, b"", "")
+
+    def is_taken_up(self, session: str) -> bool:
+        """Tell whether a session was looked at since the daemon started."""
+        return session in self._looked
 
     async def take_up(self, session: str) -> None:
         """Go on with a session where the ledger has left it; raises `LedgerError`."""
-        if session not in self._looked:
-            files = await self._ledger.transcript_files(session) if session in self._kept else ()
-            self._source.restore(session, files)
-            self.files[session] = files
-            self._looked[session] = -math.inf
+        if session in self._looked:
+            return
+        rows = await self._ledger.transcript_files(session) if session in self._kept else ()
+        files = tuple(file for file in rows if file.number != _NAMED)
+        self._source.restore(session, files)
+        for file in rows:
+            if file.number == _NAMED:
+                with suppress(BadInputError):  # it leads elsewhere now
+                    await anyio.to_thread.run_sync(
+                        self._source.name, session, file.path, abandon_on_cancel=True, limiter=self._reader
+                    )
+        self.files[session] = files
+        self._looked[session] = -math.inf
+
+    @contextmanager
+    def reading(self, session: str) -> Iterator[None]:
+        """Keep a session from being forgotten meanwhile."""
+        self._reading = session
+        try:
+            yield
+        finally:
+            self._reading = None
 
     async def read(self, session: str) -> TranscriptReading:
         """Return what has come of a session since the last reading; raises `LedgerError`."""
@@ -194,7 +219,8 @@ class Live:
     async def keep(self) -> None:
         """Write to the ledger what has come; raises `LedgerError`, and then it is still to be written."""
         async with self._disk:
-            writing, self._unkept = self._unkept, {}
+            writing = self._writing = self._unkept
+            self._unkept = {}
             try:
                 await self._ledger.save_transcripts([_changes(*entry) for entry in writing.items()])
             except LedgerError:
@@ -202,8 +228,12 @@ class Live:
                     newer = self._unkept.setdefault(session, _Unkept())
                     newer.copies = {**older.copies, **newer.copies}
                     newer.files = newer.files or older.files
+                    newer.named = newer.named or older.named
                 raise
-            self._kept.update(writing)
+            else:
+                self._kept.update(writing)
+            finally:
+                self._writing = {}
 
     async def _load(self, session: str) -> Known:
         known = self._known.pop(session, None)
@@ -218,6 +248,9 @@ class Live:
         return known
 
     async def _read_known(self, session: str) -> Known:
+        if session not in self._kept and session not in self._writing:
+            # Nothing of it is in the ledger, nor on its way there.
+            return _with_unkept((), self._unkept[session].copies if session in self._unkept else {})
         async with self._disk:
             kept = await self._ledger.responses(session) if session in self._kept else ()
             unkept = self._unkept[session].copies if session in self._unkept else {}
@@ -266,7 +299,7 @@ def _changes(session: str, one: _Unkept) -> TranscriptChanges:
         session=session,
         gone=tuple(key for key, copy in one.copies.items() if copy is None),
         new=tuple(copy for copy in one.copies.values() if copy is not None),
-        files=one.files,
+        files=one.files if one.named is None else (*one.files, one.named),
     )
 
 

@@ -138,8 +138,12 @@ class Refresher:
         Without an answer in time it is what the ledger has of the session. Of a session whose transcripts are followed
         it is theirs.
         """
-        if self._book.session(session).live:
+        state = self._book.sessions.get(session)
+        in_time = True
+        if self._book.is_followed(session) and (state is None or state.live or not state.loaded):
             in_time = await self.refresh([], [session], deadline=deadline)
+            state = self._book.sessions.get(session)
+        if state is not None and state.live:
             why = None if in_time else "transcripts: slow: the present numbers were not there in time"
             async with self._summing:
                 return await self.live.usage(session), why
@@ -204,7 +208,8 @@ class Refresher:
             await self._touch(state)
         names = set(batch.sessions).union(*(state.sessions for state in runs))
         for name in names:
-            if not self._book.session(name).loaded:
+            session = self._book.session(name)
+            if not session.loaded or session.unsummed:
                 # The last known numbers first: what follows may take longer than anybody waits.
                 await self.retally(name)
         followed = [state for state in runs if is_followed(state.run, now)]
@@ -238,13 +243,16 @@ class Refresher:
         looked_at = set(done)
         followed = [name for name in names if self._book.is_followed(name)]
         size = sum(map(self.live.size, followed))
+        before = self._live_clock
         behind = await off_loop(size, _changed, self.live, followed)
         if behind:
             # As soon as a transcript is read, nothing tells any more that the sums are older than it.
             self._live_clock += 1
             for name in behind:
                 self._book.mark_live(name, self._live_clock)
-        live = self._live_clock if since is None else since
+        # What was noticed while a thread was looking may have come behind its back.
+        noticed = before if size > _MOST_STATS // 2 else self._live_clock
+        live = noticed if since is None else since
         for name in followed:
             try:
                 if name in behind:
@@ -260,12 +268,18 @@ class Refresher:
         return looked_at, live
 
     async def _read_transcripts(self, name: str) -> None:
-        while True:
-            reading = await self.live.read(name)
-            async with self._summing:
-                await self._shift(name, await self.live.apply(name, reading))
-            if not reading.more:
-                return
+        first = not self.live.is_taken_up(name)
+        with self.live.reading(name):
+            while True:
+                reading = await self.live.read(name)
+                async with self._summing:
+                    await self._shift(name, await self.live.apply(name, reading))
+                    if first:
+                        # What the ledger has of it may not be in the sums yet, though nothing new has come.
+                        await self._sum_all(name)
+                        first = False
+                if not reading.more:
+                    return
 
     async def _shift(self, name: str, delta: Delta) -> None:
         """Change a session's sums by what has come of its transcripts, or make them anew."""
@@ -278,7 +292,7 @@ class Refresher:
             less = await off_loop(len(delta.gone), _tally_live, delta.gone, attachments, book.timelines)
             more = await off_loop(len(delta.new), _tally_live, delta.new, attachments, book.timelines)
             total = state.figures[LIVE] + sum(more.values(), Counts()) - sum(less.values(), Counts())
-            if book.version == version and total.total > 0:
+            if book.version == version and total.total > 0 and not _takes_the_earliest(state.earliest, delta):
                 book.shift_sums(name, less, more, attribution.earliest(map(usage, delta.new)))
                 state.figures[LIVE] = total
                 return
@@ -294,8 +308,9 @@ class Refresher:
                 records = await self._ledger.usage(name, self._source.status.name)
         except LedgerError as exc:
             self._note_ledger_fault(exc)
-            state.loaded = False
+            state.unsummed = True
             return
+        state.unsummed = False
         state.live = any(one.input or one.output or one.cache_read or one.cache_creation for one in live)
         await self._sum(name, records)
         state.figures.pop(LIVE, None)
@@ -343,7 +358,12 @@ class Refresher:
         if state.touched:
             return
         if state.run.scope is not None:
-            for name in await self.sessions_naming(state.run.scope):
+            try:
+                found = await self._ledger.sessions_naming(state.run.scope)
+            except LedgerError as exc:
+                self._note_ledger_fault(exc)
+                return  # until the ledger says it
+            for name in found:
                 self._book.join(state, name)
         state.touched = True
 
@@ -441,7 +461,7 @@ class Refresher:
                 await self._put_live(name, await self.live.usage(name))
             except LedgerError as exc:
                 self._note_ledger_fault(exc)
-                state.loaded = False
+                state.unsummed = True
 
     async def _tell(self, status: SourceStatus) -> None:
         if status.state != self._seen_states[status.name]:
@@ -471,6 +491,15 @@ def _tally(
     implied = None if asked else attribution.implied_attachment(name, records, scopes)
     attachments = asked or (() if implied is None else (implied,))
     return attribution.tally(records, scopes, attachments, timelines), implied, attribution.earliest(records)
+
+
+def _takes_the_earliest(earliest: int | None, delta: Delta) -> bool:
+    """Tell whether a session's first response goes, with none as early in its place."""
+
+    def is_earliest(copy: Copy) -> bool:
+        return earliest is not None and copy.at is not None and copy.at <= earliest
+
+    return any(map(is_earliest, delta.gone)) and not any(map(is_earliest, delta.new))
 
 
 def _changed(live: Live, names: Iterable[str]) -> set[str]:

@@ -110,7 +110,8 @@ class Reviews:
             at=self._clock(),
             run=None if run is None else run.id,
             session=session,
-            last_key=max((record.key for record in before), default=0),
+            # A transcript's keys say nothing of the order in which they came, but its times are exact.
+            last_key=None if self._is_live(session) else max((record.key for record in before), default=0),
             input_type=asked.input_type,
             model=asked.model or estimates.DEFAULT_MODEL,
             slicing=asked.slicing,
@@ -133,6 +134,9 @@ class Reviews:
         found = await self._ledger.triage(name)
         if found is None:
             raise BadInputError(f"there is no triage {name[:60]!r}", "'fluxbudgetctl triage' prints the id of each")
+        if found.run in self._book.runs:
+            # Which of its sources counts for a session is known when its run has been looked at.
+            await self._refresher.refresh([found.run], deadline=deadline)
         records, stale_why = await self._records(found.session, found.run, deadline)
         return found, Reported(report.of_triage(found, report.actuals(found, records)), (found.id,), stale_why)
 
@@ -147,6 +151,10 @@ class Reviews:
         size = sum(map(len, records.values())) + sum(len(one.agents) for one in triages)
         made = await off_loop(size, report.of_run, state.run.token_budget, state.run.cost_basis, triages, records)
         return Reported(made, tuple(one.id for one in triages[-report.MOST_LISTED :]), stale_why)
+
+    def _is_live(self, session: str | None) -> bool:
+        state = None if session is None else self._book.sessions.get(session)
+        return state is not None and state.live
 
     async def _records(self, session: str | None, run: str | None, deadline: float) -> tuple[list[Usage], str | None]:
         """Return the usage of a triage's session; without one, of all sessions of its run."""

@@ -15,7 +15,7 @@ from fluxbudgetd.sources.transcripts import names
 from fluxbudgetd.sources.transcripts.look import Memory, look, remembered
 from fluxbudgetd.sources.transcripts.stamps import UNSETTLED, stamp
 from fluxbudgetd.sources.transcripts.survey import is_below
-from fluxbudgetd.wire.text import shown_path, unfold
+from fluxbudgetd.wire.text import fold, shown_path, unfold
 
 
 class TranscriptSource:
@@ -46,8 +46,8 @@ class TranscriptSource:
             known = self._sessions.get(session)
             self._sessions[session] = remembered(None if known is None else known.named, files)
 
-    def name(self, session: str, path: str) -> None:
-        """Take the path of a session's main file as a hook gives it. For a worker thread.
+    def name(self, session: str, path: str) -> str:
+        """Take the path of a session's main file as a hook gives it; returns where it leads. For a worker thread.
 
         Raises `BadInputError` for what is no transcript below the Claude directory.
         """
@@ -59,6 +59,7 @@ class TranscriptSource:
                 if stamps is not None and real not in stamps:
                     stamps = {**stamps, real: UNSETTLED}
                 self._sessions[session] = known._replace(named=real, stamps=stamps)
+            return fold(os.fsencode(real))
 
     def _real(self, path: str) -> str:
         try:
