@@ -10,6 +10,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _COLOURS = {"ok": "green", "warning": "yellow", "exceeded": "bold red", "unlimited": "cyan"}
 _GAP = 2
 _SHORTEST_NAME = 8
+_MOST_SESSIONS = 20
 _NARROWEST_BAR, _WIDEST_BAR = 8, 20
 
 
@@ -151,15 +152,23 @@ def doctor(path: str, answer: messages.DoctorAnswer | None, findings: Sequence[m
             if source.name != "interstat":  # whose notes are problems
                 for note in source.notes:
                     print(f"          {one_line(note)}")
-        for one in answer.sessions:
-            ratio = f"{one.transcripts_total} in the transcripts, {one.interstat_total} in interstat"
-            print(f"session   {one_line(one.session)}: {one.words} ({ratio})")
+        _both_sources(answer.sessions)
     if not findings:
         print("all is well")
     for finding in findings:
         print(f"problem   {one_line(finding.what)}")
         if finding.hint:
             print(f"          do: {one_line(finding.hint)}")
+
+
+def _both_sources(sessions: Sequence[messages.SessionSources]) -> None:
+    """Print what transcripts and interstat say of the sessions that both of them know."""
+    both = [one for one in sessions if one.ratio is not None]
+    for one in both[:_MOST_SESSIONS]:
+        figures = f"{one.transcripts_total} in the transcripts, {one.interstat_total} in interstat, ratio {one.ratio:g}"
+        print(f"session   {one_line(one.session)}: {figures}{f'; {one.words}' if one.words else ''}")
+    if both[_MOST_SESSIONS:]:
+        print(f"          ({len(both) - _MOST_SESSIONS} more sessions: see --json)")
 
 
 def _on_terminal() -> bool:

@@ -196,31 +196,27 @@ def triage(made: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:
     )
 
 
-def session_sources(
-    engine: Engine, sessions: Iterable[str], *, odd_only: bool = False
-) -> tuple[wire.SessionSources, ...]:
-    """Return what the sources say of sessions, in the sessions' order."""
+def session_sources(engine: Engine, sessions: Iterable[str]) -> tuple[wire.SessionSources, ...]:
+    """Return what the sources say of sessions, those first of which they say different things."""
     found: list[wire.SessionSources] = []
     for name in sorted(sessions):
         state = engine.book.session(name)
         transcripts = state.figures.get("transcripts", Counts())
         interstat = state.figures.get("interstat", Counts())
         ratio = round(interstat.total / transcripts.total, 2) if interstat.total and transcripts.total else None
-        words = _words(ratio)
-        if (words or not odd_only) and len(found) < MOST_LINES:
-            found.append(
-                wire.SessionSources(
-                    session=name,
-                    counts="transcripts" if state.live else "interstat",
-                    transcripts_billing=capped(transcripts.billing),
-                    transcripts_total=capped(transcripts.total),
-                    interstat_billing=capped(interstat.billing),
-                    interstat_total=capped(interstat.total),
-                    ratio=ratio,
-                    words=words,
-                )
+        found.append(
+            wire.SessionSources(
+                session=name,
+                counts="transcripts" if state.live else "interstat",
+                transcripts_billing=capped(transcripts.billing),
+                transcripts_total=capped(transcripts.total),
+                interstat_billing=capped(interstat.billing),
+                interstat_total=capped(interstat.total),
+                ratio=ratio,
+                words=_words(ratio),
             )
-    return tuple(found)
+        )
+    return tuple(sorted(found, key=lambda one: not one.words)[:MOST_LINES])
 
 
 def _words(ratio: float | None) -> str:

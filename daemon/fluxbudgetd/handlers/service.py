@@ -53,9 +53,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         state_dir=shown_path(context.state_dir),
         ledger=shown_path(engine.ledger.path),
         sources=answers.sources(engine),
-        sessions=answers.session_sources(
-            engine, {name for state in engine.followed() for name in state.sessions}, odd_only=True
-        ),
+        sessions=answers.session_sources(engine, {name for state in engine.followed() for name in state.sessions}),
         findings=tuple(findings),
         active_runs=len(engine.book.active()),
         followed_runs=len(engine.followed()),

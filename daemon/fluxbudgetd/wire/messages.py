@@ -718,7 +718,7 @@ class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
     ledger: str
     sources: tuple[SourceInfo, ...]
     sessions: tuple[SessionSources, ...]
-    """The followed sessions whose sources say different things; up to 200 of them."""
+    """What each source says of the followed sessions, those first of which they say different things; up to 200."""
     findings: tuple[Finding, ...]
     active_runs: int
     followed_runs: int
