@@ -536,7 +536,8 @@ def test_triage_without_a_session(home: Home, interstat: Interstat, daemon: Daem
     interstat.insert("s1", "fd-b", input_tokens=7, output_tokens=0, timestamp="no time")
     name = triage(home, [agent("fd-quality"), agent("fd-b")], "--run", run)["triage_id"]
     assert home.json("report", "--triage", name)["pending"] == ["fd-b", "fd-quality"]
-    interstat.insert("s1", "fd-b", input_tokens=70, output_tokens=0, timestamp=now)
+    later = datetime.now(UTC).replace(microsecond=0).isoformat()
+    interstat.insert("s1", "fd-b", input_tokens=70, output_tokens=0, timestamp=later)
     assert home.json("report", "--triage", name)["actual_billing"] == 70
     result = home.ctl("triage", stdin='{"agents": []}', cwd=home.root)
     assert result.returncode == 0
