@@ -45,10 +45,9 @@ class RunState(msgspec.Struct):
 class SessionState(msgspec.Struct):
     """A session's attachments, in the order of time, the sums of its last measured usage, its first record's time.
 
-    `unsummed`: the sums are older than what they are made of, because the ledger could not be read.
     `live`: the sums are those of its transcripts, which hold usage; else those of interstat's rows. `figures` has the
-    sum of each source, by its name.
-
+    sum of each source, by its name. `whole`: they were made of both sources once; `unsummed`: they are older than what
+    they are made of, because the ledger could not be read.
     `epoch`: the source's epoch at which it was last read. `scope_version`: the book's when it was last summed; a run
     with a scope that has come since may own some of its rows.
     """
@@ -60,6 +59,7 @@ class SessionState(msgspec.Struct):
     scope_version: int = -1
     loaded: bool = False
     unsummed: bool = False
+    whole: bool = False
     live: bool = False
     figures: dict[str, Counts] = msgspec.field(default_factory=dict)
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)

@@ -247,10 +247,12 @@ class Engine:
                 loose[one.session] = loose.get(one.session, Counts()) + one.counts
         return len(loose), sum(loose.values(), Counts())
 
-    def _needed(self, states: Iterable[RunState]) -> _Needed:
+    def _needed(self, states: Iterable[RunState], *, asked: bool = True) -> _Needed:
         now = now_micros()
         live = {
-            state.run.id: self._refresher.live_needed(state) for state in states if runs.is_followed(state.run, now)
+            state.run.id: self._refresher.live_needed(state, asked=asked)
+            for state in states
+            if runs.is_followed(state.run, now)
         }
         return _Needed(self._refresher.epoch(), live)
 
@@ -361,7 +363,7 @@ class Engine:
         for delay in (0.0, _SECOND_LOOK_SECONDS):
             await anyio.sleep(delay)
             followed = self.followed()
-            needed = self._needed(followed)
+            needed = self._needed(followed, asked=False)
             if any(self._is_behind(state, needed) for state in followed):
                 try:
                     await self._freshen(followed, needed, anyio.current_time() + _FOLLOW_WAIT_SECONDS)

@@ -26,6 +26,7 @@ _MOST_COPIES = 20_000
 _MOST_NOTES = 10
 # However little changes, a session is looked for anew this often: it may go on in another project's directory.
 _SURVEY_SECONDS = 5.0
+_IDLE_SURVEY_SECONDS = 60.0
 # The number of the row in which a path that was named is kept; files have numbers above 0.
 _NAMED = -1
 
@@ -112,10 +113,14 @@ class Live:
         """Return how many paths `changed` has to look at."""
         return self._source.size(session)
 
-    def changed(self, session: str) -> bool:
-        """Tell whether anything may have come that the last look has not seen. Only looks at sizes and names."""
+    def changed(self, session: str, *, asked: bool = True) -> bool:
+        """Tell whether anything may have come that the last look has not seen. Only looks at sizes and names.
+
+        `asked`: somebody wants to know; else a session is looked for anew more rarely.
+        """
         looked = self._looked.get(session)
-        if looked is None or time.monotonic() - looked > _SURVEY_SECONDS:
+        patience = _SURVEY_SECONDS if asked else _IDLE_SURVEY_SECONDS
+        if looked is None or time.monotonic() - looked > patience:
             return True
         return self._source.changed(session)
 

@@ -111,11 +111,14 @@ class Refresher:
         """Return the source's epoch: a run whose numbers show it is up to date as of this call."""
         return self._source.epoch()
 
-    def live_needed(self, state: RunState) -> int:
-        """Return what a run's `live` has to be for its transcripts to be up to date as of this call."""
+    def live_needed(self, state: RunState, *, asked: bool = True) -> int:
+        """Return what a run's `live` has to be for its transcripts to be up to date as of this call.
+
+        `asked`: somebody wants to know (see `Live.changed`).
+        """
         # So many files are not looked at here, where everybody waits for it; then the next batch does.
         many = sum(map(self.live.size, state.sessions)) > _MOST_STATS
-        if many or any(self.live.changed(name) for name in state.sessions):
+        if many or any(self.live.changed(name, asked=asked) for name in state.sessions):
             self._live_clock += 1
             state.live_needed = self._live_clock
         return state.live_needed
@@ -268,14 +271,14 @@ class Refresher:
         return looked_at, live
 
     async def _read_transcripts(self, name: str) -> None:
-        first = not self.live.is_taken_up(name)
+        # What the ledger has of it may not be in the sums yet, though nothing new comes.
+        first = not self.live.is_taken_up(name) and not self._book.session(name).whole
         with self.live.reading(name):
             while True:
                 reading = await self.live.read(name)
                 async with self._summing:
                     await self._shift(name, await self.live.apply(name, reading))
                     if first:
-                        # What the ledger has of it may not be in the sums yet, though nothing new has come.
                         await self._sum_all(name)
                         first = False
                 if not reading.more:
@@ -310,7 +313,7 @@ class Refresher:
             self._note_ledger_fault(exc)
             state.unsummed = True
             return
-        state.unsummed = False
+        state.unsummed, state.whole = False, True
         state.live = any(one.input or one.output or one.cache_read or one.cache_creation for one in live)
         await self._sum(name, records)
         state.figures.pop(LIVE, None)
