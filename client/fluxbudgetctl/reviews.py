@@ -121,6 +121,8 @@ def _read_agents() -> tuple[messages.TriageAgent, ...]:
 
 def _placed(problem: str) -> str:
     """Return a decoder's complaint with the place as one writes it: `agents[3].score`."""
+    if problem == "Input data was truncated":
+        return "the JSON is truncated: it ends before it is whole, or there is none"
     what, _, place = problem.partition(" - at `$.")
     return f"{place.rstrip('`')}: {what}" if place else what
 

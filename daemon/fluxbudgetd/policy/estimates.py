@@ -13,12 +13,13 @@ from fluxbudgetd.model import AgentSample
 from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis
 
 DEFAULT_MODEL = "claude-opus-4-6"
+#: Two names of one agent: with this plugin's prefix, and without.
+AGENT_PREFIX = "interflux:"
 #: Fewer rows than this say nothing.
 MIN_ROWS = 3
 #: The categories of the estimator's own output, in its order.
 CATEGORIES = ("review", "cognitive", "research", "oracle", "generated")
 
-_PREFIX = "interflux:"
 _COGNITIVE = frozenset({"fd-systems", "fd-decisions", "fd-people", "fd-resilience", "fd-perception"})
 _RESEARCH = ("-researcher", "-analyzer", "-analyst")
 #: These always read everything, also when documents are sliced for the others.
@@ -50,7 +51,7 @@ class AgentEstimate(NamedTuple):
 
 def plain_name(agent: str) -> str:
     """Return an agent's name without the plugin's prefix: both mean the same agent."""
-    return agent.removeprefix(_PREFIX)
+    return agent.removeprefix(AGENT_PREFIX)
 
 
 def category(agent: str) -> str:

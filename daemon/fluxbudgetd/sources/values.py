@@ -4,11 +4,9 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from fluxbudgetd.model import to_micros
+from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.wire.messages import MAX_TOKENS
 from fluxbudgetd.wire.text import fold
-
-#: Two names of one agent: with this plugin's prefix, and without.
-AGENT_PREFIX = "interflux:"
 
 
 def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
@@ -32,7 +30,7 @@ def text(value: object) -> str:
 
 def agent_name(value: object) -> str:
     """Return an agent's name without the plugin's prefix."""
-    return text(value).removeprefix(AGENT_PREFIX)
+    return plain_name(text(value))
 
 
 def moment(value: object) -> int | None:

@@ -8,8 +8,9 @@ import sqlite3
 from collections.abc import Iterable
 
 from fluxbudgetd.model import AgentRow, AgentSample
+from fluxbudgetd.policy.estimates import AGENT_PREFIX, mean
 from fluxbudgetd.sources.interstat.rows import TABLE, Columns, fetch
-from fluxbudgetd.sources.values import AGENT_PREFIX, moment, text
+from fluxbudgetd.sources.values import moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, Spread
 from fluxbudgetd.wire.text import unfold
 
@@ -73,7 +74,7 @@ def spreads(connection: sqlite3.Connection) -> dict[str, AgentCalibration]:
     found = {}
     for agent, count, *numbers in fetch(connection, sql, 1):
         billing, total = (
-            Spread(mean=_mean((high << 32) + low, count), p50=p50, p90=p90)
+            Spread(mean=mean((high << 32) + low, count), p50=p50, p90=p90)
             for high, low, p50, p90 in (numbers[:4], numbers[4:])
         )
         found[text(agent)] = AgentCalibration(billing=billing, total=total, sample_size=count)
@@ -92,7 +93,3 @@ def agent_rows(connection: sqlite3.Connection, agents: Iterable[str]) -> tuple[A
         for spelling in (agent, AGENT_PREFIX + agent)
         for key, session, at, name, billing in fetch(connection, sql, unfold(spelling))
     )
-
-
-def _mean(total: int, count: int) -> int:
-    return (2 * total + count) // (2 * count)
