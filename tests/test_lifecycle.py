@@ -296,7 +296,7 @@ def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
     assert isinstance(answer, messages.ErrorAnswer)
     assert answer.error.code == "forbidden"
     assert decoder.buffered == 0
-    assert "65534" in daemon.log
+    wait_for(lambda: "65534" in daemon.log, "the log, which has a thread of its own, to name the peer")
     home.ok("ping")
 
 
