@@ -33,6 +33,12 @@ def test_edges(value: Any) -> None:
     assert unpack(msgspec.msgpack.encode(value)) == value
 
 
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 65535, 65536])
+def test_bytes_are_sent(size: int) -> None:
+    """A hook's input is passed on as it is."""
+    assert pack({"input": b"\xff" * size}) == msgspec.msgpack.encode({"input": b"\xff" * size})
+
+
 @given(st.floats(allow_nan=False))
 def test_floats_are_read(value: float) -> None:
     read = unpack(msgspec.msgpack.encode(value))
@@ -49,7 +55,7 @@ def test_garbage_is_an_error_and_nothing_else(data: bytes) -> None:
         return
 
 
-@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 1.5, b"bytes", {1: 2}.keys()])
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 1.5, {1: 2}.keys()])
 def test_what_the_protocol_does_not_carry(value: Any) -> None:
     with pytest.raises(PackedError):
         pack(value)

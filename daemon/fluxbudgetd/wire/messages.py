@@ -21,6 +21,7 @@ CostBasis = Literal["billing", "total"]
 RunStatus = Literal["active", "done", "cancelled"]
 BudgetState = Literal["unlimited", "ok", "warning", "exceeded"]
 TriageAction = Literal["Selected", "Deferred (budget)", "Blocked"]
+ChannelState = Literal["ok", "off", "resting", "failing"]
 TriageVerdict = Literal["ok", "over_budget", "overridden", "blocked"]
 PhaseState = Literal["completed", "skipped", "current", "ahead"]
 EstimateSource = Literal["calibration", "table"]
@@ -212,6 +213,40 @@ class RunCancel(Naming, frozen=True, tag="run_cancel"):
     """The run is given up."""
 
 
+class Subscribe(Request, frozen=True, kw_only=True, tag="subscribe"):
+    """Tell me what happens: turns the connection into a stream of events, until either end closes it.
+
+    First comes `subscribed`, then every event in the order of its number, none missed and none twice; a `heartbeat`
+    whenever nothing else has come for a while; `lagged` when the reader is so slow that what follows is read from disk.
+    """
+
+    since: int | None = None
+    """Begin behind this number; with what happens from now on when left out."""
+    run: str | None = None
+    """Only this run's events."""
+    heartbeat_ms: int = 15_000
+    """A heartbeat after so much silence, at least 100 ms; 0 means none."""
+
+
+class Hook(Naming, frozen=True, kw_only=True, tag="hook"):
+    """A Claude Code hook: what is to be answered? `hints` are those of the hook's own environment."""
+
+    input: bytes
+    """The JSON that the hook was given."""
+    whole: bool = True
+    """False: it was too long, and this is its beginning."""
+
+
+class StatusLine(Naming, frozen=True, kw_only=True, tag="statusline"):
+    """A line for Claude Code's status line."""
+
+    input: bytes = b""
+    """The JSON that the status line's command was given; empty: there was none."""
+    width: int | None = None
+    """The cells that the line may take; null: as many as it needs."""
+    colour: bool = False
+
+
 class Doctor(Request, frozen=True, tag="doctor"):
     """What does the daemon know to be wrong?"""
 
@@ -234,6 +269,9 @@ AnyRequest = (
     | TriageRequest
     | Report
     | Calibrate
+    | Subscribe
+    | Hook
+    | StatusLine
     | Doctor
 )
 
@@ -292,6 +330,10 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int
     pending: int
     """Sub-agents seen whose tokens have not been measured yet."""
+    burn: int = 0
+    """Tokens of the run's cost basis per minute, over the last ten minutes."""
+    minutes_left: int | None = None
+    """How long what remains lasts at this rate; null when there is no telling."""
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
@@ -709,6 +751,22 @@ class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
     attachments: tuple[AttachmentInfo, ...]
 
 
+class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A channel on which warnings are told, and whether that works."""
+
+    name: str
+    state: ChannelState
+    """`resting`: there is nothing to tell it to (no desktop session); it is tried again."""
+    detail: str
+    hint: str
+    since: str
+    """When this state began."""
+    told: int
+    """The number of the last event that it is done with."""
+    waiting: int
+    """Events that it has not looked at yet."""
+
+
 class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
     """What the daemon knows of itself."""
 
@@ -723,6 +781,63 @@ class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
     active_runs: int
     followed_runs: int
     connections: int
+    channels: tuple[ChannelInfo, ...] = ()
+
+
+class SubscribedAnswer(Answer, frozen=True, kw_only=True, tag="subscribed"):
+    """The stream begins."""
+
+    since: int
+    """What comes has higher numbers. Less than what was asked for: the ledger is a new one, and begins anew."""
+    last: int
+    """The number of the last event so far."""
+
+
+class EventAnswer(Answer, frozen=True, kw_only=True, tag="event"):
+    """Something has happened."""
+
+    seq: int
+    """Increasing for ever."""
+    at: str
+    run: str | None
+    """Null for a source's events."""
+    kind: str
+    data: dict[str, str | int | float | None]
+
+
+class HeartbeatAnswer(Answer, frozen=True, kw_only=True, tag="heartbeat"):
+    """Nothing has happened."""
+
+    at: str
+    seq: int
+    """The stream has told everything up to this number."""
+
+
+class LaggedAnswer(Answer, frozen=True, kw_only=True, tag="lagged"):
+    """The reader was too slow for what is kept in memory; nothing is missing, the following is read from disk."""
+
+    at: str
+    seq: int
+    """The stream has told everything up to this number."""
+    behind: int
+    """How many numbers lie between that and the last event."""
+
+
+class HookAnswer(Answer, frozen=True, kw_only=True, tag="hook"):
+    """What the hook prints and exports."""
+
+    output: str = ""
+    """JSON for stdout; empty: print nothing."""
+    exports: str = ""
+    """Lines to append to the file that `$CLAUDE_ENV_FILE` names."""
+
+
+class StatusLineAnswer(Answer, frozen=True, kw_only=True, tag="statusline"):
+    """One line, without its end."""
+
+    run: str
+    line: str
+    stale_why: str | None
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -753,6 +868,12 @@ AnyAnswer = (
     | TriageAnswer
     | ReportAnswer
     | CalibrateAnswer
+    | SubscribedAnswer
+    | EventAnswer
+    | HeartbeatAnswer
+    | LaggedAnswer
+    | HookAnswer
+    | StatusLineAnswer
     | DoctorAnswer
 )
 
