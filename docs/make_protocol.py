@@ -21,8 +21,8 @@ of another user (root excepted) are refused.
 
 **Frame**: a big-endian `u32` that counts the bytes of the body, then the body: one
 [MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests; they
-are answered in order. `subscribe` turns its connection into a stream of events, which ends when either side closes it; what
-is sent on it afterwards is not read.
+are answered in order. `subscribe` turns its connection into a stream of events, which ends when either side closes
+it; what is sent on it afterwards is not read.
 
 **Request**: `{{"v": {codes.VERSION}, "op": "…", …}}`. **Answer**: `{{"ok": true, "op": "…", …}}` or
 `{{"ok": false, "error": {{"code", "message", "hint"}}}}`. Fields that a side does not know are ignored. Fields with a
@@ -30,9 +30,10 @@ default may be left out. A request with another `v` gets `unsupported_version`, 
 message.
 
 **Limits**: 1 024 connections, the next gets `busy`; a frame has to be complete 10 s after its first byte; an answer
-has to be read within 10 s (the events of a stream whenever the reader likes); a request is given up after 30 s; unfinished requests and unread answers above 16 kB share
-16 MiB each. Behind an error that concerns the frame or the connection itself (`too_large`, a frame's `timeout`,
-`forbidden`, `busy` for a connection or a request) the connection is closed; behind any other error it goes on.
+has to be read within 10 s (the events of a stream whenever the reader likes); a request is given up after 30 s;
+unfinished requests and unread answers above 16 kB share 16 MiB each. Behind an error that concerns the frame or the
+connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection or a request) the connection
+is closed; behind any other error it goes on.
 
 **Pages**: `status` and `run_list` answer with at most 64 runs; `next` is what to ask for the following page with.
 
@@ -42,9 +43,9 @@ and so do the bytes of a character U+EF80 … U+EFFF itself: so every byte strin
 Tokens are integers (sums stop at {messages.MAX_TOKENS}); percentages are floats with one decimal, rounded down,
 above 100 when more is spent; times are ISO-8601 UTC text.
 
-**Types** below are written as in Python: `str` is MessagePack text, `bytes` its binary type, `int` an integer, `float` a 64-bit float, `bool`
-true or false, `None` nil, `A | B` one or the other, `tuple[A, ...]` an array of any length, another name a map
-described on this page.
+**Types** below are written as in Python: `str` is MessagePack text, `bytes` its binary type, `int` an integer,
+`float` a 64-bit float, `bool` true or false, `None` nil, `A | B` one or the other, `tuple[A, ...]` an array of any
+length, another name a map described on this page.
 """
 
 

@@ -35,7 +35,7 @@ def test_exchange_in_the_document_is_what_a_daemon_reads() -> None:
 
 
 def test_every_request_survives_its_own_encoding() -> None:
-    filled = {"project_dir": "/p", "attach": "s", "detach": "s", "from_phase": "p", "agents": ()}
+    filled = {"project_dir": "/p", "attach": "s", "detach": "s", "from_phase": "p", "agents": (), "input": b"{}"}
     for kind in messages.AnyRequest.__args__:
         given = {name: value for name, value in filled.items() if name in kind.__struct_fields__}
         request = kind(**given)

@@ -2,7 +2,8 @@
 
 Importing msgspec costs a Python client about 20 ms, twice what the rest of it takes, on every tool call of every day.
 This module knows exactly what requests and answers are made of: maps, arrays, text, integers, floats, true, false and
-nil; and bytes, which requests carry and no answer does. It is slower per message than msgspec and far quicker to import; everything that is not hot uses `messages`.
+nil; and bytes, which requests carry and no answer does. It is slower per message than msgspec and far quicker to
+import; everything that is not hot uses `messages`.
 """
 
 TYPE_CHECKING = False  # typing costs 3 ms to import; type checkers know this name
