@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.wire.packed import PackedError, pack, unpack
+from fluxbudgetd.wire.packed import PackedError, Value, pack, unpack
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | text
@@ -36,7 +36,8 @@ def test_edges(value: Any) -> None:
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 65535, 65536])
 def test_bytes_are_sent(size: int) -> None:
     """A hook's input is passed on as it is."""
-    assert pack({"input": b"\xff" * size}) == msgspec.msgpack.encode({"input": b"\xff" * size})
+    request: dict[str, Value | bytes] = {"input": b"\xff" * size}
+    assert pack(request) == msgspec.msgpack.encode(request)
 
 
 @given(st.floats(allow_nan=False))

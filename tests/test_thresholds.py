@@ -130,7 +130,7 @@ def test_what_an_event_says() -> None:
     assert kind == "budget.warning"
     assert data == {
         "threshold": 80, "spent": 807, "budget": 1000, "pct": 80.7, "remaining": 143, "provisional": 107,
-        "phase": "executing",
+        "phase": "executing", "warn_pct": 80,
     }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ never reads its answers, costs its own connection and nothing else.
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 import anyio
 import anyio.abc
@@ -35,8 +36,10 @@ _FAREWELL_SECONDS = 1.0
 
 _ACCEPT_PAUSE_SECONDS = 0.05
 
-#: Answers at once when it can, else returns something to wait for.
-Handler = Callable[[messages.AnyRequest], messages.AnyAnswer | Awaitable[messages.AnyAnswer]]
+#: Answers at once when it can, else returns something to wait for, or a stream that the connection becomes.
+Handler = Callable[
+    [messages.AnyRequest], messages.AnyAnswer | Awaitable[messages.AnyAnswer] | AsyncGenerator[messages.AnyAnswer, None]
+]
 
 log = structlog.get_logger()
 
@@ -51,6 +54,7 @@ class Server:
         self._buffered = 0
         self._unsent = 0
         self._idle: set[anyio.abc.SocketStream] = set()
+        self._streams: set[anyio.CancelScope] = set()
         self._draining = False
         self._all_gone = anyio.Event()
 
@@ -75,6 +79,8 @@ class Server:
     async def drained(self) -> None:
         """Tell every connection to end after its present answer, and wait until all have."""
         self._draining = True
+        for scope in self._streams:
+            scope.cancel()
         for stream in tuple(self._idle):
             await stream.aclose()
         if self._connections:
@@ -126,9 +132,37 @@ class Server:
             except errors.FluxError as exc:
                 await self._say_goodbye(stream, exc)
                 return
-            if not await self._send(stream, raw, await self._answer(body)):
+            answer = await self._answer(body)
+            if not isinstance(answer, bytes):
+                await self._stream(stream, answer)
+                return
+            if not await self._send(stream, raw, answer):
                 log.warning("peer does not read its answers; connection closed")
                 return
+
+    async def _stream(self, stream: anyio.abc.SocketStream, answers: AsyncGenerator[messages.AnyAnswer, None]) -> None:
+        """Send a stream's answers until it ends, the peer goes away or the server drains.
+
+        A peer that reads slowly holds its own connection and one answer, nothing else; so it may take its time.
+        """
+        async with anyio.create_task_group() as tasks:
+            self._streams.add(tasks.cancel_scope)
+            tasks.start_soon(_cancel_when_gone, stream, tasks.cancel_scope)
+            try:
+                async with aclosing(answers):
+                    async for answer in answers:
+                        await stream.send(encode_frame(messages.encode(answer)))
+            except errors.FluxError as exc:
+                await self._say_goodbye(stream, exc)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass
+            except Exception:
+                # Like a request's: one stream's defect is that stream's error.
+                log.exception("request failed")
+                await self._say_goodbye(stream, errors.FluxError("the daemon failed on this stream", "see its log"))
+            finally:
+                self._streams.discard(tasks.cancel_scope)
+                tasks.cancel_scope.cancel()
 
     async def _receive(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes:
         """Return the next message; raises `FluxError` for what is no frame, or comes too slowly."""
@@ -191,9 +225,11 @@ class Server:
         finally:
             self._buffered -= held
 
-    async def _answer(self, body: bytes) -> bytes:
+    async def _answer(self, body: bytes) -> bytes | AsyncGenerator[messages.AnyAnswer, None]:
         try:
             answer = self._handler(decode(body))
+            if isinstance(answer, AsyncGenerator):
+                return answer
             if isinstance(answer, Awaitable):
                 with anyio.fail_after(REQUEST_SECONDS):
                     answer = await answer
@@ -223,6 +259,15 @@ class Server:
         with anyio.move_on_after(_FAREWELL_SECONDS):
             await stream.send(error_frame(error))
             await stream.send_eof()
+
+
+async def _cancel_when_gone(stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
+    """Cancel when the peer closes its end; what it sends until then means nothing."""
+    try:
+        while True:
+            await stream.receive()
+    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        scope.cancel()
 
 
 def peer_uid(peer: socket.socket) -> int:

@@ -22,6 +22,15 @@ Phases = Annotated[
 ]
 Multiplier = Annotated[float, Meta(gt=0, le=10)]
 Threshold = Annotated[int, Meta(ge=1, le=1000)] | Literal["warn_pct"]
+ChannelThresholds = Literal["all"] | tuple[Threshold, ...]
+Seconds = Annotated[float, Meta(ge=0.1, le=60)]
+Directory = Annotated[
+    str,
+    Meta(
+        pattern=r"^((/|~/)[^\x00]*)?\Z",
+        description="an absolute path, one that begins with ~/, or nothing for the default",
+    ),
+]
 BudgetFile = Annotated[
     str,
     Meta(
@@ -131,6 +140,56 @@ class Warnings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require_different("thresholds", self.thresholds, "each threshold once")
 
 
+class Channel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place where warnings are told, and which percentages are told there (`all`: those of `warnings`)."""
+
+    enabled: bool = True
+    thresholds: ChannelThresholds = ("warn_pct", 100)
+
+    def __post_init__(self) -> None:
+        if self.thresholds != "all":
+            _require_different("thresholds", self.thresholds, "each threshold once")
+
+
+class Desktop(Channel, frozen=True, kw_only=True):
+    """Bubbles on the desktop."""
+
+    timeout: Seconds = 5.0
+
+
+class Interband(Channel, frozen=True, kw_only=True):
+    """The files that interline, Claude Code's status line of the Interverse plugins, reads."""
+
+    thresholds: ChannelThresholds = "all"
+    root: Directory = ""
+    """Empty: `$INTERBAND_ROOT`, else `~/.interband`."""
+
+
+class Command(Channel, frozen=True, kw_only=True):
+    """A program of the person's own, started for each warning; none when `argv` is empty."""
+
+    argv: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[^\x00]*\Z")], ...], Meta(max_length=64, description="up to 64 texts")
+    ] = ()
+    timeout: Seconds = 10.0
+
+
+class Log(Channel, frozen=True, kw_only=True):
+    """The daemon's log."""
+
+    thresholds: ChannelThresholds = "all"
+
+
+class Channels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where warnings are told. `hook`: in Claude Code's sessions, by its hooks."""
+
+    desktop: Desktop = Desktop()
+    interband: Interband = Interband()
+    command: Command = Command()
+    hook: Channel = Channel()
+    log: Log = Log()
+
+
 class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where flux-drive's own settings are."""
 
@@ -145,4 +204,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     phases: PhaseEstimates = PhaseEstimates()
     stages: Stages = Stages()
     warnings: Warnings = Warnings()
+    channels: Channels = Channels()
     flux_drive: FluxDrive = FluxDrive()
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """Return every percentage that anybody wants to be told of."""
+        channels = self.channels
+        wanted: dict[Threshold, None] = dict.fromkeys(self.warnings.thresholds)
+        for one in (channels.desktop, channels.interband, channels.command, channels.hook, channels.log):
+            if one.enabled and one.thresholds != "all":
+                wanted.update(dict.fromkeys(one.thresholds))
+        return tuple(wanted)

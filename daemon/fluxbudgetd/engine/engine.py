@@ -12,6 +12,7 @@ import structlog
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.changes import Changes
+from fluxbudgetd.engine.events import Events
 from fluxbudgetd.engine.gate import Gate
 from fluxbudgetd.engine.history import History
 from fluxbudgetd.engine.live import Live
@@ -68,6 +69,7 @@ class Engine:
         self.book = Book()
         self.ledger = ledger
         self.settings = settings
+        self.events = Events(ledger)
         self._source = source
         self.live = Live(transcripts, ledger)
         self._refresher = Refresher(
@@ -97,6 +99,7 @@ class Engine:
 
     async def load(self) -> None:
         """Read the ledger's runs and attachments; raises `LedgerError`."""
+        await self.events.prepare()
         for run, started_as in await self.ledger.runs():
             self.book.put_run(run, started_as)
         for run_id, completed in (await self.ledger.phases()).items():

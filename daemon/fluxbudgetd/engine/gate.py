@@ -135,7 +135,7 @@ class Gate:
         return thresholds.passed(self._marks(state.run), balance) - state.fired
 
     def _marks(self, run: Run) -> frozenset[Mark]:
-        return thresholds.marks(self._settings.config.warnings.thresholds, run.warn_pct)
+        return thresholds.marks(self._settings.config.thresholds, run.warn_pct)
 
     async def serve(self) -> None:
         """Write what is to be told, for ever; what the ledger does not take is tried again."""

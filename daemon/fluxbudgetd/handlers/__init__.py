@@ -1,16 +1,19 @@
 """One function per request: the engine's answers in the protocol's words."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from fluxbudgetd.handlers import budget, reviews, runs, service
+from fluxbudgetd.handlers import budget, events, reviews, runs, service
 from fluxbudgetd.handlers.common import Context
 from fluxbudgetd.wire import messages as wire
 
 __all__ = ["Context", "handle"]
 
 
-def handle(context: Context, request: wire.AnyRequest) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+Answer = wire.AnyAnswer | Awaitable[wire.AnyAnswer] | AsyncGenerator[wire.AnyAnswer, None]
+
+
+def handle(context: Context, request: wire.AnyRequest) -> Answer:
     """Carry out a request; raises `FluxError`, at once or when it is awaited.
 
     What can be answered without waiting is answered without waiting: that is the hooks' usual case.
@@ -18,7 +21,7 @@ def handle(context: Context, request: wire.AnyRequest) -> wire.AnyAnswer | Await
     return _HANDLERS[type(request)](context, request)
 
 
-_HANDLERS: dict[type[wire.Request], Callable[[Context, Any], wire.AnyAnswer | Awaitable[wire.AnyAnswer]]] = {
+_HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Ping: service.ping,
     wire.Doctor: service.doctor,
     wire.Remaining: budget.remaining,
@@ -37,4 +40,5 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], wire.AnyAnswer | Aw
     wire.TriageRequest: reviews.triage,
     wire.Report: reviews.report,
     wire.Calibrate: reviews.calibrate,
+    wire.Subscribe: events.subscribe,
 }

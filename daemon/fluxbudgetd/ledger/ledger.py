@@ -9,7 +9,7 @@ Two grades of durability, both proof against `kill -9`:
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from fluxbudgetd.model import (
     EventKind,
     Mark,
     PhaseRecord,
+    Reservation,
     Run,
     TranscriptFile,
     Triage,
@@ -73,8 +74,11 @@ class Ledger:
 
     def __init__(self, connection: aiosqlite.Connection, path: str) -> None:
         self.path = path
+        # Called with the events of each transaction as soon as they are on disk, in the order of their numbers.
+        self.committed: Callable[[Sequence[Event]], None] | None = None
         self._connection = connection
         self._lock = anyio.Lock()
+        self._uncommitted: list[Event] = []
         self._identity = _identity(path)
 
     @classmethod
@@ -150,10 +154,76 @@ class Ledger:
             latest.setdefault(str(_decode_data(data)["source"]), kind)
         return latest
 
-    async def events(self, after: int = 0) -> list[Event]:
-        """Return the events behind a sequence number."""
-        rows = await self._rows("SELECT seq, at, run, kind, data FROM events WHERE seq > ? ORDER BY seq", (after,))
-        return [Event(seq=seq, at=at, run=run, kind=kind, data=_decode_data(data)) for seq, at, run, kind, data in rows]
+    async def events(self, after: int, limit: int) -> list[Event]:
+        """Return the first events behind a sequence number."""
+        rows = await self._rows(
+            "SELECT seq, at, run, kind, data FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+        )
+        return list(map(_event, rows))
+
+    async def last_event(self) -> int:
+        """Return the last event's sequence number; 0 when nothing has happened yet."""
+        rows = await self._rows("SELECT max(seq) FROM events")
+        return int(rows[0][0] or 0)
+
+    async def last_warnings(self, run: str) -> list[Event]:
+        """Return the last event of each kind and percentage that was told of a run's budget, in their order."""
+        rows = await self._rows(
+            "SELECT max(seq), at, run, kind, data FROM events WHERE run = ?"
+            " AND kind IN ('budget.threshold', 'budget.warning', 'budget.exceeded')"
+            " GROUP BY kind, json_extract(CAST(data AS TEXT), '$.threshold') ORDER BY 1",
+            (run,),
+        )
+        return list(map(_event, rows))
+
+    async def channel_places(self, names: Iterable[str]) -> dict[str, int]:
+        """Return, by channel, the number of the last event that it is done with.
+
+        A channel that is new begins with what happens from now on.
+        """
+        async with self._transaction(durable=True):
+            await self._connection.executemany(
+                "INSERT OR IGNORE INTO channels(name, seq) VALUES (?, (SELECT coalesce(max(seq), 0) FROM events))",
+                [(name,) for name in names],
+            )
+        return dict(await self._rows("SELECT name, seq FROM channels"))
+
+    async def save_channel_place(self, name: str, seq: int) -> None:
+        """Write down that a channel is done with the events up to this one."""
+        async with self._transaction(durable=False):
+            await self._connection.execute("UPDATE channels SET seq = ? WHERE name = ?", (seq, name))
+
+    async def told(self, run: str) -> dict[str, int]:
+        """Return, by session, the number of the last warning that it was told of a run."""
+        rows = await self._rows("SELECT session, seq FROM told WHERE run = ?", (run,))
+        return {session: int(seq) for session, seq in rows}
+
+    async def save_told(self, told: Sequence[tuple[str, str, int]]) -> None:
+        """Write down what sessions were told: session, run, number."""
+        async with self._transaction(durable=False):
+            await self._connection.executemany("INSERT OR REPLACE INTO told(session, run, seq) VALUES (?,?,?)", told)
+
+    async def reservations(self) -> list[Reservation]:
+        """Return every reservation that is kept, in the order in which they were made."""
+        rows = await self._rows(
+            "SELECT id, run, session, agent, tokens, at, agent_id, ended_at FROM reservations ORDER BY id"
+        )
+        return [_reservation(row) for row in rows]
+
+    async def save_reservations(self, changed: Sequence[Reservation], gone: Sequence[int] = ()) -> None:
+        """Write reservations, new or changed, and drop those with these ids."""
+        async with self._transaction(durable=False):
+            await self._connection.executemany(
+                "INSERT OR REPLACE INTO reservations(id, run, session, agent, tokens, at, agent_id, ended_at)"
+                " VALUES (?,?,?,?,?,?,?,?)",
+                [msgspec.structs.astuple(one) for one in changed],
+            )
+            await self._connection.executemany("DELETE FROM reservations WHERE id = ?", [(id_,) for id_ in gone])
+
+    async def files_with_usage(self, session: str) -> dict[int, int | None]:
+        """Return, by transcript (its number), the time of its first response."""
+        rows = await self._rows("SELECT file, min(at) FROM responses WHERE session = ? GROUP BY file", (session,))
+        return dict(rows)
 
     async def phases(self) -> dict[str, list[PhaseRecord]]:
         """Return, by run, the phases that it has completed, in the order of time."""
@@ -294,10 +364,12 @@ class Ledger:
             )
 
     async def _put_events(self, at: int, run: str | None, events: Sequence[NewEvent]) -> None:
-        await self._connection.executemany(
-            "INSERT INTO events(at, run, kind, data) VALUES (?,?,?,?)",
-            [(at, run, kind, msgspec.json.encode(data)) for kind, data in events],
-        )
+        for kind, data in events:
+            cursor = await self._connection.execute(
+                "INSERT INTO events(at, run, kind, data) VALUES (?,?,?,?)", (at, run, kind, msgspec.json.encode(data))
+            )
+            self._uncommitted.append(Event(seq=cursor.lastrowid or 0, at=at, run=run, kind=kind, data=data))
+            await cursor.close()
 
     async def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -321,12 +393,16 @@ class Ledger:
                         yield
                         await self._connection.execute("COMMIT")
                     except BaseException:
+                        self._uncommitted.clear()
                         if self._connection.in_transaction:
                             await self._connection.execute("ROLLBACK")
                         raise
                 except (sqlite3.Error, ValueError, OverflowError, OSError) as exc:
                     hint = "nothing was changed; check the disk and the permissions"
                     raise LedgerError(f"the ledger {shown_path(self.path)} cannot be written: {exc}", hint) from exc
+                committed, self._uncommitted = self._uncommitted, []
+                if committed and self.committed is not None:
+                    self.committed(committed)
 
     def _require_file(self) -> None:
         # SQLite goes on writing to a file that was deleted or replaced under it; nothing of that would be found again.
@@ -344,6 +420,16 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _decode_data(encoded: bytes) -> EventData:
     return msgspec.json.decode(encoded, type=EventData)
+
+
+def _event(row: Sequence[Any]) -> Event:
+    seq, at, run, kind, data = row
+    return Event(seq=seq, at=at, run=run, kind=kind, data=_decode_data(data))
+
+
+def _reservation(row: Sequence[Any]) -> Reservation:
+    # The columns stand in the order of the struct's fields.
+    return Reservation(**dict(zip(Reservation.__struct_fields__, row, strict=True)))
 
 
 def _decode_run(encoded: bytes) -> Run:

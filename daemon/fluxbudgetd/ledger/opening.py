@@ -98,7 +98,9 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
     checks = (
         ("PRAGMA quick_check(1)",)
         if small
-        else tuple(f"PRAGMA quick_check({table})" for table in ("runs", "attachments", "phases", "thresholds"))
+        else tuple(
+            f"PRAGMA quick_check({table})" for table in ("runs", "attachments", "phases", "thresholds", "reservations")
+        )
     )
     for check in checks:
         verdict = connection.execute(check).fetchone()[0]
@@ -114,7 +116,8 @@ def _rehearse(connection: sqlite3.Connection) -> None:
             msgspec.json.decode(now_is, type=Run)
             msgspec.json.decode(started_as, type=Run)
         connection.execute("SELECT * FROM attachments").fetchall()
-        connection.execute("SELECT * FROM thresholds").fetchall()
+        for table in ("thresholds", "channels", "told", "reservations"):
+            connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608  our own names
         for (record,) in connection.execute("SELECT record FROM phases"):
             msgspec.json.decode(record, type=PhaseRecord)
         for (data,) in connection.execute("SELECT data FROM events WHERE kind >= 'source.' LIMIT 100"):

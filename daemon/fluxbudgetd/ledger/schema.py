@@ -113,6 +113,32 @@ STEPS: tuple[str, ...] = (
       PRIMARY KEY (session, message, key)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE channels(
+      name TEXT PRIMARY KEY NOT NULL,
+      seq INTEGER NOT NULL        -- of the last event that the channel is done with
+    ) WITHOUT ROWID;
+
+    CREATE TABLE told(
+      session TEXT NOT NULL,
+      run TEXT NOT NULL REFERENCES runs(id),
+      seq INTEGER NOT NULL,       -- of the last warning that the session was told of the run
+      PRIMARY KEY (session, run)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE reservations(
+      id INTEGER PRIMARY KEY NOT NULL,
+      run TEXT NOT NULL REFERENCES runs(id),
+      session TEXT NOT NULL,
+      agent TEXT NOT NULL,
+      tokens INTEGER NOT NULL,    -- of the run's cost basis
+      at INTEGER NOT NULL,
+      agent_id TEXT,
+      ended_at INTEGER
+    );
+
+    CREATE INDEX events_run ON events(run, seq);
+    """,
 )
 
 VERSION = len(STEPS)

@@ -5,13 +5,14 @@ for the present budget. Another budget forgets those that are not passed any mor
 lower budget leaves behind fire at once. Numbers that fall and rise again under one budget fire nothing a second time.
 
 Each configured percentage is a `budget.threshold`; the run's warning percentage is a `budget.warning` too, and 100 a
-`budget.exceeded`, whether configured or not.
+`budget.exceeded`, whether configured or not. So that nobody is told the same twice, a channel takes one event for each
+percentage: the warning and the exceeded budget by those kinds, any other percentage by its `budget.threshold`.
 """
 
 from collections.abc import Collection, Sequence
 
-from fluxbudgetd.config.schema import Threshold
-from fluxbudgetd.model import Balance, EventData, EventKind, Mark, Run
+from fluxbudgetd.config.schema import ChannelThresholds, Threshold
+from fluxbudgetd.model import Balance, Event, EventData, EventKind, Mark, Run
 from fluxbudgetd.policy.budget import percent
 
 ALL = 100
@@ -51,7 +52,26 @@ def events(run: Run, balance: Balance, new: Collection[Mark]) -> list[tuple[Even
                 "remaining": balance.remaining,
                 "provisional": balance.provisional,
                 "phase": run.phase,
+                "warn_pct": run.warn_pct,
             },
         )
         for mark in sorted(new, key=lambda mark: (mark.pct, _ORDER.index(mark.kind)))
     ]
+
+
+def mark(event: Event) -> Mark | None:
+    """Return the mark that an event tells of; None for other events."""
+    pct = event.data.get("threshold")
+    return Mark(event.kind, pct) if event.kind in _ORDER and isinstance(pct, int) else None
+
+
+def is_told(event: Event, wanted: ChannelThresholds, configured: Sequence[Threshold]) -> bool:
+    """Tell whether a channel that wants these percentages (`all`: the configured ones) tells an event."""
+    found = mark(event)
+    if found is None:
+        return False
+    warn_pct = event.data.get("warn_pct")
+    if found.kind == "budget.threshold" and found.pct in (warn_pct, ALL):
+        return False  # told as the warning, or as the exceeded budget
+    percentages = configured if wanted == "all" else wanted
+    return found.pct in percentages or (found.kind == "budget.warning" and "warn_pct" in percentages)
