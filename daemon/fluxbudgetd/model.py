@@ -377,6 +377,34 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     state: BudgetState
 
 
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """An admitted sub-agent's estimate, in tokens of the run's cost basis.
+
+    `agent` is its plain name; `agent_id` is known from its start on. `ended_at`: it was told to have ended.
+    """
+
+    id: int
+    run: str
+    session: str
+    agent: str
+    tokens: int
+    at: int
+    agent_id: str | None = None
+    ended_at: int | None = None
+
+
+class Instance(NamedTuple):
+    """A sub-agent of which usage has been measured: a transcript of its own, or a row of interstat's.
+
+    `at` is its first usage; `agent_id` is None when its source does not know it.
+    """
+
+    session: str
+    agent: str
+    agent_id: str | None
+    at: int | None
+
+
 class Copy(msgspec.Struct, frozen=True, gc=False):
     """One line's usage of a response. A response is written on several lines: their copies have the same `message`.
 

@@ -1,0 +1,117 @@
+"""Reservations: a sub-agent that was admitted counts with its estimate before anything of it is measured.
+
+It does so until its own usage is measured, it ends, or half an hour passes. Nobody says which measured sub-agent was
+admitted by which reservation, and several of one kind may run at once in a session; so the measured ones are given out:
+in the order of their first usage, those without a time last, each to one reservation of its session.
+
+1. One whose id a reservation has goes to that reservation, whatever the names.
+2. Any other goes to the earliest reservation of its plain name that has no other id and no instance yet, and was made
+   no later than its first usage.
+
+Reservations that have ended or expired take theirs too: otherwise what was measured of them would close another's.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from fluxbudgetd.config.shown import one_line, shortened
+from fluxbudgetd.model import Balance, Instance, Reservation, Run
+from fluxbudgetd.policy.estimates import plain_name
+
+#: A reservation of this age counts no more, in microseconds: nobody may ever tell that its sub-agent has ended.
+LIFETIME = 30 * 60 * 1_000_000
+
+_MAX_AGENT = 60
+
+
+class Admission(NamedTuple):
+    """Whether a sub-agent may be launched. `reason` is one line, for a person and for the model.
+
+    `reserve`: its estimate is to be reserved.
+    """
+
+    decision: Literal["allow", "ask", "deny"]
+    reason: str
+    reserve: bool
+
+
+def open_ones(reservations: Sequence[Reservation], instances: Sequence[Instance], now: int) -> tuple[Reservation, ...]:
+    """Return the reservations that still count, earliest first. The order of the arguments does not matter."""
+    ordered = sorted(reservations, key=lambda one: (one.at, one.id))
+    measured = _measured(ordered, instances)
+    return tuple(
+        one
+        for place, one in enumerate(ordered)
+        if one.ended_at is None and now - one.at < LIFETIME and place not in measured
+    )
+
+
+def kept(reservations: Iterable[Reservation], now: int) -> tuple[Reservation, ...]:
+    """Return the reservations that still matter: those younger than twice `LIFETIME`.
+
+    What counts no more still takes its own instance, which may be measured late.
+    """
+    return tuple(one for one in reservations if now - one.at < 2 * LIFETIME)
+
+
+def admission(run: Run, balance: Balance, estimate: int, agent: str) -> Admission:
+    """Return whether a sub-agent may be launched, by its estimate in tokens of the run's cost basis.
+
+    Hard enforcement denies what is more than remains (reservations are already taken off), and everything once the
+    budget is exceeded. Soft enforcement asks a person once the budget is exceeded. An ended run reserves nothing.
+    """
+    name = shortened(one_line(agent[: _MAX_AGENT + 1]), _MAX_AGENT)
+    if run.status != "active":
+        return Admission("allow", f"run {run.id} is {run.status}: nothing is reserved for {name}", reserve=False)
+    standing = f"estimated at {_grouped(estimate)} {run.cost_basis} tokens, {_standing(balance)}"
+    if balance.remaining is None:
+        return Admission("allow", f"{name}: {standing}; run {run.id} has no budget", reserve=True)
+    exceeded = balance.state == "exceeded"
+    advice = f"raise the budget with `fluxbudgetctl run set --run {run.id} --budget N`, or finish without it"
+    if run.enforcement == "hard" and (exceeded or estimate > balance.remaining):
+        return Admission("deny", f"{name} does not fit into the budget: {standing}; {advice}", reserve=False)
+    if exceeded:
+        return Admission("ask", f"the budget is spent, {name} goes beyond it: {standing}; {advice}", reserve=False)
+    return Admission("allow", f"{name}: {standing}; run {run.id}", reserve=True)
+
+
+def _measured(ordered: Sequence[Reservation], instances: Iterable[Instance]) -> set[int]:
+    """Return the places of the reservations that an instance is given to."""
+    by_id: dict[tuple[str, str | None], list[int]] = {}
+    by_name: dict[tuple[str, str], list[int]] = {}
+    for place, one in enumerate(ordered):
+        if one.agent_id is not None:
+            by_id.setdefault((one.session, one.agent_id), []).append(place)
+        by_name.setdefault((one.session, plain_name(one.agent)), []).append(place)
+    taken: set[int] = set()
+    unnamed = []
+    # Of one moment those with an id come first: they have less to choose from.
+    for instance in sorted(instances, key=lambda one: (one.at is None, one.at or 0, one.agent_id is None)):
+        own = by_id.get((instance.session, instance.agent_id))
+        if own is None:
+            unnamed.append(instance)
+        else:
+            taken.update([place for place in own if place not in taken][:1])
+    for instance in unnamed:
+        alike = by_name.get((instance.session, plain_name(instance.agent)), ())
+        taken.update([place for place in alike if place not in taken and _may_be(ordered[place], instance)][:1])
+    return taken
+
+
+def _may_be(reservation: Reservation, instance: Instance) -> bool:
+    """Tell whether an instance whose id no reservation has may be what a reservation was made for."""
+    other = reservation.agent_id is not None and instance.agent_id is not None
+    return not other and (instance.at is None or reservation.at <= instance.at)
+
+
+def _standing(balance: Balance) -> str:
+    spent = _grouped(balance.spent)
+    if balance.budget is not None:
+        spent += f"/{_grouped(balance.budget)} ({balance.spent * 100 // balance.budget} %)"
+    held = f", {_grouped(balance.reserved)} reserved" if balance.reserved else ""
+    left = "" if balance.remaining is None else f", {_grouped(balance.remaining)} remaining"
+    return f"{spent} spent{held}{left}"
+
+
+def _grouped(tokens: int) -> str:
+    return f"{tokens:,}".replace(",", " ")

@@ -1,0 +1,293 @@
+"""Reservations: an admitted sub-agent counts with its estimate until it is measured, ends, or half an hour passes."""
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetd.model import Instance, Reservation
+from fluxbudgetd.policy import budget
+from fluxbudgetd.policy.reservations import LIFETIME, Admission, admission, kept, open_ones
+from fluxbudgetd.wire.messages import MAX_TOKENS
+from test_policy import NOW, a_run
+
+MINUTE = 60 * 1_000_000
+
+
+def a_reservation(number: int, **fields: object) -> Reservation:
+    blank = Reservation(id=number, run="r1", session="s1", agent="fd-quality", tokens=40_000, at=NOW)
+    return msgspec.structs.replace(blank, **fields)
+
+
+def an_instance(
+    agent_id: str | None = None, at: int | None = NOW + MINUTE, agent: str = "fd-quality", session: str = "s1"
+) -> Instance:
+    return Instance(session, agent, agent_id, at)
+
+
+def still_open(reservations: Sequence[Reservation], *instances: Instance, now: int = NOW + 2 * MINUTE) -> list[int]:
+    return [one.id for one in open_ones(reservations, instances, now)]
+
+
+def test_it_counts_until_it_ends_or_half_an_hour_has_passed() -> None:
+    one = a_reservation(1)
+    assert open_ones([one], [], NOW) == (one,)
+    assert still_open([one], now=NOW + LIFETIME - 1) == [1]
+    assert still_open([one], now=NOW + LIFETIME) == []
+    assert still_open([a_reservation(1, ended_at=NOW)]) == []
+    assert LIFETIME == 30 * MINUTE
+
+
+def test_a_clock_that_was_set_back_ends_nothing() -> None:
+    assert still_open([a_reservation(1)], now=NOW - 5 * MINUTE) == [1]
+
+
+def test_one_that_is_measured_takes_one_reservation_of_its_kind_and_session() -> None:
+    several = [a_reservation(1), a_reservation(2), a_reservation(3, agent="fd-safety"), a_reservation(4, session="s2")]
+    assert still_open(several, an_instance("a")) == [2, 3, 4]
+    assert still_open(several, an_instance("a"), an_instance("b")) == [3, 4]
+    assert still_open(several, an_instance("a"), an_instance("b"), an_instance("c")) == [3, 4]
+    assert still_open(several, an_instance("a", session="s2")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("reserved", "measured"),
+    [("fd-quality", "interflux:fd-quality"), ("interflux:fd-quality", "fd-quality")],
+)
+def test_both_names_of_an_agent_mean_the_same(reserved: str, measured: str) -> None:
+    assert still_open([a_reservation(1, agent=reserved)], an_instance(agent=measured)) == []
+
+
+def test_the_earliest_is_taken_by_time_then_by_number() -> None:
+    three = [a_reservation(1, at=NOW + 2), a_reservation(3, at=NOW + 1), a_reservation(2, at=NOW + 1)]
+    assert still_open(three) == [2, 3, 1]
+    assert still_open(three, an_instance()) == [3, 1]
+    assert still_open(three, an_instance(), an_instance()) == [1]
+
+
+def test_nothing_is_measured_before_it_is_admitted() -> None:
+    """What was measured before a reservation was made is another's; without a time it may be anybody's."""
+    late = a_reservation(1, at=NOW + MINUTE)
+    assert still_open([late], an_instance(at=NOW + MINUTE - 1)) == [1]
+    assert still_open([late], an_instance(at=NOW + MINUTE)) == []
+    assert still_open([late], an_instance(at=None)) == []
+
+
+def test_those_without_a_time_come_last() -> None:
+    """The first reservation goes to the instance that can have no other."""
+    two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
+    assert still_open(two, an_instance(at=None), an_instance(at=NOW + MINUTE)) == []
+
+
+def test_instances_are_given_out_in_the_order_of_time() -> None:
+    """The later one leaves the early reservation to the earlier one, which can have no other."""
+    two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
+    assert still_open(two, an_instance(at=NOW + 3 * MINUTE), an_instance(at=NOW + MINUTE)) == []
+
+
+def test_an_id_says_it_whatever_the_names_and_times() -> None:
+    two = [a_reservation(1), a_reservation(2, agent_id="a")]
+    assert still_open(two, an_instance("a", at=NOW - MINUTE, agent="general-purpose")) == [1]
+    assert still_open(two, an_instance("a", session="s2")) == [1, 2]
+
+
+def test_ids_go_before_names() -> None:
+    """One without an id comes earlier, but leaves a reservation to the one whose id it has."""
+    two = [a_reservation(1, agent_id="a"), a_reservation(2)]
+    assert still_open(two, an_instance(at=NOW + 1), an_instance("a", at=NOW + 9)) == []
+
+
+def test_a_known_id_takes_nothing_by_name() -> None:
+    """A second transcript of an id that has its reservation does not close another's."""
+    two = [a_reservation(1, agent_id="a"), a_reservation(2)]
+    assert still_open(two, an_instance("a"), an_instance("a", at=NOW + 9)) == [2]
+
+
+def test_another_id_is_another_sub_agent() -> None:
+    assert still_open([a_reservation(1, agent_id="a")], an_instance("b")) == [1]
+    assert still_open([a_reservation(1, agent_id="a"), a_reservation(2)], an_instance("b")) == [1]
+
+
+def test_a_source_without_ids_closes_those_that_have_one() -> None:
+    assert still_open([a_reservation(1, agent_id="a")], an_instance(None)) == []
+
+
+def test_of_one_moment_those_with_an_id_choose_first() -> None:
+    """The one with an id can only have the reservation without; the other takes what is left."""
+    two = [a_reservation(1), a_reservation(2, agent_id="a")]
+    assert still_open(two, an_instance(None), an_instance("b")) == []
+
+
+@pytest.mark.parametrize("gone", [{"ended_at": NOW + 1}, {"at": NOW - LIFETIME}])
+def test_what_counts_no_more_still_takes_its_own(gone: dict[str, object]) -> None:
+    """Otherwise what is measured of an ended sub-agent would close the one that is running."""
+    two = [a_reservation(1, **gone), a_reservation(2)]
+    assert still_open(two, an_instance()) == [2]
+    assert still_open(two, an_instance(), an_instance()) == []
+
+
+def test_kept_for_twice_the_lifetime() -> None:
+    three = [a_reservation(1), a_reservation(2, at=NOW - 1, ended_at=NOW), a_reservation(3, at=NOW + 1)]
+    assert kept(three, NOW + 2 * LIFETIME - 2) == tuple(three)
+    assert kept(three, NOW + 2 * LIFETIME - 1) == (three[0], three[2])
+    assert kept(three, NOW + 2 * LIFETIME) == (three[2],)
+
+
+# Few values, so that they meet.
+sessions = st.sampled_from(["s1", "s2"])
+names = st.sampled_from(["fd-quality", "interflux:fd-quality", "fd-safety", ""])
+ids = st.sampled_from([None, None, "a", "b", "c"])
+times = st.integers(NOW - 3, NOW + 3) | st.sampled_from([NOW - LIFETIME, NOW + LIFETIME, 0])
+instance_lists = st.lists(st.builds(Instance, sessions, names, ids, st.none() | times), max_size=8)
+reservation_lists = st.lists(
+    st.builds(
+        a_reservation,
+        st.integers(0, 20),
+        session=sessions,
+        agent=names,
+        at=times,
+        agent_id=ids,
+        ended_at=st.none() | st.just(NOW),
+    ),
+    max_size=8,
+    unique_by=lambda one: one.id,
+)
+
+
+@given(reservation_lists, instance_lists, times, st.data())
+def test_the_order_of_what_is_given_does_not_matter(
+    reservations: list[Reservation], instances: list[Instance], now: int, data: st.DataObject
+) -> None:
+    mixed = data.draw(st.permutations(reservations)), data.draw(st.permutations(instances))
+    assert open_ones(reservations, instances, now) == open_ones(*mixed, now)
+
+
+@given(reservation_lists, instance_lists, instance_lists, times)
+def test_more_measurements_never_open_a_closed_one(
+    reservations: list[Reservation], instances: list[Instance], more: list[Instance], now: int
+) -> None:
+    assert set(still_open(reservations, *instances, *more, now=now)) <= set(
+        still_open(reservations, *instances, now=now)
+    )
+
+
+@given(reservation_lists, instance_lists, times)
+def test_measurements_close_no_more_than_there_are(
+    reservations: list[Reservation], instances: list[Instance], now: int
+) -> None:
+    before, after = still_open(reservations, now=now), still_open(reservations, *instances, now=now)
+    assert set(after) <= set(before)
+    assert len(before) - len(after) <= len(instances)
+
+
+@given(reservation_lists, instance_lists, times, times)
+def test_time_opens_nothing(reservations: list[Reservation], instances: list[Instance], one: int, another: int) -> None:
+    now, later = sorted((one, another))
+    assert set(still_open(reservations, *instances, now=later)) <= set(still_open(reservations, *instances, now=now))
+
+
+@given(reservation_lists.filter(bool), instance_lists, times)
+def test_an_end_concerns_nobody_else(reservations: list[Reservation], instances: list[Instance], now: int) -> None:
+    first, *others = reservations
+    ended = [msgspec.structs.replace(first, ended_at=NOW), *others]
+    expected = [number for number in still_open(reservations, *instances, now=now) if number != first.id]
+    assert still_open(ended, *instances, now=now) == expected
+
+
+@given(reservation_lists, instance_lists, times)
+def test_sessions_do_not_concern_each_other(
+    reservations: list[Reservation], instances: list[Instance], now: int
+) -> None:
+    apart = [
+        number
+        for session in ("s1", "s2")
+        for number in still_open(
+            [one for one in reservations if one.session == session],
+            *(one for one in instances if one.session == session),
+            now=now,
+        )
+    ]
+    assert sorted(still_open(reservations, *instances, now=now)) == sorted(apart)
+
+
+def admitted(estimate: int, spent: int, reserved: int = 0, agent: str = "fd-quality", **fields: object) -> Admission:
+    run = a_run(**{"token_budget": 100_000, **fields})
+    return admission(run, budget.balance(run, spent, 0, reserved), estimate, agent)
+
+
+@pytest.mark.parametrize(
+    ("enforcement", "estimate", "spent", "reserved", "decision"),
+    [
+        ("hard", 40_000, 50_000, 10_000, "allow"),
+        ("hard", 40_001, 50_000, 10_000, "deny"),
+        ("hard", 1, 60_000, 40_000, "deny"),
+        ("hard", 0, 60_000, 40_000, "allow"),
+        ("hard", 0, 100_000, 0, "deny"),
+        ("soft", 40_001, 50_000, 10_000, "allow"),
+        ("soft", 0, 99_999, 50_000, "allow"),
+        ("soft", 0, 100_000, 0, "ask"),
+    ],
+)
+def test_admission(enforcement: str, estimate: int, spent: int, reserved: int, decision: str) -> None:
+    """Hard: it fits into what remains, or is denied. Soft: a person is asked once the budget is spent."""
+    answer = admitted(estimate, spent, reserved, enforcement=enforcement)
+    assert (answer.decision, answer.reserve) == (decision, decision == "allow")
+
+
+@pytest.mark.parametrize("enforcement", ["hard", "soft"])
+def test_without_a_budget_everything_is_admitted(enforcement: str) -> None:
+    answer = admitted(10**9, 10**12, token_budget=None, enforcement=enforcement)
+    assert (answer.decision, answer.reserve) == ("allow", True)
+    assert answer.reason == (
+        "fd-quality: estimated at 1 000 000 000 billing tokens, 1 000 000 000 000 spent; run r1 has no budget"
+    )
+
+
+@pytest.mark.parametrize("status", ["done", "cancelled"])
+def test_an_ended_run_stops_nobody_and_reserves_nothing(status: str) -> None:
+    answer = admitted(10**9, 10**9, enforcement="hard", status=status)
+    assert (answer.decision, answer.reserve) == ("allow", False)
+    assert answer.reason == f"run r1 is {status}: nothing is reserved for fd-quality"
+
+
+def test_reasons() -> None:
+    """They say what it is about in full numbers, and what to do."""
+    numbers = "estimated at 40 000 billing tokens, 260 000/300 000 (86 %) spent, 30 000 reserved, 10 000 remaining"
+    advice = "raise the budget with `fluxbudgetctl run set --run r1 --budget N`, or finish without it"
+    denied = admitted(40_000, 260_000, 30_000, token_budget=300_000, enforcement="hard")
+    assert denied.reason == f"fd-quality does not fit into the budget: {numbers}; {advice}"
+    allowed = admitted(40_000, 260_000, 30_000, token_budget=300_000)
+    assert allowed.reason == f"fd-quality: {numbers}; run r1"
+    asked = admitted(5, 1_234_567, cost_basis="total")
+    assert asked.reason == (
+        "the budget is spent, fd-quality goes beyond it: estimated at 5 total tokens,"
+        f" 1 234 567/100 000 (1234 %) spent, 0 remaining; {advice}"
+    )
+
+
+@given(
+    st.text(max_size=300) | st.just("\x1b[2J" * 99),
+    st.integers(0, 2**70),
+    st.integers(0, 2**70),
+    st.integers(0, 2**70),
+    st.none() | st.integers(1, MAX_TOKENS),
+    st.sampled_from(["hard", "soft"]),
+    st.sampled_from(["active", "done"]),
+)
+def test_a_reason_is_one_short_line(
+    agent: str, estimate: int, spent: int, reserved: int, tokens: int | None, enforcement: str, status: str
+) -> None:
+    """Whatever the numbers and the agent's name; a run that is not active, or has no budget, stops nobody."""
+    fields = {"token_budget": tokens, "enforcement": enforcement, "status": status, "id": "r" * 128}
+    answer = admitted(estimate, spent, reserved, agent, **fields)
+    assert 0 < len(answer.reason) <= 500
+    assert answer.reason.isprintable()
+    assert "r" * 128 in answer.reason
+    assert answer.reserve == (answer.decision == "allow" and status == "active")
+    if tokens is None or status != "active":
+        assert answer.decision == "allow"
+    else:
+        assert (answer.decision == "deny") <= (enforcement == "hard")
+        assert (answer.decision == "ask") == (enforcement == "soft" and spent >= tokens)
