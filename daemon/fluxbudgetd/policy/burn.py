@@ -1,0 +1,50 @@
+"""The burn rate: tokens per minute of late, and how long what remains lasts at that rate."""
+
+from collections.abc import Mapping
+
+#: minute since the epoch → tokens used in it
+Minutes = Mapping[int, int]
+
+#: How far back the rate looks, in minutes: the present one, and those before it.
+WINDOW = 10
+#: What lasts longer than this, in minutes, is not foretold.
+LONGEST = 7 * 24 * 60
+
+_MINUTE = 60 * 1_000_000
+_HOUR = 60
+
+
+def rate(minutes: Minutes, now: int) -> int:
+    """Return the tokens per minute of the last `WINDOW` minutes, rounded down; 0 when nothing was used.
+
+    They are spread over the time since the window's first usage (from the start of its minute on), at least a minute.
+    Minutes in the future, by a clock that is ahead, count as the present one.
+    """
+    present = now // _MINUTE
+    recent = {minute: tokens for minute, tokens in minutes.items() if tokens > 0 and minute > present - WINDOW}
+    if not recent:
+        return 0
+    # With nothing but future minutes the time is negative, and a minute is the least.
+    elapsed = max(now - min(recent) * _MINUTE, _MINUTE)
+    return sum(recent.values()) * _MINUTE // elapsed
+
+
+def minutes_left(remaining: int | None, rate: int) -> int | None:
+    """Return how many minutes the remaining tokens last, rounded down.
+
+    None when there is no limit, no usage, or more than 7 days are left.
+    """
+    if remaining is None or rate <= 0 or remaining > LONGEST * rate:
+        return None
+    return remaining // rate
+
+
+def forecast(minutes_left: int | None) -> str:
+    """Return the time left in words, rounded down: `about 23 min at this rate`, hours from two on; "" for None."""
+    if minutes_left is None:
+        return ""
+    if minutes_left < 1:
+        return "less than a minute at this rate"
+    if minutes_left < 2 * _HOUR:
+        return f"about {minutes_left} min at this rate"
+    return f"about {minutes_left // _HOUR} h at this rate"

@@ -1,0 +1,102 @@
+"""The burn rate: of the last ten minutes, and what it means for what remains."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetd.policy.burn import LONGEST, WINDOW, forecast, minutes_left, rate
+
+MINUTE = 60 * 1_000_000
+#: A minute, by its number, and its start.
+PRESENT = 29_526_766
+START = PRESENT * MINUTE
+
+
+def test_nothing_used() -> None:
+    assert rate({}, START) == 0
+    assert rate({PRESENT: 0, PRESENT - 1: 0}, START) == 0
+
+
+def test_at_least_a_minute() -> None:
+    """The first seconds of work are not multiplied."""
+    assert [rate({PRESENT: 900}, START + second * 1_000_000) for second in (0, 1, 59)] == [900] * 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(60, 900), (90, 600), (120, 450), (540, 100), (599, 90), (600, 0)],
+)
+def test_since_the_first_usage_in_the_window(seconds: int, expected: int) -> None:
+    assert rate({PRESENT: 900}, START + seconds * 1_000_000) == expected
+
+
+def test_the_window_moves() -> None:
+    """What is older than ten minutes counts no more, neither its tokens nor its time."""
+    assert rate({PRESENT - 10: 10**9, PRESENT - 4: 500, PRESENT: 500}, START + MINUTE) == 200
+    assert rate({PRESENT - 9: 10_000, PRESENT - 10: 10**9}, START + MINUTE - 1) == 1000
+    assert WINDOW == 10
+
+
+def test_minutes_without_usage_start_nothing() -> None:
+    assert rate({PRESENT - 8: 0, PRESENT - 1: 600}, START + MINUTE) == 300
+
+
+def test_rounded_down() -> None:
+    assert rate({PRESENT - 2: 5}, START + MINUTE) == 1
+    assert rate({PRESENT - 2: 2}, START + MINUTE) == 0
+
+
+def test_the_future_is_now() -> None:
+    """A source's clock that is ahead neither hides usage nor makes the time shorter than none."""
+    assert rate({PRESENT + 3: 400, PRESENT + 99_999: 300, PRESENT: 200}, START) == 900
+    assert rate({PRESENT - 3: 400, PRESENT + 3: 400}, START + MINUTE) == 200
+
+
+@given(st.integers(0, 10**9), st.integers(0, MINUTE - 1), st.integers(0, 30))
+def test_steady_usage_has_its_own_rate(tokens: int, into: int, before: int) -> None:
+    """The same in each whole minute, however many; the present one has had its share so far."""
+    steady = {PRESENT - back: tokens for back in range(1, before + 1)}
+    found = rate({**steady, PRESENT: tokens * into // MINUTE}, START + into)
+    if before == 0:
+        assert found == tokens * into // MINUTE
+    else:
+        assert tokens - 1 <= found <= tokens
+
+
+@given(st.dictionaries(st.integers(PRESENT - 20, PRESENT + 20), st.integers(0, 2**63)), st.integers(0, MINUTE))
+def test_a_rate_is_no_more_than_all_tokens_and_no_less_than_over_the_window(minutes: dict[int, int], into: int) -> None:
+    found = rate(minutes, START + into)
+    recent = sum(tokens for minute, tokens in minutes.items() if minute > (START + into) // MINUTE - WINDOW)
+    assert recent // WINDOW <= found <= recent
+
+
+def test_minutes_left() -> None:
+    assert minutes_left(42_000, 1800) == 23
+    assert minutes_left(1799, 1800) == 0
+    assert minutes_left(0, 1800) == 0
+    assert minutes_left(None, 1800) is None
+    assert minutes_left(42_000, 0) is None
+    assert minutes_left(0, 0) is None
+
+
+def test_more_than_a_week_is_not_foretold() -> None:
+    assert LONGEST == 7 * 24 * 60
+    assert minutes_left(LONGEST * 7, 7) == LONGEST
+    assert minutes_left(LONGEST * 7 + 1, 7) is None
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (None, ""),
+        (0, "less than a minute at this rate"),
+        (1, "about 1 min at this rate"),
+        (12, "about 12 min at this rate"),
+        (119, "about 119 min at this rate"),
+        (120, "about 2 h at this rate"),
+        (239, "about 3 h at this rate"),
+        (LONGEST, "about 168 h at this rate"),
+    ],
+)
+def test_forecast(minutes: int | None, words: str) -> None:
+    assert forecast(minutes) == words
