@@ -1,0 +1,116 @@
+"""The text for Claude Code's status line: where a run stands, in one line that fits.
+
+`executing ██████▋░ 208k/250k 83% (+40k reserved) · 1.8k/min · about 10 min at this rate (stale)`
+"""
+
+from typing import NamedTuple
+
+from fluxbudgetd.model import Balance, Run
+from fluxbudgetd.policy import burn
+from fluxbudgetd.wire.messages import BudgetState
+
+#: What gives way when the line is too long, first to last. The percentage (spent, without a budget) stays.
+DROPPED = ("forecast", "reserved", "rate", "bar", "amount", "phase", "stale")
+
+_CELLS = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_UNITS = "kMGTPE"
+# Three digits say enough.
+_DIGITS = 3
+_LONGEST_PHASE = 20
+_COLOURS: dict[BudgetState, str] = {"ok": "32", "warning": "33", "exceeded": "1;31", "unlimited": "36"}
+
+
+class _Part(NamedTuple):
+    text: str
+    glue: str
+    """What stands between the part before and this one."""
+    colour: str = ""
+
+
+def line(
+    *, run: Run, balance: Balance, rate: int, stale: bool, width: int | None, colour: bool, unicode: bool = True
+) -> str:
+    """Return the line, of at most `width` printable cells (None: no limit), without a newline.
+
+    `rate` is in tokens per minute, 0 is not shown. `colour`: the bar and the percentage are coloured by the state, by
+    SGR sequences, which take no cell. Without `unicode` everything is ASCII.
+    """
+    parts = _parts(run, balance, rate, stale=stale, unicode=unicode)
+    for name in DROPPED:
+        if width is None or _cells(parts) <= width:
+            break
+        parts.pop(name, None)
+    if width is not None and _cells(parts) > width:
+        parts = {name: part._replace(text=part.text[: max(width, 0)]) for name, part in parts.items()}
+    return _joined(parts, colour=colour)
+
+
+def short(count: int) -> str:
+    """Return a count in at most three digits, rounded down: `999`, `1.8k`, `208k`, `2M`."""
+    digits = str(count)
+    power = min((len(digits) - 1) // 3, len(_UNITS))
+    if power < 1:
+        return digits
+    whole, rest = digits[: -3 * power], digits[-3 * power :]
+    tenth = rest[0]
+    decimals = f".{tenth}" if len(whole) < _DIGITS and tenth != "0" else ""
+    return f"{whole}{decimals}{_UNITS[power - 1]}"
+
+
+def _parts(run: Run, balance: Balance, rate: int, *, stale: bool, unicode: bool) -> dict[str, _Part]:
+    """Return what there is to tell, in the order of the line."""
+    between = " · " if unicode else " | "
+    colour = _COLOURS[balance.state]
+    parts = {"phase": _Part(_phase(run.phase, unicode=unicode), "")}
+    if balance.budget is None:
+        parts["share"] = _Part(short(balance.spent), " ", colour)
+    else:
+        parts["bar"] = _Part(_bar(balance.spent, balance.budget, unicode=unicode), " ", colour)
+        parts["amount"] = _Part(f"{short(balance.spent)}/{short(balance.budget)}", " ")
+        parts["share"] = _Part(f"{balance.spent * 100 // balance.budget}%", " ", colour)
+    if balance.reserved > 0:
+        parts["reserved"] = _Part(f"(+{short(balance.reserved)} reserved)", " ")
+    if rate > 0:
+        parts["rate"] = _Part(f"{short(rate)}/min", between)
+    parts["forecast"] = _Part(_outlook(balance, rate), between)
+    if stale:
+        parts["stale"] = _Part("(stale)", " ")
+    return {name: part for name, part in parts.items() if part.text}
+
+
+def _outlook(balance: Balance, rate: int) -> str:
+    if balance.budget is None or balance.state != "exceeded":
+        return burn.forecast(burn.minutes_left(balance.remaining, rate))
+    over = balance.spent - balance.budget
+    return f"over by {short(over)}" if over > 0 else "budget spent"
+
+
+def _phase(phase: str, *, unicode: bool) -> str:
+    # Phases are ASCII by rule; by this the line's length is its width whatever comes.
+    text = "".join(c if "!" <= c <= "~" else "?" for c in phase[: _LONGEST_PHASE + 1])
+    if len(text) <= _LONGEST_PHASE:
+        return text
+    mark = "…" if unicode else "..."
+    return text[: _LONGEST_PHASE - len(mark)] + mark
+
+
+def _bar(spent: int, budget: int, *, unicode: bool) -> str:
+    spent = min(spent, budget)
+    if not unicode:
+        return ("#" * (spent * _CELLS // budget)).ljust(_CELLS, ".")
+    full, rest = divmod(spent * _CELLS * 8 // budget, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(_CELLS, "░")
+
+
+def _cells(parts: dict[str, _Part]) -> int:
+    return len(_joined(parts, colour=False))
+
+
+def _joined(parts: dict[str, _Part], *, colour: bool) -> str:
+    text = ""
+    for part in parts.values():
+        painted = colour and part.colour and part.text
+        text += part.glue if text else ""
+        text += f"\x1b[{part.colour}m{part.text}\x1b[0m" if painted else part.text
+    return text
