@@ -25,6 +25,7 @@ class Changes:
     def __init__(self, parts: Parts, gate: Gate, changed: Callable[[], None]) -> None:
         self._book = parts.book
         self._refresher = parts.refresher
+        self._sums = parts.sums
         self._ledger = parts.ledger
         self._settings = parts.settings
         self._clock = parts.clock
@@ -189,7 +190,7 @@ class Changes:
         written = list(attachments)
         await self._ledger.save_attachments(written, run_id, data, self._clock())
         self._book.put_attachments(written)
-        await self._refresher.retally(session)
+        await self._sums.retally(session)
         # What the session has used so far counts from now on, and may pass a threshold.
         self._refresher.wish({one.run for one in written})
 
@@ -199,11 +200,11 @@ class Changes:
         state = self._book.put_run(run)
         self._book.put_attachments(attachments)
         # Rows that name the scope may have counted for another run until now.
-        naming = set() if run.scope is None else await self._refresher.sessions_naming(run.scope)
+        naming = set() if run.scope is None else await self._sums.sessions_naming(run.scope)
         for session in naming:
             self._book.join(state, session)
         for session in naming.union(one.session for one in attachments):
-            await self._refresher.retally(session)
+            await self._sums.retally(session)
         state.touched = True
         self._refresher.wish({run.id})
         self._changed()

@@ -19,6 +19,7 @@ from fluxbudgetd.engine.live import Live
 from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
 from fluxbudgetd.engine.reviews import Reviews
+from fluxbudgetd.engine.sums import Sums
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
 from fluxbudgetd.policy import runs
@@ -72,15 +73,17 @@ class Engine:
         self.events = Events(ledger)
         self._source = source
         self.live = Live(transcripts, ledger)
+        self._sums = Sums(source.status.name, self.live, ledger, self.book)
         self._refresher = Refresher(
             source,
             self.live,
             ledger,
             self.book,
+            self._sums,
             now_micros,
             lambda state: self.gate.look(state),  # noqa: PLW0108  the gate comes after the reader
         )
-        parts = Parts(self.book, self._refresher, ledger, settings, now_micros, anyio.Lock())
+        parts = Parts(self.book, self._refresher, self._sums, ledger, settings, now_micros, anyio.Lock())
         self.gate = Gate(parts)
         self.changes = Changes(parts, self.gate, self._note_activity)
         self._history = History(source.path)
@@ -114,7 +117,7 @@ class Engine:
         """Run the engine's own tasks, for ever: the reader, and what looks at the sources without being asked."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._refresher.serve)
-            tasks.start_soon(self._refresher.keep)
+            tasks.start_soon(self._sums.keep)
             tasks.start_soon(self.gate.serve)
             tasks.start_soon(self._history.serve)
             tasks.start_soon(self._follow)
@@ -222,7 +225,7 @@ class Engine:
     @property
     def ledger_fault(self) -> str | None:
         """Return why the last measured usage, or the last events, could not be kept, or None."""
-        return self._refresher.ledger_fault or self.gate.ledger_fault
+        return self._sums.ledger_fault or self.gate.ledger_fault
 
     @property
     def anomalies(self) -> int:

@@ -38,7 +38,7 @@ class Gate:
 
     def __init__(self, parts: Parts) -> None:
         self._book = parts.book
-        self._refresher = parts.refresher
+        self._sums = parts.sums
         self._ledger = parts.ledger
         self._settings = parts.settings
         self._clock = parts.clock
@@ -89,7 +89,7 @@ class Gate:
             self._book.put_phases(new.id, (*state.completed, record))
         for session in list(state.sessions):
             # What has no time of its own, or one ahead of ours, is in the present phase, which is another one now.
-            await self._refresher.retally(session)
+            await self._sums.retally(session)
         self.look(state)
         return Advanced(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
 

@@ -8,6 +8,7 @@ import anyio
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine.book import Book
 from fluxbudgetd.engine.refresh import Refresher
+from fluxbudgetd.engine.sums import Sums
 from fluxbudgetd.ledger import Ledger
 
 
@@ -16,6 +17,7 @@ class Parts(NamedTuple):
 
     book: Book
     refresher: Refresher
+    sums: Sums
     ledger: Ledger
     settings: Settings
     clock: Callable[[], int]
