@@ -34,8 +34,9 @@ ONLY_IN = {
     "tomllib": {"config"},
     "argparse": {"cli"},
     "socket": {"server", "listening"},
+    "subprocess": {"notify"},
 }
-LIGHT = {"framing", "packed", "paths", "codes", "text", "__init__"}
+LIGHT = {"framing", "packed", "paths", "codes", "text", "state_names", "__init__"}
 HOT = {"main", "hot", "connection", "environment", "failure", "__init__", "__main__"}
 HEAVY = {
     "msgspec",

@@ -1,0 +1,40 @@
+"""Where the state files are, and what they are called: one rule for the daemon that writes them and for who reads."""
+
+import os
+
+from fluxbudgetd.wire.text import unfold
+
+#: The file in the state directory that a living daemon holds locked (`flock`, exclusively).
+ALIVE = "alive"
+#: The state directory's own directories: files of runs, and symbolic links to them.
+RUNS = "runs"
+SESSIONS = "sessions"
+SCOPES = "scopes"
+
+_MOST_CHARACTERS = 200
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
+_DOT = ord(".")
+
+
+def state_directory(socket_path: str) -> str:
+    """Return the directory of the state files of the daemon that serves this socket."""
+    return os.path.join(os.path.dirname(socket_path), "state")
+
+
+def file_name(name: str) -> str | None:
+    """Return what the file of a run, session or scope is called; None when there is none of it.
+
+    The bytes outside `A-Za-z0-9._:-`, and a dot at the beginning, are written as `%XX`: two names never share a file,
+    and none leads out of the directory. An empty name, and one of more than 200 characters as written, has no file.
+    """
+    try:
+        raw = unfold(name)
+    except UnicodeEncodeError:  # half of a surrogate pair stands for no bytes
+        return None
+    plain = _PLAIN.issuperset(raw) and not raw.startswith(b".")
+    written = raw.decode("ascii") if plain else "".join(map(_written, range(len(raw)), raw))
+    return written if 0 < len(written) <= _MOST_CHARACTERS else None
+
+
+def _written(position: int, byte: int) -> str:
+    return chr(byte) if byte in _PLAIN and (position or byte != _DOT) else f"%{byte:02X}"

@@ -1,0 +1,568 @@
+"""Runs as files for the shell: never half-written, never outside their directory, never of a daemon that is dead."""
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetd.errors import ChannelError
+from fluxbudgetd.notify.state_files import State, StateFiles
+from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
+from fluxbudgetd.wire.text import fold, unfold
+from harness.daemon import wait_for
+
+HOSTILE = [
+    "..",
+    ".",
+    "../../x",
+    "/etc/passwd",
+    "a/b",
+    "a\0b",
+    "a\nb",
+    "%2e",
+    "%2E.",
+    ".hidden",
+    "é",
+    fold(b"\xff\xfe"),
+    "\ufffd",
+    "a b",
+    "a=b;$(touch x)",
+    "--help",
+    "x" * 200,
+]
+
+
+def state(run: str = "r1", **changes: object) -> State:
+    fields: dict[str, object] = {
+        "run": run,
+        "phase": "executing",
+        "state": "warning",
+        "budget": 250_000,
+        "remaining": 41_500,
+        "spent": 208_500,
+        "reserved": 40_000,
+        "pct": 83.4,
+        "stale": False,
+        "as_of": "2026-02-20T17:05:55.000000Z",
+    }
+    return State(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def with_open_files(directory: Path, body: Callable[[StateFiles], Awaitable[None]]) -> None:
+    """Run a test's body over files that are opened before, and closed after."""
+
+    async def around() -> None:
+        files = StateFiles(str(directory))
+        await files.open()
+        try:
+            await body(files)
+        finally:
+            await files.close()
+
+    anyio.run(around)
+
+
+def entries(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+
+
+def is_free(directory: Path) -> bool:
+    """Tell what a reader asks: whether no daemon lives."""
+    try:
+        fd = os.open(directory / ALIVE, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+@contextmanager
+def process(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that has printed its first line, which ends with the block."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as made:
+        try:
+            assert made.stdout is not None
+            assert made.stdout.readline() == b"ready\n"
+            yield made
+        finally:
+            made.kill()
+
+
+# --- names
+
+
+@given(st.text(), st.text())
+def test_different_names_have_different_files(one: str, two: str) -> None:
+    files = file_name(one), file_name(two)
+    if None not in files:
+        assert (files[0] == files[1]) == (unfold(one) == unfold(two))
+
+
+@given(st.binary().map(fold) | st.text(alphabet=st.characters(codec=None)))
+def test_name_is_one_plain_component_or_none(name: str) -> None:
+    written = file_name(name)
+    if written is not None:
+        assert 0 < len(written) <= 200
+        assert written.isascii()
+        assert not set(written) & set("/\0\n \\'\"$`;&|<>*?[]()!~#")
+        assert not written.startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("run-1:a.B_c", "run-1:a.B_c"),
+        ("..", "%2E."),
+        (".x", "%2Ex"),
+        ("a/b%é", "a%2Fb%25%C3%A9"),
+        (fold(b"\xff"), "%FF"),
+        ("", None),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, None),
+        ("/" * 66, "%2F" * 66),
+        ("/" * 67, None),
+        ("\ud800", None),
+    ],
+)
+def test_names(name: str, written: str | None) -> None:
+    assert file_name(name) == written
+
+
+def test_directory_lies_beside_the_socket() -> None:
+    assert state_directory("/run/user/1/fluxbudget/fluxbudgetd.sock") == "/run/user/1/fluxbudget/state"
+
+
+# --- contents
+
+
+def test_lines_of_a_run(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        none = state("r2", budget=None, remaining=None, pct=None, stale=True, spent=0, reserved=0)
+        await files.put([state(), none], {}, {})
+        assert (tmp_path / "runs" / "r1").read_text() == (
+            "run=r1\nphase=executing\nstate=warning\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\n"
+            "reserved=40000\nstale=0\nas_of=2026-02-20T17:05:55.000000Z\n"
+        )
+        assert (tmp_path / "runs" / "r2").read_text() == (
+            "run=r2\nphase=executing\nstate=warning\nbudget=\nspent=0\nremaining=\npct=\nreserved=0\nstale=1\n"
+            "as_of=2026-02-20T17:05:55.000000Z\n"
+        )
+
+    with_open_files(tmp_path, body)
+
+
+@pytest.mark.parametrize("bad", ["$(touch pwned)", "a b", "a;b", "`x`", "a\nb=1", "a\n", "é", "'", "\0"])
+def test_value_that_a_shell_would_not_take_for_itself_is_left_out(tmp_path: Path, bad: str) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state(phase=bad, state=bad, as_of=bad)], {}, {})
+        assert (tmp_path / "runs" / "r1").read_text() == (
+            "run=r1\nphase=\nstate=\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\nreserved=40000\n"
+            "stale=0\nas_of=\n"
+        )
+
+    with_open_files(tmp_path, body)
+
+
+def test_shell_can_source_it_through_a_link(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state()], {"s/1": "r1"}, {"bead-1": "r1"})
+        for link in ("sessions/s%2F1", "scopes/bead-1"):
+            shell = ["/bin/sh", "-euc", '. "$1"; echo "$run $remaining $pct $as_of"', "sh", str(tmp_path / link)]
+            said = await anyio.run_process(shell)
+            assert said.stdout == b"r1 41500 83.4 2026-02-20T17:05:55.000000Z\n"
+
+    with_open_files(tmp_path, body)
+
+
+def test_modes(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state()], {"s": "r1"}, {})
+        for name in ("", "runs", "sessions", "scopes"):
+            assert stat.S_IMODE((directory / name).stat().st_mode) == 0o700
+        for name in ("runs/r1", ALIVE):
+            assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
+
+    directory = tmp_path / "run" / "state"
+    with_open_files(directory, body)
+
+
+def test_hostile_names_stay_inside_and_apart(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        runs = [f"r{number}" for number in range(len(HOSTILE))]
+        given = dict(zip(HOSTILE, runs, strict=True))
+        await files.put([state(run) for run in [*runs, *HOSTILE]], given, given)
+        for name, run in given.items():
+            written = file_name(name)
+            assert written is not None or len(name) > 100
+            if written is not None:
+                assert (directory / "sessions" / written).read_text().startswith(f"run={run}\n")
+                assert (directory / "scopes" / written).read_text().startswith(f"run={run}\n")
+        assert len(list((directory / "sessions").iterdir())) == len(HOSTILE)
+        assert len(list((directory / "runs").iterdir())) == 2 * len(HOSTILE)
+        assert sorted(os.listdir(directory)) == [ALIVE, "runs", "scopes", "sessions"]
+
+    directory = tmp_path / "state"
+    with_open_files(directory, body)
+    assert os.listdir(tmp_path) == ["state"]
+    assert entries(directory) == []
+
+
+def test_name_that_is_too_long_has_no_file_and_hurts_nobody(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state("x" * 300), state()], {"y" * 300: "r1", "": "r1", "s": "x" * 300}, {"z": "r1"})
+        assert entries(tmp_path) == [ALIVE, "runs/r1", "scopes/z"]
+
+    with_open_files(tmp_path, body)
+
+
+# --- links and changes
+
+
+def test_links_are_relative_follow_their_run_and_go(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state("r1"), state("r2")], {"s": "r1", "t": "r1"}, {"b": "r1"})
+        assert os.readlink(tmp_path / "sessions" / "s") == "../runs/r1"
+        await files.put([], {"s": "r2", "t": None, "never": None}, {"b": None})
+        assert os.readlink(tmp_path / "sessions" / "s") == "../runs/r2"
+        assert entries(tmp_path) == [ALIVE, "runs/r1", "runs/r2", "sessions/s"]
+
+    with_open_files(tmp_path, body)
+
+
+def test_what_is_already_so_is_not_written_again(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state()], {"s": "r1"}, {"b": "r1"})
+        paths = [tmp_path / name for name in ("runs/r1", "sessions/s", "scopes/b")]
+        before = [path.lstat() for path in paths]
+        await files.put([state()], {"s": "r1"}, {"b": "r1"})
+        assert [path.lstat() for path in paths] == before
+        await files.put([state(spent=1)], {"s": "r1"}, {"b": "r1"})
+        assert paths[0].lstat().st_ino != before[0].st_ino
+        assert [path.lstat() for path in paths[1:]] == before[1:]
+
+    with_open_files(tmp_path, body)
+
+
+def test_removed_runs_lose_their_links_too(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state("r1"), state("r2")], {"s": "r1", "t": "r2"}, {"b": "r1"})
+        await files.remove(["r1", "missing", "", "x" * 300])
+        assert entries(tmp_path) == [ALIVE, "runs/r2", "sessions/t"]
+        await files.put([state("r1")], {}, {})
+        assert entries(tmp_path) == [ALIVE, "runs/r1", "runs/r2", "sessions/t"]
+
+    with_open_files(tmp_path, body)
+
+
+def test_links_go_before_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The order is only seen from inside: the real call is written down.
+    removed: list[str] = []
+    unlink = os.unlink
+
+    def noted(path: str) -> None:
+        removed.append(os.path.basename(os.path.dirname(path)))
+        unlink(path)
+
+    async def body(files: StateFiles) -> None:
+        await files.put([state("r1"), state("r2")], {"s": "r1", "t": "r2"}, {"b": "r1"})
+        monkeypatch.setattr(os, "unlink", noted)
+        await files.remove(["r1"])
+        assert removed == ["sessions", "scopes", "runs"]
+        removed.clear()
+
+    with_open_files(tmp_path / "state", body)
+    assert removed == ["sessions", "runs", "state"]
+
+
+def test_single_file_that_was_deleted_comes_back(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state()], {"s": "r1"}, {})
+        (tmp_path / "runs" / "r1").unlink()
+        (tmp_path / "sessions" / "s").unlink()
+        await files.put([state()], {"s": "r1"}, {})
+        assert entries(tmp_path) == [ALIVE, "runs/r1", "sessions/s"]
+
+    with_open_files(tmp_path, body)
+
+
+@pytest.mark.parametrize("deleted", ["", "runs", "sessions", "scopes", ALIVE])
+def test_directory_that_was_deleted_is_made_again_with_everything(tmp_path: Path, deleted: str) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state("r1"), state("r2")], {"s": "r1"}, {"b": "r2"})
+        if deleted == ALIVE:
+            (directory / ALIVE).unlink()
+        else:
+            shutil.rmtree(directory / deleted)
+        await files.put([state("r2", spent=5)], {}, {})
+        assert entries(directory) == [ALIVE, "runs/r1", "runs/r2", "scopes/b", "sessions/s"]
+        assert "spent=5\n" in (directory / "runs" / "r2").read_text()
+        assert not is_free(directory)
+
+    directory = tmp_path / "state"
+    with_open_files(directory, body)
+    assert entries(directory) == []
+
+
+def test_symbolic_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        (tmp_path / "state" / "runs" / "r1").symlink_to(victim)
+        await files.put([state()], {}, {})
+        assert (tmp_path / "state" / "runs" / "r1").read_text().startswith("run=r1\n")
+        assert victim.read_text() == "untouched"
+
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    with_open_files(tmp_path / "state", body)
+
+
+def test_what_cannot_be_written_is_told_and_the_rest_is_written(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        (tmp_path / "runs" / "r1").mkdir()
+        (tmp_path / "sessions" / "s").mkdir()
+        with pytest.raises(ChannelError, match=r"runs/r1 cannot be written: Is a directory"):
+            await files.put([state("r1"), state("r2")], {"s": "r2", "t": "r2"}, {})
+        assert entries(tmp_path) == [ALIVE, "runs/r2", "sessions/t"]
+        (tmp_path / "runs" / "r1").rmdir()
+        (tmp_path / "sessions" / "s").rmdir()
+        await files.put([state("r1")], {"s": "r2"}, {})
+        assert entries(tmp_path) == [ALIVE, "runs/r1", "runs/r2", "sessions/s", "sessions/t"]
+
+    with_open_files(tmp_path, body)
+
+
+def test_write_that_failed_is_made_up_for_even_by_the_same_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A disk that is full for one call only cannot be had for real.
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def body(files: StateFiles) -> None:
+        await files.put([state(spent=1)], {}, {})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            with pytest.raises(ChannelError, match="No space left") as raised:
+                await files.put([state(spent=2)], {}, {})
+            assert raised.value.hint == "make room on its file system"
+        assert entries(tmp_path) == [ALIVE, "runs/r1"], "nothing temporary is left"
+        await files.put([state(spent=2)], {}, {})
+        assert "spent=2\n" in (tmp_path / "runs" / "r1").read_text()
+
+    with_open_files(tmp_path, body)
+
+
+# --- readers
+
+READER = """
+import sys
+keys = ["run", "phase", "state", "budget", "spent", "remaining", "pct", "reserved", "stale", "as_of"]
+print("ready", flush=True)
+seen = set()
+while len(seen) < 3000:
+    for path in sys.argv[1:]:
+        text = open(path).read()
+        pairs = [line.split("=") for line in text.splitlines()]
+        assert [key for key, _ in pairs] == keys and text.endswith("Z\\n"), text
+        values = dict(pairs)
+        assert values["spent"] == values["reserved"], text
+        seen.add(values["spent"])
+print("fine", flush=True)
+"""
+
+
+def test_reader_never_sees_half_a_file_or_none(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state("r1", spent=0, reserved=0), state("r2", spent=0, reserved=0)], {"s": "r1"}, {})
+        with process(READER, tmp_path / "runs" / "r1", tmp_path / "sessions" / "s") as reader:
+            assert reader.stdout is not None
+            os.set_blocking(reader.stdout.fileno(), False)
+            said, number = None, 0
+            while not said:
+                number += 1
+                tokens = number * 10 ** (number % 9)
+                runs = [state(run, spent=tokens, reserved=tokens) for run in ("r1", "r2")]
+                await files.put(runs, {"s": ("r1", "r2")[number % 2]}, {})
+                assert reader.poll() in (None, 0)
+                said = reader.stdout.read()
+            assert said == b"fine\n"
+
+    with_open_files(tmp_path, body)
+
+
+# --- who lives
+
+DAEMON = """
+import sys, anyio
+from fluxbudgetd.notify.state_files import StateFiles
+async def body():
+    files = StateFiles(sys.argv[1])
+    await files.open()
+    print("ready", flush=True)
+    await anyio.to_thread.run_sync(sys.stdin.readline)
+    await files.close()
+anyio.run(body)
+"""
+
+HOLDER = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(fd, getattr(fcntl, sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_lock_says_that_the_daemon_lives_and_is_gone_after_it(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        await files.put([state()], {"s": "r1"}, {"b": "r1"})
+        assert not is_free(tmp_path)
+
+    with_open_files(tmp_path, body)
+    assert is_free(tmp_path)
+    assert entries(tmp_path) == []
+
+
+def test_killed_daemon_leaves_the_lock_free_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    async def body(files: StateFiles) -> None:
+        assert entries(tmp_path) == [ALIVE]
+        assert not is_free(tmp_path)
+
+    with process(DAEMON, tmp_path) as daemon:
+        assert not is_free(tmp_path)
+        (tmp_path / "runs" / "r1").write_text("run=r1\n")
+        (tmp_path / "sessions" / "s").symlink_to("../runs/r1")
+        (tmp_path / "scopes" / "b").symlink_to("../runs/gone")
+        (tmp_path / ".fluxbudget-left").write_text("run=")
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+    assert is_free(tmp_path)
+    with_open_files(tmp_path, body)
+
+
+def test_living_daemon_keeps_its_files(tmp_path: Path) -> None:
+    with process(DAEMON, tmp_path):
+        (tmp_path / "runs" / "r1").write_text("run=r1\n")
+        with pytest.raises(ChannelError, match="alive is locked by another process") as raised:
+            anyio.run(StateFiles(str(tmp_path)).open)
+        assert raised.value.hint
+        assert entries(tmp_path) == [ALIVE, "runs/r1"]
+
+
+def test_readers_hold_the_lock_only_for_a_moment_and_are_waited_for(tmp_path: Path) -> None:
+    async def body() -> None:
+        files = StateFiles(str(tmp_path))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(files.open)
+            # The old file goes while the reader holds the lock: it must not be believed in the meantime.
+            await anyio.to_thread.run_sync(
+                wait_for, lambda: not (tmp_path / "runs" / "old").exists(), "the old file to go"
+            )
+            reader.kill()
+        assert not is_free(tmp_path)
+        await files.close()
+
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "old").write_text("run=old\n")
+    with process(HOLDER, tmp_path / ALIVE, "LOCK_SH") as reader:
+        anyio.run(body)
+
+
+def test_reader_that_does_not_let_go_is_told_and_the_next_put_opens(tmp_path: Path) -> None:
+    async def body() -> None:
+        files = StateFiles(str(tmp_path))
+        locked = pytest.raises(ChannelError, match="alive is locked by another process")
+        with process(HOLDER, tmp_path / ALIVE, "LOCK_SH"), locked:
+            await files.open()
+        await files.put([state()], {}, {})
+        assert entries(tmp_path) == [ALIVE, "runs/r1"]
+        assert not is_free(tmp_path)
+        await files.close()
+
+    anyio.run(body)
+
+
+def test_closing_what_was_never_opened_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "r1").write_text("run=r1\n")
+    anyio.run(StateFiles(str(tmp_path)).close)
+    assert entries(tmp_path) == ["runs/r1"]
+
+
+def test_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ChannelError, match="file/state/runs cannot be made: Not a directory"):
+        anyio.run(StateFiles(str(tmp_path / "file" / "state")).open)
+
+
+def test_lock_that_is_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / ALIVE).symlink_to(tmp_path / "victim")
+    with pytest.raises(ChannelError, match="alive cannot be locked"):
+        anyio.run(StateFiles(str(tmp_path)).open)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    async def body() -> None:
+        await anyio.to_thread.run_sync(os.listdir, tmp_path)  # the thread and the loop's own descriptors
+        before = os.listdir("/proc/self/fd")
+        for number in range(20):
+            files = StateFiles(str(tmp_path / "state"))
+            await files.open()
+            await files.put([state(spent=number)], {"s": "r1"}, {})
+            await anyio.to_thread.run_sync(shutil.rmtree, tmp_path / "state")
+            await files.put([], {}, {})
+            await files.close()
+        assert os.listdir("/proc/self/fd") == before
+        assert threading.active_count() <= 2
+
+    anyio.run(body)
+
+
+LEASE = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_file_system_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
+    """A lease makes the kernel hold up whoever opens the file, as a network file system without its server would."""
+
+    async def body() -> None:
+        files = StateFiles(str(tmp_path), seconds=0.3)
+        with process(LEASE, tmp_path / ALIVE):
+            with pytest.raises(ChannelError, match=r"took longer than 0\.3 s"):
+                await files.open()
+            with pytest.raises(ChannelError, match="still hangs"):
+                await files.put([state()], {}, {})
+        while not await anyio.to_thread.run_sync((tmp_path / "runs" / "r1").exists):
+            try:
+                await files.put([state()], {}, {})
+            except ChannelError:
+                await anyio.sleep(0.01)
+        assert not is_free(tmp_path)
+        await files.close()
+
+    anyio.run(body)
