@@ -37,7 +37,20 @@ ONLY_IN = {
     "subprocess": {"notify"},
 }
 LIGHT = {"framing", "packed", "paths", "codes", "text", "state_names", "__init__"}
-HOT = {"main", "hot", "connection", "environment", "failure", "__init__", "__main__"}
+HOT = {
+    "main",
+    "hot",
+    "asking",
+    "connection",
+    "environment",
+    "failure",
+    "pipes",
+    "hook",
+    "statusline",
+    "state_file",
+    "__init__",
+    "__main__",
+}
 HEAVY = {
     "msgspec",
     "anyio",

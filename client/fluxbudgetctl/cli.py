@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from fluxbudgetctl import environment, hot, reviews, verbs
+from fluxbudgetctl import environment, hot, reviews, settings_block, verbs
 from fluxbudgetctl.failure import Failure, one_line
 from fluxbudgetd.wire import codes
 
@@ -22,6 +22,8 @@ _HELP = {
     "env": "print 'export FLUX_BUDGET_REMAINING=N' for eval (exhausted: 1; no run or no budget: nothing, exit 3)",
     "check": "may this run go on? 'ok', or the reason and exit 1, every time",
     "ping": "is the daemon there?",
+    "hook": "answer a Claude Code hook: JSON on stdin, JSON out; nothing, and exit 0, when anything is wrong",
+    "statusline": "print one line for Claude Code's status line",
 }
 
 
@@ -84,11 +86,13 @@ def _add_hot(commands: "_Commands", name: str) -> None:
             json=getattr(options, "json", False),
             default=getattr(options, "default", None),
             override=getattr(options, "override", None),
+            shape=(getattr(options, "width", None), not getattr(options, "no_colour", False)),
         )
+        if getattr(options, "print_settings", False):
+            return settings_block.show()
         return hot.run(hot_options)
 
-    quick = name == "remaining"
-    made = _add(commands, name, _HELP[name], carry_out, hot.QUICK_SECONDS if quick else hot.PATIENT_SECONDS, bare=True)
+    made = _add(commands, name, _HELP[name], carry_out, hot.limit(hot.Options(name)), bare=True)
     if hot.NAMING_FLAGS[0] in hot.VERBS[name]:
         _add_naming(made)
     if "--json" in hot.VERBS[name]:
@@ -97,6 +101,13 @@ def _add_hot(commands: "_Commands", name: str) -> None:
         _add_override(made)
     if "--default" in hot.VERBS[name]:
         made.add_argument("--default", type=int, metavar="N", help="print N, exit 0, when the daemon gives no answer")
+    if "--width" in hot.VERBS[name]:
+        made.add_argument("--width", type=environment.cells, metavar="N", help="cells (default: $COLUMNS, or no limit)")
+        made.add_argument("--no-colour", "--no-color", action="store_true", help="as with $NO_COLOR")
+    if name == "hook":
+        made.add_argument(
+            "--print-settings", action="store_true", help="print what to merge into Claude Code's settings.json"
+        )
 
 
 def _add_runs(commands: "_Commands") -> None:

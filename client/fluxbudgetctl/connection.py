@@ -15,6 +15,12 @@ _RETRY_SECONDS = 0.002
 _CREDENTIAL_BYTES = 12
 _CHUNK = 65536
 
+#: The code of a failure to get as far as the daemon: none is there, or the system forbids the socket. (State files may
+#: still say something; behind any other failure there is, or was, a daemon that is to be believed.)
+NO_SOCKET = "no_socket"
+_FORBIDDEN = (errno.EPERM, errno.EACCES)
+_NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
+
 
 def exchange(path: str, body: bytes, seconds: float) -> bytes:
     """Send a request to the daemon's socket and return the answer's body; raises `Failure`."""
@@ -23,7 +29,10 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
         frame = encode_frame(body)
     except FrameError as exc:
         raise Failure(f"the request is too large: {exc}", "shorten its arguments", codes.BAD_INPUT) from None
-    peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    except OSError as exc:
+        raise _not_reached(path, exc) from None
     try:
         _connect(peer, path, deadline)
         _require_owner(peer, path)
@@ -56,6 +65,10 @@ def _connect(peer: _socket.socket, path: str, deadline: float) -> None:
             if exc.errno != errno.EAGAIN:
                 raise
             time.sleep(min(_RETRY_SECONDS, _left(deadline)))
+        except TimeoutError:
+            raise
+        except OSError as exc:
+            raise _not_reached(path, exc) from None
         else:
             return
 
@@ -95,6 +108,15 @@ def not_understood(reason: str) -> Failure:
 
 def _away(path: str, reason: str) -> Failure:
     return Failure(f"no daemon at {path}: {reason}", "start it with 'fluxbudgetd'", codes.UNREACHABLE, "unreachable")
+
+
+def _not_reached(path: str, exc: OSError) -> Failure:
+    failure = _away(path, exc.strerror or str(exc))
+    if exc.errno in _FORBIDDEN:
+        failure.hint = "a sandbox may forbid sockets: run it outside; else look at the socket's permissions"
+    if exc.errno in (*_FORBIDDEN, *_NOBODY):
+        failure.code = NO_SOCKET
+    return failure
 
 
 def _left(deadline: float) -> float:

@@ -7,6 +7,7 @@ from fluxbudgetd.wire.paths import socket_path
 from fluxbudgetd.wire.text import fold
 
 _SESSIONS = ("CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
+_MOST_DIGITS = 5
 
 
 def socket() -> str:
@@ -31,6 +32,22 @@ def override() -> str | None:
     """Return the reason for passing an exceeded budget that the environment gives; an empty one is none."""
     value = os.environ.get("CLAVAIN_SKIP_BUDGET")
     return text(value) if value else None
+
+
+def cells(value: str) -> int:
+    """Return a width; raises `ValueError` unless it is a whole number above 0 (of at most five digits)."""
+    number = int(value) if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS else 0
+    if number < 1:
+        raise ValueError(f"{value} is not a number of cells above 0")
+    return number
+
+
+def columns() -> int | None:
+    """Return `$COLUMNS`, when it is a width."""
+    try:
+        return cells(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        return None
 
 
 def hints() -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""The verbs that hooks call: `remaining`, `env`, `check`, `ping`.
+"""The verbs that hooks call: `remaining`, `env`, `check`, `ping`, `hook`, `statusline`.
 
 Nothing is imported here that costs milliseconds: no argparse, no msgspec, no socket module (each as much as the rest of
 the answer together). The flags' table serves both the quick parser below and the real one in `cli`, which takes over
@@ -8,14 +8,16 @@ for everything that is not a plain, correct use of these flags: `--help`, abbrev
 from __future__ import annotations
 
 from fluxbudgetctl import environment
-from fluxbudgetctl.connection import exchange, not_understood
-from fluxbudgetctl.failure import Failure, one_line, refused, say
+from fluxbudgetctl.asking import ask
+from fluxbudgetctl.connection import NO_SOCKET, not_understood
+from fluxbudgetctl.failure import Failure, one_line, say
 from fluxbudgetd.wire import codes
-from fluxbudgetd.wire.packed import PackedError, Value, pack, unpack
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from fluxbudgetd.wire.packed import Value
 
 QUICK_SECONDS = 0.2
 PATIENT_SECONDS = 1.0
@@ -27,8 +29,12 @@ VERBS: dict[str, tuple[str, ...]] = {
     "env": (*NAMING_FLAGS, "--timeout"),
     "check": (*NAMING_FLAGS, "--timeout", "--json", "--override"),
     "ping": ("--timeout", "--json"),
+    "hook": (*NAMING_FLAGS, "--timeout"),
+    "statusline": (*NAMING_FLAGS, "--timeout", "--width", "--no-colour", "--no-color"),
 }
-
+#: The verbs that somebody waits for all day.
+QUICK = ("remaining", "hook", "statusline")
+_SWITCHES = {"--json": "json", "--no-colour": "no_colour", "--no-color": "no_colour"}
 
 _NO_NUMBERS: dict[str, Value] = dict.fromkeys(
     ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
@@ -50,6 +56,7 @@ class Options:
         json: bool = False,
         default: int | None = None,
         override: str | None = None,
+        shape: tuple[int | None, bool] = (None, True),
     ) -> None:
         self.verb = verb
         self.run, self.scope, self.session = naming
@@ -57,6 +64,16 @@ class Options:
         self.json = json
         self.default = default
         self.override = override
+        self.width, self.colour = shape
+
+    def names_none(self) -> bool:
+        """Tell whether the environment decides which run is meant."""
+        return not (self.run or self.scope or self.session)
+
+    def naming(self) -> dict[str, Value | bytes]:
+        """Return the request's fields that say which run is meant."""
+        named = (("run", self.run), ("scope", self.scope), ("session", self.session))
+        return {**{field: environment.text(name) for field, name in named if name}, "hints": environment.hints()}
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
@@ -64,15 +81,15 @@ def parse(arguments: Sequence[str]) -> Options | None:
     flags = VERBS.get(arguments[0] if arguments else "", ())
     found: dict[str, str] = {}
     rest = iter(arguments[1:] if flags else ["not a hot verb"])
-    as_json = False
+    switches: set[str] = set()
     for argument in rest:
         flag, equals, value = argument.partition("=")
         if flag not in flags or flag in found:
             return None
-        if flag == "--json":
-            if equals or as_json:
+        if flag in _SWITCHES:
+            if equals or _SWITCHES[flag] in switches:
                 return None
-            as_json = True
+            switches.add(_SWITCHES[flag])
             continue
         text = value if equals else next(rest, "")
         if not text or text.startswith("-"):
@@ -81,13 +98,20 @@ def parse(arguments: Sequence[str]) -> Options | None:
     try:
         timeout = seconds(found["--timeout"]) if "--timeout" in found else None
         default = int(found["--default"]) if "--default" in found else None
+        width = environment.cells(found["--width"]) if "--width" in found else None
     except ValueError:
         return None
     naming = (found.get("--run"), found.get("--scope"), found.get("--session"))
     if sum(name is not None for name in naming) > 1:
         return None
     return Options(
-        arguments[0], naming, timeout=timeout, json=as_json, default=default, override=found.get("--override")
+        arguments[0],
+        naming,
+        timeout=timeout,
+        json="json" in switches,
+        default=default,
+        override=found.get("--override"),
+        shape=(width, "no_colour" not in switches),
     )
 
 
@@ -102,20 +126,21 @@ def seconds(value: str) -> float:
 def run(options: Options) -> int:
     """Carry out a hot verb; return the exit code."""
     try:
-        if options.verb == "ping":
-            return _ping(options)
-        if options.verb == "check":
-            return _check(options)
-        return _env(options) if options.verb == "env" else _remaining(options)
+        return _CARRIED_OUT[options.verb](options)
     except Failure as failure:
         return failure.tell()
     except (KeyError, TypeError) as exc:
         return not_understood(f"{type(exc).__name__} {exc}").tell()
 
 
+def limit(options: Options) -> float:
+    """Return how many seconds the verb may take."""
+    return options.timeout or (QUICK_SECONDS if options.verb in QUICK else PATIENT_SECONDS)
+
+
 def _remaining(options: Options) -> int:
     try:
-        answer = _ask("remaining", options, QUICK_SECONDS)
+        answer = _remainder(options)
     except Failure as failure:
         if failure.exit_code == codes.NO_RUN:
             _print_none(options)
@@ -136,7 +161,7 @@ def _remaining(options: Options) -> int:
 
 
 def _env(options: Options) -> int:
-    answer = _ask("remaining", options, PATIENT_SECONDS)
+    answer = _remainder(options)
     spend = _spend(answer)
     left = spend["remaining"]
     if left is not None:
@@ -146,7 +171,7 @@ def _env(options: Options) -> int:
 
 
 def _check(options: Options) -> int:
-    answer = _ask("check", options, PATIENT_SECONDS)
+    answer = _ask("check", options)
     spend = _spend(answer)
     _tell_stale(spend)
     if answer["note"]:
@@ -165,7 +190,7 @@ def _ping(options: Options) -> int:
     import time  # noqa: PLC0415  no hook pings
 
     before = time.perf_counter()
-    answer = _ask("ping", options, PATIENT_SECONDS)
+    answer = _ask("ping", options)
     took = (time.perf_counter() - before) * 1000
     if options.json:
         names = ("version", "protocol", "pid", "started_at")
@@ -175,25 +200,35 @@ def _ping(options: Options) -> int:
     return codes.OK
 
 
-def _ask(op: str, options: Options, limit: float) -> dict[str, Value]:
-    timeout = options.timeout or limit
-    request: dict[str, Value] = {"v": codes.VERSION, "op": op, "wait_ms": int(timeout * 1000)}
-    if op != "ping":
-        names = ("run", "scope", "session")
-        request |= {name: environment.text(getattr(options, name)) for name in names if getattr(options, name)}
-        request["hints"] = environment.hints()
-    if op == "check":
-        request["override"] = environment.text(options.override) if options.override else environment.override()
-    body = exchange(environment.socket(), pack(request), timeout)
+def _hook(options: Options) -> int:
+    from fluxbudgetctl import hook  # noqa: PLC0415  nobody else pays for it
+
+    return hook.run(options, limit(options))
+
+
+def _statusline(options: Options) -> int:
+    from fluxbudgetctl import statusline  # noqa: PLC0415  likewise
+
+    return statusline.run(options, limit(options))
+
+
+def _remainder(options: Options) -> dict[str, Value]:
+    """Return the answer to `remaining`; the state file's when the socket is out of reach. Raises `Failure`."""
     try:
-        answer = unpack(body)
-    except PackedError as exc:
-        raise not_understood(str(exc)) from None
-    if not isinstance(answer, dict):
-        raise not_understood("it is not a map")
-    if answer.get("ok") is not True:
-        raise refused(answer.get("error"))
-    return answer
+        return _ask("remaining", options)
+    except Failure as failure:
+        if failure.code != NO_SOCKET:
+            raise
+        from fluxbudgetctl import state_file  # noqa: PLC0415  only who may not open a socket needs it
+
+        return state_file.look(options, failure).answer()
+
+
+def _ask(op: str, options: Options) -> dict[str, Value]:
+    fields: dict[str, Value | bytes] = {} if op == "ping" else options.naming()
+    if op == "check":
+        fields["override"] = environment.text(options.override) if options.override else environment.override()
+    return ask(op, fields, limit(options))
 
 
 def _spend(answer: dict[str, Value]) -> dict[str, Value]:
@@ -227,3 +262,13 @@ def _print_json(value: dict[str, Value]) -> None:
     import json  # noqa: PLC0415  5 ms that only --json pays
 
     print(json.dumps(value))
+
+
+_CARRIED_OUT = {
+    "remaining": _remaining,
+    "env": _env,
+    "check": _check,
+    "ping": _ping,
+    "hook": _hook,
+    "statusline": _statusline,
+}

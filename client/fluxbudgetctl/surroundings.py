@@ -36,12 +36,12 @@ def look_around(path: str) -> Iterator[Finding]:
 
 def _is_dead(path: str) -> bool:
     """Tell whether nobody listens. (Never by trying the daemon's lock: one that starts just now would lose it.)"""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_PROBE_SECONDS)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:  # which a sandbox may forbid
+            probe.settimeout(_PROBE_SECONDS)
             probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
     return False

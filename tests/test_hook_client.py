@@ -1,0 +1,382 @@
+"""`fluxbudgetctl hook`: what Claude Code's hooks get, and that they get nothing when anything is wrong."""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxbudgetctl.pipes import KEPT
+from harness.daemon import CTL, Home
+from harness.false_daemon import answering, frame
+from test_import_order import HEAVY
+
+ROOT = Path(__file__).parents[1]
+PROMPT = b'{"session_id": "s", "hook_event_name": "UserPromptSubmit"}'
+LAUNCH = b'{"session_id": "s", "hook_event_name": "PreToolUse", "tool_name": "Agent", "tool_input": {"prompt": "p"}}'
+OUTPUT = '{"systemMessage": "Wärnung"}'
+ANSWER = frame({"ok": True, "op": "hook", "output": OUTPUT, "exports": "export FLUXBUDGET_RUN=r1\n"})
+SILENCE = frame({"ok": True, "op": "hook", "output": "", "exports": ""})
+REFUSAL = frame({"ok": False, "error": {"code": "ledger", "message": 'it is "full"', "hint": "h"}})
+
+
+def hook(
+    home: Home, *arguments: str, data: bytes | None = PROMPT, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the hook as Claude Code does, with patience; `data` None: stdin is closed."""
+    return subprocess.run(
+        [*CTL, "hook", "--timeout", "20", *arguments] if "--timeout" not in arguments else [*CTL, "hook", *arguments],
+        env={**home.environ, **(environ or {})},
+        cwd=home.project,
+        input=data,
+        stdin=subprocess.DEVNULL if data is None else None,
+        preexec_fn=(lambda: os.close(0)) if data is None else None,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def is_silent(result: subprocess.CompletedProcess[bytes]) -> bool:
+    return (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+@contextmanager
+def failing(home: Home, how: str) -> Iterator[list[str]]:
+    """A daemon that fails in a way; gives the arguments with which the hook meets the failure soon."""
+    answers = {
+        "refuses": REFUSAL,
+        "talks garbage": b"\xff\xff\xff\xff",
+        "answers something else": frame({"ok": True, "op": "ping"}),
+        "answers with numbers": frame({"ok": True, "op": "hook", "output": 1, "exports": ""}),
+        "closes": b"",
+    }
+    with contextlib.ExitStack() as stack:
+        if how == "is silent":
+            stack.enter_context(answering(home, None))
+        elif how == "is dead":
+            with answering(home, b""):
+                pass  # what is left is a socket that nobody serves
+        elif how != "is away":
+            stack.enter_context(answering(home, answers[how]))
+        yield ["--timeout", "0.5"] if how == "is silent" else []
+
+
+FAILURES = {
+    "is away": "No such file or directory",
+    "is dead": "Connection refused",
+    "is silent": "no answer from",
+    "refuses": 'it is "full"',
+    "talks garbage": "not understood",
+    "answers something else": "not understood",
+    "answers with numbers": "not understood",
+    "closes": "without an answer",
+}
+
+
+def test_input_goes_to_the_daemon_and_its_answer_to_claude_code(home: Home) -> None:
+    environ = {"FLUXBUDGET_RUN": "r", "CLAVAIN_BEAD_ID": "b", "CLAUDE_CODE_SESSION_ID": "s1"}
+    with answering(home, ANSWER) as asked:
+        result = hook(home, environ=environ)
+        assert (result.returncode, result.stdout.decode(), result.stderr) == (0, OUTPUT + "\n", b"")
+        hook(home, "--scope", "b9")
+    first, second = asked
+    assert (first["op"], first["input"], first["whole"]) == ("hook", PROMPT, True)
+    assert first["hints"] == {"run": "r", "scope": "b", "sessions": ["s1"], "cwd": str(home.project)}
+    assert 0 < first["wait_ms"] <= 20_000
+    assert second["scope"] == "b9"
+
+
+@pytest.mark.parametrize("data", [b'{"broken": ', b"\xff\xfe\0 no text", b"[]", b" ", "{'ü': 1}\n".encode()])
+def test_input_is_passed_on_byte_by_byte(home: Home, data: bytes) -> None:
+    with answering(home, SILENCE) as asked:
+        assert is_silent(hook(home, data=data))
+    assert [one["input"] for one in asked] == [data]
+
+
+def test_long_input_is_read_to_its_end_and_its_beginning_is_sent(home: Home) -> None:
+    data = LAUNCH + os.urandom(5_000_000)
+    with answering(home, ANSWER) as asked:
+        with subprocess.Popen(
+            [*CTL, "hook", "--timeout", "20"],
+            env=home.environ,
+            cwd=home.project,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(data)  # raises BrokenPipeError unless all of it is read
+            process.stdin.close()
+            assert process.stdout.read().decode() == OUTPUT + "\n"
+        assert process.returncode == 0
+        hook(home, data=data[:KEPT])
+    assert [(one["input"], one["whole"]) for one in asked] == [(data[:KEPT], False), (data[:KEPT], True)]
+
+
+@pytest.mark.parametrize("data", [b"", None])
+def test_no_input_asks_nobody(home: Home, data: bytes | None) -> None:
+    """Empty stdin, and one that is closed."""
+    with answering(home, ANSWER) as asked:
+        assert is_silent(hook(home, data=data, environ={"FLUXBUDGET_DEBUG": "1"}))
+    assert not asked
+
+
+def test_terminal_is_no_input(home: Home) -> None:
+    master, slave = os.openpty()
+    try:
+        with answering(home, ANSWER) as asked:
+            result = subprocess.run(
+                [*CTL, "hook", "--timeout", "60"], env=home.environ, stdin=slave, capture_output=True, check=False
+            )
+        assert is_silent(result)
+        assert not asked
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize(("begun", "closed"), [(b"", False), (PROMPT, False), (LAUNCH, False), (LAUNCH, True)])
+def test_input_that_does_not_end_is_left_at_the_deadline(home: Home, begun: bytes, closed: bool) -> None:
+    """Silently; a sub-agent's start that is to fail closed is refused."""
+    environ = {"FLUXBUDGET_FAIL_CLOSED": "1"} if closed else {}
+    with answering(home, ANSWER) as asked:
+        reading, writing = os.pipe()
+        os.write(writing, begun)
+        result = subprocess.run(
+            [*CTL, "hook", "--timeout", "0.5"],
+            env={**home.environ, **environ},
+            stdin=reading,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        os.close(reading)
+        os.close(writing)
+    assert not asked
+    if closed:
+        assert "did not end in time" in decision(result)["permissionDecisionReason"]
+    else:
+        assert is_silent(result)
+
+
+def decision(result: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+    assert (result.returncode, result.stderr) == (0, b"")
+    found: dict[str, Any] = json.loads(result.stdout)["hookSpecificOutput"]
+    return found
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_without_an_answer_it_is_silent(home: Home, how: str) -> None:
+    """Unless it is asked for the reason, or to fail closed, and then only before a sub-agent's start."""
+    with failing(home, how) as soon:
+        for environ in ({}, {"FLUXBUDGET_FAIL_CLOSED": "yes"}, {"FLUXBUDGET_FAIL_CLOSED": ""}):
+            assert is_silent(hook(home, *soon, data=LAUNCH, environ=environ))
+        told = hook(home, *soon, environ={"FLUXBUDGET_DEBUG": "1", "FLUXBUDGET_FAIL_CLOSED": "1"})
+        assert (told.returncode, told.stdout, told.stderr.count(b"\n")) == (0, b"", 1)
+        assert FAILURES[how] in told.stderr.decode()
+        found = decision(hook(home, *soon, data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"}))
+    assert (found["hookEventName"], found["permissionDecision"]) == ("PreToolUse", "deny")
+    reason = found["permissionDecisionReason"]
+    assert reason.startswith("fluxbudget: the daemon gave no answer (")
+    assert FAILURES[how] in reason
+    assert reason.endswith("), and FLUXBUDGET_FAIL_CLOSED=1")
+
+
+@pytest.mark.parametrize(
+    ("data", "denied"),
+    [
+        (b'{"hook_event_name":"PreToolUse","tool_name":"Task"}', True),
+        (b'{"tool_name" : \n "Agent" ,\t"hook_event_name"\r:"PreToolUse"}', True),
+        (b'{"hook_event_name": "PreToolUse", "tool_name": "Agent", "tool_input": {"prompt": "cut', True),
+        (b'{"x": "tool_name", "hook_event_name": "PreToolUse", "tool_name": "Agent"}', True),
+        (rb'{"x": "\"tool_name\": \"Read\"", "hook_event_name": "PreToolUse", "tool_name": "Agent"}', True),
+        (rb'{"x": "\"tool_name\": \"Agent\"", "hook_event_name": "PreToolUse", "tool_name": "Read"}', False),
+        (b'{"hook_event_name": "PreToolUse", "tool_name": "Read"}', False),
+        (b'{"hook_event_name": "PreToolUse", "tool_name": "AgentX"}', False),
+        (b'{"hook_event_name": "PreToolUse", "tool_name": "Agent', False),
+        (b'{"hook_event_name": "PreToolUse", "tool_name": 1}', False),
+        (b'{"hook_event_name": "PreToolUse"}', False),
+        (b'{"hook_event_name": "PostToolUse", "tool_name": "Agent"}', False),
+        (b"PreToolUse Agent", False),
+    ],
+)
+def test_only_the_start_of_a_sub_agent_fails_closed(home: Home, data: bytes, denied: bool) -> None:
+    result = hook(home, data=data, environ={"FLUXBUDGET_FAIL_CLOSED": "1"})
+    if denied:
+        assert decision(result)["permissionDecision"] == "deny"
+    else:
+        assert is_silent(result)
+
+
+def test_an_answer_is_never_turned_into_a_refusal(home: Home) -> None:
+    with answering(home, SILENCE):
+        assert is_silent(hook(home, data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "export FLUXBUDGET_RUN=r1\n"),
+        ("", "export FLUXBUDGET_RUN=r1\n"),
+        ("export A=1\n", "export A=1\nexport FLUXBUDGET_RUN=r1\n"),
+        ("export A=1", "export A=1\nexport FLUXBUDGET_RUN=r1\n"),
+    ],
+)
+def test_exports_are_appended_to_claudes_file(home: Home, before: str | None, after: str) -> None:
+    place = home.root / "env"
+    if before is not None:
+        place.write_text(before)
+    with answering(home, ANSWER):
+        assert hook(home, environ={"CLAUDE_ENV_FILE": str(place)}).stdout.decode() == OUTPUT + "\n"
+    assert place.read_text() == after
+    if before is None:
+        assert stat.S_IMODE(place.stat().st_mode) == 0o600
+
+
+def test_exports_that_cannot_be_written_change_nothing(home: Home) -> None:
+    with answering(home, ANSWER):
+        for place in (str(home.root / "no" / "such"), str(home.root), ""):
+            result = hook(home, environ={"CLAUDE_ENV_FILE": place})
+            assert (result.returncode, result.stdout.decode(), result.stderr) == (0, OUTPUT + "\n", b""), place
+
+
+def test_no_exports_no_file(home: Home) -> None:
+    place = home.root / "env"
+    with answering(home, SILENCE):
+        assert is_silent(hook(home, environ={"CLAUDE_ENV_FILE": str(place)}))
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| true", "2>&-"])
+def test_output_that_nobody_takes_changes_nothing(home: Home, redirection: str) -> None:
+    with answering(home, ANSWER) as asked:
+        result = subprocess.run(
+            ["bash", "-c", f'"$@" {redirection}; exit "${{PIPESTATUS[0]}}"', "-", *CTL, "hook", "--timeout", "20"],
+            env=home.environ,
+            input=PROMPT,
+            capture_output=True,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert len(asked) == 1
+
+
+def test_output_does_not_depend_on_the_locale(home: Home) -> None:
+    with answering(home, ANSWER):
+        result = hook(home, environ={"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"})
+    assert result.stdout.decode() == OUTPUT + "\n"
+
+
+def test_wrong_flags_are_told(home: Home) -> None:
+    """Exit code 64, which Claude Code logs and goes on."""
+    for flags in (["--no-such"], ["--timeout", "0"], ["--run", "a", "--scope", "b"]):
+        result = hook(home, "--timeout", "1", *flags)
+        assert (result.returncode, result.stdout) == (64, b"")
+
+
+def test_hook_imports_nothing_heavy(home: Home) -> None:
+    """Neither does what it imports."""
+    with answering(home, SILENCE):
+        result = subprocess.run(
+            [sys.executable, "-X", "importtime", *CTL[1:], "hook", "--timeout", "20"],
+            env=home.environ,
+            input=PROMPT.decode(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    ready = result.stderr.partition("fluxbudgetctl")[2]  # what a bare Python imports is not ours to choose
+    names = {line.rpartition("|")[2].strip() for line in ready.splitlines()}
+    assert "fluxbudgetctl.hook" in names
+    assert not names & {*HEAVY, "typing", "collections.abc", "enum", "fluxbudgetctl.state_file", "fluxbudgetctl.cli"}
+
+
+def settings(*command: str, path: str = "/nowhere") -> Any:
+    made = subprocess.run(
+        [*command, "hook", "--print-settings"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout.startswith('{\n  "hooks": {\n    "SessionStart"')
+    return json.loads(made.stdout)
+
+
+def test_settings_call_this_very_program(tmp_path: Path) -> None:
+    """By its name when that leads here, else by its path, fit for a shell."""
+    script = Path(sys.executable).parent / "fluxbudgetctl"
+    folder = tmp_path / "with space"
+    folder.mkdir()
+    link = folder / "fluxbudgetctl"
+    link.symlink_to(script)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(script, other / "fluxbudgetctl")
+    for command, path, expected in (
+        (str(script), str(script.parent), "fluxbudgetctl"),
+        (str(link), str(script.parent), "fluxbudgetctl"),
+        (str(script), "/nowhere", str(script)),
+        (str(script), str(other), str(script)),
+        (str(link), "/nowhere", f"'{link}'"),
+    ):
+        found = settings(command, path=path)
+        assert found["statusLine"] == {"type": "command", "command": f"{expected} statusline"}, (command, path)
+        assert found["hooks"]["SessionEnd"] == [
+            {"hooks": [{"type": "command", "command": f"{expected} hook", "timeout": 1}]}
+        ]
+    assert settings(*CTL)["statusLine"]["command"] == f"{sys.executable} -m fluxbudgetctl statusline"
+
+
+def test_settings_shown_in_the_document_are_what_is_printed() -> None:
+    script = Path(sys.executable).parent / "fluxbudgetctl"
+    shown = json.loads(blocks("json")[0])
+    assert shown == settings(str(script), path=str(script.parent))
+    assert shown["hooks"]["PreToolUse"][0]["matcher"] == "Agent|Task"
+
+
+def blocks(kind: str) -> list[str]:
+    """The document's blocks of a kind."""
+    pieces = (ROOT / "docs" / "hooks.md").read_text().split("```")[1::2]
+    return [piece.removeprefix(kind + "\n") for piece in pieces if piece.startswith(kind + "\n")]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="the document's commands need jq")
+def test_install_and_remove_of_the_document(tmp_path: Path) -> None:
+    """Installing twice is installing once; what was there stays, in its order; removing leaves what was there."""
+    place = tmp_path / ".claude" / "settings.json"
+    place.parent.mkdir()
+    mine = {"hooks": [{"type": "command", "command": "mine"}]}
+    before = {"model": "m", "hooks": {"PreToolUse": [{"matcher": "Bash", **mine}], "Stop": [mine]}}
+    place.write_text(json.dumps(before))
+    install, remove = blocks("bash")[:2]
+    scripts = Path(sys.executable).parent
+    environ = {"HOME": str(tmp_path), "PATH": f"{scripts}:/usr/bin:/bin"}
+
+    def run(script: str) -> Any:
+        subprocess.run(["bash", "-e", "-c", script], env={**os.environ, **environ}, check=True)
+        return json.loads(place.read_text())
+
+    installed = run(install)
+    ours = settings(str(scripts / "fluxbudgetctl"), path=str(scripts))
+    assert installed["model"] == "m"
+    assert installed["statusLine"] == ours["statusLine"]
+    assert installed["hooks"]["Stop"] == [mine]
+    assert installed["hooks"]["PreToolUse"] == [*before["hooks"]["PreToolUse"], *ours["hooks"]["PreToolUse"]]  # type: ignore[index]
+    assert installed["hooks"]["SessionEnd"] == ours["hooks"]["SessionEnd"]
+    assert run(install) == installed
+    assert run(remove) == before
+    place.write_text(json.dumps({"statusLine": {"type": "command", "command": "mine"}}))
+    assert run(install)["statusLine"]["command"] == "mine"
+    assert run(remove) == {"statusLine": {"type": "command", "command": "mine"}}
+    place.unlink()
+    assert run(install) == ours
