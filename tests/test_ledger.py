@@ -1,5 +1,6 @@
 """The ledger: acknowledged changes, schema steps, newer files refused, damaged ones moved aside."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -69,6 +70,16 @@ def test_every_version_that_ever_landed_opens(home: Home, version: int) -> None:
         # Its transcript has gone since; what it gave stays.
         (source,) = home.json("run", "show", "--run", "fixture-done")["sources"]
         assert (source["session"], source["counts"], source["transcripts_total"]) == ("s2", "transcripts", 30)
+    if version >= 4:
+        # s1 was told of the warning, s9 was not; what was reserved then has passed with its time.
+        told = {
+            session: home.ctl("hook", stdin=json.dumps({"session_id": session, "hook_event_name": "UserPromptSubmit"}))
+            for session in ("s1", "s9")
+        }
+        assert (told["s1"].stdout, "1 % of the budget spent" in told["s9"].stdout) == ("", True)
+        assert listed["fixture-active"]["spend"]["reserved"] == 0
+        assert rows(FIXTURES / "ledger-v4.db", "SELECT agent, tokens FROM reservations") == [("fd-x", 40_000)]
+        assert rows(ledger(home), "SELECT * FROM reservations") == []
     assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
 
 

@@ -145,6 +145,9 @@ def doctor(path: str, answer: messages.DoctorAnswer | None, findings: Sequence[m
         print(f"daemon    fluxbudgetd {answer.version}, pid {answer.pid}, {answer.connections} connections")
         print(f"ledger    {one_line(answer.ledger)}")
         print(f"runs      {answer.active_runs} active, {answer.followed_runs} followed")
+        for channel in answer.channels:
+            detail = f": {channel.detail}" if channel.detail else ""
+            print(one_line(f"channel   {channel.name}: {channel.state}{detail}"))
         for source in answer.sources:
             print(f"source    {source.name}: {source.state} since {source.since} ({one_line(source.path)})")
             if source.anomalies:

@@ -8,6 +8,7 @@ import msgspec
 from fluxbudgetd.engine import Engine, Standing
 from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.model import Counts, Run, Triage, to_text
+from fluxbudgetd.policy import burn
 from fluxbudgetd.policy import triage as policy
 from fluxbudgetd.policy.phases import (
     MACRO_STAGES,
@@ -70,13 +71,46 @@ def run_info(run: Run) -> wire.RunInfo:
 
 def run_line(engine: Engine, state: RunState, standing: Standing) -> wire.RunLine:
     """Return a run's entry in a list."""
-    info = run_info(standing.run)
+    info, rate = run_info(standing.run), engine.burn(state)
     return wire.RunLine(
         run=msgspec.structs.replace(info, goal=info.goal[:_LINE_GOAL]),
         spend=spend(standing),
         sessions=len({one.session for one in engine.book.attachments_to(standing.run.id)}),
         pending=engine.book.measured(state).pending,
+        burn=capped(rate),
+        minutes_left=burn.minutes_left(standing.balance.remaining, rate),
     )
+
+
+def channels(engine: Engine) -> tuple[wire.ChannelInfo, ...]:
+    """Return the channels, and the state files, and whether they work."""
+    last = engine.events.last
+    found = [
+        wire.ChannelInfo(
+            name=one.channel.name,
+            state=one.state,
+            detail=one.detail,
+            hint=one.hint,
+            since=to_text(one.since),
+            told=one.place,
+            waiting=last - one.place,
+        )
+        for one in (() if engine.telling is None else engine.telling.couriers)
+    ]
+    files = engine.mirror
+    if files is not None:
+        found.append(
+            wire.ChannelInfo(
+                name=files.name,
+                state=files.state,
+                detail=files.detail,
+                hint=files.hint,
+                since=to_text(files.since),
+                told=last,
+                waiting=0,
+            )
+        )
+    return tuple(found)
 
 
 def sources(engine: Engine) -> tuple[wire.SourceInfo, ...]:

@@ -17,12 +17,14 @@ from fluxbudgetd import __version__, listening
 from fluxbudgetd.config.locations import Locations
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine import Engine
+from fluxbudgetd.engine.channels import Surroundings
 from fluxbudgetd.engine.engine import now_micros
 from fluxbudgetd.handlers import Context, handle
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.server import MAX_CONNECTIONS, Server
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
+from fluxbudgetd.wire.state_names import state_directory
 
 log = structlog.get_logger()
 
@@ -81,7 +83,10 @@ async def _serve(
     listener: listening.Listener,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
-    engine = Engine(InterstatSource(locations.interstat_db), TranscriptSource(locations.claude_dir), ledger, settings)
+    around = Surroundings(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
+    engine = Engine(
+        InterstatSource(locations.interstat_db), TranscriptSource(locations.claude_dir), ledger, settings, around
+    )
     await engine.load()
     context = Context(
         engine=engine, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections

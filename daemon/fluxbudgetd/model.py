@@ -336,34 +336,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: EventData
 
 
-class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """An admitted sub-agent's estimate, in tokens of the run's cost basis.
-
-    `agent` is its plain name; `agent_id` is known from its start on; `ended_at`: when it was told to have ended.
-    """
-
-    id: int
-    run: str
-    session: str
-    agent: str
-    tokens: int
-    at: int
-    agent_id: str | None = None
-    ended_at: int | None = None
-
-
-class Instance(NamedTuple):
-    """A sub-agent of which usage has been measured: a transcript of its own, or a row of interstat's.
-
-    `at`: its first usage; `agent_id` is None when its source does not know it.
-    """
-
-    session: str
-    agent: str
-    agent_id: str | None
-    at: int | None
-
-
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
     """A run's budget and what has become of it, in tokens of the run's cost basis."""
 

@@ -22,6 +22,8 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
     config_is_chosen: bool
     """Somebody named it on the command line, so it has to exist."""
     claude_dir: str
+    interband_root: str
+    """Unless the configuration names another."""
 
 
 def locate(
@@ -38,7 +40,8 @@ def locate(
 
     State: `$STATE_DIRECTORY` (set by systemd), else `${XDG_STATE_HOME:-~/.local/state}/fluxbudget`. interstat's
     database: `$INTERSTAT_DB`, else `interstat/metrics.db` in Claude's directory, which is `$CLAUDE_CONFIG_DIR`, else
-    `~/.claude`. Configuration: `${XDG_CONFIG_HOME:-~/.config}/fluxbudget/config.toml`.
+    `~/.claude`. Interband: `$INTERBAND_ROOT`, else `~/.interband`. Configuration:
+    `${XDG_CONFIG_HOME:-~/.config}/fluxbudget/config.toml`.
     """
     home = environ.get("HOME") or os.path.expanduser("~")
     state_home = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
@@ -59,4 +62,5 @@ def locate(
         config=os.path.abspath(config or os.path.join(config_home, "fluxbudget", "config.toml")),
         config_is_chosen=config is not None,
         claude_dir=os.path.abspath(claude),
+        interband_root=os.path.abspath(environ.get("INTERBAND_ROOT") or os.path.join(home, ".interband")),
     )

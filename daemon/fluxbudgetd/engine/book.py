@@ -4,7 +4,7 @@ Single records stay in the ledger; here are only sums per (run, phase, agent, mo
 the rows. Nothing here waits or reads a file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -21,13 +21,14 @@ class RunState(msgspec.Struct):
     `epoch` is interstat's epoch that the numbers show (-1: they have to be looked at), `status` what it was like at the
     last look. Transcripts have to be looked at while `live` is less than `live_needed`. `sessions` are those that may
     have usage of the run. `measured` caches the sum of its usage, `provisional` the phases whose estimates count.
-    `fired` is what has been told for its present budget.
+    `fired` is what has been told for its present budget, `reserved` what admitted sub-agents are expected to cost.
     """
 
     run: Run
     started_as: Run
     completed: tuple[PhaseRecord, ...] = ()
     fired: frozenset[Mark] = frozenset()
+    reserved: int = 0
     epoch: int = -1
     live_needed: int = 0
     live: int = 0
@@ -48,6 +49,7 @@ class SessionState(msgspec.Struct):
     `live`: the sums are those of its transcripts, which hold usage; else those of interstat's rows. `figures` has the
     sum of each source, by its name. `whole`: they were made of both sources once; `unsummed`: they are older than what
     they are made of, because the ledger could not be read.
+    `minutes`: what was used of late, by the minute since the epoch.
     `epoch`: the source's epoch at which it was last read. `scope_version`: the book's when it was last summed; a run
     with a scope that has come since may own some of its rows.
     """
@@ -63,6 +65,7 @@ class SessionState(msgspec.Struct):
     live: bool = False
     figures: dict[str, Counts] = msgspec.field(default_factory=dict)
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
+    minutes: dict[int, Counts] = msgspec.field(default_factory=dict)
     earliest: int | None = None
     anomalies: int = 0
 
@@ -80,9 +83,10 @@ class SessionState(msgspec.Struct):
 
 
 class Book:
-    """All runs, and the sessions that anybody has looked at."""
+    """All runs, and the sessions that were looked at. `changed` is called with every run that may have changed."""
 
     def __init__(self) -> None:
+        self.changed: Callable[[str], None] = _ignore
         self.runs: dict[str, RunState] = {}
         self.timelines: dict[str, Timeline] = {}
         self.sessions: dict[str, SessionState] = {}
@@ -112,6 +116,7 @@ class Book:
             self.scope_version += new
             others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
             self.scopes[run.scope] = sorted([*others, run], key=lambda one: (one.started_at, one.id))
+        self.changed(run.id)
         return known
 
     def put_phases(self, run_id: str, completed: tuple[PhaseRecord, ...]) -> None:
@@ -121,6 +126,14 @@ class Book:
         state.completed = completed
         state.forget_sums()
         self.timelines[run_id] = Timeline(state.run, completed)
+        self.changed(run_id)
+
+    def put_reserved(self, run_id: str, tokens: int) -> None:
+        """Note what a run's admitted sub-agents are expected to cost."""
+        state = self.runs[run_id]
+        if state.reserved != tokens:
+            state.reserved = tokens
+            self.changed(run_id)
 
     def put_attachments(self, attachments: Iterable[Attachment]) -> None:
         """Add attachments, or replace those that begin at the same time."""
@@ -130,6 +143,9 @@ class Book:
             kept = [other for other in state.attachments if other.since != one.since]
             state.attachments = sorted([*kept, one], key=lambda each: each.since)
             state.digest = None
+            # The run that it leaves is different, too.
+            for run in {one.run, *(other.run for other in kept)}.intersection(self.runs):
+                self.changed(run)
             if one.run in self.runs:
                 # What was read of the session before it belonged here may be older than the run's numbers.
                 self.join(self.runs[one.run], one.session)
@@ -222,6 +238,7 @@ class Book:
             if name is not None and name in self.runs:
                 self.runs[name].forget_sums()
                 self.join(self.runs[name], session)
+                self.changed(name)
 
     def measured(self, state: RunState) -> Counts:
         """Return the sum of a run's measured usage."""
@@ -240,7 +257,16 @@ class Book:
         run = run or state.run
         measured = self.measured(state).tokens(run.cost_basis)
         provisional = sum(record.estimate for record in self.provisional(state))
-        return budget.balance(run, measured, provisional)
+        return budget.balance(run, measured, provisional, state.reserved)
+
+    def minutes(self, state: RunState) -> dict[int, int]:
+        """Return what a run's present sessions have used of late, in tokens of its cost basis, by the minute."""
+        found: dict[int, int] = {}
+        for name in state.sessions:
+            if self.run_of_session(name) is state:
+                for minute, counts in self.session(name).minutes.items():
+                    found[minute] = found.get(minute, 0) + counts.tokens(state.run.cost_basis)
+        return found
 
     def by_phase(self, state: RunState) -> dict[str, Counts]:
         """Return a run's measured usage by phase."""
@@ -372,3 +398,7 @@ class Book:
                 "name one with --run, --scope or --session",
             )
         return found[0] if found else None
+
+
+def _ignore(_run: str) -> None:
+    """Nobody wants to know."""

@@ -10,19 +10,24 @@ import msgspec
 import structlog
 
 from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.engine.admission import Admission
 from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.changes import Changes
+from fluxbudgetd.engine.channels import Surroundings, channels
 from fluxbudgetd.engine.events import Events
 from fluxbudgetd.engine.gate import Gate
 from fluxbudgetd.engine.history import History
 from fluxbudgetd.engine.live import Live
+from fluxbudgetd.engine.mirror import Mirror
 from fluxbudgetd.engine.parts import Parts
+from fluxbudgetd.engine.pending import Pending
 from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
 from fluxbudgetd.engine.reviews import Reviews
 from fluxbudgetd.engine.sums import Sums
+from fluxbudgetd.engine.telling import Courier, Telling
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
-from fluxbudgetd.policy import runs
+from fluxbudgetd.policy import burn, runs
 from fluxbudgetd.sources import watch
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
@@ -62,10 +67,15 @@ def now_micros() -> int:
 
 
 class Engine:
-    """The daemon's state. Anybody may ask at any time."""
+    """The daemon's state. Anybody may ask at any time. Without `around` nothing is told on any channel."""
 
     def __init__(
-        self, source: InterstatSource, transcripts: TranscriptSource, ledger: Ledger, settings: Settings
+        self,
+        source: InterstatSource,
+        transcripts: TranscriptSource,
+        ledger: Ledger,
+        settings: Settings,
+        around: Surroundings | None = None,
     ) -> None:
         self.book = Book()
         self.ledger = ledger
@@ -73,7 +83,7 @@ class Engine:
         self.events = Events(ledger)
         self._source = source
         self.live = Live(transcripts, ledger)
-        self._sums = Sums(source.status.name, self.live, ledger, self.book)
+        self._sums = Sums(source.status.name, self.live, ledger, self.book, now_micros)
         self._refresher = Refresher(
             source,
             self.live,
@@ -81,13 +91,20 @@ class Engine:
             self.book,
             self._sums,
             now_micros,
-            lambda state: self.gate.look(state),  # noqa: PLW0108  the gate comes after the reader
+            self._note_look,
         )
         parts = Parts(self.book, self._refresher, self._sums, ledger, settings, now_micros, anyio.Lock())
         self.gate = Gate(parts)
         self.changes = Changes(parts, self.gate, self._note_activity)
         self._history = History(source.path)
         self.reviews = Reviews(parts, self._history)
+        self.admission = Admission(parts)
+        self.pending = Pending(self.book, ledger, settings)
+        self.events.heard = self.pending.take
+        self.telling: Telling | None = None
+        self.mirror: Mirror | None = None
+        if around is not None:
+            self._tell_outside(around)
         settings.heeded = self._heed
         self._strangers: dict[str, tuple[int, int]] = {}
         self._activity = anyio.Event()
@@ -95,10 +112,33 @@ class Engine:
         self._rest = anyio.Event()
         self._watched: tuple[str, ...] = ()
 
+    def _tell_outside(self, around: Surroundings) -> None:
+        made = channels(self.settings, self.book, around, now_micros, self._balance)
+        couriers = (Courier(one, self.events, self.ledger, now_micros, self._activity_is_set) for one in made)
+        self.telling = Telling(couriers, self.ledger)
+        self.mirror = Mirror(self.book, around.state_directory, now_micros, self._is_known_stale)
+        self.book.changed = self.mirror.note
+
+    def _activity_is_set(self) -> bool:
+        return self._activity.is_set()
+
+    async def _balance(self, state: RunState) -> Balance:
+        """Return where a run stands, for a channel: fresh, or by the last known numbers."""
+        return (await self.standing(state, anyio.current_time() + _FOLLOW_WAIT_SECONDS)).balance
+
     def _heed(self) -> None:
         """Look at the thresholds again after the configuration has changed."""
         for state in self.book.active():
             self.gate.look(state)
+        if self.telling is not None:
+            self.telling.nudge()
+
+    def _note_look(self, state: RunState) -> None:
+        """See what a run's numbers mean after a look at its sources."""
+        self.gate.look(state)
+        self.admission.look(state)
+        if self.mirror is not None:
+            self.mirror.note(state.run.id)
 
     async def load(self) -> None:
         """Read the ledger's runs and attachments; raises `LedgerError`."""
@@ -111,6 +151,10 @@ class Engine:
             self.book.runs[run_id].fired = fired
         self.book.put_attachments(await self.ledger.attachments())
         await self._refresher.prepare()
+        await self.admission.load()
+        await self.pending.load()
+        if self.telling is not None:
+            await self.telling.load()
         self._note_activity()
 
     async def serve(self) -> None:
@@ -120,6 +164,12 @@ class Engine:
             tasks.start_soon(self._sums.keep)
             tasks.start_soon(self.gate.serve)
             tasks.start_soon(self._history.serve)
+            tasks.start_soon(self.admission.serve)
+            tasks.start_soon(self.pending.serve)
+            if self.telling is not None:
+                tasks.start_soon(self.telling.serve)
+            if self.mirror is not None:
+                tasks.start_soon(self.mirror.serve)
             tasks.start_soon(self._follow)
             tasks.start_soon(self._follow_ended)
 
@@ -212,6 +262,16 @@ class Engine:
         """Return where a run stands by the last known numbers, which are as fresh as another standing's."""
         return Standing(state.run, self.book.balance(state), before.stale_why)
 
+    def burn(self, state: RunState) -> int:
+        """Return how many tokens of its cost basis a run has used per minute of late."""
+        return burn.rate(self.book.minutes(state), now_micros())
+
+    def wish(self, session: str) -> None:
+        """Have the run of a session brought up to date, without waiting for it."""
+        state = self.book.run_of_session(session)
+        if state is not None:
+            self._refresher.wish({state.run.id})
+
     @property
     def sources(self) -> tuple[tuple[SourceStatus, int, int], ...]:
         """Return each source's state, when that began, and how many of its counts were dropped."""
@@ -287,6 +347,10 @@ class Engine:
         if not self.book.is_summed(state):
             return f"ledger: {self.ledger_fault or 'it could not be read a moment ago'}"
         return self._transcripts_stale_why(state, needed) or self._interstat_stale_why(state, needed)
+
+    def _is_known_stale(self, state: RunState) -> bool:
+        """Tell whether a run's last known numbers are known not to be its sources' present ones."""
+        return self._stale_why(state, _Needed(-1, {})) is not None
 
     def _transcripts_stale_why(self, state: RunState, needed: _Needed) -> str | None:
         if state.live < needed.live.get(state.run.id, 0):

@@ -5,7 +5,7 @@ time: so a reader may be as slow as it likes, and costs nobody anything.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -17,10 +17,14 @@ _PAGE = 256
 
 
 class Events:
-    """Readers keep their own place: the number of the last event that they are done with."""
+    """Readers keep their own place: the number of the last event that they are done with.
+
+    `heard` is called with events as soon as they are on disk.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.last = 0
+        self.heard: Callable[[Sequence[Event]], None] | None = None
         self._ledger = ledger
         self._kept: deque[Event] = deque(maxlen=_KEPT)
         self._came = anyio.Event()
@@ -33,6 +37,8 @@ class Events:
     def _take(self, events: Sequence[Event]) -> None:
         self._kept.extend(events)
         self.last = events[-1].seq
+        if self.heard is not None:
+            self.heard(events)
         self._came.set()
         self._came = anyio.Event()
 

@@ -46,6 +46,7 @@ class Gate:
         # Events that nobody's change depends on, in order; and the runs whose thresholds have to be looked at.
         self._events: list[tuple[int, str, NewEvent]] = []
         self._crossed: dict[str, None] = {}
+        self._told = anyio.Event()
         self._wanted = anyio.Event()
         self._done = anyio.Event()
         self.ledger_fault: str | None = None
@@ -115,6 +116,12 @@ class Gate:
             self._crossed[state.run.id] = None
             self._wanted.set()
 
+    async def told(self, state: RunState, deadline: float) -> None:
+        """Wait until what a run has newly passed is on disk, but no longer than until the deadline."""
+        with anyio.CancelScope(deadline=deadline):
+            while state.run.id in self._crossed:
+                await self._told.wait()
+
     def fired_now(self, state: RunState) -> tuple[frozenset[Mark], list[NewEvent]]:
         """Return what has been told of a run, and what is to be told now, before it ends."""
         if not self._book.is_loaded(state):
@@ -169,6 +176,8 @@ class Gate:
         for name in list(self._crossed):
             await self._tell_crossed(self._book.runs[name])
             self._crossed.pop(name, None)
+        self._told.set()
+        self._told = anyio.Event()
 
     async def _tell_crossed(self, state: RunState) -> None:
         async with self._changing:

@@ -17,8 +17,8 @@ import msgspec
 
 from fluxbudgetd.errors import BadInputError, LedgerError
 from fluxbudgetd.ledger import Ledger, TranscriptChanges
-from fluxbudgetd.model import Copy, SourceStatus, TranscriptFile, TranscriptReading, Usage
-from fluxbudgetd.sources.transcripts import TranscriptSource, merged
+from fluxbudgetd.model import Copy, Instance, SourceStatus, TranscriptFile, TranscriptReading, Usage
+from fluxbudgetd.sources.transcripts import MAIN, TranscriptSource, agent_id, merged
 from fluxbudgetd.threads import off_loop
 
 # So many responses are kept in memory, in the sessions that were looked at last (at least in the last): some megabytes.
@@ -77,6 +77,8 @@ class Live:
         self._unkept: dict[str, _Unkept] = {}
         self._writing: dict[str, _Unkept] = {}
         self._reading: str | None = None
+        # Of the sessions that have reservations, when each file had its first response, by the file's number.
+        self._first: dict[str, dict[int, int | None]] = {}
         self._reader = anyio.CapacityLimiter(1)
         # What is read from the ledger must not miss what is being written to it.
         self._disk = anyio.Lock()
@@ -136,6 +138,31 @@ class Live:
             del self._looked[session]
             for table in (self.statuses, self.files, self._known):
                 table.pop(session, None)
+
+    async def watch_agents(self, session: str) -> None:
+        """Note from now on when each of a session's transcripts has its first response; raises `LedgerError`."""
+        if session in self._first:
+            return
+        first = self._first[session] = {}
+        if session in self._kept:
+            for number, at in (await self._ledger.files_with_usage(session)).items():
+                first.setdefault(number, at)
+        for entries in (self._unkept, self._writing):
+            if session in entries:
+                _note_first(first, filter(None, entries[session].copies.values()))
+
+    def unwatch_agents(self, session: str) -> None:
+        """Note it no more."""
+        self._first.pop(session, None)
+
+    def instances(self, session: str) -> tuple[Instance, ...]:
+        """Return the sub-agents of a watched session whose transcripts hold usage."""
+        first = self._first.get(session, {})
+        return tuple(
+            Instance(session, file.agent, agent_id(file.path), first[file.number])
+            for file in self.files.get(session, ())
+            if file.number in first and file.agent != MAIN and first[file.number] is not None
+        )
 
     async def name(self, session: str, path: str) -> None:
         """Note where a session's transcript is; raises `BadInputError` for a path outside Claude's directory."""
@@ -201,6 +228,8 @@ class Live:
                     del known[message]
                 self._unkept.setdefault(session, _Unkept()).copies.update(found.changes)
                 delta = found.delta
+                if session in self._first:
+                    _note_first(self._first[session], reading.copies)
         except LedgerError:
             self._source.restore(session, self.files.get(session, ()))
             raise
@@ -260,6 +289,13 @@ class Live:
             kept = await self._ledger.responses(session) if session in self._kept else ()
             unkept = self._unkept[session].copies if session in self._unkept else {}
             return await off_loop(len(kept) + len(unkept), _with_unkept, kept, dict(unkept))
+
+
+def _note_first(first: dict[int, int | None], copies: Iterable[Copy]) -> None:
+    for copy in copies:
+        known = first.get(copy.file)
+        if copy.size and copy.at is not None and (known is None or copy.at < known):
+            first[copy.file] = copy.at
 
 
 def _merge(known: Mapping[int, tuple[Copy, ...]], reading: TranscriptReading) -> _Merged:

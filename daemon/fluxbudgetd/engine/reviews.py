@@ -13,7 +13,7 @@ from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.engine.history import History
 from fluxbudgetd.engine.parts import Parts
-from fluxbudgetd.errors import BadInputError, RequestTimeoutError
+from fluxbudgetd.errors import BadInputError, ConfigError, RequestTimeoutError
 from fluxbudgetd.model import Balance, Run, Triage, Usage, to_text
 from fluxbudgetd.policy import advance, calibrate, estimates, report, triage
 from fluxbudgetd.policy.estimates import Measured
@@ -34,6 +34,7 @@ _MAX_MODEL = 200
 _MOST_AGENTS = 1000
 # So many runs are looked at before anybody else is let on.
 _AT_A_TIME = 64
+_PATIENCE_SECONDS = 0.03
 
 
 class Decided(NamedTuple):
@@ -77,6 +78,24 @@ class Reviews:
         if found.value is None and not found.in_time:
             raise RequestTimeoutError("the agents' history is still being read", "ask again, or give more --timeout")
         return found.value or {}, found.why
+
+    async def expected(self, agent: str, run: Run, deadline: float) -> int:
+        """Return what an agent of a run's is expected to cost, in tokens of its cost basis, by what is known at once.
+
+        Whoever is about to launch it does not wait for the agents' whole history.
+        """
+        now = anyio.current_time()
+        patience = min(_PATIENCE_SECONDS, (deadline - now) / 2)
+        try:
+            rules = await self.rules(run.project_dir, now + patience)
+        except (ConfigError, RequestTimeoutError):
+            rules = ReviewBudget()
+        try:
+            known, _ = await self.means(None, anyio.current_time() + patience)
+        except RequestTimeoutError:
+            known = {}
+        kind = estimates.category(agent)
+        return estimates.of_agent(agent, kind, known, rules, run.cost_basis, slicing=False).tokens
 
     async def rules(self, project_dir: str | None, deadline: float, *, calibrated: bool = True) -> ReviewBudget:
         """Return flux-drive's rules for a project; raises `ConfigError` when one of its files is wrong."""

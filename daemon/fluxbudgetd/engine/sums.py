@@ -6,7 +6,7 @@ that took a while is made again when runs or attachments have changed meanwhile.
 is written, but for a moment; until it is, what has been measured stands here, newer than what the ledger has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
 import structlog
@@ -15,8 +15,9 @@ from fluxbudgetd.engine.book import Book
 from fluxbudgetd.engine.live import Delta, Live, usage
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger, UsageChanges
-from fluxbudgetd.model import Attachment, Cell, Copy, Counts, Reading, Timeline, TranscriptReading, Usage
-from fluxbudgetd.policy import attribution
+from fluxbudgetd.model import Attachment, Cell, Copy, Counts, Instance, Reading, Timeline, TranscriptReading, Usage
+from fluxbudgetd.policy import attribution, burn
+from fluxbudgetd.sources.transcripts import MAIN
 from fluxbudgetd.threads import off_loop
 
 log = structlog.get_logger()
@@ -30,18 +31,33 @@ _KEEP_SECONDS = 0.05
 class Sums:
     """Puts sums into the book. `source` is the name of the source whose rows are summed beside the transcripts."""
 
-    def __init__(self, source: str, live: Live, ledger: Ledger, book: Book) -> None:
+    def __init__(self, source: str, live: Live, ledger: Ledger, book: Book, clock: Callable[[], int]) -> None:
         self._source = source
         self._live = live
         self._ledger = ledger
         self._book = book
+        self._clock = clock
         self.ledger_fault: str | None = None
+        # Of the sessions that have reservations, the sub-agents that have a row.
+        self._instances: dict[str, tuple[Instance, ...]] = {}
         # A session's sums are put by one task at a time: an older tally must not land on a newer one.
         self._summing = anyio.Lock()
         # What has been measured and is not in the ledger yet: newer than what the ledger has.
         self._unkept: dict[str, tuple[Usage, ...]] = {}
         self._keep_wanted = anyio.Event()
         self._kept = anyio.Event()
+
+    def watch_rows(self, session: str) -> None:
+        """Note from now on which sub-agents of a session have a row."""
+        self._instances.setdefault(session, ())
+
+    def unwatch_rows(self, session: str) -> None:
+        """Note it no more."""
+        self._instances.pop(session, None)
+
+    def instances(self, session: str) -> tuple[Instance, ...]:
+        """Return the sub-agents of a watched session that have a row: they have ended, be they measured yet or not."""
+        return self._instances.get(session, ())
 
     async def rows(self, name: str) -> tuple[Usage, ...]:
         """Return the rows that were last measured of a session; raises `LedgerError`."""
@@ -156,6 +172,9 @@ class Sums:
             total = state.figures[LIVE] + sum(more.values(), Counts()) - sum(less.values(), Counts())
             if book.version == version and total.total > 0 and not _takes_the_earliest(state.earliest, delta):
                 book.shift_sums(name, less, more, attribution.earliest(map(usage, delta.new)))
+                now = self._clock()
+                was, is_now = (burn.by_minute(map(usage, copies), now) for copies in (delta.gone, delta.new))
+                state.minutes = burn.shifted(state.minutes, was, is_now, now)
                 state.figures[LIVE] = total
                 return
         await self._sum_all(name)
@@ -186,8 +205,10 @@ class Sums:
             earliest = await off_loop(len(records), attribution.earliest, records)
             if book.version == version:
                 break
-        book.session(name).figures[LIVE] = sum(cells.values(), Counts())
+        state = book.session(name)
+        state.figures[LIVE] = sum(cells.values(), Counts())
         book.put_sums(name, cells, earliest)
+        state.minutes = await off_loop(len(records), burn.by_minute, records, self._clock())
 
     async def _sum(self, name: str, records: tuple[Usage, ...]) -> None:
         """Sum interstat's rows of a session; they count unless its transcripts do."""
@@ -204,8 +225,11 @@ class Sums:
         state = book.session(name)
         state.figures[self._source] = sum(cells.values(), Counts())
         changed = book.put_implied(name, implied)
+        if name in self._instances:
+            self._instances[name] = await off_loop(len(records), _instances, name, records)
         if not state.live:
             book.put_sums(name, cells, earliest)
+            state.minutes = await off_loop(len(records), burn.by_minute, records, self._clock())
         elif changed and LIVE in state.figures:
             # The rows name another run than before: that is where the transcripts belong now.
             try:
@@ -225,6 +249,14 @@ def _tally(
     implied = None if asked else attribution.implied_attachment(name, records, scopes)
     attachments = asked or (() if implied is None else (implied,))
     return attribution.tally(records, scopes, attachments, timelines), implied, attribution.earliest(records)
+
+
+def _instances(name: str, records: tuple[Usage, ...]) -> tuple[Instance, ...]:
+    return tuple(
+        Instance(name, record.agent, None, record.at)
+        for record in records
+        if record.at is not None and record.agent != MAIN
+    )
 
 
 def _tally_live(

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from fluxbudgetd.handlers import budget, events, reviews, runs, service
+from fluxbudgetd.handlers import budget, events, hooks, reviews, runs, service
 from fluxbudgetd.handlers.common import Context
 from fluxbudgetd.wire import messages as wire
 
@@ -41,4 +41,6 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Report: reviews.report,
     wire.Calibrate: reviews.calibrate,
     wire.Subscribe: events.subscribe,
+    wire.Hook: hooks.hook,
+    wire.StatusLine: hooks.statusline,
 }

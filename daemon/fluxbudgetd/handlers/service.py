@@ -47,6 +47,12 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         )
         for path in await anyio.to_thread.run_sync(moved_aside, context.state_dir)
     )
+    channels = answers.channels(engine)
+    findings.extend(
+        wire.Finding(what=f"channel {one.name}: {one.detail}", hint=one.hint)
+        for one in channels
+        if one.state == "failing"
+    )
     return wire.DoctorAnswer(
         version=__version__,
         pid=os.getpid(),
@@ -58,4 +64,5 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         active_runs=len(engine.book.active()),
         followed_runs=len(engine.followed()),
         connections=context.connections(),
+        channels=channels,
     )

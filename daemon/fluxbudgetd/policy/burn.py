@@ -1,6 +1,8 @@
 """The burn rate: tokens per minute of late, and how long what remains lasts at that rate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from fluxbudgetd.model import Counts, Usage
 
 #: minute since the epoch → tokens used in it
 Minutes = Mapping[int, int]
@@ -12,6 +14,30 @@ LONGEST = 7 * 24 * 60
 
 _MINUTE = 60 * 1_000_000
 _HOUR = 60
+
+
+def by_minute(records: Iterable[Usage], now: int) -> dict[int, Counts]:
+    """Return what records say of the last `WINDOW` minutes (and of the future, by a clock that is ahead)."""
+    oldest = (now // _MINUTE - WINDOW + 1) * _MINUTE
+    found: dict[int, Counts] = {}
+    for record in records:
+        if record.at is not None and record.at >= oldest:
+            minute = record.at // _MINUTE
+            counts = Counts(1, 0, record.input, record.output, record.cache_read, record.cache_creation)
+            found[minute] = found.get(minute, Counts()) + counts
+    return found
+
+
+def shifted(
+    minutes: Mapping[int, Counts], less: Mapping[int, Counts], more: Mapping[int, Counts], now: int
+) -> dict[int, Counts]:
+    """Return minutes without what counts no more, with what counts now, and without those that are too old."""
+    found = dict(minutes)
+    for minute, counts in more.items():
+        found[minute] = found.get(minute, Counts()) + counts
+    for minute, counts in less.items():
+        found[minute] = found.get(minute, Counts()) - counts
+    return {minute: counts for minute, counts in found.items() if minute > now // _MINUTE - WINDOW}
 
 
 def rate(minutes: Minutes, now: int) -> int:

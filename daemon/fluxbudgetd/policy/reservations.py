@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from fluxbudgetd.config.shown import one_line, shortened
 from fluxbudgetd.model import Balance, Instance, Reservation, Run
 from fluxbudgetd.policy.estimates import plain_name
+from fluxbudgetd.policy.words import grouped
 
 #: A reservation of this age counts no more, in microseconds: nobody may ever tell that its sub-agent has ended.
 LIFETIME = 30 * 60 * 1_000_000
@@ -63,7 +64,7 @@ def admission(run: Run, balance: Balance, estimate: int, agent: str) -> Admissio
     name = shortened(one_line(agent[: _MAX_AGENT + 1]), _MAX_AGENT)
     if run.status != "active":
         return Admission("allow", f"run {run.id} is {run.status}: nothing is reserved for {name}", reserve=False)
-    standing = f"estimated at {_grouped(estimate)} {run.cost_basis} tokens, {_standing(balance)}"
+    standing = f"estimated at {grouped(estimate)} {run.cost_basis} tokens, {_standing(balance)}"
     if balance.remaining is None:
         return Admission("allow", f"{name}: {standing}; run {run.id} has no budget", reserve=True)
     exceeded = balance.state == "exceeded"
@@ -105,13 +106,9 @@ def _may_be(reservation: Reservation, instance: Instance) -> bool:
 
 
 def _standing(balance: Balance) -> str:
-    spent = _grouped(balance.spent)
+    spent = grouped(balance.spent)
     if balance.budget is not None:
-        spent += f"/{_grouped(balance.budget)} ({balance.spent * 100 // balance.budget} %)"
-    held = f", {_grouped(balance.reserved)} reserved" if balance.reserved else ""
-    left = "" if balance.remaining is None else f", {_grouped(balance.remaining)} remaining"
+        spent += f"/{grouped(balance.budget)} ({balance.spent * 100 // balance.budget} %)"
+    held = f", {grouped(balance.reserved)} reserved" if balance.reserved else ""
+    left = "" if balance.remaining is None else f", {grouped(balance.remaining)} remaining"
     return f"{spent} spent{held}{left}"
-
-
-def _grouped(tokens: int) -> str:
-    return f"{tokens:,}".replace(",", " ")

@@ -13,7 +13,8 @@ How the files behave decides how they are read:
 Only counts, names, times and ids leave this package.
 """
 
+from fluxbudgetd.sources.transcripts.names import MAIN, agent_id
 from fluxbudgetd.sources.transcripts.responses import merged
 from fluxbudgetd.sources.transcripts.source import TranscriptSource
 
-__all__ = ["TranscriptSource", "merged"]
+__all__ = ["MAIN", "TranscriptSource", "agent_id", "merged"]

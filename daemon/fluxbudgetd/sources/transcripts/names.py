@@ -43,6 +43,12 @@ def plain_agent(path: str) -> str:
     return fold(os.fsencode(os.path.basename(path).removesuffix(SUFFIX)))
 
 
+def agent_id(path: str) -> str | None:
+    """Return the id of the sub-agent whose transcript this is; None for a session's own."""
+    name = os.path.basename(path)
+    return fold(os.fsencode(name[len(_AGENT) : -len(SUFFIX)])) if is_agents(name) else None
+
+
 def companion(path: str) -> str:
     """Return the path of the file that names the agent of a transcript."""
     return path.removesuffix(SUFFIX) + _META_SUFFIX

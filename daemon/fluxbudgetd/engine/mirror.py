@@ -1,0 +1,122 @@
+"""Where the active runs stand, in files: for shells and sandboxes that cannot open a socket."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+
+import anyio
+import structlog
+
+from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.errors import ChannelError
+from fluxbudgetd.model import to_text
+from fluxbudgetd.notify.state_files import State, StateFiles
+from fluxbudgetd.wire.messages import ChannelState
+
+log = structlog.get_logger()
+
+# What changes several times in so short a while is written once.
+_COALESCE_SECONDS = 0.05
+_PAUSE_SECONDS = 5.0
+
+
+class Mirror:
+    """Follows the book. `is_stale` tells whether a run's numbers are not its sources' present ones."""
+
+    name = "state files"
+
+    def __init__(
+        self, book: Book, directory: str, clock: Callable[[], int], is_stale: Callable[[RunState], bool]
+    ) -> None:
+        self.detail = self.hint = ""
+        self.state: ChannelState = "ok"
+        self.since = clock()
+        self._book = book
+        self._files = StateFiles(directory)
+        self._clock = clock
+        self._is_stale = is_stale
+        self._changed: set[str] = set()
+        self._wanted = anyio.Event()
+        # The runs that have a file, and what leads to each: its sessions, its scope.
+        self._shown: dict[str, tuple[frozenset[str], str | None]] = {}
+
+    def note(self, run: str) -> None:
+        """Note that something about a run has changed."""
+        self._changed.add(run)
+        self._wanted.set()
+
+    async def serve(self) -> None:
+        """Keep the files true until cancelled; then take them away."""
+        try:
+            await self._try(self._files.open)
+            while True:
+                await self._wanted.wait()
+                await anyio.sleep(_COALESCE_SECONDS)
+                self._wanted = anyio.Event()
+                changed, self._changed = self._changed, set()
+                if not await self._try(partial(self._write, changed)):
+                    self._changed |= changed
+                    self._wanted.set()
+                    await anyio.sleep(_PAUSE_SECONDS)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._try(self._files.close)
+
+    async def _write(self, runs: Iterable[str]) -> None:
+        states: list[State] = []
+        gone: list[str] = []
+        links: dict[str, str | None] = {}
+        scopes: dict[str, str | None] = {}
+        for run in runs:
+            state = self._book.runs[run]
+            before, scope = self._shown.get(run, (frozenset(), None))
+            now: frozenset[str] = frozenset()
+            if state.run.status == "active" and self._book.is_loaded(state):
+                now = frozenset(one for one in state.sessions if self._book.run_of_session(one) is state)
+                scope = state.run.scope
+                states.append(self._state(state))
+                scopes |= {} if scope is None else {scope: run}
+                self._shown[run] = now, scope
+            elif self._shown.pop(run, None) is not None:
+                gone.append(run)
+                scopes |= {} if scope is None else {scope: None}
+            links |= dict.fromkeys(now, run)
+            links |= {one: self._elsewhere(one) for one in before - now}
+        await self._files.put(states, links, scopes)
+        await self._files.remove(gone)
+
+    def _elsewhere(self, session: str) -> str | None:
+        """Return the run with a file that a session belongs to now."""
+        state = self._book.run_of_session(session)
+        return state.run.id if state is not None and state.run.status == "active" else None
+
+    def _state(self, state: RunState) -> State:
+        balance = self._book.balance(state)
+        return State(
+            run=state.run.id,
+            phase=state.run.phase,
+            state=balance.state,
+            budget=balance.budget,
+            spent=balance.spent,
+            remaining=balance.remaining,
+            pct=balance.pct,
+            reserved=balance.reserved,
+            stale=self._is_stale(state),
+            as_of=to_text(self._clock()),
+        )
+
+    async def _try(self, action: Callable[[], Awaitable[None]]) -> bool:
+        """Do something with the files; tells whether that was possible."""
+        try:
+            await action()
+        except ChannelError as exc:
+            self._note("failing", exc.message, exc.hint)
+            return False
+        self._note("ok", "", "")
+        return True
+
+    def _note(self, state: ChannelState, detail: str, hint: str) -> None:
+        if state != self.state:
+            self.since = self._clock()
+        if detail != self.detail and detail:
+            log.error("state files", detail=detail)
+        self.state, self.detail, self.hint = state, detail, hint

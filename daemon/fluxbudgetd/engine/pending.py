@@ -1,0 +1,89 @@
+"""Warnings that sessions are told by their hooks: each session once of each warning.
+
+A session is told once the answer is on its way; that is written down afterwards, so that a daemon that is killed in
+between tells it again rather than never.
+"""
+
+from collections.abc import Sequence
+
+import anyio
+import structlog
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.model import Event, Mark
+from fluxbudgetd.policy import thresholds
+
+log = structlog.get_logger()
+
+_PAUSE_SECONDS = 1.0
+
+
+class Pending:
+    """What each active run was warned of, and which of its sessions know."""
+
+    def __init__(self, book: Book, ledger: Ledger, settings: Settings) -> None:
+        self._book = book
+        self._ledger = ledger
+        self._settings = settings
+        self._warnings: dict[str, dict[Mark, Event]] = {}
+        self._told: dict[str, dict[str, int]] = {}
+        self._unsaved: dict[tuple[str, str], int] = {}
+        self._wanted = anyio.Event()
+
+    async def load(self) -> None:
+        """Take up what the ledger has of the active runs; raises `LedgerError`."""
+        for state in self._book.active():
+            if state.fired:
+                self.take(await self._ledger.last_warnings(state.run.id))
+                self._told[state.run.id] = await self._ledger.told(state.run.id)
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Note what has happened."""
+        for event in events:
+            mark = thresholds.mark(event)
+            if event.run is not None and mark is not None:
+                self._warnings.setdefault(event.run, {})[mark] = event
+            elif event.run is not None and event.kind == "run.finished":
+                self._warnings.pop(event.run, None)
+                self._told.pop(event.run, None)
+
+    def tell(self, state: RunState, session: str) -> Event | None:
+        """Return the gravest warning that a session does not know of its run, and take it for told; None: none."""
+        config = self._settings.config
+        channel = config.channels.hook
+        known = self._told.get(state.run.id, {}).get(session, 0)
+        new = [
+            event
+            for mark, event in self._warnings.get(state.run.id, {}).items()
+            if event.seq > known
+            and mark in state.fired
+            and channel.enabled
+            and thresholds.is_told(event, channel.thresholds, config.warnings.thresholds)
+        ]
+        if not new or state.run.status != "active":
+            return None
+        seq = max(event.seq for event in new)
+        self._told.setdefault(state.run.id, {})[session] = seq
+        self._unsaved[session, state.run.id] = seq
+        self._wanted.set()
+        return max(new, key=lambda event: (thresholds.mark(event) or Mark(event.kind, 0)).pct)
+
+    async def serve(self) -> None:
+        """Write down what sessions were told, for ever."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = anyio.Event()
+            told = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
+            try:
+                await self._ledger.save_told(told)
+            except LedgerError as exc:
+                log.error("what sessions were told is not kept yet", error=exc.message)
+                self._wanted.set()
+                await anyio.sleep(_PAUSE_SECONDS)
+            else:
+                for session, run, seq in told:
+                    if self._unsaved.get((session, run)) == seq:
+                        del self._unsaved[session, run]

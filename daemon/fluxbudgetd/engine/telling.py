@@ -1,0 +1,170 @@
+"""Telling warnings on: each channel in a task of its own, with a place of its own in the events.
+
+What a channel could not tell is tried again, with growing pauses, from where it was; its place is on disk, so nothing
+is lost while it, or the daemon, is down. An event is told again only when the daemon was killed before it could write
+down that it had been told. No channel waits for another, and no answer for a channel.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import anyio
+import structlog
+
+from fluxbudgetd.engine.events import Events
+from fluxbudgetd.errors import ChannelError, LedgerError
+from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.model import Event
+from fluxbudgetd.wire.messages import ChannelState
+
+log = structlog.get_logger()
+
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0
+# How often a channel that rests looks whether there is somebody to tell now.
+_RESTING_SECONDS = 60.0
+
+
+class Channel(Protocol):
+    """A place where events are told. `latest_only`: of several events of a run, only the last needs to be told."""
+
+    name: str
+    latest_only: bool
+
+    @property
+    def enabled(self) -> bool:
+        """Tell whether it is switched on."""
+        ...
+
+    def wants(self, event: Event) -> bool:
+        """Tell whether an event is one for this channel."""
+        ...
+
+    async def tell(self, event: Event) -> None:
+        """Tell it; raises `ChannelError`, and then it is tried again."""
+        ...
+
+
+class Courier:
+    """Brings the events to one channel, in their order.
+
+    `restless` tells whether a channel that rests shall be tried again, though nothing new has happened.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        events: Events,
+        ledger: Ledger,
+        clock: Callable[[], int],
+        restless: Callable[[], bool],
+    ) -> None:
+        self.channel = channel
+        self.place = 0
+        self.detail = self.hint = ""
+        self.since = clock()
+        self._state: ChannelState = "ok"
+        self._events = events
+        self._ledger = ledger
+        self._clock = clock
+        self._restless = restless
+        self._nudged = anyio.Event()
+
+    @property
+    def state(self) -> ChannelState:
+        """Return whether the channel works."""
+        return self._state if self.channel.enabled else "off"
+
+    def nudge(self) -> None:
+        """Have what failed tried again at once: something may be different now."""
+        self._nudged.set()
+
+    async def serve(self) -> None:
+        """Tell what happens, for ever."""
+        pause = _SHORTEST_PAUSE_SECONDS
+        while True:
+            await self._events.wait(self.place)
+            try:
+                await self._tell_page()
+            except ChannelError as exc:
+                self._note("resting" if exc.resting else "failing", exc.message, exc.hint)
+                if exc.resting:
+                    await self._rest()
+                    continue
+            except LedgerError as exc:
+                self._note("failing", exc.message, exc.hint)
+            except Exception as exc:
+                # The border that survives anything: one channel's defect is that channel's failure.
+                log.exception("channel failed", channel=self.channel.name)
+                self._note("failing", f"internal error: {type(exc).__name__}", "the daemon's log has the details")
+            else:
+                self._note("ok", "", "")
+                pause = _SHORTEST_PAUSE_SECONDS
+                continue
+            self._nudged = anyio.Event()
+            with anyio.move_on_after(pause):
+                await self._nudged.wait()
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _tell_page(self) -> None:
+        page = await self._events.behind(self.place)
+        wanted = [event for event in page if self.channel.wants(event)]
+        if self.channel.latest_only:
+            latest = {event.run: event.seq for event in wanted}
+            wanted = [event for event in wanted if latest[event.run] == event.seq]
+        for event in wanted:
+            await self.channel.tell(event)
+            await self._move_to(event.seq)
+        if page and page[-1].seq > self.place:
+            await self._move_to(page[-1].seq)
+
+    async def _move_to(self, seq: int) -> None:
+        self.place = seq
+        with anyio.CancelScope(shield=True):
+            await self._ledger.save_channel_place(self.channel.name, seq)
+
+    async def _rest(self) -> None:
+        """Wait until there may be somebody to tell: something new has happened, or a while has passed."""
+        self._nudged = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._nudge_when_new, self._events.last)
+            with anyio.move_on_after(_RESTING_SECONDS if self._restless() else math.inf):
+                await self._nudged.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _nudge_when_new(self, last: int) -> None:
+        await self._events.wait(last)
+        self.nudge()
+
+    def _note(self, state: ChannelState, detail: str, hint: str) -> None:
+        if state != self._state:
+            self.since = self._clock()
+        if (state, detail) != (self._state, self.detail):
+            tell = log.error if state == "failing" else log.info
+            tell("channel", channel=self.channel.name, state=state, detail=detail)
+        self._state, self.detail, self.hint = state, detail, hint
+
+
+class Telling:
+    """All channels."""
+
+    def __init__(self, couriers: Iterable[Courier], ledger: Ledger) -> None:
+        self.couriers = tuple(couriers)
+        self._ledger = ledger
+
+    async def load(self) -> None:
+        """Find out what each channel is done with; raises `LedgerError`."""
+        places = await self._ledger.channel_places(courier.channel.name for courier in self.couriers)
+        for courier in self.couriers:
+            courier.place = places[courier.channel.name]
+
+    async def serve(self) -> None:
+        """Tell what happens, for ever."""
+        async with anyio.create_task_group() as tasks:
+            for courier in self.couriers:
+                tasks.start_soon(courier.serve)
+
+    def nudge(self) -> None:
+        """Have every channel that failed tried again at once."""
+        for courier in self.couriers:
+            courier.nudge()

@@ -1,0 +1,222 @@
+"""Claude Code's hooks: what each event does, and what it is answered.
+
+A hook is answered at once or not at all: whatever goes wrong here is an error answer, on which the client stays silent.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from fluxbudgetd.engine import Standing
+from fluxbudgetd.engine.book import RunState
+from fluxbudgetd.errors import BadInputError, NoRunError
+from fluxbudgetd.handlers.common import Context, deadline_of
+from fluxbudgetd.handlers.hook_input import HookInput, parse, parse_beginning
+from fluxbudgetd.policy import statusline as line_policy
+from fluxbudgetd.policy import words
+from fluxbudgetd.wire import messages as wire
+
+#: The tools that launch sub-agents (the second is the older name), and what they launch when nothing is named.
+_LAUNCHING = ("Agent", "Task")
+_GENERAL = "general-purpose"
+
+
+class _Call(msgspec.Struct, frozen=True):
+    """One call of a hook. `hints` say which run is meant when the request names none."""
+
+    context: Context
+    request: wire.Hook
+    given: HookInput
+    session: str
+    deadline: float
+
+    @property
+    def hints(self) -> wire.Hints:
+        return _hints(self.request.hints, self.given)
+
+
+def hook(context: Context, request: wire.Hook) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+    """Answer a hook; an event that nothing is done for is answered without waiting."""
+    if not request.whole:
+        return _cut_hook(context, request)
+    return _handled(context, request, parse(request.input))
+
+
+async def _cut_hook(context: Context, request: wire.Hook) -> wire.AnyAnswer:
+    given = await anyio.to_thread.run_sync(parse_beginning, request.input, abandon_on_cancel=True)
+    answer = _handled(context, request, given)
+    return await answer if isinstance(answer, Awaitable) else answer
+
+
+def _handled(context: Context, request: wire.Hook, given: HookInput) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+    carry_out = _EVENTS.get(given.event or "")
+    idle = given.event == "PreToolUse" and given.tool not in _LAUNCHING
+    if carry_out is None or given.session is None or idle:
+        return wire.HookAnswer()
+    return carry_out(_Call(context, request, given, given.session, deadline_of(request)))
+
+
+async def _session_start(call: _Call) -> wire.HookAnswer:
+    """Register the session, and say where its run stands."""
+    state = await _run(call)
+    if state is None:
+        return wire.HookAnswer()
+    await _attach(call, state)
+    standing = await call.context.engine.standing(state, call.deadline)
+    said = {"hookEventName": call.given.event, "additionalContext": _where(standing)}
+    return wire.HookAnswer(
+        output=_json({"hookSpecificOutput": said}), exports=f"export FLUXBUDGET_RUN={standing.run.id}\n"
+    )
+
+
+async def _turn(call: _Call) -> wire.HookAnswer:
+    """Tell the session of a warning that it does not know yet."""
+    state = await _joined_run(call)
+    return wire.HookAnswer() if state is None else await _warned(call, state)
+
+
+async def _subagent_start(call: _Call) -> wire.HookAnswer:
+    """Note which admitted sub-agent has started; tell of a warning."""
+    engine = call.context.engine
+    state = await _joined_run(call)
+    if state is None:
+        return wire.HookAnswer()
+    agent = call.given.agent_type or ""
+    expected = await engine.reviews.expected(agent or _GENERAL, state.run, call.deadline)
+    await engine.admission.start(state, call.session, agent, call.given.agent_id, expected)
+    return await _warned(call, state)
+
+
+async def _subagent_stop(call: _Call) -> wire.HookAnswer:
+    """Release what was reserved for the sub-agent."""
+    engine = call.context.engine
+    await engine.admission.stop(call.session, call.given.agent_type or "", call.given.agent_id)
+    engine.wish(call.session)
+    return wire.HookAnswer()
+
+
+async def _session_end(call: _Call) -> wire.HookAnswer:
+    """Release whatever was reserved for the session."""
+    engine = call.context.engine
+    await engine.admission.end(call.session)
+    engine.wish(call.session)
+    return wire.HookAnswer()
+
+
+async def _launch(call: _Call) -> wire.HookAnswer:
+    """Admit a sub-agent, or not."""
+    engine = call.context.engine
+    state = await _joined_run(call)
+    if state is None:
+        return wire.HookAnswer()
+    agent = call.given.subagent_type or _GENERAL
+    await engine.standing(state, call.deadline)
+    expected = await engine.reviews.expected(agent, state.run, call.deadline)
+    admission = await engine.admission.admit(state, call.session, agent, expected)
+    if admission.decision == "allow":
+        return wire.HookAnswer()
+    return wire.HookAnswer(
+        output=_json(
+            {
+                "hookSpecificOutput": {
+                    "hookEventName": "PreToolUse",
+                    "permissionDecision": admission.decision,
+                    "permissionDecisionReason": f"fluxbudget: {admission.reason}",
+                }
+            }
+        )
+    )
+
+
+_EVENTS: dict[str, Callable[[_Call], Awaitable[wire.AnyAnswer]]] = {
+    "SessionStart": _session_start,
+    "UserPromptSubmit": _turn,
+    "PostToolBatch": _turn,
+    "SubagentStart": _subagent_start,
+    "SubagentStop": _subagent_stop,
+    "SessionEnd": _session_end,
+    "PreToolUse": _launch,
+}
+
+
+async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusLineAnswer:
+    """Answer with the line for Claude Code's status line."""
+    engine, deadline = context.engine, deadline_of(request)
+    hints = _hints(request.hints, parse(request.input))
+    state = await engine.find(request.run, request.scope, request.session, hints, deadline)
+    standing = await engine.standing(state, deadline)
+    line = line_policy.line(
+        run=standing.run,
+        balance=standing.balance,
+        rate=engine.burn(state),
+        stale=standing.stale_why is not None,
+        width=request.width,
+        colour=request.colour,
+    )
+    return wire.StatusLineAnswer(run=standing.run.id, line=line, stale_why=standing.stale_why)
+
+
+def _hints(hints: wire.Hints, given: HookInput) -> wire.Hints:
+    """Return the environment's hints, with what the JSON says of session and directory before them."""
+    sessions = tuple(dict.fromkeys(name for name in (given.session, *hints.sessions) if name is not None))
+    return msgspec.structs.replace(hints, sessions=sessions, cwd=given.cwd or hints.cwd)
+
+
+async def _run(call: _Call) -> RunState | None:
+    """Return the active run that the session works for, or would; None when there is none, or no telling."""
+    request, engine = call.request, call.context.engine
+    try:
+        state = await engine.find_if_any(request.run, request.scope, request.session, call.hints, call.deadline)
+        if state is None and call.hints.cwd != request.hints.cwd:
+            # The JSON's directory may be a symlink; the hook's own, where it runs, is resolved.
+            own = msgspec.structs.replace(call.hints, cwd=request.hints.cwd)
+            state = await engine.find_if_any(request.run, request.scope, request.session, own, call.deadline)
+    except NoRunError:
+        return None
+    return state if state is not None and state.run.status == "active" else None
+
+
+async def _joined_run(call: _Call) -> RunState | None:
+    """Return the session's run; a session that has never been attached to any is attached to the one that it is in."""
+    state = await _run(call)
+    known = call.context.engine.book.sessions.get(call.session)
+    if state is not None and (known is None or not known.current):
+        await _attach(call, state)
+    return state
+
+
+async def _attach(call: _Call, state: RunState) -> None:
+    changes = call.context.engine.changes
+    try:
+        await changes.attach(call.session, state, call.deadline, call.given.transcript)
+    except BadInputError:
+        # A transcript that lies elsewhere is not followed by its name; the session is attached all the same.
+        await changes.attach(call.session, state, call.deadline)
+
+
+async def _warned(call: _Call, state: RunState) -> wire.HookAnswer:
+    engine = call.context.engine
+    await engine.standing(state, call.deadline)
+    await engine.gate.told(state, call.deadline)
+    event = engine.pending.tell(state, call.session)
+    if event is None:
+        return wire.HookAnswer()
+    said = words.warning(state.run, event)
+    return wire.HookAnswer(
+        output=_json(
+            {
+                "systemMessage": said,
+                "hookSpecificOutput": {"hookEventName": call.given.event, "additionalContext": said},
+            }
+        )
+    )
+
+
+def _where(standing: Standing) -> str:
+    return words.standing(standing.run, standing.balance, stale=standing.stale_why is not None)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

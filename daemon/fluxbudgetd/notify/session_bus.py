@@ -1,0 +1,131 @@
+"""One conversation with the notification server of a session bus.
+
+Importing this module imports dbus_fast, which takes a tenth of a second: only `desktop` does, in a worker thread.
+"""
+
+import logging
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+import anyio
+from dbus_fast import Message, MessageType, Variant
+from dbus_fast.aio import MessageBus
+from dbus_fast.errors import AuthError, DBusFastError, InvalidAddressError
+
+from fluxbudgetd.config.shown import one_line, shortened
+from fluxbudgetd.errors import ChannelError
+from fluxbudgetd.notify.bubble import LOOKS, Bubble, body_of, title_of
+from fluxbudgetd.notify.memory import Memory, Server
+
+T = TypeVar("T")
+
+_BUS = "org.freedesktop.DBus"
+_SERVER = "org.freedesktop.Notifications"
+_NOBODY = (f"{_BUS}.Error.ServiceUnknown", f"{_BUS}.Error.NameHasNoOwner")
+# What dbus_fast raises on bytes that are not D-Bus, besides its own errors.
+_FOREIGN = (DBusFastError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+_CLOSING_SECONDS = 1.0
+_MOST_TOLD = 200
+
+# It logs what it also raises; without a handler that would come out as plain text between the log's lines.
+logging.getLogger("dbus_fast").addHandler(logging.NullHandler())
+
+
+async def show(address: str, bubble: Bubble, memory: Memory, seconds: float) -> None:
+    """Show a bubble, in place of its key's last one; raises `ChannelError`, after `seconds` at the latest."""
+    silent = "the session bus"
+    try:
+        with anyio.fail_after(seconds):
+            async with _connected(address) as bus:
+                silent = "the notification server"
+                await _notify(bus, bubble, memory)
+    except TimeoutError as exc:
+        raise ChannelError(f"{silent} did not answer in time", f"does it hang? The bus is {one_line(address)}") from exc
+    except InvalidAddressError as exc:
+        message = f"the session bus's address is no address that can be connected to: {_told(exc)}"
+        raise ChannelError(message, "look at $DBUS_SESSION_BUS_ADDRESS") from exc
+    except AuthError as exc:
+        message = f"the session bus lets nobody in: {_told(exc)}"
+        raise ChannelError(message, "is it the bus of the user that the daemon runs as?") from exc
+    except OSError as exc:
+        message = f"the session bus cannot be reached: {_told(exc)}"
+        raise ChannelError(message, f"is it running? Its address is {one_line(address)}") from exc
+    except EOFError as exc:
+        raise ChannelError("the session bus closed the connection", "it may have been stopped") from exc
+    except _FOREIGN as exc:
+        message = f"the session bus says what is not D-Bus: {_told(exc)}"
+        raise ChannelError(message, "look at $DBUS_SESSION_BUS_ADDRESS") from exc
+
+
+@asynccontextmanager
+async def _connected(address: str) -> AsyncIterator[MessageBus]:
+    bus = MessageBus(address)
+    await bus.connect()  # closes what it opened when it fails or is cancelled
+    try:
+        yield bus
+    finally:
+        with anyio.move_on_after(_CLOSING_SECONDS, shield=True), suppress(*_FOREIGN):
+            await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+
+
+async def _notify(bus: MessageBus, bubble: Bubble, memory: Memory) -> None:
+    bus_id = await _asked(bus, Message(destination=_BUS, path="/org/freedesktop/DBus", interface=_BUS, member="GetId"))
+    found = await _asked(bus, _to_server(_SERVER, "GetCapabilities"))
+    server = Server(_first(bus_id, str), found.sender or "")
+    number, icon = LOOKS[bubble.urgency]
+    body: list[object] = [
+        "fluxbudget",
+        memory.id_of(bubble.key, server),
+        icon,
+        title_of(bubble),
+        body_of(bubble, markup="body-markup" in _first(found, list)),
+        [],
+        # No desktop-entry: GNOME takes the bubbles of a program that has one away when its connection ends.
+        {"urgency": Variant("y", number)},
+        -1,
+    ]
+    # To the server that was asked, not to whoever has its name by now: an id means nothing to another one.
+    shown = await _asked(bus, _to_server(server.name, "Notify", "susssasa{sv}i", body))
+    memory.keep(bubble.key, server, _first(shown, int))
+
+
+def _to_server(name: str, member: str, signature: str = "", body: list[object] | None = None) -> Message:
+    return Message(
+        destination=name,
+        path="/org/freedesktop/Notifications",
+        interface=_SERVER,
+        member=member,
+        signature=signature,
+        body=body or [],
+    )
+
+
+async def _asked(bus: MessageBus, question: Message) -> Message:
+    answer = await bus.call(question)
+    if answer.message_type is not MessageType.ERROR:
+        return answer
+    name = answer.error_name or ""
+    if question.destination == _SERVER and name in _NOBODY:
+        raise ChannelError(
+            "nobody on the session bus shows notifications",
+            "desktops do; elsewhere a notification server such as dunst or mako has to be started",
+            resting=True,
+        )
+    told = shortened(one_line(f"{name}: {answer.body[0]}" if answer.body else name), _MOST_TOLD)
+    who = "session bus" if question.destination == _BUS else "notification server"
+    raise ChannelError(f"the {who} refused {question.member}: {told}", "its own log may say more")
+
+
+def _first(answer: Message, kind: type[T]) -> T:
+    value = answer.body[0] if answer.body else None
+    if not isinstance(value, kind):
+        told = f"an answer of the notification server is of another kind than specified: {one_line(answer.signature)}"
+        raise ChannelError(told, "another notification server may be needed")
+    return value
+
+
+def _told(error: BaseException) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return shortened(one_line(text), _MOST_TOLD)
