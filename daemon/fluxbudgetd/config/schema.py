@@ -209,10 +209,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def thresholds(self) -> tuple[Threshold, ...]:
-        """Return every percentage that anybody wants to be told of."""
+        """Return every percentage that anybody wants to be told of.
+
+        (The warning and the used-up budget are events of their own kinds, whether they are here or not.)
+        """
         channels = self.channels
         wanted: dict[Threshold, None] = dict.fromkeys(self.warnings.thresholds)
         for one in (channels.desktop, channels.interband, channels.command, channels.hook, channels.log):
             if one.enabled and one.thresholds != "all":
-                wanted.update(dict.fromkeys(one.thresholds))
+                wanted.update(dict.fromkeys(pct for pct in one.thresholds if pct not in ("warn_pct", _ALL)))
         return tuple(wanted)
