@@ -21,6 +21,7 @@ from common import ROOT, Row, spread, timed, world
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
 from harness.interstat import FULL_SCHEMA
+from telling import hooks, push
 from transcripts import live_totals
 
 SMALL, LARGE = 10_000, 1_000_000
@@ -248,6 +249,8 @@ def main() -> None:
             start_up(base, 3 if quick else 11),
             memory(base),
             live_totals(base, 20 if quick else 200, 100 if quick else 1000),
+            push(base, 20 if quick else 200),
+            hooks(base, 200 if quick else 1000),
             idle(base, 5 if quick else 30),
         ):
             for row in part:
