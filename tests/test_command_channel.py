@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from fluxbudgetd.errors import ChannelError
@@ -255,6 +256,20 @@ def test_call_cancelled_before_it_begins_starts_nothing(tmp_path: Path) -> None:
 
     anyio.run(body)
     assert not (tmp_path / "got").exists()
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_call_cancelled_at_any_step_of_its_beginning_blocks_no_later_one(steps: int) -> None:
+    async def body() -> None:
+        command = Command()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(command.tell, ["true"], b"", 0.1)
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        await command.tell(["true"], b"", PATIENCE)
+
+    anyio.run(body)
 
 
 def test_nothing_is_left_behind_after_many_programs() -> None:

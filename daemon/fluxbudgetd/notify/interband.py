@@ -60,9 +60,9 @@ class Interband:
             if contents:
                 private_directories(directory)
         failures.conclude()
-        # Two sessions may share a file.
-        for name in {file_name(session) for session in gone}.difference(contents):
-            path = os.path.join(directory, name)
+        # Before anything is written: two sessions may share a file.
+        for session in gone:
+            path = os.path.join(directory, file_name(session))
             with failures.at(path, "removed"):
                 remove(path)
         for name, content in contents.items():
