@@ -27,7 +27,7 @@ def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str
     return line
 
 
-@pytest.mark.parametrize("verb", ["remaining", "env", "check", "ping", "status", "version"])
+@pytest.mark.parametrize("verb", ["remaining", "env", "check", "ping", "statusline", "status", "version"])
 def test_daemon_away(home: Home, verb: str) -> None:
     printed = "fluxbudgetctl 0.1.0 (python)\n" if verb == "version" else ""
     assert "no daemon at" in clean_error(home.ctl(verb), 69, printed)
@@ -152,7 +152,8 @@ def test_quick_and_whole_parser_agree() -> None:
     lines = [
         "remaining", "remaining --run a", "remaining --scope=b --json", "remaining --session c --timeout 0.5",
         "remaining --default 5 --timeout=2", "env", "env --run a", "check --json", "check --scope x --timeout 1",
-        "ping", "ping --json", "ping --timeout 3",
+        "ping", "ping --json", "ping --timeout 3", "hook", "hook --run a --timeout 0.1", "statusline",
+        "statusline --session=s --width 80 --no-colour", "statusline --no-color --width=5",
     ]  # fmt: skip
     seen: list[hot.Options] = []
     original = hot.run

@@ -1,0 +1,428 @@
+"""Where no socket can be had: the state files of a daemon that lives, and of nobody else."""
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
+from fluxbudgetd.wire.text import fold
+from harness.daemon import CTL, Daemon, Home, started, wait_for
+from harness.false_daemon import answering, frame
+from harness.interstat import Interstat
+from harness.privilege import OBEDIENT
+from harness.sandbox import SANDBOX, why_not
+
+AS_OF = "2026-11-22T00:12:26Z"
+GONE = "the daemon is gone"
+CONTENT = {
+    "run": "r1",
+    "phase": "executing",
+    "state": "warning",
+    "budget": "250000",
+    "spent": "208499",
+    "remaining": "1501",
+    "pct": "83.3",
+    "reserved": "40000",
+    "stale": "0",
+    "as_of": AS_OF,
+}
+UNLIMITED = {"state": "unlimited", "budget": "", "remaining": "", "pct": ""}
+
+sandboxed = pytest.mark.skipif(bool(why_not()), reason=f"no sandbox here: {why_not()}")
+
+
+class States:
+    """State files made by hand, as a daemon leaves them, and the lock that it holds."""
+
+    def __init__(self, home: Home) -> None:
+        self.directory = Path(state_directory(str(home.socket)))
+        for kind in ("runs", "sessions", "scopes"):
+            (self.directory / kind).mkdir(parents=True)
+        (self.directory / ALIVE).touch(mode=0o600)
+
+    def write(self, run: str = "r1", **changes: str) -> Path:
+        lines = "".join(f"{key}={value}\n" for key, value in {**CONTENT, "run": run, **changes}.items())
+        place = self.directory / "runs" / str(file_name(run))
+        place.write_text(lines)
+        return place
+
+    def link(self, kind: str, name: str, run: str) -> None:
+        (self.directory / kind / str(file_name(name))).symlink_to(f"../runs/{file_name(run)}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """As while a daemon lives."""
+        with (self.directory / ALIVE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@pytest.fixture
+def states(home: Home) -> States:
+    return States(home)
+
+
+@pytest.fixture
+def alive(states: States) -> Iterator[States]:
+    with states.locked():
+        yield states
+
+
+def run_under(
+    prefix: tuple[str, ...], home: Home, *arguments: str, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, *CTL, *arguments],
+        env={**home.environ, **(environ or {})},
+        cwd=home.project,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def from_file(result: subprocess.CompletedProcess[str], reason: int, code: int = 0) -> str:
+    """Require an answer from the state file, with what the socket said; return what was printed."""
+    assert result.returncode == code, result
+    line = result.stderr.splitlines()[0]
+    assert line.startswith(f"fluxbudgetctl: from the state file, as of {AS_OF}: "), result
+    assert os.strerror(reason) in line
+    return result.stdout
+
+
+@sandboxed
+def test_sandbox_gets_what_the_socket_would_have_given(home: Home, alive: States) -> None:
+    """A real daemon serves; only the sandbox keeps the client from it, and the numbers are the file's."""
+    alive.write()
+    with answering(home, frame({"ok": False})) as asked:
+        assert from_file(run_under(SANDBOX, home, "remaining", "--run", "r1"), errno.EPERM) == "1501\n"
+        printed = from_file(run_under(SANDBOX, home, "env", "--run", "r1"), errno.EPERM)
+        assert printed == "export FLUX_BUDGET_REMAINING=1501\n"
+        printed = from_file(run_under(SANDBOX, home, "statusline", "--run", "r1"), errno.EPERM)
+        assert printed == "executing 208k/250k \x1b[33m83%\x1b[0m\n"
+        found = json.loads(from_file(run_under(SANDBOX, home, "remaining", "--run", "r1", "--json"), errno.EPERM))
+    assert not asked
+    assert found == {
+        "run": "r1",
+        "phase": "executing",
+        "budget": 250_000,
+        "spent": 208_499,
+        "measured": None,
+        "provisional": None,
+        "reserved": 40_000,
+        "remaining": 1_501,
+        "pct": 83.3,
+        "state": "warning",
+        "stale": False,
+        "stale_why": None,
+    }
+
+
+@sandboxed
+@pytest.mark.parametrize("verb", ["check", "ping", "status", "doctor"])
+def test_other_verbs_say_that_the_socket_is_forbidden(home: Home, alive: States, verb: str) -> None:
+    """Above all `check`: only the daemon may say that a run can go on."""
+    alive.write()
+    result = run_under(SANDBOX, home, verb, environ={"FLUXBUDGET_RUN": "r1"})
+    assert result.returncode == (1 if verb == "doctor" else 69)
+    assert os.strerror(errno.EPERM) in (result.stdout if verb == "doctor" else result.stderr)
+    assert "state file" not in result.stderr
+    assert verb == "doctor" or (result.stdout == "" and "sandbox" in result.stderr.splitlines()[1])
+
+
+@sandboxed
+def test_doctor_in_the_sandbox_with_a_socket_there(home: Home) -> None:
+    with answering(home, frame({"ok": False})):
+        result = run_under(SANDBOX, home, "doctor")
+    assert result.returncode == 1
+    assert os.strerror(errno.EPERM) in result.stdout
+    assert "no fluxbudgetd serves" not in result.stdout
+
+
+@sandboxed
+def test_hook_in_the_sandbox_is_silent(home: Home, alive: States) -> None:
+    alive.write()
+    result = subprocess.run(
+        [*SANDBOX, *CTL, "hook", "--timeout", "20"], env=home.environ, input=b"{}", capture_output=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_socket_without_permission(home: Home, alive: States) -> None:
+    alive.write()
+    with answering(home, frame({"ok": False})) as asked:
+        home.socket.chmod(0)
+        assert from_file(run_under(OBEDIENT, home, "remaining", "--run", "r1"), errno.EACCES) == "1501\n"
+    assert not asked
+
+
+def test_deleted_and_dead_sockets_of_a_daemon_that_lives(home: Home, alive: States) -> None:
+    alive.write()
+    assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
+    with answering(home, b""):
+        pass
+    assert from_file(home.ctl("remaining", "--run", "r1"), errno.ECONNREFUSED) == "1501\n"
+
+
+@pytest.mark.parametrize("verb", ["remaining", "env", "statusline"])
+@pytest.mark.parametrize("lock", ["free", "absent"])
+def test_file_of_a_dead_daemon_is_not_believed(home: Home, states: States, verb: str, lock: str) -> None:
+    states.write()
+    if lock == "absent":
+        (states.directory / ALIVE).unlink()
+    result = home.ctl(verb, "--run", "r1", "--timeout", "20")
+    assert (result.returncode, result.stdout) == (69, "")
+    line, hint = result.stderr.splitlines()
+    assert os.strerror(errno.ENOENT) in line
+    assert f"{GONE}, and its last state of run r1 is of {AS_OF}" in line
+    assert hint == "hint: start it with 'fluxbudgetd'"
+
+
+def test_lock_of_a_killed_process_is_free(home: Home, states: States) -> None:
+    states.write()
+    holds = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(600)"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", holds, states.directory / ALIVE], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
+        process.kill()
+        process.wait()
+        assert GONE in home.ctl("remaining", "--run", "r1").stderr
+
+
+def test_default_counts_only_without_a_state(home: Home, states: States) -> None:
+    states.write()
+    with states.locked():
+        assert home.ok("remaining", "--run", "r1", "--default", "5") == "1501"
+    assert home.ok("remaining", "--run", "r1", "--default", "5") == "5"
+
+
+def test_failures_behind_the_connection_are_believed(home: Home, alive: States) -> None:
+    """A daemon that is slow, refuses or hangs up is there: what it says counts, and so does its silence."""
+    alive.write()
+    for answer, code in ((None, 75), (b"", 69), (frame({"ok": False, "error": {"code": "no_run"}}), 3)):
+        with answering(home, answer):
+            result = home.ctl("remaining", "--run", "r1", "--timeout", "20" if answer is not None else "0.5")
+        assert result.returncode == code
+        assert "state file" not in result.stderr
+        home.socket.unlink()
+
+
+def test_run_without_a_budget_and_one_without_anything_left(home: Home, alive: States) -> None:
+    alive.write("free", **UNLIMITED)
+    alive.write("full", state="exceeded", spent="1234567", remaining="0", pct="493.8", reserved="0")
+    assert from_file(home.ctl("remaining", "--run", "free"), errno.ENOENT, 3) == "0\n"
+    assert from_file(home.ctl("env", "--run", "free"), errno.ENOENT, 3) == ""
+    found = json.loads(from_file(home.ctl("remaining", "--run", "free", "--json"), errno.ENOENT, 3))
+    assert (found["remaining"], found["budget"], found["pct"], found["state"]) == (None, None, None, "unlimited")
+    assert from_file(home.ctl("statusline", "--run", "free", "--no-colour"), errno.ENOENT) == "executing 208k\n"
+    assert from_file(home.ctl("remaining", "--run", "full"), errno.ENOENT) == "0\n"
+    assert from_file(home.ctl("env", "--run", "full"), errno.ENOENT) == "export FLUX_BUDGET_REMAINING=1\n"
+    printed = from_file(home.ctl("statusline", "--run", "full"), errno.ENOENT)
+    assert printed == "executing 1.2M/250k \x1b[1;31m493%\x1b[0m\n"
+
+
+def test_stale_numbers_are_called_that(home: Home, alive: States) -> None:
+    alive.write(stale="1", state="ok", pct="9.9", spent="999")
+    result = home.ctl("remaining", "--run", "r1", "--json")
+    assert json.loads(from_file(result, errno.ENOENT))["stale"] is True
+    assert "last known numbers" in result.stderr.splitlines()[1]
+    printed = from_file(home.ctl("statusline", "--run", "r1"), errno.ENOENT)
+    assert printed == "executing 999/250k \x1b[32m9%\x1b[0m (stale)\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [(23, "executing 208k/250k 83%"), (22, "executing 83%"), (13, "executing 83%"), (12, "83%"), (3, "83%"), (2, "83")],
+)
+def test_line_fits_the_width(home: Home, alive: States, width: int, line: str) -> None:
+    alive.write()
+    printed = from_file(home.ctl("statusline", "--run", "r1", "--width", str(width), "--no-colour"), errno.ENOENT)
+    assert printed == line + "\n"
+
+
+def test_which_run_is_meant(home: Home, alive: States) -> None:
+    """As everywhere, but by name only: the directory says nothing."""
+    for number, run in enumerate(("by-flag", "by-env", "by-bead", "by-code", "by-session"), 1):
+        alive.write(run, remaining=str(number))
+    alive.link("scopes", "a/b", "by-bead")
+    alive.link("sessions", "s1", "by-code")
+    alive.link("sessions", "..", "by-session")
+    environ = {
+        "FLUXBUDGET_RUN": "by-env",
+        "CLAVAIN_BEAD_ID": "a/b",
+        "CLAUDE_CODE_SESSION_ID": "s1",
+        "CLAUDE_SESSION_ID": "..",
+    }
+    assert home.ok("remaining", "--run", "by-flag", environ=environ) == "1"
+    assert home.ok("remaining", "--scope", "a/b", environ=environ) == "3"
+    assert home.ok("remaining", "--session", "s1", environ=environ) == "4"
+    for number, name in enumerate(tuple(environ), 2):
+        assert home.ok("remaining", environ=environ) == str(number), name
+        environ.pop(name)
+    unknown = {"CLAVAIN_BEAD_ID": "unknown", "CLAUDE_CODE_SESSION_ID": "unknown", "CLAUDE_SESSION_ID": ".."}
+    assert home.ok("remaining", environ=unknown) == "5"
+    for arguments, environ, hint in (
+        (["--run", "unknown"], {}, "start it"),
+        (["--run", "r" * 201], {}, "start it"),
+        ([], {"FLUXBUDGET_RUN": "unknown", "CLAVAIN_BEAD_ID": "a/b"}, "name the run"),
+        ([], {}, "name the run"),
+    ):
+        result = home.ctl("remaining", *arguments, environ=environ)
+        assert (result.returncode, result.stdout) == (69, "")
+        assert "no state file is about the run" in result.stderr.splitlines()[0]
+        assert result.stderr.splitlines()[1].startswith(f"hint: {hint}")
+
+
+def test_names_that_are_no_text_find_their_files(home: Home, alive: States) -> None:
+    raw = b"s\xff/\n"
+    alive.write("r9", remaining="9")
+    alive.link("sessions", fold(raw), "r9")
+    assert home.ctl("remaining", "--session", raw).stdout == "9\n"
+
+
+def require_no_state(home: Home) -> None:
+    result = home.ctl("remaining", "--run", "r1")
+    assert (result.returncode, result.stdout) == (69, ""), result
+    assert "no state file is about the run" in result.stderr
+
+
+@pytest.mark.parametrize("key", CONTENT)
+def test_file_without_a_key_is_no_state(home: Home, alive: States, key: str) -> None:
+    place = alive.write()
+    place.write_text("".join(line for line in place.read_text().splitlines(True) if not line.startswith(f"{key}=")))
+    require_no_state(home)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run", ""),
+        ("as_of", ""),
+        ("state", "fine"),
+        ("state", ""),
+        ("state", "unlimited"),
+        ("budget", ""),
+        ("remaining", ""),
+        ("remaining", "1_000"),
+        ("spent", ""),
+        ("spent", "-1"),
+        ("spent", "1.5"),
+        ("spent", "٣"),
+        ("spent", "9" * 20),
+        ("spent", str(2**63)),
+        ("pct", ""),
+        ("pct", "nan"),
+        ("pct", "1e3"),
+        ("pct", "."),
+        ("reserved", "x"),
+        ("stale", "2"),
+        ("stale", ""),
+    ],
+)
+def test_file_with_a_bad_value_is_no_state(home: Home, alive: States, key: str, value: str) -> None:
+    alive.write()
+    place = alive.directory / "runs" / "r1"
+    place.write_text("".join(f"{name}={value if name == key else kept}\n" for name, kept in CONTENT.items()))
+    require_no_state(home)
+
+
+def test_file_that_is_too_large_or_no_text_is_no_state(home: Home, alive: States) -> None:
+    place = alive.write()
+    good = place.read_bytes()
+    place.write_bytes(good + b"#" * (65536 - len(good)))
+    assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
+    place.write_bytes(good + b"#" * (65537 - len(good)))
+    require_no_state(home)
+    place.write_bytes(good + b"x=\xff\n")
+    require_no_state(home)
+    place.write_bytes(b"")
+    require_no_state(home)
+
+
+def test_order_and_unknown_keys_do_not_matter(home: Home, alive: States) -> None:
+    lines = [f"{key}={value}" for key, value in CONTENT.items()]
+    text = "\n".join(["of_the_future=a=b", "no pair", *reversed(lines)])
+    (alive.directory / "runs" / "r1").write_text(text)
+    assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
+
+
+def test_something_else_in_the_files_place(home: Home, alive: States) -> None:
+    place = alive.directory / "runs" / "r1"
+    place.mkdir()
+    assert home.ctl("remaining", "--run", "r1").returncode == 69
+    place.rmdir()
+    os.mkfifo(place)
+    assert home.ctl("remaining", "--run", "r1").returncode == 69
+    place.unlink()
+    place.symlink_to("r1")
+    assert home.ctl("remaining", "--run", "r1").returncode == 69
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_file_of_another_user_is_not_believed(home: Home, alive: States) -> None:
+    os.chown(alive.write(), 12345, 12345)
+    result = home.ctl("remaining", "--run", "r1")
+    assert (result.returncode, result.stdout) == (69, "")
+
+
+def test_control_characters_do_not_reach_the_terminal(home: Home, alive: States) -> None:
+    alive.write(phase="a\x1b[2Jé", as_of="\x1b[2J")
+    result = home.ctl("statusline", "--run", "r1", "--no-colour")
+    assert result.stdout == "a?[2J? 208k/250k 83%\n"
+    assert "\x1b" not in result.stderr
+
+
+@sandboxed
+@pytest.mark.skipif(find_spec("fluxbudgetd.notify") is None, reason="this daemon writes no state files")
+def test_real_daemons_state_files_in_the_sandbox(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The sandbox gets the number that everybody gets; of a daemon that was killed, none."""
+    started(home, id="r1", token_budget=250_000, session="s1")
+    interstat.insert("s1", input_tokens=50_000, output_tokens=0)
+    assert home.ok("remaining", "--run", "r1") == "200000"
+
+    def in_the_sandbox() -> bool:
+        return run_under(SANDBOX, home, "remaining", "--session", "s1").stdout == "200000\n"
+
+    wait_for(in_the_sandbox, "the state file to have the number")
+    found = json.loads(run_under(SANDBOX, home, "remaining", "--run", "r1", "--json").stdout)
+    answered = home.json("remaining", "--run", "r1")
+    assert found == {**answered, "measured": None, "provisional": None}
+    daemon.kill()
+    result = run_under(SANDBOX, home, "remaining", "--session", "s1")
+    assert (result.returncode, result.stdout) == (69, "")
+    assert GONE in result.stderr
+
+
+@given(st.binary(max_size=80), st.binary(max_size=80))
+def test_file_names_are_safe_and_distinct(one: bytes, other: bytes) -> None:
+    names = [file_name(fold(raw)) for raw in (one, other)]
+    for raw, name in zip((one, other), names, strict=True):
+        if name is None:
+            assert not raw or len(raw) > 200 // 3
+            continue
+        assert 0 < len(name) <= 200
+        assert not name.startswith(".")
+        assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-%")
+    assert one == other or None in names or names[0] != names[1]
+
+
+def test_file_names_by_example() -> None:
+    assert [file_name(name) for name in ("a.b", ".a", "é/", "", "a" * 200, "a" * 201)] == [
+        "a.b", "%2Ea", "%C3%A9%2F", None, "a" * 200, None,
+    ]  # fmt: skip
