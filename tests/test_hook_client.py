@@ -20,6 +20,7 @@ from harness.false_daemon import answering, frame
 from test_import_order import HEAVY
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
 PROMPT = b'{"session_id": "s", "hook_event_name": "UserPromptSubmit"}'
 LAUNCH = b'{"session_id": "s", "hook_event_name": "PreToolUse", "tool_name": "Agent", "tool_input": {"prompt": "p"}}'
 OUTPUT = '{"systemMessage": "Wärnung"}'
@@ -314,19 +315,18 @@ def settings(*command: str, path: str = "/nowhere") -> Any:
 
 def test_settings_call_this_very_program(tmp_path: Path) -> None:
     """By its name when that leads here, else by its path, fit for a shell."""
-    script = Path(sys.executable).parent / "fluxbudgetctl"
     folder = tmp_path / "with space"
     folder.mkdir()
     link = folder / "fluxbudgetctl"
-    link.symlink_to(script)
+    link.symlink_to(SCRIPT)
     other = tmp_path / "other"
     other.mkdir()
-    shutil.copy(script, other / "fluxbudgetctl")
+    shutil.copy(SCRIPT, other / "fluxbudgetctl")
     for command, path, expected in (
-        (str(script), str(script.parent), "fluxbudgetctl"),
-        (str(link), str(script.parent), "fluxbudgetctl"),
-        (str(script), "/nowhere", str(script)),
-        (str(script), str(other), str(script)),
+        (str(SCRIPT), str(SCRIPT.parent), "fluxbudgetctl"),
+        (str(link), str(SCRIPT.parent), "fluxbudgetctl"),
+        (str(SCRIPT), "/nowhere", str(SCRIPT)),
+        (str(SCRIPT), str(other), str(SCRIPT)),
         (str(link), "/nowhere", f"'{link}'"),
     ):
         found = settings(command, path=path)
@@ -338,9 +338,8 @@ def test_settings_call_this_very_program(tmp_path: Path) -> None:
 
 
 def test_settings_shown_in_the_document_are_what_is_printed() -> None:
-    script = Path(sys.executable).parent / "fluxbudgetctl"
     shown = json.loads(blocks("json")[0])
-    assert shown == settings(str(script), path=str(script.parent))
+    assert shown == settings(str(SCRIPT), path=str(SCRIPT.parent))
     assert shown["hooks"]["PreToolUse"][0]["matcher"] == "Agent|Task"
 
 
@@ -359,7 +358,7 @@ def test_install_and_remove_of_the_document(tmp_path: Path) -> None:
     before = {"model": "m", "hooks": {"PreToolUse": [{"matcher": "Bash", **mine}], "Stop": [mine]}}
     place.write_text(json.dumps(before))
     install, remove = blocks("bash")[:2]
-    scripts = Path(sys.executable).parent
+    scripts = SCRIPT.parent
     environ = {"HOME": str(tmp_path), "PATH": f"{scripts}:/usr/bin:/bin"}
 
     def run(script: str) -> Any:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -212,12 +211,13 @@ def test_default_counts_only_without_a_state(home: Home, states: States) -> None
     assert home.ok("remaining", "--run", "r1", "--default", "5") == "5"
 
 
-def test_failures_behind_the_connection_are_believed(home: Home, alive: States) -> None:
+@pytest.mark.parametrize("verb", ["remaining", "env", "statusline"])
+def test_failures_behind_the_connection_are_believed(home: Home, alive: States, verb: str) -> None:
     """A daemon that is slow, refuses or hangs up is there: what it says counts, and so does its silence."""
     alive.write()
     for answer, code in ((None, 75), (b"", 69), (frame({"ok": False, "error": {"code": "no_run"}}), 3)):
         with answering(home, answer):
-            result = home.ctl("remaining", "--run", "r1", "--timeout", "20" if answer is not None else "0.5")
+            result = home.ctl(verb, "--run", "r1", "--timeout", "20" if answer is not None else "0.5")
         assert result.returncode == code
         assert "state file" not in result.stderr
         home.socket.unlink()
@@ -389,7 +389,6 @@ def test_control_characters_do_not_reach_the_terminal(home: Home, alive: States)
 
 
 @sandboxed
-@pytest.mark.skipif(find_spec("fluxbudgetd.notify") is None, reason="this daemon writes no state files")
 def test_real_daemons_state_files_in_the_sandbox(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """The sandbox gets the number that everybody gets; of a daemon that was killed, none."""
     started(home, id="r1", token_budget=250_000, session="s1")

@@ -85,13 +85,13 @@ def _launches(data: bytes) -> bool:
 def _value(data: bytes, key: bytes) -> bytes | None:
     """Return a key's text, as it is written; None when it has none.
 
-    No JSON parser: the input may be cut. Inside a JSON string a quote has a backslash before it, so these bytes without
-    one are a key, or a whole string that no colon follows.
+    No JSON parser: the input may be cut. Inside a JSON string each quote has a backslash before it, so these bytes are
+    a key, or a whole string that no colon follows.
     """
     at = data.find(key)
     while at >= 0:
         rest = data[at + len(key) :].lstrip(_SPACE)
-        if data[at - 1 : at] != b"\\" and rest[:1] == b":":
+        if rest[:1] == b":":
             rest = rest[1:].lstrip(_SPACE)
             end = rest.find(b'"', 1)
             return rest[1:end] if rest[:1] == b'"' and end > 0 else None
