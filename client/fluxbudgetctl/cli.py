@@ -2,11 +2,12 @@
 
 import argparse
 import io
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from fluxbudgetctl import environment, hot, reviews, settings_block, verbs
+from fluxbudgetctl import environment, hot, reviews, settings_block, verbs, watch
 from fluxbudgetctl.failure import Failure, one_line
 from fluxbudgetd.wire import codes
 
@@ -16,6 +17,9 @@ $CLAUDE_SESSION_ID; else it is the only active run whose project directory is th
 
 Exit codes: 0 answered, 1 refused (budget, stale phase, doctor), 3 no run or no budget, 64 usage, 65 bad input,
 69 daemon not reachable, 70 internal, 75 no answer in time, 78 bad config."""
+
+_SHORTEST_HEARTBEAT, _LONGEST_HEARTBEAT = 0.1, 3600.0
+_MAX_SEQ = 2**63 - 1
 
 _HELP = {
     "remaining": "print the tokens that are left: one integer (no run or no budget: 0, exit 3)",
@@ -66,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         commands, "status", "show the active runs (or one), the sources, and what belongs to no run", verbs.status
     )
     _add_naming(status)
+    _add_watch(commands)
     _add_runs(commands)
     _add_advance(commands)
     _add_reviews(commands)
@@ -108,6 +113,18 @@ def _add_hot(commands: "_Commands", name: str) -> None:
         made.add_argument(
             "--print-settings", action="store_true", help="print what to merge into Claude Code's settings.json"
         )
+
+
+def _add_watch(commands: "_Commands") -> None:
+    made = _add(commands, "watch", "print what happens, as it happens: one JSON object a line", watch.watch, bare=True)
+    made.add_argument("--since", type=_since, metavar="SEQ", help="begin behind this event (default: the last one)")
+    made.add_argument("--run", type=_text, metavar="ID", help="only this run's events")
+    made.add_argument(
+        "--heartbeat", type=_heartbeat, metavar="S", help="say so after this long a silence; 0: never (default: 30)"
+    )
+    made.add_argument("--tui", action="store_true", help="the same as 'top'")
+    shown = _add(commands, "top", "show the active runs live: phases, agents, events", watch.top, bare=True)
+    shown.add_argument("--run", type=_text, metavar="ID", help="select this run at first")
 
 
 def _add_runs(commands: "_Commands") -> None:
@@ -244,6 +261,27 @@ def _add_names(which: "_Group") -> None:
     which.add_argument("--run", type=_text, metavar="ID", help="the run's id")
     which.add_argument("--scope", type=_text, metavar="BEAD", help="the run's bead")
     which.add_argument("--session", type=_text, metavar="S", help="one of the run's sessions")
+
+
+def _since(value: str) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= _MAX_SEQ:
+        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is not the number of an event, 0 or more")
+    return number
+
+
+def _heartbeat(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if number and not _SHORTEST_HEARTBEAT <= number <= _LONGEST_HEARTBEAT:
+        allowed = f"0, or {_SHORTEST_HEARTBEAT:g} to {_LONGEST_HEARTBEAT:g} seconds"
+        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is not {allowed}")
+    return number
 
 
 def _path(value: str) -> str:

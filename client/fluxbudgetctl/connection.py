@@ -29,6 +29,28 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
         frame = encode_frame(body)
     except FrameError as exc:
         raise Failure(f"the request is too large: {exc}", "shorten its arguments", codes.BAD_INPUT) from None
+    peer = None
+    try:
+        peer = dial(path, deadline)
+        try:  # noqa: SIM105  contextlib is not imported for this
+            peer.sendall(frame)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused before it was read: the answer says why
+        return _receive(peer, deadline, path)
+    except TimeoutError:
+        raise no_answer(path, seconds) from None
+    except OSError as exc:
+        raise away(path, exc.strerror or str(exc)) from None
+    finally:
+        if peer is not None:
+            peer.close()
+
+
+def dial(path: str, deadline: float) -> _socket.socket:
+    """Return a connection to the daemon's socket; what is sent has until the deadline (monotonic seconds).
+
+    Raises `Failure` when nobody or another user serves it, `OSError`, and `TimeoutError` behind the deadline.
+    """
     try:
         peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     except OSError as exc:
@@ -37,22 +59,10 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
         _connect(peer, path, deadline)
         _require_owner(peer, path)
         peer.settimeout(_left(deadline))
-        try:  # noqa: SIM105  contextlib is not imported for this
-            peer.sendall(frame)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before it was read: the answer says why
-        return _receive(peer, deadline, path)
-    except TimeoutError:
-        raise Failure(
-            f"no answer from {path} within {seconds:g} s",
-            "see 'fluxbudgetctl doctor', or give more --timeout",
-            codes.NO_ANSWER,
-            "no_answer",
-        ) from None
-    except OSError as exc:
-        raise _away(path, exc.strerror or str(exc)) from None
-    finally:
+    except BaseException:
         peer.close()
+        raise
+    return peer
 
 
 def _connect(peer: _socket.socket, path: str, deadline: float) -> None:
@@ -77,7 +87,7 @@ def _require_owner(peer: _socket.socket, path: str) -> None:
     credentials = peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIAL_BYTES)
     uid = int.from_bytes(credentials[4:8], sys.byteorder)
     if uid not in (0, os.geteuid()):
-        raise _away(path, f"it is served by uid {uid}, not by you")
+        raise away(path, f"it is served by uid {uid}, not by you")
 
 
 def _receive(peer: _socket.socket, deadline: float, path: str) -> bytes:
@@ -86,7 +96,7 @@ def _receive(peer: _socket.socket, deadline: float, path: str) -> bytes:
         peer.settimeout(_left(deadline))
         data = peer.recv(_CHUNK)
         if not data:
-            raise _away(path, "the daemon closed the connection without an answer")
+            raise away(path, "the daemon closed the connection without an answer")
         decoder.feed(data)
         try:
             body = decoder.next()
@@ -106,12 +116,23 @@ def not_understood(reason: str) -> Failure:
     )
 
 
-def _away(path: str, reason: str) -> Failure:
+def no_answer(path: str, seconds: float) -> Failure:
+    """Return the failure for a daemon that is there and says nothing."""
+    return Failure(
+        f"no answer from {path} within {seconds:g} s",
+        "see 'fluxbudgetctl doctor', or give more --timeout",
+        codes.NO_ANSWER,
+        "no_answer",
+    )
+
+
+def away(path: str, reason: str) -> Failure:
+    """Return the failure for a daemon that is not there."""
     return Failure(f"no daemon at {path}: {reason}", "start it with 'fluxbudgetd'", codes.UNREACHABLE, "unreachable")
 
 
 def _not_reached(path: str, exc: OSError) -> Failure:
-    failure = _away(path, exc.strerror or str(exc))
+    failure = away(path, exc.strerror or str(exc))
     if exc.errno in _FORBIDDEN:
         failure.hint = "a sandbox may forbid sockets: run it outside; else look at the socket's permissions"
     if exc.errno in (*_FORBIDDEN, *_NOBODY):

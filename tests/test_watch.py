@@ -1,0 +1,151 @@
+"""`watch` and `top` over a real daemon: killed, restarted, stopped, started without its ledger."""
+
+import json
+import shutil
+import signal
+import sqlite3
+from pathlib import Path
+
+from harness.daemon import Daemon, Home, wait_for
+from harness.interstat import Interstat
+from harness.terminal import InTerminal
+from harness.watch import Watch
+
+
+def written(home: Home) -> list[int]:
+    """Return the numbers of the events in the ledger, as SQLite has them."""
+    connection = sqlite3.connect(f"file:{home.state / 'ledger.db'}?mode=ro", uri=True)
+    try:
+        return [seq for (seq,) in connection.execute("SELECT seq FROM events ORDER BY seq")]
+    finally:
+        connection.close()
+
+
+def test_events_are_those_of_the_ledger(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """From the first one, then as they happen; each kind with its data."""
+    home.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1")
+    with Watch(home, "--since", "0") as watch:
+        watch.wait_for_numbers(written(home))
+        interstat.insert("s1", input_tokens=850, output_tokens=0)
+        home.ok("remaining", "--run", "r1")
+        home.ok("advance", "--run", "r1", "--from", "brainstorm")
+        home.ok("run", "finish", "--run", "r1")
+        watch.wait_for_numbers(written(home))
+        lines = watch.printed()
+        assert all(list(line) == ["seq", "at", "run", "kind", "data"] for line in lines)
+        kinds = [line["kind"] for line in lines]
+        assert kinds[0] == "run.started"
+        assert kinds[-1] == "run.finished"
+        assert "budget.warning" in kinds
+        moved = next(line for line in lines if line["kind"] == "phase.advanced")
+        assert (moved["run"], moved["data"]["from"]) == ("r1", "brainstorm")
+        assert watch.end(signal.SIGINT) == 130
+        assert watch.err == b""
+
+
+def test_one_runs_events(home: Home, daemon: Daemon) -> None:
+    home.ok("run", "start", "--id", "r1")
+    home.ok("run", "start", "--id", "r2")
+    with Watch(home, "--run", "r2", "--since", "0") as watch:
+        home.ok("run", "finish", "--run", "r1")
+        home.ok("run", "finish", "--run", "r2")
+        wait_for(lambda: [line["kind"] for line in watch.printed()] == ["run.started", "run.finished"], "both events")
+        assert {line["run"] for line in watch.printed()} == {"r2"}
+
+
+def test_unknown_run_is_no_run(home: Home, daemon: Daemon) -> None:
+    result = home.ctl("watch", "--run", "no-such")
+    assert (result.returncode, result.stdout) == (3, "")
+
+
+def test_heartbeats_come_in_silence(home: Home, daemon: Daemon) -> None:
+    with Watch(home, "--heartbeat", "0.1") as watch:
+        wait_for(lambda: len(watch.printed()) >= 3, "heartbeats")
+        assert {line["kind"] for line in watch.printed()} == {"heartbeat"}
+        assert list(watch.printed()[0]) == ["kind", "at", "seq"]
+
+
+def test_daemon_killed_and_restarted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Every event of the ledger is printed once, over three daemons, also those that nobody was there to hear."""
+    present = daemon
+    with Watch(home, "--since", "0") as watch, Watch(home) as later:
+        for number in range(3):
+            home.ok("run", "start", "--id", f"r{number}")
+            watch.wait_for_numbers(written(home))
+            present.kill()
+            watch.wait_for_said("connection lost")
+            present = home.start()
+            home.ok("run", "finish", "--run", f"r{number}")
+            watch.wait_for_numbers(written(home))
+            wait_for(lambda count=number + 1: watch.err.decode().count("connected again") == count, "the return")  # type: ignore[misc]
+        later.wait_for_numbers(written(home))
+        assert watch.err.decode().count("connection lost") == 3
+
+
+def test_stopped_daemon_counts_as_lost(home: Home, daemon: Daemon) -> None:
+    with Watch(home, "--heartbeat", "0.2") as watch:
+        home.ok("run", "start", "--id", "r1")
+        watch.wait_for_numbers(written(home))
+        daemon.signal(signal.SIGSTOP)
+        watch.wait_for_said("connection lost (nothing came for 2 s)")
+        daemon.signal(signal.SIGCONT)
+        watch.wait_for_said("connected again")
+        home.ok("run", "finish", "--run", "r1")
+        watch.wait_for_numbers(written(home))
+
+
+def test_ledger_that_begins_anew(home: Home, daemon: Daemon) -> None:
+    for number in range(5):
+        home.ok("run", "start", "--id", f"r{number}")
+    with Watch(home, "--since", "0") as watch:
+        watch.wait_for_numbers(written(home))
+        before = len(watch.numbers())
+        daemon.kill()
+        shutil.rmtree(home.state)
+        home.start()
+        watch.wait_for_said("the daemon's ledger is a new one")
+        home.ok("run", "start", "--id", "anew")
+        wait_for(lambda: len(watch.numbers()) > before, "the new ledger's event")
+        assert watch.printed()[-1]["run"] == "anew"
+
+
+def test_slow_reader_gets_everything(home: Home, daemon: Daemon, tmp_path: Path) -> None:
+    """A reader that is stopped while much happens has every event in the end."""
+    home.ok("run", "start", "--id", "r1")
+    with Watch(home, "--since", "0") as watch:
+        watch.wait_for_numbers(written(home))
+        watch.process.send_signal(signal.SIGSTOP)
+        for budget in range(1000, 1050):
+            home.ok("run", "set", "--run", "r1", "--budget", str(budget))
+        watch.process.send_signal(signal.SIGCONT)
+        watch.wait_for_numbers(written(home))
+
+
+def test_top_shows_a_real_run_and_outlives_its_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    home.ok("run", "start", "--id", "r1", "--budget", "250000", "--session", "s1", "--goal", "write the parser")
+    with InTerminal(home, "top") as shown:
+        shown.wait_for("> r1", "0/250k", "r1: write the parser", "▶ brainstorm", "started with a budget of 250k")
+        interstat.insert("s1", "fd-quality", input_tokens=208_000, output_tokens=0)
+        shown.wait_for("208k/250k", "83.2%", "fd-quality", "warning: 80 % of the budget spent")
+        home.ok("advance", "--run", "r1", "--from", "brainstorm")
+        shown.wait_for("✓ brainstorm ", "phase brainstorm → ")
+        daemon.kill()
+        shown.wait_for("daemon away, waiting", "208k/250k")
+        again = home.start()
+        shown.wait_until_gone("daemon away")
+        home.ok("run", "start", "--id", "r2")
+        shown.wait_for("2 active runs", "  r2", "> r1")
+        again.signal(signal.SIGSTOP)
+        shown.wait_for("daemon away, waiting")
+        again.signal(signal.SIGCONT)
+        shown.wait_until_gone("daemon away")
+        shown.press("q")
+        assert shown.end() == 0
+
+
+def test_printed_lines_are_json_for_everybody(home: Home, daemon: Daemon) -> None:
+    home.ok("run", "start", "--id", "r1", "--scope", "bead-ü")
+    with Watch(home, "--since", "0") as watch:
+        watch.wait_for_numbers(written(home))
+        assert watch.out.isascii()
+        assert json.loads(watch.out.splitlines()[0])["data"]["scope"] == "bead-ü"
