@@ -7,7 +7,7 @@ from fluxbudgetctl.failure import one_line, say
 from fluxbudgetd.wire import messages
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_COLOURS = {"ok": "green", "warning": "yellow", "exceeded": "bold red", "unlimited": "cyan"}
+COLOURS = {"ok": "green", "warning": "yellow", "exceeded": "bold red", "unlimited": "cyan"}
 _GAP = 2
 _SHORTEST_NAME = 8
 _MOST_SESSIONS = 20
@@ -223,7 +223,7 @@ def _status_table(lines: Sequence[messages.RunLine]) -> None:
     if goal_width >= _SHORTEST_NAME:
         table.add_column("GOAL", no_wrap=True, overflow="ellipsis", max_width=goal_width)
     for line, share, of_budget in zip(lines, pct, spent, strict=True):
-        colour = _COLOURS[line.spend.state]
+        colour = COLOURS[line.spend.state]
         cells = [Text(line.run.id)]
         if phase_width >= _SHORTEST_NAME:
             cells.append(Text(line.run.phase))
@@ -240,7 +240,7 @@ def _state(line: messages.RunLine) -> "Text":  # type: ignore[name-defined]  # n
     from rich.text import Text  # noqa: PLC0415
 
     spend = line.spend
-    text = Text(spend.state, style=_COLOURS[spend.state])
+    text = Text(spend.state, style=COLOURS[spend.state])
     if spend.reserved:
         text.append(f" +{tokens(spend.reserved)} reserved", style="dim")
     if line.pending:

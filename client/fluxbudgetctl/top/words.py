@@ -1,0 +1,101 @@
+"""Counts, times and events as few words."""
+
+from datetime import datetime
+
+from fluxbudgetctl.failure import one_line
+from fluxbudgetd.wire import messages
+
+_THOUSAND = 1000
+_TEN = 10
+_HOURS_FROM, _DAYS_FROM = 100, 6000  # minutes
+_MINUTES_A_DAY = 1440
+_WIDEST_PCT = 1000.0
+
+#: How a kind of event is told, from its data.
+_SENTENCES = {
+    "run.started": "started with a budget of {token_budget} in {phase}",
+    "run.finished": "ended: {status}",
+    "phase.advanced": "phase {from} → {to}",
+    "phase.blocked": "blocked: {refusal}",
+    "budget.threshold": "{threshold} % of the budget spent",
+    "budget.warning": "warning: {threshold} % of the budget spent",
+    "budget.exceeded": "budget exceeded: {spent} of {budget} spent",
+    "budget.overridden": "exceeded budget overridden: {override}",
+    "source.degraded": "{source} cannot be read: {state}",
+    "source.recovered": "{source} can be read again",
+}
+_CHANGES = {
+    "attached": "session {} attached",
+    "detached": "session {} detached",
+    "token_budget": "budget now {}",
+    "warn_pct": "warning now at {} %",
+    "enforcement": "enforcement now {}",
+}
+
+
+def short(count: int) -> str:
+    """Return a count in at most four characters, rounded down: `999`, `1.8k`, `208k`, `2.5M`."""
+    if count < _THOUSAND:
+        return str(max(count, 0))
+    for unit in "kMGTPE":
+        if count < _TEN * _THOUSAND:
+            return f"{count // _THOUSAND}.{count % _THOUSAND // 100}{unit}"
+        count //= _THOUSAND
+        if count < _THOUSAND:
+            return f"{count}{unit}"
+    return "many"
+
+
+def percent(pct: float | None) -> str:
+    """Return a percentage in at most six characters."""
+    if pct is None:
+        return "-"
+    return f"{pct:.1f}%" if pct < _WIDEST_PCT else f">{_WIDEST_PCT - 1:.0f}%"
+
+
+def lasting(minutes: int | None) -> str:
+    """Return how long something lasts, in at most six characters."""
+    if minutes is None:
+        return "-"
+    if minutes < _HOURS_FROM:
+        return f"{minutes} min"
+    if minutes < _DAYS_FROM:
+        return f"{minutes // 60}.{minutes % 60 // 6} h"
+    days = minutes // _MINUTES_A_DAY
+    return f"{days} d" if days < _TEN * _THOUSAND else "years"
+
+
+def clock(at: str) -> str:
+    """Return the local time of day of a moment on the wire."""
+    try:
+        return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S")
+    except (ValueError, OverflowError):
+        return one_line(at)[:8]
+
+
+def event(told: messages.EventAnswer) -> str:
+    """Return what has happened, on one line."""
+    data = {name: _value(value) for name, value in told.data.items()}
+    if told.kind == "run.changed":
+        return one_line(_changed(data))
+    if told.kind in _SENTENCES:
+        return one_line(_SENTENCES[told.kind].format_map(_Known(data)))
+    return one_line(" ".join([told.kind, *(f"{name}={value}" for name, value in data.items())]))
+
+
+class _Known(dict[str, str]):
+    def __missing__(self, _name: str) -> str:
+        return "?"
+
+
+def _changed(data: dict[str, str]) -> str:
+    told = [_CHANGES[name].format(value) if name in _CHANGES else f"{name} now {value}" for name, value in data.items()]
+    return ", ".join(told) or "changed"
+
+
+def _value(value: str | float | None) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, int) and value >= _TEN * _THOUSAND:
+        return short(value)
+    return str(value)

@@ -1,0 +1,119 @@
+"""A real pseudo-terminal with a process in it, and a screen that shows what a person would see."""
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import termios
+import threading
+from collections.abc import Mapping
+from typing import Any, Self
+
+import pyte
+
+from harness.daemon import CTL, Home, wait_for
+
+MAIN_SCREEN = b"\x1b[?1049l"
+ALTERNATE_SCREEN = b"\x1b[?1049h"
+
+
+class InTerminal:
+    """The client in a terminal of its own, which it controls: Ctrl-C and resizes reach it as signals."""
+
+    def __init__(
+        self,
+        home: Home,
+        *arguments: str,
+        size: tuple[int, int] = (80, 24),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._master, self.slave = os.openpty()
+        self.screen = pyte.Screen(*size)
+        self._stream = pyte.ByteStream(self.screen)
+        self._lock = threading.Lock()
+        self._set_size(size)
+        self.before = termios.tcgetattr(self.slave)
+        self.raw = b""
+        self.process = subprocess.Popen(
+            [*CTL, *arguments],
+            env={**home.environ, "TERM": "xterm-256color", "TZ": "UTC", **(environ or {})},
+            cwd=home.project,
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  one call
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.slave)
+        self._reader.join(timeout=10)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:
+                return
+            with self._lock:
+                self.raw += data
+                self._stream.feed(data)
+
+    def _set_size(self, size: tuple[int, int]) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+
+    def resize(self, columns: int, rows: int) -> None:
+        with self._lock:
+            self.screen.resize(rows, columns)
+            self.screen.reset()
+        self._set_size((columns, rows))
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def lines(self) -> list[str]:
+        with self._lock:
+            return list(self.screen.display)
+
+    def text(self) -> str:
+        return "\n".join(self.lines())
+
+    def wait_for(self, *texts: str) -> list[str]:
+        """Return the screen once all of this is on it."""
+        try:
+            wait_for(lambda: all(text in self.text() for text in texts), str(texts))
+        except AssertionError:
+            raise AssertionError(f"{texts} not on the screen:\n{self.text()}") from None
+        return self.lines()
+
+    def wait_until_gone(self, text: str) -> None:
+        wait_for(lambda: text not in self.text(), f"{text} to be gone from:\n{self.text()}")
+
+    def style(self, text: str) -> Any:
+        """Return the screen's cell (fg, bg, bold, reverse …) on which a text begins."""
+        for row, line in enumerate(self.lines()):
+            if text in line:
+                return self.screen.buffer[row][line.index(text)]
+        raise AssertionError(f"{text} not on the screen")
+
+    def end(self) -> int:
+        """Wait for the process's end, require that the terminal is as it was, and return the exit code."""
+        code = self.process.wait(timeout=20)
+        assert termios.tcgetattr(self.slave) == self.before
+        wait_for(lambda: self.raw.count(MAIN_SCREEN) == self.raw.count(ALTERNATE_SCREEN), "the main screen")
+        assert self.raw.rfind(b"\x1b[?25h") > self.raw.rfind(b"\x1b[?25l")
+        assert self.raw.rfind(b"\x1b[?7h") > self.raw.rfind(b"\x1b[?7l")
+        return code
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
