@@ -233,7 +233,9 @@ def test_garbage_behind_events_loses_nothing_before_it(home: Home, served: Scrip
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("where", ["connected", "waiting", "writing"])
-def test_signals_end_it_quietly(home: Home, served: ScriptedDaemon, number: signal.Signals, code: int, where: str) -> None:
+def test_signals_end_it_quietly(
+    home: Home, served: ScriptedDaemon, number: signal.Signals, code: int, where: str
+) -> None:
     """While it waits for events, for the daemon, or for a reader that does not read."""
     if where == "writing":
         read_end, write_end = os.pipe()

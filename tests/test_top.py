@@ -150,7 +150,9 @@ def test_everything_is_on_eighty_by_twenty_four(home: Home, numbers: Numbers, se
 
 
 @pytest.mark.parametrize("size", [(40, 10), (60, 15), (80, 24), (132, 50), (200, 60)])
-def test_every_size_shows_the_figures(home: Home, numbers: Numbers, served: ScriptedDaemon, size: tuple[int, int]) -> None:
+def test_every_size_shows_the_figures(
+    home: Home, numbers: Numbers, served: ScriptedDaemon, size: tuple[int, int]
+) -> None:
     """From the smallest on, spent, budget and percentage are there, with a phase, an event and the keys."""
     numbers.runs = [run_line(f"5b1c7d9e-0000-4000-8000-aaaabbbbccc{number}", goal="g" * 150) for number in range(3)]
     numbers.agents[numbers.runs[0].run.id] = (tally("fd-" + "quality" * 20, 38_000),)
