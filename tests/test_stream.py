@@ -75,7 +75,7 @@ def test_nothing_is_missed_and_nothing_told_twice(home: Home, served: ScriptedDa
                 served.cut()
             else:
                 served.close()
-                watch.wait_for_said("connection lost")
+                watch.wait_for_said("connection lost", round_ + 1)
                 served.events += some(first, first)
                 served.open()
             watch.wait_for_numbers(range(1, first + 1))

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import sqlite3
-from pathlib import Path
 
 from harness.daemon import Daemon, Home, wait_for
 from harness.interstat import Interstat
@@ -68,22 +67,24 @@ def test_heartbeats_come_in_silence(home: Home, daemon: Daemon) -> None:
 def test_daemon_killed_and_restarted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Every event of the ledger is printed once, over three daemons, also those that nobody was there to hear."""
     present = daemon
-    with Watch(home, "--since", "0") as watch, Watch(home) as later:
+    with Watch(home, "--since", "0") as watch, Watch(home, "--heartbeat", "0.1") as later:
+        wait_for(later.printed, "a heartbeat: it listens")
         for number in range(3):
             home.ok("run", "start", "--id", f"r{number}")
             watch.wait_for_numbers(written(home))
             present.kill()
-            watch.wait_for_said("connection lost")
+            watch.wait_for_said("connection lost", number + 1)
             present = home.start()
             home.ok("run", "finish", "--run", f"r{number}")
             watch.wait_for_numbers(written(home))
-            wait_for(lambda count=number + 1: watch.err.decode().count("connected again") == count, "the return")  # type: ignore[misc]
+            watch.wait_for_said("connected again\n", number + 1)
         later.wait_for_numbers(written(home))
         assert watch.err.decode().count("connection lost") == 3
 
 
 def test_stopped_daemon_counts_as_lost(home: Home, daemon: Daemon) -> None:
     with Watch(home, "--heartbeat", "0.2") as watch:
+        wait_for(watch.printed, "a heartbeat: it listens")
         home.ok("run", "start", "--id", "r1")
         watch.wait_for_numbers(written(home))
         daemon.signal(signal.SIGSTOP)
@@ -109,7 +110,7 @@ def test_ledger_that_begins_anew(home: Home, daemon: Daemon) -> None:
         assert watch.printed()[-1]["run"] == "anew"
 
 
-def test_slow_reader_gets_everything(home: Home, daemon: Daemon, tmp_path: Path) -> None:
+def test_slow_reader_gets_everything(home: Home, daemon: Daemon) -> None:
     """A reader that is stopped while much happens has every event in the end."""
     home.ok("run", "start", "--id", "r1")
     with Watch(home, "--since", "0") as watch:

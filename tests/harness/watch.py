@@ -53,8 +53,8 @@ class Watch:
         wait_for(lambda: len(self.numbers()) >= len(numbers), f"{len(numbers)} events")
         assert self.numbers() == list(numbers)
 
-    def wait_for_said(self, text: str) -> None:
-        wait_for(lambda: text in self.err.decode(), text)
+    def wait_for_said(self, text: str, times: int = 1) -> None:
+        wait_for(lambda: self.err.decode().count(text) >= times, f"{text} ({times})")
 
     def end(self, number: signal.Signals | None = None) -> int:
         """Wait for its end, after a signal; return the exit code."""
