@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from fluxbudgetctl.top import words
+from fluxbudgetctl.top import data, words
 from fluxbudgetctl.top.keys import Keys
 from fluxbudgetd.wire import messages
 from harness.daemon import CTL, Home, wait_for
@@ -237,7 +237,7 @@ def test_two_hundred_runs_scroll(home: Home, numbers: Numbers, served: ScriptedD
         assert shown.end() == 0
 
 
-def test_event_brings_new_numbers_at_once(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+def test_events_are_shown_as_they_come(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
     numbers.runs = [run_line("r1")]
     with InTerminal(home, "top") as shown:
         shown.wait_for("208k/250k")
@@ -247,6 +247,27 @@ def test_event_brings_new_numbers_at_once(home: Home, numbers: Numbers, served: 
         shown.wait_for("90 % of the budget spent", "230k/250k")
         shown.press("q")
         assert shown.end() == 0
+
+
+def test_event_a_choice_and_a_wish_ask_at_once(
+    home: Home, numbers: Numbers, served: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an hour between two looks, so that no look comes by itself."""
+    monkeypatch.setattr(data, "_LOOK_SECONDS", 3600.0)
+    numbers.runs = [run_line("r1")]
+    with data.Feed(str(home.socket), 10.0, lambda: None) as feed:
+        wait_for(lambda: feed.shown().runs, "the first look")
+        wait_for(lambda: len(served.subscriptions()) == 2, "the stream behind the question where it begins")
+        served.wait_for_subscriber()
+        numbers.runs = [run_line("r1", 230_000)]
+        served.happen(event(1))
+        wait_for(lambda: feed.shown().runs[0].spend.spent == 230_000, "a look for the event")
+        assert feed.shown().detail is None
+        feed.choose("r1")
+        wait_for(lambda: feed.shown().detail is not None, "a look for the choice")
+        numbers.runs = []
+        feed.look()
+        wait_for(lambda: not feed.shown().runs, "a look for the wish")
 
 
 def test_only_the_last_events_are_asked_for(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:

@@ -68,8 +68,7 @@ class Feed:
     def __exit__(self, *_exc: object) -> None:
         """End the threads."""
         os.write(self._stopper, b"x")
-        with self._changed:
-            self._changed.notify_all()
+        self.look()  # waits no longer, and finds that it is over
         self._threads.shutdown()
         os.close(self._stop)
         os.close(self._stopper)
