@@ -252,8 +252,9 @@ def test_events_are_shown_as_they_come(home: Home, numbers: Numbers, served: Scr
 def test_event_a_choice_and_a_wish_ask_at_once(
     home: Home, numbers: Numbers, served: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an hour between two looks, so that no look comes by itself."""
+    """With an hour between two looks and before a silent stream counts as lost, so that no look comes by itself."""
     monkeypatch.setattr(data, "_LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(data, "_HEARTBEAT_MS", 1_200_000)
     numbers.runs = [run_line("r1")]
     with data.Feed(str(home.socket), 10.0, lambda: None) as feed:
         wait_for(lambda: feed.shown().runs, "the first look")
