@@ -90,6 +90,16 @@ class LedgerError(FluxError):
     code = "ledger"
 
 
+class ChannelError(FluxError):
+    """A channel could not tell what it was given. `resting`: it has nothing to tell it to, which is nobody's fault."""
+
+    code = "internal"
+
+    def __init__(self, message: str, hint: str = "", *, resting: bool = False) -> None:
+        super().__init__(message, hint)
+        self.resting = resting
+
+
 class StartError(FluxError):
     """The daemon cannot start. `exit_code` is the process's exit code."""
 
