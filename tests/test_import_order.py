@@ -29,6 +29,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONLY_IN = {
     "aiosqlite": {"ledger"},
     "watchfiles": {"sources"},
+    "dbus_fast": {"notify"},
     "sqlite3": {"sources", "ledger"},
     "yaml": {"config"},
     "tomllib": {"config"},

@@ -14,7 +14,7 @@ from dbus_fast import Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError, DBusFastError, InvalidAddressError
 
-from fluxbudgetd.config.shown import one_line, shortened
+from fluxbudgetd.config.shown import one_line, shortened, shown_file
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.notify.bubble import LOOKS, Bubble, body_of, title_of
 from fluxbudgetd.notify.memory import Memory, Server
@@ -42,7 +42,7 @@ async def show(address: str, bubble: Bubble, memory: Memory, seconds: float) -> 
                 silent = "the notification server"
                 await _notify(bus, bubble, memory)
     except TimeoutError as exc:
-        raise ChannelError(f"{silent} did not answer in time", f"does it hang? The bus is {one_line(address)}") from exc
+        raise ChannelError(f"{silent} did not answer in time", f"does it hang? The bus is {_shown(address)}") from exc
     except InvalidAddressError as exc:
         message = f"the session bus's address is no address that can be connected to: {_told(exc)}"
         raise ChannelError(message, "look at $DBUS_SESSION_BUS_ADDRESS") from exc
@@ -51,7 +51,7 @@ async def show(address: str, bubble: Bubble, memory: Memory, seconds: float) -> 
         raise ChannelError(message, "is it the bus of the user that the daemon runs as?") from exc
     except OSError as exc:
         message = f"the session bus cannot be reached: {_told(exc)}"
-        raise ChannelError(message, f"is it running? Its address is {one_line(address)}") from exc
+        raise ChannelError(message, f"is it running? Its address is {_shown(address)}") from exc
     except EOFError as exc:
         raise ChannelError("the session bus closed the connection", "it may have been stopped") from exc
     except _FOREIGN as exc:
@@ -66,6 +66,7 @@ async def _connected(address: str) -> AsyncIterator[MessageBus]:
     try:
         yield bus
     finally:
+        bus.disconnect()
         with anyio.move_on_after(_CLOSING_SECONDS, shield=True), suppress(*_FOREIGN):
             await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
 
@@ -124,6 +125,10 @@ def _first(answer: Message, kind: type[T]) -> T:
         told = f"an answer of the notification server is of another kind than specified: {one_line(answer.signature)}"
         raise ChannelError(told, "another notification server may be needed")
     return value
+
+
+def _shown(address: str) -> str:
+    return shortened(shown_file(address), _MOST_TOLD)
 
 
 def _told(error: BaseException) -> str:
