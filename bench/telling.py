@@ -16,9 +16,6 @@ from harness import daemon as harness
 from harness.interstat import Interstat
 
 _ROW = (
-    "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens)"
-    " VALUES (?, 's', 'x', ?, 0)"
-)
     "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens) VALUES (?, 's', 'x', ?, 0)"
 )
 # So much that each commit passes the warning of a budget that has just been raised above it.

@@ -106,13 +106,3 @@ class StartError(FluxError):
     def __init__(self, message: str, hint: str = "", exit_code: int = 1) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
-
-
-class ChannelError(FluxError):
-    """A channel could not tell what it was given. `resting`: it has nothing to tell it to, which is nobody's fault."""
-
-    code = "internal"
-
-    def __init__(self, message: str, hint: str = "", *, resting: bool = False) -> None:
-        super().__init__(message, hint)
-        self.resting = resting
