@@ -16,10 +16,10 @@ from harness import daemon as harness
 from harness.interstat import Interstat
 
 _ROW = (
-    "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens) VALUES (?, 's', 'x', ?, 0)"
+    "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens)"
+    " VALUES ('2026-01-01T00:00:00Z', ?, 'x', ?, 0)"
 )
-# So much that each commit passes the warning of a budget that has just been raised above it.
-_STEP = 1_000_000
+_BUDGET = 1_000_000
 
 
 def push(base: Path, rounds: int) -> Iterator[Row]:
@@ -27,22 +27,21 @@ def push(base: Path, rounds: int) -> Iterator[Row]:
     with world("push", base) as home:
         writer = Interstat(home.interstat)
         home.start()
-        harness.started(home, id="r", session="s", token_budget=_STEP)
         plain = sqlite3.connect(home.interstat, isolation_level=None)
         with harness.Wire(home.socket) as events, harness.Wire(home.socket) as wire:
-            events.socket.sendall(encode_frame(messages.encode(messages.Subscribe(run="r"))))
+            events.socket.sendall(encode_frame(messages.encode(messages.Subscribe())))
             times = []
             for number in range(rounds):
-                spent = number * _STEP
-                wire.ask(messages.RunSet(run="r", token_budget=(spent + _STEP) * 10 // 9, wait_ms=5000))
-                time.sleep(0.3)  # what the change itself has to tell is told, and the watch is at rest
+                run = harness.started(home, session=f"s{number}", token_budget=_BUDGET)
+                time.sleep(0.3)  # the watch is at rest
                 before = time.perf_counter()
-                plain.execute(_ROW, ("2026-01-01T00:00:00Z", _STEP))
+                plain.execute(_ROW, (f"s{number}", _BUDGET * 9 // 10))
                 while True:
                     answer = messages.decode_answer(events.receive())
                     if isinstance(answer, messages.EventAnswer) and answer.kind == "budget.warning":
                         times.append(time.perf_counter() - before)
                         break
+                wire.ask(messages.RunCancel(run=run, wait_ms=5000))
         plain.close()
         writer.close()
         ordered = sorted(times)

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import anyio
 import anyio.abc
@@ -134,20 +134,22 @@ class Server:
                 return
             answer = await self._answer(body)
             if not isinstance(answer, bytes):
-                await self._stream(stream, answer)
+                await self._stream(stream, raw, answer)
                 return
             if not await self._send(stream, raw, answer):
                 log.warning("peer does not read its answers; connection closed")
                 return
 
-    async def _stream(self, stream: anyio.abc.SocketStream, answers: AsyncGenerator[messages.AnyAnswer, None]) -> None:
+    async def _stream(
+        self, stream: anyio.abc.SocketStream, raw: socket.socket, answers: AsyncGenerator[messages.AnyAnswer, None]
+    ) -> None:
         """Send a stream's answers until it ends, the peer goes away or the server drains.
 
         A peer that reads slowly holds its own connection and one answer, nothing else; so it may take its time.
         """
         async with anyio.create_task_group() as tasks:
             self._streams.add(tasks.cancel_scope)
-            tasks.start_soon(_cancel_when_gone, stream, tasks.cancel_scope)
+            tasks.start_soon(_cancel_when_gone, raw, tasks.cancel_scope)
             try:
                 async with aclosing(answers):
                     async for answer in answers:
@@ -261,13 +263,18 @@ class Server:
             await stream.send_eof()
 
 
-async def _cancel_when_gone(stream: anyio.abc.SocketStream, scope: anyio.CancelScope) -> None:
-    """Cancel when the peer closes its end; what it sends until then means nothing."""
-    try:
+async def _cancel_when_gone(raw: socket.socket, scope: anyio.CancelScope) -> None:
+    """Cancel when the peer closes its end; what it sends until then means nothing.
+
+    (A stream's own `receive` that is cancelled in the moment in which something comes makes asyncio complain.)
+    """
+    with suppress(OSError, anyio.ClosedResourceError):
         while True:
-            await stream.receive()
-    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-        scope.cancel()
+            await anyio.wait_readable(raw)
+            with suppress(BlockingIOError):
+                if not raw.recv(_SMALL_BYTES):
+                    break
+    scope.cancel()
 
 
 def peer_uid(peer: socket.socket) -> int:

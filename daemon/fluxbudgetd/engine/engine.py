@@ -393,13 +393,11 @@ class Engine:
             changes = watch.changes(self._source.path, self._watched, self._rest)
             async with anyio.create_task_group() as tasks, aclosing(changes):
                 tasks.start_soon(_set_when_cancelled, self._rest)
-                tasks.start_soon(self._look_once_armed)
                 async for _ in changes:
-                    began = anyio.current_time()
-                    await self._notice()
+                    busy = await self._notice()
                     await self.settings.refresh(anyio.current_time() + _SETTINGS_WAIT_SECONDS)
                     # Under a storm of commits, following them takes a fifth of a core at most.
-                    await anyio.sleep(min(_REST_SHARE * (anyio.current_time() - began), _LONGEST_REST_SECONDS))
+                    await anyio.sleep(min(_REST_SHARE * busy, _LONGEST_REST_SECONDS))
                 tasks.cancel_scope.cancel()
             if not self._activity.is_set():
                 # While we have the file open, its writers cannot put their WAL away when they are done.
@@ -414,10 +412,6 @@ class Engine:
         if self._activity.is_set() and self._watched != self._places():
             self._rest.set()
 
-    async def _look_once_armed(self) -> None:
-        await anyio.sleep(_SECOND_LOOK_SECONDS)
-        await self._notice()
-
     async def _follow_ended(self) -> None:
         """Look at ended runs every hour while they are followed, so that their late numbers are kept unasked."""
         while True:
@@ -429,19 +423,22 @@ class Engine:
             else:
                 await self._notice()
 
-    async def _notice(self) -> None:
+    async def _notice(self) -> float:
+        """Bring the followed runs up to date if they are not; returns how many seconds that took."""
         for delay in (0.0, _SECOND_LOOK_SECONDS):
             await anyio.sleep(delay)
             followed = self.followed()
             needed = self._needed(followed, asked=False)
             if any(self._is_behind(state, needed) for state in followed):
+                began = anyio.current_time()
                 try:
                     await self._freshen(followed, needed, anyio.current_time() + _FOLLOW_WAIT_SECONDS)
                 except Exception:
                     # Nobody asked, so nobody can be told; whoever asks next is. The daemon goes on.
                     log.exception("following the sources failed")
                 self._rewatch()
-                return
+                return anyio.current_time() - began
+        return 0.0
 
 
 async def _set_when_cancelled(event: anyio.Event) -> None:

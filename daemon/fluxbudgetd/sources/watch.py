@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
 import structlog
-import watchfiles
-from watchfiles._rust_notify import WatchfilesRustInternalError  # its documented home
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError  # their documented home
 
 from fluxbudgetd.wire.text import shown_path
 
@@ -21,38 +19,30 @@ _DEBOUNCE_MS = 100
 # However quiet it is, look this often: inotify says nothing of a network file system, nor of a renamed parent.
 _PATIENCE_MS = 5_000
 _POLL_SECONDS = 2.0
+# How often to poll, if polling were asked for.
+_UNUSED = 300
 
 
 async def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> AsyncGenerator[None, None]:
     """Yield whenever the database at `path`, or anything in the directories, may have changed, until `stop` is set.
 
     The database's directory is watched, or the nearest one that exists; other directories as far as they exist. Where
-    the system has no watches left, it polls. What changes before the watch is armed is not noticed: look for yourself
-    a moment after starting.
+    the system has no watches left, it polls. The first time is as soon as the watch is armed: what has changed until
+    then is to be looked for then. (So watchfiles' lower half is used: `awatch` does not say when it is armed.)
     """
     others = tuple(directories)
     while not stop.is_set():
         try:
             place = await anyio.to_thread.run_sync(_place, path)
             there = await anyio.to_thread.run_sync(_there, others)
-            watching = watchfiles.awatch(
-                place.directory,
-                *there,
-                watch_filter=None,
-                recursive=False,
-                step=_STEP_MS,
-                debounce=_DEBOUNCE_MS,
-                rust_timeout=_PATIENCE_MS,
-                yield_on_timeout=True,
-                stop_event=stop,
-                ignore_permission_denied=True,
-            )
-            async with aclosing(watching):
-                async for seen in watching:
-                    if not seen or any(place.concerns(changed) for _, changed in seen):
+            with RustNotify([place.directory, *there], False, False, _UNUSED, False, True) as watcher:
+                yield
+                while not stop.is_set():
+                    seen = await anyio.to_thread.run_sync(watcher.watch, _DEBOUNCE_MS, _STEP_MS, _PATIENCE_MS, stop)
+                    if isinstance(seen, str) or any(place.concerns(changed) for _, changed in seen):
                         yield
                     # The directory may have come to be, or another may have taken its name.
-                    if not seen or not place.is_parent:
+                    if isinstance(seen, str) or not place.is_parent:
                         if await anyio.to_thread.run_sync(_place, path) != place:
                             break
                         if await anyio.to_thread.run_sync(_there, others) != there:
