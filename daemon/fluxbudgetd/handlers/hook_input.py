@@ -108,7 +108,7 @@ def _text(raw: msgspec.Raw, longest: int) -> str | None:
     """Return a field's text; None when it is none, empty, or longer than it can be."""
     try:
         text = fold(_text_decoder.decode(raw).encode())
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeError):
         return None
     return text if 0 < len(text) <= longest else None
 
