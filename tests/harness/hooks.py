@@ -1,0 +1,129 @@
+"""Claude Code's side of hooks: the inputs that it gives, and how it understands what it gets."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fluxbudgetd.wire import messages
+from harness.daemon import CTL, Home
+
+#: Claude Code cuts longer strings.
+_LONGEST = 10_000
+_CONTEXT_EVENTS = ("SessionStart", "UserPromptSubmit", "SubagentStart", "PostToolUse", "PostToolBatch")
+_DECISIONS = ("allow", "deny", "ask")
+
+
+class Said(NamedTuple):
+    """What a hook's output says to Claude Code."""
+
+    context: str = ""
+    """For the model."""
+    message: str = ""
+    """For the person."""
+    decision: str = ""
+    reason: str = ""
+
+
+SILENT = Said()
+
+
+def understood(event: str, output: str) -> Said:
+    """Return what a hook of an event says; fail unless it is one line in the format of that event's hooks."""
+    if not output:
+        return SILENT
+    assert output.removesuffix("\n").splitlines() == [output.removesuffix("\n")], output
+    found = json.loads(output)
+    assert found.keys() <= {"systemMessage", "hookSpecificOutput"}, found
+    inner = found.get("hookSpecificOutput", {"hookEventName": event})
+    assert inner["hookEventName"] == event, found
+    allowed = {"hookEventName"}
+    if event in _CONTEXT_EVENTS:
+        allowed |= {"additionalContext"}
+    if event == "PreToolUse":
+        allowed |= {"permissionDecision", "permissionDecisionReason"}
+        assert inner["permissionDecision"] in _DECISIONS, found
+    assert inner.keys() <= allowed, found
+    said = Said(
+        inner.get("additionalContext", ""),
+        found.get("systemMessage", ""),
+        inner.get("permissionDecision", ""),
+        inner.get("permissionDecisionReason", ""),
+    )
+    for text in said:
+        assert isinstance(text, str)
+        assert len(text) <= _LONGEST
+        assert text.isprintable() or not text, text
+    return said
+
+
+class Claude:
+    """A Claude Code session whose hooks are called, in the project's directory unless told otherwise."""
+
+    def __init__(self, home: Home, session: str = "s1", *, cwd: Path | None = None) -> None:
+        self.home = home
+        self.session = session
+        self.cwd = cwd or home.project
+        self.transcript = home.root / "claude" / "projects" / "-home-me-work" / f"{session}.jsonl"
+
+    def given(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Return the input of an event's hooks."""
+        return {
+            "session_id": self.session,
+            "transcript_path": str(self.transcript),
+            "cwd": str(self.cwd),
+            "permission_mode": "default",
+            "hook_event_name": event,
+            **fields,
+        }
+
+    def call(self, event: str, *, hints: messages.Hints | None = None, **fields: Any) -> Said:
+        """Call an event's hook without starting a process."""
+        raw = json.dumps(self.given(event, **fields)).encode()
+        return understood(event, self.answer(raw, hints=hints).output)
+
+    def answer(self, raw: bytes, *, whole: bool = True, hints: messages.Hints | None = None) -> messages.HookAnswer:
+        """Return the daemon's answer to an input."""
+        asked = hints or messages.Hints(cwd=str(self.cwd))
+        answer = self.home.ask(messages.Hook(input=raw, whole=whole, hints=asked, wait_ms=20_000), 30.0)
+        assert isinstance(answer, messages.HookAnswer), answer
+        return answer
+
+    def run(self, event: str, *, environ: Mapping[str, str] | None = None, **fields: Any) -> Said:
+        """Call an event's hook as a process, with patience."""
+        return understood(event, self.printed(json.dumps(self.given(event, **fields)).encode(), environ=environ))
+
+    def printed(self, raw: bytes, *, environ: Mapping[str, str] | None = None, seconds: str = "20") -> str:
+        """Return what the process prints for an input; fail unless it ends well, and says nothing else."""
+        result = subprocess.run(
+            [*CTL, "hook", "--timeout", seconds],
+            env={**self.home.environ, **(environ or {})},
+            cwd=self.cwd,
+            input=raw,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (0, b""), result
+        return result.stdout.decode()
+
+    def launch(self, agent: str | None = "fd-quality", tool: str = "Agent") -> Said:
+        """Ask for a sub-agent."""
+        return self.call("PreToolUse", tool_name=tool, tool_input=launching(agent))
+
+    def starts(self, agent_id: str | None, agent: str = "fd-quality") -> Said:
+        return self.call("SubagentStart", **_subagent(agent_id, agent))
+
+    def stops(self, agent_id: str | None, agent: str = "fd-quality") -> Said:
+        return self.call("SubagentStop", stop_hook_active=False, **_subagent(agent_id, agent))
+
+
+def launching(agent: str | None) -> dict[str, str]:
+    """Return the tool's input."""
+    named = {} if agent is None else {"subagent_type": agent}
+    return {"description": "look at it", "prompt": "Look at it.", **named}
+
+
+def _subagent(agent_id: str | None, agent: str) -> dict[str, Any]:
+    return {"agent_type": agent} if agent_id is None else {"agent_id": agent_id, "agent_type": agent}

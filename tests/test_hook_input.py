@@ -1,0 +1,196 @@
+"""What Claude Code gives to hooks, read: whole, cut anywhere, or something else altogether; never an exception."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetd.handlers.hook_input import HookInput, parse, parse_beginning
+from fluxbudgetd.wire.text import fold
+
+REAL: dict[str, Any] = {
+    "session_id": "5e0c3a1e-0b6c-4a64-9d6f-0f4f0a7c8f11",
+    "transcript_path": "/home/me/.claude/projects/-home-me-work/5e0c3a1e-0b6c-4a64-9d6f-0f4f0a7c8f11.jsonl",
+    "cwd": "/home/me/wörk",
+    "permission_mode": "default",
+    "hook_event_name": "PreToolUse",
+    "tool_name": "Agent",
+    "tool_input": {
+        "description": 'a "quoted" {task}, [here]\\',
+        "prompt": "\u201clook\u201d\n\x07 at \ud83d\ude00",
+        "subagent_type": "interflux:fd-quality",
+        "run_in_background": True,
+    },
+    "tool_use_id": "toolu_01",
+    "numbers": [1, -2.5e9, None, False, {}, []],
+    "agent_id": "a1b2c3",
+    "agent_type": "fd-safety",
+}
+UNDERSTOOD = HookInput(
+    event="PreToolUse",
+    session=REAL["session_id"],
+    transcript=REAL["transcript_path"],
+    cwd="/home/me/wörk",
+    tool="Agent",
+    subagent_type="interflux:fd-quality",
+    agent_id="a1b2c3",
+    agent_type="fd-safety",
+)
+READERS = [pytest.param(parse, id="whole"), pytest.param(parse_beginning, id="beginning")]
+#: Field of the input → what is made of it.
+NAMES = {
+    "hook_event_name": "event",
+    "session_id": "session",
+    "transcript_path": "transcript",
+    "cwd": "cwd",
+    "tool_name": "tool",
+    "agent_id": "agent_id",
+    "agent_type": "agent_type",
+}
+
+
+def read(raw: bytes) -> HookInput:
+    """Return what both readers make of an input, which is the same."""
+    whole, beginning = parse(raw), parse_beginning(raw)
+    assert whole == beginning
+    return whole
+
+
+@pytest.mark.parametrize("written", [{}, {"ensure_ascii": False}, {"indent": 2}, {"separators": (",", ":")}])
+def test_real_input(written: dict[str, Any]) -> None:
+    assert read(json.dumps(REAL, **written).encode("utf-8", "surrogatepass")) == UNDERSTOOD
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_every_beginning_of_a_real_input(ascii_only: bool) -> None:
+    """Each field is there as soon as its value stands there whole, and not before; the whole reader wants the end."""
+    raw = json.dumps(REAL, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    ends = {}
+    for name in REAL:
+        pair = json.dumps({name: REAL[name]}, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")[1:-1]
+        ends[name] = raw.index(pair) + len(pair)
+    for length in range(len(raw)):
+        found = parse_beginning(raw[:length])
+        for name, attribute in NAMES.items():
+            expected = getattr(UNDERSTOOD, attribute) if length >= ends[name] else None
+            assert getattr(found, attribute) == expected, (length, name)
+        assert found.subagent_type == (UNDERSTOOD.subagent_type if length >= ends["tool_input"] else None), length
+        assert parse(raw[:length]) == HookInput(), length
+    assert parse(raw) == UNDERSTOOD
+
+
+def test_what_stands_behind_the_cut_is_not_there() -> None:
+    raw = json.dumps({"session_id": "s", "tool_response": "x" * 300_000, "hook_event_name": "Stop"}).encode()
+    assert parse_beginning(raw[: 256 << 10]) == HookInput(session="s")
+    assert parse(raw) == HookInput(session="s", event="Stop")
+
+
+@pytest.mark.parametrize("value", [None, True, 5, 1.5, [], ["s"], {}, {"session_id": "x"}, ""])
+@pytest.mark.parametrize("name", NAMES)
+def test_field_of_another_type_is_none_and_concerns_no_other(name: str, value: object) -> None:
+    other = "cwd" if name != "cwd" else "tool_name"
+    found = read(json.dumps({name: value, other: "/there"}).encode())
+    assert found == HookInput(**{NAMES[other]: "/there"})
+
+
+@pytest.mark.parametrize("value", [None, 5, "fd-quality", [], {}, {"subagent_type": None}, {"subagent_type": ["x"]}])
+def test_tool_input_of_another_shape(value: object) -> None:
+    assert read(json.dumps({"tool_input": value, "tool_name": "Agent"}).encode()) == HookInput(tool="Agent")
+
+
+def test_the_last_of_equal_keys_counts() -> None:
+    assert read(b'{"session_id": "a", "cwd": "/c", "session_id": "b"}') == HookInput(session="b", cwd="/c")
+    assert read(b'{"session_id": "a", "session_id": 5}') == HookInput()
+    assert read(rb'{"session\u005fid": "a"}') == HookInput(session="a")
+
+
+@pytest.mark.parametrize(("name", "longest"), [("session_id", 512), ("agent_id", 512), ("cwd", 4096)])
+def test_text_that_is_too_long_is_none(name: str, longest: int) -> None:
+    assert read(json.dumps({name: "ü" * longest}).encode()) == HookInput(**{NAMES[name]: "ü" * longest})
+    assert read(json.dumps({name: "ü" * (longest + 1)}).encode()) == HookInput()
+
+
+@pytest.mark.parametrize("session", ['it\'s "mine"', "two\nlines", "nul\0nul", "\x1b[2J", "ünï", "../..", "😀"])
+def test_odd_ids_are_ids(session: str) -> None:
+    assert read(json.dumps({"session_id": session}).encode()) == HookInput(session=session)
+
+
+@pytest.mark.parametrize("field", [b"\xff", b"\xc3", rb"\ud83d", rb"\udc00x", b"\n", b"\\x", b"\xed\xa0\x80"])
+def test_text_that_is_none(field: bytes) -> None:
+    """Bytes that are no UTF-8, half a character, what JSON forbids: the field, or everything, is nothing."""
+    for raw in (
+        b'{"session_id": "%b", "cwd": "/c"}' % field,
+        b'{"tool_input": {"subagent_type": "%b"}, "cwd": "/c"}' % field,
+    ):
+        assert parse(raw) in (HookInput(cwd="/c"), HookInput()), raw
+        found = parse_beginning(raw)
+        assert found.cwd in ("/c", None)
+
+
+def test_half_a_character_where_nobody_looks_does_no_harm() -> None:
+    """JavaScript cuts strings between the halves of a character, and writes the half as an escape."""
+    # DEFECT: such an input is not read at all, though only a prompt or a description holds the half
+    raw = rb'{"prompt": "cut \ud83d", "tool_input": {"description": "\ud83d", "subagent_type": "x"}, "session_id": "s"}'
+    assert read(raw) == HookInput(session="s", subagent_type="x")
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b" ", b"null", b"[]", b'"text"', b"1", b"\0", b"\xff\xfe", b"{", b"{,}", b'{"a"}', b'{"session_id":}',
+        b"{'session_id': 's'}", b"{session_id: 1}", b"[" * 100_000, b'{"a":' * 100_000, b'[{"a":' * 50_000,
+        b'{"tool_input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"tool_input": ' + b'{"a":' * 100_000,
+        b'{"n": ' + b"9" * 100_000 + b"}", b'{"n": 1e999999}', b"{" + b" " * 200_000, b"\xef\xbb\xbf{}",
+    ],
+    ids=lambda raw: repr(raw[:18]),
+)  # fmt: skip
+def test_what_is_no_input_says_nothing(reader: Any, raw: bytes) -> None:
+    assert reader(raw) == HookInput()
+
+
+def test_what_stands_before_the_nonsense_of_a_beginning_counts() -> None:
+    assert parse_beginning(b'{"session_id": "s", "x": ' + b"[" * 100_000) == HookInput(session="s")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from([*NAMES, "tool_input", "subagent_type", "prompt"]) | st.text(max_size=4)
+inputs = st.dictionaries(keys, json_values | st.fixed_dictionaries({"subagent_type": json_values}), max_size=9)
+
+
+@given(inputs, st.booleans(), st.data())
+def test_any_input_is_read_alike_whole_and_cut(value: dict[str, Any], ascii_only: bool, data: st.DataObject) -> None:
+    """Every field is what JSON says it is; a beginning says nothing that the whole does not."""
+    raw = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False).encode()
+    found = read(raw)
+    for name, attribute in NAMES.items():
+        said = value.get(name)
+        if isinstance(said, str) and said:
+            assert getattr(found, attribute) == fold(said.encode())
+        else:
+            assert getattr(found, attribute) is None
+    cut = parse_beginning(raw[: data.draw(st.integers(0, len(raw)))])
+    for attribute in (*NAMES.values(), "subagent_type"):
+        assert getattr(cut, attribute) in (getattr(found, attribute), None)
+
+
+pieces = [
+    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b'"session_id"', b'"tool_input"', b'"subagent_type"', b'"cwd"',
+    b'"x"', b"1", b"-", b"null", b"NaN", b" ", b"\n", b"\0", b"\xff", b"\xc3", b"\\ud800", b"\\u0000", b"\xed\xa0\x80",
+]  # fmt: skip
+
+
+@given(st.binary(max_size=60) | st.lists(st.sampled_from(pieces), max_size=30).map(b"".join))
+def test_no_bytes_are_an_exception(raw: bytes) -> None:
+    for reader in (parse, parse_beginning):
+        assert isinstance(reader(raw), HookInput)
+        assert isinstance(reader(b'{"session_id": "' + raw), HookInput)
+        assert isinstance(
+            reader(b'{"session_id": "' + raw + b'", "tool_input": {"subagent_type": "' + raw + b'"}}'), HookInput
+        )
