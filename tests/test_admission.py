@@ -317,7 +317,7 @@ def test_it_ends_with_the_session(home: Home, daemon: Daemon) -> None:
 
 
 def test_it_ends_after_half_an_hour(home: Home, interstat: Interstat) -> None:
-    """At once after a restart, and in a daemon that runs."""
+    """While the daemon is not there, too."""
     daemon = home.start()
     run = started(home, session="s1")
     claude = Claude(home)
@@ -329,13 +329,24 @@ def test_it_ends_after_half_an_hour(home: Home, interstat: Interstat) -> None:
     assert reserved(home, run) == REVIEW + ORACLE
     daemon.stop()
     age_reservations(home, 61_000_000)
-    daemon = home.start()
-    assert reserved(home, run) == ORACLE
-    daemon.stop()
-    age_reservations(home, HALF_AN_HOUR - 65_000_000)
     home.start()
-    assert reserved(home, run) in (0, ORACLE)
-    wait_for(lambda: reserved(home, run) == 0, "the reservation to end with its time")
+    assert reserved(home, run) == ORACLE
+
+
+def test_its_time_ends_it_without_any_question(home: Home, interstat: Interstat) -> None:
+    """The run's state file says so."""
+    daemon = home.start()
+    run = started(home, session="s1")
+    Claude(home).launch()
+    daemon.stop()
+    age_reservations(home, HALF_AN_HOUR - 3_000_000)
+    home.start()
+    place = home.socket.parent / "state" / "runs" / run
+
+    def is_shown() -> bool:
+        return place.exists() and "reserved=0" in place.read_text().splitlines()
+
+    wait_for(is_shown, "the reservation to end with its time")
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -1,5 +1,6 @@
 """Claude Code's hooks at a real daemon: sessions find their runs, warnings are told once, nothing breaks a session."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -179,7 +180,7 @@ def test_warning_is_told_once_by_what_was_just_written(home: Home, daemon: Daemo
     claude = Claude(home)
     assert claude.call(event) == SILENT
     uses(home, 820)
-    said = claude.run(event)
+    said = claude.call(event)
     words = f"fluxbudget: 80 % of the budget spent: run {run}, phase brainstorm: 820 of 1 000 billing tokens (82 %)"
     assert is_warning(said, words), said
     for again in TELLING:
@@ -213,7 +214,7 @@ def test_exceeding_tells_again(home: Home, daemon: Daemon) -> None:
     assert is_warning(claude.call("PostToolBatch"), "80 %")
     uses(home, 230, message="m2")
     expected = f"fluxbudget: the budget is used up: run {run}, phase brainstorm: 1 050 of 1 000 billing tokens (105 %)"
-    assert is_warning(claude.call("PostToolBatch"), expected)
+    assert is_warning(claude.run("PostToolBatch"), expected)
     assert claude.call("PostToolBatch") == SILENT
 
 
@@ -300,24 +301,57 @@ def test_warning_of_before_a_kill_is_told_after_it(home: Home, interstat: Inters
     assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
 
 
-def test_channel_as_configured(home: Home, interstat: Interstat) -> None:
-    """Its own percentages; off, it tells nothing."""
+def configure(home: Home, text: str) -> None:
     place = home.root / ".config" / "fluxbudget" / "config.toml"
-    place.parent.mkdir(parents=True)
-    place.write_text("[channels.hook]\nthresholds = [60]\n")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+
+
+def test_channel_as_configured(home: Home, interstat: Interstat) -> None:
+    """Its own percentages; off, it tells nothing, and on again what is still to be told."""
+    configure(home, "[channels.hook]\nthresholds = [60]\n")
     home.start()
+    run = started(home, session="s1", token_budget=1000)
+    claude = Claude(home)
+    for tokens, words in ((550, ""), (60, "60 %"), (300, "")):
+        uses(home, tokens, message=f"m{tokens}")
+        assert (claude.call("UserPromptSubmit").context[:16] == "fluxbudget: 60 %") == bool(words)
+    configure(home, "[channels.hook]\nenabled = false\n")
+    home.ctl("doctor")
+    uses(home, 500, message="m4")
+    assert home.spend(run).state == "exceeded"
+    assert claude.call("UserPromptSubmit") == SILENT
+    configure(home, "")
+    home.ctl("doctor")
+    assert is_warning(claude.call("UserPromptSubmit"), "the budget is used up")
+
+
+def test_channel_that_is_switched_off_is_silent_from_then_on(home: Home, daemon: Daemon) -> None:
+    # DEFECT: a hook goes by the configuration that somebody else's question has read
+    started(home, session="s1", token_budget=1000)
+    uses(home, 820)
+    assert "820 of 1 000" in Claude(home).call("SessionStart").context
+    configure(home, "[channels.hook]\nenabled = false\n")
+    assert Claude(home).call("UserPromptSubmit") == SILENT
+
+
+def test_warning_is_waited_for_until_it_is_on_disk(home: Home, daemon: Daemon) -> None:
+    """What is told is kept; while the ledger is in somebody's hands, the answer is late."""
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
-    uses(home, 550)
     assert claude.call("UserPromptSubmit") == SILENT
-    uses(home, 60, message="m2")
-    assert is_warning(claude.call("UserPromptSubmit"), "60 %")
-    uses(home, 300, message="m3")
-    assert claude.call("UserPromptSubmit") == SILENT
-    place.write_text("[channels.hook]\nenabled = false\n")
-    uses(home, 500, message="m4")
-    assert "1 410 of 1 000" in claude.call("SessionStart").context
-    assert claude.call("UserPromptSubmit") == SILENT
+    other = sqlite3.connect(home.state / "ledger.db", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        uses(home, 820)
+        with ThreadPoolExecutor(1) as pool:
+            said = pool.submit(claude.call, "UserPromptSubmit")
+            with contextlib.suppress(TimeoutError):
+                said.result(timeout=0.5)
+            other.execute("ROLLBACK")
+            assert is_warning(said.result(), "80 %")
+    finally:
+        other.close()
 
 
 # --- anything at all
