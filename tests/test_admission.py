@@ -444,7 +444,6 @@ def test_parallel_starts_and_stops(home: Home, daemon: Daemon) -> None:
 
 def test_end_of_a_measured_one_without_a_known_id_ends_no_other(home: Home, daemon: Daemon) -> None:
     """Without the hook of SubagentStart nobody says which id was admitted by which reservation."""
-    # DEFECT: its transcript ended the first reservation already, and its end then ends the second
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()
@@ -457,7 +456,6 @@ def test_end_of_a_measured_one_without_a_known_id_ends_no_other(home: Home, daem
 
 def test_row_of_an_ended_one_ends_no_other(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """A row has no id: it is rather of the one that has ended than of the one that is running."""
-    # DEFECT: the row is given to the earliest reservation of its kind, which is still running
     run = started(home, session="s1")
     claude = Claude(home)
     for agent_id in ("a1", "a2"):
@@ -471,7 +469,6 @@ def test_row_of_an_ended_one_ends_no_other(home: Home, interstat: Interstat, dae
 
 def test_start_that_is_told_after_the_first_usage(home: Home, daemon: Daemon) -> None:
     """It has been reserved, and measured: nothing is left of it."""
-    # DEFECT: it is reserved again under its id, which takes the measurement from the first, for half an hour
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()

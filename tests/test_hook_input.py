@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.handlers.hook_input import HookInput, parse, parse_beginning
+from fluxbudgetd.handlers.hook_input import HookInput, parse_beginning, parse_odd
+from fluxbudgetd.handlers.hook_input import parse as parse_at_once
 from fluxbudgetd.wire.text import fold
 
 REAL: dict[str, Any] = {
@@ -38,6 +39,16 @@ UNDERSTOOD = HookInput(
     agent_id="a1b2c3",
     agent_type="fd-safety",
 )
+
+
+def parse(raw: bytes) -> HookInput:
+    """Read a whole input as the daemon does: at once, or with patience. Of UTF-8 that both read they say the same."""
+    found, patient = parse_at_once(raw), parse_odd(raw)
+    if raw.decode(errors="replace").encode() == raw:
+        assert found in (None, patient)
+    return patient if found is None else found
+
+
 READERS = [pytest.param(parse, id="whole"), pytest.param(parse_beginning, id="beginning")]
 #: Field of the input → what is made of it.
 NAMES = {
@@ -131,7 +142,6 @@ def test_text_that_is_none(field: bytes) -> None:
 
 def test_half_a_character_where_nobody_looks_does_no_harm() -> None:
     """JavaScript cuts strings between the halves of a character, and writes the half as an escape."""
-    # DEFECT: such an input is not read at all, though only a prompt or a description holds the half
     raw = rb'{"prompt": "cut \ud83d", "tool_input": {"description": "\ud83d", "subagent_type": "x"}, "session_id": "s"}'
     assert read(raw) == HookInput(session="s", subagent_type="x")
 

@@ -327,7 +327,6 @@ def test_channel_as_configured(home: Home, interstat: Interstat) -> None:
 
 
 def test_channel_that_is_switched_off_is_silent_from_then_on(home: Home, daemon: Daemon) -> None:
-    # DEFECT: a hook goes by the configuration that somebody else's question has read
     started(home, session="s1", token_budget=1000)
     uses(home, 820)
     assert "820 of 1 000" in Claude(home).call("SessionStart").context
@@ -468,7 +467,6 @@ def test_five_megabytes_of_output(home: Home, daemon: Daemon) -> None:
 
 def test_half_a_character_in_a_prompt_stops_no_admission(home: Home, daemon: Daemon) -> None:
     """JavaScript cuts strings between the halves of a character, and writes the half as an escape."""
-    # DEFECT: the input is not read, so the sub-agent is admitted, and nothing is reserved for it
     started(home, session="s1", token_budget=1000, enforcement="hard")
     claude = Claude(home)
     tool_input = {**launching("fd-quality"), "prompt": "cut \ud83d"}
@@ -505,7 +503,6 @@ def test_without_a_daemon(home: Home, interstat: Interstat, how: str) -> None:
 
 def test_warning_that_nobody_heard_is_told_the_next_time(home: Home, daemon: Daemon) -> None:
     """A hook that had given up, and gone, when its answer was made has told nobody."""
-    # DEFECT: the warning is taken for told though the connection has been closed before the answer was made
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit") == SILENT

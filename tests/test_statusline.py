@@ -93,7 +93,6 @@ def test_run_that_is_meant(home: Home, daemon: Daemon) -> None:
 
 def test_directory_that_is_a_link(home: Home, daemon: Daemon) -> None:
     """As for a hook: Claude Code may give the link's name, and the command itself runs where it leads."""
-    # DEFECT: only the link's name is looked at, and no run is found
     started(home)
     link = home.root / "link"
     link.symlink_to(home.project)

@@ -1,7 +1,8 @@
 """The engine's values in the protocol's words."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +26,13 @@ _LINE_GOAL = 200
 _OVER_COUNT = 1.05
 #: A run's agents, models, sessions and attachments are listed up to this many each, so that they fit into a frame.
 MOST_LINES = 200
+
+
+class Heard(NamedTuple):
+    """An answer, and who wants to know whether the peer has taken it: called once, with whether it has."""
+
+    answer: wire.AnyAnswer
+    heard: Callable[[bool], None]
 
 
 def capped(tokens: int) -> int:

@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from typing import NamedTuple
 
 import anyio
 import anyio.abc
@@ -17,6 +18,7 @@ import msgspec
 import structlog
 
 from fluxbudgetd import errors
+from fluxbudgetd.answers import Heard
 from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.framing import FrameDecoder, FrameError, encode_frame
 
@@ -36,12 +38,17 @@ _FAREWELL_SECONDS = 1.0
 
 _ACCEPT_PAUSE_SECONDS = 0.05
 
-#: Answers at once when it can, else returns something to wait for, or a stream that the connection becomes.
-Handler = Callable[
-    [messages.AnyRequest], messages.AnyAnswer | Awaitable[messages.AnyAnswer] | AsyncGenerator[messages.AnyAnswer, None]
-]
+#: A request's answer; or a stream that the connection becomes.
+Answer = messages.AnyAnswer | Heard | AsyncGenerator[messages.AnyAnswer, None]
+#: Answers at once when it can, else returns something to wait for.
+Handler = Callable[[messages.AnyRequest], Answer | Awaitable[messages.AnyAnswer | Heard]]
 
 log = structlog.get_logger()
+
+
+class _Frame(NamedTuple):
+    bytes: bytes
+    heard: Callable[[bool], None] | None
 
 
 class Server:
@@ -133,12 +140,22 @@ class Server:
                 await self._say_goodbye(stream, exc)
                 return
             answer = await self._answer(body)
-            if not isinstance(answer, bytes):
+            if isinstance(answer, AsyncGenerator):
                 await self._stream(stream, raw, answer)
                 return
-            if not await self._send(stream, raw, answer):
+            if not await self._deliver(stream, raw, answer):
                 log.warning("peer does not read its answers; connection closed")
                 return
+
+    async def _deliver(self, stream: anyio.abc.SocketStream, raw: socket.socket, answer: "_Frame") -> bool:
+        """Send an answer; tells whether the peer took it in time, and whoever wants to know."""
+        taken = False
+        try:
+            taken = await self._send(stream, raw, answer.bytes)
+        finally:
+            if answer.heard is not None:
+                answer.heard(taken)
+        return taken
 
     async def _stream(
         self, stream: anyio.abc.SocketStream, raw: socket.socket, answers: AsyncGenerator[messages.AnyAnswer, None]
@@ -227,7 +244,8 @@ class Server:
         finally:
             self._buffered -= held
 
-    async def _answer(self, body: bytes) -> bytes | AsyncGenerator[messages.AnyAnswer, None]:
+    async def _answer(self, body: bytes) -> "_Frame | AsyncGenerator[messages.AnyAnswer, None]":
+        heard = None
         try:
             answer = self._handler(decode(body))
             if isinstance(answer, AsyncGenerator):
@@ -235,21 +253,22 @@ class Server:
             if isinstance(answer, Awaitable):
                 with anyio.fail_after(REQUEST_SECONDS):
                     answer = await answer
-            return self._admitted(encode_frame(messages.encode(answer)))
+            if isinstance(answer, Heard):
+                answer, heard = answer
+            return _Frame(self._admitted(encode_frame(messages.encode(answer))), heard)
         except errors.FluxError as exc:
-            return error_frame(exc)
+            error = exc
         except FrameError:
-            return error_frame(errors.AnswerTooLargeError("the answer is larger than a frame may be", "ask for less"))
+            error = errors.AnswerTooLargeError("the answer is larger than a frame may be", "ask for less")
         except TimeoutError:
-            return error_frame(
-                errors.RequestTimeoutError(f"no answer within {REQUEST_SECONDS:.0f} s", "see the daemon's log")
-            )
+            error = errors.RequestTimeoutError(f"no answer within {REQUEST_SECONDS:.0f} s", "see the daemon's log")
         except Exception:
             # The border that survives anything: one request's defect is that request's error.
             log.exception("request failed")
-            return error_frame(
-                errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
-            )
+            error = errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
+        if heard is not None:
+            heard(False)
+        return _Frame(error_frame(error), None)
 
     def _admitted(self, frame: bytes) -> bytes:
         """Return the frame; raises `BusyError` for a large one when too much waits for its readers already."""

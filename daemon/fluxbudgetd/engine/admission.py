@@ -66,19 +66,22 @@ class Admission:
             self._settle()
             if agent_id is not None and any(one.agent_id == agent_id for one in self._of(session)):
                 return
-            waiting = [one for one in self._open if one.session == session and one.agent_id is None]
+            # One that is measured already has closed its reservation: that is the one that gets its id.
+            measured = self._is_measured(session, agent_id)
+            waiting = [one for one in self._of(session) if one.agent_id is None and one.ended_at is None]
+            waiting = [one for one in waiting if (one in self._open) != measured]
             alike = [one for one in waiting if not agent or plain_name(one.agent) == plain_name(agent)]
             if alike:
                 if agent_id is not None:
                     await self._save(msgspec.structs.replace(alike[0], agent_id=agent_id))
-            elif state is not None and state.run.status == "active":
+            elif not measured and state is not None and state.run.status == "active":
                 await self._reserve(state, session, agent, estimate, agent_id)
 
     async def stop(self, session: str, agent: str, agent_id: str | None) -> None:
         """Note that a sub-agent has ended. Without its id it is the earliest of its name, or of its session."""
         async with self._changing:
             known = [one for one in self._of(session) if agent_id is not None and one.agent_id == agent_id]
-            if not known:
+            if not known and not self._is_measured(session, agent_id):
                 mine = [one for one in self._open if one.session == session]
                 mine = [one for one in mine if agent_id is None or one.agent_id is None]
                 known = [one for one in mine if not agent or plain_name(one.agent) == plain_name(agent)][:1]
@@ -106,6 +109,10 @@ class Admission:
             async with self._changing:
                 self._settle()
                 await self._forget_old()
+
+    def _is_measured(self, session: str, agent_id: str | None) -> bool:
+        """Tell whether there is usage of a sub-agent, whose reservation has so come to its end already."""
+        return agent_id is not None and any(one.agent_id == agent_id for one in self._live.instances(session))
 
     def _of(self, session: str) -> list[Reservation]:
         return [one for one in self._kept.values() if one.session == session]

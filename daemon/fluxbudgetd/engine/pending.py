@@ -1,10 +1,11 @@
 """Warnings that sessions are told by their hooks: each session once of each warning.
 
-A session is told once the answer is on its way; that is written down afterwards, so that a daemon that is killed in
-between tells it again rather than never.
+A session knows once its hook has taken the answer; that is written down afterwards, so that a daemon that is killed in
+between tells it again rather than never. A hook that has gone before its answer has heard nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import anyio
 import structlog
@@ -19,6 +20,13 @@ from fluxbudgetd.policy import thresholds
 log = structlog.get_logger()
 
 _PAUSE_SECONDS = 1.0
+
+
+class Telling(NamedTuple):
+    """A warning that a session is being told. `heard` has to be called once: has it taken the answer?"""
+
+    event: Event
+    heard: Callable[[bool], None]
 
 
 class Pending:
@@ -50,8 +58,8 @@ class Pending:
                 self._warnings.pop(event.run, None)
                 self._told.pop(event.run, None)
 
-    def tell(self, state: RunState, session: str) -> Event | None:
-        """Return the gravest warning that a session does not know of its run, and take it for told; None: none."""
+    def tell(self, state: RunState, session: str) -> "Telling | None":
+        """Return the gravest warning that a session does not know of its run, taken for told for now; None: none."""
         config = self._settings.config
         channel = config.channels.hook
         known = self._told.get(state.run.id, {}).get(session, 0)
@@ -65,11 +73,19 @@ class Pending:
         ]
         if not new or state.run.status != "active":
             return None
-        seq = max(event.seq for event in new)
-        self._told.setdefault(state.run.id, {})[session] = seq
-        self._unsaved[session, state.run.id] = seq
-        self._wanted.set()
-        return max(new, key=lambda event: (thresholds.mark(event) or Mark(event.kind, 0)).pct)
+        told = self._told.setdefault(state.run.id, {})
+        # Of several hooks of a session at once, one tells it.
+        told[session] = seq = max(event.seq for event in new)
+        gravest = max(new, key=lambda event: (thresholds.mark(event) or Mark(event.kind, 0)).pct)
+
+        def heard(taken: bool) -> None:
+            if taken:
+                self._unsaved[session, state.run.id] = seq
+                self._wanted.set()
+            elif told.get(session) == seq:
+                told[session] = known
+
+        return Telling(gravest, heard)
 
     async def serve(self) -> None:
         """Write down what sessions were told, for ever."""

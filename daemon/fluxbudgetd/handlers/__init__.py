@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+from fluxbudgetd.answers import Heard
 from fluxbudgetd.handlers import budget, events, hooks, reviews, runs, service
 from fluxbudgetd.handlers.common import Context
 from fluxbudgetd.wire import messages as wire
@@ -10,7 +11,7 @@ from fluxbudgetd.wire import messages as wire
 __all__ = ["Context", "handle"]
 
 
-Answer = wire.AnyAnswer | Awaitable[wire.AnyAnswer] | AsyncGenerator[wire.AnyAnswer, None]
+Answer = wire.AnyAnswer | Awaitable[wire.AnyAnswer | Heard] | AsyncGenerator[wire.AnyAnswer, None]
 
 
 def handle(context: Context, request: wire.AnyRequest) -> Answer:

@@ -51,16 +51,31 @@ _tool_input = msgspec.json.Decoder(_ToolInput)
 _text_decoder = msgspec.json.Decoder(str)
 
 
-def parse(raw: bytes) -> HookInput:
-    """Return what a whole input says; of what is not JSON, nothing."""
+def parse(raw: bytes) -> HookInput | None:
+    """Return what an input says, at once; None when there is something odd about it, which `parse_odd` looks into."""
     try:
         return _made(_fields.decode(raw))
     except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def parse_odd(raw: bytes) -> HookInput:
+    """Return what an odd input says; of what is not JSON, nothing. It may take milliseconds.
+
+    JavaScript writes half a surrogate pair when it cuts a text in the middle of a character, wherever that may be.
+    """
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
         return HookInput()
+    if not isinstance(found, dict):
+        return HookInput()
+    names = [name for name in _Fields.__struct_fields__ if name in found]
+    return _made(_Fields(**{name: msgspec.Raw(json.dumps(found[name]).encode()) for name in names}))
 
 
 def parse_beginning(raw: bytes) -> HookInput:
-    """Return what the beginning of an input says: of the fields that stand there whole. It may take milliseconds."""
+    """Return what the beginning of an input says: the fields that stand there whole. It may take milliseconds."""
     found: dict[str, msgspec.Raw] = {}
     text = raw.decode("utf-8", "ignore")
     decoder = json.JSONDecoder()
@@ -101,6 +116,14 @@ def _subagent_type(raw: msgspec.Raw) -> str | None:
     try:
         return _text(_tool_input.decode(raw).subagent_type, _LONGEST_ID)
     except (msgspec.DecodeError, RecursionError):
+        return _leniently(raw)
+
+
+def _leniently(raw: msgspec.Raw) -> str | None:
+    try:
+        found = json.loads(bytes(raw))
+        return _text(msgspec.Raw(json.dumps(found.get("subagent_type")).encode()), _LONGEST_ID)
+    except (ValueError, RecursionError, AttributeError):
         return None
 
 

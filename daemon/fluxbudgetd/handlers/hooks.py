@@ -9,11 +9,12 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from fluxbudgetd.answers import Heard
 from fluxbudgetd.engine import Standing
 from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.errors import BadInputError, NoRunError
 from fluxbudgetd.handlers.common import Context, deadline_of
-from fluxbudgetd.handlers.hook_input import HookInput, parse, parse_beginning
+from fluxbudgetd.handlers.hook_input import HookInput, parse, parse_beginning, parse_odd
 from fluxbudgetd.policy import statusline as line_policy
 from fluxbudgetd.policy import words
 from fluxbudgetd.wire import messages as wire
@@ -37,20 +38,22 @@ class _Call(msgspec.Struct, frozen=True):
         return _hints(self.request.hints, self.given)
 
 
-def hook(context: Context, request: wire.Hook) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+def hook(context: Context, request: wire.Hook) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer | Heard]:
     """Answer a hook; an event that nothing is done for is answered without waiting."""
-    if not request.whole:
-        return _cut_hook(context, request)
-    return _handled(context, request, parse(request.input))
+    given = parse(request.input) if request.whole else None
+    return _odd_hook(context, request) if given is None else _handled(context, request, given)
 
 
-async def _cut_hook(context: Context, request: wire.Hook) -> wire.AnyAnswer:
-    given = await anyio.to_thread.run_sync(parse_beginning, request.input, abandon_on_cancel=True)
+async def _odd_hook(context: Context, request: wire.Hook) -> wire.AnyAnswer | Heard:
+    parser = parse_odd if request.whole else parse_beginning
+    given = await anyio.to_thread.run_sync(parser, request.input, abandon_on_cancel=True)
     answer = _handled(context, request, given)
     return await answer if isinstance(answer, Awaitable) else answer
 
 
-def _handled(context: Context, request: wire.Hook, given: HookInput) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+def _handled(
+    context: Context, request: wire.Hook, given: HookInput
+) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer | Heard]:
     carry_out = _EVENTS.get(given.event or "")
     idle = given.event == "PreToolUse" and given.tool not in _LAUNCHING
     if carry_out is None or given.session is None or idle:
@@ -71,13 +74,13 @@ async def _session_start(call: _Call) -> wire.HookAnswer:
     )
 
 
-async def _turn(call: _Call) -> wire.HookAnswer:
+async def _turn(call: _Call) -> wire.HookAnswer | Heard:
     """Tell the session of a warning that it does not know yet."""
     state = await _joined_run(call)
     return wire.HookAnswer() if state is None else await _warned(call, state)
 
 
-async def _subagent_start(call: _Call) -> wire.HookAnswer:
+async def _subagent_start(call: _Call) -> wire.HookAnswer | Heard:
     """Note which admitted sub-agent has started; tell of a warning."""
     engine = call.context.engine
     state = await _joined_run(call)
@@ -130,7 +133,7 @@ async def _launch(call: _Call) -> wire.HookAnswer:
     )
 
 
-_EVENTS: dict[str, Callable[[_Call], Awaitable[wire.AnyAnswer]]] = {
+_EVENTS: dict[str, Callable[[_Call], Awaitable[wire.AnyAnswer | Heard]]] = {
     "SessionStart": _session_start,
     "UserPromptSubmit": _turn,
     "PostToolBatch": _turn,
@@ -144,8 +147,18 @@ _EVENTS: dict[str, Callable[[_Call], Awaitable[wire.AnyAnswer]]] = {
 async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusLineAnswer:
     """Answer with the line for Claude Code's status line."""
     engine, deadline = context.engine, deadline_of(request)
-    hints = _hints(request.hints, parse(request.input))
-    state = await engine.find(request.run, request.scope, request.session, hints, deadline)
+    given = parse(request.input)
+    if given is None:
+        given = await anyio.to_thread.run_sync(parse_odd, request.input, abandon_on_cancel=True)
+    hints = _hints(request.hints, given)
+    try:
+        state = await engine.find(request.run, request.scope, request.session, hints, deadline)
+    except NoRunError:
+        if hints.cwd == request.hints.cwd:
+            raise
+        # The JSON's directory may be a symlink; the command's own, where it runs, is resolved.
+        hints = msgspec.structs.replace(hints, cwd=request.hints.cwd)
+        state = await engine.find(request.run, request.scope, request.session, hints, deadline)
     standing = await engine.standing(state, deadline)
     line = line_policy.line(
         run=standing.run,
@@ -166,23 +179,34 @@ def _hints(hints: wire.Hints, given: HookInput) -> wire.Hints:
 
 async def _run(call: _Call) -> RunState | None:
     """Return the active run that the session works for, or would; None when there is none, or no telling."""
+    # The JSON's directory may be a symlink; the hook's own, where it runs, is resolved.
+    directories = dict.fromkeys((call.hints.cwd, call.request.hints.cwd))
+    # A session that goes on after its run has ended works for the next one of its directory.
+    for sessions in (call.hints.sessions, ()):
+        for cwd in directories:
+            state = await _run_by(call, msgspec.structs.replace(call.hints, sessions=sessions, cwd=cwd))
+            if state is not None and state.run.status == "active":
+                return state
+    return None
+
+
+async def _run_by(call: _Call, hints: wire.Hints) -> RunState | None:
     request, engine = call.request, call.context.engine
     try:
-        state = await engine.find_if_any(request.run, request.scope, request.session, call.hints, call.deadline)
-        if state is None and call.hints.cwd != request.hints.cwd:
-            # The JSON's directory may be a symlink; the hook's own, where it runs, is resolved.
-            own = msgspec.structs.replace(call.hints, cwd=request.hints.cwd)
-            state = await engine.find_if_any(request.run, request.scope, request.session, own, call.deadline)
+        return await engine.find_if_any(request.run, request.scope, request.session, hints, call.deadline)
     except NoRunError:
         return None
-    return state if state is not None and state.run.status == "active" else None
 
 
 async def _joined_run(call: _Call) -> RunState | None:
     """Return the session's run; a session that has never been attached to any is attached to the one that it is in."""
     state = await _run(call)
-    known = call.context.engine.book.sessions.get(call.session)
-    if state is not None and (known is None or not known.current):
+    book = call.context.engine.book
+    known = book.sessions.get(call.session)
+    last = known.current[-1] if known is not None and known.current else None
+    # A session that was detached, or attached elsewhere, by hand stays so; one whose run has ended goes on.
+    is_over = last is not None and last.until is None and book.runs[last.run].run.status != "active"
+    if state is not None and (last is None or is_over):
         await _attach(call, state)
     return state
 
@@ -196,15 +220,16 @@ async def _attach(call: _Call, state: RunState) -> None:
         await changes.attach(call.session, state, call.deadline)
 
 
-async def _warned(call: _Call, state: RunState) -> wire.HookAnswer:
+async def _warned(call: _Call, state: RunState) -> wire.HookAnswer | Heard:
     engine = call.context.engine
+    await engine.settings.refresh(call.deadline)
     await engine.standing(state, call.deadline)
     await engine.gate.told(state, call.deadline)
-    event = engine.pending.tell(state, call.session)
-    if event is None:
+    telling = engine.pending.tell(state, call.session)
+    if telling is None:
         return wire.HookAnswer()
-    said = words.warning(state.run, event)
-    return wire.HookAnswer(
+    said = words.warning(state.run, telling.event)
+    answer = wire.HookAnswer(
         output=_json(
             {
                 "systemMessage": said,
@@ -212,6 +237,7 @@ async def _warned(call: _Call, state: RunState) -> wire.HookAnswer:
             }
         )
     )
+    return Heard(answer, telling.heard)
 
 
 def _where(standing: Standing) -> str:

@@ -6,7 +6,7 @@ in the order of their first usage, those without a time last, each to one reserv
 
 1. One whose id a reservation has goes to that reservation, whatever the names.
 2. Any other goes to the earliest reservation of its plain name that has no other id and no instance yet, and was made
-   no later than its first usage.
+   no later than its first usage. One without an id is a row; rows come at the end, so it is rather of one that ended.
 
 Reservations that have ended or expired take theirs too: otherwise what was measured of them would close another's.
 """
@@ -94,7 +94,9 @@ def _measured(ordered: Sequence[Reservation], instances: Iterable[Instance]) -> 
         else:
             taken.update([place for place in own if place not in taken][:1])
     for instance in unnamed:
-        alike = by_name.get((instance.session, plain_name(instance.agent)), ())
+        alike = by_name.get((instance.session, plain_name(instance.agent)), [])
+        if instance.agent_id is None:
+            alike = sorted(alike, key=lambda place: ordered[place].ended_at is None)
         taken.update([place for place in alike if place not in taken and _may_be(ordered[place], instance)][:1])
     return taken
 
