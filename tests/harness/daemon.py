@@ -118,7 +118,11 @@ class Wire:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(_PATIENCE)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self._decoder = FrameDecoder()
 
     def __enter__(self) -> Self:
@@ -140,6 +144,11 @@ class Wire:
                 raise EOFError("the daemon closed the connection")
             self._decoder.feed(data)
         return body
+
+    @property
+    def unfinished(self) -> int:
+        """Return how many bytes of a frame have come whose end has not."""
+        return self._decoder.buffered
 
     def error(self) -> str:
         """Return the next answer's error code."""
