@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from fluxbudgetd.engine import telling as telling_module
+from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.engine.engine import now_micros
 from fluxbudgetd.engine.events import Events
 from fluxbudgetd.engine.telling import Courier
@@ -214,7 +215,6 @@ def test_session_that_its_rows_bring_along_gets_an_interband_file(
     interstat.insert("s2", input_tokens=20, output_tokens=0, bead_id="b1")
     assert home.spend(run).spent == 830
     require_quiet(home)
-    # DEFECT: joining by a row is no event, so interband is not told of it, and s2 has no file before the next one.
     assert set(alerts(home)) == {"s1", "s2"}
 
 
@@ -246,7 +246,6 @@ def test_interband_does_not_show_a_run_that_ended_while_it_was_off(
     assert channels(home)["interband"].state == "ok"
     started(home, session="s2", token_budget=1000)
     require_quiet(home)
-    # DEFECT: what happens while it is off is passed over, so the ended run's file stays.
     assert alerts(home) == {}
 
 
@@ -448,6 +447,12 @@ class _Slow:
     def wants(self, event: Event) -> bool:
         return True
 
+    def is_behind(self, state: RunState) -> bool:
+        return False
+
+    async def catch_up(self) -> None:
+        pass
+
     async def tell(self, event: Event) -> None:
         if self.began.is_set():
             self.told.set()
@@ -482,7 +487,6 @@ def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
                         while courier.state != "failing":  # noqa: ASYNC110  it is seen from outside
                             await anyio.sleep(0.005)
                     courier.nudge()
-                # DEFECT: a nudge that comes before the failure is forgotten; the pause (up to 300 s) is waited for.
                 with anyio.move_on_after(10):
                     await channel.told.wait()
                 tasks.cancel_scope.cancel()
@@ -834,7 +838,6 @@ def test_state_files_that_could_not_be_removed_are_removed_later(
     wait_for(lambda: "sessions/s4" not in state_files(home), "the session's link to go, by the next try")
     path.rmdir()
     wait_for(lambda: channels(home)["state files"].state == "ok", "the daemon to try again")
-    # DEFECT: the mirror forgets that `ending` had files before they are gone, so after a failure they stay.
     assert state_files(home) == {"runs/blocked", "sessions/s1", "runs/staying", "sessions/s3"}
 
 
@@ -857,6 +860,5 @@ def test_scope_that_goes_on_in_another_run_keeps_its_state_file(
     def shown() -> dict[str, str]:
         return {scope: (state_file(home, "scopes", scope) or {}).get("run", "") for scope in scopes}
 
-    # DEFECT: of an end and a start that are written together, the end may be taken last, and removes the new link.
     wait_for(lambda: shown() == expected, "each scope's state file to be the new run's", seconds=10)
     wait_for(lambda: not any("/old" in name for name in state_files(home)), "the old runs' files to go")

@@ -128,6 +128,7 @@ async def _until_told_to_stop(
         log.info("reloading: the configuration is read again, sources are opened anew")
         # Both wait for files that may hang.
         tasks.start_soon(partial(engine.settings.refresh, force=True))
+        engine.retry_channels()
         tasks.start_soon(engine.reopen_sources)
 
 

@@ -53,6 +53,8 @@ class Home:
             "CLAUDE_CONFIG_DIR": str(self.root / "claude"),
             "FLUXBUDGET_SOCKET": str(self.socket),
             "PYTHONUTF8": "1",
+            # No bubble is shown to the person who runs the tests.
+            "XDG_RUNTIME_DIR": str(self.root / "run"),
         }
 
     def start(self, *arguments: str, wait: bool = True, prefix: tuple[str, ...] = ()) -> "Daemon":

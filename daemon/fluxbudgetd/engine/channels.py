@@ -1,7 +1,6 @@
 """The channels: what each wants to be told of, in the words that it understands."""
 
-import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +12,7 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine.book import Book, RunState
 from fluxbudgetd.engine.telling import Channel
 from fluxbudgetd.errors import ChannelError, RequestTimeoutError
-from fluxbudgetd.model import Balance, Event, Run, to_text
+from fluxbudgetd.model import Balance, Event, Mark, Run, to_text
 from fluxbudgetd.notify.command import Command
 from fluxbudgetd.notify.desktop import Bubble, Desktop, Urgency
 from fluxbudgetd.notify.interband import Alert, Interband
@@ -85,6 +84,13 @@ class _Thresholds:
         """Tell whether an event is one of the channel's thresholds."""
         configured = self._settings.config.warnings.thresholds
         return self.enabled and thresholds.is_told(event, self._config.thresholds, configured)
+
+    def is_behind(self, _state: RunState) -> bool:
+        """Tell that events say all that there is to tell."""
+        return False
+
+    async def catch_up(self) -> None:
+        """Tell nothing besides events."""
 
     def _run(self, event: Event) -> Run:
         return self._book.runs[event.run or ""].run
@@ -160,8 +166,22 @@ class LogChannel(_Thresholds):
         log.warning("budget", run=run.id, kind=event.kind, seq=event.seq, what=words.title(event), **event.data)
 
 
+class _Shown(NamedTuple):
+    """What the files say of a run: to which sessions, and by which percentages that are passed."""
+
+    sessions: frozenset[str]
+    passed: frozenset[Mark]
+
+
+_NOTHING = _Shown(frozenset(), frozenset())
+
+
 class InterbandChannel(_Thresholds):
-    """The files that a status line reads; it never looks at their age, so they always say what holds now."""
+    """The files that a status line reads; it never looks at their age, so they always say what holds now.
+
+    Events, with the place on disk, see to it that nothing is missed across a restart. Besides, each look at a run is
+    compared with what its files say: a session may have come along with a row, a number may have been corrected.
+    """
 
     name = "interband"
     latest_only = True
@@ -176,42 +196,66 @@ class InterbandChannel(_Thresholds):
     ) -> None:
         super().__init__(settings, book)
         self._default_root = around.interband_root
-        self._home = around.environ.get("HOME") or os.path.expanduser("~")
         self._clock = clock
         self._balance = balance
         self._interband: tuple[str, Interband] | None = None
+        self._shown: dict[str, _Shown] = {}
 
     def wants(self, event: Event) -> bool:
         """Tell whether an event may change what the files have to say."""
         return self.enabled and (super().wants(event) or (event.kind in _TURNS and event.run is not None))
 
+    def is_behind(self, state: RunState) -> bool:
+        """Tell whether a run's files say something else than what holds by the last known numbers."""
+        if not self.enabled or not self._book.is_loaded(state):
+            return False
+        known = self._shown.get(state.run.id)
+        # After a start it is not known what they say; of a run that was never warned of there are none.
+        return self._wanted(state) != known if known is not None else bool(state.fired)
+
     async def tell(self, event: Event) -> None:
         """Write or remove the files of the run's sessions; raises `ChannelError`."""
-        state = self._book.runs[event.run or ""]
-        sessions = {one.session for one in self._book.attachments_to(state.run.id)}
         detached = event.data.get("detached")
-        if isinstance(detached, str):
-            sessions.add(detached)
-        theirs = {session: self._book.run_of_session(session) for session in sessions}
-        alerts: list[Alert] = []
-        if state.run.status == "active" and state.run.token_budget is not None:
+        await self._write(self._book.runs[event.run or ""], {detached} if isinstance(detached, str) else set())
+
+    async def catch_up(self) -> None:
+        """Bring all files up to date; when the channel is switched off, take away those that it has written."""
+        for state in self._book.active():
+            if self.is_behind(state) or (not self.enabled and self._shown.get(state.run.id, _NOTHING) != _NOTHING):
+                await self._write(state)
+
+    async def _write(self, state: RunState, others: Collection[str] = ()) -> None:
+        run = state.run
+        if self.enabled and run.status == "active" and run.token_budget is not None:
             try:
-                balance = await self._balance(state)
+                await self._balance(state)
             except RequestTimeoutError as exc:
                 raise ChannelError(exc.message, exc.hint) from exc
-            if self._is_passed(state.run, balance):
-                pct = balance.pct or 0.0
-                alerts = [Alert(name, pct, balance.spent) for name, run in theirs.items() if run is state]
-        told = {alert.session for alert in alerts}
-        gone = [name for name, run in theirs.items() if name not in told and (run is None or run is state)]
+        wanted, balance = self._wanted(state), self._book.balance(state)
+        alerts = [Alert(session, balance.pct or 0.0, balance.spent) for session in sorted(wanted.sessions)]
+        theirs = {one.session for one in self._book.attachments_to(run.id)}.union(others, self._before(run))
+        gone = [name for name in theirs - wanted.sessions if self._book.run_of_session(name) in (None, state)]
         await self._files().put(alerts, gone, self._clock())
+        self._shown[run.id] = wanted
+        if run.status != "active":
+            del self._shown[run.id]
 
-    def _is_passed(self, run: Run, balance: Balance) -> bool:
+    def _before(self, run: Run) -> frozenset[str]:
+        return self._shown.get(run.id, _NOTHING).sessions
+
+    def _wanted(self, state: RunState) -> _Shown:
+        run = state.run
+        if not self.enabled or run.status != "active" or run.token_budget is None:
+            return _NOTHING
         config = self._settings.config
-        wanted = config.warnings.thresholds if self._config.thresholds == "all" else self._config.thresholds
-        marks = thresholds.marks(wanted, run.warn_pct)
-        lowest = min((run.warn_pct if one == "warn_pct" else one for one in wanted), default=None)
-        return any(mark.pct == lowest for mark in thresholds.passed(marks, balance))
+        percentages = config.warnings.thresholds if self._config.thresholds == "all" else self._config.thresholds
+        wanted = {run.warn_pct if one == "warn_pct" else one for one in percentages}
+        marks = [mark for mark in thresholds.marks(percentages, run.warn_pct) if mark.pct in wanted]
+        passed = thresholds.passed(marks, self._book.balance(state))
+        if not passed:
+            return _NOTHING
+        sessions = (name for name in state.sessions if self._book.run_of_session(name) is state)
+        return _Shown(frozenset(sessions), passed)
 
     def _files(self) -> Interband:
         root = self._channels.interband.root or self._default_root

@@ -130,6 +130,10 @@ class Engine:
         """Look at the thresholds again after the configuration has changed."""
         for state in self.book.active():
             self.gate.look(state)
+        self.retry_channels()
+
+    def retry_channels(self) -> None:
+        """Have channels that failed tried again at once."""
         if self.telling is not None:
             self.telling.nudge()
 
@@ -137,6 +141,8 @@ class Engine:
         """See what a run's numbers mean after a look at its sources."""
         self.gate.look(state)
         self.admission.look(state)
+        if self.telling is not None:
+            self.telling.look(state)
         if self.mirror is not None:
             self.mirror.note(state.run.id)
 

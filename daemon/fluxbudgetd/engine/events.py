@@ -39,13 +39,17 @@ class Events:
         self.last = events[-1].seq
         if self.heard is not None:
             self.heard(events)
+        self.stir()
+
+    async def wait(self, place: int, or_when: Callable[[], bool] | None = None) -> None:
+        """Wait until there is something behind a place, or until something holds; it is asked when `stir` is called."""
+        while self.last <= place and not (or_when is not None and or_when()):
+            await self._came.wait()
+
+    def stir(self) -> None:
+        """Have those who wait look again at what else they wait for."""
         self._came.set()
         self._came = anyio.Event()
-
-    async def wait(self, place: int) -> None:
-        """Wait until there is something behind a place."""
-        while self.last <= place:
-            await self._came.wait()
 
     def are_kept(self, place: int) -> bool:
         """Tell whether all that is behind a place is in memory."""

@@ -36,8 +36,8 @@ class Mirror:
         self._is_stale = is_stale
         self._changed: set[str] = set()
         self._wanted = anyio.Event()
-        # The runs that have a file, and what leads to each: its sessions, its scope.
-        self._shown: dict[str, tuple[frozenset[str], str | None]] = {}
+        # The runs that have a file, and the sessions that lead to each.
+        self._shown: dict[str, frozenset[str]] = {}
 
     def note(self, run: str) -> None:
         """Note that something about a run has changed."""
@@ -62,27 +62,28 @@ class Mirror:
                 await self._try(self._files.close)
 
     async def _write(self, runs: Iterable[str]) -> None:
-        states: list[State] = []
-        gone: list[str] = []
+        found = [self._book.runs[run] for run in runs]
+        shown = [one for one in found if one.run.status == "active" and self._book.is_loaded(one)]
+        gone = [one for one in found if one not in shown and one.run.id in self._shown]
+        # What is gone comes first: a session or a scope may go on in another run.
+        scopes: dict[str, str | None] = {one.run.scope: None for one in gone if one.run.scope is not None}
+        scopes |= {one.run.scope: one.run.id for one in shown if one.run.scope is not None}
+        now = {one.run.id: self._sessions_of(one) for one in shown}
         links: dict[str, str | None] = {}
-        scopes: dict[str, str | None] = {}
-        for run in runs:
-            state = self._book.runs[run]
-            before, scope = self._shown.get(run, (frozenset(), None))
-            now: frozenset[str] = frozenset()
-            if state.run.status == "active" and self._book.is_loaded(state):
-                now = frozenset(one for one in state.sessions if self._book.run_of_session(one) is state)
-                scope = state.run.scope
-                states.append(self._state(state))
-                scopes |= {} if scope is None else {scope: run}
-                self._shown[run] = now, scope
-            elif self._shown.pop(run, None) is not None:
-                gone.append(run)
-                scopes |= {} if scope is None else {scope: None}
-            links |= dict.fromkeys(now, run)
-            links |= {one: self._elsewhere(one) for one in before - now}
-        await self._files.put(states, links, scopes)
-        await self._files.remove(gone)
+        for one in (*gone, *shown):
+            left = self._shown.get(one.run.id, frozenset()) - now.get(one.run.id, frozenset())
+            links |= {session: self._elsewhere(session) for session in left}
+        for run, sessions in now.items():
+            links |= dict.fromkeys(sessions, run)
+        await self._files.put([self._state(one) for one in shown], links, scopes)
+        await self._files.remove([one.run.id for one in gone])
+        # Only now: what failed is done once more.
+        self._shown |= now
+        for one in gone:
+            del self._shown[one.run.id]
+
+    def _sessions_of(self, state: RunState) -> frozenset[str]:
+        return frozenset(one for one in state.sessions if self._book.run_of_session(one) is state)
 
     def _elsewhere(self, session: str) -> str | None:
         """Return the run with a file that a session belongs to now."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import anyio
 import structlog
 
+from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.engine.events import Events
 from fluxbudgetd.errors import ChannelError, LedgerError
 from fluxbudgetd.ledger import Ledger
@@ -44,6 +45,14 @@ class Channel(Protocol):
         """Tell it; raises `ChannelError`, and then it is tried again."""
         ...
 
+    def is_behind(self, state: RunState) -> bool:
+        """Tell whether it would have something to say of a run that no event says. Takes no time."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Tell what is different though no event says so; called after a `stir`, raises `ChannelError` likewise."""
+        ...
+
 
 class Courier:
     """Brings the events to one channel, in their order.
@@ -69,6 +78,7 @@ class Courier:
         self._clock = clock
         self._restless = restless
         self._nudged = anyio.Event()
+        self._stirred = False
 
     @property
     def state(self) -> ChannelState:
@@ -79,12 +89,18 @@ class Courier:
         """Have what failed tried again at once: something may be different now."""
         self._nudged.set()
 
+    def stir(self) -> None:
+        """Have the channel catch up with what no event says."""
+        self._stirred = True
+        self._events.stir()
+
     async def serve(self) -> None:
         """Tell what happens, for ever."""
         pause = _SHORTEST_PAUSE_SECONDS
         while True:
-            await self._events.wait(self.place)
+            await self._events.wait(self.place, lambda: self._stirred)
             try:
+                await self._catch_up()
                 await self._tell_page()
             except ChannelError as exc:
                 self._note("resting" if exc.resting else "failing", exc.message, exc.hint)
@@ -101,10 +117,20 @@ class Courier:
                 self._note("ok", "", "")
                 pause = _SHORTEST_PAUSE_SECONDS
                 continue
-            self._nudged = anyio.Event()
             with anyio.move_on_after(pause):
                 await self._nudged.wait()
+            # Only now: what has become different while it was failing counts, too.
+            self._nudged = anyio.Event()
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _catch_up(self) -> None:
+        if self._stirred:
+            self._stirred = False
+            try:
+                await self.channel.catch_up()
+            except BaseException:
+                self._stirred = True
+                raise
 
     async def _tell_page(self) -> None:
         page = await self._events.behind(self.place)
@@ -125,12 +151,12 @@ class Courier:
 
     async def _rest(self) -> None:
         """Wait until there may be somebody to tell: something new has happened, or a while has passed."""
-        self._nudged = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._nudge_when_new, self._events.last)
             with anyio.move_on_after(_RESTING_SECONDS if self._restless() else math.inf):
                 await self._nudged.wait()
             tasks.cancel_scope.cancel()
+        self._nudged = anyio.Event()
 
     async def _nudge_when_new(self, last: int) -> None:
         await self._events.wait(last)
@@ -165,6 +191,13 @@ class Telling:
                 tasks.start_soon(courier.serve)
 
     def nudge(self) -> None:
-        """Have every channel that failed tried again at once."""
+        """Have every channel that failed tried again at once, and all of them catch up."""
         for courier in self.couriers:
             courier.nudge()
+            courier.stir()
+
+    def look(self, state: RunState) -> None:
+        """Have the channels catch up that have something else to show of a run than they do."""
+        for courier in self.couriers:
+            if courier.channel.is_behind(state):
+                courier.stir()
