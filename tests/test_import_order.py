@@ -1,6 +1,8 @@
 """The layers: imports go one way, the client sees the wire and nothing else of the daemon."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 #: Each layer may import the layers before it, and itself; parts of one layer (a set) never import each other.
 LAYERS: tuple[set[str], ...] = (
-    {"wire", "threads"},
+    {"wire", "threads", "lean"},
     {"errors"},
     {"model"},
     {"config"},
@@ -131,3 +133,11 @@ def test_hot_path_imports_nothing_heavy(path: Path) -> None:
 
 def test_every_module_has_a_layer() -> None:
     assert {layer(path) for path in modules("fluxbudgetd")} <= {*RANK, "__init__"}
+
+
+def test_daemon_does_not_load_what_it_does_not_need() -> None:
+    """Each costs megabytes, for as long as the daemon runs."""
+    kept_out = ("rich", "pygments", "dbus_fast")
+    code = f"import sys, fluxbudgetd.cli; print([name for name in {kept_out} if name in sys.modules])"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "[]\n"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
+import fluxbudgetd.lean  # noqa: F401  first, for what it keeps out
 from fluxbudgetd import __version__, app, log
 from fluxbudgetd.config.check import check
 from fluxbudgetd.config.locations import Locations, locate
