@@ -30,6 +30,7 @@ PRAGMA user_version = 2;
 BEAD = "demo-42"
 SESSION = "5b1c7d9e-demo"
 RUNNING = "c84e02aa-demo"
+HOOKED = "0e9a51f3-demo"
 AGENTS = """{"agents": [
   {"name": "fd-correctness", "score": 5, "stage": 1},
   {"name": "fd-safety", "score": 3, "stage": 2},
@@ -51,6 +52,7 @@ class Story:
             "HOME": str(home),
             "XDG_RUNTIME_DIR": str(home / "runtime"),
             "PYTHONUTF8": "1",
+            **({} if sys.stdout.isatty() else {"NO_COLOR": "1"}),
         }
         (home / "runtime").mkdir(mode=0o700)
 
@@ -59,7 +61,7 @@ class Story:
 
     def ctl(self, *arguments: str, expected: int = 0, given: str | None = None) -> None:
         """Run the client, showing the command and what it prints, on the same terminal; `given` is its input."""
-        where = "" if given is None else " < agents.json"
+        where = "" if given is None else f" < {'agents' if given is AGENTS else 'hook'}.json"
         print(f"  $ fluxbudgetctl {shlex.join(arguments)}{where}", flush=True)
         command = [sys.executable, "-m", "fluxbudgetctl", *arguments]
         result = subprocess.run(command, env=self.environ, cwd=self.project, input=given, text=True, check=False)
@@ -67,6 +69,16 @@ class Story:
             raise SystemExit(f"the demo failed: exit {result.returncode} instead of {expected}")
         if expected:
             print(f"  (exit code {expected})", flush=True)
+
+    def hook(self, event: str, verb: str = "hook", **fields: object) -> None:
+        """Call a hook (or the status line) as Claude Code does."""
+        common = {"session_id": HOOKED, "cwd": str(self.project), "hook_event_name": event}
+        self.ctl(verb, given=json.dumps({**common, **fields}))
+
+    def watch(self) -> "subprocess.Popen[str]":
+        """Begin to watch, in what would be another terminal."""
+        command = [sys.executable, "-m", "fluxbudgetctl", "watch", "--since", "0", "--run", "demo"]
+        return subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE, text=True)
 
     def interstat(self, *arguments: str) -> None:
         """Write to the database as interstat does: in a process of its own that knows nothing of fluxbudget."""
@@ -161,6 +173,7 @@ def tell_story(home: Path) -> None:
 
         tell_of_a_review(story)
         tell_of_a_running_session(story)
+        tell_of_warnings(story)
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(timeout=10)
@@ -195,6 +208,29 @@ def tell_of_a_running_session(story: Story) -> None:
     story.transcript("msg_2", 4_000, 800, agent="fd-quality")
     story.ctl("remaining")
     story.tell("The session is still running.")
+
+
+def tell_of_warnings(story: Story) -> None:
+    """Let Claude Code's hooks ask, and show what was pushed meanwhile."""
+    story.tell("With its hooks installed, Claude Code asks by itself. A session begins, and finds its run:")
+    story.hook("SessionStart", source="startup")
+    story.tell("At its first prompt it is warned, once. (So was the desktop, if there is one, and whoever watches.)")
+    story.hook("UserPromptSubmit", prompt="go on")
+    story.hook("UserPromptSubmit", prompt="and on")
+    story.tell("Its status line:")
+    story.hook("", "statusline")
+    story.tell("Under hard enforcement, a sub-agent that does not fit is not started.")
+    story.ctl("run", "set", "--enforcement", "hard")
+    story.hook("PreToolUse", tool_name="Agent", tool_input={"subagent_type": "fd-architecture"})
+    story.tell("In another terminal, `fluxbudgetctl watch --since 0 --run demo` has said, among other things:")
+    with story.watch() as watching:
+        for line in watching.stdout or ():
+            event = json.loads(line)
+            if event["kind"].startswith(("budget.", "phase.")):
+                print(f"  {json.dumps({name: event[name] for name in ('seq', 'kind')})}")
+            if event["data"].get("enforcement") == "hard":
+                break
+        watching.terminate()
 
 
 def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:

@@ -69,7 +69,7 @@ def test_session_is_attached_to_the_run_of_its_directory(home: Home, daemon: Dae
     place.write_text("export A=1")
     claude = Claude(home, cwd=deeper)
     said = claude.run("SessionStart", environ={"CLAUDE_ENV_FILE": str(place)}, source=source)
-    expected = f"fluxbudget: run {run}, phase brainstorm: 300 of 1 000 billing tokens spent (30 %), 700 left"
+    expected = f"fluxbudget: run {run}, phase brainstorm: spent 300 of 1 000 billing tokens (30 %), 700 left"
     assert said == Said(context=expected)
     assert place.read_text() == f"export A=1\nexport FLUXBUDGET_RUN={run}\n"
     assert sessions(home, run) == {"s1": True}

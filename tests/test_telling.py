@@ -214,8 +214,7 @@ def test_session_that_its_rows_bring_along_gets_an_interband_file(
     wait_for(lambda: alerts(home) == {"s1": (81.0, 810)}, "the file")
     interstat.insert("s2", input_tokens=20, output_tokens=0, bead_id="b1")
     assert home.spend(run).spent == 830
-    require_quiet(home)
-    assert set(alerts(home)) == {"s1", "s2"}
+    wait_for(lambda: set(alerts(home)) == {"s1", "s2"}, "the file of the session that has come along")
 
 
 def test_interband_below_the_marks_is_removed_and_above_half_rewritten(

@@ -223,12 +223,12 @@ async def _attach(call: _Call, state: RunState) -> None:
 async def _warned(call: _Call, state: RunState) -> wire.HookAnswer | Heard:
     engine = call.context.engine
     await engine.settings.refresh(call.deadline)
-    await engine.standing(state, call.deadline)
+    standing = await engine.standing(state, call.deadline)
     await engine.gate.told(state, call.deadline)
     telling = engine.pending.tell(state, call.session)
     if telling is None:
         return wire.HookAnswer()
-    said = words.warning(state.run, telling.event)
+    said = words.reminder(standing.run, standing.balance, telling.event)
     answer = wire.HookAnswer(
         output=_json(
             {

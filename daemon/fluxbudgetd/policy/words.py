@@ -15,9 +15,7 @@ def title(event: Event) -> str:
 
 def where(run: Run, event: Event) -> str:
     """Return where a run stood when it was warned of: `208 500 of 250 000 billing tokens (83 %), 41 500 left`."""
-    spent, budget = _number(event, "spent"), _number(event, "budget")
-    pct = int(percent(spent, budget)) if budget else 100
-    return f"{grouped(spent)} of {grouped(budget)} {run.cost_basis} tokens ({pct} %), {_left(budget, spent)}"
+    return _share(run, _number(event, "spent"), _number(event, "budget"))
 
 
 def name(run: Run) -> str:
@@ -31,24 +29,33 @@ def warning(run: Run, event: Event) -> str:
     return f"fluxbudget: {title(event)}: run {run.id}, phase {phase}: {where(run, event)}"
 
 
+def reminder(run: Run, balance: Balance, event: Event) -> str:
+    """Return a warning for a session that hears of it late: what it is about, and where the run stands now."""
+    return f"fluxbudget: {title(event)}: run {run.id}, phase {run.phase}: {_amounts(run, balance)}"
+
+
 def standing(run: Run, balance: Balance, *, stale: bool) -> str:
     """Return where a run stands, as one line for a session that begins."""
-    spent = f"{grouped(balance.spent)} {run.cost_basis} tokens spent"
-    if balance.budget is not None:
-        pct = int(percent(balance.spent, balance.budget))
-        spent = f"{grouped(balance.spent)} of {grouped(balance.budget)} {run.cost_basis} tokens spent ({pct} %)"
-        spent += f", {_left(balance.budget, balance.spent)}"
-    reserved = f", {grouped(balance.reserved)} reserved" if balance.reserved else ""
     exceeded = f"; the budget is used up, enforcement is {run.enforcement}" if balance.state == "exceeded" else ""
-    return (
-        f"fluxbudget: run {run.id}, phase {run.phase}: {spent}{reserved}{exceeded}"
-        f"{' (last known numbers)' if stale else ''}"
-    )
+    known = " (last known numbers)" if stale else ""
+    return f"fluxbudget: run {run.id}, phase {run.phase}: spent {_amounts(run, balance)}{exceeded}{known}"
 
 
 def grouped(tokens: int) -> str:
     """Return a number with its digits in groups of three."""
     return f"{tokens:,}".replace(",", " ")
+
+
+def _amounts(run: Run, balance: Balance) -> str:
+    amounts = f"{grouped(balance.spent)} {run.cost_basis} tokens"
+    if balance.budget is not None:
+        amounts = _share(run, balance.spent, balance.budget)
+    return amounts + (f", {grouped(balance.reserved)} reserved" if balance.reserved else "")
+
+
+def _share(run: Run, spent: int, budget: int) -> str:
+    pct = int(percent(spent, budget)) if budget else 100
+    return f"{grouped(spent)} of {grouped(budget)} {run.cost_basis} tokens ({pct} %), {_left(budget, spent)}"
 
 
 def _left(budget: int, spent: int) -> str:
