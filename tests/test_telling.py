@@ -719,7 +719,7 @@ def is_held(home: Home) -> bool:
 
 
 def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    assert is_held(home)
+    wait_for(lambda: is_held(home), "the lock")
     run = started(home, id="r1", session="s1", scope="b1", token_budget=1000)
     wait_for(lambda: state_files(home) == {"runs/r1", "sessions/s1", "scopes/b1"}, "the run's files")
 
@@ -774,7 +774,7 @@ def test_state_files_after_a_kill_and_a_restart(home: Home, interstat: Interstat
     for name in ("runs/ghost", "sessions/ghost", ".fluxbudget-left"):
         (home.socket.parent / "state" / name).write_text("run=ghost\n")
     second = home.start()
-    assert is_held(home)
+    wait_for(lambda: is_held(home), "the lock")
     wait_for(lambda: state_files(home) == everything, "the same files, and no ghosts")
     home.ok("run", "cancel", "--run", gone)
     second.kill()

@@ -88,18 +88,28 @@ class Pending:
         return Telling(gravest, heard)
 
     async def serve(self) -> None:
-        """Write down what sessions were told, for ever."""
-        while True:
-            await self._wanted.wait()
-            self._wanted = anyio.Event()
-            told = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
-            try:
-                await self._ledger.save_told(told)
-            except LedgerError as exc:
-                log.error("what sessions were told is not kept yet", error=exc.message)
-                self._wanted.set()
-                await anyio.sleep(_PAUSE_SECONDS)
-            else:
-                for session, run, seq in told:
-                    if self._unsaved.get((session, run)) == seq:
-                        del self._unsaved[session, run]
+        """Write down what sessions were told, until cancelled; then the last of it."""
+        try:
+            while True:
+                await self._wanted.wait()
+                self._wanted = anyio.Event()
+                if not await self._save():
+                    self._wanted.set()
+                    await anyio.sleep(_PAUSE_SECONDS)
+        finally:
+            with anyio.move_on_after(_PAUSE_SECONDS, shield=True):
+                await self._save()
+
+    async def _save(self) -> bool:
+        told = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
+        if not told:
+            return True
+        try:
+            await self._ledger.save_told(told)
+        except LedgerError as exc:
+            log.error("what sessions were told is not kept yet", error=exc.message)
+            return False
+        for session, run, seq in told:
+            if self._unsaved.get((session, run)) == seq:
+                del self._unsaved[session, run]
+        return True
