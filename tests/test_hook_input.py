@@ -38,6 +38,7 @@ UNDERSTOOD = HookInput(
     subagent_type="interflux:fd-quality",
     agent_id="a1b2c3",
     agent_type="fd-safety",
+    call="toolu_01",
 )
 
 

@@ -439,6 +439,7 @@ class _Slow:
     name = "command"
     latest_only = False
     enabled = True
+    is_unfinished = False
 
     def __init__(self) -> None:
         self.began, self.let, self.told = anyio.Event(), anyio.Event(), anyio.Event()

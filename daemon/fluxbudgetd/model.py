@@ -352,7 +352,8 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     """An admitted sub-agent's estimate, in tokens of the run's cost basis.
 
-    `agent` is its plain name; `agent_id` is known from its start on. `ended_at`: it was told to have ended.
+    `agent` is its plain name; `agent_id` is known from its start on, `call` names the launch that was admitted.
+    `ended_at`: it was told to have ended.
     """
 
     id: int
@@ -363,6 +364,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     agent_id: str | None = None
     ended_at: int | None = None
+    call: str | None = None
 
 
 class Instance(NamedTuple):

@@ -11,6 +11,7 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis, Enforcement
 
 _PHASES = 64
 _ALL = 100
+_PATH = r"^((/|~/)[^\x00]*)?\Z"
 _NAME = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
 
 Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
@@ -27,14 +28,14 @@ Seconds = Annotated[float, Meta(ge=0.1, le=60)]
 Directory = Annotated[
     str,
     Meta(
-        pattern=r"^((/|~/)[^\x00]*)?\Z",
+        pattern=_PATH,
         description="an absolute path, one that begins with ~/, or nothing for the default",
     ),
 ]
 BudgetFile = Annotated[
     str,
     Meta(
-        pattern=r"^((/|~/)[^\x00]*)?\Z",
+        pattern=_PATH,
         description="an absolute path, one that begins with ~/, or nothing for the installed plugin's",
     ),
 ]

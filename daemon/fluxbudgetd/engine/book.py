@@ -11,6 +11,7 @@ import msgspec
 from fluxbudgetd.errors import NoRunError, RequestTimeoutError
 from fluxbudgetd.model import Attachment, Balance, Cell, Counts, Mark, PhaseRecord, Run, SourceStatus, Timeline
 from fluxbudgetd.policy import attribution, budget, phases
+from fluxbudgetd.policy.burn import MINUTE
 from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.wire.messages import Hints
 
@@ -260,11 +261,16 @@ class Book:
         return budget.balance(run, measured, provisional, state.reserved)
 
     def minutes(self, state: RunState) -> dict[int, int]:
-        """Return what a run's present sessions have used of late, in tokens of its cost basis, by the minute."""
+        """Return what a run's present sessions have used for it of late, in tokens of its cost basis, by the minute."""
         found: dict[int, int] = {}
         for name in state.sessions:
-            if self.run_of_session(name) is state:
-                for minute, counts in self.session(name).minutes.items():
+            if self.run_of_session(name) is not state:
+                continue
+            session = self.session(name)
+            present = session.current[-1]
+            for minute, counts in session.minutes.items():
+                # The minute in which the session came is partly another's.
+                if present.first or minute > present.since // MINUTE:
                     found[minute] = found.get(minute, 0) + counts.tokens(state.run.cost_basis)
         return found
 
@@ -331,9 +337,10 @@ class Book:
         """Return the run that a request means; raises `NoRunError`.
 
         An id, a scope or a session that was named decides alone. Else the hints, in their order: `$FLUXBUDGET_RUN`
-        decides alone too; a bead or a session that no run knows is passed over; last the only active run whose project
-        directory is the working directory or a parent of it. (A sprint whose bead has no run does not get the numbers
-        of another sprint in the same directory: with a bead set, that run must have no scope.)
+        decides alone too (unless its run has ended, and the session has gone on to another one); a bead or a session
+        that no run knows is passed over; last the only active run whose project directory is the working directory or a
+        parent of it. (A sprint whose bead has no run does not get the numbers of another sprint in the same directory:
+        with a bead set, that run must have no scope.)
         """
         for value, by, what in (
             (run, self._by_id, "with id"),
@@ -345,7 +352,7 @@ class Book:
                 found = by(value)
                 if found is None:
                     raise NoRunError(f"there is no run {what} {value!r}", "see 'fluxbudgetctl run list --all'")
-                return found
+                return found if value is not hints.run else self._gone_on(found, hints)
         found = self._by_hints(hints)
         if found is None:
             raise NoRunError(
@@ -355,6 +362,16 @@ class Book:
                 "start one with 'fluxbudgetctl run start', or name one with --run, --scope or --session",
             )
         return found
+
+    def _gone_on(self, found: RunState, hints: Hints) -> RunState:
+        """Return the run of `$FLUXBUDGET_RUN`; when it has ended, the active one that the session has gone on to.
+
+        A session keeps the variable that it was started with.
+        """
+        if found.run.status == "active":
+            return found
+        others = (self.run_of_session(name) for name in hints.sessions)
+        return next((one for one in others if one is not None and one.run.status == "active"), found)
 
     def find_if_any(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunState | None:
         """Return the run that a request means, or None when it names none and no run is there to be meant.

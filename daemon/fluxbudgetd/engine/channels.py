@@ -71,9 +71,8 @@ class _Thresholds:
 
     @property
     def _config(self) -> ChannelConfig:
-        found = getattr(self._channels, self.name)
-        assert isinstance(found, ChannelConfig)  # noqa: S101  the channel's own table
-        return found
+        """Return the channel's own table."""
+        raise NotImplementedError
 
     @property
     def enabled(self) -> bool:
@@ -84,6 +83,11 @@ class _Thresholds:
         """Tell whether an event is one of the channel's thresholds."""
         configured = self._settings.config.warnings.thresholds
         return self.enabled and thresholds.is_told(event, self._config.thresholds, configured)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Tell that what cannot be told is tried again with its event."""
+        return False
 
     def is_behind(self, _state: RunState) -> bool:
         """Tell that events say all that there is to tell."""
@@ -106,6 +110,10 @@ class DesktopChannel(_Thresholds):
         super().__init__(settings, book)
         self._desktop = Desktop(around.environ, around.uid)
         self._clock = clock
+
+    @property
+    def _config(self) -> ChannelConfig:
+        return self._channels.desktop
 
     async def tell(self, event: Event) -> None:
         """Show it; raises `ChannelError`."""
@@ -130,6 +138,10 @@ class CommandChannel(_Thresholds):
     def __init__(self, settings: Settings, book: Book) -> None:
         super().__init__(settings, book)
         self._command = Command()
+
+    @property
+    def _config(self) -> ChannelConfig:
+        return self._channels.command
 
     @property
     def enabled(self) -> bool:
@@ -159,6 +171,10 @@ class LogChannel(_Thresholds):
     """The daemon's log."""
 
     name = "log"
+
+    @property
+    def _config(self) -> ChannelConfig:
+        return self._channels.log
 
     async def tell(self, event: Event) -> None:
         """Log it."""
@@ -200,29 +216,63 @@ class InterbandChannel(_Thresholds):
         self._balance = balance
         self._interband: tuple[str, Interband] | None = None
         self._shown: dict[str, _Shown] = {}
+        # The runs whose files could not be written, with sessions that have left them.
+        self._failed: dict[str, frozenset[str]] = {}
+
+    @property
+    def _config(self) -> ChannelConfig:
+        return self._channels.interband
 
     def wants(self, event: Event) -> bool:
         """Tell whether an event may change what the files have to say."""
         return self.enabled and (super().wants(event) or (event.kind in _TURNS and event.run is not None))
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Tell whether some files could not be written; those of other runs do not wait for them."""
+        return bool(self._failed)
+
     def is_behind(self, state: RunState) -> bool:
         """Tell whether a run's files say something else than what holds by the last known numbers."""
-        if not self.enabled or not self._book.is_loaded(state):
+        if not self.enabled or state.run.status != "active" or not self._book.is_loaded(state):
             return False
         known = self._shown.get(state.run.id)
         # After a start it is not known what they say; of a run that was never warned of there are none.
         return self._wanted(state) != known if known is not None else bool(state.fired)
 
     async def tell(self, event: Event) -> None:
-        """Write or remove the files of the run's sessions; raises `ChannelError`."""
+        """Write or remove the files of the run's sessions; what fails is left for `catch_up`."""
         detached = event.data.get("detached")
-        await self._write(self._book.runs[event.run or ""], {detached} if isinstance(detached, str) else set())
+        others = {detached} if isinstance(detached, str) else set()
+        run = event.run or ""
+        try:
+            await self._write(self._book.runs[run], others)
+        except ChannelError:
+            self._failed[run] = self._failed.get(run, frozenset()) | others
 
     async def catch_up(self) -> None:
         """Bring all files up to date; when the channel is switched off, take away those that it has written."""
-        for state in self._book.active():
-            if self.is_behind(state) or (not self.enabled and self._shown.get(state.run.id, _NOTHING) != _NOTHING):
-                await self._write(state)
+        failure = None
+        await self._leave_old_root()
+        for run in list(self._shown.keys() | self._failed.keys() | {state.run.id for state in self._book.active()}):
+            state = self._book.runs[run]
+            is_over = not self.enabled and self._shown.get(run, _NOTHING) != _NOTHING
+            if run in self._failed or is_over or self.is_behind(state):
+                try:
+                    await self._write(state, self._failed.get(run, frozenset()))
+                except ChannelError as exc:
+                    failure = exc
+        if failure is not None:
+            raise failure
+
+    async def _leave_old_root(self) -> None:
+        """Take the files away from where they were before the configuration named another place."""
+        if self._interband is None or self._interband[0] == self._root:
+            return
+        told = {session for shown in self._shown.values() for session in shown.sessions}
+        await self._interband[1].put((), sorted(told), self._clock())
+        self._interband = None
+        self._shown.clear()
 
     async def _write(self, state: RunState, others: Collection[str] = ()) -> None:
         run = state.run
@@ -231,11 +281,14 @@ class InterbandChannel(_Thresholds):
                 await self._balance(state)
             except RequestTimeoutError as exc:
                 raise ChannelError(exc.message, exc.hint) from exc
+        await self._leave_old_root()
         wanted, balance = self._wanted(state), self._book.balance(state)
         alerts = [Alert(session, balance.pct or 0.0, balance.spent) for session in sorted(wanted.sessions)]
         theirs = {one.session for one in self._book.attachments_to(run.id)}.union(others, self._before(run))
         gone = [name for name in theirs - wanted.sessions if self._book.run_of_session(name) in (None, state)]
-        await self._files().put(alerts, gone, self._clock())
+        lasting = {session for shown in self._shown.values() for session in shown.sessions}
+        await self._files().put(alerts, gone, self._clock(), lasting)
+        self._failed.pop(run.id, None)
         self._shown[run.id] = wanted
         if run.status != "active":
             del self._shown[run.id]
@@ -257,8 +310,11 @@ class InterbandChannel(_Thresholds):
         sessions = (name for name in state.sessions if self._book.run_of_session(name) is state)
         return _Shown(frozenset(sessions), passed)
 
+    @property
+    def _root(self) -> str:
+        return self._channels.interband.root or self._default_root
+
     def _files(self) -> Interband:
-        root = self._channels.interband.root or self._default_root
-        if self._interband is None or self._interband[0] != root:
-            self._interband = root, Interband(root)
+        if self._interband is None:
+            self._interband = self._root, Interband(self._root)
         return self._interband[1]

@@ -161,6 +161,8 @@ class Engine:
         await self.pending.load()
         if self.telling is not None:
             await self.telling.load()
+        if self.mirror is not None:
+            await self.mirror.open()
         self._note_activity()
 
     async def serve(self) -> None:
@@ -171,6 +173,7 @@ class Engine:
             tasks.start_soon(self.gate.serve)
             tasks.start_soon(self._history.serve)
             tasks.start_soon(self.admission.serve)
+            tasks.start_soon(self.admission.keep)
             tasks.start_soon(self.pending.serve)
             if self.telling is not None:
                 tasks.start_soon(self.telling.serve)
@@ -269,8 +272,8 @@ class Engine:
         return Standing(state.run, self.book.balance(state), before.stale_why)
 
     def burn(self, state: RunState) -> int:
-        """Return how many tokens of its cost basis a run has used per minute of late."""
-        return burn.rate(self.book.minutes(state), now_micros())
+        """Return how many tokens of its cost basis an active run has used per minute of late."""
+        return 0 if state.run.status != "active" else burn.rate(self.book.minutes(state), now_micros())
 
     def wish(self, session: str) -> None:
         """Have the run of a session brought up to date, without waiting for it."""

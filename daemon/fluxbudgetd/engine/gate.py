@@ -176,8 +176,8 @@ class Gate:
         for name in list(self._crossed):
             await self._tell_crossed(self._book.runs[name])
             self._crossed.pop(name, None)
-        self._told.set()
-        self._told = anyio.Event()
+            self._told.set()
+            self._told = anyio.Event()
 
     async def _tell_crossed(self, state: RunState) -> None:
         async with self._changing:

@@ -34,6 +34,7 @@ class Mirror:
         self._files = StateFiles(directory)
         self._clock = clock
         self._is_stale = is_stale
+        self._is_open = False
         self._changed: set[str] = set()
         self._wanted = anyio.Event()
         # The runs that have a file, and the sessions that lead to each.
@@ -44,10 +45,16 @@ class Mirror:
         self._changed.add(run)
         self._wanted.set()
 
+    async def open(self) -> None:
+        """Take away what a killed daemon has left, and say that a daemon lives."""
+        self._is_open = await self._try(self._files.open)
+
     async def serve(self) -> None:
         """Keep the files true until cancelled; then take them away."""
         try:
-            await self._try(self._files.open)
+            while not self._is_open:
+                await anyio.sleep(_PAUSE_SECONDS)
+                await self.open()
             while True:
                 await self._wanted.wait()
                 await anyio.sleep(_COALESCE_SECONDS)
@@ -75,9 +82,11 @@ class Mirror:
             links |= {session: self._elsewhere(session) for session in left}
         for run, sessions in now.items():
             links |= dict.fromkeys(sessions, run)
+        # What fails may have been done in part: so until all is done, what was there and what is to come both count.
+        for run, sessions in now.items():
+            self._shown[run] = self._shown.get(run, frozenset()) | sessions
         await self._files.put([self._state(one) for one in shown], links, scopes)
         await self._files.remove([one.run.id for one in gone])
-        # Only now: what failed is done once more.
         self._shown |= now
         for one in gone:
             del self._shown[one.run.id]

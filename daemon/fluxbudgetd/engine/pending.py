@@ -22,7 +22,7 @@ log = structlog.get_logger()
 _PAUSE_SECONDS = 1.0
 
 
-class Telling(NamedTuple):
+class Reminder(NamedTuple):
     """A warning that a session is being told. `heard` has to be called once: has it taken the answer?"""
 
     event: Event
@@ -38,6 +38,8 @@ class Pending:
         self._settings = settings
         self._warnings: dict[str, dict[Mark, Event]] = {}
         self._told: dict[str, dict[str, int]] = {}
+        # By session and run, what is being told just now; and what is not in the ledger yet.
+        self._telling: dict[tuple[str, str], anyio.Event] = {}
         self._unsaved: dict[tuple[str, str], int] = {}
         self._wanted = anyio.Event()
 
@@ -58,8 +60,17 @@ class Pending:
                 self._warnings.pop(event.run, None)
                 self._told.pop(event.run, None)
 
-    def tell(self, state: RunState, session: str) -> "Telling | None":
-        """Return the gravest warning that a session does not know of its run, taken for told for now; None: none."""
+    async def tell(self, state: RunState, session: str, deadline: float) -> Reminder | None:
+        """Return the gravest warning that a session does not know of its run, taken for told for now; None: none.
+
+        Of several hooks of a session at once one tells it; the others wait (until the deadline) whether it is heard.
+        """
+        with anyio.CancelScope(deadline=deadline):
+            while (session, state.run.id) in self._telling:
+                await self._telling[session, state.run.id].wait()
+        return None if (session, state.run.id) in self._telling else self._tell(state, session)
+
+    def _tell(self, state: RunState, session: str) -> Reminder | None:
         config = self._settings.config
         channel = config.channels.hook
         known = self._told.get(state.run.id, {}).get(session, 0)
@@ -73,19 +84,19 @@ class Pending:
         ]
         if not new or state.run.status != "active":
             return None
-        told = self._told.setdefault(state.run.id, {})
-        # Of several hooks of a session at once, one tells it.
-        told[session] = seq = max(event.seq for event in new)
+        seq = max(event.seq for event in new)
+        self._telling[session, state.run.id] = done = anyio.Event()
         gravest = max(new, key=lambda event: (thresholds.mark(event) or Mark(event.kind, 0)).pct)
 
         def heard(taken: bool) -> None:
+            del self._telling[session, state.run.id]
+            done.set()
             if taken:
+                self._told.setdefault(state.run.id, {})[session] = seq
                 self._unsaved[session, state.run.id] = seq
                 self._wanted.set()
-            elif told.get(session) == seq:
-                told[session] = known
 
-        return Telling(gravest, heard)
+        return Reminder(gravest, heard)
 
     async def serve(self) -> None:
         """Write down what sessions were told, until cancelled; then the last of it."""

@@ -7,6 +7,7 @@ down that it had been told. No channel waits for another, and no answer for a ch
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 import anyio
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0
 # How often a channel that rests looks whether there is somebody to tell now.
 _RESTING_SECONDS = 60.0
+_MOST_UNKEPT = 64
 
 
 class Channel(Protocol):
@@ -43,6 +45,11 @@ class Channel(Protocol):
 
     async def tell(self, event: Event) -> None:
         """Tell it; raises `ChannelError`, and then it is tried again."""
+        ...
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Tell whether something was passed over that `catch_up` has to do."""
         ...
 
     def is_behind(self, state: RunState) -> bool:
@@ -70,6 +77,8 @@ class Courier:
     ) -> None:
         self.channel = channel
         self.place = 0
+        # The place that is on disk.
+        self._kept = 0
         self.detail = self.hint = ""
         self.since = clock()
         self._state: ChannelState = "ok"
@@ -79,6 +88,7 @@ class Courier:
         self._restless = restless
         self._nudged = anyio.Event()
         self._stirred = False
+        self._is_due = False
 
     @property
     def state(self) -> ChannelState:
@@ -94,12 +104,26 @@ class Courier:
         self._stirred = True
         self._events.stir()
 
+    def load(self, place: int) -> None:
+        """Go on from a place."""
+        self.place = self._kept = place
+
     async def serve(self) -> None:
-        """Tell what happens, for ever."""
+        """Tell what happens until cancelled; then see to it that the place is on disk."""
+        try:
+            await self._serve()
+        finally:
+            with anyio.move_on_after(_SHORTEST_PAUSE_SECONDS, shield=True), suppress(LedgerError):
+                await self._keep_place()
+
+    async def _serve(self) -> None:
         pause = _SHORTEST_PAUSE_SECONDS
         while True:
-            await self._events.wait(self.place, lambda: self._stirred)
+            await self._events.wait(self.place, lambda: self._stirred or self._is_due)
             try:
+                # Before more is told: what was told and is not on disk would be told again after a kill.
+                if self._is_due:
+                    await self._keep_place()
                 await self._catch_up()
                 await self._tell_page()
             except ChannelError as exc:
@@ -140,14 +164,23 @@ class Courier:
             wanted = [event for event in wanted if latest[event.run] == event.seq]
         for event in wanted:
             await self.channel.tell(event)
-            await self._move_to(event.seq)
-        if page and page[-1].seq > self.place:
-            await self._move_to(page[-1].seq)
+            self.place = event.seq
+            self._is_due = True
+            with anyio.CancelScope(shield=True):
+                await self._keep_place()
+        if page:
+            # Events that are none of its business are looked at again after a kill; but not those that it was off for.
+            self.place = max(self.place, page[-1].seq)
+            self._is_due = self._is_due or self.place - self._kept >= _MOST_UNKEPT or self.state == "off"
+        if self.channel.is_unfinished:
+            self._stirred = True
 
-    async def _move_to(self, seq: int) -> None:
-        self.place = seq
-        with anyio.CancelScope(shield=True):
-            await self._ledger.save_channel_place(self.channel.name, seq)
+    async def _keep_place(self) -> None:
+        place = self.place
+        if place != self._kept:
+            await self._ledger.save_channel_place(self.channel.name, place)
+            self._kept = place
+        self._is_due = self.place != place
 
     async def _rest(self) -> None:
         """Wait until there may be somebody to tell: something new has happened, or a while has passed."""
@@ -182,7 +215,7 @@ class Telling:
         """Find out what each channel is done with; raises `LedgerError`."""
         places = await self._ledger.channel_places(courier.channel.name for courier in self.couriers)
         for courier in self.couriers:
-            courier.place = places[courier.channel.name]
+            courier.load(places[courier.channel.name])
 
     async def serve(self) -> None:
         """Tell what happens, for ever."""

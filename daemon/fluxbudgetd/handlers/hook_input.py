@@ -27,6 +27,8 @@ class _Fields(msgspec.Struct):
     tool_input: msgspec.Raw = _NOTHING
     agent_id: msgspec.Raw = _NOTHING
     agent_type: msgspec.Raw = _NOTHING
+    tool_use_id: msgspec.Raw = _NOTHING
+    source: msgspec.Raw = _NOTHING
 
 
 class _ToolInput(msgspec.Struct):
@@ -44,6 +46,10 @@ class HookInput(msgspec.Struct, frozen=True, kw_only=True):
     subagent_type: str | None = None
     agent_id: str | None = None
     agent_type: str | None = None
+    call: str | None = None
+    """Which call of a tool it is about."""
+    source: str | None = None
+    """Why a session starts: `startup`, `resume`, `clear`, `compact`."""
 
 
 _fields = msgspec.json.Decoder(_Fields)
@@ -109,6 +115,8 @@ def _made(fields: _Fields) -> HookInput:
         subagent_type=_subagent_type(fields.tool_input),
         agent_id=_text(fields.agent_id, _LONGEST_ID),
         agent_type=_text(fields.agent_type, _LONGEST_ID),
+        call=_text(fields.tool_use_id, _LONGEST_ID),
+        source=_text(fields.source, _LONGEST_ID),
     )
 
 

@@ -11,17 +11,20 @@ import msgspec
 
 from fluxbudgetd.answers import Heard
 from fluxbudgetd.engine import Standing
+from fluxbudgetd.engine.admission import GENERAL
 from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.errors import BadInputError, NoRunError
 from fluxbudgetd.handlers.common import Context, deadline_of
 from fluxbudgetd.handlers.hook_input import HookInput, parse, parse_beginning, parse_odd
+from fluxbudgetd.model import Attachment
 from fluxbudgetd.policy import statusline as line_policy
 from fluxbudgetd.policy import words
 from fluxbudgetd.wire import messages as wire
 
-#: The tools that launch sub-agents (the second is the older name), and what they launch when nothing is named.
+#: The tools that launch sub-agents (the second is the older name).
 _LAUNCHING = ("Agent", "Task")
-_GENERAL = "general-purpose"
+#: Sessions that begin so go by the environment again; others are where they were.
+_BEGINNING = ("startup", "resume")
 
 
 class _Call(msgspec.Struct, frozen=True):
@@ -87,7 +90,7 @@ async def _subagent_start(call: _Call) -> wire.HookAnswer | Heard:
     if state is None:
         return wire.HookAnswer()
     agent = call.given.agent_type or ""
-    expected = await engine.reviews.expected(agent or _GENERAL, state.run, call.deadline)
+    expected = await engine.reviews.expected(agent or GENERAL, state.run, call.deadline)
     await engine.admission.start(state, call.session, agent, call.given.agent_id, expected)
     return await _warned(call, state)
 
@@ -108,16 +111,22 @@ async def _session_end(call: _Call) -> wire.HookAnswer:
     return wire.HookAnswer()
 
 
-async def _launch(call: _Call) -> wire.HookAnswer:
+async def _launch(call: _Call) -> wire.HookAnswer | Heard:
     """Admit a sub-agent, or not."""
     engine = call.context.engine
     state = await _joined_run(call)
     if state is None:
         return wire.HookAnswer()
-    agent = call.given.subagent_type or _GENERAL
+    agent = call.given.subagent_type or GENERAL
     await engine.standing(state, call.deadline)
     expected = await engine.reviews.expected(agent, state.run, call.deadline)
-    admission = await engine.admission.admit(state, call.session, agent, expected)
+    admission, reserved = await engine.admission.admit(state, call.session, agent, expected, call.given.call)
+    if reserved is not None:
+        # A hook that has given up has heard of no admission.
+        return Heard(
+            wire.HookAnswer(),
+            lambda taken: None if taken else engine.admission.take_back(call.session, reserved),
+        )
     if admission.decision == "allow":
         return wire.HookAnswer()
     return wire.HookAnswer(
@@ -179,34 +188,41 @@ def _hints(hints: wire.Hints, given: HookInput) -> wire.Hints:
 
 async def _run(call: _Call) -> RunState | None:
     """Return the active run that the session works for, or would; None when there is none, or no telling."""
+    book, request = call.context.engine.book, call.request
+    last = _last_attachment(call)
+    if last is not None and not (request.run or request.scope or request.session):
+        present = book.runs[last.run]
+        if last.until is not None:
+            return None  # detached by hand
+        if present.run.status == "active" and call.given.source not in _BEGINNING:
+            return present
     # The JSON's directory may be a symlink; the hook's own, where it runs, is resolved.
-    directories = dict.fromkeys((call.hints.cwd, call.request.hints.cwd))
+    directories = dict.fromkeys((call.hints.cwd, request.hints.cwd))
     # A session that goes on after its run has ended works for the next one of its directory.
     for sessions in (call.hints.sessions, ()):
         for cwd in directories:
-            state = await _run_by(call, msgspec.structs.replace(call.hints, sessions=sessions, cwd=cwd))
+            hints = msgspec.structs.replace(call.hints, sessions=sessions, cwd=cwd)
+            try:
+                state = await call.context.engine.find_if_any(
+                    request.run, request.scope, request.session, hints, call.deadline
+                )
+            except NoRunError:
+                return None  # several would do, or none goes by the name
             if state is not None and state.run.status == "active":
                 return state
     return None
 
 
-async def _run_by(call: _Call, hints: wire.Hints) -> RunState | None:
-    request, engine = call.request, call.context.engine
-    try:
-        return await engine.find_if_any(request.run, request.scope, request.session, hints, call.deadline)
-    except NoRunError:
-        return None
+def _last_attachment(call: _Call) -> Attachment | None:
+    known = call.context.engine.book.sessions.get(call.session)
+    return known.current[-1] if known is not None and known.current else None
 
 
 async def _joined_run(call: _Call) -> RunState | None:
-    """Return the session's run; a session that has never been attached to any is attached to the one that it is in."""
+    """Return the session's run; a session that has none is attached to the one that it is in."""
     state = await _run(call)
-    book = call.context.engine.book
-    known = book.sessions.get(call.session)
-    last = known.current[-1] if known is not None and known.current else None
-    # A session that was detached, or attached elsewhere, by hand stays so; one whose run has ended goes on.
-    is_over = last is not None and last.until is None and book.runs[last.run].run.status != "active"
-    if state is not None and (last is None or is_over):
+    last = _last_attachment(call)
+    if state is not None and (last is None or last.run != state.run.id):
         await _attach(call, state)
     return state
 
@@ -225,10 +241,10 @@ async def _warned(call: _Call, state: RunState) -> wire.HookAnswer | Heard:
     await engine.settings.refresh(call.deadline)
     standing = await engine.standing(state, call.deadline)
     await engine.gate.told(state, call.deadline)
-    telling = engine.pending.tell(state, call.session)
-    if telling is None:
+    reminder = await engine.pending.tell(state, call.session, call.deadline)
+    if reminder is None:
         return wire.HookAnswer()
-    said = words.reminder(standing.run, standing.balance, telling.event)
+    said = words.reminder(standing.run, standing.balance, reminder.event)
     answer = wire.HookAnswer(
         output=_json(
             {
@@ -237,7 +253,7 @@ async def _warned(call: _Call, state: RunState) -> wire.HookAnswer | Heard:
             }
         )
     )
-    return Heard(answer, telling.heard)
+    return Heard(answer, reminder.heard)
 
 
 def _where(standing: Standing) -> str:

@@ -39,6 +39,7 @@ from fluxbudgetd.wire.text import shown_path
 NewEvent = tuple[EventKind, EventData]
 
 _USAGE_COLUMNS = "key, at, agent, model, bead, phase, pending, input, output, cache_read, cache_creation"
+_RESERVATION_COLUMNS = "id, run, session, agent, tokens, at, agent_id, ended_at, call"
 
 
 class UsageChanges(msgspec.Struct, frozen=True):
@@ -162,19 +163,19 @@ class Ledger:
         return list(map(_event, rows))
 
     async def last_event(self) -> int:
-        """Return the last event's sequence number; 0 when nothing has happened yet."""
-        rows = await self._rows("SELECT max(seq) FROM events")
-        return int(rows[0][0] or 0)
+        """Return the last event's sequence number; when nothing has happened yet, the one before the first."""
+        rows = await self._rows("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+        return int(rows[0][0]) if rows else 0
 
     async def last_warnings(self, run: str) -> list[Event]:
         """Return the last event of each kind and percentage that was told of a run's budget, in their order."""
         rows = await self._rows(
-            "SELECT max(seq), at, run, kind, data FROM events WHERE run = ?"
-            " AND kind IN ('budget.threshold', 'budget.warning', 'budget.exceeded')"
-            " GROUP BY kind, json_extract(CAST(data AS TEXT), '$.threshold') ORDER BY 1",
+            "SELECT seq, at, run, kind, data FROM events WHERE run = ?"
+            " AND kind IN ('budget.threshold', 'budget.warning', 'budget.exceeded') ORDER BY seq",
             (run,),
         )
-        return list(map(_event, rows))
+        latest = {(event.kind, event.data.get("threshold")): event for event in map(_event, rows)}
+        return sorted(latest.values(), key=lambda event: event.seq)
 
     async def channel_places(self, names: Iterable[str]) -> dict[str, int]:
         """Return, by channel, the number of the last event that it is done with.
@@ -183,7 +184,8 @@ class Ledger:
         """
         async with self._transaction(durable=True):
             await self._connection.executemany(
-                "INSERT OR IGNORE INTO channels(name, seq) VALUES (?, (SELECT coalesce(max(seq), 0) FROM events))",
+                "INSERT OR IGNORE INTO channels(name, seq)"
+                " VALUES (?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0))",
                 [(name,) for name in names],
             )
         return dict(await self._rows("SELECT name, seq FROM channels"))
@@ -206,7 +208,7 @@ class Ledger:
     async def reservations(self) -> list[Reservation]:
         """Return every reservation that is kept, in the order in which they were made."""
         rows = await self._rows(
-            "SELECT id, run, session, agent, tokens, at, agent_id, ended_at FROM reservations ORDER BY id"
+            f"SELECT {_RESERVATION_COLUMNS} FROM reservations ORDER BY id"  # noqa: S608  our own names
         )
         return [_reservation(row) for row in rows]
 
@@ -214,8 +216,8 @@ class Ledger:
         """Write reservations, new or changed, and drop those with these ids."""
         async with self._transaction(durable=False):
             await self._connection.executemany(
-                "INSERT OR REPLACE INTO reservations(id, run, session, agent, tokens, at, agent_id, ended_at)"
-                " VALUES (?,?,?,?,?,?,?,?)",
+                f"INSERT OR REPLACE INTO reservations({_RESERVATION_COLUMNS})"  # noqa: S608  our own names
+                " VALUES (?,?,?,?,?,?,?,?,?)",
                 [msgspec.structs.astuple(one) for one in changed],
             )
             await self._connection.executemany("DELETE FROM reservations WHERE id = ?", [(id_,) for id_ in gone])
@@ -423,8 +425,12 @@ def _decode_data(encoded: bytes) -> EventData:
 
 
 def _event(row: Sequence[Any]) -> Event:
-    seq, at, run, kind, data = row
-    return Event(seq=seq, at=at, run=run, kind=kind, data=_decode_data(data))
+    seq, at, run, kind, encoded = row
+    try:
+        data = _decode_data(encoded)
+    except (msgspec.DecodeError, TypeError):  # a byte has turned over: that it has happened is still known
+        data = {}
+    return Event(seq=seq, at=at, run=run, kind=kind, data=data)
 
 
 def _reservation(row: Sequence[Any]) -> Reservation:

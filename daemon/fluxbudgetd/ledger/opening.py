@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from datetime import UTC, datetime
 
 import aiosqlite
@@ -44,6 +45,7 @@ async def open_ledger(directory: str) -> tuple[Ledger, str | None]:
         except _DamagedError:
             moved = await anyio.to_thread.run_sync(_move_aside, path)
             await anyio.to_thread.run_sync(_prepare, path)
+            await anyio.to_thread.run_sync(_number_on, path)
         connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
     except (sqlite3.Error, OSError) as exc:
         raise StartError(f"the ledger {path} cannot be opened: {exc}", "check the directory and the disk") from exc
@@ -70,6 +72,17 @@ def _prepare(path: str) -> None:
             raise _DamagedError(str(exc)) from exc
         raise
     os.chmod(path, 0o600)
+
+
+def _number_on(path: str) -> None:
+    """Let the events of a new ledger have higher numbers than those of the one before, which nobody can read."""
+    connection = sqlite3.connect(path, timeout=5)
+    try:
+        with connection:
+            last = time.time_ns() // 1000
+            connection.execute("INSERT INTO sqlite_sequence(name, seq) VALUES ('events', ?)", (last,))
+    finally:
+        connection.close()
 
 
 def _upgrade(connection: sqlite3.Connection, path: str) -> None:

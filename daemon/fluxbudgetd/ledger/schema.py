@@ -134,7 +134,8 @@ STEPS: tuple[str, ...] = (
       tokens INTEGER NOT NULL,    -- of the run's cost basis
       at INTEGER NOT NULL,
       agent_id TEXT,
-      ended_at INTEGER
+      ended_at INTEGER,
+      call TEXT                   -- the tool call that launches it
     );
 
     CREATE INDEX events_run ON events(run, seq);

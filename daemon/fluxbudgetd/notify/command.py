@@ -27,6 +27,8 @@ _DRAIN_SECONDS = 0.05
 _GRACE_SECONDS = 0.5
 # Starting and reaping a program takes milliseconds; a file system that hangs may make it hang.
 _SLACK_SECONDS = 2.0
+# A program that is about to end is let do so when the daemon stops: it need not be told the same again.
+_PATIENCE_SECONDS = 1.0
 _MOST_CHARACTERS = 300
 _MOST_LINE_BYTES = 4 * _MOST_CHARACTERS
 
@@ -47,14 +49,15 @@ class Command:
     """The channel to a program; one runs at a time."""
 
     def __init__(self) -> None:
-        self._worker = Worker("starting or ending the command", "check the file system that the program is on")
+        hint = "check the file system that the program is on"
+        self._worker = Worker("starting or ending the command", hint, _PATIENCE_SECONDS)
 
     async def tell(self, argv: Sequence[str], payload: bytes, seconds: float) -> None:
         """Start a program with the payload on its standard input, and wait for it to end.
 
         `argv[0]` is a path (a `~/` at its beginning is expanded) or is looked for in PATH. Raises `ChannelError` when
         it cannot be started, fails, or takes longer than `seconds`: then it is killed with its children, and so it is
-        when the call is cancelled.
+        a moment after the call is cancelled.
         """
         if not argv or not argv[0]:
             raise ChannelError("the command is empty", "name a program")

@@ -5,7 +5,7 @@ Its reader rejects percentages above 100 and never looks at a file's age, so wha
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -44,15 +44,18 @@ class Interband:
         self._seconds = seconds
         self._worker = Worker("writing interband's files", f"check the file system of {shown_file(root)}")
 
-    async def put(self, alerts: Sequence[Alert], gone: Sequence[str], at: int) -> None:
+    async def put(self, alerts: Sequence[Alert], gone: Sequence[str], at: int, lasting: Collection[str] = ()) -> None:
         """Write the alerts, remove the files of the sessions that are gone, and what is old. `at` is now, see `model`.
+
+        `lasting`: the sessions whose files, however old, are still true.
 
         A file that cannot be written keeps none of the others from being: its `ChannelError` comes at the end. A file
         system that does not answer is one, too.
         """
-        await self._worker.run(partial(self._put, tuple(alerts), tuple(gone), at), self._seconds)
+        names = frozenset(map(file_name, lasting))
+        await self._worker.run(partial(self._put, tuple(alerts), tuple(gone), at, names), self._seconds)
 
-    def _put(self, alerts: tuple[Alert, ...], gone: tuple[str, ...], at: int) -> None:
+    def _put(self, alerts: tuple[Alert, ...], gone: tuple[str, ...], at: int, lasting: frozenset[str]) -> None:
         directory = self._directory()
         contents = {file_name(alert.session): _content(alert, at) for alert in alerts}
         failures = Failures()
@@ -69,7 +72,7 @@ class Interband:
             path = os.path.join(directory, name)
             with failures.at(path, "written"):
                 write(path, content, directory)
-        _prune(directory, at / _MICROS, failures)
+        _prune(directory, at / _MICROS, lasting, failures)
         failures.conclude()
 
     def _directory(self) -> str:
@@ -103,7 +106,7 @@ def _content(alert: Alert, at: int) -> bytes:
     )
 
 
-def _prune(directory: str, now: float, failures: Failures) -> None:
+def _prune(directory: str, now: float, lasting: frozenset[str], failures: Failures) -> None:
     """Remove files that nobody has written for a week, and what a kill has left of files that were being made."""
     with failures.at(directory, "looked through"):
         if not os.path.isdir(directory):
@@ -112,7 +115,7 @@ def _prune(directory: str, now: float, failures: Failures) -> None:
             for entry in entries:
                 if entry.name.startswith(TEMPORARY):
                     most = _LEFT_SECONDS
-                elif entry.name.endswith(_SUFFIX):
+                elif entry.name.endswith(_SUFFIX) and entry.name not in lasting:
                     most = _OLD_SECONDS
                 else:
                     continue

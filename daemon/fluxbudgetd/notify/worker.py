@@ -12,19 +12,20 @@ _LOOK_SECONDS = 0.005
 
 
 class _Call:
-    """A call in a worker thread. `ended`: it has returned or raised."""
+    """A call in a worker thread. `ended`: it has returned or raised; `succeeded`: it has returned."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
         # Whoever takes it first decides: the thread begins, or the one who waits gives up before that.
         self._start = threading.Lock()
-        self.ended = False
+        self.ended = self.succeeded = False
 
     def carry_out(self) -> None:
         if not self._start.acquire(blocking=False):
             return
         try:
             self._function()
+            self.succeeded = True
         finally:
             self.ended = True
 
@@ -37,10 +38,14 @@ class _Call:
 
 
 class Worker:
-    """Makes calls that may block, one at a time, each in a worker thread. `what` is the work's name in messages."""
+    """Makes calls that may block, one at a time, each in a worker thread. `what` is the work's name in messages.
 
-    def __init__(self, what: str, hint: str) -> None:
+    `patience`: so many seconds a call that is cancelled has to end by itself, before it is stopped.
+    """
+
+    def __init__(self, what: str, hint: str, patience: float = 0.0) -> None:
         self._what = what
+        self._patience = patience
         self._hint = hint
         self._turn = anyio.Lock()
         # A channel that hangs takes no thread from the others.
@@ -52,6 +57,7 @@ class Worker:
 
         Raises `ChannelError` when it takes longer than `seconds`, and at once while an earlier call still hangs. A
         cancelled call calls `stop` and is waited for as long as it may take: nothing goes on behind the caller's back.
+        When it has succeeded all the same, that is what the caller learns; the cancellation comes with its next wait.
         """
         with anyio.move_on_after(seconds) as limit:
             async with self._turn:
@@ -62,15 +68,21 @@ class Worker:
                     await anyio.to_thread.run_sync(call.carry_out, abandon_on_cancel=True, limiter=self._limiter)
                 except anyio.get_cancelled_exc_class():
                     call.give_up()
-                    if stop is not None:
+                    await _until_ended(call, min(limit.deadline, anyio.current_time() + self._patience))
+                    if stop is not None and not call.ended:
                         stop()
-                    with anyio.CancelScope(shield=True, deadline=limit.deadline):
-                        while not call.ended:  # noqa: ASYNC110  the thread may outlive the loop and its events
-                            await anyio.sleep(_LOOK_SECONDS)
-                    raise
+                    await _until_ended(call, limit.deadline)
+                    if not call.succeeded:
+                        raise
                 except RuntimeError as exc:
                     if call.give_up():  # the system has no more threads
                         raise ChannelError(f"{self._what} cannot begin: {exc}", "end other processes") from exc
                     raise
         if limit.cancelled_caught:
             raise ChannelError(f"{self._what} took longer than {seconds:g} s", self._hint)
+
+
+async def _until_ended(call: _Call, deadline: float) -> None:
+    with anyio.CancelScope(shield=True, deadline=deadline):
+        while not call.ended:  # noqa: ASYNC110  the thread may outlive the loop and its events
+            await anyio.sleep(_LOOK_SECONDS)

@@ -12,17 +12,18 @@ WINDOW = 10
 #: What lasts longer than this, in minutes, is not foretold.
 LONGEST = 7 * 24 * 60
 
-_MINUTE = 60 * 1_000_000
+#: In microseconds.
+MINUTE = 60 * 1_000_000
 _HOUR = 60
 
 
 def by_minute(records: Iterable[Usage], now: int) -> dict[int, Counts]:
     """Return what records say of the last `WINDOW` minutes (and of the future, by a clock that is ahead)."""
-    oldest = (now // _MINUTE - WINDOW + 1) * _MINUTE
+    oldest = (now // MINUTE - WINDOW + 1) * MINUTE
     found: dict[int, Counts] = {}
     for record in records:
         if record.at is not None and record.at >= oldest:
-            minute = record.at // _MINUTE
+            minute = record.at // MINUTE
             counts = Counts(1, 0, record.input, record.output, record.cache_read, record.cache_creation)
             found[minute] = found.get(minute, Counts()) + counts
     return found
@@ -37,7 +38,7 @@ def shifted(
         found[minute] = found.get(minute, Counts()) + counts
     for minute, counts in less.items():
         found[minute] = found.get(minute, Counts()) - counts
-    return {minute: counts for minute, counts in found.items() if minute > now // _MINUTE - WINDOW}
+    return {minute: counts for minute, counts in found.items() if minute > now // MINUTE - WINDOW}
 
 
 def rate(minutes: Minutes, now: int) -> int:
@@ -46,13 +47,13 @@ def rate(minutes: Minutes, now: int) -> int:
     They are spread over the time since the window's first usage (from the start of its minute on), at least a minute.
     Minutes in the future, by a clock that is ahead, count as the present one.
     """
-    present = now // _MINUTE
+    present = now // MINUTE
     recent = {minute: tokens for minute, tokens in minutes.items() if tokens > 0 and minute > present - WINDOW}
     if not recent:
         return 0
     # With nothing but future minutes the time is negative, and a minute is the least.
-    elapsed = max(now - min(recent) * _MINUTE, _MINUTE)
-    return sum(recent.values()) * _MINUTE // elapsed
+    elapsed = max(now - min(recent) * MINUTE, MINUTE)
+    return sum(recent.values()) * MINUTE // elapsed
 
 
 def minutes_left(remaining: int | None, rate: int) -> int | None:

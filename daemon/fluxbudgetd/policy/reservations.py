@@ -22,6 +22,9 @@ from fluxbudgetd.policy.words import grouped
 #: A reservation of this age counts no more, in microseconds: nobody may ever tell that its sub-agent has ended.
 LIFETIME = 30 * 60 * 1_000_000
 
+#: What is older than this can have no instance any more that is still to come.
+KEPT = 2 * LIFETIME
+
 _MAX_AGENT = 60
 
 
@@ -52,7 +55,7 @@ def kept(reservations: Iterable[Reservation], now: int) -> tuple[Reservation, ..
 
     What counts no more still takes its own instance, which may be measured late.
     """
-    return tuple(one for one in reservations if now - one.at < 2 * LIFETIME)
+    return tuple(one for one in reservations if now - one.at < KEPT)
 
 
 def admission(run: Run, balance: Balance, estimate: int, agent: str) -> Admission:

@@ -15,7 +15,7 @@ def title(event: Event) -> str:
 
 def where(run: Run, event: Event) -> str:
     """Return where a run stood when it was warned of: `208 500 of 250 000 billing tokens (83 %), 41 500 left`."""
-    return _share(run, _number(event, "spent"), _number(event, "budget"))
+    return _share(run, _number(event, "spent"), _number(event, "budget"), None)
 
 
 def name(run: Run) -> str:
@@ -49,17 +49,19 @@ def grouped(tokens: int) -> str:
 def _amounts(run: Run, balance: Balance) -> str:
     amounts = f"{grouped(balance.spent)} {run.cost_basis} tokens"
     if balance.budget is not None:
-        amounts = _share(run, balance.spent, balance.budget)
-    return amounts + (f", {grouped(balance.reserved)} reserved" if balance.reserved else "")
+        amounts = _share(run, balance.spent, balance.budget, balance.remaining)
+    return amounts + (f" ({grouped(balance.reserved)} reserved)" if balance.reserved else "")
 
 
-def _share(run: Run, spent: int, budget: int) -> str:
+def _share(run: Run, spent: int, budget: int, remaining: int | None) -> str:
     pct = int(percent(spent, budget)) if budget else 100
-    return f"{grouped(spent)} of {grouped(budget)} {run.cost_basis} tokens ({pct} %), {_left(budget, spent)}"
+    return f"{grouped(spent)} of {grouped(budget)} {run.cost_basis} tokens ({pct} %), {_left(budget, spent, remaining)}"
 
 
-def _left(budget: int, spent: int) -> str:
-    return f"{grouped(spent - budget)} over" if spent > budget else f"{grouped(budget - spent)} left"
+def _left(budget: int, spent: int, remaining: int | None) -> str:
+    if spent > budget:
+        return f"{grouped(spent - budget)} over"
+    return f"{grouped(budget - spent if remaining is None else remaining)} left"
 
 
 def _number(event: Event, name: str) -> int:
