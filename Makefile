@@ -8,7 +8,7 @@ JOBS ?= auto
 
 help:
 	@echo 'make demo     the main job as a story, in a throw-away home'
-	@echo 'make test     lint, types, the whole suite from the sources, and again against the built wheel'
+	@echo 'make test     lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    measure, as ratios in one run (takes a few minutes)'
 	@echo 'make docs     write docs/protocol.md anew from the structs'
@@ -41,16 +41,19 @@ lint: $(VENV)/.dev
 suite: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
-# The tests once more, but against what a user installs: a wheel in an environment of its own, the source tree nowhere
-# on the path. What takes tens of seconds (soak) is about behaviour under load, not about packaging.
+# Against what a user installs: a wheel in an environment of its own, the source tree nowhere on the path. Not all over
+# again: the tests that start the programs as a user does, which need every part of the package between them.
 WHEEL := build/wheel
+WHEEL_TESTS := advance client configured desktop hook_client hooks import_order ledger lifecycle live project reviews \
+  sandbox statusline terminal top totals watch
 wheel-test: $(VENV)/.dev
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL)/dist .
 	@$(PYTHON) -m venv $(WHEEL)/venv
 	@$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo $(WHEEL)/dist/*.whl)[test]"
 	@mkdir $(WHEEL)/elsewhere && cp -r tests docs config pyproject.toml $(WHEEL)/elsewhere
-	cd $(WHEEL)/elsewhere && FLUXBUDGET_TESTED=wheel ../venv/bin/python -m pytest -n $(JOBS) -m 'not soak' -p no:cacheprovider
+	cd $(WHEEL)/elsewhere && FLUXBUDGET_TESTED=wheel ../venv/bin/python -m pytest -n $(JOBS) -p no:cacheprovider \
+	  $(WHEEL_TESTS:%=tests/test_%.py)
 
 test: lint suite wheel-test
 

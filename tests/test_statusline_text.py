@@ -34,6 +34,14 @@ def test_where_a_run_stands() -> None:
     assert a_line(reserved=40_000, stale=True) == FULL
 
 
+@pytest.mark.parametrize("status", ["done", "cancelled"])
+def test_of_an_ended_run_the_end_is_told(status: str) -> None:
+    run = a_run(token_budget=250_000, phase="executing", status=status)
+    balance = budget.balance(run, 208_000)
+    shown = line(run=run, balance=balance, rate=0, stale=False, width=None, colour=False)
+    assert shown == f"{status} ██████▋░ 208k/250k 83%"
+
+
 def test_in_ascii() -> None:
     assert a_line(unicode=False) == "executing ######.. 208k/250k 83% | 1.8k/min | about 23 min at this rate"
     assert a_line(unicode=False, phase="x" * 30).split()[0] == "x" * 17 + "..."

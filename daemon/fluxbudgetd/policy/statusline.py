@@ -62,7 +62,8 @@ def _parts(run: Run, balance: Balance, rate: int, *, stale: bool, unicode: bool)
     """Return what there is to tell, in the order of the line."""
     between = " · " if unicode else " | "
     colour = _COLOURS[balance.state]
-    parts = {"phase": _Part(_phase(run.phase, unicode=unicode), "")}
+    # Of an ended run it is not the phase that matters.
+    parts = {"phase": _Part(_phase(run.phase if run.status == "active" else run.status, unicode=unicode), "")}
     if balance.budget is None:
         parts["share"] = _Part(short(balance.spent), " ", colour)
     else:
