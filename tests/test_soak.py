@@ -161,7 +161,7 @@ def test_kill_at_random_moments(home: Home, interstat: Interstat) -> None:
             daemon.kill()
     home.start()
     compare(home, recount, budgets, finished)
-    assert len(budgets) > 100
+    assert len(budgets) > 25  # how many depends on the machine
 
 
 def acknowledged(wire: Wire, request: messages.AnyRequest) -> messages.RunInfo:

@@ -112,7 +112,7 @@ def test_without_a_run(home: Home, daemon: Daemon) -> None:
 def test_ended_run_of_the_session_is_shown(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=1000)
     home.ok("run", "finish", "--run", run)
-    assert line(home, given={"session_id": "s1"}) == "brainstorm ░░░░░░░░ 0/1k 0%"
+    assert line(home, given={"session_id": "s1"}) == "done ░░░░░░░░ 0/1k 0%"
 
 
 @pytest.mark.parametrize(
