@@ -39,7 +39,7 @@ ONLY_IN = {
     "socket": {"server", "listening"},
     "subprocess": {"notify"},
 }
-LIGHT = {"framing", "packed", "paths", "codes", "text", "state_names", "__init__"}
+LIGHT = {"framing", "packed", "paths", "codes", "text", "short", "state_names", "__init__"}
 HOT = {
     "main",
     "hot",
@@ -48,6 +48,7 @@ HOT = {
     "environment",
     "failure",
     "pipes",
+    "fields",
     "hook",
     "statusline",
     "state_file",

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxbudgetd.policy import budget
-from fluxbudgetd.policy.statusline import line, short
+from fluxbudgetd.policy.statusline import line
+from fluxbudgetd.wire.short import short
 from test_policy import a_run
 
 SGR = re.compile(r"\x1b\[([0-9;]*)m")
@@ -83,18 +84,6 @@ def test_without_a_budget() -> None:
 def test_the_bar_is_never_fuller_than_what_is_spent(spent: int, bar: str, ascii_bar: str) -> None:
     assert a_line(spent, 1000).split()[1] == bar
     assert a_line(spent, 1000, unicode=False).split()[1] == ascii_bar
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0"), (999, "999"), (1000, "1k"), (1099, "1k"), (1100, "1.1k"), (1899, "1.8k"), (12_345, "12.3k"),
-        (99_999, "99.9k"), (100_000, "100k"), (208_999, "208k"), (999_999, "999k"), (1_000_000, "1M"),
-        (1_250_000, "1.2M"), (2_000_000, "2M"), (10**9, "1G"), (2**63 - 1, "9.2E"), (10**21, "1000E"),
-    ],
-)  # fmt: skip
-def test_short_counts(count: int, text: str) -> None:
-    assert short(count) == text
 
 
 def test_percentages_are_rounded_down() -> None:

@@ -115,6 +115,7 @@ def test_everything_is_on_eighty_by_twenty_four(home: Home, numbers: Numbers, se
         run_line("20261121-k3f9a", goal="write the parser"),
         run_line("second", 10, None),
         run_line("third", 300_000),
+        msgspec.structs.replace(run_line("widest", 12_345, 99_999), burn=12_345),
     ]
     numbers.agents["20261121-k3f9a"] = (tally("fd-small", 2_000), tally("fd-quality", 38_000, pending=1))
     served.events = [
@@ -129,13 +130,15 @@ def test_everything_is_on_eighty_by_twenty_four(home: Home, numbers: Numbers, se
             assert text in first, first
         assert "10/none" in lines[row_of(lines, "second")]
         assert "120.0%" in lines[row_of(lines, "  third")]
-        assert "3 active runs" in lines[0]
+        for text in ("12.3k/99.9k", "12.3k/min"):
+            assert text in lines[row_of(lines, "  widest")]
+        assert "4 active runs" in lines[0]
         assert "20261121-k3f9a: write the parser" in "\n".join(lines)
         agents = [row_of(lines, "fd-quality"), row_of(lines, "fd-small")]
         assert agents[0] < agents[1]
         assert lines[agents[0]].rstrip().endswith("38k +1 pending")
         assert "✓ brainstorm " in lines[row_of(lines, "fd-quality")]
-        assert "~12k/10k" in lines[row_of(lines, "brainstorm-reviewed")]
+        assert "~12.3k/10k" in lines[row_of(lines, "brainstorm-reviewed")]
         assert "▶ executing" in "\n".join(lines)
         assert "· shipping" in "\n".join(lines)
         events = [
@@ -458,12 +461,7 @@ def test_dumb_terminal_is_usage(home: Home) -> None:
         assert ALTERNATE_SCREEN not in shown.raw
 
 
-def test_counts_are_short_and_rounded_down() -> None:
-    examples = {
-        0: "0", 999: "999", 1000: "1.0k", 1899: "1.8k", 9_999: "9.9k", 10_000: "10k", 208_999: "208k",
-        999_999: "999k", 1_000_000: "1.0M", 2**63 - 1: "9.2E", -5: "0",
-    }  # fmt: skip
-    assert {count: words.short(count) for count in examples} == examples
+def test_times_and_percentages_by_example() -> None:
     times = {None: "-", 0: "0 min", 99: "99 min", 100: "1.6 h", 5999: "99.9 h", 6000: "4 d", 10**9: "years"}
     assert {minutes: words.lasting(minutes) for minutes in times} == times
     shares = {None: "-", 0.0: "0.0%", 83.2: "83.2%", 999.9: "999.9%", 1000.0: ">999%"}

@@ -13,6 +13,7 @@ import stat
 from fluxbudgetctl import environment
 from fluxbudgetctl.failure import Failure, one_line, say
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.short import short
 from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
@@ -25,8 +26,6 @@ _MOST = 2**63 - 1
 _MOST_DIGITS = 19
 # As in the daemon's own line.
 _COLOURS = {"ok": "32", "warning": "33", "exceeded": "1;31", "unlimited": "36"}
-_UNITS = "kMGTPE"
-_DIGITS = 3
 
 
 class State:
@@ -94,10 +93,10 @@ def line(state: State, width: int | None, *, colour: bool) -> str:
     phase = "".join(c if c.isascii() and c.isprintable() else "?" for c in state.phase)
     mark = " (stale)" if state.stale else ""
     if state.budget is None:
-        share, befores = _short(state.spent), [f"{phase} ", ""]
+        share, befores = short(state.spent), [f"{phase} ", ""]
     else:
         share = f"{int(state.pct or 0)}%"
-        befores = [f"{phase} {_short(state.spent)}/{_short(state.budget)} ", f"{phase} ", ""]
+        befores = [f"{phase} {short(state.spent)}/{short(state.budget)} ", f"{phase} ", ""]
     limit = _LARGEST if width is None else width
     before = next((text for text in befores if len(text + share + mark) <= limit), "")
     if len(share + mark) > limit:
@@ -171,14 +170,3 @@ def _share(text: str) -> float:
     if not (text.isascii() and text.replace(".", "", 1).isdigit()):
         raise ValueError(f"{text} is no percentage")
     return float(text)
-
-
-def _short(count: int) -> str:
-    """Return a count in at most three digits, rounded down: `999`, `1.8k`, `208k`, `2M`."""
-    digits = str(count)
-    power = (len(digits) - 1) // 3
-    if power < 1:
-        return digits
-    whole, tenth = digits[: -3 * power], digits[-3 * power]
-    decimals = f".{tenth}" if len(whole) < _DIGITS and tenth != "0" else ""
-    return f"{whole}{decimals}{_UNITS[power - 1]}"

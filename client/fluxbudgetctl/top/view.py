@@ -15,6 +15,7 @@ from fluxbudgetctl.rendering import COLOURS, bar
 from fluxbudgetctl.top import words
 from fluxbudgetctl.top.data import Shown
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.short import short
 
 NARROWEST, LOWEST = 40, 10
 #: Header, head of the table, title of the chosen run, title of the events, keys.
@@ -162,11 +163,11 @@ def _columns(runs: tuple[messages.RunLine, ...], place: Place) -> list[tuple[_Co
         lambda run, _: Text(one_line(run.run.phase)),
     )
     drawing = _Column("", _NARROWEST_BAR, _WIDEST_BAR, drawn)
-    spent = number("SPENT/OF", 9, _spent)
+    spent = number("SPENT/OF", 11, _spent)
     pct = number("PCT", 6, lambda run: words.percent(run.spend.pct), colour=True)
-    burn = number("BURN", 8, lambda run: f"{words.short(run.burn)}/min" if run.burn else "-")
+    burn = number("BURN", 9, lambda run: f"{short(run.burn)}/min" if run.burn else "-")
     left = number("LASTS", 6, lambda run: words.lasting(run.minutes_left))
-    reserved = number("RESERVED", 8, lambda run: words.short(run.spend.reserved) if run.spend.reserved else "-")
+    reserved = number("RESERVED", 8, lambda run: short(run.spend.reserved) if run.spend.reserved else "-")
     goal = _Column(
         "GOAL",
         _SHORTEST_GOAL,
@@ -193,7 +194,7 @@ def _columns(runs: tuple[messages.RunLine, ...], place: Place) -> list[tuple[_Co
 
 def _spent(run: messages.RunLine) -> str:
     budget = run.spend.budget
-    return f"{words.short(run.spend.spent)}/{'none' if budget is None else words.short(budget)}"
+    return f"{short(run.spend.spent)}/{'none' if budget is None else short(budget)}"
 
 
 def _chosen_title(chosen: messages.RunLine | None) -> str:
@@ -214,7 +215,7 @@ def _details(detail: messages.RunShowAnswer | None, place: Place, rows: int) -> 
     right_width = place.width - 2 - half
     right = [_named("AGENT", basis.upper(), right_width, "dim")]
     for one in agents[: rows - 1]:
-        count = words.short(getattr(one, basis)) + (f" +{one.pending} pending" if one.pending else "")
+        count = short(getattr(one, basis)) + (f" +{one.pending} pending" if one.pending else "")
         right.append(_named(one.name or "-", count, right_width))
     if len(agents) > rows - 1 and rows > 2:  # noqa: PLR2004  a head, and a line to give up
         right[-1] = Text(f"({len(agents) - rows + 2} more)", style="dim")
@@ -237,7 +238,7 @@ def _phases(phases: tuple[messages.PhaseLine, ...], width: int, rows: int, place
     styles = {"current": "bold", "ahead": "dim", "skipped": "dim"}
     made = []
     for one in phases[first : first + rows]:
-        spent = f"{'~' if one.provisional else ''}{words.short(one.spent)}/{words.short(one.estimate)}"
+        spent = f"{'~' if one.provisional else ''}{short(one.spent)}/{short(one.estimate)}"
         made.append(_named(f"{marks[one.state]} {one.name}", spent, width, styles.get(one.state, "")))
     return made
 

@@ -4,9 +4,9 @@ from datetime import datetime
 
 from fluxbudgetctl.failure import one_line
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.short import short
 
-_THOUSAND = 1000
-_TEN = 10
+_TEN_THOUSAND = 10_000
 _HOURS_FROM, _DAYS_FROM = 100, 6000  # minutes
 _MINUTES_A_DAY = 1440
 _WIDEST_PCT = 1000.0
@@ -33,19 +33,6 @@ _CHANGES = {
 }
 
 
-def short(count: int) -> str:
-    """Return a count in at most four characters, rounded down: `999`, `1.8k`, `208k`, `2.5M`."""
-    if count < _THOUSAND:
-        return str(max(count, 0))
-    for unit in "kMGTPE":
-        if count < _TEN * _THOUSAND:
-            return f"{count // _THOUSAND}.{count % _THOUSAND // 100}{unit}"
-        count //= _THOUSAND
-        if count < _THOUSAND:
-            return f"{count}{unit}"
-    return "many"
-
-
 def percent(pct: float | None) -> str:
     """Return a percentage in at most six characters."""
     if pct is None:
@@ -62,7 +49,7 @@ def lasting(minutes: int | None) -> str:
     if minutes < _DAYS_FROM:
         return f"{minutes // 60}.{minutes % 60 // 6} h"
     days = minutes // _MINUTES_A_DAY
-    return f"{days} d" if days < _TEN * _THOUSAND else "years"
+    return f"{days} d" if days < _TEN_THOUSAND else "years"
 
 
 def clock(at: str) -> str:
@@ -96,6 +83,6 @@ def _changed(data: dict[str, str]) -> str:
 def _value(value: str | float | None) -> str:
     if value is None:
         return "none"
-    if isinstance(value, int) and value >= _TEN * _THOUSAND:
+    if isinstance(value, int) and value >= _TEN_THOUSAND:
         return short(value)
     return str(value)

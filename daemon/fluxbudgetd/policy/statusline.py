@@ -8,15 +8,13 @@ from typing import NamedTuple
 from fluxbudgetd.model import Balance, Run
 from fluxbudgetd.policy import burn
 from fluxbudgetd.wire.messages import BudgetState
+from fluxbudgetd.wire.short import short
 
 #: What gives way when the line is too long, first to last. The percentage (spent, without a budget) stays.
 DROPPED = ("forecast", "reserved", "rate", "bar", "amount", "phase", "stale")
 
 _CELLS = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_UNITS = "kMGTPE"
-# Three digits say enough.
-_DIGITS = 3
 _LONGEST_PHASE = 20
 _COLOURS: dict[BudgetState, str] = {"ok": "32", "warning": "33", "exceeded": "1;31", "unlimited": "36"}
 
@@ -44,18 +42,6 @@ def line(
     if width is not None and _cells(parts) > width:
         parts = {name: part._replace(text=part.text[: max(width, 0)]) for name, part in parts.items()}
     return _joined(parts, colour=colour)
-
-
-def short(count: int) -> str:
-    """Return a count in at most three digits, rounded down: `999`, `1.8k`, `208k`, `2M`."""
-    digits = str(count)
-    power = min((len(digits) - 1) // 3, len(_UNITS))
-    if power < 1:
-        return digits
-    whole, rest = digits[: -3 * power], digits[-3 * power :]
-    tenth = rest[0]
-    decimals = f".{tenth}" if len(whole) < _DIGITS and tenth != "0" else ""
-    return f"{whole}{decimals}{_UNITS[power - 1]}"
 
 
 def _parts(run: Run, balance: Balance, rate: int, *, stale: bool, unicode: bool) -> dict[str, _Part]:
