@@ -88,10 +88,10 @@ def _add_hot(commands: "_Commands", name: str) -> None:
             name,
             naming,
             timeout=options.timeout,
-            json=getattr(options, "json", False),
+            switches=[name for name in ("json", "no_colour") if getattr(options, name, False)],
             default=getattr(options, "default", None),
             override=getattr(options, "override", None),
-            shape=(getattr(options, "width", None), not getattr(options, "no_colour", False)),
+            width=getattr(options, "width", None),
         )
         if getattr(options, "print_settings", False):
             return settings_block.show()

@@ -15,7 +15,7 @@ from fluxbudgetd.wire import codes
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from fluxbudgetd.wire.packed import Value
 
@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 #: The verbs that somebody waits for all day.
 QUICK = ("remaining", "hook", "statusline")
+#: The flags without a value, and what each is called in `Options`.
 _SWITCHES = {"--json": "json", "--no-colour": "no_colour", "--no-color": "no_colour"}
 
 _NO_NUMBERS: dict[str, Value] = dict.fromkeys(
@@ -45,7 +46,7 @@ _SPEND = {"budget", "spent", "measured", "provisional", "reserved", "remaining",
 
 
 class Options:
-    """A hot command line."""
+    """A hot command line. `switches` are those of the flags without a value that it has: `json`, `no_colour`."""
 
     def __init__(
         self,
@@ -53,18 +54,19 @@ class Options:
         naming: tuple[str | None, str | None, str | None] = (None, None, None),
         *,
         timeout: float | None = None,
-        json: bool = False,
+        switches: Collection[str] = (),
         default: int | None = None,
         override: str | None = None,
-        shape: tuple[int | None, bool] = (None, True),
+        width: int | None = None,
     ) -> None:
         self.verb = verb
         self.run, self.scope, self.session = naming
         self.timeout = timeout
-        self.json = json
+        self.json = "json" in switches
+        self.colour = "no_colour" not in switches
         self.default = default
         self.override = override
-        self.width, self.colour = shape
+        self.width = width
 
     def names_none(self) -> bool:
         """Tell whether the environment decides which run is meant."""
@@ -108,10 +110,10 @@ def parse(arguments: Sequence[str]) -> Options | None:
         arguments[0],
         naming,
         timeout=timeout,
-        json="json" in switches,
+        switches=switches,
         default=default,
         override=found.get("--override"),
-        shape=(width, "no_colour" not in switches),
+        width=width,
     )
 
 
