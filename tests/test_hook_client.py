@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import stat
 import subprocess
@@ -14,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from fluxbudgetctl import settings_block
 from fluxbudgetctl.pipes import KEPT
 from harness.daemon import CTL, Home
 from harness.false_daemon import answering, frame
+from harness.pipes import fill, full_pipe
 from test_import_order import HEAVY
 
 ROOT = Path(__file__).parents[1]
@@ -250,6 +253,28 @@ def test_exports_that_cannot_be_written_change_nothing(home: Home) -> None:
             assert (result.returncode, result.stdout.decode(), result.stderr) == (0, OUTPUT + "\n", b""), place
 
 
+def test_exports_go_into_nothing_but_a_file(home: Home) -> None:
+    """A FIFO that nobody reads would keep the hook waiting; what stands there is left alone."""
+    place = home.root / "env"
+    os.mkfifo(place)
+    fifo = os.open(place, os.O_RDWR)
+    device = home.root / "device"
+    device.symlink_to("/dev/null")
+    try:
+        with answering(home, ANSWER):
+            for full in (False, True):
+                if full:
+                    fill(fifo)
+                result = hook(home, environ={"CLAUDE_ENV_FILE": str(place)})
+                assert (result.returncode, result.stdout.decode(), result.stderr) == (0, OUTPUT + "\n", b"")
+                assert bool(select.select([fifo], [], [], 0)[0]) == full
+            told = hook(home, environ={"CLAUDE_ENV_FILE": str(device), "FLUXBUDGET_DEBUG": "1"})
+    finally:
+        os.close(fifo)
+    assert (told.returncode, told.stdout.decode(), told.stderr.count(b"\n")) == (0, OUTPUT + "\n", 1)
+    assert b"it is not a regular file" in told.stderr
+
+
 def test_no_exports_no_file(home: Home) -> None:
     place = home.root / "env"
     with answering(home, SILENCE):
@@ -269,6 +294,36 @@ def test_output_that_nobody_takes_changes_nothing(home: Home, redirection: str) 
         )
     assert (result.returncode, result.stderr) == (0, b"")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("length", "room"), [(100, 0), (100_000, 8192)])
+def test_output_that_nobody_reads_is_left_at_the_deadline(home: Home, length: int, room: int) -> None:
+    served = frame({"ok": True, "op": "hook", "output": "x" * length, "exports": ""})
+    with answering(home, served), full_pipe(room) as pipe:
+        result = subprocess.run(
+            [*CTL, "hook", "--timeout", "4"],
+            env={**home.environ, "FLUXBUDGET_DEBUG": "1"},
+            input=PROMPT,
+            stdout=pipe.writing,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (result.returncode, result.stderr.count(b"\n")) == (0, 1), result
+    assert b"the output cannot be written: nobody has read it in time" in result.stderr
+
+
+def test_long_output_is_written_whole(home: Home) -> None:
+    output = "x" * 300_000
+    with answering(home, frame({"ok": True, "op": "hook", "output": output, "exports": ""})):
+        assert hook(home).stdout.decode() == output + "\n"
+
+
+def test_refusal_is_written_after_the_deadline_where_there_is_room(home: Home) -> None:
+    """The daemon has used up all the time; a sub-agent that is to fail closed is refused all the same."""
+    with answering(home, None):
+        result = hook(home, "--timeout", "0.3", data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"})
+    assert decision(result)["permissionDecision"] == "deny"
 
 
 def test_output_does_not_depend_on_the_locale(home: Home) -> None:
@@ -349,33 +404,86 @@ def blocks(kind: str) -> list[str]:
     return [piece.removeprefix(kind + "\n") for piece in pieces if piece.startswith(kind + "\n")]
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="the document's commands need jq")
+needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="the document's commands need jq")
+
+
+class ClaudesSettings:
+    """Claude Code's settings in a home directory of their own, and the document's commands upon them."""
+
+    def __init__(self, home: Path) -> None:
+        self.place = home / ".claude" / "settings.json"
+        self.ours = settings(str(SCRIPT), path=str(SCRIPT.parent))
+        self._environ = {**os.environ, "HOME": str(home), "PATH": f"{SCRIPT.parent}:/usr/bin:/bin"}
+        self._install, self._remove = blocks("bash")[:2]
+
+    def write(self, value: object) -> None:
+        self.place.parent.mkdir(exist_ok=True)
+        self.place.write_text(json.dumps(value))
+
+    def install(self) -> Any:
+        return self._carry_out(self._install)
+
+    def remove(self) -> Any:
+        return self._carry_out(self._remove)
+
+    def _carry_out(self, script: str) -> Any:
+        subprocess.run(["bash", "-e", "-c", script], env=self._environ, check=True)
+        return json.loads(self.place.read_text())
+
+
+@needs_jq
 def test_install_and_remove_of_the_document(tmp_path: Path) -> None:
     """Installing twice is installing once; what was there stays, in its order; removing leaves what was there."""
-    place = tmp_path / ".claude" / "settings.json"
-    place.parent.mkdir()
+    claudes = ClaudesSettings(tmp_path)
     mine = {"hooks": [{"type": "command", "command": "mine"}]}
-    before = {"model": "m", "hooks": {"PreToolUse": [{"matcher": "Bash", **mine}], "Stop": [mine]}}
-    place.write_text(json.dumps(before))
-    install, remove = blocks("bash")[:2]
-    scripts = SCRIPT.parent
-    environ = {"HOME": str(tmp_path), "PATH": f"{scripts}:/usr/bin:/bin"}
-
-    def run(script: str) -> Any:
-        subprocess.run(["bash", "-e", "-c", script], env={**os.environ, **environ}, check=True)
-        return json.loads(place.read_text())
-
-    installed = run(install)
-    ours = settings(str(scripts / "fluxbudgetctl"), path=str(scripts))
+    bash = {"matcher": "Bash", **mine}
+    before = {"model": "m", "hooks": {"PreToolUse": [bash], "Stop": [mine]}}
+    claudes.write(before)
+    installed = claudes.install()
+    ours = claudes.ours
     assert installed["model"] == "m"
     assert installed["statusLine"] == ours["statusLine"]
     assert installed["hooks"]["Stop"] == [mine]
-    assert installed["hooks"]["PreToolUse"] == [*before["hooks"]["PreToolUse"], *ours["hooks"]["PreToolUse"]]  # type: ignore[index]
+    assert installed["hooks"]["PreToolUse"] == [bash, *ours["hooks"]["PreToolUse"]]
     assert installed["hooks"]["SessionEnd"] == ours["hooks"]["SessionEnd"]
-    assert run(install) == installed
-    assert run(remove) == before
-    place.write_text(json.dumps({"statusLine": {"type": "command", "command": "mine"}}))
-    assert run(install)["statusLine"]["command"] == "mine"
-    assert run(remove) == {"statusLine": {"type": "command", "command": "mine"}}
-    place.unlink()
-    assert run(install) == ours
+    assert claudes.install() == installed
+    assert claudes.remove() == before
+    claudes.place.unlink()
+    assert claudes.install() == ours
+    assert claudes.remove() == {}
+
+
+@needs_jq
+@pytest.mark.parametrize(
+    "program", ["/old/bin/fluxbudgetctl", "'/old path/fluxbudgetctl'", "/usr/bin/python3 -m fluxbudgetctl"]
+)
+def test_earlier_install_is_replaced_and_removed(tmp_path: Path, program: str) -> None:
+    """Wherever it was, and of whatever events; what stands beside it stays."""
+    claudes = ClaudesSettings(tmp_path)
+    mine = {"type": "command", "command": "echo fluxbudgetctl hook; mine"}
+    old = json.loads(json.dumps(settings_block.block(program)))
+    old["hooks"]["Stop"] = old["hooks"]["SubagentStop"]
+    old["hooks"]["SessionEnd"][0]["hooks"].append(mine)
+    old["statusLine"]["padding"] = 0
+    claudes.write(old)
+    ours = claudes.ours
+    assert claudes.install() == {
+        "hooks": {**ours["hooks"], "SessionEnd": [{"hooks": [mine]}, *ours["hooks"]["SessionEnd"]]},
+        "statusLine": {**ours["statusLine"], "padding": 0},
+    }
+    claudes.write(old)
+    assert claudes.remove() == {"hooks": {"SessionEnd": [{"hooks": [mine]}]}}
+
+
+@needs_jq
+@pytest.mark.parametrize(
+    "command",
+    ["mine", "mine; fluxbudgetctl statusline", "'/my' x; /bin/fluxbudgetctl statusline", "my-fluxbudgetctl statusline"],
+)
+def test_status_line_of_ones_own_stays(tmp_path: Path, command: str) -> None:
+    """Also one that calls ours for its part of the line."""
+    claudes = ClaudesSettings(tmp_path)
+    mine = {"statusLine": {"type": "command", "command": command}}
+    claudes.write(mine)
+    assert claudes.install()["statusLine"] == mine["statusLine"]
+    assert claudes.remove() == mine

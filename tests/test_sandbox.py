@@ -79,13 +79,13 @@ def alive(states: States) -> Iterator[States]:
 
 
 def run_under(
-    prefix: tuple[str, ...], home: Home, *arguments: str, environ: Mapping[str, str] | None = None
+    prefix: tuple[str, ...], home: Home, *arguments: str, environ: Mapping[str, str] | None = None, data: str = ""
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*prefix, *CTL, *arguments],
         env={**home.environ, **(environ or {})},
         cwd=home.project,
-        stdin=subprocess.DEVNULL,
+        input=data,
         capture_output=True,
         text=True,
         timeout=60,
@@ -287,6 +287,33 @@ def test_which_run_is_meant(home: Home, alive: States) -> None:
         assert (result.returncode, result.stdout) == (69, "")
         assert "no state file is about the run" in result.stderr.splitlines()[0]
         assert result.stderr.splitlines()[1].startswith(f"hint: {hint}")
+
+
+@sandboxed
+def test_status_line_is_about_the_session_that_claude_code_names(home: Home, alive: States) -> None:
+    """As the daemon has it: before the environment's sessions, behind everything else that names a run."""
+    for spent, name in enumerate(("a", "b", "by-run", "by-bead"), 1):
+        alive.write(name, **UNLIMITED, spent=str(spent))
+    alive.link("sessions", "of-the-shell", "a")
+    alive.link("sessions", "s\u00e9/1", "b")
+    alive.link("scopes", "bead", "by-bead")
+    environ = {"CLAUDE_CODE_SESSION_ID": "of-the-shell"}
+
+    def shown(data: str, *arguments: str, **more: str) -> str:
+        patient = ["statusline", "--no-colour", "--timeout", "20", *arguments]
+        result = run_under(SANDBOX, home, *patient, environ={**environ, **more}, data=data)
+        return from_file(result, errno.EPERM).removeprefix("executing ").strip()
+
+    session_b = '{"cwd": "/", "session_id" :\n"s\u00e9/1", "model": {}}'
+    assert shown(session_b) == "2"
+    assert shown(session_b, "--session", "of-the-shell") == "1"
+    assert shown(session_b, FLUXBUDGET_RUN="by-run") == "3"
+    assert shown(session_b, CLAVAIN_BEAD_ID="bead") == "4"
+    # What is not plain text, or leads nowhere, leaves it to the environment.
+    for data in ("", "{}", '{"session_id": "unknown"}', '{"session_id": 5, "x": "b"}', '{"session_id": ""}'):
+        assert shown(data) == "1", data
+    alive.link("sessions", "s\\u00e9", "b")
+    assert shown('{"session_id": "s\\u00e9"}') == "1"
 
 
 def test_names_that_are_no_text_find_their_files(home: Home, alive: States) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from harness.daemon import CTL, Home
 from harness.false_daemon import answering, frame
+from harness.pipes import full_pipe
 
 LINE = "executing \x1b[32m██░\x1b[0m 208k/250k"
 
@@ -136,4 +137,20 @@ def test_output_that_nobody_takes(home: Home, redirection: str, code: int) -> No
             check=False,
         )
     assert result.returncode == code, result
+    assert len(asked) == 1
+
+
+def test_line_that_nobody_reads_is_left_at_the_deadline(home: Home) -> None:
+    with answering(home, answer()) as asked, full_pipe() as pipe:
+        result = subprocess.run(
+            [*CTL, "statusline", "--timeout", "2"],
+            env=home.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe.writing,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 75, result
+    assert b"nobody has read it in time" in result.stderr
     assert len(asked) == 1

@@ -6,10 +6,12 @@ break a session; who wants it otherwise sets `$FLUXBUDGET_FAIL_CLOSED`, and sub-
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 
-from fluxbudgetctl import pipes
+from fluxbudgetctl import fields, pipes
 from fluxbudgetctl.asking import ask
 from fluxbudgetctl.connection import not_understood
 from fluxbudgetctl.failure import Failure, one_line, say
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from fluxbudgetd.wire.packed import Value
 
 _LAUNCHERS = (b"Agent", b"Task")
-_SPACE = b" \t\r\n"
 
 
 def run(options: Options, seconds: float) -> int:
@@ -44,7 +45,7 @@ def run(options: Options, seconds: float) -> int:
         _debug(f"the file that $CLAUDE_ENV_FILE names cannot be written: {exc.strerror}")
     try:
         if output:
-            pipes.write(output)
+            pipes.write(output, deadline)
     except OSError as exc:
         _debug(f"the output cannot be written: {exc.strerror}")
     return codes.OK
@@ -54,8 +55,8 @@ def _answer(options: Options, given: pipes.Input, left: float) -> tuple[str, str
     """Return what to print and what to export; raises `Failure`."""
     if not given.ended or left <= 0:
         raise Failure("the hook's input did not end in time", "", codes.NO_ANSWER)
-    fields: dict[str, Value | bytes] = {**options.naming(), "input": given.data, "whole": given.whole}
-    answer = ask("hook", fields, left)
+    asked: dict[str, Value | bytes] = {**options.naming(), "input": given.data, "whole": given.whole}
+    answer = ask("hook", asked, left)
     output, exports = answer.get("output", ""), answer.get("exports", "")
     if answer.get("op") != "hook" or not isinstance(output, str) or not isinstance(exports, str):
         raise not_understood("it is no hook's")
@@ -67,9 +68,13 @@ def _export(lines: str) -> None:
     path = os.environ.get("CLAUDE_ENV_FILE")
     if not path:
         return
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Not blocking: something else than a file may stand there, which would keep the hook waiting.
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
-        size = os.fstat(file).st_size
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        size = about.st_size
         before = "" if size == 0 or os.pread(file, 1, size - 1) == b"\n" else "\n"
         after = "" if lines.endswith("\n") else "\n"
         os.write(file, f"{before}{lines}{after}".encode())
@@ -79,24 +84,7 @@ def _export(lines: str) -> None:
 
 def _launches(data: bytes) -> bool:
     """Tell whether this is the question before a sub-agent's start."""
-    return _value(data, b'"hook_event_name"') == b"PreToolUse" and _value(data, b'"tool_name"') in _LAUNCHERS
-
-
-def _value(data: bytes, key: bytes) -> bytes | None:
-    """Return a key's text, as it is written; None when it has none.
-
-    No JSON parser: the input may be cut. Inside a JSON string each quote has a backslash before it, so these bytes are
-    a key, or a whole string that no colon follows.
-    """
-    at = data.find(key)
-    while at >= 0:
-        rest = data[at + len(key) :].lstrip(_SPACE)
-        if rest[:1] == b":":
-            rest = rest[1:].lstrip(_SPACE)
-            end = rest.find(b'"', 1)
-            return rest[1:end] if rest[:1] == b'"' and end > 0 else None
-        at = data.find(key, at + 1)
-    return None
+    return fields.text(data, b"hook_event_name") == b"PreToolUse" and fields.text(data, b"tool_name") in _LAUNCHERS
 
 
 def _deny(reason: str) -> str:

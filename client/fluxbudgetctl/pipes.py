@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -49,10 +50,19 @@ def read(deadline: float) -> Input:
     return Input(bytes(kept), whole=whole, ended=True)
 
 
-def write(line: str) -> None:
-    """Write a line to stdout as UTF-8, whatever the locale: it is Claude Code that reads it. Raises `OSError`."""
+def write(line: str, deadline: float) -> None:
+    """Write a line to stdout as UTF-8, whatever the locale: it is Claude Code that reads it.
+
+    Raises `OSError`; `TimeoutError` when the deadline (by the monotonic clock) has come and nobody makes room for the
+    rest. What there is room for is written even then.
+    """
     if sys.stdout is None:  # closed; its descriptor may be another file's by now
         return
+    waiting = select.poll()
+    waiting.register(1, select.POLLOUT)
     data = f"{line}\n".encode()
     while data:
-        data = data[os.write(1, data) :]
+        if not waiting.poll(max(deadline - time.monotonic(), 0) * 1000):
+            raise TimeoutError(errno.ETIMEDOUT, "nobody has read it in time")
+        # For more than this a pipe's room may be too small, and the writing waits.
+        data = data[os.write(1, data[: select.PIPE_BUF]) :]

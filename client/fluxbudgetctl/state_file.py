@@ -64,13 +64,15 @@ class State:
         return {"run": self.run, "phase": self.phase, "spend": spend}
 
 
-def look(options: Options, failure: Failure) -> State:
+def look(options: Options, failure: Failure, session: str | None = None) -> State:
     """Return the state of the run that is meant, and say on stderr that it is from a file; raises `Failure`.
 
-    `failure` is what the socket said, and is raised again when there is nothing better to say.
+    `failure` is what the socket said, and is raised again when there is nothing better to say. `session` is the one
+    that stdin names, if any.
     """
     directory = state_directory(environment.socket())
-    found = next((state for place in _places(options) if (state := _read(directory, *place)) is not None), None)
+    places = _places(options, session)
+    found = next((state for place in places if (state := _read(directory, *place)) is not None), None)
     alive = _is_alive(os.path.join(directory, ALIVE))
     if found is None and not alive:
         raise failure
@@ -105,7 +107,7 @@ def line(state: State, width: int | None, *, colour: bool) -> str:
     return f"{before}{painted}{mark}"
 
 
-def _places(options: Options) -> list[tuple[str, str]]:
+def _places(options: Options, session: str | None) -> list[tuple[str, str]]:
     """Return the directories and names to look for, in the order that the daemon would take them in."""
     kinds = (("run", "runs"), ("scope", "scopes"), ("session", "sessions"))
     named = options.naming()
@@ -116,7 +118,7 @@ def _places(options: Options) -> list[tuple[str, str]]:
     if isinstance(run := hints.get("run"), str):
         return [("runs", run)]
     sessions = hints["sessions"] if isinstance(hints["sessions"], list) else []
-    names = [("scopes", hints.get("scope")), *(("sessions", name) for name in sessions)]
+    names = [("scopes", hints.get("scope")), *(("sessions", name) for name in (session, *sessions))]
     return [(kind, name) for kind, name in names if isinstance(name, str)]
 
 

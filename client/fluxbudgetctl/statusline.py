@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 
-from fluxbudgetctl import environment, pipes
+from fluxbudgetctl import environment, fields, pipes
 from fluxbudgetctl.asking import ask
 from fluxbudgetctl.connection import NO_SOCKET, not_understood
 from fluxbudgetctl.failure import Failure, one_line, say
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import fold
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:
@@ -26,21 +27,29 @@ def run(options: Options, seconds: float) -> int:
         raise Failure(f"stdin did not end within {seconds:g} s", "give it </dev/null", codes.NO_ANSWER)
     width = options.width or environment.columns()
     colour = options.colour and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    fields: dict[str, Value | bytes] = {**options.naming(), "input": given.data, "width": width, "colour": colour}
+    asked: dict[str, Value | bytes] = {**options.naming(), "input": given.data, "width": width, "colour": colour}
     try:
-        answer = ask("statusline", fields, left)
+        answer = ask("statusline", asked, left)
     except Failure as failure:
         if failure.code != NO_SOCKET:
             raise
         from fluxbudgetctl import state_file  # noqa: PLC0415  only who may not open a socket needs it
 
-        found = state_file.look(options, failure)
-        pipes.write(state_file.line(found, width, colour=colour))
-        return codes.OK
+        session = fields.text(given.data, b"session_id")
+        found = state_file.look(options, failure, None if session is None else fold(session))
+        return _print(state_file.line(found, width, colour=colour), deadline)
     line, why = answer.get("line"), answer.get("stale_why")
     if not isinstance(line, str):
         raise not_understood("it has no line")
-    pipes.write(line)
     if why:
         say(f"fluxbudgetctl: last known numbers: {one_line(str(why))}")
+    return _print(line, deadline)
+
+
+def _print(line: str, deadline: float) -> int:
+    """Print the line; return the exit code. Raises `Failure` when nobody has read it in time."""
+    try:
+        pipes.write(line, deadline)
+    except TimeoutError as exc:
+        raise Failure(f"the line cannot be written: {exc.strerror}", "read stdout", codes.NO_ANSWER) from None
     return codes.OK
