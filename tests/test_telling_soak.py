@@ -86,6 +86,7 @@ def test_no_event_is_lost_between_commit_and_delivery(
                     wire.ask(messages.Remaining(run=fresh, wait_ms=10_000))
             doom.join()
             daemon.kill()
+            program.wait_until_ended()
             told_at_kill.append(len(program.events))
         home.start()
         wait_for(lambda: channels(home)["command"].waiting == 0, "the command to be told everything")

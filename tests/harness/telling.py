@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -111,6 +112,7 @@ class Program:
         script.write_text(APPENDING)
         script.chmod(0o700)
         self.argv = [str(script), str(self.path)]
+        self._mark = os.fsencode(f"HOME={home.root}")
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -121,6 +123,20 @@ class Program:
     @property
     def told(self) -> list[Told]:
         return [Told(event["kind"], event["data"]["threshold"]) for event in self.events]
+
+    def wait_until_ended(self) -> None:
+        """Wait until nothing of it runs any more: it outlives a daemon that is killed, and may be appending just then.
+
+        It is known by the environment that it has from the daemon: before the program is there, a new process is still
+        called like the daemon, and behind the script's `exec` like `cat`.
+        """
+        wait_for(lambda: not any(map(self._is_of_it, Path("/proc").glob("[0-9]*"))), "the program to end")
+
+    def _is_of_it(self, process: Path) -> bool:
+        try:
+            return self._mark in (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile, or is another user's
+            return False
 
 
 def logged(daemon: Daemon) -> list[Told]:
