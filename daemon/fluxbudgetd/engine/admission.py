@@ -4,7 +4,6 @@ Between checking and reserving nothing is waited for, so that many that are laun
 The ledger is written by a task of its own: one that is slow, or cannot be written, delays no decision.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import anyio
 import msgspec
 
 from fluxbudgetd.engine.book import RunState
+from fluxbudgetd.engine.keeper import Keeper
 from fluxbudgetd.engine.parts import Parts
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.model import Reservation
@@ -28,7 +28,6 @@ _MICROS = 1_000_000
 _SLACK_SECONDS = 0.05
 # An answer waits this long for its reservation to be on disk: nearly always it is.
 _KEEP_SECONDS = 0.05
-_PAUSE_SECONDS = 1.0
 
 
 class Admitted(NamedTuple):
@@ -52,11 +51,10 @@ class Admission:
         self._open: dict[str, tuple[Reservation, ...]] = {}
         self._reserved: Counter[str] = Counter()
         self._last_id = 0
-        self._changed = anyio.Event()
+        self._came = anyio.Event()
         # What is not in the ledger yet; None: it is to go.
         self._unsaved: dict[int, Reservation | None] = {}
-        self._wanted = anyio.Event()
-        self._saved = anyio.Event()
+        self._keeper = Keeper(self._save)
 
     async def load(self) -> None:
         """Take up what the ledger has; raises `LedgerError`."""
@@ -131,33 +129,27 @@ class Admission:
                 self._settle(session)
 
     async def serve(self) -> None:
-        """Let reservations end with their time, for ever."""
+        """Let reservations end with their time, for ever. Whatever is reserved meanwhile ends later."""
         while True:
-            self._changed = anyio.Event()
-            with anyio.move_on_after(self._next_end()):
-                await self._changed.wait()
-            for session in list(self._kept):
-                self._settle(session)
+            while not self._kept:
+                self._came = anyio.Event()
+                await self._came.wait()
+            await anyio.sleep(self._next_end())
+            now = self._clock()
+            for session, found in list(self._open.items()):
+                if any(now - one.at >= LIFETIME for one in found):
+                    self._settle(session)
             self._forget_old()
 
     async def keep(self) -> None:
         """Bring the ledger up to date, until cancelled; then with the last of it."""
-        try:
-            while True:
-                await self._wanted.wait()
-                self._wanted = anyio.Event()
-                if not await self._save():
-                    self._wanted.set()
-                    await anyio.sleep(_PAUSE_SECONDS)
-        finally:
-            with anyio.move_on_after(_PAUSE_SECONDS, shield=True):
-                await self._save()
+        await self._keeper.serve()
 
     def _next_end(self) -> float:
         """Return in how many seconds the next reservation ends by its time, or matters no more."""
         ends = [one.at + LIFETIME for found in self._open.values() for one in found]
         ends += [one.at + policy.KEPT for kept in self._kept.values() for one in kept.values()]
-        return max((min(ends) - self._clock()) / _MICROS, 0) + _SLACK_SECONDS if ends else math.inf
+        return max((min(ends) - self._clock()) / _MICROS, 0) + _SLACK_SECONDS
 
     def _of(self, session: str) -> tuple[Reservation, ...]:
         return tuple(self._kept.get(session, {}).values())
@@ -234,7 +226,8 @@ class Admission:
             self._kept.setdefault(session, {})[one.id] = one
             self._unsaved[one.id] = one
         self._settle(session)
-        self._wanted.set()
+        self._keeper.want()
+        self._came.set()
 
     def _settle(self, session: str) -> None:
         """Find out which reservations of a session still count, and what that is for their runs."""
@@ -254,7 +247,6 @@ class Admission:
             self._reserved[one.run] += one.tokens
         for run in {one.run for one in (*before, *found)}:
             self._book.put_reserved(run, self._reserved[run])
-        self._changed.set()
 
     def _forget_old(self) -> None:
         now = self._clock()
@@ -263,7 +255,7 @@ class Admission:
             for number in self._kept[session].keys() - kept:
                 del self._kept[session][number]
                 self._unsaved[number] = None
-                self._wanted.set()
+                self._keeper.want()
             if not self._kept[session]:
                 del self._kept[session]
                 self._unwatch_if_free(session)
@@ -271,8 +263,7 @@ class Admission:
     async def _have_saved(self) -> None:
         """Wait until what has changed is on disk, but not for long."""
         if self._unsaved:
-            with anyio.move_on_after(_KEEP_SECONDS):
-                await self._saved.wait()
+            await self._keeper.tried(_KEEP_SECONDS)
 
     async def _save(self) -> bool:
         """Write what is not in the ledger yet; tells whether that was possible."""
@@ -288,9 +279,6 @@ class Admission:
             # It counts all the same, only not after a restart.
             self._sums.note_fault(exc)
             return False
-        finally:
-            self._saved.set()
-            self._saved = anyio.Event()
         for number, one in batch.items():
             if self._unsaved.get(number) is one:
                 self._unsaved.pop(number, None)

@@ -12,14 +12,13 @@ import structlog
 
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.engine.keeper import Keeper
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Event, Mark
 from fluxbudgetd.policy import thresholds
 
 log = structlog.get_logger()
-
-_PAUSE_SECONDS = 1.0
 
 
 class Reminder(NamedTuple):
@@ -41,7 +40,7 @@ class Pending:
         # By session and run, what is being told just now; and what is not in the ledger yet.
         self._telling: dict[tuple[str, str], anyio.Event] = {}
         self._unsaved: dict[tuple[str, str], int] = {}
-        self._wanted = anyio.Event()
+        self._keeper = Keeper(self._save)
 
     async def load(self) -> None:
         """Take up what the ledger has of the active runs; raises `LedgerError`."""
@@ -94,22 +93,13 @@ class Pending:
             if taken:
                 self._told.setdefault(state.run.id, {})[session] = seq
                 self._unsaved[session, state.run.id] = seq
-                self._wanted.set()
+                self._keeper.want()
 
         return Reminder(gravest, heard)
 
     async def serve(self) -> None:
         """Write down what sessions were told, until cancelled; then the last of it."""
-        try:
-            while True:
-                await self._wanted.wait()
-                self._wanted = anyio.Event()
-                if not await self._save():
-                    self._wanted.set()
-                    await anyio.sleep(_PAUSE_SECONDS)
-        finally:
-            with anyio.move_on_after(_PAUSE_SECONDS, shield=True):
-                await self._save()
+        await self._keeper.serve()
 
     async def _save(self) -> bool:
         told = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
