@@ -44,7 +44,7 @@ suite: $(VENV)/.dev
 # Against what a user installs: a wheel in an environment of its own, the source tree nowhere on the path. Not all over
 # again: the tests that start the programs as a user does, which need every part of the package between them.
 WHEEL := build/wheel
-WHEEL_TESTS := advance client configured desktop hook_client hooks import_order ledger lifecycle live project reviews \
+WHEEL_TESTS := advance client configured desktop_told hook_client hooks import_order ledger lifecycle live project reviews \
   sandbox statusline terminal top totals watch
 wheel-test: $(VENV)/.dev
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)

@@ -1,0 +1,77 @@
+"""The daemon's warnings as bubbles, on a real bus with a real notification server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.bus import PrivateBus, private_bus
+from harness.daemon import Daemon, Home, started, wait_for
+from harness.interstat import Interstat
+from harness.telling import channels, require_quiet
+
+
+@pytest.fixture
+def bus(home: Home, tmp_path: Path) -> Iterator[PrivateBus]:
+    """A session bus where the daemon looks for one: in its runtime directory."""
+    place = tmp_path / "bus-of-this-test"
+    place.mkdir()
+    with private_bus(place) as made:
+        runtime = home.root / "run"
+        runtime.mkdir(exist_ok=True)
+        (runtime / "bus").symlink_to(made.socket)
+        yield made
+
+
+def test_one_bubble_for_each_time_that_the_mark_is_passed(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
+    """A hundred more commits show nothing more; another budget shows it again, in place of the run's last bubble."""
+    server = bus.serve()
+    home.start()
+    run = started(home, id="r1", session="s1", token_budget=1000, goal="the <parser>")
+    other = started(home, id="r2", session="s2", token_budget=1000)
+    interstat.insert("s1", input_tokens=810, output_tokens=0)
+    wait_for(lambda: server.shown, "the bubble")
+    for _ in range(100):
+        interstat.insert("s1", input_tokens=1, output_tokens=0)
+    assert home.spend(run).spent == 910
+    require_quiet(home)
+    (first,) = server.shown
+    assert (first["app_name"], first["urgency"], first["replaces_id"]) == ("fluxbudget", 1, 0)
+    assert first["summary"] == "fluxbudget: 80 % of the budget spent"
+    assert "r1: the &lt;parser&gt;" in first["body"]
+    assert "810 of 1 000 billing tokens (81 %), 190 left, phase brainstorm" in first["body"]
+
+    home.ok("run", "set", "--run", run, "--budget", "2000")
+    interstat.insert("s1", input_tokens=700, output_tokens=0)
+    interstat.insert("s2", input_tokens=1000, output_tokens=0)
+    wait_for(lambda: len(server.shown) >= 3, "a bubble for each run")
+    require_quiet(home)
+    by_run = {bubble["body"].split()[0].rstrip(":"): bubble for bubble in server.shown[1:]}
+    assert set(by_run) == {"r1", other}
+    assert (by_run["r1"]["replaces_id"], by_run["r1"]["urgency"]) == (first["id"], 1)
+    assert (by_run[other]["replaces_id"], by_run[other]["urgency"]) == (0, 2)
+    assert by_run[other]["summary"] == "fluxbudget: the budget is used up"
+
+
+def test_without_a_bus_it_rests_and_says_so_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    for number in range(3):
+        started(home, session=f"s{number}", token_budget=1000)
+        interstat.insert(f"s{number}", input_tokens=900, output_tokens=0)
+        assert home.spend(home.json("status")["runs"][0]["run"]["id"]).spent == 900
+    wait_for(lambda: channels(home)["desktop"].state == "resting", "the channel to rest")
+    assert home.ctl("doctor").returncode == 0
+    wait_for(lambda: channels(home)["command"].waiting == channels(home)["log"].waiting == 0, "the others")
+    assert daemon.log.count('"there is no session bus"') == 1
+
+
+def test_bubbles_wait_for_a_desktop_that_comes_later(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
+    """Nobody shows notifications yet; when somebody does, the next event brings the last bubble of each run."""
+    home.start()
+    started(home, id="r1", session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=850, output_tokens=0)
+    wait_for(lambda: channels(home)["desktop"].state == "resting", "the channel to rest")
+    server = bus.serve()
+    started(home, id="r2", session="s2", token_budget=1000)
+    wait_for(lambda: server.shown, "the bubble")
+    require_quiet(home)
+    assert [bubble["body"].split()[0] for bubble in server.shown] == ["r1"]
