@@ -1,20 +1,28 @@
 """Sub-agents are admitted before they start, and count until they are measured, end, or half an hour passes."""
 
+import json
 import random
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
+from fluxbudgetd.engine import Engine
+from fluxbudgetd.policy import reservations
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started, wait_for
-from harness.hooks import SILENT, Claude, Said, launching
+from harness.hooks import SILENT, Claude, Said, launching, understood
 from harness.interstat import Interstat
 from harness.transcripts import Transcript
+from test_hangs import engine_over, within
 
 #: What a review agent, and any other, is expected to cost while nothing is known (flux-drive's defaults).
 REVIEW, GENERATED, RESEARCH, ORACLE = 40_000, 40_000, 15_000, 80_000
@@ -137,6 +145,75 @@ def test_launch_attaches_the_session(home: Home, daemon: Daemon) -> None:
     Transcript(home.root / "claude", "s7").response("m1", tokens=(20_000, 0, 0, 0))
     assert Claude(home, "s7").launch().decision == "deny"
     assert home.spend(run).spent == 20_000
+
+
+def kept_reservations(home: Home) -> list[tuple[Any, ...]]:
+    """Return what the ledger has of reservations: agent's id, time, end."""
+    with closing(sqlite3.connect(home.state / "ledger.db")) as connection:
+        return connection.execute("SELECT agent_id, at, ended_at FROM reservations ORDER BY id").fetchall()
+
+
+@pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
+def test_ledger_in_somebodys_hands_delays_no_decision(home: Home, interstat: Interstat, when: str) -> None:
+    """It is decided, and counts, while nothing can be written; later all of it is in the ledger.
+
+    A launch whose answer came late would be denied with another reason: the hooks give up after half of the time that
+    the daemon waits for the ledger.
+    """
+    daemon = home.start()
+    run = started(home, session="s1", token_budget=2 * REVIEW + 20_000, enforcement="hard")
+    claude = Claude(home)
+    claude.call("SessionStart", source="startup")
+    raw = json.dumps(claude.given("PreToolUse", tool_name="Agent", tool_input=launching("fd-quality"))).encode()
+    with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        closed = {"FLUXBUDGET_FAIL_CLOSED": "1"}
+        said = [
+            understood("PreToolUse", claude.printed(raw, environ=closed, seconds="1")).reason.partition(":")[2][:35]
+            for _ in range(5)
+        ]
+        assert said == ["", "", *3 * [" fd-quality does not fit into the b"]]
+        assert kept_reservations(home) == []
+        other.execute("ROLLBACK")
+    if when == "while the daemon runs":
+        wait_for(lambda: len(kept_reservations(home)) == 2, "the reservations to be on disk")
+    assert daemon.stop() == 0
+    assert len(kept_reservations(home)) == 2
+    home.start()
+    assert reserved(home, run) == 2 * REVIEW
+
+
+def test_admission_that_nobody_has_heard_of_is_taken_back(home: Home, daemon: Daemon) -> None:
+    """The hook has given up, and gone: whoever starts the sub-agent all the same is reserved for then."""
+    run = started(home, session="s1", token_budget=1_000_000)
+    claude = Claude(home)
+    raw = json.dumps(claude.given("PreToolUse", tool_name="Agent", tool_input=launching("fd-quality"))).encode()
+    daemon.signal(signal.SIGSTOP)
+    assert claude.printed(raw, seconds="0.3") == ""
+    daemon.signal(signal.SIGCONT)
+    wait_for(lambda: [ended for _, _, ended in kept_reservations(home) if ended], "the admission to be taken back")
+    assert reserved(home, run) == 0
+    claude.starts("a1")
+    assert reserved(home, run) == REVIEW
+
+
+def test_launch_that_is_asked_about_twice_is_reserved_once(home: Home, interstat: Interstat) -> None:
+    """Also over a restart; another one of the same kind is another one."""
+    daemon = home.start()
+    run = started(home, session="s1", token_budget=2 * REVIEW, enforcement="hard")
+    claude = Claude(home)
+
+    def launch(call: str) -> str:
+        return claude.call(
+            "PreToolUse", tool_name="Agent", tool_use_id=call, tool_input=launching("fd-quality")
+        ).decision
+
+    assert [launch("t1"), launch("t1")] == ["", ""]
+    assert reserved(home, run) == REVIEW
+    daemon.stop()
+    home.start()
+    assert [launch("t1"), launch("t2"), launch("t2"), launch("t3")] == ["", "", "", "deny"]
+    assert reserved(home, run) == 2 * REVIEW
 
 
 # --- estimates
@@ -316,6 +393,52 @@ def test_it_ends_with_the_session(home: Home, daemon: Daemon) -> None:
     assert reserved(home, run) == REVIEW
 
 
+def test_a_hundred_end_with_their_session(home: Home, daemon: Daemon) -> None:
+    run = started(home, session="s1", token_budget="none")
+    claude = Claude(home)
+    for number in range(100):
+        claude.launch()
+        if number % 2:
+            claude.starts(f"a{number}")
+    assert reserved(home, run) == 100 * REVIEW
+    claude.call("SessionEnd", reason="other")
+    assert reserved(home, run) == 0
+
+
+def test_end_of_a_sub_agent_that_nobody_knows_ends_no_other(home: Home, daemon: Daemon) -> None:
+    """Claude Code has sub-agents of its own, without a type; only one of the same type may be meant."""
+    run = started(home, session="s1")
+    claude = Claude(home)
+    claude.launch()
+    claude.launch()
+    claude.starts("a1")
+    for agent in ("", "fd-safety"):
+        claude.stops("internal-1", agent)
+        assert reserved(home, run) == 2 * REVIEW, agent
+    claude.stops("a2")
+    assert reserved(home, run) == REVIEW
+    claude.stops("a3")
+    assert reserved(home, run) == REVIEW
+
+
+def test_reservation_of_the_future_lasts_no_longer_than_others(home: Home, interstat: Interstat) -> None:
+    """The clock was set back: it ends half an hour after that was noticed."""
+    daemon = home.start()
+    run = started(home, session="s1")
+    claude = Claude(home)
+    claude.launch()
+    daemon.stop()
+    age_reservations(home, -48 * HALF_AN_HOUR)
+    daemon = home.start()
+    assert reserved(home, run) == REVIEW
+    claude.starts("a1")
+    wait_for(lambda: kept_reservations(home)[0][0] == "a1", "its start to be on disk")
+    daemon.stop()
+    age_reservations(home, HALF_AN_HOUR)
+    home.start()
+    assert reserved(home, run) == 0
+
+
 def test_it_ends_after_half_an_hour(home: Home, interstat: Interstat) -> None:
     """While the daemon is not there, too."""
     daemon = home.start()
@@ -412,6 +535,22 @@ def test_starts_take_the_admissions_of_their_kind(home: Home, daemon: Daemon) ->
     assert reserved(home, run) == 3 * REVIEW
 
 
+def test_launch_without_a_kind_may_start_under_any_name(home: Home, daemon: Daemon) -> None:
+    """It is one sub-agent, reserved once, and ends as what it started as; of several it cannot be told which it is."""
+    run = started(home, session="s1")
+    claude = Claude(home)
+    claude.launch(None)
+    claude.starts("f1", "fork")
+    assert reserved(home, run) == GENERATED
+    claude.stops(None, "general-purpose")
+    assert reserved(home, run) == GENERATED
+    claude.stops(None, "fork")
+    assert reserved(home, run) == 0
+    claude.launch("fd-quality")
+    claude.starts("f2", "fork")
+    assert reserved(home, run) == REVIEW + GENERATED
+
+
 def test_parallel_sub_agents_of_one_kind_are_told_apart(home: Home, daemon: Daemon) -> None:
     """What is measured of one, before and after its end, ends no other's."""
     run = started(home, session="s1")
@@ -477,6 +616,58 @@ def test_start_that_is_told_after_the_first_usage(home: Home, daemon: Daemon) ->
     claude.starts("a1")
     claude.stops("a1")
     assert reserved(home, run) == 0
+
+
+# --- what is kept in memory
+
+
+def watched(engine: Engine) -> tuple[set[str], set[str]]:
+    """Return the sessions of which it is noted what is measured: of transcripts, and of rows."""
+    return set(engine.live._first), set(engine._sums._instances)  # noqa: SLF001  nothing else shows it
+
+
+async def launched(engine: Engine, run: str, session: str) -> str:
+    admitted = await engine.admission.admit(engine.book.runs[run], session, "fd-quality", REVIEW, None)
+    return admitted.admission.decision
+
+
+def test_denied_sessions_leave_nothing_behind(tmp_path: Path) -> None:
+    """A session without reservations is looked at no more; one that has some is, whatever it is denied besides."""
+
+    async def body() -> None:
+        async with engine_over(tmp_path) as (engine, _):
+            asked = messages.RunStart(project_dir="/p", id="r", token_budget=REVIEW, enforcement="hard")
+            await engine.changes.start(asked, within(10))
+            assert await launched(engine, "r", "s1") == "allow"
+            assert await launched(engine, "r", "s1") == "deny"
+            for session in (f"x{number}" for number in range(20)):
+                assert await launched(engine, "r", session) == "deny"
+                await engine.admission.start(None, session, "fd-quality", "a1", REVIEW)
+                await engine.admission.stop(session, "fd-quality", "a1")
+                await engine.admission.end(session)
+            assert watched(engine) == ({"s1"}, {"s1"})
+
+    anyio.run(body)
+
+
+def test_old_reservations_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time has passed in which something of theirs may still be measured."""
+
+    async def body() -> None:
+        async with engine_over(tmp_path) as (engine, _):
+            await engine.changes.start(messages.RunStart(project_dir="/p", id="r"), within(10))
+            for session in ("s1", "s2"):
+                assert await launched(engine, "r", session) == "allow"
+            assert watched(engine) == ({"s1", "s2"}, {"s1", "s2"})
+            monkeypatch.setattr(reservations, "KEPT", 0)  # two hours cannot be waited for
+            await launched(engine, "r", "s1")
+            with anyio.fail_after(30):
+                while any(watched(engine)):  # noqa: ASYNC110  it is seen from outside
+                    await anyio.sleep(0.005)
+                while await engine.ledger.reservations():  # noqa: ASYNC110  likewise
+                    await anyio.sleep(0.005)
+
+    anyio.run(body)
 
 
 # --- everything together

@@ -1,10 +1,16 @@
 """The burn rate: of the last ten minutes, and what it means for what remains."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxbudgetd.policy.burn import LONGEST, WINDOW, forecast, minutes_left, rate
+from fluxbudgetd.wire import messages
+from harness.daemon import Home, started
+from harness.interstat import Interstat
+from harness.transcripts import Transcript
 
 MINUTE = 60 * 1_000_000
 #: A minute, by its number, and its start.
@@ -100,3 +106,69 @@ def test_more_than_a_week_is_not_foretold() -> None:
 )
 def test_forecast(minutes: int | None, words: str) -> None:
     assert forecast(minutes) == words
+
+
+# --- whose usage it is
+
+
+def uses(home: Home, tokens: int, minutes: int) -> None:
+    """Write a response of so many minutes in the future, which counts as one of the present minute."""
+    at = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    Transcript(home.root / "claude", "s1").response(f"m{tokens}", tokens=(tokens, 0, 0, 0), at=at)
+
+
+def burns(home: Home) -> dict[str, int]:
+    """Return the burn rate of each active run."""
+    return {found["run"]["id"]: found["burn"] for found in home.json("status")["runs"]}
+
+
+def statusline(home: Home, run: str) -> str:
+    answer = home.ask(messages.StatusLine(run=run, width=200, wait_ms=10_000))
+    assert isinstance(answer, messages.StatusLineAnswer), answer
+    return answer.line
+
+
+def test_only_what_was_used_for_the_run_that_the_session_is_in(home: Home, interstat: Interstat) -> None:
+    """Its first attachment reaches back; of a later one nothing counts that was used before it.
+
+    The same after a restart, when all that has been used is looked at again.
+    """
+    daemon = home.start()
+    started(home, id="a", token_budget=1_000_000)
+    uses(home, 300_000, 0)
+    home.ok("run", "attach", "--session", "s1", "--run", "a")
+    assert burns(home)["a"] >= 30_000
+
+    def over_a_restart() -> dict[str, int]:
+        nonlocal daemon
+        before = burns(home)
+        daemon.kill()
+        daemon = home.start()
+        assert burns(home) == before
+        return before
+
+    home.ok("run", "detach", "--session", "s1")
+    assert over_a_restart() == {"a": 0}
+    uses(home, 5_000, 0)
+    home.ok("run", "attach", "--session", "s1", "--run", "a")
+    assert over_a_restart() == {"a": 0}
+    started(home, id="b", token_budget=1_000_000)
+    home.ok("run", "attach", "--session", "s1", "--run", "b")
+    assert over_a_restart() == {"a": 0, "b": 0}
+    uses(home, 7_000, 2)
+    assert over_a_restart() == {"a": 0, "b": 7_000}
+
+
+def test_ended_run_has_no_rate(home: Home, interstat: Interstat) -> None:
+    """Its session goes on in the next one, which has not used anything yet."""
+    home.start()
+    started(home, id="a", session="s1", token_budget=1_000_000)
+    uses(home, 300_000, 0)
+    assert "k/min" in statusline(home, "a")
+    home.ok("run", "finish", "--run", "a")
+    assert "300k/1M" in statusline(home, "a")
+    assert "/min" not in statusline(home, "a")
+    started(home, id="b", token_budget=100_000)
+    home.ok("run", "attach", "--session", "s1", "--run", "b")
+    assert burns(home) == {"b": 0}
+    assert "/min" not in statusline(home, "b")

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.hooks import SILENT, Claude, Said, launching, understood
 from harness.interstat import Interstat
+from harness.telling import Stream, require_quiet
 from harness.transcripts import Transcript, assistant_line, encoded
 
 TELLING = ("UserPromptSubmit", "PostToolBatch", "SubagentStart")
+LAUNCH = {"tool_name": "Agent", "tool_input": launching("fd-quality")}
 #: Everything that Claude Code calls hooks for.
 EVENTS = (
     "SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "PostToolBatch", "PostToolUseFailure",
@@ -28,9 +31,13 @@ EVENTS = (
 )  # fmt: skip
 
 
-def uses(home: Home, tokens: int, session: str = "s1", message: str = "m1") -> None:
+def uses(home: Home, tokens: int, session: str = "s1", message: str = "m1", **more: str) -> None:
     """Write a response into a session's transcript."""
-    Transcript(home.root / "claude", session).response(message, tokens=(tokens, 0, 0, 0))
+    Transcript(home.root / "claude", session).response(message, tokens=(tokens, 0, 0, 0), **more)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def sessions(home: Home, run: str) -> dict[str, bool]:
@@ -171,6 +178,87 @@ def test_session_is_attached_at_its_first_prompt(home: Home, daemon: Daemon) -> 
     assert sessions(home, run) == {"s1": False}
 
 
+@pytest.mark.parametrize("environ", [None, "r1"])
+def test_session_that_was_detached_by_hand_is_let_alone(home: Home, daemon: Daemon, environ: str | None) -> None:
+    """Told nothing, refused nothing, reserved nothing, and attached again by no hook, whatever its environment says."""
+    run = started(home, id="r1", token_budget=1000, enforcement="hard")
+    hints = messages.Hints(cwd=str(home.project), run=environ)
+    for session in ("s1", "s2"):
+        Claude(home, session).call("SessionStart", source="startup")
+    uses(home, 990)
+    home.ok("run", "detach", "--session", "s2")
+    claude = Claude(home, "s2")
+    for source in ("startup", "resume", "clear", "compact"):
+        assert claude.call("SessionStart", hints=hints, source=source) == SILENT, source
+    for event in TELLING:
+        assert claude.call(event, hints=hints, agent_id="a1", agent_type="fd-quality") == SILENT, event
+    assert claude.call("PreToolUse", hints=hints, **LAUNCH) == SILENT
+    assert home.spend(run).reserved == 0
+    assert sessions(home, run) == {"s1": True, "s2": False}
+    assert is_warning(Claude(home).call("UserPromptSubmit", hints=hints), "80 %")
+    assert Claude(home).call("PreToolUse", hints=hints, **LAUNCH).decision == "deny"
+
+
+def test_session_that_was_moved_by_hand_stays_where_it_was_put(home: Home, daemon: Daemon) -> None:
+    """Its environment names the run that it was started with; that counts again only when it is started anew."""
+    started(home, id="a", token_budget=1_000_000, enforcement="hard")
+    answer = home.ask(
+        messages.RunStart(project_dir="/b", id="b", token_budget=50_000, enforcement="hard", wait_ms=10_000)
+    )
+    assert isinstance(answer, messages.RunAnswer)
+    claude = Claude(home)
+    hints = messages.Hints(cwd=str(home.project), run="a")
+    assert "run a," in claude.call("SessionStart", hints=hints, source="startup").context
+    home.ok("run", "attach", "--session", "s1", "--run", "b")
+    uses(home, 50_000, at=now())
+    assert "--run b " in claude.call("PreToolUse", hints=hints, **LAUNCH).reason
+    assert is_warning(claude.call("UserPromptSubmit", hints=hints), "run b,")
+    assert {run: (home.spend(run).spent, home.spend(run).reserved) for run in "ab"} == {"a": (0, 0), "b": (50_000, 0)}
+    for source in ("compact", "clear"):
+        assert "run b," in claude.call("SessionStart", hints=hints, source=source).context
+        assert (sessions(home, "a"), sessions(home, "b")) == ({"s1": False}, {"s1": True})
+    for source in ("startup", "resume"):
+        assert "run a," in claude.call("SessionStart", hints=hints, source=source).context
+        assert sessions(home, "a") == {"s1": True}
+        home.ok("run", "attach", "--session", "s1", "--run", "b")
+
+
+def test_variable_of_an_ended_run_means_the_run_that_the_session_has_gone_on_to(home: Home, daemon: Daemon) -> None:
+    """A session keeps the variable that it was started with; without such a session the ended run is meant."""
+    run = started(home, id="old", token_budget=100_000)
+    Claude(home).call("SessionStart", source="startup")
+    uses(home, 10_000)
+    assert home.spend(run).spent == 10_000
+    home.ok("run", "finish", "--run", run)
+    variable = {"FLUXBUDGET_RUN": run}
+    mine = {**variable, "CLAUDE_CODE_SESSION_ID": "s1"}
+    assert home.ok("remaining", environ=mine) == "90000"
+    started(home, id="next", token_budget=500_000)
+    assert home.ok("remaining", environ=mine) == "90000"  # it has not gone on yet
+    assert Claude(home).call("UserPromptSubmit") == SILENT
+    uses(home, 50_000, message="m2", at=now())
+    assert home.ok("remaining", environ=mine) == "450000"
+    assert home.ok("check", environ=mine) == "ok"
+    for environ in (variable, {**variable, "CLAUDE_CODE_SESSION_ID": "s9"}):
+        assert home.ok("remaining", environ=environ) == "90000"
+
+
+def test_two_runs_above_the_directory_of_the_json_are_none(home: Home, daemon: Daemon) -> None:
+    """Though only one is above the directory in which the hook runs: that is not where the session is."""
+    deeper = home.project / "sub"
+    deeper.mkdir()
+    outer = started(home, id="outer", token_budget=1000, enforcement="hard")
+    answer = home.ask(messages.RunStart(project_dir=str(deeper), id="inner", token_budget=1000, wait_ms=10_000))
+    assert isinstance(answer, messages.RunAnswer)
+    uses(home, 1000)
+    claude = Claude(home, cwd=deeper)
+    hints = messages.Hints(cwd=str(home.project))
+    for event in ("SessionStart", *TELLING):
+        assert claude.call(event, hints=hints, source="startup") == SILENT, event
+    assert claude.call("PreToolUse", hints=hints, **LAUNCH) == SILENT
+    assert sessions(home, outer) == sessions(home, "inner") == {}
+
+
 # --- warnings
 
 
@@ -270,6 +358,35 @@ def test_warning_that_was_taken_back_is_not_told_late(home: Home, daemon: Daemon
     assert Claude(home).call("UserPromptSubmit") == SILENT
 
 
+def test_reminder_has_the_present_numbers(home: Home, daemon: Daemon) -> None:
+    """A session that hears of a warning late is not told where the run stood then."""
+    run = started(home, id="r1", session="s1", token_budget=100_000)
+    home.ok("run", "attach", "--run", run, "--session", "s2")
+    uses(home, 81_000)
+    assert is_warning(Claude(home).call("UserPromptSubmit"), "81 000 of 100 000 billing tokens (81 %), 19 000 left")
+    uses(home, 11_000, message="m2")
+    home.ok("advance", "--run", run, "--from", "brainstorm")
+    expected = (
+        "fluxbudget: 80 % of the budget spent: run r1, phase brainstorm-reviewed:"
+        " 92 000 of 100 000 billing tokens (92 %), 8 000 left"
+    )
+    said = Claude(home, "s2").call("UserPromptSubmit")
+    assert (said.context, said.message) == (expected, expected)
+
+
+def test_what_is_left_is_what_remaining_says(home: Home, daemon: Daemon) -> None:
+    """What is reserved is taken off in both, whatever of the two they say."""
+    run = started(home, session="s1", token_budget=100_000)
+    claude = Claude(home)
+    claude.launch()
+    for tokens, left in ((10_000, "50 000"), (45_000, "5 000"), (30_000, "0")):
+        uses(home, tokens, message=f"m{tokens}")
+        said = claude.call("SessionStart", source="resume").context
+        assert f", {left} left (40 000 reserved)" in said, said
+        assert home.ok("remaining", "--run", run) == left.replace(" ", "")
+    assert ", 0 left (40 000 reserved)" in claude.call("UserPromptSubmit").context
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_told_once_over_restarts(home: Home, interstat: Interstat, killed: bool) -> None:
     """Who was told is not told again; who was not is; and what comes later is told everybody."""
@@ -351,6 +468,30 @@ def test_warning_is_waited_for_until_it_is_on_disk(home: Home, daemon: Daemon) -
             assert is_warning(said.result(), "80 %")
     finally:
         other.close()
+
+
+@pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
+def test_what_a_session_was_told_is_kept_once_the_ledger_is_free(home: Home, interstat: Interstat, when: str) -> None:
+    """The session hears of it while somebody holds the ledger; and not again after a restart."""
+    configure(home, "[channels.desktop]\nenabled = false\n")
+    daemon = home.start()
+    run = started(home, session="s1", token_budget=1000)
+    uses(home, 820)
+    with Stream(home, since=0) as stream:
+        assert home.spend(run).state == "warning"
+        stream.until("budget.warning")
+    require_quiet(home)
+    with contextlib.closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
+        wait_for(lambda: "what sessions were told is not kept yet" in daemon.log, "the ledger to be missed")
+        other.execute("ROLLBACK")
+    if when == "while the daemon runs":
+        wait_for(lambda: told_place(home, "s1"), "what the session was told to be on disk")
+    assert daemon.stop() == 0
+    assert told_place(home, "s1")
+    home.start()
+    assert Claude(home).call("UserPromptSubmit") == SILENT
 
 
 # --- anything at all
@@ -474,9 +615,6 @@ def test_half_a_character_in_a_prompt_stops_no_admission(home: Home, daemon: Dae
 
 
 # --- no daemon
-
-
-LAUNCH = {"tool_name": "Agent", "tool_input": launching("fd-quality")}
 
 
 @pytest.mark.parametrize("how", ["away", "stopped"])

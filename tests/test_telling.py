@@ -4,6 +4,10 @@ import fcntl
 import json
 import os
 import signal
+import sqlite3
+import threading
+import time
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +21,7 @@ from fluxbudgetd.engine.engine import now_micros
 from fluxbudgetd.engine.events import Events
 from fluxbudgetd.engine.telling import Courier
 from fluxbudgetd.errors import ChannelError
-from fluxbudgetd.ledger import open_ledger
+from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.model import Event
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
@@ -173,6 +177,32 @@ def test_what_happened_while_the_daemon_was_away_is_told(home: Home, interstat: 
     wait_for(lambda: alerts(home) == {"s1": (81.0, 810)}, "interband's file")
 
 
+@pytest.mark.parametrize("kind", ["budget.warning", "budget.threshold"])
+def test_event_in_which_a_byte_has_turned_over(home: Home, interstat: Interstat, program: Program, kind: str) -> None:
+    """It keeps its number and says no more; the daemon starts, and what comes later is told everywhere."""
+    configure(home, argv=["false"])
+    daemon = home.start()
+    started(home, id="r1", session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=810, output_tokens=0)
+    wait_for(lambda: channels(home)["command"].state == "failing", "the command to fail: it has to be told again")
+    assert daemon.stop() == 0
+    with closing(sqlite3.connect(home.state / "ledger.db")) as connection, connection:
+        turned = "UPDATE events SET data = CAST(replace(CAST(data AS TEXT), ?, ?) AS BLOB) WHERE kind = ?"
+        assert connection.execute(turned, ('{"threshold"', '{!threshold"', kind)).rowcount
+    configure(home, argv=program.argv)
+    home.start()
+    with Stream(home, since=0) as stream:
+        stream.up_to(committed(home)[-1][0])
+        assert [(one.seq, one.kind, one.run or "") for one in stream.events] == committed(home)
+        assert {one.kind: one.data for one in stream.events}[kind] == {}
+        interstat.insert("s1", input_tokens=200, output_tokens=0)
+        stream.until("budget.exceeded")
+    wait_for(lambda: alerts(home) == {"s1": (100.0, 1010)}, "interband's file")
+    wait_for(lambda: program.told[-1:] == [EXCEEDED], "the command")
+    assert "the budget is used up" in hooked(home, "s1")
+    require_quiet(home)
+
+
 # Interband follows the runs and their sessions.
 
 
@@ -246,6 +276,69 @@ def test_interband_does_not_show_a_run_that_ended_while_it_was_off(
     started(home, session="s2", token_budget=1000)
     require_quiet(home)
     assert alerts(home) == {}
+
+
+def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat, program: Program) -> None:
+    """Nothing is left where it was: nobody would ever take it away there."""
+    old, new = home.root / "old", home.root / "new"
+
+    def sessions_in(root: Path) -> set[str]:
+        return {path.stem for path in (root / "interstat" / "budget").glob("*.json")}
+
+    configure(home, f'[channels.interband]\nroot = "{old}"\n')
+    daemon = home.start()
+    run = started(home, session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=900, output_tokens=0)
+    wait_for(lambda: sessions_in(old) == {"s1"}, "the file")
+    configure(home, f'[channels.interband]\nroot = "{new}"\n')
+    daemon.signal(signal.SIGHUP)
+    wait_for(lambda: (sessions_in(old), sessions_in(new)) == (set(), {"s1"}), "the file to be in the new place alone")
+    home.ok("run", "finish", "--run", run)
+    wait_for(lambda: not sessions_in(new), "the file to go")
+
+
+def test_interband_file_that_cannot_be_written_stops_no_other(
+    home: Home, interstat: Interstat, program: Program
+) -> None:
+    """Neither those of its own run nor those of another, which is warned of later; and it is tried again."""
+    home.start()
+    blocked = home.root / ".interband" / "interstat" / "budget" / "s1.json"
+    (blocked / "in-the-way").mkdir(parents=True)
+    run = started(home, session="s1", token_budget=1000)
+    home.ok("run", "attach", "--run", run, "--session", "s2")
+    started(home, session="o1", token_budget=1000)
+
+    def written() -> set[str]:
+        return {path.stem for path in blocked.parent.glob("*.json") if path.is_file()}
+
+    interstat.insert("s1", input_tokens=900, output_tokens=0)
+    wait_for(lambda: written() == {"s2"}, "the other session's file")
+    wait_for(lambda: channels(home)["interband"].state == "failing", "interband to fail")
+    assert "s1.json cannot be written" in channels(home)["interband"].detail
+    interstat.insert("o1", input_tokens=950, output_tokens=0)
+    wait_for(lambda: written() == {"s2", "o1"}, "the other run's file")
+    (blocked / "in-the-way").rmdir()
+    blocked.rmdir()
+    wait_for(lambda: alerts(home) == {"s1": (90.0, 900), "s2": (90.0, 900), "o1": (95.0, 950)}, "all of them")
+    require_quiet(home)
+
+
+def test_interband_file_that_is_true_is_never_too_old(home: Home, interstat: Interstat, program: Program) -> None:
+    """Nobody has used anything for more than a week, and the run is still above its mark."""
+    home.start()
+    for name in ("1", "2"):
+        started(home, id=f"r{name}", session=f"s{name}", token_budget=1000)
+    interstat.insert("s1", input_tokens=900, output_tokens=0)
+    wait_for(lambda: set(alerts(home)) == {"s1"}, "the first run's file")
+    directory = home.root / ".interband" / "interstat" / "budget"
+    (directory / "forgotten.json").write_text('{"payload": {"pct_consumed": 1, "total_tokens": 2}}')
+    long_ago = time.time() - 8 * 24 * 3600
+    for name in ("s1.json", "forgotten.json"):
+        os.utime(directory / name, (long_ago, long_ago))
+    interstat.insert("s2", input_tokens=900, output_tokens=0)
+    wait_for(lambda: "s2" in alerts(home), "the second run's file")
+    wait_for(lambda: "forgotten" not in alerts(home), "what is old to go")
+    assert set(alerts(home)) == {"s1", "s2"}
 
 
 # Which thresholds a channel wants.
@@ -391,6 +484,54 @@ def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, program: P
     wait_for(lambda: program.told == [WARNING], "what was not done")
 
 
+def test_command_that_is_about_to_end_is_let_do_so(home: Home, interstat: Interstat, program: Program) -> None:
+    """SIGTERM while it does what it was told: it is not told the same again."""
+    told = home.root / "told.jsonl"
+    configure(home, argv=["sh", "-c", 'cat >> "$1"; sleep 0.3', "sh", str(told)])
+    daemon = home.start()
+    started(home, session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=810, output_tokens=0)
+    wait_for(lambda: program.told == [WARNING], "the command to have read what it is told")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.process.wait(timeout=10) == 0
+    home.start()
+    require_quiet(home)
+    assert program.told == [WARNING]
+
+
+@pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
+def test_place_that_cannot_be_saved_is_saved_later(
+    home: Home, interstat: Interstat, program: Program, when: str
+) -> None:
+    """Somebody holds the ledger just when the command was told: it is told once all the same."""
+    go = home.root / "go"
+    waiting = 'cat >> "$1"; while [ ! -e "$2" ]; do sleep 0.01; done'
+    configure(home, argv=["sh", "-c", waiting, "sh", str(program.path), str(go)], command="timeout = 30")
+    daemon = home.start()
+    started(home, session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=810, output_tokens=0)
+    wait_for(lambda: program.told == [WARNING], "the command")
+    with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None, timeout=10)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        go.touch()
+        wait_for(lambda: "locked" in channels(home)["command"].detail, "the ledger to be missed")
+        other.execute("ROLLBACK")
+    if when == "while the daemon runs":
+        wait_for(lambda: channels(home)["command"].state == "ok", "the command to be well again")
+        wait_for(lambda: saved_place(home, "command") >= program.events[0]["seq"], "its place to be on disk")
+    assert daemon.stop() == 0
+    assert saved_place(home, "command") >= program.events[0]["seq"]
+    home.start()
+    require_quiet(home)
+    assert program.told == [WARNING]
+
+
+def saved_place(home: Home, channel: str) -> int:
+    """Return the number of the last event that the ledger says a channel is done with."""
+    with closing(sqlite3.connect(home.state / "ledger.db")) as connection:
+        return int(connection.execute("SELECT seq FROM channels WHERE name = ?", (channel,)).fetchone()[0])
+
+
 def _is_dead(pid: str) -> bool:
     """Tell whether a process has ended, though nobody has waited for it yet."""
     try:
@@ -498,6 +639,67 @@ def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
     anyio.run(body)
 
 
+class _Failing(_Slow):
+    """A channel that fails until it is let; it notes when it was tried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries: list[float] = []
+
+    async def tell(self, event: Event) -> None:
+        self.tries.append(anyio.current_time())
+        if not self.let.is_set():
+            raise ChannelError("it is down", "mend it")
+        self.told.set()
+
+
+async def _tried(channel: _Failing, times: int) -> None:
+    with anyio.fail_after(30):
+        while len(channel.tries) < times:  # noqa: ASYNC110  it is seen from outside
+            await anyio.sleep(0.001)
+
+
+async def _save_event(ledger: Ledger) -> None:
+    await ledger.save_source_event("source.degraded", {"source": "interstat"}, now_micros())
+
+
+def test_pauses_grow_while_a_channel_fails_and_are_short_again_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause is never shorter than twice the one before; who has worked in between is tried again soon."""
+    shortest = 0.005
+    monkeypatch.setattr(telling_module, "_SHORTEST_PAUSE_SECONDS", shortest)
+    monkeypatch.setattr(telling_module, "_LONGEST_PAUSE_SECONDS", 3600.0)
+
+    async def body() -> None:
+        ledger, _ = await open_ledger(str(tmp_path))
+        events, channel = Events(ledger), _Failing()
+        await events.prepare()
+        courier = Courier(channel, events, ledger, now_micros, lambda: True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(courier.serve)
+            await _save_event(ledger)
+            await _tried(channel, 7)
+            pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
+            assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
+            while len(channel.tries) < 30:  # by now it would rest for an hour
+                courier.nudge()
+                await _tried(channel, len(channel.tries) + 1)
+            channel.let.set()
+            courier.nudge()
+            with anyio.fail_after(30):
+                await channel.told.wait()
+            channel.let = anyio.Event()
+            before = len(channel.tries)
+            await _save_event(ledger)
+            await _tried(channel, before + 3)
+            tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await ledger.close()
+
+    anyio.run(body)
+
+
 # Subscribers.
 
 
@@ -582,6 +784,32 @@ def test_subscriber_of_one_run(home: Home, exceeded: str) -> None:
         assert [(one.kind, one.run) for one in stream.events] == [("run.started", other), ("run.changed", other)]
         present.up_to(last - 1)
         assert [(one.kind, one.run) for one in present.events] == 4 * [("phase.blocked", exceeded)]
+
+
+def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home, exceeded: str) -> None:
+    """What happens to others is no sign of life for it; and each heartbeat says how far it is."""
+    started(home, id="quiet", token_budget=1000)
+    enough = threading.Event()
+
+    def be_busy() -> None:
+        with Wire(home.socket) as wire:
+            while not enough.is_set():
+                wire.ask(messages.Check(run=exceeded, wait_ms=0))
+
+    busy = threading.Thread(target=be_busy)
+    with Stream(home, run="quiet", heartbeat_ms=500) as stream:
+        busy.start()
+        places: list[int] = []
+        try:
+            while len(places) < 3:
+                answer = stream.next()
+                if isinstance(answer, messages.HeartbeatAnswer):
+                    places.append(answer.seq)
+        finally:
+            enough.set()
+            busy.join()
+        assert stream.events == []
+        assert all(before < after for before, after in pairwise(places))
 
 
 def test_subscriber_of_a_run_that_there_is_not(home: Home, exceeded: str) -> None:
@@ -839,6 +1067,50 @@ def test_state_files_that_could_not_be_removed_are_removed_later(
     path.rmdir()
     wait_for(lambda: channels(home)["state files"].state == "ok", "the daemon to try again")
     assert state_files(home) == {"runs/blocked", "sessions/s1", "runs/staying", "sessions/s3"}
+
+
+def test_state_files_that_a_failing_round_has_made_go_with_their_runs(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    """While one run's file cannot be written, another run begins and a session comes; both are gone soon after."""
+    blocked = started(home, id="blocked", session="s1", token_budget=1000)
+    staying = started(home, id="staying", session="s2", token_budget=1000)
+    wait_for(lambda: len(state_files(home)) == 4, "the files")
+    path = home.socket.parent / "state" / "runs" / blocked
+    path.unlink()
+    path.mkdir()
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    wait_for(lambda: channels(home)["state files"].state == "failing", "the state files to fail")
+    home.ok("run", "attach", "--run", staying, "--session", "s9")
+    brief = started(home, id="brief", session="s8", scope="b8", token_budget=1000)
+    wait_for(lambda: {"sessions/s9", "scopes/b8", "runs/brief"} <= state_files(home), "what can be made to be made")
+    home.ok("run", "detach", "--session", "s9")
+    home.ok("run", "finish", "--run", brief)
+    path.rmdir()
+    wait_for(lambda: channels(home)["state files"].state == "ok", "the daemon to try again")
+    expected = {"runs/blocked", "sessions/s1", "runs/staying", "sessions/s2"}
+    wait_for(lambda: state_files(home) == expected, "what has gone to be gone")
+
+
+def test_state_files_that_could_not_be_begun_are_begun_later(home: Home, interstat: Interstat) -> None:
+    """Though no run is there that would have one."""
+    home.socket.parent.mkdir(parents=True)
+    in_the_way = home.socket.parent / "state"
+    in_the_way.write_text("a file in the directory's place")
+    home.start()
+    assert channels(home)["state files"].state == "failing"
+    in_the_way.unlink()
+    wait_for(lambda: channels(home)["state files"].state == "ok", "the daemon to try again")
+    assert is_held(home)
+
+
+def test_daemon_that_is_ready_holds_the_lock(home: Home, interstat: Interstat) -> None:
+    """Who was told that it is ready believes the state files."""
+    for _ in range(3):
+        daemon = home.start()
+        assert is_held(home)
+        daemon.stop()
+        assert not is_held(home)
 
 
 def test_scope_that_goes_on_in_another_run_keeps_its_state_file(

@@ -1,0 +1,80 @@
+"""Channels without a daemon around them: what depends on the clock, or has to be asked at the right moment."""
+
+import os
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.engine.book import Book, RunState
+from fluxbudgetd.engine.channels import DesktopChannel, InterbandChannel, Surroundings
+from fluxbudgetd.model import Balance, Event, EventData, Mark, Run
+from harness.bus import private_bus
+
+NOW = 1_795_000_000_000_000
+MINUTE = 60 * 1_000_000
+WARNING = Mark("budget.warning", 80)
+
+
+def settings(directory: Path) -> Settings:
+    return Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
+
+
+def a_run(book: Book, *, ended_at: int | None = None) -> RunState:
+    """Put a run that was warned of, and whose numbers are known, into a book."""
+    run = Run(
+        id="r1",
+        scope=None,
+        project_dir="/p",
+        goal="",
+        complexity=3,
+        phases=("one", "done"),
+        phase="one",
+        token_budget=1000,
+        warn_pct=80,
+        enforcement="soft",
+        cost_basis="billing",
+        status="active" if ended_at is None else "done",
+        started_at=NOW - 60 * MINUTE,
+        ended_at=ended_at,
+    )
+    state = book.put_run(run)
+    state.fired = frozenset((WARNING,))
+    state.touched = True
+    return state
+
+
+@pytest.mark.parametrize(
+    ("age", "ended", "shown"),
+    [(9, True, True), (11, True, False), (11, False, True), (24 * 60, False, True)],
+)
+def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
+    tmp_path: Path, age: int, ended: bool, shown: bool
+) -> None:
+    """Later it is no warning any more; one about a run that goes on is, however old."""
+    book = Book()
+    a_run(book, ended_at=NOW if ended else None)
+    data: EventData = {"threshold": 80, "spent": 810, "budget": 1000, "phase": "one", "warn_pct": 80}
+    event = Event(seq=1, at=NOW - age * MINUTE, run="r1", kind="budget.warning", data=data)
+    with private_bus(tmp_path) as bus:
+        server = bus.serve()
+        around = Surroundings({"DBUS_SESSION_BUS_ADDRESS": bus.address}, os.getuid(), "/nowhere", "/nowhere")
+        anyio.run(DesktopChannel(settings(tmp_path), book, around, lambda: NOW).tell, event)
+        assert [each["summary"] for each in server.shown] == ["fluxbudget: 80 % of the budget spent"] * shown
+
+
+def test_interband_is_never_behind_an_ended_run(tmp_path: Path) -> None:
+    """Its files have gone with its end; late numbers of the next 48 hours are nothing to it."""
+    book = Book()
+
+    async def balance(state: RunState) -> Balance:
+        return book.balance(state)
+
+    around = Surroundings({}, os.getuid(), str(tmp_path), "/nowhere")
+    channel = InterbandChannel(settings(tmp_path), book, around, lambda: NOW, balance)
+    state = a_run(book)
+    assert channel.is_behind(state)
+    book.put_run(msgspec.structs.replace(state.run, status="done", ended_at=NOW))
+    assert not channel.is_behind(state)
