@@ -300,13 +300,15 @@ def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat
 def test_interband_file_that_cannot_be_written_stops_no_other(
     home: Home, interstat: Interstat, program: Program
 ) -> None:
-    """Neither those of its own run nor those of another, which is warned of later; and it is tried again."""
+    """Neither those of its own run nor those of others, which are warned of later; and it is tried again."""
     home.start()
     blocked = home.root / ".interband" / "interstat" / "budget" / "s1.json"
     (blocked / "in-the-way").mkdir(parents=True)
     run = started(home, session="s1", token_budget=1000)
     home.ok("run", "attach", "--run", run, "--session", "s2")
-    started(home, session="o1", token_budget=1000)
+    others = [f"o{number}" for number in range(5)]
+    for name in others:
+        started(home, session=name, scope=f"b-{name}", token_budget=1000)
 
     def written() -> set[str]:
         return {path.stem for path in blocked.parent.glob("*.json") if path.is_file()}
@@ -315,11 +317,19 @@ def test_interband_file_that_cannot_be_written_stops_no_other(
     wait_for(lambda: written() == {"s2"}, "the other session's file")
     wait_for(lambda: channels(home)["interband"].state == "failing", "interband to fail")
     assert "s1.json cannot be written" in channels(home)["interband"].detail
-    interstat.insert("o1", input_tokens=950, output_tokens=0)
-    wait_for(lambda: written() == {"s2", "o1"}, "the other run's file")
+    for name in others:
+        interstat.insert(name, input_tokens=950, output_tokens=0)
+    wait_for(lambda: written() == {"s2", *others}, "the other runs' files")
+    wait_for(lambda: channels(home)["interband"].waiting == 0, "the events to wait for no file")
+    for name in others:
+        # It comes along with its row: no event says so.
+        interstat.insert(f"{name}-late", input_tokens=1, output_tokens=0, bead_id=f"b-{name}")
+    others += [f"{name}-late" for name in others]
+    wait_for(lambda: written() == {"s2", *others}, "the files of their new sessions")
     (blocked / "in-the-way").rmdir()
     blocked.rmdir()
-    wait_for(lambda: alerts(home) == {"s1": (90.0, 900), "s2": (90.0, 900), "o1": (95.0, 950)}, "all of them")
+    expected = {**dict.fromkeys(["s1", "s2"], (90.0, 900)), **dict.fromkeys(others, (95.1, 951))}
+    wait_for(lambda: alerts(home) == expected, "all of them")
     require_quiet(home)
 
 
@@ -330,6 +340,7 @@ def test_interband_file_that_is_true_is_never_too_old(home: Home, interstat: Int
         started(home, id=f"r{name}", session=f"s{name}", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
     wait_for(lambda: set(alerts(home)) == {"s1"}, "the first run's file")
+    require_quiet(home)
     directory = home.root / ".interband" / "interstat" / "budget"
     (directory / "forgotten.json").write_text('{"payload": {"pct_consumed": 1, "total_tokens": 2}}')
     long_ago = time.time() - 8 * 24 * 3600

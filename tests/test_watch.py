@@ -114,14 +114,16 @@ def test_reader_of_a_damaged_ledger_misses_nothing_of_the_next(home: Home, daemo
     """The next one's numbers go on above those that the reader knows, also after another restart."""
     for number in range(3):
         home.ok("run", "start", "--id", f"old{number}")
-    with Watch(home, "--since", "0") as watch:
-        watch.wait_for_numbers(written(home))
+    with Watch(home, "--since", "0") as watch, Watch(home, "--since", "0") as attentive:
+        for each in (watch, attentive):
+            each.wait_for_numbers(written(home))
         watch.process.send_signal(signal.SIGSTOP)
         daemon.kill()
         (home.state / "ledger.db").write_bytes(b"x" * 10_000)
         for name in ("ledger.db-wal", "ledger.db-shm"):
             (home.state / name).unlink(missing_ok=True)
         second = home.start()
+        attentive.wait_for_said("connected again")
         for number in range(3):
             home.ok("run", "start", "--id", f"new{number}")
         second.kill()
@@ -129,10 +131,12 @@ def test_reader_of_a_damaged_ledger_misses_nothing_of_the_next(home: Home, daemo
         for number in range(3, 5):
             home.ok("run", "start", "--id", f"new{number}")
         watch.process.send_signal(signal.SIGCONT)
-        watch.wait_for_numbers([1, 2, 3, *written(home)])
-        lines = [line for line in watch.printed() if "data" in line]
-        assert [line["run"] for line in lines] == [*(f"old{n}" for n in range(3)), *(f"new{n}" for n in range(5))]
-        assert watch.numbers() == sorted(set(watch.numbers()))
+        for each in (watch, attentive):
+            each.wait_for_numbers([1, 2, 3, *written(home)])
+            runs = [line["run"] for line in each.printed() if "data" in line]
+            assert runs == [*(f"old{n}" for n in range(3)), *(f"new{n}" for n in range(5))]
+            assert each.numbers() == sorted(set(each.numbers()))
+            assert b"a new one" not in each.err
 
 
 def test_slow_reader_gets_everything(home: Home, daemon: Daemon) -> None:
