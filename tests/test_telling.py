@@ -349,6 +349,7 @@ def test_interband_file_that_is_true_is_never_too_old(home: Home, interstat: Int
     interstat.insert("s2", input_tokens=900, output_tokens=0)
     wait_for(lambda: "s2" in alerts(home), "the second run's file")
     wait_for(lambda: "forgotten" not in alerts(home), "what is old to go")
+    require_quiet(home)
     assert set(alerts(home)) == {"s1", "s2"}
 
 
