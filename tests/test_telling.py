@@ -685,29 +685,31 @@ def test_pauses_grow_while_a_channel_fails_and_are_short_again_after_it(
 
     async def body() -> None:
         ledger, _ = await open_ledger(str(tmp_path))
-        events, channel = Events(ledger), _Failing()
-        await events.prepare()
-        courier = Courier(channel, events, ledger, now_micros, lambda: True)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(courier.serve)
-            await _save_event(ledger)
-            await _tried(channel, 7)
-            pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
-            assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
-            while len(channel.tries) < 30:  # by now it would rest for an hour
+        try:
+            events, channel = Events(ledger), _Failing()
+            await events.prepare()
+            courier = Courier(channel, events, ledger, now_micros, lambda: True)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(courier.serve)
+                await _save_event(ledger)
+                await _tried(channel, 7)
+                pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
+                assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
+                while len(channel.tries) < 30:  # by now it would rest for an hour
+                    courier.nudge()
+                    await _tried(channel, len(channel.tries) + 1)
+                channel.let.set()
                 courier.nudge()
-                await _tried(channel, len(channel.tries) + 1)
-            channel.let.set()
-            courier.nudge()
-            with anyio.fail_after(30):
-                await channel.told.wait()
-            channel.let = anyio.Event()
-            before = len(channel.tries)
-            await _save_event(ledger)
-            await _tried(channel, before + 3)
-            tasks.cancel_scope.cancel()
-        with anyio.CancelScope(shield=True):
-            await ledger.close()
+                with anyio.fail_after(30):
+                    await channel.told.wait()
+                channel.let = anyio.Event()
+                before = len(channel.tries)
+                await _save_event(ledger)
+                await _tried(channel, before + 3)
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await ledger.close()
 
     anyio.run(body)
 
