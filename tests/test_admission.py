@@ -21,6 +21,7 @@ from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.hooks import SILENT, Claude, Said, launching, understood
 from harness.interstat import Interstat
+from harness.telling import configure, require_quiet
 from harness.transcripts import Transcript
 from test_hangs import engine_over, within
 
@@ -157,19 +158,21 @@ def kept_reservations(home: Home) -> list[tuple[Any, ...]]:
 def test_ledger_in_somebodys_hands_delays_no_decision(home: Home, interstat: Interstat, when: str) -> None:
     """It is decided, and counts, while nothing can be written; later all of it is in the ledger.
 
-    A launch whose answer came late would be denied with another reason: the hooks give up after half of the time that
-    the daemon waits for the ledger.
+    A launch whose answer came late would be denied with another reason: the hooks give up before the daemon gives up
+    the ledger.
     """
+    configure(home)
     daemon = home.start()
     run = started(home, session="s1", token_budget=2 * REVIEW + 20_000, enforcement="hard")
     claude = Claude(home)
     claude.call("SessionStart", source="startup")
+    require_quiet(home)
     raw = json.dumps(claude.given("PreToolUse", tool_name="Agent", tool_input=launching("fd-quality"))).encode()
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         closed = {"FLUXBUDGET_FAIL_CLOSED": "1"}
         said = [
-            understood("PreToolUse", claude.printed(raw, environ=closed, seconds="1")).reason.partition(":")[2][:35]
+            understood("PreToolUse", claude.printed(raw, environ=closed, seconds="1.5")).reason.partition(":")[2][:35]
             for _ in range(5)
         ]
         assert said == ["", "", *3 * [" fd-quality does not fit into the b"]]
@@ -181,6 +184,17 @@ def test_ledger_in_somebodys_hands_delays_no_decision(home: Home, interstat: Int
     assert len(kept_reservations(home)) == 2
     home.start()
     assert reserved(home, run) == 2 * REVIEW
+
+
+def test_reservation_that_could_not_be_written_is_written_later(home: Home, daemon: Daemon) -> None:
+    started(home, session="s1", token_budget=1_000_000)
+    with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert Claude(home).launch() == SILENT
+        wait_for(lambda: '"event": "ledger fault"' in daemon.log, "the ledger to be missed")
+        assert kept_reservations(home) == []
+        other.execute("ROLLBACK")
+    wait_for(lambda: len(kept_reservations(home)) == 1, "the reservation to be on disk")
 
 
 def test_admission_that_nobody_has_heard_of_is_taken_back(home: Home, daemon: Daemon) -> None:
@@ -642,6 +656,7 @@ def test_denied_sessions_leave_nothing_behind(tmp_path: Path) -> None:
             assert await launched(engine, "r", "s1") == "deny"
             for session in (f"x{number}" for number in range(20)):
                 assert await launched(engine, "r", session) == "deny"
+                assert watched(engine) == ({"s1"}, {"s1"})
                 await engine.admission.start(None, session, "fd-quality", "a1", REVIEW)
                 await engine.admission.stop(session, "fd-quality", "a1")
                 await engine.admission.end(session)

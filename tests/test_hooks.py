@@ -241,6 +241,8 @@ def test_variable_of_an_ended_run_means_the_run_that_the_session_has_gone_on_to(
     assert home.ok("check", environ=mine) == "ok"
     for environ in (variable, {**variable, "CLAUDE_CODE_SESSION_ID": "s9"}):
         assert home.ok("remaining", environ=environ) == "90000"
+    home.ok("run", "finish", "--run", "next")
+    assert home.ok("remaining", environ=mine) == "90000"
 
 
 def test_two_runs_above_the_directory_of_the_json_are_none(home: Home, daemon: Daemon) -> None:
