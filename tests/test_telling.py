@@ -632,13 +632,13 @@ def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
                 await ledger.save_source_event("source.degraded", {"source": "interstat"}, now_micros())
                 await channel.began.wait()
                 if when == "before it has failed":
-                    courier.nudge()
+                    courier.stir()
                 channel.let.set()
                 if when == "afterwards":
                     with anyio.fail_after(10):
                         while courier.state != "failing":  # noqa: ASYNC110  it is seen from outside
                             await anyio.sleep(0.005)
-                    courier.nudge()
+                    courier.stir()
                 with anyio.move_on_after(10):
                     await channel.told.wait()
                 tasks.cancel_scope.cancel()
@@ -694,11 +694,11 @@ def test_pauses_grow_while_a_channel_fails_and_are_short_again_after_it(
                 await _tried(channel, 7)
                 pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
                 assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
-                while len(channel.tries) < 30:  # by now it would rest for an hour
-                    courier.nudge()
+                while len(channel.tries) < 30:  # at once, whatever pause it is in
+                    courier.stir()
                     await _tried(channel, len(channel.tries) + 1)
                 channel.let.set()
-                courier.nudge()
+                courier.stir()
                 with anyio.fail_after(30):
                     await channel.told.wait()
                 channel.let = anyio.Event()

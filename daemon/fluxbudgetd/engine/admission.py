@@ -6,10 +6,12 @@ The ledger is written by a task of its own: one that is slow, or cannot be writt
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import anyio
 import msgspec
+import structlog
 
 from fluxbudgetd.engine.book import RunState
 from fluxbudgetd.engine.keeper import Keeper
@@ -19,6 +21,8 @@ from fluxbudgetd.model import Reservation
 from fluxbudgetd.policy import reservations as policy
 from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.policy.reservations import LIFETIME
+
+log = structlog.get_logger()
 
 #: What is launched when no kind of sub-agent is named; it may start under another name.
 GENERAL = "general-purpose"
@@ -55,6 +59,7 @@ class Admission:
         # What is not in the ledger yet; None: it is to go.
         self._unsaved: dict[int, Reservation | None] = {}
         self._keeper = Keeper(self._save)
+        self.ledger_fault: str | None = None
 
     async def load(self) -> None:
         """Take up what the ledger has; raises `LedgerError`."""
@@ -177,11 +182,10 @@ class Admission:
 
     async def _watch(self, session: str) -> None:
         """Have it noted from now on which sub-agents of a session are measured."""
-        try:
-            await self._live.watch_agents(session)
-        except LedgerError as exc:
-            self._sums.note_fault(exc)
         self._sums.watch_rows(session)
+        # A ledger that does not answer is asked again with the next question: meanwhile nothing counts as measured.
+        with anyio.move_on_after(_KEEP_SECONDS), suppress(LedgerError):
+            await self._live.watch_agents(session)
 
     def _unwatch_if_free(self, session: str) -> None:
         if session not in self._kept:
@@ -276,9 +280,12 @@ class Admission:
                 [number for number, one in batch.items() if one is None],
             )
         except LedgerError as exc:
-            # It counts all the same, only not after a restart.
-            self._sums.note_fault(exc)
+            # They count all the same, only not after a restart.
+            if self.ledger_fault != exc.message:
+                log.error("reservations not kept yet", error=exc.message)
+            self.ledger_fault = exc.message
             return False
+        self.ledger_fault = None
         for number, one in batch.items():
             if self._unsaved.get(number) is one:
                 self._unsaved.pop(number, None)

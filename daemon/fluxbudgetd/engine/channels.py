@@ -236,6 +236,8 @@ class InterbandChannel(_Thresholds):
         """Tell whether a run's files say something else than what holds by the last known numbers."""
         if not self.enabled or state.run.status != "active" or not self._book.is_loaded(state):
             return False
+        if state.run.id in self._failed:
+            return False  # it is tried again in its time
         known = self._shown.get(state.run.id)
         # After a start it is not known what they say; of a run that was never warned of there are none.
         return self._wanted(state) != known if known is not None else bool(state.fired)
@@ -261,6 +263,7 @@ class InterbandChannel(_Thresholds):
                 try:
                     await self._write(state, self._failed.get(run, frozenset()))
                 except ChannelError as exc:
+                    self._failed.setdefault(run, frozenset())
                     failure = exc
         if failure is not None:
             raise failure

@@ -294,7 +294,7 @@ class Engine:
     @property
     def ledger_fault(self) -> str | None:
         """Return why the last measured usage, or the last events, could not be kept, or None."""
-        return self._sums.ledger_fault or self.gate.ledger_fault
+        return self._sums.ledger_fault or self.gate.ledger_fault or self.admission.ledger_fault
 
     @property
     def anomalies(self) -> int:

@@ -140,16 +140,17 @@ class Live:
                 table.pop(session, None)
 
     async def watch_agents(self, session: str) -> None:
-        """Note from now on when each of a session's transcripts has its first response; raises `LedgerError`."""
+        """Note from now on when each of a session's transcripts has its first response; raises `LedgerError`.
+
+        Until that was possible none is known; then those of the meantime are, too.
+        """
         if session in self._first:
             return
-        first = self._first[session] = {}
-        if session in self._kept:
-            for number, at in (await self._ledger.files_with_usage(session)).items():
-                first.setdefault(number, at)
-        for entries in (self._unkept, self._writing):
-            if session in entries:
-                _note_first(first, filter(None, entries[session].copies.values()))
+        async with self._disk:
+            first = await self._ledger.files_with_usage(session) if session in self._kept else {}
+            if session in self._unkept:
+                _note_first(first, filter(None, self._unkept[session].copies.values()))
+            self._first[session] = first
 
     def unwatch_agents(self, session: str) -> None:
         """Note it no more."""

@@ -95,13 +95,10 @@ class Courier:
         """Return whether the channel works."""
         return self._state if self.channel.enabled else "off"
 
-    def nudge(self) -> None:
-        """Have what failed tried again at once: something may be different now."""
-        self._nudged.set()
-
     def stir(self) -> None:
-        """Have the channel catch up with what no event says."""
+        """Have the channel catch up with what no event says, and what failed tried again at once."""
         self._stirred = True
+        self._nudged.set()
         self._events.stir()
 
     def load(self, place: int) -> None:
@@ -124,12 +121,12 @@ class Courier:
                 # Before more is told: what was told and is not on disk would be told again after a kill.
                 if self._is_due:
                     await self._keep_place()
-                await self._catch_up()
                 await self._tell_page()
+                await self._catch_up()
             except ChannelError as exc:
                 self._note("resting" if exc.resting else "failing", exc.message, exc.hint)
                 if exc.resting:
-                    await self._rest()
+                    await self._rest(_RESTING_SECONDS if self._restless() else math.inf, until_new=True)
                     continue
             except LedgerError as exc:
                 self._note("failing", exc.message, exc.hint)
@@ -141,11 +138,9 @@ class Courier:
                 self._note("ok", "", "")
                 pause = _SHORTEST_PAUSE_SECONDS
                 continue
-            with anyio.move_on_after(pause):
-                await self._nudged.wait()
-            # Only now: what has become different while it was failing counts, too.
-            self._nudged = anyio.Event()
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            # When it is not an event that cannot be told, those to come do not wait for it.
+            if await self._rest(pause, until_new=self.place >= self._events.last):
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _catch_up(self) -> None:
         if self._stirred:
@@ -182,18 +177,24 @@ class Courier:
             self._kept = place
         self._is_due = self.place != place
 
-    async def _rest(self) -> None:
-        """Wait until there may be somebody to tell: something new has happened, or a while has passed."""
+    async def _rest(self, seconds: float, *, until_new: bool) -> bool:
+        """Wait for so long, or until something may be different; `until_new`: or until something has happened.
+
+        Tells whether it was so long.
+        """
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._nudge_when_new, self._events.last)
-            with anyio.move_on_after(_RESTING_SECONDS if self._restless() else math.inf):
+            if until_new:
+                tasks.start_soon(self._nudge_when_new, self._events.last)
+            with anyio.move_on_after(seconds) as limit:
                 await self._nudged.wait()
             tasks.cancel_scope.cancel()
+        # Only now: what has become different while it was failing counts, too.
         self._nudged = anyio.Event()
+        return limit.cancelled_caught
 
     async def _nudge_when_new(self, last: int) -> None:
         await self._events.wait(last)
-        self.nudge()
+        self._nudged.set()
 
     def _note(self, state: ChannelState, detail: str, hint: str) -> None:
         if state != self._state:
@@ -226,7 +227,6 @@ class Telling:
     def nudge(self) -> None:
         """Have every channel that failed tried again at once, and all of them catch up."""
         for courier in self.couriers:
-            courier.nudge()
             courier.stir()
 
     def look(self, state: RunState) -> None:
