@@ -47,8 +47,10 @@ log = structlog.get_logger()
 
 
 class _Frame(NamedTuple):
+    """An answer's bytes, and who wants to know whether the peer has taken them."""
+
     bytes: bytes
-    heard: Callable[[bool], None] | None
+    heard: Callable[[bool], None]
 
 
 class Server:
@@ -140,21 +142,24 @@ class Server:
                 await self._say_goodbye(stream, exc)
                 return
             answer = await self._answer(body)
-            if isinstance(answer, AsyncGenerator):
+            if isinstance(answer, bytes):
+                taken = await self._send(stream, raw, answer)
+            elif isinstance(answer, _Frame):
+                taken = await self._deliver(stream, raw, answer)
+            else:
                 await self._stream(stream, raw, answer)
                 return
-            if not await self._deliver(stream, raw, answer):
+            if not taken:
                 log.warning("peer does not read its answers; connection closed")
                 return
 
     async def _deliver(self, stream: anyio.abc.SocketStream, raw: socket.socket, answer: "_Frame") -> bool:
-        """Send an answer; tells whether the peer took it in time, and whoever wants to know."""
+        """Send an answer; tells whether the peer took it in time, also whoever wants to know."""
         taken = False
         try:
             taken = await self._send(stream, raw, answer.bytes)
         finally:
-            if answer.heard is not None:
-                answer.heard(taken)
+            answer.heard(taken)
         return taken
 
     async def _stream(
@@ -244,18 +249,21 @@ class Server:
         finally:
             self._buffered -= held
 
-    async def _answer(self, body: bytes) -> "_Frame | AsyncGenerator[messages.AnyAnswer, None]":
+    async def _answer(self, body: bytes) -> "bytes | _Frame | AsyncGenerator[messages.AnyAnswer, None]":
         heard = None
         try:
             answer = self._handler(decode(body))
-            if isinstance(answer, AsyncGenerator):
-                return answer
-            if isinstance(answer, Awaitable):
-                with anyio.fail_after(REQUEST_SECONDS):
-                    answer = await answer
+            # Nearly always it is an answer: that is asked first, for the rest takes longer to tell.
+            if not isinstance(answer, messages.Answer):
+                if isinstance(answer, AsyncGenerator):
+                    return answer
+                if not isinstance(answer, Heard):
+                    with anyio.fail_after(REQUEST_SECONDS):
+                        answer = await answer
             if isinstance(answer, Heard):
                 answer, heard = answer
-            return _Frame(self._admitted(encode_frame(messages.encode(answer))), heard)
+            frame = self._admitted(encode_frame(messages.encode(answer)))
+            return frame if heard is None else _Frame(frame, heard)
         except errors.FluxError as exc:
             error = exc
         except FrameError:
@@ -268,7 +276,7 @@ class Server:
             error = errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
         if heard is not None:
             heard(False)
-        return _Frame(error_frame(error), None)
+        return error_frame(error)
 
     def _admitted(self, frame: bytes) -> bytes:
         """Return the frame; raises `BusyError` for a large one when too much waits for its readers already."""
