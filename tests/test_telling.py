@@ -7,7 +7,8 @@ import signal
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -614,6 +615,27 @@ class _Slow:
         raise ChannelError("it was killed", "mend it")
 
 
+@asynccontextmanager
+async def _served(directory: Path, channel: "_Slow") -> AsyncIterator[tuple[Courier, Ledger]]:
+    """Have a courier serve a channel, over a ledger of its own."""
+    ledger, _ = await open_ledger(str(directory))
+    try:
+        events = Events(ledger)
+        await events.prepare()
+        courier = Courier(channel, events, ledger, now_micros, lambda: True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(courier.serve)
+            yield courier, ledger
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await ledger.close()
+
+
+async def _save_event(ledger: Ledger) -> None:
+    await ledger.save_source_event("source.degraded", {"source": "interstat"}, now_micros())
+
+
 @pytest.mark.parametrize("when", ["before it has failed", "afterwards"])
 def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -622,30 +644,21 @@ def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
     monkeypatch.setattr(telling_module, "_SHORTEST_PAUSE_SECONDS", 3600.0)
 
     async def body() -> None:
-        ledger, _ = await open_ledger(str(tmp_path))
-        try:
-            events, channel = Events(ledger), _Slow()
-            await events.prepare()
-            courier = Courier(channel, events, ledger, now_micros, lambda: True)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(courier.serve)
-                await ledger.save_source_event("source.degraded", {"source": "interstat"}, now_micros())
-                await channel.began.wait()
-                if when == "before it has failed":
-                    courier.stir()
-                channel.let.set()
-                if when == "afterwards":
-                    with anyio.fail_after(10):
-                        while courier.state != "failing":  # noqa: ASYNC110  it is seen from outside
-                            await anyio.sleep(0.005)
-                    courier.stir()
-                with anyio.move_on_after(10):
-                    await channel.told.wait()
-                tasks.cancel_scope.cancel()
-            assert channel.told.is_set()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await ledger.close()
+        channel = _Slow()
+        async with _served(tmp_path, channel) as (courier, ledger):
+            await _save_event(ledger)
+            await channel.began.wait()
+            if when == "before it has failed":
+                courier.stir()
+            channel.let.set()
+            if when == "afterwards":
+                with anyio.fail_after(10):
+                    while courier.state != "failing":  # noqa: ASYNC110  it is seen from outside
+                        await anyio.sleep(0.005)
+                courier.stir()
+            with anyio.move_on_after(10):
+                await channel.told.wait()
+        assert channel.told.is_set()
 
     anyio.run(body)
 
@@ -670,10 +683,6 @@ async def _tried(channel: _Failing, times: int) -> None:
             await anyio.sleep(0.001)
 
 
-async def _save_event(ledger: Ledger) -> None:
-    await ledger.save_source_event("source.degraded", {"source": "interstat"}, now_micros())
-
-
 def test_pauses_grow_while_a_channel_fails_and_are_short_again_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -683,32 +692,23 @@ def test_pauses_grow_while_a_channel_fails_and_are_short_again_after_it(
     monkeypatch.setattr(telling_module, "_LONGEST_PAUSE_SECONDS", 3600.0)
 
     async def body() -> None:
-        ledger, _ = await open_ledger(str(tmp_path))
-        try:
-            events, channel = Events(ledger), _Failing()
-            await events.prepare()
-            courier = Courier(channel, events, ledger, now_micros, lambda: True)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(courier.serve)
-                await _save_event(ledger)
-                await _tried(channel, 7)
-                pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
-                assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
-                while len(channel.tries) < 30:  # at once, whatever pause it is in
-                    courier.stir()
-                    await _tried(channel, len(channel.tries) + 1)
-                channel.let.set()
+        channel = _Failing()
+        async with _served(tmp_path, channel) as (courier, ledger):
+            await _save_event(ledger)
+            await _tried(channel, 7)
+            pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
+            assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
+            while len(channel.tries) < 30:  # at once, whatever pause it is in
                 courier.stir()
-                with anyio.fail_after(30):
-                    await channel.told.wait()
-                channel.let = anyio.Event()
-                before = len(channel.tries)
-                await _save_event(ledger)
-                await _tried(channel, before + 3)
-                tasks.cancel_scope.cancel()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await ledger.close()
+                await _tried(channel, len(channel.tries) + 1)
+            channel.let.set()
+            courier.stir()
+            with anyio.fail_after(30):
+                await channel.told.wait()
+            channel.let = anyio.Event()
+            before = len(channel.tries)
+            await _save_event(ledger)
+            await _tried(channel, before + 3)
 
     anyio.run(body)
 
