@@ -337,10 +337,11 @@ async def serving(path: Path, handler: server_module.Handler) -> AsyncIterator[N
     listening.bind(str(path))
     listening.listen()
     listening.setblocking(False)
-    async with await anyio.abc.SocketListener.from_socket(listening) as listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(Server(handler).serve, listener)
-        yield
-        tasks.cancel_scope.cancel()
+    with listening:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Server(handler).serve, listening)
+            yield
+            tasks.cancel_scope.cancel()
 
 
 async def ask(

@@ -64,6 +64,7 @@ class Server:
         self._unsent = 0
         self._idle: set[anyio.abc.SocketStream] = set()
         self._streams: set[anyio.CancelScope] = set()
+        self._accepting = anyio.CancelScope()
         self._draining = False
         self._all_gone = anyio.Event()
 
@@ -72,18 +73,31 @@ class Server:
         """Return how many connections are open."""
         return self._connections
 
-    async def serve(self, listener: anyio.abc.SocketListener) -> None:
-        """Accept connections until cancelled."""
+    async def serve(self, listening: socket.socket) -> None:
+        """Accept connections of a listening, non-blocking socket until told to stop; then serve those there are.
+
+        There is no wait inside of accepting: a connection is either ours, or still in the kernel's queue, where whoever
+        serves the socket next finds it.
+        """
         async with anyio.create_task_group() as tasks:
-            while True:
-                try:
-                    stream = await listener.accept()
-                except (OSError, anyio.BrokenResourceError) as exc:
-                    # Out of descriptors, or the peer has gone already: nobody's fault who is connected.
-                    log.warning("connection not accepted", error=str(exc))
-                    await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
-                else:
-                    tasks.start_soon(self._connection, stream)
+            with self._accepting:
+                while True:
+                    try:
+                        peer, _ = listening.accept()
+                    except BlockingIOError:
+                        await anyio.wait_readable(listening)
+                    except OSError as exc:
+                        # Out of descriptors, or the peer has gone already: nobody's fault who is connected.
+                        log.warning("connection not accepted", error=str(exc))
+                        await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
+                    else:
+                        stream = await anyio.abc.UNIXSocketStream.from_socket(peer)
+                        tasks.start_soon(self._connection, stream)
+                        await anyio.lowlevel.checkpoint()
+
+    def stop_accepting(self) -> None:
+        """Leave new connections in the kernel's queue."""
+        self._accepting.cancel()
 
     async def drained(self) -> None:
         """Tell every connection to end after its present answer, and wait until all have."""
