@@ -11,7 +11,7 @@ import pytest
 
 #: Each layer may import the layers before it, and itself; parts of one layer (a set) never import each other.
 LAYERS: tuple[set[str], ...] = (
-    {"wire", "threads", "lean"},
+    {"wire", "threads", "lean", "systemd"},
     {"errors"},
     {"model"},
     {"config"},
@@ -22,6 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {"handlers"},
     {"server"},
     {"listening", "log"},
+    {"supervision"},
     {"app"},
     {"cli"},
     {"__main__"},
@@ -36,7 +37,7 @@ ONLY_IN = {
     "yaml": {"config"},
     "tomllib": {"config"},
     "argparse": {"cli"},
-    "socket": {"server", "listening"},
+    "socket": {"server", "listening", "systemd"},
     "subprocess": {"notify"},
 }
 LIGHT = {"framing", "packed", "paths", "codes", "text", "short", "state_names", "__init__"}

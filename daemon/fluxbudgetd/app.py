@@ -6,7 +6,8 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
-from functools import partial
+from contextlib import nullcontext
+from typing import Never
 
 import anyio
 import anyio.abc
@@ -19,11 +20,14 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine import Engine
 from fluxbudgetd.engine.channels import Surroundings
 from fluxbudgetd.engine.engine import now_micros
+from fluxbudgetd.errors import FluxError
 from fluxbudgetd.handlers import Context, handle
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.server import MAX_CONNECTIONS, Server
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
+from fluxbudgetd.supervision import Supervision
+from fluxbudgetd.systemd import Manager
 from fluxbudgetd.wire.state_names import state_directory
 
 log = structlog.get_logger()
@@ -45,8 +49,8 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def run(locations: Locations, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; raises `StartError` when that cannot begin.
+def run(locations: Locations, settings: Settings, manager: Manager, given: listening.Listener | None) -> None:
+    """Serve until SIGTERM or SIGINT, on the socket that was given, if any; raises `StartError` when that cannot begin.
 
     What blocks for its nature (directories, locks, binding) is done before the event loop starts.
     """
@@ -57,19 +61,48 @@ def run(locations: Locations, settings: Settings) -> None:
     with (
         listening.lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
         listening.lock(state_lock, f"the state in {locations.state_dir}"),
-        listening.bound(locations.socket) as listener,
+        nullcontext(given) if given is not None else listening.bound(locations.socket) as listener,
     ):
-        anyio.run(_with_ledger, locations, settings, listener)
+        anyio.run(_with_ledger, locations, settings, manager, listener)
 
 
-async def _with_ledger(locations: Locations, settings: Settings, listener: listening.Listener) -> None:
+def refuse(given: listening.Listener, error: FluxError, seconds: float) -> bool:
+    """Tell those who come to a given socket why nobody serves it; tells whether anybody did.
+
+    Whoever is left in its queue would have the daemon started at once again, only to wait in vain once more.
+    """
+    return anyio.run(_refuse, given, error, seconds)
+
+
+async def _refuse(given: listening.Listener, error: FluxError, seconds: float) -> bool:
+    told = 0
+
+    def tell(_request: object) -> Never:
+        nonlocal told
+        told += 1
+        raise error
+
+    server = Server(tell)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve, given.socket)
+        await anyio.sleep(seconds)
+        server.stop_accepting()
+        with anyio.move_on_after(_CLOSE_SECONDS):
+            await server.drained()
+        tasks.cancel_scope.cancel()
+    return told > 0
+
+
+async def _with_ledger(
+    locations: Locations, settings: Settings, manager: Manager, listener: listening.Listener
+) -> None:
     with anyio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         ledger, moved = await open_ledger(locations.state_dir)
         if moved is not None:
             log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
         try:
-            await _serve(locations, settings, ledger, listener, signals)
+            await _serve(locations, settings, ledger, manager, listener, signals)
         finally:
             with anyio.CancelScope(shield=True):
                 await ledger.close()
@@ -80,6 +113,7 @@ async def _serve(
     locations: Locations,
     settings: Settings,
     ledger: Ledger,
+    manager: Manager,
     listener: listening.Listener,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
@@ -93,12 +127,10 @@ async def _serve(
     )
 
     server = Server(lambda request: handle(context, request))
-    async with (
-        await anyio.abc.SocketListener.from_socket(listener.socket) as accepting,
-        anyio.create_task_group() as tasks,
-    ):
+    supervision = Supervision(manager, engine)
+    async with anyio.create_task_group() as tasks:
         tasks.start_soon(engine.serve)
-        tasks.start_soon(server.serve, accepting)
+        tasks.start_soon(server.serve, listener.socket)
         gc.freeze()
         log.info(
             "ready",
@@ -108,9 +140,14 @@ async def _serve(
             version=__version__,
             runs=len(engine.book.runs),
         )
-        await _until_told_to_stop(engine, signals, tasks)
-        # The name goes first: whoever comes now does not wait for a daemon that is on its way out.
+        await supervision.ready()
+        tasks.start_soon(supervision.serve)
+        await _until_told_to_stop(supervision, signals, tasks)
+        await supervision.stopping(server.connections)
+        # The name goes first: whoever comes now does not wait for a daemon that is on its way out. Behind a name that
+        # is not ours they wait for the next one.
         await anyio.to_thread.run_sync(listener.unlink)
+        server.stop_accepting()
         with anyio.move_on_after(_DRAIN_SECONDS):
             await server.drained()
         with anyio.move_on_after(_CLOSE_SECONDS):
@@ -119,17 +156,14 @@ async def _serve(
 
 
 async def _until_told_to_stop(
-    engine: Engine, signals: AsyncIterator[signal.Signals], tasks: anyio.abc.TaskGroup
+    supervision: Supervision, signals: AsyncIterator[signal.Signals], tasks: anyio.abc.TaskGroup
 ) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
             log.info("stopping", signal=number.name)
             return
         log.info("reloading: the configuration is read again, sources are opened anew")
-        # Both wait for files that may hang.
-        tasks.start_soon(partial(engine.settings.refresh, force=True))
-        engine.retry_channels()
-        tasks.start_soon(engine.reopen_sources)
+        tasks.start_soon(supervision.reload)
 
 
 def _prepare_process() -> None:

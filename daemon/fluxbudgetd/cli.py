@@ -1,20 +1,27 @@
 """`fluxbudgetd`: reads the command line, serves in the foreground."""
 
 import argparse
+import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import fluxbudgetd.lean  # noqa: F401  first, for what it keeps out
-from fluxbudgetd import __version__, app, log
+from fluxbudgetd import __version__, app, listening, log
 from fluxbudgetd.config.check import check
 from fluxbudgetd.config.locations import Locations, locate
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ConfigError, FluxError, StartError
+from fluxbudgetd.systemd import Manager, passed
 from fluxbudgetd.wire import codes
+
+# So long a daemon that cannot start tells those who come why, and tries again now and then, before it ends. If it were
+# much shorter, everybody who comes would cost a start, until systemd has had enough of them and starts none any more.
+_PATIENCE_SECONDS = 3.0
+_REFUSAL_SECONDS = 0.3
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,24 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve, or only check the configuration; return the exit code."""
     arguments = vars(parser().parse_args(argv))
     only_check = arguments.pop("check_config")
-    locations = locate(os.environ, os.geteuid(), **arguments)
     if only_check:
-        return _check(locations)
+        return _check(locate(os.environ, os.geteuid(), **arguments))
+    # The stacks of all threads go to stderr when the watchdog ends a daemon that hangs, or a library crashes.
+    faulthandler.enable()
     app.hold_signals()
+    manager = Manager.taken(os.environ, os.getpid())
+    descriptors = passed(os.environ, os.getpid())
     close_log = log.configure()
-    code = codes.OK
     try:
-        settings = Settings(locations.config, required=locations.config_is_chosen, claude_dir=locations.claude_dir)
-        settings.load_first()
-        app.run(locations, settings)
-    except ConfigError as exc:
-        _complain(exc)
-        code = codes.BAD_CONFIG
-    except StartError as exc:
-        _complain(exc)
-        code = exc.exit_code
-    except FluxError as exc:
-        _complain(exc)
+        code = _serve(arguments, manager, descriptors)
+    except Exception:  # noqa: BLE001  it is logged, with its traceback
+        # Whoever looks at the exit code (a service manager, above all) has to tell a defect from a refusal to start.
+        app.log.exception("the daemon failed")
         code = codes.INTERNAL
     finally:
         close_log()
@@ -105,6 +107,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A thread hangs in a file system that does not answer; everything of ours is closed, so do not wait for it.
         os._exit(code)
     return code
+
+
+def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: Sequence[int]) -> int:
+    """Serve; return the exit code."""
+    given = None
+    # What keeps the daemon from starting is often mended by the person who has just been told of it.
+    patience = time.monotonic() + _PATIENCE_SECONDS
+    somebody_came = False
+    while True:
+        try:
+            given = given or listening.given(descriptors)
+            locations = _locate(arguments, given)
+            settings = Settings(locations.config, required=locations.config_is_chosen, claude_dir=locations.claude_dir)
+            settings.load_first()
+            app.run(locations, settings, manager, given)
+        except FluxError as exc:
+            if given is not None:
+                somebody_came |= app.refuse(given, exc, _REFUSAL_SECONDS)
+            if not somebody_came or time.monotonic() > patience:
+                _complain(exc)
+                return _exit_code(exc)
+        else:
+            return codes.OK
+
+
+def _locate(arguments: Mapping[str, str | None], given: listening.Listener | None) -> Locations:
+    """Return where everything lies; the socket is the one that was given. Raises `StartError`."""
+    located = locate(os.environ, os.geteuid(), **arguments)
+    if given is None or given.path == located.socket:
+        return located
+    if arguments["socket"] is not None:
+        raise StartError(
+            f"the socket {given.path} was passed, and {located.socket} is asked for", "leave --socket out", codes.USAGE
+        )
+    return locate(os.environ, os.geteuid(), **{**arguments, "socket": given.path})
+
+
+def _exit_code(error: FluxError) -> int:
+    if isinstance(error, StartError):
+        return error.exit_code
+    return codes.BAD_CONFIG if isinstance(error, ConfigError) else codes.INTERNAL
 
 
 def _check(locations: Locations) -> int:
@@ -123,9 +166,7 @@ def _check(locations: Locations) -> int:
 
 
 def _complain(error: FluxError) -> None:
-    text = f"fluxbudgetd: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else "")
-    with suppress(OSError):
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+    log.complain(f"fluxbudgetd: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ class ChannelError(FluxError):
 class StartError(FluxError):
     """The daemon cannot start. `exit_code` is the process's exit code."""
 
+    code = "unavailable"
+
     def __init__(self, message: str, hint: str = "", exit_code: int = 1) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code

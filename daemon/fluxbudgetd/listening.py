@@ -1,4 +1,4 @@
-"""Who serves: the lock files, and binding the socket without ever taking a live one.
+"""Who serves: the lock files, and the socket: one that was passed to us, or one bound without ever taking a live one.
 
 A socket file that nobody answers on is replaced; one that somebody answers on, or a file that is no socket, never is.
 The directory is 0700 and the socket 0600 whatever the umask.
@@ -8,7 +8,7 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -71,19 +71,45 @@ def private_directory(path: str, *, ours: bool) -> None:
 
 
 class Listener(NamedTuple):
-    """A listening socket and the file that names it."""
+    """A listening socket, and the file that names it. `inode` is that of a file that is ours to remove."""
 
     socket: socket.socket
     path: str
-    inode: int
+    inode: int | None = None
 
     def unlink(self) -> None:
         """Remove the socket's file if it is still the one that was bound."""
         try:
-            if os.lstat(self.path).st_ino == self.inode:
+            if self.inode is not None and os.lstat(self.path).st_ino == self.inode:
                 os.unlink(self.path)
         except OSError:
             return
+
+
+def given(descriptors: Sequence[int]) -> Listener | None:
+    """Return the listening socket that was passed to this process, or None when there is none; raises `StartError`.
+
+    It stays whoever's it is: its file is not removed, and connections wait in its queue for whoever serves it next.
+    """
+    if not descriptors:
+        return None
+    hint = "one ListenStream= with a path, as in fluxbudgetd.socket"
+    if len(descriptors) > 1:
+        raise StartError(f"{len(descriptors)} sockets were passed, one is served", hint)
+    try:
+        found = socket.socket(fileno=descriptors[0])
+        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        name = found.getsockname()
+    except OSError as exc:
+        raise StartError(f"what was passed as a socket is none: {exc.strerror}", hint) from exc
+    if found.family != socket.AF_UNIX or found.type != socket.SOCK_STREAM or not listens or not _is_path(name):
+        raise StartError("the socket that was passed is not a listening Unix stream socket with a path", hint)
+    found.setblocking(False)
+    return Listener(found, name)
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("/")
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Logs on stderr: for people on a terminal, JSON lines otherwise. Only counts, names, times and ids are ever logged."""
+"""Logs: for people on a terminal, entries with fields in systemd's journal, JSON lines on stderr otherwise.
+
+Only counts, names, times and ids are ever logged.
+"""
 
 import logging
 import os
@@ -7,62 +10,84 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from fluxbudgetd.systemd.journal import Entry, Journal, is_behind, lines
+
+T = TypeVar("T")
 
 _MOST_LINES = 1000
 _LAST_WORDS_SECONDS = 1.0
 
 
-class _Stderr:
-    """Writes lines, in a thread of its own: a reader that has gone, or stands still, loses lines, never the daemon."""
+class _Writer(Generic[T]):
+    """Writes entries, in a thread of its own: a reader that has gone, or stands still, loses some, never the daemon."""
 
-    def __init__(self) -> None:
-        self._lines: queue.Queue[bytes | None] = queue.Queue(_MOST_LINES)
+    def __init__(self, write: Callable[[T], None]) -> None:
+        self._write_one = write
+        self._entries: queue.Queue[tuple[T] | None] = queue.Queue(_MOST_LINES)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
-    def msg(self, message: str) -> None:
+    def msg(self, message: T) -> None:
         with suppress(queue.Full):
-            self._lines.put_nowait(f"{message}\n".encode("utf-8", "backslashreplace"))
+            self._entries.put_nowait((message,))
 
     debug = info = warning = error = critical = exception = msg
 
     def close(self) -> None:
-        """Wait for the last lines, but not for a reader that stands still."""
+        """Wait for the last entries, but not for a reader that stands still."""
         with suppress(queue.Full):
-            self._lines.put_nowait(None)
+            self._entries.put_nowait(None)
         self._thread.join(_LAST_WORDS_SECONDS)
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            # Not through sys.stderr, whose lock a write that stands still would hold at the interpreter's end.
-            with suppress(OSError):
-                os.write(2, line)
+        while (entry := self._entries.get()) is not None:
+            self._write_one(*entry)
 
 
 def configure() -> Callable[[], None]:
     """Set structlog up for this process; return what has to be called at its end."""
-    stderr = _Stderr()
-    terminal = sys.stderr is not None and sys.stderr.isatty()
     # Tracebacks as plain text: structlog's richer ones carry local variables, which may hold other people's data.
-    last: list[Processor] = (
-        [_printable, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if terminal
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+    if is_behind(2, os.environ):
+        journal = Journal()
+        return _configured(_Writer(journal.write), [structlog.processors.format_exc_info, _journal_entry])
+    stamped = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    if sys.stderr is not None and sys.stderr.isatty():
+        shown = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        return _configured(_Writer(_write_line), [stamped, _printable, shown])
+    rendered = structlog.processors.JSONRenderer()
+    return _configured(_Writer(_write_line), [stamped, structlog.processors.format_exc_info, rendered])
+
+
+def complain(text: str) -> None:
+    """Write what ends the daemon to stderr, at once."""
+    written = lines(text) if is_behind(2, os.environ) else f"{text}\n".encode("utf-8", "backslashreplace")
+    with suppress(OSError):
+        os.write(2, written)
+
+
+def _configured(writer: _Writer[T], last: list[Processor]) -> Callable[[], None]:
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *last,
-        ],
+        processors=[structlog.processors.add_log_level, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_arguments: stderr,
+        logger_factory=lambda *_arguments: writer,
         cache_logger_on_first_use=True,
     )
-    return stderr.close
+    return writer.close
+
+
+def _write_line(line: str) -> None:
+    # Not through sys.stderr, whose lock a write that stands still would hold at the interpreter's end.
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
+
+
+def _journal_entry(_logger: WrappedLogger, _name: str, event: EventDict) -> tuple[tuple[Entry], dict[str, object]]:
+    return (Entry(event),), {}
 
 
 def _printable(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:

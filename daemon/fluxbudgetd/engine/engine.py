@@ -25,6 +25,7 @@ from fluxbudgetd.engine.refresh import CHUNK_RUNS, Refresher
 from fluxbudgetd.engine.reviews import Reviews
 from fluxbudgetd.engine.sums import Sums
 from fluxbudgetd.engine.telling import Courier, Telling
+from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
 from fluxbudgetd.policy import burn, runs
@@ -106,6 +107,9 @@ class Engine:
         if around is not None:
             self._tell_outside(around)
         settings.heeded = self._heed
+        # Set anew, for whoever waits, when runs have begun or ended, or a source's state is another.
+        self.stirred = anyio.Event()
+        self._refresher.state_changed = self._stir
         self._strangers: dict[str, tuple[int, int]] = {}
         self._activity = anyio.Event()
         self._ended = anyio.Event()
@@ -384,7 +388,28 @@ class Engine:
             return False
         return state.run.scope is None or (status is not None and status.state == "absent")
 
+    async def standing_still(self, seconds: float) -> str | None:
+        """Return what has stood still for so long, in words; None when the ledger and the sources' reader go on.
+
+        A ledger that fails, and a source that cannot be read, answer, and so go on. It takes no longer than that.
+        """
+        if self._refresher.stands_still(seconds):
+            return "the sources' reader"
+        try:
+            with anyio.fail_after(seconds):
+                await self.ledger.last_event()
+        except TimeoutError:
+            return "the ledger"
+        except LedgerError:
+            pass
+        return None
+
+    def _stir(self) -> None:
+        self.stirred.set()
+        self.stirred = anyio.Event()
+
     def _note_activity(self) -> None:
+        self._stir()
         if any(state.run.ended_at is not None for state in self.followed()):
             self._ended.set()
         if self.book.active():

@@ -68,6 +68,10 @@ class Refresher:
         self._wanted = anyio.Event()
         self._told: dict[str, EventKind] = {}
         self._reading_since: float | None = None
+        # When the batch under way went a step forward last; None: no batch is.
+        self._stepped: float | None = None
+        # Called when a source's state has changed.
+        self.state_changed: Callable[[], None] = _nothing
         # When each source's present state began.
         self.since = {source.status.name: clock(), LIVE: clock()}
         self._seen_states = {source.status.name: source.status.state, LIVE: live.status.state}
@@ -87,6 +91,10 @@ class Refresher:
         if since is not None and anyio.current_time() - since > _SLOW_SECONDS:
             return self._source.slow()
         return self._source.status
+
+    def stands_still(self, seconds: float) -> bool:
+        """Tell whether a batch has been under way for so long without going a step forward."""
+        return self._stepped is not None and anyio.current_time() - self._stepped > seconds
 
     def epoch(self) -> int:
         """Return the source's epoch: a run whose numbers show it is up to date as of this call."""
@@ -172,6 +180,7 @@ class Refresher:
         while True:
             await self._wanted.wait()
             batch, self._next, self._wanted = self._next, Batch(), anyio.Event()
+            self._step()
             try:
                 await self._look(batch)
             except Exception as exc:
@@ -179,7 +188,11 @@ class Refresher:
                 log.exception("refresh failed")
                 batch.error = exc
             finally:
+                self._stepped = None
                 batch.done.set()
+
+    def _step(self) -> None:
+        self._stepped = anyio.current_time()
 
     async def _look(self, batch: Batch) -> None:
         epoch = self._source.epoch()
@@ -193,10 +206,13 @@ class Refresher:
             if not session.loaded or session.unsummed:
                 # The last known numbers first: what follows may take longer than anybody waits.
                 await self._sums.retally(name)
+                self._step()
         followed = [state for state in runs if is_followed(state.run, now)]
         looked_at, live = await self._look_at_transcripts(names, followed)
         reading = await self._read(followed, batch.sessions)
+        self._step()
         await self._sums.put_rows(reading, epoch)
+        self._step()
         for name in names:
             if self._book.session(name).scope_version != self._book.scope_version:
                 await self._sums.retally(name)
@@ -251,6 +267,7 @@ class Refresher:
         with self.live.reading(name):
             while True:
                 reading = await self.live.read(name)
+                self._step()
                 await self._sums.put_transcripts(name, reading, anew=first)
                 first = False
                 if not reading.more:
@@ -298,6 +315,7 @@ class Refresher:
         if status.state != self._seen_states[status.name]:
             self._seen_states[status.name] = status.state
             self.since[status.name] = self._clock()
+            self.state_changed()
             log.info("source state", source=status.name, state=status.state, detail=status.detail)
         kind: EventKind = "source.recovered" if status.readable else "source.degraded"
         told = self._told.get(status.name)
@@ -310,6 +328,10 @@ class Refresher:
             log.error("event not kept", kind=kind, error=exc.message)
             return
         self._told[status.name] = kind
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _changed(live: Live, names: Iterable[str]) -> set[str]:

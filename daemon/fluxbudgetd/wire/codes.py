@@ -18,6 +18,7 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
     "bad_request": (BAD_INPUT, "the message is not a request of this protocol"),
     "bad_input": (BAD_INPUT, "a field has a value that is not allowed"),
     "conflict": (BAD_INPUT, "what is asked contradicts what is already there"),
+    "unavailable": (UNREACHABLE, "the daemon that was started for this request cannot serve; the message says why"),
     "busy": (UNREACHABLE, "the daemon serves as many connections, or holds as many bytes, as it will"),
     "forbidden": (UNREACHABLE, "the peer is another user"),
     "too_large": (BAD_INPUT, "a frame's length is zero or above 1 MiB; the connection is closed"),

@@ -1,0 +1,90 @@
+"""What the service manager is told while the daemon serves: its state in words, and that it is alive.
+
+Looked at are the event loop, which this task runs in, the ledger's thread and the sources' reader. When one of them
+hangs, a reader while the loop goes on answering with old numbers, too, no sign of life is sent, and the manager starts
+the daemon anew.
+"""
+
+import math
+
+import anyio
+import structlog
+
+from fluxbudgetd.engine import Engine
+from fluxbudgetd.systemd import Manager
+
+log = structlog.get_logger()
+
+# Under a storm of changes the words follow this far behind.
+_WORDS_SECONDS = 0.2
+_RELOAD_SECONDS = 5.0
+
+
+class Supervision:
+    """Speaks to one manager about one engine."""
+
+    def __init__(self, manager: Manager, engine: Engine) -> None:
+        self._manager = manager
+        self._engine = engine
+        self._said = ""
+
+    async def ready(self) -> None:
+        """Tell that requests are answered."""
+        self._said = words(self._engine)
+        await self._manager.ready(self._said)
+
+    async def serve(self) -> None:
+        """Tell of changes, and send signs of life as often as the watchdog wants them, until cancelled."""
+        if self._manager.address is None:
+            return
+        pause = math.inf if self._manager.watchdog is None else self._manager.watchdog / 2
+        due = anyio.current_time()
+        while True:
+            if anyio.current_time() >= due:
+                await self._live(pause)
+                due = anyio.current_time() + pause
+            stirred = self._engine.stirred
+            if words(self._engine) != self._said:
+                self._said = words(self._engine)
+                await self._manager.status(self._said)
+                await anyio.sleep(min(_WORDS_SECONDS, pause))
+            with anyio.CancelScope(deadline=due):
+                await stirred.wait()
+
+    async def reload(self) -> None:
+        """Read the configuration again, open the sources anew and try failing channels; tell when that is done.
+
+        Files that do not answer are not waited for any longer than a moment.
+        """
+        await self._manager.reloading()
+        with anyio.move_on_after(_RELOAD_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._engine.reopen_sources)
+                await self._engine.settings.refresh(force=True)
+                self._engine.retry_channels()
+        await self.ready()
+
+    async def stopping(self, connections: int) -> None:
+        """Tell that the daemon is about to end."""
+        await self._manager.stopping(f"stopping: {counted(connections, 'connection')} to be ended")
+
+    async def _live(self, seconds: float) -> None:
+        if self._manager.watchdog is None:
+            return
+        still = await self._engine.standing_still(seconds)
+        if still is None:
+            await self._manager.alive()
+        else:
+            log.error("no sign of life is sent to the watchdog", stands_still=still, for_seconds=seconds)
+
+
+def words(engine: Engine) -> str:
+    """Return what the daemon is doing, in one line for people."""
+    runs = counted(len(engine.book.active()), "active run")
+    sources = (f"{status.name} {status.state}" for status, _since, _anomalies in engine.sources)
+    return f"{runs}; {', '.join(sources)}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things: `1 run`, `2 runs`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"

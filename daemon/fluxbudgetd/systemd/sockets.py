@@ -1,0 +1,21 @@
+"""Sockets that were opened before this process was started (`sd_listen_fds(3)`)."""
+
+import os
+from collections.abc import MutableMapping
+
+_FIRST = 3
+_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+
+
+def passed(environ: MutableMapping[str, str], pid: int) -> range:
+    """Return the file descriptors that were passed to this process, and take them out of the environment.
+
+    Variables that name another process were meant for it, and have only been inherited.
+    """
+    meant, count, _names = (environ.pop(name, "") for name in _VARIABLES)
+    if meant != str(pid) or not count.isdecimal():
+        return range(0)
+    found = range(_FIRST, _FIRST + int(count))
+    for descriptor in found:
+        os.set_inheritable(descriptor, False)
+    return found
