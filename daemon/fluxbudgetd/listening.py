@@ -103,6 +103,7 @@ def given(descriptors: Sequence[int]) -> Listener | None:
     except OSError as exc:
         raise StartError(f"what was passed as a socket is none: {exc.strerror}", hint) from exc
     if found.family != socket.AF_UNIX or found.type != socket.SOCK_STREAM or not listens or not _is_path(name):
+        found.close()
         raise StartError("the socket that was passed is not a listening Unix stream socket with a path", hint)
     found.setblocking(False)
     return Listener(found, name)

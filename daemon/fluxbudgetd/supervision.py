@@ -18,6 +18,7 @@ log = structlog.get_logger()
 # Under a storm of changes the words follow this far behind.
 _WORDS_SECONDS = 0.2
 _RELOAD_SECONDS = 5.0
+_IN_WORDS = {"unread": "not read yet"}
 
 
 class Supervision:
@@ -81,7 +82,9 @@ class Supervision:
 def words(engine: Engine) -> str:
     """Return what the daemon is doing, in one line for people."""
     runs = counted(len(engine.book.active()), "active run")
-    sources = (f"{status.name} {status.state}" for status, _since, _anomalies in engine.sources)
+    sources = (
+        f"{status.name} {_IN_WORDS.get(status.state, status.state)}" for status, _since, _anomalies in engine.sources
+    )
     return f"{runs}; {', '.join(sources)}"
 
 

@@ -1,0 +1,334 @@
+"""The daemon as a service manager sees it. (What systemd makes of it is shown in a real user manager.)"""
+
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+from fluxbudgetd import listening
+from fluxbudgetd.engine import Engine
+from fluxbudgetd.errors import StartError
+from fluxbudgetd.supervision import Supervision
+from fluxbudgetd.systemd import Manager, passed
+from fluxbudgetd.wire import messages
+from harness.activation import Reports, activation, reports
+from harness.daemon import Home, Wire, started, wait_for
+from harness.interstat import Interstat
+from test_hangs import HangingSource, engine_over, within
+
+WATCHED = 0.4
+
+
+@pytest.fixture(params=["path", "abstract"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "notify") if request.param == "path" else f"@fluxbudget-{os.getpid()}-{tmp_path.name}"
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Reports]:
+    with reports(str(tmp_path / "notify")) as found:
+        yield found
+
+
+def configure(home: Home, text: str) -> Path:
+    place = home.root / ".config" / "fluxbudget" / "config.toml"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+    return place
+
+
+def activated(home: Home, watchdog: float = 0.0) -> tuple[str, ...]:
+    return activation(home.socket, str(home.root / "notify"), watchdog)
+
+
+def test_ready_is_told_when_the_ledger_is_open_and_the_socket_serves(
+    home: Home, interstat: Interstat, address: str
+) -> None:
+    with reports(address) as told:
+        home.start(wait=False, prefix=activation(home.socket, address))
+        ready = told.next("READY")
+        assert ready == {"READY": "1", "STATUS": "0 active runs; interstat not read yet, transcripts ok"}
+        assert (home.state / "ledger.db").exists()
+        assert isinstance(home.ask(messages.Ping()), messages.PingAnswer)
+
+
+def test_status_follows_runs_and_sources(home: Home, interstat: Interstat, told: Reports) -> None:
+    home.start(prefix=activated(home))
+    told.next("READY")
+    run = started(home, session="s1")
+    home.spend(run)
+    while told.next("STATUS")["STATUS"] != "1 active run; interstat ok, transcripts ok":
+        pass
+    interstat.close()
+    for path in home.interstat.parent.iterdir():
+        path.unlink()
+    home.interstat.write_bytes(b"this is no database" * 100)
+    home.spend(run)
+    assert "interstat " in told.next("STATUS")["STATUS"]
+    assert "interstat ok" not in told.seen[-1]["STATUS"]
+    home.ok("run", "finish", "--run", run)
+    while not told.next("STATUS")["STATUS"].startswith("0 active runs"):
+        pass
+
+
+def test_reload_is_told_from_its_beginning_to_its_end(home: Home, interstat: Interstat, told: Reports) -> None:
+    daemon = home.start(prefix=activated(home))
+    told.next("READY")
+    started(home, id="before")
+    configure(home, "[runs]\nwarn_pct = 70\n")
+    daemon.signal(signal.SIGHUP)
+    assert int(told.next("RELOADING")["MONOTONIC_USEC"]) > 0
+    assert told.next("READY")["STATUS"].startswith("1 active run; ")
+    started(home, id="after")
+    assert [home.json("run", "show", "--run", one)["run"]["warn_pct"] for one in ("before", "after")] == [80, 70]
+
+
+def test_signs_of_life_come_while_all_is_well_and_stop_is_told(home: Home, interstat: Interstat, told: Reports) -> None:
+    daemon = home.start(prefix=activated(home, WATCHED))
+    told.next("READY")
+    for _ in range(3):
+        told.next("WATCHDOG")
+    with Wire(home.socket) as wire:
+        wire.ask(messages.Ping())
+        daemon.signal(signal.SIGTERM)
+        assert told.next("STOPPING")["STATUS"] == "stopping: 1 connection to be ended"
+    assert daemon.process.wait(20) == 0
+
+
+def test_nothing_is_sent_without_a_watchdog(home: Home, interstat: Interstat, told: Reports) -> None:
+    daemon = home.start(prefix=activated(home))
+    told.next("READY")
+    daemon.signal(signal.SIGTERM)
+    told.next("STOPPING")
+    assert not any("WATCHDOG" in one for one in told.seen)
+
+
+@asynccontextmanager
+async def supervised(
+    directory: Path,
+) -> AsyncIterator[tuple[Engine, HangingSource, Callable[[], Awaitable[bool]]]]:
+    """An engine with a run, its source, and a function that tells whether the next sign of life is sent."""
+    interstat = Interstat(directory / "metrics.db")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
+        receiving.bind(str(directory / "notify"))
+        receiving.setblocking(False)
+        async with engine_over(directory) as (engine, source):
+            await engine.changes.start(messages.RunStart(id="r1", project_dir="/p", session="s1"), within(5))
+            supervision = Supervision(Manager(str(directory / "notify"), WATCHED), engine)
+
+            async def sends_a_sign() -> bool:
+                await supervision._live(WATCHED / 2)  # noqa: SLF001  the very check, without its clock
+                try:
+                    return receiving.recv(1000) == b"WATCHDOG=1"
+                except BlockingIOError:
+                    return False
+
+            interstat.insert("s1", input_tokens=5, output_tokens=0)
+            assert await sends_a_sign()
+            yield engine, source, sends_a_sign
+    interstat.close()
+
+
+def test_reader_that_hangs_sends_no_sign_of_life_though_the_loop_goes_on(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with supervised(tmp_path) as (engine, source, sends_a_sign):
+            source.let.clear()
+            for _ in range(2):
+                standing = await engine.standing(engine.book.runs["r1"], within(WATCHED))
+                assert standing.stale_why is not None
+            assert not await sends_a_sign()
+            source.let.set()
+            await engine.standing(engine.book.runs["r1"], within(30))
+            assert await sends_a_sign()
+
+    anyio.run(body)
+
+
+def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
+    """What counts is how long ago it went a step forward, not how long a look at everything takes."""
+
+    async def body() -> None:
+        async with supervised(tmp_path) as (engine, source, sends_a_sign):
+            source.let.clear()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(engine.standing, engine.book.runs["r1"], within(30))
+                while not engine._refresher.stands_still(WATCHED / 2):  # noqa: ASYNC110, SLF001  it comes by the clock
+                    await anyio.sleep(0.01)
+                engine._refresher._step()  # noqa: SLF001  as at the end of each piece of work
+                assert await sends_a_sign()
+                source.let.set()
+
+    anyio.run(body)
+
+
+def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_path: Path) -> None:
+    async def body() -> None:
+        gate = threading.Event()
+        async with supervised(tmp_path) as (engine, _source, sends_a_sign), anyio.create_task_group() as tasks:
+            connection = engine.ledger._connection  # noqa: SLF001  whose thread is held up, as by a dead disk
+            tasks.start_soon(connection._execute, gate.wait, 60)  # noqa: SLF001
+            assert not await sends_a_sign()
+            gate.set()
+            assert await sends_a_sign()
+            await connection.close()
+            assert await sends_a_sign()
+
+    anyio.run(body)
+
+
+def test_variables_of_the_manager_are_taken_out_of_the_environment() -> None:
+    """Programs that the daemon starts must neither report for it nor think that sockets were passed to them."""
+    environ = {
+        "NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "7",
+        "LISTEN_PID": "8", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "HOME": "/",
+    }  # fmt: skip
+    manager = Manager.taken(environ, 7)
+    assert (manager.address, manager.watchdog) == ("/n", 2.0)
+    assert not passed(environ, 7)
+    assert environ == {"HOME": "/"}
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "seconds"),
+    [("500000", "", 0.5), ("500000", "8", None), ("0", "7", None), ("", "7", None), ("x", "7", None), ("-1", "", None)],
+)
+def test_watchdog_is_ours_only_when_it_says_so(microseconds: str, pid: str, seconds: float | None) -> None:
+    environ = {"NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
+    assert Manager.taken(environ, 7).watchdog == seconds
+
+
+def test_manager_that_reads_nothing_or_has_gone_holds_nothing_up(tmp_path: Path) -> None:
+    async def body() -> None:
+        await Manager(str(tmp_path / "nobody")).ready("x")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
+            receiving.bind(str(tmp_path / "full"))
+            manager = Manager(str(tmp_path / "full"))
+            with anyio.move_on_after(0.3):
+                while True:
+                    await manager.status("full\nof\nlines")
+            with anyio.fail_after(30):
+                await manager.stopping("bye")
+            assert receiving.recv(1000) == b"STATUS=full of lines"
+
+    anyio.run(body)
+
+
+def test_passed_socket_is_served_and_left_where_it_is(home: Home, interstat: Interstat, told: Reports) -> None:
+    daemon = home.start(prefix=activated(home))
+    before = home.socket.stat().st_ino
+    with Wire(home.socket) as wire:
+        assert isinstance(wire.ask(messages.Ping()), messages.PingAnswer)
+    assert daemon.stop() == 0
+    assert home.socket.stat().st_ino == before
+    assert stat.S_ISSOCK(home.socket.stat().st_mode)
+
+
+def test_socket_decides_where_the_state_files_and_the_lock_are(
+    home: Home, interstat: Interstat, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere" / "fluxbudget" / "other.sock"
+    home.start(prefix=activation(elsewhere))
+    assert not home.socket.exists()
+    assert (elsewhere.parent / "other.sock.lock").exists()
+    assert (elsewhere.parent / "state").is_dir()
+    with Wire(elsewhere) as wire:
+        assert isinstance(wire.ask(messages.Ping()), messages.PingAnswer)
+
+
+def test_variables_meant_for_another_process_are_no_sockets(home: Home, interstat: Interstat) -> None:
+    home.start(prefix=("env", "LISTEN_PID=1", "LISTEN_FDS=1"))
+    assert isinstance(home.ask(messages.Ping()), messages.PingAnswer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count", "code", "said"),
+    [
+        ((), 2, 1, "2 sockets were passed"),
+        (("--socket", "/elsewhere/x.sock"), 1, 64, "/elsewhere/x.sock is asked for"),
+    ],
+)
+def test_sockets_that_cannot_be_served(
+    home: Home, arguments: tuple[str, ...], count: int, code: int, said: str
+) -> None:
+    daemon = home.start(*arguments, wait=False, prefix=activation(home.socket, count=count))
+    assert daemon.process.wait(20) == code
+    assert said in daemon.log
+
+
+@pytest.mark.parametrize("what", ["file", "datagram", "internet", "connected", "abstract"])
+def test_what_is_no_listening_socket_with_a_path_is_refused(what: str, tmp_path: Path) -> None:
+    with ExitStack() as kept:
+        if what == "file":
+            descriptor = os.open(tmp_path, os.O_RDONLY)
+        else:
+            kind = socket.SOCK_DGRAM if what == "datagram" else socket.SOCK_STREAM
+            made = kept.enter_context(socket.socket(socket.AF_INET if what == "internet" else socket.AF_UNIX, kind))
+            if what == "internet":
+                made.listen()
+            elif what == "abstract":
+                made.bind(f"\0fluxbudget-{os.getpid()}")
+                made.listen()
+            elif what == "datagram":
+                made.bind(str(tmp_path / "d"))
+            descriptor = os.dup(made.fileno())
+        with pytest.raises(StartError) as caught:
+            listening.given([descriptor])
+        assert "pass" in caught.value.message
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def test_who_wakes_a_daemon_with_a_bad_configuration_is_told(home: Home) -> None:
+    place = configure(home, "[runs]\nwarn = 70\n")
+    daemon = home.start("--config", str(place), wait=False, prefix=activation(home.socket))
+    wait_for(home.socket.exists, "the socket")
+    with Wire(home.socket) as wire:
+        answer = wire.ask(messages.Ping(), 20)
+    assert isinstance(answer, messages.ErrorAnswer)
+    assert answer.error.code == "bad_config"
+    assert answer.error.message.startswith(f"{place}: ")
+    assert daemon.process.wait(20) == 78
+
+
+def test_configuration_that_is_mended_at_once_is_served(home: Home) -> None:
+    place = configure(home, "[runs]\nwarn = 70\n")
+    home.start("--config", str(place), wait=False, prefix=activation(home.socket))
+    wait_for(home.socket.exists, "the socket")
+    with Wire(home.socket) as wire:
+        assert isinstance(wire.ask(messages.Ping(), 20), messages.ErrorAnswer)
+    configure(home, "[runs]\nwarn_pct = 70\n")
+
+    def is_served() -> bool:
+        with Wire(home.socket) as wire:
+            return isinstance(wire.ask(messages.Ping(), 20), messages.PingAnswer)
+
+    wait_for(is_served, "the daemon to serve")
+
+
+def test_who_wakes_a_second_daemon_is_told_who_holds_the_state(
+    home: Home, interstat: Interstat, tmp_path: Path
+) -> None:
+    first = home.start()
+    other = tmp_path / "other" / "fluxbudget" / "x.sock"
+    second = home.start(wait=False, prefix=activation(other))
+    wait_for(other.exists, "the socket")
+    with Wire(other) as wire:
+        answer = wire.ask(messages.Ping(), 20)
+    assert isinstance(answer, messages.ErrorAnswer)
+    assert answer.error.code == "unavailable"
+    assert f"fluxbudgetd pid {first.process.pid}" in answer.error.message
+    assert second.process.wait(20) == 1
+
+
+def test_without_anybody_who_waits_a_daemon_that_cannot_start_ends_at_once(home: Home) -> None:
+    place = configure(home, "[runs]\nwarn = 70\n")
+    daemon = home.start("--config", str(place), wait=False, prefix=activation(home.socket))
+    assert daemon.process.wait(20) == 78
+    assert "warn is not a key" in daemon.log
