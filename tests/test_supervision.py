@@ -44,6 +44,19 @@ def configure(home: Home, text: str) -> Path:
     return place
 
 
+def woken(path: Path) -> Wire:
+    """Return a connection to a socket that is about to listen."""
+
+    def connection() -> Wire | None:
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            return Wire(path)
+        return None
+
+    made = wait_for(connection, "the socket to listen")
+    assert isinstance(made, Wire)
+    return made
+
+
 def activated(home: Home, watchdog: float = 0.0) -> tuple[str, ...]:
     return activation(home.socket, str(home.root / "notify"), watchdog)
 
@@ -288,8 +301,7 @@ def test_what_is_no_listening_socket_with_a_path_is_refused(what: str, tmp_path:
 def test_who_wakes_a_daemon_with_a_bad_configuration_is_told(home: Home) -> None:
     place = configure(home, "[runs]\nwarn = 70\n")
     daemon = home.start("--config", str(place), wait=False, prefix=activation(home.socket))
-    wait_for(home.socket.exists, "the socket")
-    with Wire(home.socket) as wire:
+    with woken(home.socket) as wire:
         answer = wire.ask(messages.Ping(), 20)
     assert isinstance(answer, messages.ErrorAnswer)
     assert answer.error.code == "bad_config"
@@ -300,8 +312,7 @@ def test_who_wakes_a_daemon_with_a_bad_configuration_is_told(home: Home) -> None
 def test_configuration_that_is_mended_at_once_is_served(home: Home) -> None:
     place = configure(home, "[runs]\nwarn = 70\n")
     home.start("--config", str(place), wait=False, prefix=activation(home.socket))
-    wait_for(home.socket.exists, "the socket")
-    with Wire(home.socket) as wire:
+    with woken(home.socket) as wire:
         assert isinstance(wire.ask(messages.Ping(), 20), messages.ErrorAnswer)
     configure(home, "[runs]\nwarn_pct = 70\n")
 
@@ -318,8 +329,7 @@ def test_who_wakes_a_second_daemon_is_told_who_holds_the_state(
     first = home.start()
     other = tmp_path / "other" / "fluxbudget" / "x.sock"
     second = home.start(wait=False, prefix=activation(other))
-    wait_for(other.exists, "the socket")
-    with Wire(other) as wire:
+    with woken(other) as wire:
         answer = wire.ask(messages.Ping(), 20)
     assert isinstance(answer, messages.ErrorAnswer)
     assert answer.error.code == "unavailable"
