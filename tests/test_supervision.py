@@ -137,7 +137,7 @@ async def supervised(
             supervision = Supervision(Manager(str(directory / "notify"), WATCHED), engine)
 
             async def sends_a_sign() -> bool:
-                await supervision._live(WATCHED / 2)  # noqa: SLF001  the very check, without its clock
+                await supervision._live()  # noqa: SLF001  the very check, without its clock
                 try:
                     return receiving.recv(1000) == b"WATCHDOG=1"
                 except BlockingIOError:

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     only_check = arguments.pop("check_config")
     if only_check:
         return _check(locate(os.environ, os.geteuid(), **arguments))
-    # The stacks of all threads go to stderr when the watchdog ends a daemon that hangs, or a library crashes.
+    # When a library crashes, the stacks of all threads go to stderr.
     faulthandler.enable()
     app.hold_signals()
     manager = Manager.taken(os.environ, os.getpid())

@@ -5,6 +5,7 @@ hangs, a reader while the loop goes on answering with old numbers, too, no sign 
 the daemon anew.
 """
 
+import faulthandler
 import math
 
 import anyio
@@ -18,6 +19,9 @@ log = structlog.get_logger()
 # Under a storm of changes the words follow this far behind.
 _WORDS_SECONDS = 0.2
 _RELOAD_SECONDS = 5.0
+# Parts of the time after which the watchdog bites. What has stood still for the first of them is looked at again and
+# again: it may go on in time.
+_STILL, _LOOK_AGAIN, _NEXT_SIGN = 1 / 4, 1 / 8, 1 / 2
 _IN_WORDS = {"unread": "not read yet"}
 
 
@@ -28,6 +32,7 @@ class Supervision:
         self._manager = manager
         self._engine = engine
         self._said = ""
+        self._still: str | None = None
 
     async def ready(self) -> None:
         """Tell that requests are answered."""
@@ -38,17 +43,15 @@ class Supervision:
         """Tell of changes, and send signs of life as often as the watchdog wants them, until cancelled."""
         if self._manager.address is None:
             return
-        pause = math.inf if self._manager.watchdog is None else self._manager.watchdog / 2
-        due = anyio.current_time()
+        due = anyio.current_time() if self._manager.watchdog is not None else math.inf
         while True:
             if anyio.current_time() >= due:
-                await self._live(pause)
-                due = anyio.current_time() + pause
+                due = await self._live()
             stirred = self._engine.stirred
             if words(self._engine) != self._said:
                 self._said = words(self._engine)
                 await self._manager.status(self._said)
-                await anyio.sleep(min(_WORDS_SECONDS, pause))
+                await anyio.sleep(_WORDS_SECONDS)
             with anyio.CancelScope(deadline=due):
                 await stirred.wait()
 
@@ -69,14 +72,18 @@ class Supervision:
         """Tell that the daemon is about to end."""
         await self._manager.stopping(f"stopping: {counted(connections, 'connection')} to be ended")
 
-    async def _live(self, seconds: float) -> None:
-        if self._manager.watchdog is None:
-            return
-        still = await self._engine.standing_still(seconds)
+    async def _live(self) -> float:
+        """Send a sign of life if there is life; returns when to look again (in the loop's time)."""
+        bites_after = self._manager.watchdog or math.inf
+        still = await self._engine.standing_still(bites_after * _STILL)
         if still is None:
             await self._manager.alive()
-        else:
-            log.error("no sign of life is sent to the watchdog", stands_still=still, for_seconds=seconds)
+        elif still != self._still:
+            log.error("no sign of life is sent to the watchdog", stands_still=still, for_seconds=bites_after * _STILL)
+            # What each thread is doing: nobody can look any more when the watchdog has bitten.
+            faulthandler.dump_traceback(2)
+        self._still = still
+        return anyio.current_time() + bites_after * (_NEXT_SIGN if still is None else _LOOK_AGAIN)
 
 
 def words(engine: Engine) -> str:
