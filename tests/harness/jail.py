@@ -1,9 +1,9 @@
 """A jail with a real `systemd --user`: `python jail.py COMMAND …` runs a command there, as an unprivileged user.
 
 The jail has mounts, processes and a branch of the control groups of its own, a journal, a user called flux with an
-empty home, empty /tmp and /run, and that user's service manager and session bus. (Its uid is an ordinary one: as nobody,
-65534, everybody who is unknown is seen in a sandbox.) It needs root and a cgroup2 mount. Nothing of it is left when it
-ends, also when whoever started it is killed.
+empty home, empty directories for temporary files, and that user's service manager and session bus. (Its uid is an
+ordinary one: 65534, nobody's, is what everybody who is unknown is seen as in a sandbox.) It needs root and a cgroup2
+mount. Nothing of it is left when it ends, also when whoever started it is killed.
 """
 
 import os
@@ -24,8 +24,8 @@ _TOOLS = ("setpriv", "unshare", "systemctl", "systemd-run", "journalctl", "dbus-
 _MANAGER = Path("/lib/systemd/systemd")
 _BUS_UNIT = Path("/usr/lib/systemd/user/dbus.socket")
 #: Directories of which the jail has empty ones of its own, but for what is `needed`.
-HIDDEN = ("/root", "/home", "/tmp", "/var/tmp")  # noqa: S108  nothing is made there
-# Reads until nobody holds the pipe's other end any more; then it ends what is left in the control group, and removes it.
+HIDDEN = ("/root", "/home", "/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  nothing is made there
+# Waits until nobody holds the pipe's other end any more, ends what is left in the control group, and removes that.
 _REMOVER = """
 read -r _
 echo 1 >"$0/cgroup.kill"
@@ -92,11 +92,16 @@ def _entry(group: Path, command: Sequence[str], environ: Mapping[str, str]) -> l
     return [*dies_with_us, "sh", "-c", joins, str(group), *new, "bash", *inner]
 
 
-@contextmanager
-def _control_group() -> Iterator[Path]:
+def control_group(pid: int) -> Path:
+    """Return the control group of the jail that a process makes."""
     above = _control_groups()
     assert above is not None, why_not()
-    group = Path(above, f"fluxbudget-jail-{os.getpid()}")
+    return Path(above, f"fluxbudget-jail-{pid}")
+
+
+@contextmanager
+def _control_group() -> Iterator[Path]:
+    group = control_group(os.getpid())
     group.mkdir()
     # A process of its own session, so that it survives a terminal's signals, too.
     with subprocess.Popen(

@@ -1,0 +1,165 @@
+"""fluxbudget as its user's service, in a jail: installed, and looked at through systemd."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fluxbudgetctl
+from fluxbudgetd.wire import messages
+from harness.daemon import Home, wait_for
+from harness.jail import hidden, needed
+
+_PLACES = (Path(str(fluxbudgetctl.__file__)).parent, Path(__file__).parents[2])
+#: In a wheel the units lie in the package.
+UNITS = next(place / "systemd" for place in _PLACES if (place / "systemd").is_dir())
+SERVICE = "fluxbudgetd.service"
+SOCKET = "fluxbudgetd.socket"
+#: Long enough for a daemon that has to be started on a machine that is busy with other tests.
+PATIENT = ("--timeout", "30")
+_PATIENCE = 30.0
+
+
+class Account(Home):
+    """The home of the jail's user, with everything at its default place, and the service in it."""
+
+    def __init__(self, root: Path, runtime: Path) -> None:
+        super().__init__(root)
+        self.runtime = runtime
+        self.socket = runtime / "fluxbudget" / "fluxbudgetd.sock"
+        self.state = root / ".local" / "state" / "fluxbudget"
+        self.claude = root / ".claude"
+        self.interstat = self.claude / "interstat" / "metrics.db"
+        self.units = root / ".config" / "systemd" / "user"
+        self._beginning = self._cursor()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Return the user's environment."""
+        return dict(os.environ)
+
+    def install(self, *lines: str) -> None:
+        """Install the units, with these further lines in the service's section, and start the socket."""
+        self.units.mkdir(parents=True, exist_ok=True)
+        shutil.copy(UNITS / SOCKET, self.units)
+        program = Path(sys.executable).parent / "fluxbudgetd"
+        unit = (UNITS / SERVICE).read_text()
+        assert unit.count("\nExecStart=") == 1
+        self._write(SERVICE, unit.replace("\nExecStart=/usr/bin/env fluxbudgetd\n", f"\nExecStart={program}\n"))
+        path = os.environ.get("PYTHONPATH")
+        # The code under test may lie where the sandbox hides everything.
+        shown = [f"BindReadOnlyPaths={place}" for place in hidden(needed(), ("/tmp", "/var/tmp"))]  # noqa: S108
+        self.drop_in("code", *shown, *([f"Environment=PYTHONPATH={path}"] if path else []))
+        self.drop_in("test", *lines)
+        systemctl("start", SOCKET)
+
+    def drop_in(self, name: str, *lines: str) -> None:
+        """Add lines to the service's section; they hold from its next start on."""
+        self._write(f"{SERVICE}.d/{name}.conf", "\n".join(("[Service]", *lines, "")))
+        systemctl("daemon-reload")
+
+    def remove(self) -> None:
+        """Stop everything, and leave an empty home and runtime directory."""
+        systemctl("stop", SOCKET, check=False)
+        systemctl("kill", "--signal=KILL", SERVICE, check=False)  # also what waits before another start
+        systemctl("stop", SERVICE, check=False)
+        systemctl("reset-failed", check=False)
+        for entry in self.root.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        shutil.rmtree(self.socket.parent, ignore_errors=True)
+        systemctl("daemon-reload")
+
+    def show(self, name: str, unit: str = SERVICE) -> str:
+        """Return one of a unit's properties."""
+        return systemctl("show", "--property", name, "--value", unit)
+
+    @property
+    def pid(self) -> int:
+        """Return the daemon's process; 0 when there is none."""
+        return int(self.show("MainPID"))
+
+    @property
+    def restarts(self) -> int:
+        return int(self.show("NRestarts"))
+
+    def journal(self, **fields: str) -> list[dict[str, Any]]:
+        """Return the journal's entries of and about the service since the test's beginning that have these fields."""
+        # (With a filter of its own, journalctl would leave out the first entry behind the cursor.)
+        lines = _journalctl("--output=json", f"--after-cursor={self._beginning}").splitlines()
+        return [
+            entry
+            for entry in map(json.loads, lines)
+            if SERVICE in (entry.get("_SYSTEMD_USER_UNIT"), entry.get("USER_UNIT")) and fields.items() <= entry.items()
+        ]
+
+    def said(self) -> list[str]:
+        """Return what the daemon itself, not its manager, has written to the journal."""
+        return [str(entry["MESSAGE"]) for entry in self.journal(SYSLOG_IDENTIFIER="fluxbudgetd")]
+
+    def wait_until_said(self, text: str) -> None:
+        wait_for(lambda: any(text in line for line in self.said()), f"{text!r} in the journal")
+
+    def pinged(self) -> messages.PingAnswer:
+        """Return the answer to a ping, whoever has to be started for it."""
+        answer = self.ask(messages.Ping(), _PATIENCE)
+        assert isinstance(answer, messages.PingAnswer), answer
+        return answer
+
+    def configure(self, text: str) -> None:
+        """Write config.toml, in one piece."""
+        file = self.root / ".config" / "fluxbudget" / "config.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_suffix(".new")
+        new.write_text(text)
+        new.replace(file)
+
+    def require_clean_journal(self) -> None:
+        """Fail when a request failed inside the daemon, or the manager found fault with the units."""
+        for entry in self.journal():
+            line = str(entry["MESSAGE"])
+            assert "Traceback" not in line, line
+            assert not line.startswith(("request failed", "refresh failed")), line
+            assert "ignoring" not in line, line
+
+    def _write(self, name: str, text: str) -> None:
+        file = self.units / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def _cursor(self) -> str:
+        last = json.loads(_journalctl("--lines=1", "--output=json"))
+        return str(last["__CURSOR"])
+
+
+@contextmanager
+def account() -> Iterator[Account]:
+    """Give the jail's user a home for one test."""
+    made = Account(Path(os.environ["HOME"]), Path(os.environ["XDG_RUNTIME_DIR"]))
+    try:
+        yield made
+        made.require_clean_journal()
+    finally:
+        made.remove()
+
+
+def systemctl(*arguments: str, check: bool = True) -> str:
+    """Ask the user's manager; return what it says, without the last newline."""
+    return subprocess.run(
+        ["systemctl", "--user", "--quiet", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=None if check else subprocess.DEVNULL,
+        text=True,
+        timeout=60,
+        check=check,
+    ).stdout.rstrip("\n")
+
+
+def _journalctl(*arguments: str) -> str:
+    return subprocess.run(
+        ["journalctl", "--quiet", "--no-pager", *arguments], stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    ).stdout

@@ -1,0 +1,82 @@
+"""Activation by the socket, reloading, stopping: nobody who calls goes without an answer."""
+
+import subprocess
+
+import pytest
+
+from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.framing import encode_frame
+from harness.daemon import CTL, Wire, started, wait_for
+from harness.interstat import Interstat
+from harness.jail_service import PATIENT, SERVICE, SOCKET, Account, systemctl
+from harness.telling import Stream
+
+
+def ping_processes(service: Account, count: int) -> list[subprocess.Popen[bytes]]:
+    command = [*CTL, "ping", *PATIENT]
+    return [subprocess.Popen(command, env=service.environ, stdout=subprocess.DEVNULL) for _ in range(count)]
+
+
+def test_first_call_starts_the_daemon_and_is_answered(service: Account) -> None:
+    interstat = Interstat(service.interstat)
+    interstat.insert("s1", input_tokens=1000, output_tokens=234)
+    interstat.close()
+    assert service.pid == 0
+    service.ok("run", "start", "--id", "r1", "--budget", "10000", *PATIENT)
+    service.ok("run", "attach", "--run", "r1", "--session", "s1", *PATIENT)
+    systemctl("stop", SERVICE)
+    assert service.ok("remaining", "--run", "r1", *PATIENT) == "8766"
+    assert service.pid
+    wait_for(lambda: service.show("StatusText") == "1 active run; interstat ok, transcripts ok", "these words")
+
+
+def test_rush_at_activation(service: Account) -> None:
+    """200 callers at once, some of them real processes, and one daemon for all."""
+    processes = ping_processes(service, 6)
+    wires = [Wire(service.socket) for _ in range(194)]
+    for wire in wires:
+        wire.socket.sendall(encode_frame(messages.encode(messages.Ping())))
+    answers = [messages.decode_answer(wire.receive()) for wire in wires]
+    for wire in wires:
+        wire.socket.close()
+    pids = {answer.pid for answer in answers if isinstance(answer, messages.PingAnswer)}
+    assert len(answers) == 194
+    assert pids == {service.pid}
+    assert [process.wait(timeout=60) for process in processes] == [0] * 6
+    assert service.restarts == 0
+
+
+def test_reload_is_over_when_systemctl_says_so(service: Account) -> None:
+    pid = service.pinged().pid
+    service.configure("[runs]\nwarn_pct = 61\n")
+    systemctl("reload", SERVICE)
+    service.wait_until_said("configuration reloaded")
+    assert service.show("ActiveState") == "active"
+    assert service.show("StatusText").startswith("0 active runs; ")
+    assert started(service, id="r1", token_budget=1000) == "r1"
+    assert service.json("run", "show", "--run", "r1")["run"]["warn_pct"] == 61
+    assert service.pid == pid
+
+
+def test_stop_while_clients_are_connected(service: Account) -> None:
+    """Those that are connected come to an end, those that come meanwhile are served by the next daemon."""
+    first = service.pinged().pid
+    with Wire(service.socket) as idle, Stream(service) as stream:
+        systemctl("stop", "--no-block", SERVICE)
+        served = [first]
+        while served[-1] == first:
+            served.append(service.pinged().pid)
+        with pytest.raises(EOFError):
+            idle.receive()
+        stream.rest()
+    assert service.show("ActiveState", SOCKET) == "active"
+    assert (service.pid, service.restarts) == (served[-1], 0)
+
+
+def test_socket_that_is_stopped_is_gone(service: Account) -> None:
+    service.pinged()
+    systemctl("stop", SOCKET, SERVICE)
+    assert not service.socket.exists()
+    assert service.ctl("ping", *PATIENT).returncode == 69
+    systemctl("start", SOCKET)
+    assert service.ctl("ping", *PATIENT).returncode == 0

@@ -1,0 +1,141 @@
+"""What the sandbox has to let through: everything that the daemon reads, and everybody whom it tells."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.bus import NotificationServer
+from harness.daemon import started, wait_for
+from harness.interstat import Interstat
+from harness.jail_service import PATIENT, SERVICE, Account, systemctl
+from harness.telling import Program, Stream, Told, alerts, require_quiet, state_file
+from harness.transcripts import Transcript
+
+BUDGET = "budgets:\n  plan: 77000\n"
+
+
+def no_desktop(*argv: str) -> str:
+    return f"[channels.desktop]\nenabled = false\n[channels.command]\nargv = {json.dumps(argv)}\n"
+
+
+def test_every_channel_tells(home: Account, tmp_path: Path) -> None:
+    """A warning is on the desktop, in the side-band, at the command, in the journal, at a subscriber."""
+    server = NotificationServer(f"unix:path={home.runtime}/bus", tmp_path / "shown", ())
+    program = Program(home)
+    program.path = home.root / ".interband" / "told.jsonl"
+    home.configure(f"[channels.command]\nargv = {json.dumps([program.argv[0], str(program.path)])}\n")
+    home.install()
+    interstat = Interstat(home.interstat)
+    try:
+        with Stream(home) as stream:
+            started(home, id="r1", session="s1", token_budget=1000)
+            interstat.insert("s1", input_tokens=850, output_tokens=0)
+            stream.until("budget.warning")
+        require_quiet(home)
+        (bubble,) = server.shown
+        assert bubble["summary"] == "fluxbudget: 80 % of the budget spent"
+        assert alerts(home) == {"s1": (85.0, 850)}
+        assert program.told == [Told("budget.warning", 80)]
+        wait_for(lambda: state_file(home, "sessions", "s1"), "the state file")
+        found = state_file(home, "sessions", "s1")
+        assert found is not None
+        assert (found["run"], found["spent"], found["state"]) == ("r1", "850", "warning")
+        (entry,) = home.journal(FLUXBUDGET_RUN="r1", FLUXBUDGET_KIND="budget.warning")
+        assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("4", "fluxbudgetd")
+        assert entry["MESSAGE"].startswith("budget ")
+        assert str(datetime.now(UTC).year) not in entry["MESSAGE"]
+    finally:
+        server.stop()
+        interstat.close()
+
+
+def test_command_that_needs_more_is_run_by_the_manager(home: Account) -> None:
+    """What the documents advise: `systemd-run --user` starts it outside of the sandbox, with the event on its stdin."""
+    place = home.root / "outside.json"
+    argv = ["systemd-run", "--user", "--quiet", "--collect", "--wait", "--pipe", "sh", "-c", 'cat >"$0"', str(place)]
+    home.configure(no_desktop(*argv))
+    home.install()
+    interstat = Interstat(home.interstat)
+    started(home, id="r1", session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=850, output_tokens=0)
+    home.spend("r1")
+    require_quiet(home)
+    assert json.loads(place.read_text())["kind"] == "budget.warning"
+    interstat.close()
+
+
+def test_transcript_counts_while_it_grows(service: Account) -> None:
+    """There is no database of interstat's at all."""
+    transcript = Transcript(service.claude, "s1")
+    transcript.response("m1", tokens=(100, 20, 0, 0))
+    service.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1", *PATIENT)
+    with Stream(service, since=0) as stream:
+        assert service.ok("remaining", "--run", "r1", *PATIENT) == "880"
+        transcript.response("m2", request="req_2", tokens=(700, 50, 0, 0))
+        stream.until("budget.warning")  # told without being asked: the watcher works, too
+    assert service.ok("remaining", "--run", "r1", *PATIENT) == "130"
+
+
+def test_database_that_nobody_has_open(service: Account) -> None:
+    """In WAL mode, without its -shm and -wal files; and then somebody writes again."""
+    interstat = Interstat(service.interstat)
+    interstat.insert("s1", input_tokens=100, output_tokens=0)
+    interstat.close()
+    assert [path.name for path in service.interstat.parent.iterdir()] == ["metrics.db"]
+    started(service, id="r1", session="s1", token_budget=1000)
+    assert service.spend("r1").spent == 100
+    interstat = Interstat(service.interstat)
+    interstat.insert("s1", input_tokens=200, output_tokens=0)
+    assert service.spend("r1").spent == 300
+    interstat.close()
+    assert service.spend("r1").spent == 300
+    assert not service.spend("r1").stale
+
+
+def test_database_that_a_killed_writer_has_left(service: Account) -> None:
+    """Its -wal is there and its -shm is not: SQLite makes that anew, which a directory that is read-only forbids."""
+    interstat = Interstat(service.interstat)
+    interstat.insert("s1", input_tokens=100, output_tokens=0)
+    files = {path: path.read_bytes() for path in service.interstat.parent.iterdir() if not path.name.endswith("-shm")}
+    interstat.close()
+    assert len(files) == 2
+    for path, content in files.items():
+        path.write_bytes(content)
+    started(service, id="r1", session="s1", token_budget=1000)
+    spend = service.spend("r1")
+    assert (spend.spent, spend.stale) == (100, False)
+
+
+def test_database_that_comes_later(service: Account) -> None:
+    """The plugin is installed while the daemon runs."""
+    started(service, id="r1", session="s1", token_budget=1000)
+    assert service.spend("r1").spent == 0
+    interstat = Interstat(service.interstat)
+    interstat.insert("s1", input_tokens=100, output_tokens=0)
+    spend = service.spend("r1")
+    assert (spend.spent, spend.stale) == (100, False)
+    interstat.close()
+
+
+def budget_in(service: Account, project: Path) -> int:
+    """Return what a review of a plan may cost in a project."""
+    agents = json.dumps({"agents": [{"name": "fd-quality", "score": 3, "stage": 1}]})
+    run = service.ok("run", "start", "--budget", "1000000", "--project", str(project), *PATIENT)
+    result = service.ctl("triage", "--run", run, "--input-type", "plan", "--json", *PATIENT, cwd=project, stdin=agents)
+    assert result.returncode == 0, result
+    return int(json.loads(result.stdout)["budget"])
+
+
+def write_budget(project: Path) -> None:
+    (project / ".claude").mkdir(parents=True)
+    (project / ".claude" / "flux-drive-budget.yaml").write_text(BUDGET)
+
+
+def test_projects_may_lie_anywhere(service: Account) -> None:
+    """In the home, or elsewhere on the machine; in /tmp only those that a drop-in names."""
+    for number, place in enumerate((service.root / "work", Path("/srv/work"), Path("/tmp/work"))):  # noqa: S108
+        write_budget(place)
+        assert budget_in(service, place) == (77_000 if number < 2 else 150_000)
+    service.drop_in("project", "BindReadOnlyPaths=/tmp/work")
+    systemctl("restart", SERVICE)
+    assert budget_in(service, Path("/tmp/work")) == 77_000  # noqa: S108

@@ -1,0 +1,108 @@
+"""What goes wrong is over with the next call: killed, hung, misconfigured and failing daemons."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fluxbudgetd.wire import messages
+from harness.daemon import Wire, started, wait_for
+from harness.interstat import Interstat
+from harness.jail_service import PATIENT, SERVICE, SOCKET, Account, systemctl
+from harness.telling import committed
+from harness.watch import Watch
+
+
+@contextmanager
+def by_hand(home: Account) -> Iterator[None]:
+    command = [sys.executable, "-m", "fluxbudgetd"]
+    with subprocess.Popen(command, env=home.environ, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b'"event": "ready"' in process.stderr.readline()
+        yield
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 0
+
+
+def test_killed_daemon_loses_nothing(service: Account) -> None:
+    """The next call is answered; the run, its totals and its events are there, each event once, in order."""
+    interstat = Interstat(service.interstat)
+    interstat.insert("s1", input_tokens=600, output_tokens=0)
+    run = started(service, id="r1", session="s1", token_budget=1000)
+    with Watch(service, "--since", "0") as watch:
+        for _ in range(3):
+            assert service.spend(run).spent
+            before = service.pid
+            os.kill(before, signal.SIGKILL)
+            interstat.insert("s1", input_tokens=150, output_tokens=0)
+            spent = int(service.ok("remaining", "--run", run, *PATIENT))
+            assert service.pid not in (0, before)
+        assert spent == 0
+        wait_for(lambda: committed(service)[-1][1] == "budget.exceeded", "the last event")
+        watch.wait_for_numbers([seq for seq, _kind, _run in committed(service)])
+    told = [(line["kind"], line["data"]["threshold"]) for line in watch.printed() if line["kind"].startswith("budget.")]
+    assert sorted(told) == [
+        ("budget.exceeded", 100),
+        *(("budget.threshold", threshold) for threshold in (50, 80, 95, 100)),
+        ("budget.warning", 80),
+    ]
+    assert service.restarts == 3
+    interstat.close()
+
+
+def test_hanging_daemon_is_started_anew(home: Account) -> None:
+    home.install("WatchdogSec=1s")
+    interstat = Interstat(home.interstat)
+    interstat.insert("s1", input_tokens=600, output_tokens=0)
+    started(home, id="r1", session="s1", token_budget=1000)
+    hanging = home.pid
+    os.kill(hanging, signal.SIGSTOP)
+    assert home.ok("remaining", "--run", "r1", *PATIENT) == "400"
+    assert home.pid != hanging
+    assert home.restarts >= 1
+    assert any("Watchdog timeout" in entry["MESSAGE"] for entry in home.journal())
+    interstat.close()
+
+
+def test_watchdog_leaves_a_daemon_alone_that_lives(home: Account) -> None:
+    home.install("WatchdogSec=1s")
+    first = home.pinged().pid
+    before = int(home.show("WatchdogTimestampMonotonic"))
+    wait_for(lambda: int(home.show("WatchdogTimestampMonotonic")) > before + 2_000_000, "two seconds of signs of life")
+    assert (home.pid, home.restarts) == (first, 0)
+
+
+def test_broken_configuration_is_told_to_everybody_and_forgotten_when_it_is_mended(service: Account) -> None:
+    """However many call while it is broken, there is no loop of restarts, and the socket goes on listening."""
+    service.configure("[runs]\nwarnpct = 80\n")
+    for _ in range(3):
+        result = service.ctl("remaining", "--run", "r1", *PATIENT)
+        assert (result.returncode, result.stdout) == (78, "")
+        assert "config.toml: runs.warnpct is not a key" in result.stderr
+        assert "hint: did you mean runs.warn_pct?" in result.stderr
+    for _ in range(30):
+        with Wire(service.socket) as wire:
+            answer = wire.ask(messages.Ping(), 30)
+        assert isinstance(answer, messages.ErrorAnswer)
+        assert answer.error.code == "bad_config"
+    wait_for(lambda: service.show("ActiveState") == "failed", "the daemon to give up")
+    assert (service.show("ExecMainStatus"), service.restarts) == ("78", 0)
+    assert service.show("ActiveState", SOCKET) == "active"
+    service.configure("[runs]\nwarn_pct = 80\n")
+    assert service.ctl("ping", *PATIENT).returncode == 0
+    assert service.show("ActiveState") == "active"
+
+
+def test_service_goes_on_with_the_ledger_of_a_daemon_started_by_hand(home: Account) -> None:
+    """And the other way round: the state lies where it lies without systemd."""
+    with by_hand(home):
+        started(home, id="r1", token_budget=1000)
+    home.install()
+    assert home.ok("remaining", "--run", "r1", *PATIENT) == "1000"
+    home.ok("run", "set", "--run", "r1", "--budget", "2000")
+    systemctl("stop", SOCKET, SERVICE)
+    with by_hand(home):
+        assert home.ok("remaining", "--run", "r1", *PATIENT) == "2000"

@@ -1,0 +1,103 @@
+"""What the service's sandbox forbids, tried from inside of it: by the program that the command channel starts."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.daemon import started, wait_for
+from harness.interstat import Interstat
+from harness.jail_service import Account, account
+from jailed.attempts import ATTEMPTS
+
+PROGRAM = Path(__file__).parent / "attempts.py"
+#: What is forbidden, and how.
+REFUSED = {
+    "an internet socket": "EAFNOSUPPORT",
+    "another internet socket": "EAFNOSUPPORT",
+    "a netlink socket": "EAFNOSUPPORT",
+    "io_uring": "EPERM",
+    "the home": "EROFS",
+    "a project": "EROFS",
+    "Claude's settings": "EROFS",
+    "transcripts": "EROFS",
+    "the configuration": "EROFS",
+    "a unit": "EROFS",
+    "the runtime directory": "EROFS",
+    "/srv": "EROFS",
+    "the kernel": "EROFS",
+    "keys": "EACCES",
+    "more keys": "EACCES",
+    "others' temporary file": "ENOENT",
+    "others' shared memory": "ENOENT",
+    "a setuid program": "EPERM",
+    "a namespace": "EPERM",
+    "code made at run time": "EPERM",
+    "priority": "EPERM",
+    "a trace": "EPERM",
+}
+
+
+def prepare(home: Account) -> None:
+    """Give everything that is tried a place."""
+    for place in (".ssh", ".gnupg", ".claude/projects", ".local/state/fluxbudget", ".interband", ".claude/interstat"):
+        (home.root / place).mkdir(parents=True, exist_ok=True)
+    (home.claude / "settings.json").write_text("{}")
+    for place in ("/tmp/of-others", "/dev/shm/of-others"):  # noqa: S108
+        Path(place).write_text("theirs")
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[dict[str, str | None]]:
+    """Try it all as the command that is started for a warning."""
+    with account() as home:
+        report = home.root / ".interband" / "report.json"
+        prepare(home)
+        home.configure(
+            "[channels.desktop]\nenabled = false\n[channels.command]\n"
+            f"argv = {json.dumps([sys.executable, str(PROGRAM), str(report)])}\n"
+        )
+        home.install()
+        interstat = Interstat(home.interstat)
+        started(home, id="r1", session="s1", token_budget=1000)
+        interstat.insert("s1", input_tokens=900, output_tokens=0)
+        home.spend("r1")
+        wait_for(lambda: report.exists() and report.read_text().endswith("}"), "the report")
+        interstat.close()
+        yield json.loads(report.read_text())
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_attempt_inside_of_the_sandbox(inside: dict[str, str | None], attempt: str) -> None:
+    assert inside[attempt] == REFUSED.get(attempt)
+
+
+def test_attempts_end_otherwise_outside_of_the_sandbox(home: Account) -> None:
+    """Else they would show nothing."""
+    home.configure("")
+    home.install()
+    prepare(home)
+    report = home.root / "report.json"
+    subprocess.run([sys.executable, PROGRAM, report], env=home.environ, check=True)
+    found = json.loads(report.read_text())
+    assert [name for name, refusal in REFUSED.items() if found[name] == refusal] == []
+
+
+def test_daemon_itself_has_nothing_to_lose(service: Account) -> None:
+    status = Path(f"/proc/{service.pinged().pid}/status").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in status)
+    assert {name: int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == dict.fromkeys(
+        ("CapEff", "CapPrm", "CapBnd", "CapAmb"), 0
+    )
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    limits = Path(f"/proc/{service.pid}/limits").read_text()
+    assert "Max core file size        0                    0" in limits
+
+
+def test_places_are_made_for_this_user_alone(service: Account) -> None:
+    for place in (service.state, service.root / ".interband", service.interstat.parent, service.socket.parent):
+        assert place.stat().st_mode & 0o777 == 0o700, place
+    assert service.socket.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,66 @@
+"""The service under a real user's manager: each module in `jailed` runs in a jail of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import jail
+from harness.daemon import wait_for
+
+HERE = Path(__file__).parent
+MODULES = sorted(path.name for path in (HERE / "jailed").glob("test_*.py"))
+
+jailed = pytest.mark.skipif(bool(jail.why_not()), reason=f"no jail here: {jail.why_not()}")
+
+
+def environ() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "FLUXBUDGET_TESTED") if name in os.environ}
+    # CI: what is skipped in there has failed.
+    return {**kept, "FLUXBUDGET_JAILED": "1", "CI": "true", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@jailed
+@pytest.mark.parametrize("module", MODULES)
+def test_module_passes_in_a_jail(module: str) -> None:
+    result = jail.run(
+        *(sys.executable, "-m", "pytest", "-q", "--color=no", "--durations=5"),
+        *("-p", "no:cacheprovider", f"{HERE}/jailed/{module}"),
+        environ=environ(),
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def runs(pid: int) -> bool:
+    """Tell whether a process is there, and not only waits for somebody to take note of its end."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+@jailed
+def test_nothing_is_left_of_a_jail_whose_owner_is_killed() -> None:
+    command = [sys.executable, jail.__file__, "sh", "-c", "sleep 600"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}) as owner:
+        group = jail.control_group(owner.pid)
+        managers = group / "user.slice"
+        wait_for(lambda: [file for file in managers.rglob("cgroup.procs") if file.read_text()], "the jail")
+        processes = [int(pid) for file in group.rglob("cgroup.procs") for pid in file.read_text().split()]
+        assert len(processes) >= 4
+        owner.kill()
+    wait_for(lambda: not group.exists(), "its end")
+    assert [pid for pid in processes if runs(pid)] == []
+
+
+@jailed
+def test_user_of_a_jail_is_nobody_in_particular() -> None:
+    """Neither root nor nobody; it has a home, a manager that is well, and a session bus."""
+    script = (
+        "id -u; pwd -P; touch ~/file /tmp/file; ls ~; systemctl --user is-system-running; test -S /run/user/4711/bus"
+    )
+    result = jail.run("sh", "-c", script)
+    assert (result.stdout.split(), result.returncode) == (["4711", str(Path.cwd()), "file", "running"], 0)
+    assert not Path("/tmp/file").exists()  # noqa: S108  which is what this is about
