@@ -65,10 +65,12 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "a unit": written(HOME / ".config" / "systemd" / "user" / "fluxbudgetd.service"),
     "the runtime directory": written(RUNTIME / "attempt"),
     "/srv": written(Path("/srv/attempt")),
+    "a place that may be opened": written(Path("/srv/interband/attempt")),
     "the kernel": lambda: Path("/proc/sys/kernel/core_pattern").open("w").close(),
     "keys": lambda: list((HOME / ".ssh").iterdir()),
     "more keys": lambda: list((HOME / ".gnupg").iterdir()),
     "others' temporary file": lambda: Path("/tmp/of-others").read_text(),  # noqa: S108
+    "a temporary project": lambda: Path("/tmp/project/file").read_text(),  # noqa: S108
     "others' shared memory": lambda: Path("/dev/shm/of-others").read_text(),  # noqa: S108
     "a setuid program": made_setuid,
     "code made at run time": called("mmap", 0, 4096, PROT_ALL, MAP_PRIVATE_ANONYMOUS, -1, 0),

@@ -1,6 +1,7 @@
 """What the service's sandbox forbids, tried from inside of it: by the program that the command channel starts."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from harness.jail_service import Account, account
 from jailed.attempts import ATTEMPTS
 
 PROGRAM = Path(__file__).parent / "attempts.py"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "systemd.md"
 #: What is forbidden, and how.
 REFUSED = {
     "an internet socket": "EAFNOSUPPORT",
@@ -28,10 +30,12 @@ REFUSED = {
     "a unit": "EROFS",
     "the runtime directory": "EROFS",
     "/srv": "EROFS",
+    "a place that may be opened": "EROFS",
     "the kernel": "EROFS",
     "keys": "EACCES",
     "more keys": "EACCES",
     "others' temporary file": "ENOENT",
+    "a temporary project": "ENOENT",
     "others' shared memory": "ENOENT",
     "a setuid program": "EPERM",
     "a namespace": "EPERM",
@@ -43,31 +47,39 @@ REFUSED = {
 
 def prepare(home: Account) -> None:
     """Give everything that is tried a place."""
-    for place in (".ssh", ".gnupg", ".claude/projects", ".local/state/fluxbudget", ".interband", ".claude/interstat"):
-        (home.root / place).mkdir(parents=True, exist_ok=True)
+    for name in (".ssh", ".gnupg", ".claude/projects", ".local/state/fluxbudget", ".interband", ".claude/interstat"):
+        (home.root / name).mkdir(parents=True, exist_ok=True)
     (home.claude / "settings.json").write_text("{}")
-    for place in ("/tmp/of-others", "/dev/shm/of-others"):  # noqa: S108
+    for place in ("/srv/interband", "/tmp/project"):  # noqa: S108
+        Path(place).mkdir(exist_ok=True)
+    for place in ("/tmp/of-others", "/dev/shm/of-others", "/tmp/project/file"):  # noqa: S108
         Path(place).write_text("theirs")
+
+
+def tried(home: Account, *lines: str) -> dict[str, str | None]:
+    """Return what comes of it all when the command that is started for a warning tries it."""
+    report = home.root / ".interband" / "report.json"
+    prepare(home)
+    home.configure(
+        "[channels.desktop]\nenabled = false\n[channels.command]\n"
+        f"argv = {json.dumps([sys.executable, str(PROGRAM), str(report)])}\n"
+    )
+    home.install(*lines)
+    interstat = Interstat(home.interstat)
+    started(home, id="r1", session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=900, output_tokens=0)
+    home.spend("r1")
+    wait_for(lambda: report.exists() and report.read_text().endswith("}"), "the report")
+    interstat.close()
+    found: dict[str, str | None] = json.loads(report.read_text())
+    return found
 
 
 @pytest.fixture(scope="module")
 def inside() -> Iterator[dict[str, str | None]]:
-    """Try it all as the command that is started for a warning."""
+    """What came of it in the sandbox as it is."""
     with account() as home:
-        report = home.root / ".interband" / "report.json"
-        prepare(home)
-        home.configure(
-            "[channels.desktop]\nenabled = false\n[channels.command]\n"
-            f"argv = {json.dumps([sys.executable, str(PROGRAM), str(report)])}\n"
-        )
-        home.install()
-        interstat = Interstat(home.interstat)
-        started(home, id="r1", session="s1", token_budget=1000)
-        interstat.insert("s1", input_tokens=900, output_tokens=0)
-        home.spend("r1")
-        wait_for(lambda: report.exists() and report.read_text().endswith("}"), "the report")
-        interstat.close()
-        yield json.loads(report.read_text())
+        yield tried(home)
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
@@ -84,6 +96,20 @@ def test_attempts_end_otherwise_outside_of_the_sandbox(home: Account) -> None:
     subprocess.run([sys.executable, PROGRAM, report], env=home.environ, check=True)
     found = json.loads(report.read_text())
     assert [name for name, refusal in REFUSED.items() if found[name] == refusal] == []
+
+
+def test_sandbox_opens_as_the_document_says(home: Account) -> None:
+    """All of its drop-ins together let through what each is for, and nothing else."""
+    blocks = re.findall(r"```ini\n\[Service\]\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    found = tried(home, *(line for block in blocks for line in block.splitlines()))
+    differing = {name: found[name] for name in ATTEMPTS if found[name] != REFUSED.get(name)}
+    assert differing == {
+        "an internet socket": "ECONNREFUSED",
+        "another internet socket": None,
+        "a place that may be opened": None,
+        "a temporary project": None,
+        "code made at run time": None,
+    }
 
 
 def test_daemon_itself_has_nothing_to_lose(service: Account) -> None:
