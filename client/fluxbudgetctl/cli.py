@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     _add(
         commands, "doctor", "look at everything; say what is wrong and what to do; exit 1 if anything is", verbs.doctor
     )
+    _add_service(commands)
     _add(commands, "version", "print the versions of client and daemon", verbs.version)
     return made
 
@@ -208,6 +209,41 @@ def _add_reviews(commands: "_Commands") -> None:
     calibrate.add_argument(
         "--write", action="store_true", help="keep it beside the configuration, for estimates to come"
     )
+
+
+def _add_service(commands: "_Commands") -> None:
+    what = "fluxbudgetd as a systemd user service, which the first call starts"
+    group = commands.add_parser("service", help=what, description=what, allow_abbrev=False)
+    verbs_of_it = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    made: dict[str, argparse.ArgumentParser] = {}
+    for name, told in (
+        ("install", "write and enable the units; a service that runs goes over to them"),
+        ("uninstall", "stop, disable and remove the units; the ledger and the configuration stay"),
+        ("status", "is it installed, does it listen, does it run? exit 1 if not"),
+    ):
+        made[name] = verbs_of_it.add_parser(name, help=told, description=told, allow_abbrev=False)
+        made[name].set_defaults(carry_out=_carry_out_of_service(name))
+    made["install"].add_argument("--now", action="store_true", help="listen at once, not only from the next login on")
+    made["install"].add_argument("--print", action="store_true", help="only print what would be written")
+    for name in ("install", "uninstall"):
+        made[name].add_argument(
+            "--force", action="store_true", help="also when a unit was edited, or written by somebody else"
+        )
+    made["status"].add_argument("--json", action="store_true", help="print JSON")
+
+
+def _carry_out_of_service(name: str) -> Callable[[argparse.Namespace], int]:
+    def carry_out(options: argparse.Namespace) -> int:
+        from fluxbudgetctl.service import verbs as service  # noqa: PLC0415  subprocess and hashlib, for these verbs only
+
+        carry: dict[str, Callable[[argparse.Namespace], int]] = {
+            "install": service.install,
+            "uninstall": service.uninstall,
+            "status": service.status,
+        }
+        return carry[name](options)
+
+    return carry_out
 
 
 def _add_transcript(made: argparse.ArgumentParser) -> None:

@@ -138,9 +138,11 @@ def changed_line(answer: messages.RunAnswer) -> str:
     return f"{run.id}: {run.status}, {run.phase}, {budget}, {run.enforcement}, warning at {run.warn_pct} %{note}"
 
 
-def doctor(path: str, answer: messages.DoctorAnswer | None, findings: Sequence[messages.Finding]) -> None:
-    """Print what was looked at, then what is wrong with what to do."""
+def doctor(path: str, answer: messages.DoctorAnswer | None, service: str, findings: Sequence[messages.Finding]) -> None:
+    """Print what was looked at, then what is wrong with what to do. `service`: a line about it, or nothing."""
     print(f"socket    {one_line(path)}")
+    if service:
+        print(f"service   {one_line(service)}")
     if answer is not None:
         print(f"daemon    fluxbudgetd {answer.version}, pid {answer.pid}, {answer.connections} connections")
         print(f"ledger    {one_line(answer.ledger)}")
@@ -156,6 +158,10 @@ def doctor(path: str, answer: messages.DoctorAnswer | None, findings: Sequence[m
                 for note in source.notes:
                     print(f"          {one_line(note)}")
         _both_sources(answer.sessions)
+    _findings(findings)
+
+
+def _findings(findings: Sequence[messages.Finding]) -> None:
     if not findings:
         print("all is well")
     for finding in findings:

@@ -20,10 +20,10 @@ A = TypeVar("A", bound=messages.Answer)
 N = TypeVar("N", bound=messages.Naming)
 
 
-def call(request: messages.AnyRequest, answer: type[A], timeout: float) -> A:
-    """Ask the daemon; raises `Failure` for an error answer, too."""
+def call(request: messages.AnyRequest, answer: type[A], timeout: float, path: str | None = None) -> A:
+    """Ask the daemon (at another path than usual); raises `Failure` for an error answer, too."""
     request = msgspec.structs.replace(request, wait_ms=int(timeout * 1000))
-    body = exchange(environment.socket(), messages.encode(request), timeout)
+    body = exchange(path or environment.socket(), messages.encode(request), timeout)
     try:
         found = messages.decode_answer(body)
     except msgspec.DecodeError as exc:
@@ -166,7 +166,9 @@ def advance(options: Options) -> int:
 
 
 def doctor(options: Options) -> int:
-    """`doctor`: what the client can see by itself, then what the daemon knows."""
+    """`doctor`: what the client can see by itself, what the daemon knows, what the service manager says."""
+    from fluxbudgetctl.service.findings import INSTALL, seen  # noqa: PLC0415  it imports this module
+
     findings = list(look_around(environment.socket()))
     answer = None
     try:
@@ -175,15 +177,18 @@ def doctor(options: Options) -> int:
         findings.append(messages.Finding(what=failure.message, hint=failure.hint))
     else:
         findings.extend(answer.findings)
-        if answer.version != client_version():
-            what = f"the daemon is version {answer.version}, the client {client_version()}"
-            findings.append(messages.Finding(what=what, hint="restart fluxbudgetd"))
+    service = seen(answer)
+    findings.extend(service.findings)
+    if answer is not None and answer.version != client_version():
+        what = f"the daemon is version {answer.version}, the client {client_version()}"
+        hint = INSTALL if service.of_the_service else "restart fluxbudgetd"
+        findings.append(messages.Finding(what=what, hint=hint))
     if options.json:
         fields = {} if answer is None else msgspec.structs.asdict(answer)
         kept = {name: value for name, value in fields.items() if name not in ("ok", "findings")}
-        print_json({"ok": not findings, "findings": findings, "daemon": kept or None})
+        print_json({"ok": not findings, "findings": findings, "daemon": kept or None, "service": service.fields})
     else:
-        rendering.doctor(environment.socket(), answer, findings)
+        rendering.doctor(environment.socket(), answer, service.line, findings)
     return codes.REFUSED if findings else codes.OK
 
 

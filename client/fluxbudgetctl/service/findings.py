@@ -1,0 +1,121 @@
+"""What `doctor` finds wrong with the service, where there is a user manager at all."""
+
+import os
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.service import manager, view, words
+from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
+from fluxbudgetd.wire.messages import DoctorAnswer, Finding
+
+INSTALL = "fluxbudgetctl service install"
+INSTALL_NOW = f"{INSTALL} --now"
+# `doctor` answers soon, also when the manager hangs.
+_SECONDS = 0.8
+_GRAPHICAL = ("x11", "wayland", "mir")
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What `doctor` tells of the service."""
+
+    findings: tuple[Finding, ...] = ()
+    fields: dict[str, object] | None = None
+    """For `--json`; None where there is no manager that answers."""
+    line: str = ""
+    """For people."""
+    of_the_service: bool = False
+    """The daemon that answered is the service's."""
+
+
+def seen(answer: DoctorAnswer | None) -> Seen:
+    """Return what there is to tell; nothing where there is no user manager. `answer`: the daemon's own."""
+    if not manager.can_be_asked():
+        return Seen()
+    try:
+        found = view.look(_SECONDS)
+    except Failure as failure:
+        return Seen((Finding(what=failure.message, hint=failure.hint),))
+    pid = None if answer is None else answer.pid
+    runs = 0 if answer is None else answer.active_runs
+    outside = pid is not None and view.is_outside(found, pid)
+    return Seen(
+        tuple(findings(found, outside=pid if outside else None, runs=runs, environ=os.environ)),
+        words.as_json(found, pid),
+        words.units(found),
+        of_the_service=pid is not None and not outside,
+    )
+
+
+def findings(found: view.View, *, outside: int | None, runs: int, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what is wrong. `outside`: the pid of a daemon that is not the service's; `runs`: how many are active."""
+    yield from _files(found)
+    if not any(_is_known(found, name) for name in UNITS):
+        return
+    yield from _units(found)
+    if outside is not None:
+        what = f"fluxbudgetd (pid {outside}) runs outside systemd, beside the units that are installed"
+        yield Finding(what=what, hint=f"stop it (kill {outside}), then {INSTALL_NOW}")
+    asked = environ.get("FLUXBUDGET_SOCKET")
+    if asked and found.listen and os.path.abspath(asked) != found.listen:
+        what = f"the service listens at {found.listen}, but your FLUXBUDGET_SOCKET is {asked}"
+        yield Finding(what=what, hint=f"unset it, or {INSTALL_NOW} with it")
+    if found.lingering is False and runs and not _is_graphical(environ):
+        what = "at your last logout systemd ends fluxbudgetd, while a run is active (a session in tmux goes on)"
+        yield Finding(what=what, hint="loginctl enable-linger")
+
+
+def _files(found: view.View) -> Iterator[Finding]:
+    missing = [name for name in UNITS if found.files[name].state is State.MISSING and not _is_known(found, name)]
+    if len(missing) == len(UNITS):
+        yield Finding(what="fluxbudgetd is not installed as a systemd user service", hint=INSTALL_NOW)
+    else:
+        yield from (Finding(what=f"{name} is not installed", hint=INSTALL_NOW) for name in missing)
+    for name, one in found.files.items():
+        if one.state is State.MASKED:
+            yield Finding(what=f"{name} is masked ({one.path})", hint=unmask(name, one.path))
+    program = found.program
+    if program is not None and found.is_there(SERVICE) and not _is_program(program):
+        hint = INSTALL if found.files[SERVICE].state is State.OURS else f"mend {found.files[SERVICE].path}"
+        yield Finding(what=f"{SERVICE} starts {program}, which is no program (any more)", hint=hint)
+    elif found.outdated:
+        yield Finding(what="the installed units are not what this version writes", hint=INSTALL)
+
+
+def _units(found: view.View) -> Iterator[Finding]:
+    for name, unit in found.manager.items():
+        if unit.load not in ("loaded", "masked", "not-found", ""):
+            what = f"systemd cannot read {name} ({unit.load})"
+            yield Finding(what=what, hint=f"systemd-analyze --user verify {found.files[name].path}")
+        elif unit.needs_reload == "yes":
+            what = f"systemd has not read {name} since it was changed"
+            yield Finding(what=what, hint="systemctl --user daemon-reload")
+    if _is_known(found, SOCKET) and not found.starts_at_login:
+        yield Finding(what=f"{SOCKET} is not enabled: it does not listen after the next login", hint=INSTALL_NOW)
+    if found.service.has_failed:
+        what = f"{SERVICE} has failed: {words.failure(found.service) or found.service.active}"
+        yield Finding(what=what, hint=f"see {words.JOURNAL}; the next call starts it again")
+    if _is_known(found, SOCKET) and not found.socket.is_up:
+        why = words.failure(found.socket)
+        what = f"{SOCKET} does not listen ({found.socket.active}{f': {why}' if why else ''})"
+        yield Finding(what=what, hint=f"systemctl --user start {SOCKET}")
+
+
+def unmask(name: str, path: str) -> str:
+    """Return how to unmask a unit that is masked at this path."""
+    runtime = "--runtime " if path.startswith("/run/") else ""
+    return f"systemctl --user unmask {runtime}{name}"
+
+
+def _is_known(found: view.View, name: str) -> bool:
+    """Tell whether there is such a unit, wherever it comes from."""
+    return found.is_there(name) or found.manager[name].load not in ("not-found", "masked", "")
+
+
+def _is_program(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
+
+
+def _is_graphical(environ: Mapping[str, str]) -> bool:
+    return not environ.get("SSH_CONNECTION") and environ.get("XDG_SESSION_TYPE") in _GRAPHICAL

@@ -1,0 +1,231 @@
+"""A unit's text from its template, and what lies where it belongs: nothing, ours, or something that is not ours."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from fluxbudgetctl.service import quoting
+from fluxbudgetd.wire.paths import socket_path
+
+SERVICE = "fluxbudgetd.service"
+SOCKET = "fluxbudgetd.socket"
+UNITS = (SOCKET, SERVICE)
+
+#: What tells the daemon where things are. systemd's manager does not know a shell's environment.
+CARRIED = (
+    "CLAUDE_CONFIG_DIR",
+    "FLUXBUDGET_SOCKET",
+    "INTERBAND_ROOT",
+    "INTERSTAT_DB",
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+)
+#: The templates' own words for the directories that the daemon writes in.
+STATE, INTERBAND, INTERSTAT, RUNTIME = (
+    "%h/.local/state/fluxbudget",
+    "%h/.interband",
+    "%h/.claude/interstat",
+    "%t/fluxbudget",
+)
+_PATHS = ("ReadWritePaths=", "ReadOnlyPaths=", "BindPaths=", "BindReadOnlyPaths=")
+_COMMANDS = ("ExecStartPre=", "ExecStartPost=", "ExecStopPost=")
+# What PrivateTmp= hides from the service.
+_HIDDEN = ("/tmp/", "/var/tmp/")  # noqa: S108  nothing is made there
+_MARKER = re.compile(
+    r"# Written by 'fluxbudgetctl service install' of fluxbudget (\S+)\. To change it: 'systemctl --user edit \S+'\. "
+    r"sha256 of the rest: ([0-9a-f]{64})"
+)
+_MOST_BYTES = 256 * 1024
+
+
+class State(StrEnum):
+    """What lies at a unit's path."""
+
+    MISSING = "missing"
+    OURS = "ours"
+    """Written by this program, as it is now."""
+    EDITED = "edited"
+    """Written by this program, and changed by somebody else."""
+    FOREIGN = "foreign"
+    """Not written by this program: another file, a symlink, a directory."""
+    MASKED = "masked"
+    """A symlink to /dev/null, or an empty file: systemd's sign that a unit must not be started."""
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit's file."""
+
+    path: str
+    state: State
+    text: str = ""
+    """Empty unless it is a regular file that can be read."""
+    version: str = ""
+    """fluxbudget's version that wrote it."""
+
+    @property
+    def body(self) -> str:
+        """The text behind the marker."""
+        return self.text.partition("\n")[2] if _MARKER.match(self.text) else self.text
+
+    def value(self, key: str) -> str | None:
+        """Return the last value of a setting; None when there is none."""
+        values = self.values(key)
+        return values[-1] if values else None
+
+    def values(self, key: str) -> list[str]:
+        """Return each value of a setting, in the order of the file."""
+        lines = self.text.splitlines()
+        return [line.partition("=")[2].strip() for line in lines if line.partition("=")[0].strip() == key]
+
+
+def render(
+    templates: Mapping[str, str],
+    program: tuple[str, ...],
+    carried: Mapping[str, str],
+    code: Sequence[str],
+    version: str,
+) -> dict[str, str]:
+    """Return the text of each unit; raises `Failure` for a path that a unit cannot hold.
+
+    `program` starts the daemon, `carried` is of `carried_over`, `code` are the directories that the program is made of.
+    """
+    chosen = carried.get("FLUXBUDGET_SOCKET")
+    places = _places(carried)
+    socket = _moved(templates[SOCKET], places)
+    if chosen is not None:
+        socket = _replace_line(socket, "ListenStream=", [f"ListenStream={quoting.whole(chosen)}"])
+    own = [f"Environment={quoting.word(f'{name}={carried[name]}')}" for name in sorted(carried)]
+    own += _seen_in_tmp(places, carried, code)
+    own.append(f"ExecStart={quoting.command(program)}")
+    service = _replace_line(_moved(templates[SERVICE], places), "ExecStart=", own)
+    return {SOCKET: _marked(SOCKET, socket, version), SERVICE: _marked(SERVICE, service, version)}
+
+
+def carried_over(environ: Mapping[str, str], uid: int) -> dict[str, str]:
+    """Return what of an environment the daemon has to know, as absolute paths.
+
+    A relative `$XDG_CONFIG_HOME` is invalid, and so ignored; a `$FLUXBUDGET_SOCKET` that changes nothing is left out.
+    """
+    found = {name: os.path.abspath(environ[name]) for name in CARRIED if environ.get(name)}
+    if not environ.get("XDG_CONFIG_HOME", "").startswith("/"):
+        found.pop("XDG_CONFIG_HOME", None)
+    without = {name: value for name, value in environ.items() if name != "FLUXBUDGET_SOCKET"}
+    if found.get("FLUXBUDGET_SOCKET") == socket_path(without, uid):
+        del found["FLUXBUDGET_SOCKET"]
+    return found
+
+
+def carried_in(service: File) -> dict[str, str]:
+    """Return what an installed service has carried over."""
+    pairs = [found.partition("=") for value in service.values("Environment") for found in quoting.words(value)]
+    return {name: value for name, _, value in pairs if name in CARRIED}
+
+
+def listens_at(socket: File, runtime: str) -> str | None:
+    """Return the path that an installed socket listens at; None when its file does not say so."""
+    value = socket.value("ListenStream")
+    if value is None:
+        return None
+    return "%".join(piece.replace("%t", runtime) for piece in value.split("%%"))
+
+
+def read(directory: str, name: str, *also_masked_in: str) -> File:
+    """Return what lies at a unit's path; what cannot be looked at is foreign."""
+    path = os.path.join(directory, name)
+    for masked in (path, *(os.path.join(place, name) for place in also_masked_in)):
+        if _is_mask(masked):
+            return File(path=masked, state=State.MASKED)
+    if not os.path.lexists(path):
+        return File(path=path, state=State.MISSING)
+    text = _text(path)
+    first, _, rest = text.partition("\n")
+    marker = _MARKER.fullmatch(first)
+    if marker is None or os.path.islink(path):
+        return File(path=path, state=State.FOREIGN, text=text)
+    state = State.OURS if marker[2] == _checksum(rest) else State.EDITED
+    return File(path=path, state=state, text=text, version=marker[1])
+
+
+def _is_mask(path: str) -> bool:
+    try:
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            return os.path.realpath(path) == os.devnull
+        return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    except OSError:
+        return False
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read(_MOST_BYTES) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else ""
+    except OSError:
+        return ""
+
+
+def _places(carried: Mapping[str, str]) -> dict[str, str]:
+    """Return the directories that lie elsewhere than the template says: its word → a path."""
+    found: dict[str, str] = {}
+    if state := carried.get("XDG_STATE_HOME"):
+        found[STATE] = os.path.join(state, "fluxbudget")
+    if interband := carried.get("INTERBAND_ROOT"):
+        found[INTERBAND] = interband
+    if database := carried.get("INTERSTAT_DB"):
+        found[INTERSTAT] = os.path.dirname(database)
+    elif claude := carried.get("CLAUDE_CONFIG_DIR"):
+        found[INTERSTAT] = os.path.join(claude, "interstat")
+    if chosen := carried.get("FLUXBUDGET_SOCKET"):
+        found[RUNTIME] = os.path.dirname(chosen)
+    return found
+
+
+def _moved(text: str, places: Mapping[str, str]) -> str:
+    """Return a template with the directories where they really are."""
+    return "".join(_moved_line(line, places) for line in text.splitlines(keepends=True))
+
+
+def _moved_line(line: str, places: Mapping[str, str]) -> str:
+    if not line.startswith((*_PATHS, *_COMMANDS)):
+        return line
+    key, _, value = line.partition("=")
+    for template, path in places.items():
+        quote = quoting.argument if line.startswith(_COMMANDS) else quoting.word
+        value = re.sub(
+            rf"(?<!\S)([-+]*){re.escape(template)}(?!\S)",
+            lambda found, path=path, quote=quote: quote(found[1] + path),  # type: ignore[misc]
+            value,
+        )
+    return f"{key}={value}"
+
+
+def _seen_in_tmp(places: Mapping[str, str], carried: Mapping[str, str], code: Sequence[str]) -> list[str]:
+    """Return the settings that let the service see what lies in /tmp: it has a /tmp of its own."""
+    read = [*code, *(carried[name] for name in ("CLAUDE_CONFIG_DIR", "XDG_CONFIG_HOME") if name in carried)]
+    shown = [f"BindReadOnlyPaths={_bound(path)}" for path in read if path.startswith(_HIDDEN)]
+    return shown + [f"BindPaths={_bound(path)}" for path in places.values() if path.startswith(_HIDDEN)]
+
+
+def _bound(path: str) -> str:
+    return quoting.word("-" + path.replace("\\", "\\\\").replace(":", "\\:"))
+
+
+def _replace_line(text: str, key: str, new: Sequence[str]) -> str:
+    """Return text with its only line of this key replaced."""
+    lines = text.splitlines()
+    (index,) = (number for number, line in enumerate(lines) if line.startswith(key))
+    return "\n".join([*lines[:index], *new, *lines[index + 1 :]]) + "\n"
+
+
+def _marked(name: str, body: str, version: str) -> str:
+    what = f"# Written by 'fluxbudgetctl service install' of fluxbudget {version}. "
+    return f"{what}To change it: 'systemctl --user edit {name}'. sha256 of the rest: {_checksum(body)}\n{body}"
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
