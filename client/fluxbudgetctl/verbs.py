@@ -167,8 +167,9 @@ def advance(options: Options) -> int:
 
 def doctor(options: Options) -> int:
     """`doctor`: what the client can see by itself, what the daemon knows, what the service manager says."""
-    from fluxbudgetctl.service.findings import INSTALL, seen  # noqa: PLC0415  it imports this module
+    from fluxbudgetctl.service.findings import INSTALL, before, seen  # noqa: PLC0415  it imports this module
 
+    unasked = before()  # looking at the socket is asking, too
     findings = list(look_around(environment.socket()))
     answer = None
     try:
@@ -177,7 +178,7 @@ def doctor(options: Options) -> int:
         findings.append(messages.Finding(what=failure.message, hint=failure.hint))
     else:
         findings.extend(answer.findings)
-    service = seen(answer)
+    service = seen(unasked, answer)
     findings.extend(service.findings)
     if answer is not None and answer.version != client_version():
         what = f"the daemon is version {answer.version}, the client {client_version()}"

@@ -29,14 +29,24 @@ class Seen(msgspec.Struct, frozen=True):
     """The daemon that answered is the service's."""
 
 
-def seen(answer: DoctorAnswer | None) -> Seen:
-    """Return what there is to tell; nothing where there is no user manager. `answer`: the daemon's own."""
+def before() -> view.View | Failure | None:
+    """Look, before the daemon is asked, which starts it; None where there is no user manager."""
     if not manager.can_be_asked():
-        return Seen()
+        return None
     try:
-        found = view.look(_SECONDS)
+        return view.look(_SECONDS)
     except Failure as failure:
-        return Seen((Finding(what=failure.message, hint=failure.hint),))
+        return failure
+
+
+def seen(found: view.View | Failure | None, answer: DoctorAnswer | None) -> Seen:
+    """Return what there is to tell of what was found before. `answer`: what the daemon said then."""
+    if found is not None and not isinstance(found, Failure) and answer is not None and answer.pid != found.service.pid:
+        found = before()  # it was started by being asked
+    if found is None:
+        return Seen()
+    if isinstance(found, Failure):
+        return Seen((Finding(what=found.message, hint=found.hint),))
     pid = None if answer is None else answer.pid
     runs = 0 if answer is None else answer.active_runs
     outside = pid is not None and view.is_outside(found, pid)

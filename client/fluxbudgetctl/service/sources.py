@@ -6,7 +6,6 @@ import sys
 
 import fluxbudgetctl
 from fluxbudgetctl.failure import Failure
-from fluxbudgetd import wire
 from fluxbudgetd.wire import codes
 
 _PACKAGE = os.path.dirname(os.path.abspath(fluxbudgetctl.__file__))
@@ -47,7 +46,7 @@ def program() -> tuple[str, ...]:
 
 def code() -> tuple[str, ...]:
     """Return the directories that the daemon's program is made of: its environment, the interpreter, the packages."""
-    daemon = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(str(wire.__file__)))))
+    daemon = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(codes.__file__))))
     places = (sys.prefix, sys.base_prefix, os.path.dirname(_PACKAGE), daemon)
     return tuple(dict.fromkeys(os.path.abspath(place) for place in places))
 

@@ -126,6 +126,12 @@ def carried_in(service: File) -> dict[str, str]:
     return {name: value for name, _, value in pairs if name in CARRIED}
 
 
+def made_directories(carried: Mapping[str, str], home: str) -> tuple[str, ...]:
+    """Return the directories outside of fluxbudget's own that the socket makes for the daemon, innermost first."""
+    places = {INTERBAND: f"{home}/.interband", INTERSTAT: f"{home}/.claude/interstat"} | _places(carried)
+    return places[INTERBAND], places[INTERSTAT], os.path.dirname(places[INTERSTAT])
+
+
 def listens_at(socket: File, runtime: str) -> str | None:
     """Return the path that an installed socket listens at; None when its file does not say so."""
     value = socket.value("ListenStream")
@@ -163,10 +169,14 @@ def _is_mask(path: str) -> bool:
 
 def _text(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=_without_waiting) as file:
             return file.read(_MOST_BYTES) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else ""
     except OSError:
         return ""
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe has nobody at its other end
 
 
 def _places(carried: Mapping[str, str]) -> dict[str, str]:

@@ -14,15 +14,14 @@ from fluxbudgetd.wire import codes, messages
 
 Options = argparse.Namespace
 _MODE = 0o644
-_OURS_IN_RUNTIME = ("fluxbudgetd.sock", "fluxbudgetd.sock.lock")
 
 
 def install(options: Options) -> int:
     """`service install`: write the units, enable them, and let a running service go over to them."""
     carried = units.carried_over(os.environ, os.geteuid())
     texts = view.wanted(carried)
-    _warn(carried)
     if options.print:
+        _remark(carried)
         print("\n".join(f"# {os.path.join(view.directory(), name)}\n{texts[name]}" for name in UNITS), end="")
         return codes.OK
     manager.require(view.directory())
@@ -35,14 +34,24 @@ def install(options: Options) -> int:
             "then run this again; nothing was written",
             codes.REFUSED,
         )
+    _remark(carried)
     _write(before, texts)
+    moved = before.socket.is_up and before.files[SOCKET].body != texts[SOCKET].partition("\n")[2]
+    if moved:
+        manager.do("stop", *UNITS)  # before the manager forgets which file the socket has
     manager.do("daemon-reload")
     manager.do("enable", *UNITS)
     _report(before, carried)
     if outside is not None:
         print(f"fluxbudgetd (pid {outside}) runs outside systemd: when it has ended, 'systemctl --user start {SOCKET}'")
         return codes.OK
-    _go_over(before, texts, now=options.now)
+    if moved:
+        if before.listen != view.look().listen:
+            _clear_runtime(before)
+        _start(SOCKET, "start", SOCKET)
+        print("the socket has changed and was started anew: the first call starts the daemon")
+    else:
+        _go_over(before, now=options.now)
     return codes.OK
 
 
@@ -70,7 +79,9 @@ def uninstall(options: Options) -> int:
     for name in UNITS:
         manager.call("reset-failed", name, seconds=manager.PATIENT_SECONDS)  # which fails when there is nothing to do
     _clear_runtime(before)
-    for place in (view.directory(), os.path.dirname(view.directory())):
+    carried = units.carried_in(before.files[SERVICE])
+    empty = units.made_directories(carried, os.path.expanduser("~"))
+    for place in (*empty, view.directory(), os.path.dirname(view.directory())):
         with suppress(OSError):  # somebody else's files are in it
             os.rmdir(place)
     for place in view.drop_ins():
@@ -91,7 +102,7 @@ def status(options: Options) -> int:
     return codes.OK if found.is_installed and (found.socket.is_up or found.service.is_up) else codes.REFUSED
 
 
-def _warn(carried: dict[str, str]) -> None:
+def _remark(carried: dict[str, str]) -> None:
     program = sources.program()[0]
     why = sources.passing(program, os.path.expanduser("~"), os.environ.get("XDG_CACHE_HOME"))
     if why is not None:
@@ -177,14 +188,8 @@ def _report(before: view.View, carried: dict[str, str]) -> None:
     print("enabled: it starts at your next login")
 
 
-def _go_over(before: view.View, texts: dict[str, str], *, now: bool) -> None:
+def _go_over(before: view.View, *, now: bool) -> None:
     """Let what runs run by the new units; start the socket when that is asked. Raises `Failure` when it does not."""
-    body = texts[SOCKET].partition("\n")[2]
-    if before.socket.is_up and before.files[SOCKET].body != body:
-        manager.do("stop", *UNITS)
-        _start(SOCKET, "start", SOCKET)
-        print("the socket was changed: it was started again, and the first call starts the daemon")
-        return
     if now:
         _start(SOCKET, "start", SOCKET)
     if before.service.is_up or before.service.active == "activating":
@@ -230,9 +235,9 @@ def _clear_runtime(before: view.View) -> None:
     place = os.path.dirname(path)
     if os.path.basename(place) != "fluxbudget" or _is_served(path):
         return
-    for name in _OURS_IN_RUNTIME:
+    for file in (path, f"{path}.lock"):
         with suppress(OSError):
-            os.unlink(os.path.join(place, name))
+            os.unlink(file)
     shutil.rmtree(os.path.join(place, "state"), ignore_errors=True)
     with suppress(OSError):
         os.rmdir(place)

@@ -112,7 +112,7 @@ def lingering(uid: int, root: str = "/") -> bool | None:
 def ping(view: View) -> messages.PingAnswer | Failure | None:
     """Ask the daemon who it is; None when asking would start it."""
     path = environment.socket()
-    if not view.service.is_up and view.socket.is_up and view.listen in (None, path):
+    if not view.service.pid and view.socket.is_up and view.listen in (None, path):
         return None
     try:
         return who_serves(path)

@@ -14,7 +14,7 @@ _EXITED = 1
 
 #: Exit codes of fluxbudgetd (docs/commands.md) and of systemd itself (systemd.exec(5)).
 _EXITS = {
-    codes.REFUSED: "it could not start: does another fluxbudgetd run?",
+    codes.REFUSED: "it could not start",
     codes.USAGE: "its command line is wrong",
     codes.BAD_INPUT: "its ledger is of a newer version",
     codes.INTERNAL: "a defect",
@@ -54,7 +54,8 @@ def lines(view: View, answer: messages.PingAnswer | Failure | None) -> list[str]
     if service.status:
         found.append(f"          it says: {service.status}")
     if service.restarts:
-        found.append(f"          restarted {service.restarts} times by itself")
+        times = "once" if service.restarts == 1 else f"{service.restarts} times"
+        found.append(f"          restarted {times} by itself")
     if not service.is_up and (why := failure(service)):
         found.append(f"          last failure: {why} ({JOURNAL})")
     if view.drop_ins:
@@ -127,11 +128,10 @@ def _daemon(view: View, answer: messages.PingAnswer | Failure | None) -> str:
     if isinstance(answer, messages.PingAnswer):
         running = f"running since {answer.started_at}, pid {answer.pid}, version {answer.version}"
         return f"{running}, outside systemd" if is_outside(view, answer.pid) else running
-    if view.service.is_up:
+    if view.service.pid:
+        state = "running" if view.service.is_up else view.service.active
         why = f", but: {answer.message}" if isinstance(answer, Failure) else ""
-        return f"running, pid {view.service.pid}{why}"
-    if view.service.active == "activating":
-        return "is being started"
+        return f"{state}, pid {view.service.pid}{why}"
     if view.service.has_failed:
         return "failed" + ("; the next call starts it" if view.socket.is_up else "")
     return "not running" + ("; the first call starts it" if view.socket.is_up else "")

@@ -1,0 +1,106 @@
+"""An environment that fluxbudget is installed in, as an installer leaves it: scripts, metadata, record."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+import fluxbudgetctl
+import fluxbudgetd
+
+UNITS = ("fluxbudgetd.socket", "fluxbudgetd.service")
+_LEFT = (".local/state/fluxbudget", ".config/fluxbudget", ".interband", ".claude")
+_NAMES = ("fluxbudgetd", "fluxbudgetctl")
+
+
+class Installed:
+    """A virtual environment whose packages are those that are tested; the version is only what its metadata say."""
+
+    def __init__(self, root: Path, version: str = "0.1.0") -> None:
+        self.root = root
+        venv.create(root, symlinks=True)
+        self.packages = Path(sysconfig.get_path("purelib", vars={"base": str(root), "platbase": str(root)}))
+        # The packages that are tested stand before those of the environment that the tests run in.
+        places = [_root_of(fluxbudgetd), _root_of(fluxbudgetctl), sysconfig.get_path("purelib")]
+        (self.packages / "tested.pth").write_text("\n".join(dict.fromkeys(places)))
+        for name in _NAMES:
+            script = root / "bin" / name
+            # (An installer's first line would be of no use where the path has a quote in it.)
+            script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(root / "bin" / "python"))} -m {name} "$@"\n')
+            script.chmod(0o755)
+        self.set_version(version)
+
+    @property
+    def daemon(self) -> Path:
+        return self.root / "bin" / "fluxbudgetd"
+
+    @property
+    def client(self) -> Path:
+        return self.root / "bin" / "fluxbudgetctl"
+
+    def clean(self) -> None:
+        """Remove all that it has installed, the state, and itself."""
+        systemctl("unmask", *UNITS)
+        systemctl("unmask", "--runtime", *UNITS)
+        systemctl("disable", "--now", *UNITS)
+        runtime = Path(os.environ["XDG_RUNTIME_DIR"], "fluxbudget")
+        for place in (unit_directory().parent, runtime, *(Path.home() / name for name in _LEFT)):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(self.root.parent)
+        systemctl("daemon-reload")
+        systemctl("reset-failed")
+
+    def set_version(self, version: str) -> None:
+        """Be of another version from now on, as after an upgrade."""
+        for old in self.packages.glob("fluxbudget-*.dist-info"):
+            for file in old.iterdir():
+                file.unlink()
+            old.rmdir()
+        made = self.packages / f"fluxbudget-{version}.dist-info"
+        made.mkdir()
+        (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fluxbudget\nVersion: {version}\n")
+        bin_directory = os.path.relpath(self.root / "bin", self.packages)
+        (made / "RECORD").write_text("".join(f"{bin_directory}/{name},,\n" for name in _NAMES))
+
+    def ctl(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run this environment's client."""
+        return subprocess.run(
+            [self.client, *arguments],
+            env={**_outside_of_tests(), **environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, **environ: str) -> str:
+        """Run it, require exit 0, and return its output without the last newline."""
+        ended = self.ctl(*arguments, **environ)
+        assert ended.returncode == 0, (arguments, ended)
+        return ended.stdout.rstrip("\n")
+
+
+def systemctl(*arguments: str) -> str:
+    """Ask, or tell, the user's manager; return what it prints, whatever its exit code."""
+    ended = subprocess.run(["systemctl", "--user", *arguments], capture_output=True, text=True, check=False)
+    return ended.stdout.rstrip("\n")
+
+
+def unit_directory() -> Path:
+    return Path.home() / ".config" / "systemd" / "user"
+
+
+def _outside_of_tests() -> dict[str, str]:
+    kept = ("PATH", "LANG", "HOME", "USER", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+    return {name: os.environ[name] for name in kept if name in os.environ}
+
+
+def _root_of(package: object) -> str:
+    return str(Path(str(getattr(package, "__file__", ""))).parents[1])
+
+
+__all__ = ["UNITS", "Installed", "systemctl", "unit_directory"]

@@ -1,0 +1,279 @@
+"""`fluxbudgetctl service install` and `uninstall` with a real user manager."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.daemon import wait_for
+from harness.installed import UNITS, Installed, systemctl, unit_directory
+
+_ODD = 'it\'s "a" $HOME \\d %h é'
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Iterator[Installed]:
+    """An environment in a directory with a blank, which is not below /tmp."""
+    made = Installed(Path.home() / tmp_path.name / "an environment")
+    yield made
+    made.clean()
+
+
+def listing() -> set[Path]:
+    return {path for path in unit_directory().rglob("*") if not path.is_dir()}
+
+
+def pid_of(installed: Installed, **environ: str) -> int:
+    return int(json.loads(installed.ok("ping", "--json", "--timeout", "30", **environ))["pid"])
+
+
+def test_the_first_call_starts_what_is_installed(installed: Installed) -> None:
+    said = installed.ok("service", "install", "--now")
+    assert "the first call starts the daemon" in said
+    assert systemctl("show", "--property=MainPID", "--value", "fluxbudgetd.service") == "0"
+    assert str(pid_of(installed)) == systemctl("show", "--property=MainPID", "--value", "fluxbudgetd.service")
+    for name in UNITS:
+        assert (unit_directory() / name).stat().st_mode & 0o777 == 0o644
+        assert systemctl("is-enabled", name) == "enabled"
+
+
+def test_what_print_shows_is_what_is_written(installed: Installed) -> None:
+    shown = installed.ok("service", "install", "--print")
+    assert not unit_directory().exists()
+    installed.ok("service", "install")
+    written = [f"# {unit_directory() / name}\n{(unit_directory() / name).read_text()}" for name in UNITS]
+    assert shown == "\n".join(written).rstrip("\n")
+
+
+def test_without_now_it_waits_for_the_next_login(installed: Installed) -> None:
+    assert "at your next login" in installed.ok("service", "install")
+    assert systemctl("is-active", *UNITS).split() == ["inactive", "inactive"]
+    assert systemctl("is-enabled", *UNITS).split() == ["enabled", "enabled"]
+
+
+def test_an_upgrade_restarts_the_daemon_and_loses_no_event_and_no_caller(installed: Installed) -> None:
+    installed.ok("service", "install", "--now")
+    before = pid_of(installed)
+    done = threading.Event()
+    started: list[str] = []
+
+    def work() -> None:
+        while not done.is_set():
+            started.append(installed.ok("run", "start", "--id", f"r{len(started)}", "--timeout", "60"))
+
+    with subprocess.Popen(
+        [installed.client, "watch", "--since", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as watch:
+        assert watch.stdout is not None
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            wait_for(lambda: len(started) > 2, "runs before the upgrade")
+            installed.set_version("0.2.0")
+            assert "the daemon was restarted" in installed.ok("service", "install")
+            upgraded = len(started)
+            wait_for(lambda: len(started) > upgraded + 2, "runs after the upgrade")
+        finally:
+            done.set()
+            worker.join()
+        after = pid_of(installed)
+        events: list[dict[str, object]] = []
+        while not events or events[-1]["run"] != started[-1]:
+            events.append(json.loads(watch.stdout.readline()))
+        watch.terminate()
+    assert after != before
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["run"] for event in events if event["kind"] == "run.started"] == started
+    assert systemctl("show", "--property=NRestarts", "--value", "fluxbudgetd.service") == "0"
+
+
+def test_a_program_and_places_with_odd_names(tmp_path: Path) -> None:
+    """What systemd makes of the quoting is what was meant: it starts, it writes there, and it says so."""
+    root = Path.home() / tmp_path.name
+    installed = Installed(root / _ODD)
+    places = {
+        "CLAUDE_CONFIG_DIR": str(root / f"claude {_ODD}"),
+        "XDG_STATE_HOME": str(root / f"state {_ODD}"),
+        "INTERBAND_ROOT": str(root / f"interband {_ODD}"),
+    }
+    try:
+        installed.ok("service", "install", "--now", **places)
+        installed.ok("ping", "--timeout", "30")
+        daemon = json.loads(installed.ctl("doctor", "--json").stdout)["daemon"]
+        assert daemon["state_dir"] == f"{places['XDG_STATE_HOME']}/fluxbudget"
+        assert {source["path"] for source in daemon["sources"]} == {
+            f"{places['CLAUDE_CONFIG_DIR']}/interstat/metrics.db",
+            f"{places['CLAUDE_CONFIG_DIR']}/projects",
+        }
+        assert (Path(places["XDG_STATE_HOME"]) / "fluxbudget" / "ledger.db").exists()
+        shown = json.loads(installed.ok("service", "status", "--json"))
+        assert (shown["program"], shown["outdated"]) == (str(installed.daemon), False)
+    finally:
+        installed.clean()
+
+
+def test_a_program_and_places_below_tmp(tmp_path: Path) -> None:
+    """The service has a /tmp of its own, and sees there what belongs to it; that it will not last is said."""
+    installed = Installed(tmp_path / "environment")
+    state = tmp_path / "state"
+    try:
+        ended = installed.ctl("service", "install", "--now", XDG_STATE_HOME=str(state))
+        assert (ended.returncode, "emptied when the machine starts" in ended.stderr) == (0, True), ended
+        installed.ok("ping", "--timeout", "30")
+        assert (state / "fluxbudget" / "ledger.db").exists()
+    finally:
+        installed.clean()
+
+
+def test_another_socket_path_moves_the_socket_that_listens(installed: Installed) -> None:
+    installed.ok("service", "install", "--now")
+    pid_of(installed)
+    usual = Path(os.environ["XDG_RUNTIME_DIR"], "fluxbudget", "fluxbudgetd.sock")
+    chosen = Path.home() / "odd %t place" / "fluxbudget" / "other.sock"
+    assert usual.exists()
+    installed.ok("service", "install", FLUXBUDGET_SOCKET=str(chosen))
+    assert not usual.exists()
+    assert pid_of(installed, FLUXBUDGET_SOCKET=str(chosen)) > 0
+    assert (chosen.parent / "state" / "alive").exists()
+    assert json.loads(installed.ok("service", "status", "--json"))["socket"]["path"] == str(chosen)
+    assert f"listens at {chosen}" in installed.ctl("doctor", FLUXBUDGET_SOCKET="/run/x.sock").stdout
+    installed.ok("service", "uninstall", FLUXBUDGET_SOCKET=str(chosen))
+    assert not chosen.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("fluxbudgetd.service", "foreign"), ("fluxbudgetd.socket", "edited"), ("fluxbudgetd.service", "symlink")],
+)
+def test_a_file_that_it_has_not_written_is_kept(installed: Installed, name: str, kind: str) -> None:
+    """Both are looked at before either is written; --force overwrites; uninstalling is as careful."""
+    path = unit_directory() / name
+    path.parent.mkdir(parents=True)
+    if kind == "foreign":
+        path.write_text("[Unit]\nDescription=mine\n")
+    elif kind == "symlink":
+        (Path.home() / "mine").write_text("[Unit]\n")
+        path.symlink_to(Path.home() / "mine")
+    else:
+        installed.ok("service", "install")
+        path.write_text(path.read_text() + "# mine\n")
+    before = {one: one.read_text() for one in listing()}
+    for verb in ("install", "uninstall"):
+        ended = installed.ctl("service", verb)
+        assert (ended.returncode, str(path) in ended.stderr, "--force" in ended.stderr) == (1, True, True), ended
+        assert {one: one.read_text() for one in listing()} == before
+    installed.ok("service", "install", "--force")
+    assert path.read_text().startswith("# Written by")
+    assert not path.is_symlink()
+    if kind == "symlink":
+        assert (Path.home() / "mine").read_text() == "[Unit]\n"
+
+
+def test_a_directory_in_a_units_place_is_kept(installed: Installed) -> None:
+    (unit_directory() / "fluxbudgetd.service").mkdir(parents=True)
+    ended = installed.ctl("service", "install", "--force")
+    assert (ended.returncode, "is a directory" in ended.stderr) == (1, True), ended
+    assert not listing()
+
+
+@pytest.mark.parametrize("where", ["--runtime", None, "empty"])
+def test_a_masked_unit_is_not_overwritten(installed: Installed, where: str | None) -> None:
+    path = unit_directory() / "fluxbudgetd.socket"
+    if where == "empty":
+        path.parent.mkdir(parents=True)
+        path.touch()
+    else:
+        systemctl("mask", *([where] if where else []), "fluxbudgetd.socket")
+    ended = installed.ctl("service", "install", "--force")
+    assert (ended.returncode, "is masked" in ended.stderr) == (1, True), ended
+    assert not (unit_directory() / "fluxbudgetd.service").exists()
+    hint = ended.stderr.splitlines()[-1].removeprefix("hint: ")
+    assert hint == f"systemctl --user unmask {'--runtime ' if where == '--runtime' else ''}fluxbudgetd.socket"
+    subprocess.run(hint.split(), check=True)
+    path.unlink(missing_ok=True)
+    installed.ok("service", "install")
+
+
+def test_beside_a_daemon_that_was_started_by_hand(installed: Installed) -> None:
+    with subprocess.Popen([installed.daemon], stderr=subprocess.DEVNULL) as by_hand:
+        try:
+            wait_for(lambda: installed.ctl("ping").returncode == 0, "the daemon to answer")
+            # (The script replaces itself by the daemon.)
+            ended = installed.ctl("service", "install", "--now")
+            words = f"(pid {by_hand.pid}) runs outside systemd: stop it first (kill {by_hand.pid})"
+            assert (ended.returncode, words in ended.stderr) == (1, True), ended
+            assert not listing()
+            assert f"(pid {by_hand.pid}) runs outside systemd" in installed.ok("service", "install")
+            assert systemctl("is-active", "fluxbudgetd.socket") == "inactive"
+            status = installed.ctl("service", "status")
+            assert (status.returncode, "outside systemd" in status.stdout) == (1, True), status
+            problem = f"fluxbudgetd (pid {by_hand.pid}) runs outside systemd"
+            assert problem in installed.ctl("doctor").stdout
+            installed.ok("service", "uninstall")
+            assert pid_of(installed) == by_hand.pid
+        finally:
+            by_hand.send_signal(signal.SIGTERM)
+    assert installed.ctl("service", "install", "--now").returncode == 0
+
+
+def test_a_service_that_does_not_come_up_again_is_said(installed: Installed) -> None:
+    installed.ok("service", "install", "--now")
+    pid_of(installed)
+    config = Path.home() / ".config" / "fluxbudget" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("x = [")
+    ended = installed.ctl("service", "install")
+    assert ended.returncode == 1
+    assert "exit code 78, the configuration is wrong" in ended.stderr
+    assert "journalctl --user-unit=fluxbudgetd" in ended.stderr
+    assert "last failure: exit code 78" in installed.ok("service", "status")
+    config.unlink()
+    assert pid_of(installed) > 0
+    assert "last failure" not in installed.ok("service", "status")
+
+
+def test_uninstalling_leaves_nothing_but_the_state(installed: Installed) -> None:
+    def around() -> set[Path]:
+        kept = {installed.root.parent, Path.home() / ".local"}
+        found = {path for path in Path.home().rglob("*") if not kept.intersection([path, *path.parents])}
+        return found | set(Path(os.environ["XDG_RUNTIME_DIR"]).glob("fluxbudget*"))
+
+    (Path.home() / ".config").mkdir(exist_ok=True)
+    before = around()
+    installed.ok("service", "install", "--now")
+    run = installed.ok("run", "start", "--timeout", "30")
+    assert around() > before
+    assert "stay" in installed.ok("service", "uninstall")
+    assert {path for path in around() if ".interband" not in str(path)} == before
+    assert systemctl("list-unit-files", "--no-legend", *UNITS) == ""
+    assert systemctl("list-units", "--all", "--no-legend", *UNITS) == ""
+    assert installed.ok("service", "uninstall") == "nothing is installed"
+    installed.ok("service", "install", "--now")
+    assert run in installed.ok("run", "list", "--timeout", "30")
+
+
+def test_a_persons_own_settings_stay_and_are_named(installed: Installed) -> None:
+    installed.ok("service", "install")
+    own = unit_directory() / "fluxbudgetd.service.d" / "override.conf"
+    own.parent.mkdir()
+    own.write_text("[Service]\nNice=5\n")
+    assert str(own.parent) in installed.ok("service", "uninstall")
+    assert own.exists()
+
+
+def test_what_was_carried_over_and_is_no_more_is_said(installed: Installed) -> None:
+    ended = installed.ctl("service", "install", INTERSTAT_DB="metrics.db")
+    assert f"INTERSTAT_DB={Path.cwd()}/metrics.db" in ended.stderr
+    assert "INTERSTAT_DB, which the service had, is not set any more" in installed.ok("service", "install")
+
+
+def test_where_the_manager_does_not_look_nothing_is_written(installed: Installed) -> None:
+    elsewhere = Path.home() / "elsewhere"
+    ended = installed.ctl("service", "install", XDG_CONFIG_HOME=str(elsewhere))
+    assert (ended.returncode, f"reads no units in {elsewhere}" in ended.stderr) == (69, True), ended
+    assert not elsewhere.exists()

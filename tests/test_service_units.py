@@ -1,0 +1,191 @@
+"""The units' texts: what is made from the templates, and what is found where they belong."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.service import quoting, sources, units
+from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
+
+TEMPLATES = {name: sources.template(name) for name in UNITS}
+PROGRAM = ("/opt/venv/bin/fluxbudgetd",)
+#: What can stand in a path that a unit can hold.
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.sampled_from(" \\\"'%$;#:=-"))
+NAMES = TEXT.map(lambda text: f"/{text}")
+
+
+def rendered(
+    carried: Mapping[str, str] | None = None, code: tuple[str, ...] = (), version: str = "1.2.3"
+) -> dict[str, str]:
+    return units.render(TEMPLATES, PROGRAM, carried or {}, code, version)
+
+
+def written(directory: Path, texts: Mapping[str, str]) -> dict[str, units.File]:
+    for name, text in texts.items():
+        (directory / name).write_text(text)
+    return {name: units.read(str(directory), name) for name in texts}
+
+
+def settings(text: str, key: str) -> list[str]:
+    return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{key}=")]
+
+
+def words_of(text: str, key: str) -> set[str]:
+    return {word for value in settings(text, key) for word in quoting.words(value)}
+
+
+@given(st.lists(TEXT.filter(bool)))
+def test_words_are_read_as_they_were_meant(texts: list[str]) -> None:
+    """(That systemd reads them so, too, the tests with a real manager show.)"""
+    assert quoting.words(" ".join(map(quoting.word, texts))) == texts
+
+
+@given(st.lists(NAMES, min_size=1, max_size=3).map(tuple))
+def test_a_command_starts_its_program(program: tuple[str, ...]) -> None:
+    assert quoting.program_of(quoting.command(program)) == program[0]
+
+
+@pytest.mark.parametrize("text", ["/a\nb", "/a\x00", "/a\udcff", "/a\x1b[0m", "/a\u2028b"])
+def test_what_a_unit_cannot_hold_is_refused(text: str) -> None:
+    for quote in (quoting.word, quoting.argument, quoting.whole):
+        with pytest.raises(Failure, match="a unit cannot hold"):
+            quote(text)
+
+
+@pytest.mark.parametrize("text", ["/a ", "/a\\"])
+def test_a_value_without_quotes_needs_a_firm_end(text: str) -> None:
+    with pytest.raises(Failure, match="a unit cannot hold"):
+        quoting.whole(text)
+
+
+def test_the_rest_is_the_templates_text() -> None:
+    for name, text in rendered().items():
+        marker, _, rest = text.partition("\n")
+        assert marker.startswith("# Written by 'fluxbudgetctl service install' of fluxbudget 1.2.3. ")
+        there = TEMPLATES[name].splitlines()
+        assert [line for line in rest.splitlines() if line not in there] == (
+            [f"ExecStart={PROGRAM[0]}"] if name == SERVICE else []
+        )
+        assert len(rest.splitlines()) == len(there)
+
+
+def test_every_place_moves_with_the_environment() -> None:
+    """No unit names a usual place any more: so nobody makes or opens directories that nobody uses."""
+    carried = {
+        "CLAUDE_CONFIG_DIR": "/x/claude",
+        "XDG_STATE_HOME": "/x/the state",
+        "INTERBAND_ROOT": "/x/band",
+        "FLUXBUDGET_SOCKET": "/x/run/s.sock",
+    }
+    texts = rendered(carried)
+    values = [line.partition("=")[2] for text in texts.values() for line in text.splitlines() if line[:1] != "#"]
+    usual = (units.STATE, units.INTERBAND, units.INTERSTAT, units.RUNTIME)
+    assert all(any(place in value for text in TEMPLATES.values() for value in text.splitlines()) for place in usual)
+    assert not [value for value in values for place in usual if place in value]
+    open_places = {
+        word.lstrip("-") for value in settings(texts[SERVICE], "ReadWritePaths") for word in quoting.words(value)
+    }
+    moved = {"/x/claude/interstat", "/x/the state/fluxbudget", "/x/band"}
+    assert open_places == {*moved, "/x/run"}
+    made = {word for value in settings(texts[SOCKET], "ExecStartPre") for word in quoting.words(value)}
+    assert made >= moved
+    assert settings(texts[SOCKET], "ListenStream") == ["/x/run/s.sock"]
+    assert units.carried_in(units.File(path="", state=State.OURS, text=texts[SERVICE])) == carried
+
+
+def test_interstats_database_decides_over_claudes_directory() -> None:
+    texts = rendered({"CLAUDE_CONFIG_DIR": "/x/claude", "INTERSTAT_DB": "/y/metrics.db"})
+    places = words_of(texts[SERVICE], "ReadWritePaths")
+    assert "-/y" in places
+    assert "-/x/claude/interstat" not in places
+
+
+def test_what_lies_in_tmp_is_shown_to_the_service() -> None:
+    texts = rendered({"XDG_STATE_HOME": "/tmp/s", "CLAUDE_CONFIG_DIR": "/tmp/c"}, ("/var/tmp/v:1", "/opt/v"))  # noqa: S108
+    assert settings(texts[SERVICE], "BindReadOnlyPaths") == ['"-/var/tmp/v\\\\:1"', "-/tmp/c"]
+    assert settings(texts[SERVICE], "BindPaths") == ["-/tmp/s/fluxbudget", "-/tmp/c/interstat"]
+
+
+def test_what_is_carried_over() -> None:
+    environ = {
+        "CLAUDE_CONFIG_DIR": "claude",
+        "INTERSTAT_DB": "",
+        "XDG_CONFIG_HOME": "relative, and so invalid",
+        "XDG_RUNTIME_DIR": "/run/user/1",
+        "FLUXBUDGET_SOCKET": "/run/user/1/fluxbudget/fluxbudgetd.sock",
+        "HOME": "/home/u",
+    }
+    assert units.carried_over(environ, 1) == {"CLAUDE_CONFIG_DIR": f"{os.getcwd()}/claude"}
+    environ |= {"XDG_CONFIG_HOME": "/c", "FLUXBUDGET_SOCKET": "/run/user/1/s"}
+    assert units.carried_over(environ, 1) == {
+        "CLAUDE_CONFIG_DIR": f"{os.getcwd()}/claude",
+        "XDG_CONFIG_HOME": "/c",
+        "FLUXBUDGET_SOCKET": "/run/user/1/s",
+    }
+
+
+def test_what_was_written_is_ours_until_it_is_edited(tmp_path: Path) -> None:
+    found = written(tmp_path, rendered())
+    assert {(one.state, one.version) for one in found.values()} == {(State.OURS, "1.2.3")}
+    service = tmp_path / SERVICE
+    service.write_text(service.read_text().replace("Restart=on-failure", "Restart=no"))
+    assert units.read(str(tmp_path), SERVICE).state is State.EDITED
+
+
+def test_what_lies_there_instead(tmp_path: Path) -> None:
+    def state(name: str) -> State:
+        return units.read(str(tmp_path), name, str(tmp_path / "runtime")).state
+
+    ours = rendered()[SERVICE]
+    assert state("nothing.service") is State.MISSING
+    (tmp_path / "foreign.service").write_text("[Unit]\n")
+    (tmp_path / "bytes.service").write_bytes(b"\xff\xfe")
+    (tmp_path / "directory.service").mkdir()
+    (tmp_path / "elsewhere").write_text(ours)
+    (tmp_path / "link.service").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "broken.service").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "fifo.service")
+    for name in ("foreign", "bytes", "directory", "link", "broken", "fifo"):
+        assert state(f"{name}.service") is State.FOREIGN, name
+    (tmp_path / "null.service").symlink_to(os.devnull)
+    (tmp_path / "empty.service").touch()
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / SERVICE).symlink_to(os.devnull)
+    (tmp_path / SERVICE).write_text(ours)
+    for name in ("null.service", "empty.service", SERVICE):
+        assert state(name) is State.MASKED, name
+    (tmp_path / "runtime" / SERVICE).unlink()
+    assert state(SERVICE) is State.OURS
+
+
+def test_where_the_socket_listens(tmp_path: Path) -> None:
+    usual = written(tmp_path, rendered())[SOCKET]
+    assert units.listens_at(usual, "/run/user/7") == "/run/user/7/fluxbudget/fluxbudgetd.sock"
+    chosen = written(tmp_path, rendered({"FLUXBUDGET_SOCKET": "/x/50%t/s"}))[SOCKET]
+    assert units.listens_at(chosen, "/run/user/7") == "/x/50%t/s"
+    assert units.listens_at(units.read(str(tmp_path), "nothing.socket"), "/run") is None
+
+
+def test_the_program_is_the_script_that_was_installed() -> None:
+    (path,) = sources.program()
+    assert os.path.basename(path) == "fluxbudgetd"
+    assert os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/tmp/venv/bin/fluxbudgetd", "machine starts"),  # noqa: S108
+        ("/home/u/.cache/uv/archive-v0/x/bin/fluxbudgetd", "cache"),
+        ("/c/pipx/x/bin/fluxbudgetd", "cache"),
+        ("/home/u/.local/bin/fluxbudgetd", None),
+    ],
+)
+def test_a_path_that_will_not_last_is_known(path: str, word: str | None) -> None:
+    why = sources.passing(path, "/home/u", "/c")
+    assert (why is None) if word is None else (why is not None and word in why)
