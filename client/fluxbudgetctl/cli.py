@@ -15,7 +15,7 @@ _EPILOG = """\
 A run is named by --run, --scope or --session; else by $FLUXBUDGET_RUN, $CLAVAIN_BEAD_ID, $CLAUDE_CODE_SESSION_ID,
 $CLAUDE_SESSION_ID; else it is the only active run whose project directory is the working directory or a parent of it.
 
-Exit codes: 0 answered, 1 refused (budget, stale phase, doctor), 3 no run or no budget, 64 usage, 65 bad input,
+Exit codes: 0 answered, 1 refused (budget, stale phase, doctor, service), 3 no run or no budget, 64 usage, 65 bad input,
 69 daemon not reachable, 70 internal, 75 no answer in time, 78 bad config."""
 
 _SHORTEST_HEARTBEAT, _LONGEST_HEARTBEAT = 0.1, 3600.0
