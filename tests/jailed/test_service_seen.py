@@ -146,7 +146,7 @@ def test_failed(installed: Installed) -> None:
     assert "last failure: exit code 78, the configuration is wrong" in status(installed)
     assert what in findings(installed)
     config.unlink()
-    assert findings(installed) == {}
+    wait_for(lambda: findings(installed) == {}, "the daemon to see that it was mended")
 
 
 def test_a_socket_that_listens_elsewhere(installed: Installed) -> None:
