@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fluxbudgetctl.failure import Failure
@@ -40,6 +40,7 @@ def words_of(text: str, key: str) -> set[str]:
 
 
 @given(st.lists(TEXT.filter(bool)))
+@example(["50%%", "%h"])
 def test_words_are_read_as_they_were_meant(texts: list[str]) -> None:
     """(That systemd reads them so, too, the tests with a real manager show.)"""
     assert quoting.words(" ".join(map(quoting.word, texts))) == texts

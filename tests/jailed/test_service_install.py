@@ -13,7 +13,7 @@ import pytest
 from harness.daemon import wait_for
 from harness.installed import UNITS, Installed, systemctl, unit_directory
 
-_ODD = 'it\'s "a" $HOME \\d %h é'
+_ODD = 'it\'s "a" ${HOME} \\d %h é'
 
 
 @pytest.fixture

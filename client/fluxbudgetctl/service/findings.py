@@ -114,7 +114,7 @@ def _units(found: view.View) -> Iterator[Finding]:
 
 def unmask(name: str, path: str) -> str:
     """Return how to unmask a unit that is masked at this path."""
-    runtime = "--runtime " if path.startswith("/run/") else ""
+    runtime = "" if path.startswith(f"{view.directory()}/") else "--runtime "
     return f"systemctl --user unmask {runtime}{name}"
 
 
