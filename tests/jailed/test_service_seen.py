@@ -133,6 +133,8 @@ def test_a_unit_that_systemd_cannot_read(installed: Installed) -> None:
     systemctl("daemon-reload")
     hint = findings(installed)["systemd cannot read fluxbudgetd.service (bad-setting)"]
     assert hint == f"systemd-analyze --user verify {SERVICE}"
+    installed.ok("service", "uninstall", "--force")
+    assert not SERVICE.exists()
 
 
 def test_failed(installed: Installed) -> None:

@@ -144,7 +144,7 @@ def call(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
         environ["XDG_RUNTIME_DIR"] = runtime
     try:
         return subprocess.run(  # noqa: S603  no shell, and what is called is the system's
-            [program, "--user", "--no-ask-password", *arguments],
+            [program, "--user", "--quiet", "--no-ask-password", *arguments],
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,

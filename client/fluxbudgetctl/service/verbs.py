@@ -25,9 +25,9 @@ def install(options: Options) -> int:
         print("\n".join(f"# {os.path.join(view.directory(), name)}\n{texts[name]}" for name in UNITS), end="")
         return codes.OK
     manager.require(view.directory())
-    before = view.look()
+    before, answer = view.look_and_ask()
     _require_replaceable(before, force=options.force)
-    outside = _outside(before)
+    outside = _outside(before, answer)
     if outside is not None and options.now:
         raise Failure(
             f"fluxbudgetd (pid {outside}) runs outside systemd: stop it first (kill {outside})",
@@ -66,12 +66,23 @@ def uninstall(options: Options) -> int:
     not_ours = [one for one in before.files.values() if one.state in (State.EDITED, State.FOREIGN)]
     if not_ours and not options.force:
         raise Failure(f"{_not_ours(not_ours[0])}; nothing was removed", "remove it with --force", codes.REFUSED)
-    for name in ours:
-        _require_no_directory(before.files[name])
     if not ours:
         print("nothing is installed")
         return codes.OK
-    manager.do("disable", "--now", *ours)
+    _take_away(before, ours)
+    for place in view.drop_ins():
+        print(f"your own settings stay: {place}")
+    print("the ledger and the configuration stay")
+    return codes.OK
+
+
+def _take_away(before: view.View, ours: list[str]) -> None:
+    for name in ours:
+        _require_no_directory(before.files[name])
+    # (Of a unit that systemd cannot read it would not even say that it does not run.)
+    if running := [name for name in ours if before.manager[name].active not in ("", "inactive", "failed")]:
+        manager.do("stop", *running)
+    manager.do("disable", *ours)
     for name in ours:
         _remove(before.files[name].path)
         print(f"removed {before.files[name].path}")
@@ -84,17 +95,12 @@ def uninstall(options: Options) -> int:
     for place in (*empty, view.directory(), os.path.dirname(view.directory())):
         with suppress(OSError):  # somebody else's files are in it
             os.rmdir(place)
-    for place in view.drop_ins():
-        print(f"your own settings stay: {place}")
-    print("the ledger and the configuration stay")
-    return codes.OK
 
 
 def status(options: Options) -> int:
     """`service status`."""
     manager.require(view.directory())
-    found = view.look()
-    answer = view.ping(found)
+    found, answer = view.look_and_ask()
     if options.json:
         verbs.print_json(words.as_json(found, answer.pid if isinstance(answer, messages.PingAnswer) else None))
     else:
@@ -131,9 +137,8 @@ def _not_ours(one: units.File) -> str:
     return f"{one.path} was {'edited by hand' if one.state is State.EDITED else 'not written by this command'}"
 
 
-def _outside(before: view.View) -> int | None:
+def _outside(before: view.View, answer: messages.PingAnswer | Failure | None) -> int | None:
     """Return the pid of a daemon that runs, but not as the service."""
-    answer = view.ping(before)
     if isinstance(answer, messages.PingAnswer) and view.is_outside(before, answer.pid):
         return answer.pid
     return None

@@ -109,8 +109,16 @@ def lingering(uid: int, root: str = "/") -> bool | None:
     return os.path.exists(os.path.join(root, "var/lib/systemd/linger", name))
 
 
-def ping(view: View) -> messages.PingAnswer | Failure | None:
-    """Ask the daemon who it is; None when asking would start it."""
+def look_and_ask() -> tuple[View, messages.PingAnswer | Failure | None]:
+    """Return everything, and what the daemon answers; None when asking would start it. Raises `Failure` as `look`."""
+    view = look()
+    answer = _ping(view)
+    if isinstance(answer, messages.PingAnswer) and answer.pid != view.service.pid:
+        view = look()  # it may have been started in between
+    return view, answer
+
+
+def _ping(view: View) -> messages.PingAnswer | Failure | None:
     path = environment.socket()
     if not view.service.pid and view.socket.is_up and view.listen in (None, path):
         return None
