@@ -46,7 +46,7 @@ suite: $(VENV)/.dev
 # again: the tests that start the programs as a user does, which need every part of the package between them.
 WHEEL := build/wheel
 WHEEL_TESTS := advance client configured desktop_told hook_client hooks import_order ledger lifecycle live project reviews \
-  sandbox statusline terminal top totals watch
+  sandbox service service_units statusline supervision terminal top totals user_manager watch
 wheel-test: $(VENV)/.dev
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL)/dist .
