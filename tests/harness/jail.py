@@ -21,6 +21,7 @@ import fluxbudgetd
 
 _INNER = Path(__file__).parent / "jail-inner"
 _TOOLS = ("setpriv", "unshare", "systemctl", "systemd-run", "journalctl", "dbus-daemon")
+_NAMESPACES = ("unshare", "--mount", "--cgroup", "--pid", "--fork", "--kill-child", "--mount-proc")
 _MANAGER = Path("/lib/systemd/systemd")
 _BUS_UNIT = Path("/usr/lib/systemd/user/dbus.socket")
 #: Directories of which the jail has empty ones of its own, but for what is `needed`.
@@ -38,12 +39,16 @@ def why_not() -> str:
     """Return why there can be no jail here; empty when there can."""
     if os.geteuid() != 0:
         return "only root can make one"
-    if _control_groups() is None:
-        return "no cgroup2 is mounted"
+    groups = _control_groups()
+    if groups is None or not os.access(groups, os.W_OK):
+        return "no cgroup2 is mounted for writing"
     missing = [name for name in _TOOLS if shutil.which(name) is None]
     if missing or not _MANAGER.exists():
         return f"{' '.join(missing) or _MANAGER} not installed (Debian: apt-get install systemd util-linux)"
-    return "" if _BUS_UNIT.exists() else "no session bus (Debian: apt-get install dbus-user-session)"
+    if not _BUS_UNIT.exists():
+        return "no session bus (Debian: apt-get install dbus-user-session)"
+    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
+    return tried.stderr.strip()
 
 
 def needed() -> tuple[str, ...]:
@@ -84,12 +89,11 @@ def run(
 
 def _entry(group: Path, command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     joins = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
-    new = ["unshare", "--mount", "--cgroup", "--pid", "--fork", "--kill-child", "--mount-proc"]
     exposed = ":".join(hidden(needed()))
     settings = [f"{name}={value}" for name, value in environ.items()]
     dies_with_us = ["setpriv", "--pdeathsig", "KILL"]
     inner = [str(_INNER), exposed, "env", *settings, *command]
-    return [*dies_with_us, "sh", "-c", joins, str(group), *new, "bash", *inner]
+    return [*dies_with_us, "sh", "-c", joins, str(group), *_NAMESPACES, "bash", *inner]
 
 
 def control_group(pid: int) -> Path:
