@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import native
 from harness.daemon import Daemon, Home
 from harness.interstat import Interstat
 
@@ -40,3 +41,12 @@ def interstat(home: Home) -> Iterator[Interstat]:
 def daemon(home: Home, interstat: Interstat) -> Daemon:
     """A running daemon over an existing, empty interstat database."""
     return home.start()
+
+
+@pytest.fixture(params=["python", "native"] if native.can_be_had() else ["python"])
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One of the two clients of the hot verbs, which behave alike: whatever a test calls, it calls this one."""
+    if request.param == "native":
+        native.use(native.native_client(tmp_path_factory))
+    yield request.param
+    native.use(None)

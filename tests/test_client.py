@@ -15,6 +15,7 @@ from fluxbudgetctl import cli, hot
 from fluxbudgetd.wire import codes
 from harness.daemon import CTL, Daemon, Home, started
 from harness.interstat import Interstat
+from harness.native import both_clients
 
 
 def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str = "") -> str:
@@ -33,15 +34,18 @@ def test_daemon_away(home: Home, verb: str) -> None:
     assert "no daemon at" in clean_error(home.ctl(verb), 69, printed)
 
 
+@both_clients
 @pytest.mark.parametrize("flag", [["--default", "4200"], ["--default=4200"]])
 def test_default_when_there_is_no_answer(home: Home, flag: list[str]) -> None:
     clean_error(home.ctl("remaining", *flag), 0, "4200\n")
 
 
+@both_clients
 def test_default_does_not_hide_an_answer(home: Home, daemon: Daemon) -> None:
     clean_error(home.ctl("remaining", "--default", "4200"), 3, "0\n")
 
 
+@both_clients
 def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
     """No answer in time: 75, or the default."""
     run = started(home)
@@ -54,6 +58,7 @@ def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
         daemon.signal(signal.SIGCONT)
 
 
+@both_clients
 def test_no_run(home: Home, daemon: Daemon) -> None:
     clean_error(home.ctl("remaining"), 3, "0\n")
     clean_error(home.ctl("env"), 3)
@@ -66,6 +71,7 @@ def test_no_run(home: Home, daemon: Daemon) -> None:
     assert home.ok("status") == "no active runs"
 
 
+@both_clients
 def test_no_budget(home: Home, daemon: Daemon) -> None:
     run = home.ok("run", "start", "--budget", "none")
     result = home.ctl("remaining")
@@ -77,6 +83,7 @@ def test_no_budget(home: Home, daemon: Daemon) -> None:
     assert (shown["remaining"], shown["budget"], shown["state"]) == (None, None, "unlimited")
 
 
+@both_clients
 def test_a_budget_to_its_end(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """remaining, env and check, from full to exhausted; check refuses the second time like the first."""
     home.ok("run", "start", "--budget", "100", "--session", "s1")
@@ -108,6 +115,7 @@ USAGE = [
 ]  # fmt: skip
 
 
+@both_clients
 @pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
 def test_bad_usage(home: Home, arguments: list[str]) -> None:
     clean_error(home.ctl(*arguments), 64)
@@ -171,6 +179,7 @@ def test_quick_and_whole_parser_agree() -> None:
     assert [vars(options) for options in seen] == [vars(hot.parse(line.split())) for line in lines]
 
 
+@both_clients
 def test_naming_order(home: Home, daemon: Daemon) -> None:
     """Flags, $FLUXBUDGET_RUN, $CLAVAIN_BEAD_ID, the sessions, the directory."""
     for number, name in enumerate(("by-flag", "by-env", "by-bead", "by-code", "by-session", "by-dir"), 1):
@@ -192,6 +201,7 @@ def test_naming_order(home: Home, daemon: Daemon) -> None:
     assert "6 active runs" in clean_error(home.ctl("remaining"), 3, "0\n")
 
 
+@both_clients
 def test_directory_names_the_only_active_run(home: Home, daemon: Daemon) -> None:
     below = home.project / "a" / "b"
     below.mkdir(parents=True)
@@ -213,6 +223,7 @@ def test_directory_names_the_only_active_run(home: Home, daemon: Daemon) -> None
     assert scoped != run
 
 
+@both_clients
 def test_deleted_working_directory(home: Home, daemon: Daemon) -> None:
     gone = home.root / "gone"
     gone.mkdir()
@@ -272,6 +283,7 @@ def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:
     assert (result.stdout.startswith("RUN"), result.stderr) == (True, "")
 
 
+@both_clients
 @pytest.mark.parametrize("verb", ["remaining", "run list"])
 def test_output_that_cannot_be_written(home: Home, daemon: Daemon, verb: str) -> None:
     """A full disk is one line, a hint and 70; a closed stdout loses nothing but the output."""
@@ -281,6 +293,7 @@ def test_output_that_cannot_be_written(home: Home, daemon: Daemon, verb: str) ->
     assert (closed.returncode, closed.stderr) == (0, "")
 
 
+@both_clients
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_stderr_that_cannot_be_written_changes_no_exit_code(home: Home, redirection: str) -> None:
     """Exit code 1 means "refused", and nothing else."""
@@ -295,6 +308,7 @@ def test_stderr_that_cannot_be_written_changes_no_exit_code(home: Home, redirect
         assert (result.returncode, result.stdout) == (code, stdout), arguments
 
 
+@both_clients
 def test_refusal_is_a_refusal_whoever_reads_it(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """`check` in a pipe whose reader has gone."""
     home.ok("run", "start", "--budget", "1", "--session", "s1")
@@ -324,6 +338,7 @@ def test_terminals_that_do_not_speak_utf_8(home: Home, daemon: Daemon) -> None:
     assert json.loads(home.ok("run", "show", "--json", environ=latin))["run"]["goal"] == "日本"
 
 
+@both_clients
 def test_directory_whose_name_is_no_text(home: Home, daemon: Daemon) -> None:
     odd = home.root / os.fsdecode(b"\xffdir")
     odd.mkdir()
@@ -334,6 +349,7 @@ def test_directory_whose_name_is_no_text(home: Home, daemon: Daemon) -> None:
     assert home.ok("remaining", cwd=odd) == "8"
 
 
+@both_clients
 def test_json_of_a_default(home: Home) -> None:
     result = home.ctl("remaining", "--json", "--default", "5")
     shown = json.loads(result.stdout)
@@ -350,6 +366,7 @@ def test_more_runs_than_a_frame_holds(home: Home, daemon: Daemon) -> None:
         assert names == [f"run-{number}" for number in reversed(range(300))]
 
 
+@both_clients
 def test_client_waits_for_a_full_queue_until_its_time_is_up(home: Home) -> None:
     """A daemon that accepts nobody: no answer in time, not "no daemon"."""
     home.socket.parent.mkdir(parents=True, mode=0o700)

@@ -10,6 +10,7 @@ import pytest
 
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import Home
+from harness.native import both_clients
 
 
 @contextmanager
@@ -41,6 +42,7 @@ def frame(value: object) -> bytes:
     return encode_frame(msgspec.msgpack.encode(value))
 
 
+@both_clients
 @pytest.mark.parametrize("verb", ["remaining", "status"])
 @pytest.mark.parametrize(
     ("answer", "code"),

@@ -19,6 +19,7 @@ from fluxbudgetctl import settings_block
 from fluxbudgetctl.pipes import KEPT
 from harness.daemon import CTL, Home
 from harness.false_daemon import answering, frame
+from harness.native import both_clients
 from harness.pipes import fill, full_pipe
 from test_import_order import HEAVY
 
@@ -86,6 +87,7 @@ FAILURES = {
 }
 
 
+@both_clients
 def test_input_goes_to_the_daemon_and_its_answer_to_claude_code(home: Home) -> None:
     environ = {"FLUXBUDGET_RUN": "r", "CLAVAIN_BEAD_ID": "b", "CLAUDE_CODE_SESSION_ID": "s1"}
     with answering(home, ANSWER) as asked:
@@ -99,6 +101,7 @@ def test_input_goes_to_the_daemon_and_its_answer_to_claude_code(home: Home) -> N
     assert second["scope"] == "b9"
 
 
+@both_clients
 @pytest.mark.parametrize("data", [b'{"broken": ', b"\xff\xfe\0 no text", b"[]", b" ", "{'ü': 1}\n".encode()])
 def test_input_is_passed_on_byte_by_byte(home: Home, data: bytes) -> None:
     with answering(home, SILENCE) as asked:
@@ -106,6 +109,7 @@ def test_input_is_passed_on_byte_by_byte(home: Home, data: bytes) -> None:
     assert [one["input"] for one in asked] == [data]
 
 
+@both_clients
 def test_long_input_is_read_to_its_end_and_its_beginning_is_sent(home: Home) -> None:
     data = LAUNCH + os.urandom(5_000_000)
     with answering(home, ANSWER) as asked:
@@ -126,6 +130,7 @@ def test_long_input_is_read_to_its_end_and_its_beginning_is_sent(home: Home) -> 
     assert [(one["input"], one["whole"]) for one in asked] == [(data[:KEPT], False), (data[:KEPT], True)]
 
 
+@both_clients
 @pytest.mark.parametrize("data", [b"", None])
 def test_no_input_asks_nobody(home: Home, data: bytes | None) -> None:
     """Empty stdin, and one that is closed."""
@@ -134,6 +139,7 @@ def test_no_input_asks_nobody(home: Home, data: bytes | None) -> None:
     assert not asked
 
 
+@both_clients
 def test_terminal_is_no_input(home: Home) -> None:
     master, slave = os.openpty()
     try:
@@ -148,6 +154,7 @@ def test_terminal_is_no_input(home: Home) -> None:
         os.close(slave)
 
 
+@both_clients
 @pytest.mark.parametrize(("begun", "closed"), [(b"", False), (PROMPT, False), (LAUNCH, False), (LAUNCH, True)])
 def test_input_that_does_not_end_is_left_at_the_deadline(home: Home, begun: bytes, closed: bool) -> None:
     """Silently; a sub-agent's start that is to fail closed is refused."""
@@ -178,6 +185,7 @@ def decision(result: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
     return found
 
 
+@both_clients
 @pytest.mark.parametrize("how", FAILURES)
 def test_without_an_answer_it_is_silent(home: Home, how: str) -> None:
     """Unless it is asked for the reason, or to fail closed, and then only before a sub-agent's start."""
@@ -195,6 +203,7 @@ def test_without_an_answer_it_is_silent(home: Home, how: str) -> None:
     assert reason.endswith("), and FLUXBUDGET_FAIL_CLOSED=1")
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("data", "denied"),
     [
@@ -221,11 +230,13 @@ def test_only_the_start_of_a_sub_agent_fails_closed(home: Home, data: bytes, den
         assert is_silent(result)
 
 
+@both_clients
 def test_an_answer_is_never_turned_into_a_refusal(home: Home) -> None:
     with answering(home, SILENCE):
         assert is_silent(hook(home, data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"}))
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -246,6 +257,7 @@ def test_exports_are_appended_to_claudes_file(home: Home, before: str | None, af
         assert stat.S_IMODE(place.stat().st_mode) == 0o600
 
 
+@both_clients
 def test_exports_that_cannot_be_written_change_nothing(home: Home) -> None:
     with answering(home, ANSWER):
         for place in (str(home.root / "no" / "such"), str(home.root), ""):
@@ -253,6 +265,7 @@ def test_exports_that_cannot_be_written_change_nothing(home: Home) -> None:
             assert (result.returncode, result.stdout.decode(), result.stderr) == (0, OUTPUT + "\n", b""), place
 
 
+@both_clients
 def test_exports_go_into_nothing_but_a_file(home: Home) -> None:
     """A FIFO that nobody reads would keep the hook waiting; what stands there is left alone."""
     place = home.root / "env"
@@ -275,6 +288,7 @@ def test_exports_go_into_nothing_but_a_file(home: Home) -> None:
     assert b"it is not a regular file" in told.stderr
 
 
+@both_clients
 def test_no_exports_no_file(home: Home) -> None:
     place = home.root / "env"
     with answering(home, SILENCE):
@@ -282,6 +296,7 @@ def test_no_exports_no_file(home: Home) -> None:
     assert not place.exists()
 
 
+@both_clients
 @pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| true", "2>&-"])
 def test_output_that_nobody_takes_changes_nothing(home: Home, redirection: str) -> None:
     with answering(home, ANSWER) as asked:
@@ -296,6 +311,7 @@ def test_output_that_nobody_takes_changes_nothing(home: Home, redirection: str) 
     assert len(asked) == 1
 
 
+@both_clients
 @pytest.mark.parametrize(("length", "room"), [(100, 0), (100_000, 8192)])
 def test_output_that_nobody_reads_is_left_at_the_deadline(home: Home, length: int, room: int) -> None:
     served = frame({"ok": True, "op": "hook", "output": "x" * length, "exports": ""})
@@ -313,12 +329,14 @@ def test_output_that_nobody_reads_is_left_at_the_deadline(home: Home, length: in
     assert b"the output cannot be written: nobody has read it in time" in result.stderr
 
 
+@both_clients
 def test_long_output_is_written_whole(home: Home) -> None:
     output = "x" * 300_000
     with answering(home, frame({"ok": True, "op": "hook", "output": output, "exports": ""})):
         assert hook(home).stdout.decode() == output + "\n"
 
 
+@both_clients
 def test_refusal_is_written_after_the_deadline_where_there_is_room(home: Home) -> None:
     """The daemon has used up all the time; a sub-agent that is to fail closed is refused all the same."""
     with answering(home, None):
@@ -326,12 +344,14 @@ def test_refusal_is_written_after_the_deadline_where_there_is_room(home: Home) -
     assert decision(result)["permissionDecision"] == "deny"
 
 
+@both_clients
 def test_output_does_not_depend_on_the_locale(home: Home) -> None:
     with answering(home, ANSWER):
         result = hook(home, environ={"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"})
     assert result.stdout.decode() == OUTPUT + "\n"
 
 
+@both_clients
 def test_wrong_flags_are_told(home: Home) -> None:
     """Exit code 64, which Claude Code logs and goes on."""
     for flags in (["--no-such"], ["--timeout", "0"], ["--run", "a", "--scope", "b"]):

@@ -19,6 +19,7 @@ from fluxbudgetd.wire.text import fold
 from harness.daemon import CTL, Daemon, Home, started, wait_for
 from harness.false_daemon import answering, frame
 from harness.interstat import Interstat
+from harness.native import both_clients
 from harness.privilege import OBEDIENT
 from harness.sandbox import SANDBOX, why_not
 
@@ -102,6 +103,7 @@ def from_file(result: subprocess.CompletedProcess[str], reason: int, code: int =
     return result.stdout
 
 
+@both_clients
 @sandboxed
 def test_sandbox_gets_what_the_socket_would_have_given(home: Home, alive: States) -> None:
     """A real daemon serves; only the sandbox keeps the client from it, and the numbers are the file's."""
@@ -130,6 +132,7 @@ def test_sandbox_gets_what_the_socket_would_have_given(home: Home, alive: States
     }
 
 
+@both_clients
 @sandboxed
 @pytest.mark.parametrize("verb", ["check", "ping", "status", "doctor"])
 def test_other_verbs_say_that_the_socket_is_forbidden(home: Home, alive: States, verb: str) -> None:
@@ -151,6 +154,7 @@ def test_doctor_in_the_sandbox_with_a_socket_there(home: Home) -> None:
     assert "no fluxbudgetd serves" not in result.stdout
 
 
+@both_clients
 @sandboxed
 def test_hook_in_the_sandbox_is_silent(home: Home, alive: States) -> None:
     alive.write()
@@ -160,6 +164,7 @@ def test_hook_in_the_sandbox_is_silent(home: Home, alive: States) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
+@both_clients
 def test_socket_without_permission(home: Home, alive: States) -> None:
     alive.write()
     with answering(home, frame({"ok": False})) as asked:
@@ -168,6 +173,7 @@ def test_socket_without_permission(home: Home, alive: States) -> None:
     assert not asked
 
 
+@both_clients
 def test_deleted_and_dead_sockets_of_a_daemon_that_lives(home: Home, alive: States) -> None:
     alive.write()
     assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
@@ -176,6 +182,7 @@ def test_deleted_and_dead_sockets_of_a_daemon_that_lives(home: Home, alive: Stat
     assert from_file(home.ctl("remaining", "--run", "r1"), errno.ECONNREFUSED) == "1501\n"
 
 
+@both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "statusline"])
 @pytest.mark.parametrize("lock", ["free", "absent"])
 def test_file_of_a_dead_daemon_is_not_believed(home: Home, states: States, verb: str, lock: str) -> None:
@@ -190,6 +197,7 @@ def test_file_of_a_dead_daemon_is_not_believed(home: Home, states: States, verb:
     assert hint == "hint: start it with 'fluxbudgetd'"
 
 
+@both_clients
 def test_lock_of_a_killed_process_is_free(home: Home, states: States) -> None:
     states.write()
     holds = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(600)"
@@ -204,6 +212,7 @@ def test_lock_of_a_killed_process_is_free(home: Home, states: States) -> None:
         assert GONE in home.ctl("remaining", "--run", "r1").stderr
 
 
+@both_clients
 def test_default_counts_only_without_a_state(home: Home, states: States) -> None:
     states.write()
     with states.locked():
@@ -211,6 +220,7 @@ def test_default_counts_only_without_a_state(home: Home, states: States) -> None
     assert home.ok("remaining", "--run", "r1", "--default", "5") == "5"
 
 
+@both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "statusline"])
 def test_failures_behind_the_connection_are_believed(home: Home, alive: States, verb: str) -> None:
     """A daemon that is slow, refuses or hangs up is there: what it says counts, and so does its silence."""
@@ -223,6 +233,7 @@ def test_failures_behind_the_connection_are_believed(home: Home, alive: States, 
         home.socket.unlink()
 
 
+@both_clients
 def test_run_without_a_budget_and_one_without_anything_left(home: Home, alive: States) -> None:
     alive.write("free", **UNLIMITED)
     alive.write("full", state="exceeded", spent="1234567", remaining="0", pct="493.8", reserved="0")
@@ -237,6 +248,7 @@ def test_run_without_a_budget_and_one_without_anything_left(home: Home, alive: S
     assert printed == "executing 1.2M/250k \x1b[1;31m493%\x1b[0m\n"
 
 
+@both_clients
 def test_stale_numbers_are_called_that(home: Home, alive: States) -> None:
     alive.write(stale="1", state="ok", pct="9.9", spent="999")
     result = home.ctl("remaining", "--run", "r1", "--json")
@@ -246,6 +258,7 @@ def test_stale_numbers_are_called_that(home: Home, alive: States) -> None:
     assert printed == "executing 999/250k \x1b[32m9%\x1b[0m (stale)\n"
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("width", "line"),
     [(23, "executing 208k/250k 83%"), (22, "executing 83%"), (13, "executing 83%"), (12, "83%"), (3, "83%"), (2, "83")],
@@ -256,6 +269,7 @@ def test_line_fits_the_width(home: Home, alive: States, width: int, line: str) -
     assert printed == line + "\n"
 
 
+@both_clients
 def test_which_run_is_meant(home: Home, alive: States) -> None:
     """As everywhere, but by name only: the directory says nothing."""
     for number, run in enumerate(("by-flag", "by-env", "by-bead", "by-code", "by-session"), 1):
@@ -289,6 +303,7 @@ def test_which_run_is_meant(home: Home, alive: States) -> None:
         assert result.stderr.splitlines()[1].startswith(f"hint: {hint}")
 
 
+@both_clients
 @sandboxed
 def test_status_line_is_about_the_session_that_claude_code_names(home: Home, alive: States) -> None:
     """As the daemon has it: before the environment's sessions, behind everything else that names a run."""
@@ -316,6 +331,7 @@ def test_status_line_is_about_the_session_that_claude_code_names(home: Home, ali
     assert shown('{"session_id": "s\\u00e9"}') == "1"
 
 
+@both_clients
 def test_names_that_are_no_text_find_their_files(home: Home, alive: States) -> None:
     raw = b"s\xff/\n"
     alive.write("r9", remaining="9")
@@ -329,6 +345,7 @@ def require_no_state(home: Home) -> None:
     assert "no state file is about the run" in result.stderr
 
 
+@both_clients
 @pytest.mark.parametrize("key", CONTENT)
 def test_file_without_a_key_is_no_state(home: Home, alive: States, key: str) -> None:
     place = alive.write()
@@ -336,6 +353,7 @@ def test_file_without_a_key_is_no_state(home: Home, alive: States, key: str) -> 
     require_no_state(home)
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -369,6 +387,7 @@ def test_file_with_a_bad_value_is_no_state(home: Home, alive: States, key: str, 
     require_no_state(home)
 
 
+@both_clients
 def test_file_that_is_too_large_or_no_text_is_no_state(home: Home, alive: States) -> None:
     place = alive.write()
     good = place.read_bytes()
@@ -382,6 +401,7 @@ def test_file_that_is_too_large_or_no_text_is_no_state(home: Home, alive: States
     require_no_state(home)
 
 
+@both_clients
 def test_order_and_unknown_keys_do_not_matter(home: Home, alive: States) -> None:
     lines = [f"{key}={value}" for key, value in CONTENT.items()]
     text = "\n".join(["of_the_future=a=b", "no pair", *reversed(lines)])
@@ -389,6 +409,7 @@ def test_order_and_unknown_keys_do_not_matter(home: Home, alive: States) -> None
     assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
 
 
+@both_clients
 def test_something_else_in_the_files_place(home: Home, alive: States) -> None:
     place = alive.directory / "runs" / "r1"
     place.mkdir()
@@ -401,6 +422,7 @@ def test_something_else_in_the_files_place(home: Home, alive: States) -> None:
     assert home.ctl("remaining", "--run", "r1").returncode == 69
 
 
+@both_clients
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_file_of_another_user_is_not_believed(home: Home, alive: States) -> None:
     os.chown(alive.write(), 12345, 12345)
@@ -408,6 +430,7 @@ def test_file_of_another_user_is_not_believed(home: Home, alive: States) -> None
     assert (result.returncode, result.stdout) == (69, "")
 
 
+@both_clients
 def test_control_characters_do_not_reach_the_terminal(home: Home, alive: States) -> None:
     alive.write(phase="a\x1b[2Jé", as_of="\x1b[2J")
     result = home.ctl("statusline", "--run", "r1", "--no-colour")
@@ -415,6 +438,7 @@ def test_control_characters_do_not_reach_the_terminal(home: Home, alive: States)
     assert "\x1b" not in result.stderr
 
 
+@both_clients
 @sandboxed
 def test_real_daemons_state_files_in_the_sandbox(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """The sandbox gets the number that everybody gets; of a daemon that was killed, none."""

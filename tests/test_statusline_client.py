@@ -9,6 +9,7 @@ import pytest
 
 from harness.daemon import CTL, Home
 from harness.false_daemon import answering, frame
+from harness.native import both_clients
 from harness.pipes import full_pipe
 
 LINE = "executing \x1b[32m██░\x1b[0m 208k/250k"
@@ -24,6 +25,7 @@ def statusline(
     return home.ctl("statusline", "--timeout", "20", *arguments, stdin=data, environ=environ)
 
 
+@both_clients
 @pytest.mark.parametrize("stale_why", [None, "interstat: locked"])
 def test_line_is_printed_as_it_is(home: Home, stale_why: str | None) -> None:
     """Numbers that are the last known ones are called that on stderr."""
@@ -36,6 +38,7 @@ def test_line_is_printed_as_it_is(home: Home, stale_why: str | None) -> None:
     assert (asked[0]["hints"]["run"], asked[0]["width"], asked[0]["colour"]) == ("r", None, True)
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("arguments", "environ", "width", "colour"),
     [
@@ -61,12 +64,14 @@ def test_width_and_colour(
     assert (asked[0]["width"], asked[0]["colour"]) == (width, colour)
 
 
+@both_clients
 @pytest.mark.parametrize("width", ["0", "-1", "x", "1.5", "100000", "٣"])
 def test_wrong_width_is_a_usage_error(home: Home, width: str) -> None:
     result = statusline(home, f"--width={width}")
     assert (result.returncode, result.stdout) == (64, "")
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("served", "code", "words"),
     [
@@ -85,6 +90,7 @@ def test_errors_go_to_stderr(home: Home, served: bytes, code: int, words: str) -
     assert result.stderr.splitlines()[1].startswith("hint: ")
 
 
+@both_clients
 def test_daemon_away_and_daemon_silent(home: Home) -> None:
     assert "no daemon at" in statusline(home).stderr
     with answering(home, None):
@@ -92,6 +98,7 @@ def test_daemon_away_and_daemon_silent(home: Home) -> None:
     assert (result.returncode, result.stdout) == (75, "")
 
 
+@both_clients
 def test_terminal_is_no_input_and_a_stalled_one_is_an_error(home: Home) -> None:
     def run(stdin: int, seconds: str) -> Any:
         return subprocess.run(
@@ -111,6 +118,7 @@ def test_terminal_is_no_input_and_a_stalled_one_is_an_error(home: Home) -> None:
         os.close(file)
 
 
+@both_clients
 def test_output_does_not_depend_on_the_locale(home: Home) -> None:
     """What was printed in another encoding would not be what Claude Code reads."""
     environ = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
@@ -125,6 +133,7 @@ def test_output_does_not_depend_on_the_locale(home: Home) -> None:
     assert result.stdout.decode() == LINE + "\n"
 
 
+@both_clients
 @pytest.mark.parametrize(("redirection", "code"), [(">&-", 0), (">/dev/full", 70)])
 def test_output_that_nobody_takes(home: Home, redirection: str, code: int) -> None:
     """A closed stdout is taken for a wish; a full one is an error."""
@@ -140,6 +149,7 @@ def test_output_that_nobody_takes(home: Home, redirection: str, code: int) -> No
     assert len(asked) == 1
 
 
+@both_clients
 def test_line_that_nobody_reads_is_left_at_the_deadline(home: Home) -> None:
     with answering(home, answer()) as asked, full_pipe() as pipe:
         result = subprocess.run(

@@ -37,10 +37,11 @@ def say(line: str) -> None:
 
 def refused(error: object) -> Failure:
     """Return the failure for the `error` of an answer, given as a map or as a struct's fields."""
-    fields = error if isinstance(error, dict) else {}
-    code = str(fields.get("code", "internal"))
-    exit_code = codes.ERROR_CODES.get(code, (codes.INTERNAL, ""))[0]
-    return Failure(str(fields.get("message", "the daemon failed")), str(fields.get("hint", "")), exit_code, code)
+    given = error if isinstance(error, dict) else {}
+    fields = {"code": "internal", "message": "the daemon failed", "hint": ""}
+    fields |= {name: value for name, value in given.items() if name in fields and isinstance(value, str)}
+    exit_code = codes.ERROR_CODES.get(fields["code"], (codes.INTERNAL, ""))[0]
+    return Failure(fields["message"], fields["hint"], exit_code, fields["code"])
 
 
 def one_line(text: str) -> str:

@@ -42,7 +42,30 @@ _NO_NUMBERS: dict[str, Value] = dict.fromkeys(
 )
 
 
-_SPEND = {"budget", "spent", "measured", "provisional", "reserved", "remaining", "pct", "state", "stale", "stale_why"}
+_NOTHING = type(None)
+#: What an answer has to hold to be believed, in the order in which it is printed: names, and the types of the values.
+#: (A state file has neither what was measured nor what is provisional.)
+_SPEND: dict[str, tuple[type, ...]] = {
+    "budget": (int, _NOTHING),
+    "spent": (int,),
+    "measured": (int, _NOTHING),
+    "provisional": (int, _NOTHING),
+    "reserved": (int,),
+    "remaining": (int, _NOTHING),
+    "pct": (float, int, _NOTHING),
+    "state": (str,),
+    "stale": (bool,),
+    "stale_why": (str, _NOTHING),
+}
+_RUN: dict[str, tuple[type, ...]] = {"run": (str,), "phase": (str,)}
+_CHECK: dict[str, tuple[type, ...]] = {
+    **_RUN,
+    "allowed": (bool,),
+    "refusal": (str, _NOTHING),
+    "overridden": (str, _NOTHING),
+    "note": (str,),
+}
+_PING: dict[str, tuple[type, ...]] = {"version": (str,), "protocol": (int,), "pid": (int,), "started_at": (str,)}
 
 
 class Options:
@@ -131,8 +154,6 @@ def run(options: Options) -> int:
         return _CARRIED_OUT[options.verb](options)
     except Failure as failure:
         return failure.tell()
-    except (KeyError, TypeError) as exc:
-        return not_understood(f"{type(exc).__name__} {exc}").tell()
 
 
 def limit(options: Options) -> float:
@@ -155,34 +176,36 @@ def _remaining(options: Options) -> int:
             return codes.OK
         return failure.tell()
     spend = _spend(answer)
+    named = _taken(answer, _RUN)
     if options.json:
-        _print_json({"run": answer["run"], "phase": answer["phase"], **spend})
+        _print_json({**named, **spend})
     else:
         print(spend["remaining"] or 0)
-    return _finish(answer, spend)
+    return _finish(named, spend)
 
 
 def _env(options: Options) -> int:
     answer = _remainder(options)
     spend = _spend(answer)
+    named = _taken(answer, _RUN)
     left = spend["remaining"]
     if left is not None:
         # To its reader 0 means "no limit", so an exhausted budget is 1.
         print(f"export FLUX_BUDGET_REMAINING={left or 1}")
-    return _finish(answer, spend)
+    return _finish(named, spend)
 
 
 def _check(options: Options) -> int:
-    answer = _ask("check", options)
-    spend = _spend(answer)
+    asked = _ask("check", options)
+    spend = _spend(asked)
+    answer = _taken(asked, _CHECK)
     _tell_stale(spend)
     if answer["note"]:
         say(f"fluxbudgetctl: {one_line(str(answer['note']))}")
     if answer["overridden"]:
         say(f"fluxbudgetctl: the budget is exceeded; overridden: {one_line(str(answer['overridden']))}")
     if options.json:
-        names = ("run", "phase", "allowed", "refusal", "overridden", "note")
-        _print_json({**{name: answer[name] for name in names}, **spend})
+        _print_json({**answer, **spend})
     else:
         print("ok" if answer["allowed"] else answer["refusal"])
     return codes.OK if answer["allowed"] else codes.REFUSED
@@ -192,11 +215,11 @@ def _ping(options: Options) -> int:
     import time  # noqa: PLC0415  no hook pings
 
     before = time.perf_counter()
-    answer = _ask("ping", options)
+    asked = _ask("ping", options)
     took = (time.perf_counter() - before) * 1000
+    answer = _taken(asked, _PING)
     if options.json:
-        names = ("version", "protocol", "pid", "started_at")
-        _print_json({**{name: answer[name] for name in names}, "round_trip_ms": round(took, 3)})
+        _print_json({**answer, "round_trip_ms": round(took, 3)})
     else:
         print(f"fluxbudgetd {answer['version']} (pid {answer['pid']}) answered in {took:.2f} ms")
     return codes.OK
@@ -235,9 +258,16 @@ def _ask(op: str, options: Options) -> dict[str, Value]:
 
 def _spend(answer: dict[str, Value]) -> dict[str, Value]:
     spend = answer.get("spend")
-    if not isinstance(spend, dict) or not spend.keys() >= _SPEND:
-        raise not_understood("its spend is not whole")
-    return spend
+    return _taken(spend if isinstance(spend, dict) else {}, _SPEND, "its spend is not whole")
+
+
+def _taken(
+    fields: dict[str, Value], types: dict[str, tuple[type, ...]], otherwise: str = "it is not whole"
+) -> dict[str, Value]:
+    """Return these fields; raises `Failure` unless each is there and of its type: what is printed may be evaluated."""
+    if not all(type(fields.get(name, ...)) in types[name] for name in types):
+        raise not_understood(otherwise)
+    return {name: fields[name] for name in types}
 
 
 def _finish(answer: dict[str, Value], spend: dict[str, Value]) -> int:

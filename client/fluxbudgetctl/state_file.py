@@ -169,6 +169,6 @@ def _number(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    if not (text.isascii() and text.replace(".", "", 1).isdigit()):
+    if not (text.isascii() and text.replace(".", "", 1).isdigit() and len(text) <= _MOST_DIGITS):
         raise ValueError(f"{text} is no percentage")
     return float(text)

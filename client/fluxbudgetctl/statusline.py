@@ -41,8 +41,8 @@ def run(options: Options, seconds: float) -> int:
     line, why = answer.get("line"), answer.get("stale_why")
     if not isinstance(line, str):
         raise not_understood("it has no line")
-    if why:
-        say(f"fluxbudgetctl: last known numbers: {one_line(str(why))}")
+    if isinstance(why, str) and why:
+        say(f"fluxbudgetctl: last known numbers: {one_line(why)}")
     return _print(line, deadline)
 
 

@@ -10,6 +10,9 @@ TYPE_CHECKING = False  # typing costs 3 ms to import; type checkers know this na
 if TYPE_CHECKING:
     from typing import NoReturn
 
+#: Deeper nesting is refused; the deepest answer has five levels.
+_DEEPEST = 32
+
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
 
 
@@ -41,8 +44,8 @@ def pack(value: "Value | bytes | dict[str, Value | bytes]") -> bytes:
 def unpack(data: bytes) -> Value:
     """Return the one value that these bytes are; raises `PackedError` when they are anything else."""
     try:
-        value, end = _read(data, 0)
-    except (IndexError, UnicodeDecodeError, RecursionError) as exc:
+        value, end = _read(data, 0, 0)
+    except (IndexError, UnicodeDecodeError) as exc:
         raise PackedError("truncated or damaged MessagePack") from exc
     if end != len(data):
         raise PackedError("bytes left over behind the MessagePack value")
@@ -71,7 +74,7 @@ def _pack_int(value: int) -> bytes:
     raise PackedError("an integer beyond 64 bits cannot be sent")
 
 
-def _read(data: bytes, at: int) -> tuple[Value, int]:
+def _read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
     kind = data[at]
     at += 1
     if kind < 0x80:
@@ -79,17 +82,17 @@ def _read(data: bytes, at: int) -> tuple[Value, int]:
     if kind >= 0xE0:
         return kind - 256, at
     if kind < 0x90:
-        return _read_map(data, at, kind & 15)
+        return _read_map(data, at, kind & 15, depth)
     if kind < 0xA0:
-        return _read_array(data, at, kind & 15)
+        return _read_array(data, at, kind & 15, depth)
     if kind < 0xC0:
         return _read_text(data, at, kind & 31)
     if kind in _CONSTANTS:
         return _CONSTANTS[kind], at
-    return _read_sized(data, at, kind)
+    return _read_sized(data, at, kind, depth)
 
 
-def _read_sized(data: bytes, at: int, kind: int) -> tuple[Value, int]:
+def _read_sized(data: bytes, at: int, kind: int, depth: int) -> tuple[Value, int]:
     if kind == 0xCB:
         from struct import unpack as unpack_struct  # noqa: PLC0415  only a percentage needs it
 
@@ -102,9 +105,9 @@ def _read_sized(data: bytes, at: int, kind: int) -> tuple[Value, int]:
     if what == "text":
         return _read_text(data, at, number)
     if what == "array":
-        return _read_array(data, at, number)
+        return _read_array(data, at, number, depth)
     if what == "map":
-        return _read_map(data, at, number)
+        return _read_map(data, at, number, depth)
     return number, at
 
 
@@ -112,22 +115,29 @@ def _read_text(data: bytes, at: int, size: int) -> tuple[str, int]:
     return _slice(data, at, size).decode(), at + size
 
 
-def _read_array(data: bytes, at: int, size: int) -> tuple[Value, int]:
+def _read_array(data: bytes, at: int, size: int, depth: int) -> tuple[Value, int]:
+    _go_down(depth)
     items: list[Value] = []
     for _ in range(size):
-        item, at = _read(data, at)
+        item, at = _read(data, at, depth + 1)
         items.append(item)
     return items, at
 
 
-def _read_map(data: bytes, at: int, size: int) -> tuple[Value, int]:
+def _read_map(data: bytes, at: int, size: int, depth: int) -> tuple[Value, int]:
+    _go_down(depth)
     result: dict[str, Value] = {}
     for _ in range(size):
-        key, at = _read(data, at)
+        key, at = _read(data, at, depth + 1)
         if not isinstance(key, str):
             raise PackedError("a map's key is not text")
-        result[key], at = _read(data, at)
+        result[key], at = _read(data, at, depth + 1)
     return result, at
+
+
+def _go_down(depth: int) -> None:
+    if depth >= _DEEPEST:
+        raise PackedError("nested too deeply")
 
 
 def _slice(data: bytes, at: int, size: int) -> bytes:

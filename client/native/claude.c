@@ -1,0 +1,350 @@
+/* `hook` and `statusline`: Claude Code's JSON to the daemon, the daemon's answer to Claude Code. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "account.h"
+#include "connection.h"
+#include "output.h"
+#include "verbs.h"
+
+/* Of a longer input so many bytes are sent (pipes.py). */
+enum { KEPT = 256 * 1024, CHUNK = 64 * 1024 };
+
+/* The width of a line that has no limit. */
+enum { MOST_CELLS = 64 * 1024 };
+
+struct given {
+    struct text data;
+    bool whole; /* false: there was more, which has been thrown away */
+    bool ended; /* false: the end had not come when the time was up */
+};
+
+/* Read stdin to its end, or until the deadline. A terminal, and one that cannot be read, are empty. */
+static struct given read_input(double deadline)
+{
+    static char data[KEPT + CHUNK];
+    struct given given = {{data, 0}, true, true};
+    if (isatty(STDIN_FILENO))
+        return given;
+    for (;;) {
+        if (deadline - now() <= 0 || !wait_for(STDIN_FILENO, POLLIN, deadline)) {
+            given.ended = false;
+            return given;
+        }
+        ssize_t size = read(STDIN_FILENO, data + given.data.size, CHUNK);
+        if (size < 0 && errno == EINTR)
+            continue;
+        if (size <= 0)
+            return given;
+        given.data.size += (size_t)size;
+        if (given.data.size > KEPT) {
+            given.data.size = KEPT;
+            given.whole = false;
+        }
+    }
+}
+
+static struct text without_space(struct text rest)
+{
+    while (rest.size > 0 && memchr(" \t\r\n", *rest.bytes, 4) != NULL)
+        rest = (struct text){rest.bytes + 1, rest.size - 1};
+    return rest;
+}
+
+/* The text of the first field of that name, when it is a plain one (fields.py has the rule); its bytes null: none.
+   `key` has its quotes. */
+static struct text field_text(struct text data, const char *key)
+{
+    static const struct text none = {NULL, 0};
+    const char *end = data.bytes + data.size, *at = data.bytes;
+    while ((at = memmem(at, (size_t)(end - at), key, strlen(key))) != NULL) {
+        const char *behind = at + strlen(key);
+        struct text rest = without_space((struct text){behind, (size_t)(end - behind)});
+        at++;
+        if (rest.size == 0 || *rest.bytes != ':')
+            continue;
+        rest = without_space((struct text){rest.bytes + 1, rest.size - 1});
+        if (rest.size == 0 || *rest.bytes != '"')
+            return none;
+        const char *quote = memchr(rest.bytes + 1, '"', rest.size - 1);
+        if (quote == NULL)
+            return none;
+        struct text found = {rest.bytes + 1, (size_t)(quote - rest.bytes - 1)};
+        return found.size == 0 || memchr(found.bytes, '\\', found.size) != NULL ? none : found;
+    }
+    return none;
+}
+
+static void debug(const struct text *pieces, size_t count)
+{
+    if (variable("FLUXBUDGET_DEBUG") == NULL)
+        return;
+    begin_line("fluxbudgetctl hook: ");
+    for (size_t i = 0; i < count; i++)
+        put_one_line(&err, pieces[i]);
+    end_line();
+}
+
+static void debug_error(const char *what, const char *why)
+{
+    debug((struct text[]){text(what), text(why)}, 2);
+}
+
+/* Append lines to an open file; return why not, or null. */
+static const char *append(int file, struct text lines)
+{
+    struct stat about;
+    char last = '\n';
+    if (fstat(file, &about) != 0)
+        return strerror(errno);
+    if (!S_ISREG(about.st_mode))
+        return "it is not a regular file";
+    if (about.st_size > 0 && pread(file, &last, 1, about.st_size - 1) < 0)
+        return strerror(errno);
+    /* One write, so that nobody's lines get in between. */
+    static char all[(1 << 20) + 2];
+    size_t size = 0;
+    if (last != '\n')
+        all[size++] = '\n';
+    memcpy(all + size, lines.bytes, lines.size);
+    size += lines.size;
+    if (all[size - 1] != '\n')
+        all[size++] = '\n';
+    return write(file, all, size) < 0 ? strerror(errno) : NULL;
+}
+
+/* Append lines to the file that Claude Code reads environment variables from. */
+static void export_lines(struct text lines)
+{
+    const char *path = variable("CLAUDE_ENV_FILE");
+    if (path == NULL)
+        return;
+    /* Not blocking: something else than a file may stand there, which would keep the hook waiting. */
+    int file = open(path, O_RDWR | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
+    const char *why = file < 0 ? strerror(errno) : append(file, lines);
+    if (file >= 0)
+        close(file);
+    if (why != NULL)
+        debug_error("the file that $CLAUDE_ENV_FILE names cannot be written: ", why);
+}
+
+static void pack_whole(struct packer *to, const void *of)
+{
+    pack_string(to, "whole");
+    pack_boolean(to, *(const bool *)of);
+}
+
+/* Ask; false with the failure, which is every kind of it. */
+static bool ask_hook(const struct options *options, const char *path, const struct given *given, double left,
+                     struct text *output, struct text *exports, struct failure *failure)
+{
+    if (!given->ended || left <= 0) {
+        fail(failure, NO_ANSWER, "");
+        return words(failure, "the hook's input did not end in time");
+    }
+    struct request request = {.path = path, .op = "hook", .options = options, .input = given->data,
+                              .pairs = 1, .pack_rest = pack_whole, .of = &given->whole};
+    struct value answer;
+    if (!ask(&request, left, &answer, failure))
+        return false;
+    struct value op = field(&answer, "op"), printed = field(&answer, "output"), lines = field(&answer, "exports");
+    unsigned kinds = TEXT | ABSENT;
+    if (op.kind != TEXT || !equals(op.text, "hook") || (printed.kind | lines.kind | kinds) != kinds)
+        return not_understood(failure, "it is no hook's");
+    *output = printed.text;
+    *exports = lines.text;
+    return true;
+}
+
+/* Tell whether this is the question before a sub-agent's start. */
+static bool launches(struct text data)
+{
+    struct text tool = field_text(data, "\"tool_name\"");
+    return equals(field_text(data, "\"hook_event_name\""), "PreToolUse") &&
+           (equals(tool, "Agent") || equals(tool, "Task"));
+}
+
+static void deny(const struct failure *failure)
+{
+    put_string(&out, "{\"hookSpecificOutput\": {\"hookEventName\": \"PreToolUse\", \"permissionDecision\": \"deny\", "
+                     "\"permissionDecisionReason\": \"fluxbudget: the daemon gave no answer (");
+    for (size_t i = 0; i < failure->count; i++)
+        put_json_one_line(&out, failure->words[i]);
+    put_string(&out, "), and FLUXBUDGET_FAIL_CLOSED=1\"}}\n");
+}
+
+/* Have stdout wait until the deadline, and no longer, for room. */
+static void bound_output(double deadline)
+{
+    out.bounded = true;
+    out.deadline = deadline;
+}
+
+int verb_hook(const struct options *options, const char *path)
+{
+    double deadline = now() + options->seconds;
+    struct given given = read_input(deadline);
+    struct text output = {NULL, 0}, exports = {NULL, 0};
+    struct failure failure;
+    if (given.data.size == 0)
+        return OK;
+    bool answered = ask_hook(options, path, &given, deadline - now(), &output, &exports, &failure);
+    bound_output(deadline);
+    if (!answered)
+        debug(failure.words, failure.count);
+    if (exports.size > 0)
+        export_lines(exports);
+    const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");
+    if (!answered && closed != NULL && strcmp(closed, "1") == 0 && launches(given.data))
+        deny(&failure);
+    if (output.size > 0) {
+        put(&out, output);
+        put_string(&out, "\n");
+    }
+    flush(&out);
+    if (out.error != 0)
+        debug_error("the output cannot be written: ",
+                    out.error == ETIMEDOUT ? "nobody has read it in time" : strerror(out.error));
+    out.error = 0;
+    return OK;
+}
+
+struct look_of_line {
+    int width;
+    bool colour;
+};
+
+static void pack_look(struct packer *to, const void *of)
+{
+    const struct look_of_line *look = of;
+    pack_string(to, "width");
+    if (look->width > 0)
+        pack_count(to, (uint64_t)look->width);
+    else
+        pack_nil(to);
+    pack_string(to, "colour");
+    pack_boolean(to, look->colour);
+}
+
+/* Phases are ASCII by rule; with a question mark for everything else the line's length is its width in any case. */
+static size_t width_of(struct text utf8)
+{
+    size_t cells = 0;
+    for (size_t i = 0; i < utf8.size; i++)
+        cells += ((unsigned char)utf8.bytes[i] & 0xC0) != 0x80;
+    return cells;
+}
+
+static void put_ascii(struct text utf8)
+{
+    for (size_t i = 0; i < utf8.size; i++) {
+        unsigned char byte = (unsigned char)utf8.bytes[i];
+        if ((byte & 0xC0) != 0x80)
+            put(&out, byte >= 0x20 && byte < 0x7F ? (struct text){utf8.bytes + i, 1} : text("?"));
+    }
+}
+
+/* Put a status line of at most so many cells: `PHASE SPENT/BUDGET PCT%` (state_file.py, `line`). When it is too long,
+   the tokens go, then the phase; colours take no cell. */
+static void put_state(const struct state *state, struct look_of_line look)
+{
+    static const struct {
+        const char *state, *colour;
+    } colours[] = {{"ok", "32"}, {"warning", "33"}, {"exceeded", "1;31"}, {"unlimited", "36"}};
+    const struct value *spend = state->account.spend;
+    struct text phase = state->account.phase.text;
+    const char *mark = spend[STALE].truth ? " (stale)" : "";
+    char share[32], tokens[32] = "", spent[8], budget[8];
+    write_short(spend[SPENT].magnitude, spent);
+    if (spend[BUDGET].kind == NIL) {
+        snprintf(share, sizeof share, "%s", spent);
+    } else {
+        write_short(spend[BUDGET].magnitude, budget);
+        snprintf(share, sizeof share, "%llu%%", (unsigned long long)spend[PCT].number);
+        snprintf(tokens, sizeof tokens, "%s/%s ", spent, budget);
+    }
+    size_t limit = look.width > 0 ? (size_t)look.width : MOST_CELLS;
+    size_t least = strlen(share) + strlen(mark), named = width_of(phase) + 1 + least;
+    if (named <= limit) {
+        put_ascii(phase);
+        put_string(&out, " ");
+        put_string(&out, named + strlen(tokens) <= limit ? tokens : "");
+    }
+    if (least > limit) {
+        mark = "";
+        if (strlen(share) > limit)
+            share[limit] = '\0';
+    }
+    for (size_t i = 0; look.colour && i < sizeof colours / sizeof colours[0]; i++) {
+        if (equals(spend[STATE].text, colours[i].state)) {
+            put_string(&out, "\x1b[");
+            put_string(&out, colours[i].colour);
+            put_string(&out, "m");
+        }
+    }
+    put_string(&out, share);
+    put_string(&out, look.colour ? "\x1b[0m" : "");
+    put_string(&out, mark);
+}
+
+/* Ask for the line and put it; without a socket, put the state file's. */
+static bool put_line(const struct options *options, const char *path, struct text input, double left,
+                     struct failure *failure)
+{
+    static struct state state;
+    const char *terminal = variable("TERM"), *columns = variable("COLUMNS");
+    struct look_of_line look = {options->width, options->colour && variable("NO_COLOR") == NULL};
+    if (look.width == 0 && columns != NULL)
+        look.width = cells(columns);
+    if (terminal != NULL && strcmp(terminal, "dumb") == 0)
+        look.colour = false;
+    struct request request = {.path = path, .op = "statusline", .options = options, .input = input,
+                              .pairs = 2, .pack_rest = pack_look, .of = &look};
+    struct value answer;
+    if (!ask(&request, left, &answer, failure)) {
+        if (!failure->no_socket || !look_up(options, path, field_text(input, "\"session_id\""), &state, failure))
+            return false;
+        put_state(&state, look);
+        return true;
+    }
+    struct value line = field(&answer, "line"), why = field(&answer, "stale_why");
+    if (line.kind != TEXT)
+        return not_understood(failure, "it has no line");
+    if (why.kind == TEXT && why.text.size > 0) {
+        begin_line("fluxbudgetctl: last known numbers: ");
+        put_one_line(&err, why.text);
+        end_line();
+    }
+    put(&out, line.text);
+    return true;
+}
+
+int verb_statusline(const struct options *options, const char *path)
+{
+    double deadline = now() + options->seconds;
+    struct given given = read_input(deadline);
+    double left = deadline - now();
+    struct failure failure;
+    if (!given.ended || left <= 0) {
+        snprintf(failure.number, sizeof failure.number, "stdin did not end within %g s", options->seconds);
+        fail(&failure, NO_ANSWER, "give it </dev/null");
+        words(&failure, failure.number);
+        return tell(&failure);
+    }
+    bound_output(deadline);
+    if (!put_line(options, path, given.data, left, &failure))
+        return tell(&failure);
+    put_string(&out, "\n");
+    flush(&out);
+    if (out.error != ETIMEDOUT)
+        return OK; /* of any other error `main` tells, as of every verb's */
+    out.error = 0;
+    fail(&failure, NO_ANSWER, "read stdout");
+    words(&failure, "the line cannot be written: nobody has read it in time");
+    return tell(&failure);
+}
