@@ -27,7 +27,7 @@ struct given {
 /* Read stdin to its end, or until the deadline. A terminal, and one that cannot be read, are empty. */
 static struct given read_input(double deadline)
 {
-    static char data[KEPT + CHUNK];
+    static char data[KEPT + CHUNK] = {0};
     struct given given = {{data, 0}, true, true};
     if (isatty(STDIN_FILENO))
         return given;
@@ -153,8 +153,8 @@ static bool ask_hook(const struct options *options, const char *path, const stru
     if (!ask(&request, left, &answer, failure))
         return false;
     struct value op = field(&answer, "op"), printed = field(&answer, "output"), lines = field(&answer, "exports");
-    unsigned kinds = TEXT | ABSENT;
-    if (op.kind != TEXT || !equals(op.text, "hook") || (printed.kind | lines.kind | kinds) != kinds)
+    bool are_texts = (printed.kind == TEXT || printed.kind == ABSENT) && (lines.kind == TEXT || lines.kind == ABSENT);
+    if (op.kind != TEXT || !equals(op.text, "hook") || !are_texts)
         return not_understood(failure, "it is no hook's");
     *output = printed.text;
     *exports = lines.text;
@@ -190,7 +190,7 @@ int verb_hook(const struct options *options, const char *path)
     double deadline = now() + options->seconds;
     struct given given = read_input(deadline);
     struct text output = {NULL, 0}, exports = {NULL, 0};
-    struct failure failure;
+    struct failure failure = {.count = 0};
     if (given.data.size == 0)
         return OK;
     bool answered = ask_hook(options, path, &given, deadline - now(), &output, &exports, &failure);
@@ -234,10 +234,10 @@ static void pack_look(struct packer *to, const void *of)
 /* Phases are ASCII by rule; with a question mark for everything else the line's length is its width in any case. */
 static size_t width_of(struct text utf8)
 {
-    size_t cells = 0;
+    size_t width = 0;
     for (size_t i = 0; i < utf8.size; i++)
-        cells += ((unsigned char)utf8.bytes[i] & 0xC0) != 0x80;
-    return cells;
+        width += ((unsigned char)utf8.bytes[i] & 0xC0) != 0x80;
+    return width;
 }
 
 static void put_ascii(struct text utf8)
@@ -259,11 +259,12 @@ static void put_state(const struct state *state, struct look_of_line look)
     const struct value *spend = state->account.spend;
     struct text phase = state->account.phase.text;
     const char *mark = spend[STALE].truth ? " (stale)" : "";
-    char share[32], tokens[32] = "", spent[8], budget[8];
+    char share[32], tokens[32] = "", spent[8];
     write_short(spend[SPENT].magnitude, spent);
     if (spend[BUDGET].kind == NIL) {
         snprintf(share, sizeof share, "%s", spent);
     } else {
+        char budget[8];
         write_short(spend[BUDGET].magnitude, budget);
         snprintf(share, sizeof share, "%llu%%", (unsigned long long)spend[PCT].number);
         snprintf(tokens, sizeof tokens, "%s/%s ", spent, budget);
@@ -329,7 +330,7 @@ int verb_statusline(const struct options *options, const char *path)
     double deadline = now() + options->seconds;
     struct given given = read_input(deadline);
     double left = deadline - now();
-    struct failure failure;
+    struct failure failure = {.count = 0};
     if (!given.ended || left <= 0) {
         snprintf(failure.number, sizeof failure.number, "stdin did not end within %g s", options->seconds);
         fail(&failure, NO_ANSWER, "give it </dev/null");

@@ -1,5 +1,6 @@
 """Compile the native client: `python compile.py OUTPUT VERSION`."""  # noqa: INP001  a script beside its sources
 
+import functools
 import os
 import shlex
 import subprocess
@@ -52,10 +53,18 @@ def sources() -> list[str]:
 
 def write_table(directory: str) -> None:
     """Write `printable.h`: the characters at which `str.isprintable` changes. So both clients have one rule."""
-    printable = [False, *(chr(code).isprintable() for code in range(sys.maxunicode + 1))]
-    turns = [code for code in range(1, sys.maxunicode + 1) if printable[code + 1] != printable[code]]
     with open(os.path.join(directory, "printable.h"), "w", encoding="ascii") as file:
-        file.write(f"static const uint32_t turns[] = {{{', '.join(map(str, [0, *turns]))}}};\n")
+        file.write(f"static const uint32_t turns[] = {{{', '.join(map(str, _turns()))}}};\n")
+
+
+@functools.cache
+def _turns() -> list[int]:
+    found, before = [0], False
+    for code in range(sys.maxunicode + 1):
+        if chr(code).isprintable() != before:
+            before = not before
+            found.append(code)
+    return found
 
 
 def _runs(program: str) -> bool:

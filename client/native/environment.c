@@ -40,18 +40,23 @@ static const char *joined(const char *directory, const char *rest)
     return path;
 }
 
+/* The directory that a login gives a user; null when it is not there. */
+static const char *usual_runtime(void)
+{
+    static char directory[32];
+    struct stat about;
+    snprintf(directory, sizeof directory, "/run/user/%lu", (unsigned long)geteuid());
+    return stat(directory, &about) == 0 && S_ISDIR(about.st_mode) ? directory : NULL;
+}
+
 const char *socket_path(void)
 {
     const char *chosen = variable("FLUXBUDGET_SOCKET");
     if (chosen != NULL)
         return is_plain(chosen) ? chosen : NULL;
     const char *runtime = variable("XDG_RUNTIME_DIR");
-    char usual[32];
-    if (runtime == NULL || runtime[0] != '/') {
-        struct stat about;
-        snprintf(usual, sizeof usual, "/run/user/%lu", (unsigned long)geteuid());
-        runtime = stat(usual, &about) == 0 && S_ISDIR(about.st_mode) ? usual : NULL;
-    }
+    if (runtime == NULL || runtime[0] != '/')
+        runtime = usual_runtime();
     if (runtime != NULL)
         return joined(runtime, "fluxbudget/fluxbudgetd.sock");
     const char *home = variable("HOME");
@@ -61,7 +66,7 @@ const char *socket_path(void)
 int cells(const char *digits)
 {
     size_t size = strspn(digits, "0123456789");
-    return digits[size] == '\0' && size <= 5 ? atoi(digits) : 0;
+    return size <= 5 && digits[size] == '\0' ? atoi(digits) : 0;
 }
 
 static void pack_named(struct packer *to, const char *name, const char *value)

@@ -132,7 +132,7 @@ static const struct verb *parse(char **arguments, struct options *options)
 static int become_python(char **arguments)
 {
     char place[PATH_MAX + 32];
-    struct failure failure;
+    struct failure failure = {.count = 0};
     ssize_t size = readlink("/proc/self/exe", place, PATH_MAX);
     if (size > 0) {
         place[size] = '\0';
@@ -172,7 +172,7 @@ int main(int count, char **arguments)
     flush(&out);
     if (out.error == 0 || out.error == EPIPE)
         return code;
-    struct failure failure;
+    struct failure failure = {.count = 0};
     fail(&failure, INTERNAL, "is the disk full?");
     words(&failure, "the output cannot be written: ");
     words(&failure, strerror(out.error));

@@ -164,13 +164,13 @@ static void skip(struct reader *from)
 
 struct value read_packed(struct text bytes)
 {
-    char room[64];
+    char room[64] = "";
     return take_value(&(struct reader){bytes, NULL, room});
 }
 
 struct value field(const struct value *map, const char *key)
 {
-    char room[64];
+    char room[64] = "";
     struct reader from = {map->text, NULL, room};
     struct value found = {.kind = ABSENT};
     for (uint32_t i = 0; map->kind == MAP && i < map->items; i++) {

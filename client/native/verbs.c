@@ -164,15 +164,16 @@ static int finish(const struct account *account, struct failure *failure)
 int verb_remaining(const struct options *options, const char *path)
 {
     struct account account;
-    struct failure failure;
+    struct failure failure = {.count = 0};
     if (remainder_of(options, path, &account, &failure)) {
+        static const struct value zero = {.kind = INTEGER};
         struct value left = account.spend[REMAINING];
         if (options->json) {
             json_fields(run_fields, (struct value[]){account.run, account.phase}, 2);
             json_fields(spend_fields, account.spend, SPEND_FIELDS);
             put_string(&out, "}\n");
         } else {
-            print(left.kind == NIL ? (struct value){.kind = INTEGER} : left);
+            print(left.kind == NIL ? zero : left);
             put_string(&out, "\n");
         }
         return finish(&account, &failure);
@@ -195,7 +196,7 @@ int verb_remaining(const struct options *options, const char *path)
 int verb_env(const struct options *options, const char *path)
 {
     struct account account;
-    struct failure failure;
+    struct failure failure = {.count = 0};
     if (!remainder_of(options, path, &account, &failure))
         return tell(&failure);
     struct value left = account.spend[REMAINING];
@@ -224,7 +225,7 @@ int verb_check(const struct options *options, const char *path)
     struct request request = {
         .path = path, .op = "check", .options = options, .pairs = 1, .pack_rest = pack_override, .of = options};
     struct value answer, spend[SPEND_FIELDS], found[CHECK_FIELDS];
-    struct failure failure;
+    struct failure failure = {.count = 0};
     if (!ask(&request, options->seconds, &answer, &failure) || !take_spend(&answer, spend, &failure))
         return tell(&failure);
     if (!take(&answer, check_fields, CHECK_FIELDS, found)) {
@@ -241,7 +242,10 @@ int verb_check(const struct options *options, const char *path)
         json_fields(spend_fields, spend, SPEND_FIELDS);
         put_string(&out, "}\n");
     } else {
-        print(found[ALLOWED].truth ? (struct value){.kind = TEXT, .text = text("ok")} : found[REFUSAL]);
+        if (found[ALLOWED].truth)
+            put_string(&out, "ok");
+        else
+            print(found[REFUSAL]);
         put_string(&out, "\n");
     }
     return found[ALLOWED].truth ? OK : REFUSED;
@@ -250,7 +254,7 @@ int verb_check(const struct options *options, const char *path)
 int verb_ping(const struct options *options, const char *path)
 {
     struct value answer, found[PING_FIELDS];
-    struct failure failure;
+    struct failure failure = {.count = 0};
     double before = now();
     if (!ask(&(struct request){.path = path, .op = "ping"}, options->seconds, &answer, &failure))
         return tell(&failure);

@@ -290,6 +290,6 @@ class Dice:
                 del fields[index]
             else:
                 fields.append((key, self.of(*odd)))
-        end = self.of("\n", "\n", "\n", "", "\nno pair", "\n=\n", "\n" * 65_600)
+        end: str = self.of("\n", "\n", "\n", "", "\nno pair", "\n=\n", "\n" * 65_600)
         data = ("\n".join(f"{key}={value}" for key, value in fields) + end).encode()
         return data + bytes(self.of(*[b""] * 19, b"\nx=\xff"))

@@ -1,0 +1,540 @@
+"""The native client of the hot verbs does what Python's does, case by case; what is its own; how it is made."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fluxbudgetctl import hot
+from fluxbudgetd.wire.codes import ERROR_CODES
+from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
+from harness import native
+from harness.both_clients import Answerer, Surroundings
+from harness.daemon import CTL, Daemon, Home, started
+from harness.odd_answers import (
+    ANSWERS,
+    CHECK,
+    DEFAULTS,
+    EDGES,
+    FLOATS,
+    HOOK,
+    NUMBERS,
+    PING,
+    REMAINING,
+    SPECIAL,
+    SPEND,
+    STATUSLINE,
+    WIDTHS,
+    Dice,
+    framed,
+)
+
+pytestmark = pytest.mark.skipif(not native.SOURCES.is_dir(), reason="the sources of the native client are not here")
+
+PATIENT = ("--timeout", "20")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return native.native_client(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def both(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Surroundings:
+    return Surroundings(tmp_path_factory.mktemp("both"), tuple(CTL), (str(program),))
+
+
+@pytest.fixture(scope="module")
+def answerer(both: Surroundings) -> Iterator[Answerer]:
+    with Answerer(both.home.socket) as made:
+        yield made
+
+
+@pytest.fixture
+def alone(program: Path, tmp_path: Path) -> Surroundings:
+    """Without a socket."""
+    return Surroundings(tmp_path, tuple(CTL), (str(program),))
+
+
+# --- what is answered
+
+
+@pytest.mark.parametrize(
+    ("arguments", "good", "inside"),
+    [
+        (("remaining", "--json"), REMAINING, ""),
+        (("remaining", "--json"), REMAINING, "spend"),
+        (("remaining",), REMAINING, "spend"),
+        (("env",), REMAINING, "spend"),
+        (("check", "--json"), CHECK, ""),
+        (("check",), CHECK, ""),
+        (("ping",), PING, ""),
+        (("hook",), HOOK, ""),
+        (("statusline",), STATUSLINE, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value if isinstance(value, str) else "",
+)
+def test_every_field_with_every_type_of_value(
+    both: Surroundings, answerer: Answerer, arguments: Sequence[str], good: dict[str, Any], inside: str
+) -> None:
+    """And without it."""
+    fields = good[inside] if inside else good
+    odd = (None, True, 0, "é\x1b", [1])
+    changed = ({**fields, name: value} for name in fields for value in odd)
+    without = ({other: fields[other] for other in fields if other != name} for name in fields)
+    codes = set()
+    for answer in chain(changed, without):
+        answerer.pieces = [framed({**good, inside: answer} if inside else answer)]
+        codes.add(both.require_alike(*arguments, *PATIENT, given=b"{}", answerer=answerer).code)
+    assert codes >= ({0} if arguments[0] == "hook" else {70})
+
+
+@pytest.mark.parametrize("where", ["budget", "remaining"])
+def test_integers_of_every_width(both: Surroundings, answerer: Answerer, where: str) -> None:
+    for number in EDGES:
+        answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, where: number}})]
+        json = ["--json"] if where == "budget" else []
+        outcome = both.require_alike("remaining", *json, *PATIENT, answerer=answerer)
+        assert (f'"budget": {number},' if json else f"{number}\n") in outcome.stdout.decode()
+        wide = b"\xd3" + number.to_bytes(8, "big", signed=True) if number < 2**63 else b"\xcf" + b"\xff" * 8
+        body = msgspec.msgpack.encode({**REMAINING, "spend": {**SPEND, where: None}})
+        answerer.pieces = [encode_frame(body.replace(where.encode() + b"\xc0", where.encode() + wide))]
+        both.require_alike("env", *PATIENT, answerer=answerer)
+
+
+def test_an_exhausted_budget_is_one_to_the_reader_of_the_environment(both: Surroundings, answerer: Answerer) -> None:
+    answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "remaining": 0}})]
+    outcome = both.require_alike("env", *PATIENT, answerer=answerer)
+    assert outcome.stdout == b"export FLUX_BUDGET_REMAINING=1\n"
+
+
+def test_floats_as_python_writes_them(both: Surroundings, answerer: Answerer) -> None:
+    """The shortest writing that reads back, which is hardest to find at powers of two."""
+    for number in [*FLOATS, *(2.0**power for power in range(-1074, 1024, 131))]:
+        answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "pct": number}})]
+        outcome = both.require_alike("remaining", "--json", *PATIENT, answerer=answerer)
+        written = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(repr(number), repr(number))
+        assert f'"pct": {written},' in outcome.stdout.decode()
+
+
+def test_text_on_stderr_and_in_json(both: Surroundings, answerer: Answerer) -> None:
+    """What could move the cursor is written out; JSON is ASCII."""
+    spend = {**SPEND, "stale": True, "stale_why": SPECIAL, "state": SPECIAL[::-1]}
+    answerer.pieces = [framed({**CHECK, "note": SPECIAL, "overridden": SPECIAL, "refusal": SPECIAL, "spend": spend})]
+    outcome = both.require_alike("check", "--json", *PATIENT, answerer=answerer)
+    assert outcome.stdout.isascii()
+    assert len(outcome.stderr.decode().splitlines()) == 3
+    assert all(line.isprintable() for line in outcome.stderr.decode().splitlines())
+    assert both.require_alike("check", *PATIENT, answerer=answerer).stdout.decode() == SPECIAL + "\n"
+    error = {"code": "no_run", "message": SPECIAL, "hint": SPECIAL}
+    answerer.pieces = [framed({"ok": False, "error": error})]
+    both.require_alike("remaining", "--json", *PATIENT, answerer=answerer)
+    launch = b'{"hook_event_name": "PreToolUse", "tool_name": "Task"}'
+    closed = {"FLUXBUDGET_FAIL_CLOSED": "1", "FLUXBUDGET_DEBUG": "1"}
+    outcome = both.require_alike("hook", *PATIENT, environ=closed, given=launch, answerer=answerer)
+    assert outcome.stdout.isascii()
+    assert b"deny" in outcome.stdout
+
+
+GOOD = msgspec.msgpack.encode(REMAINING)
+NOT_UTF_8 = (
+    b"\x80",
+    b"\xc1\x80",
+    b"\xc0\xaf",
+    b"\xe0\x80\xaf",
+    b"\xed\xa0\x80",
+    b"\xf0\x80\x80\xaf",
+    b"\xf4\x90\x80\x80",
+)
+BODIES = [
+    *(b"\x81\xa1x" + bytes((kind,)) for kind in (0xC1, 0xC4, 0xC7, 0xCA, 0xD4, 0xD8)),  # types of other protocols
+    *(GOOD[:place] for place in (1, 2, 5, len(GOOD) // 2, len(GOOD) - 1)),
+    *(b"\x82\xa2ok\xc3\xa1x" + bytes((kind,)) + b"\xff" for kind in (0xCB, 0xCD, 0xD3, 0xDA, 0xDB, 0xDD, 0xDE, 0xDF)),
+    *(b"\x82\xa2ok\xc3\xa1x" + bytes((0xA0 | len(text),)) + text for text in (*NOT_UTF_8, b"\xf8\x88", b"a\xff")),
+    GOOD + b"\xc0",
+    b"\x90",
+    b"\xa2ok",
+    b"\x82\xa2ok\xc3\x01\xc0",  # a key that is a number, one that is a list, one that is broken itself
+    b"\x82\xa2ok\xc3\x91\xa1x\xc0",
+    b"\x82\xa2ok\xc3\x91\xc1\xc0",
+    b"\x80",
+    b"\x81\xa2ok\x01",
+    b"\x82\xa2ok\xc3" + GOOD[GOOD.index(b"\xa2op") :],
+    # The last one of a name counts.
+    *(bytes((GOOD[0] + 1,)) + GOOD[1:] + b"\xa5spend" + spend for spend in (b"\xc0", msgspec.msgpack.encode(SPEND))),
+    bytes((GOOD[0] + 1,)) + b"\xa5spend\xc0" + GOOD[1:],
+    bytes((GOOD[0] + 1,)) + GOOD[1:] + b"\xa2ok\xc2",
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body[:12].hex())
+def test_bodies_that_are_odd_or_none(both: Surroundings, answerer: Answerer, body: bytes) -> None:
+    answerer.pieces = [encode_frame(body)]
+    both.require_alike("env", *PATIENT, answerer=answerer)
+
+
+@pytest.mark.parametrize("length", [0, len(GOOD) - 1, len(GOOD) + 1, MAX_FRAME, MAX_FRAME + 1, 2**32 - 1])
+def test_frames_of_another_length(both: Surroundings, answerer: Answerer, length: int) -> None:
+    answerer.pieces = [length.to_bytes(4, "big") + GOOD]
+    outcome = both.require_alike("env", *PATIENT, answerer=answerer)
+    assert outcome.code == (70 if length < len(GOOD) or length > MAX_FRAME else 69)
+
+
+@pytest.mark.parametrize("depth", [31, 32])
+def test_nesting(both: Surroundings, answerer: Answerer, depth: int) -> None:
+    """The answer's map is the first level of 32."""
+    nested: Any = None
+    for _ in range(depth):
+        nested = [nested]
+    answerer.pieces = [framed({**REMAINING, "more": nested})]
+    outcome = both.require_alike("env", *PATIENT, answerer=answerer)
+    assert outcome.code == (0 if depth < 32 else 70)
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+def test_every_error_code_has_its_exit_code(both: Surroundings, answerer: Answerer, code: str) -> None:
+    answerer.pieces = [framed({"ok": False, "error": {"code": code, "message": "m"}})]
+    assert both.require_alike("check", *PATIENT, answerer=answerer).code == ERROR_CODES[code][0]
+
+
+def test_largest_answers(both: Surroundings, answerer: Answerer) -> None:
+    """A whole frame of text, and one of ten thousand values."""
+    for filling, verb, name in (
+        ("\x1b", "check", "note"),
+        ("é", "statusline", "line"),
+        ("x", "hook", "output"),
+        ('"', "remaining", "run"),
+    ):
+        answer = {**ANSWERS[verb], name: ""}
+        room = MAX_FRAME - len(msgspec.msgpack.encode(answer)) - 4
+        answer[name] = filling * (room // len(filling.encode()))
+        answerer.pieces = [framed(answer)]
+        json = ["--json"] if verb in ("check", "remaining") else []
+        outcome = both.require_alike(verb, *json, *PATIENT, given=b"{}", answerer=answerer)
+        assert len(outcome.stdout + outcome.stderr) > 900_000
+    answerer.pieces = [framed({**REMAINING, "more": list(range(10_000))})]
+    assert both.require_alike("env", *PATIENT, answerer=answerer).code == 0
+
+
+# --- what is asked
+
+
+def test_request_that_is_too_large(both: Surroundings, answerer: Answerer) -> None:
+    """Foreign bytes need three each: of 1 MiB that is exceeded, both clients say how many there were."""
+    names = ("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
+    environ: dict[str, str | bytes] = dict.fromkeys(names, b"\xff" * 100_000)
+    outcome = both.require_alike("check", *PATIENT, environ=environ, answerer=answerer)
+    assert (outcome.code, outcome.asked) == (65, [])
+    del environ["CLAUDE_SESSION_ID"]
+    answerer.pieces = [framed(CHECK)]
+    outcome = both.require_alike("check", *PATIENT, environ=environ, answerer=answerer)
+    assert (outcome.code, len(outcome.asked)) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [1, 255, 65_535, 65_536, 256 * 1024, 256 * 1024 + 1, 700_000])
+def test_input_of_every_size(both: Surroundings, answerer: Answerer, size: int) -> None:
+    answerer.pieces = [framed(HOOK)]
+    outcome = both.require_alike("hook", *PATIENT, given=b"x" * size, answerer=answerer)
+    asked = dict(outcome.asked[0])
+    assert (asked["input"], asked["whole"]) == (b"x" * min(size, 256 * 1024), size <= 256 * 1024)
+
+
+def test_names_of_other_encodings(both: Surroundings, answerer: Answerer) -> None:
+    """Bytes that are no UTF-8, and the characters that stand for such bytes."""
+    answerer.pieces = [framed(REMAINING)]
+    special = SPECIAL.replace("\0", "").encode() + b"\xff\xe2\x82\xed\xa0\x80\xf4\x90\x80\x80"
+    environ: dict[str, str | bytes] = {"FLUXBUDGET_RUN": special, "CLAUDE_SESSION_ID": special * 100}
+    outcome = both.require_alike("remaining", b"--session=" + special, *PATIENT, environ=environ, answerer=answerer)
+    assert outcome.code == 0
+
+
+# --- the command line: native, or left to Python
+
+
+def is_left_to_python(program: Path, line: Sequence[str | bytes], environ: dict[str, str]) -> bool:
+    """Tell whether the program becomes the one beside it, which is none of Python's here."""
+    result = subprocess.run(
+        [program, *line], env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+    )
+    return result.returncode == 99
+
+
+@pytest.fixture
+def marked(program: Path, tmp_path: Path) -> Path:
+    """The native client with something else in the Python client's place."""
+    copy = tmp_path / "fluxbudgetctl"
+    shutil.copy(program, copy)
+    beside = tmp_path / "fluxbudgetctl-python"
+    beside.write_text("#!/bin/sh\nexit 99\n")
+    beside.chmod(0o700)
+    return copy
+
+
+def test_mistakes_are_left_to_python_and_plain_lines_are_not(marked: Path, tmp_path: Path) -> None:
+    """It takes no command line that Python's quick parser would not take, and none of the plain ones goes to Python."""
+    environ = {"FLUXBUDGET_SOCKET": str(tmp_path / "no-such")}
+    lines: list[list[str | bytes]] = []
+    for number in range(250):
+        die = Dice(number)
+        lines += [die.line(die.of(*ANSWERS), odd=True), die.line(die.of(*ANSWERS))]
+    lines += [["remaining", "--timeout", number] for number in NUMBERS]
+    lines += [["remaining", "--timeout", *PATIENT, "--default", number] for number in DEFAULTS]
+    lines += [["statusline", *PATIENT, "--width", number] for number in WIDTHS]
+    lines += [
+        [],
+        [""],
+        ["Remaining"],
+        ["remaining", "--run"],
+        ["remaining", "--run", "-x"],
+        ["run", "list"],
+        ["--json"],
+    ]
+    lines += [["remaining", "--json", "--json"], ["statusline", "--no-colour", "--no-color"], ["ping", "--run", "x"]]
+    plain = 0
+    for line in lines:
+        parsed = hot.parse([os.fsdecode(word) for word in line])
+        left = is_left_to_python(marked, line, environ)
+        odd_numbers = {*NUMBERS, *DEFAULTS} - {"20", "20.", "0020.50", "3600", "5", "007", "0"}
+        if parsed is None:
+            assert left, line
+        elif not odd_numbers.intersection(line):
+            assert not left, line
+            plain += 1
+    assert plain > 250
+
+
+@pytest.mark.parametrize("line", [["remaining", "--help"], ["status"], ["version"], ["hook", "--print-settings"], []])
+def test_other_verbs_are_pythons(both: Surroundings, answerer: Answerer, line: list[str]) -> None:
+    answerer.pieces = [framed(PING)]
+    environ: dict[str, str | bytes] = {"COLUMNS": "80"}
+    python, found = (both.call(name, line, environ, b"", None) for name in both.clients)
+    assert (found.code, found.stdout.count(b"\n")) == (python.code, python.stdout.count(b"\n"))
+
+
+def test_python_is_told_who_has_called_it(marked: Path, tmp_path: Path) -> None:
+    """With the same arguments, and with stdin as it was."""
+    (tmp_path / "fluxbudgetctl-python").write_text('#!/bin/sh\necho "$FLUXBUDGETCTL_NATIVE $# $3"; cat\n')
+    line = ["hook", "--timeout", "1_0", "--run", "a b", "--json"]
+    result = subprocess.run([marked, *line], input=b"given", env={}, capture_output=True, check=True)
+    assert result.stdout == b"0.1.0 6 1_0\ngiven"
+
+
+def test_without_python_it_says_so(marked: Path) -> None:
+    (marked.parent / "fluxbudgetctl-python").unlink()
+    result = subprocess.run([marked, "status"], env={}, capture_output=True, text=True, check=False)
+    line, hint = result.stderr.splitlines()
+    assert (result.returncode, result.stdout) == (70, "")
+    assert line == f"fluxbudgetctl: {marked.parent}/fluxbudgetctl-python: No such file or directory"
+    assert hint.startswith("hint: ")
+
+
+def test_python_is_looked_for_beside_the_program_itself(marked: Path, tmp_path: Path) -> None:
+    """Not beside a link to it."""
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "fluxbudgetctl"
+    link.symlink_to(marked)
+    assert is_left_to_python(link, ["status"], {})
+
+
+# --- the surroundings
+
+SOCKETS: list[str | bytes] = [
+    *("/no/such", "relative/place", "/no/../such", "/no/./such", "/no//such", "/no/such/", "/no/such/.", "/no/such/.."),
+    *("//two/slashes", "/", ".", "/...", "/dev/null", "/dev/null/below", b"/\xff\xc3\xa9\x1b\xee\xbe\x80"),
+    *("/" + "x" * size for size in (106, 107, 120_000)),
+]
+RUNTIMES = ["/no/runtime", "/no/runtime//", "/", "relative", ""]
+HOMES = ["/no/home", "/no/home/", "/", "relative", ""]
+PLACES: list[dict[str, str | bytes]] = [{"FLUXBUDGET_SOCKET": path} for path in SOCKETS]
+PLACES += [{"FLUXBUDGET_SOCKET": "", "XDG_RUNTIME_DIR": path} for path in RUNTIMES]
+PLACES += [{"FLUXBUDGET_SOCKET": "", "XDG_RUNTIME_DIR": "", "HOME": path} for path in HOMES]
+
+
+@pytest.mark.parametrize("environ", PLACES, ids=lambda environ: str(environ)[:60])
+def test_where_the_socket_is(alone: Surroundings, environ: dict[str, str | bytes]) -> None:
+    assert alone.require_alike("remaining", *PATIENT, environ=environ).code == 69
+
+
+def test_without_a_working_directory(both: Surroundings, answerer: Answerer, tmp_path: Path) -> None:
+    answerer.pieces = [framed(REMAINING)]
+    for client in both.clients.values():
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        answerer.asked = []
+        command = ["sh", "-c", f'cd "{gone}" && rmdir "{gone}" && exec "$@"', "-", *client, "remaining", *PATIENT]
+        subprocess.run(command, env=both.home.environ, capture_output=True, check=True)
+        assert dict(answerer.asked[0])["hints"]["cwd"] is None
+
+
+def test_standard_files_that_are_closed(both: Surroundings, answerer: Answerer) -> None:
+    """The socket does not take their place, to be read or written as if it were one of them."""
+    for verb in ANSWERS:
+        answerer.pieces = [framed(ANSWERS[verb])]
+        for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+            outcomes = []
+            for client in both.clients.values():
+                answerer.asked = []
+                result = subprocess.run(
+                    ["bash", "-c", f'"$@" {closed}', "-", *client, verb, *PATIENT],
+                    env=both.home.environ,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
+                )
+                outcomes.append((result.returncode, bool(result.stdout), result.stderr, len(answerer.asked)))
+            assert outcomes[0] == outcomes[1], (verb, closed)
+
+
+# --- a daemon that is slow, or another's
+
+
+def test_hook_leaves_a_stopped_daemon_at_its_deadline(home: Home, program: Path, daemon: Daemon) -> None:
+    """Silently, within the 0.2 s that it has; the time limit of the test is far above."""
+    started(home)
+    daemon.signal(signal.SIGSTOP)
+    try:
+        result = subprocess.run(
+            [program, "hook"],
+            env=home.environ,
+            input=b'{"hook_event_name": "Stop"}',
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+    finally:
+        daemon.signal(signal.SIGCONT)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_daemon_of_another_user_is_refused(both: Surroundings, answerer: Answerer) -> None:
+    """Root trusts root only."""
+    place = both.home.root / "another"
+    # Who listens is who serves.
+    code = (
+        "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]);"
+        "os.setresuid(4711, 4711, 4711); s.listen(); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        outcome = both.require_alike("remaining", *PATIENT, environ={"FLUXBUDGET_SOCKET": str(place)})
+        server.kill()
+    assert outcome.code == 69
+    assert b"it is served by uid 4711, not by you" in outcome.stderr
+    assert place.exists()
+
+
+def test_being_stopped_for_a_while_changes_nothing(both: Surroundings, answerer: Answerer) -> None:
+    """A signal interrupts what it waits for, and it waits on."""
+    answerer.pieces = [framed(HOOK)]
+    native_client = both.clients["native"]
+    for _ in range(3):
+        reading, writing = os.pipe()
+        with subprocess.Popen(
+            [*native_client, "hook", *PATIENT],
+            env=both.home.environ,
+            stdin=reading,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            os.close(reading)
+            os.write(writing, b"{")
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            process.send_signal(signal.SIGCONT)
+            os.write(writing, b"}")
+            os.close(writing)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out.decode(), err) == (0, str(HOOK["output"]) + "\n", b"")
+
+
+# --- how it is made
+
+
+def warnings_of(compiler: str, directory: Path, *flags: str) -> str:
+    script = native.compiling()
+    script.write_table(str(directory))
+    command = [compiler, "-std=c11", "-D_GNU_SOURCE", "-O2", *script.WARNINGS, '-DFLUXBUDGET_VERSION="x"', *flags]
+    done = subprocess.run(
+        [*command, "-I", str(directory), "-o", str(directory / "made"), *script.sources()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr
+
+
+def test_compiler_has_nothing_to_say(tmp_path: Path) -> None:
+    compilers = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
+    if not compilers:
+        pytest.skip("no C compiler here")
+    for compiler in {os.path.realpath(str(shutil.which(name))): name for name in compilers}.values():
+        assert warnings_of(compiler, tmp_path) == ""
+
+
+def test_checker_has_nothing_to_say(tmp_path: Path) -> None:
+    """cppcheck, where there is one; else gcc's own analyzer."""
+    script = native.compiling()
+    script.write_table(str(tmp_path))
+    checks = ["--enable=warning,style,performance,portability", "--error-exitcode=1", "--inline-suppr", "--quiet"]
+    surroundings = ["--std=c11", "-D_GNU_SOURCE", "-DFLUXBUDGET_VERSION=x", "-I", str(tmp_path)]
+    if shutil.which("cppcheck"):
+        command = ["cppcheck", *checks, *surroundings, *script.sources()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    elif shutil.which("gcc"):
+        assert warnings_of("gcc", tmp_path, "-fanalyzer") == ""
+    else:
+        pytest.skip("neither cppcheck nor gcc here")
+
+
+def test_without_a_compiler_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no exception, and nothing that does not run."""
+    script = native.compiling()
+    made = tmp_path / "made"
+    broken = tmp_path / "cc"
+    broken.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho nonsense > "$2"\n')
+    broken.chmod(0o700)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not script.compile(str(made), "1")
+    monkeypatch.setenv("CC", str(broken))
+    assert not script.compile(str(made), "1")
+    monkeypatch.setenv("CC", "/no/such/compiler --flag")
+    assert not script.compile(str(made), "1")
+
+
+def test_compiler_that_cannot_link_statically_makes_a_dynamic_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here")
+    partial = tmp_path / "partial cc"
+    partial.write_text('#!/bin/sh\nfor word; do [ "$word" = -static ] && exit 1; done\nexec cc "$@"\n')
+    partial.chmod(0o700)
+    monkeypatch.setenv("CC", f"'{partial}'")
+    made = tmp_path / "made"
+    assert native.compiling().compile(str(made), "1.2.3")
+    assert made.stat().st_mode & stat.S_IXUSR
+    assert b"libc.so" in made.read_bytes()
+    assert b"1.2.3" in made.read_bytes()
+
+
+def test_characters_are_printable_by_one_rule(tmp_path: Path) -> None:
+    """Of this very Python: the table is made from it."""
+    native.compiling().write_table(str(tmp_path))
+    written = (tmp_path / "printable.h").read_text()
+    turns = [int(number) for number in written.partition("{")[2].partition("}")[0].split(",")]
+    ends = [*turns[1:], sys.maxunicode + 1]
+    printable = [number % 2 == 1 for number, turn in enumerate(turns) for _ in range(turn, ends[number])]
+    assert printable == [chr(code).isprintable() for code in range(sys.maxunicode + 1)]
