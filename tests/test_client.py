@@ -115,7 +115,6 @@ USAGE = [
 ]  # fmt: skip
 
 
-@both_clients
 @pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
 def test_bad_usage(home: Home, arguments: list[str]) -> None:
     clean_error(home.ctl(*arguments), 64)

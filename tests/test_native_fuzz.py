@@ -41,7 +41,7 @@ def dice(usual: int, both: Surroundings) -> Iterator[tuple[int, Dice]]:
 
 def test_same_answer_same_outcome(both: Surroundings) -> None:
     with Answerer(both.home.socket) as answerer:
-        for number, die in dice(120, both):
+        for number, die in dice(100, both):
             verb = die.of(*ANSWERS)
             answerer.pieces = die.pieces(verb)
             given = die.input()
@@ -52,7 +52,7 @@ def test_same_answer_same_outcome(both: Surroundings) -> None:
 
 def test_same_command_line_same_outcome(both: Surroundings) -> None:
     with Answerer(both.home.socket) as answerer:
-        for number, die in dice(30, both):
+        for number, die in dice(18, both):
             verb = die.of(*ANSWERS)
             answerer.pieces = [framed(ANSWERS[verb])]
             line = die.line(verb, odd=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 HERE = os.path.dirname(os.path.abspath(__file__))
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wvla")
 #: A static program starts in less time: nothing is linked when it does.
-_WAYS = (("-static",), ())
+_WAYS = (("-static", "-s"), ("-s",))
 _COMPILERS = ("cc", "gcc", "clang")
 
 

@@ -7,7 +7,7 @@
      two languages could read differently, surroundings that only Python knows how to read. `fluxbudgetctl-python` beside
      this program is then executed in its place, before anything has been read or written.
    * Nothing here grows with what others send: an answer is at most a frame, of stdin a beginning is kept, and buffers
-     are static. There is no malloc, no locale, no stdio but snprintf.
+     are static. It allocates nothing, has no locale, and uses of stdio snprintf only.
    * Everything has one deadline: connecting, writing and reading, and stdin and stdout of the verbs that have them.
    * What comes from outside is bytes. An answer is checked as a whole before anything is taken from it; what goes to a
      terminal has its control characters written out.
@@ -163,7 +163,12 @@ int main(int count, char **arguments)
 {
     struct options options;
     open_standard_files();
-    const struct verb *verb = count > 0 ? parse(arguments + 1, &options) : NULL;
+    if (count == 0) {
+        /* Without a name of its own there is no room for the one that Python is to have. */
+        char *none[] = {NULL, NULL};
+        return become_python(none);
+    }
+    const struct verb *verb = parse(arguments + 1, &options);
     const char *path = verb != NULL ? socket_path() : NULL;
     if (path == NULL)
         return become_python(arguments);
