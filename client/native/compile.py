@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wvla")
-#: A static program starts in less time: nothing is linked when it does.
-_WAYS = (("-static", "-s"), ("-s",))
+#: A static program starts in less time: nothing is linked when it does; in fewer segments, fewer pages are brought in.
+_WAYS = (("-static", "-s", "-Wl,-z,noseparate-code"), ("-s",))
 _COMPILERS = ("cc", "gcc", "clang")
 
 
