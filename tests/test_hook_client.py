@@ -400,9 +400,9 @@ def test_settings_call_this_very_program(tmp_path: Path) -> None:
     for command, path, expected in (
         (str(SCRIPT), str(SCRIPT.parent), "fluxbudgetctl"),
         (str(link), str(SCRIPT.parent), "fluxbudgetctl"),
-        (str(SCRIPT), "/nowhere", str(SCRIPT)),
-        (str(SCRIPT), str(other), str(SCRIPT)),
-        (str(link), "/nowhere", f"'{link}'"),
+        (str(SCRIPT), "/nowhere", str(SCRIPT.resolve())),
+        (str(SCRIPT), str(other), str(SCRIPT.resolve())),
+        (str(link), "/nowhere", str(SCRIPT.resolve())),
     ):
         found = settings(command, path=path)
         assert found["statusLine"] == {"type": "command", "command": f"{expected} statusline"}, (command, path)

@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     _Group = argparse._MutuallyExclusiveGroup  # noqa: SLF001
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line; return the exit code."""
+def run(arguments: Sequence[str], native: str | None = None) -> int:
+    """Carry out a command line; return the exit code. `native`: the version of the native client that handed it on."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a Latin-1 terminal still gets the rest of the table
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(arguments, argparse.Namespace(native=native))
     try:
         return int(options.carry_out(options))
     except Failure as failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Taken out, so that no program that this one starts takes it for its own.
+    native = os.environ.pop("FLUXBUDGETCTL_NATIVE", None)
     code = 0
     try:
-        code = _run(arguments)
+        code = _run(arguments, native)
         if sys.stdout is not None:
             sys.stdout.flush()
     except SystemExit as exc:
@@ -50,7 +53,7 @@ def _fail(message: str, hint: str) -> int:
     return Failure(message, hint, 70).tell()
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], native: str | None) -> int:
     from fluxbudgetctl import hot  # noqa: PLC0415  so that an interrupt while importing is caught, too
 
     options = hot.parse(arguments)
@@ -58,13 +61,11 @@ def _run(arguments: list[str]) -> int:
         return hot.run(options)
     from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than a hot verb's whole answer
 
-    return cli.run(arguments)
+    return cli.run(arguments, native)
 
 
 def _silence() -> None:
     """Keep the interpreter from failing once more when it flushes stdout at its end."""
-    import os  # noqa: PLC0415
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

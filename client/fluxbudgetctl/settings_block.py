@@ -41,11 +41,15 @@ def block(program: str) -> dict[str, object]:
 
 
 def command() -> str:
-    """Return how a shell calls this very program: by its name where $PATH leads to it, else by its absolute path."""
-    started = os.path.abspath(sys.argv[0])
+    """Return how a shell calls this very program: by its name where $PATH leads to it, else by its absolute path.
+
+    Called is what has handed the command line to this Python client, which lies beside it.
+    """
+    started = os.path.realpath(sys.argv[0])
     if os.path.basename(started) == "__main__.py":  # python -m
         return f"{shlex.quote(sys.executable)} -m {_NAME}"
+    program = os.path.join(os.path.dirname(started), _NAME)
     found = shutil.which(_NAME)
-    if found is not None and os.path.isabs(found) and os.path.exists(started) and os.path.samefile(found, started):
+    if found is not None and os.path.isabs(found) and os.path.exists(program) and os.path.samefile(found, program):
         return _NAME
-    return shlex.quote(started)
+    return shlex.quote(program)

@@ -171,6 +171,8 @@ def doctor(options: Options) -> int:
 
     unasked = before()  # looking at the socket is asking, too
     findings = list(look_around(environment.socket()))
+    if half := _half_upgrade(options):
+        findings.append(messages.Finding(what=half.message, hint=half.hint))
     answer = None
     try:
         answer = call(messages.Doctor(), messages.DoctorAnswer, options.timeout)
@@ -195,21 +197,30 @@ def doctor(options: Options) -> int:
 
 def version(options: Options) -> int:
     """`version`: the client's own is printed even when the daemon is away."""
-    client = client_version()
+    client = {"client": options.native or client_version(), "client_kind": "native" if options.native else "python"}
+    line = f"fluxbudgetctl {client['client']} ({client['client_kind']})"
+    if half := _half_upgrade(options):
+        half.tell()
     try:
         answer = call(messages.Ping(), messages.PingAnswer, options.timeout)
     except Failure:
         if options.json:
-            print_json({"client": client, "client_kind": "python", "daemon": None, "protocol": codes.VERSION})
+            print_json({**client, "daemon": None, "protocol": codes.VERSION})
         else:
-            print(f"fluxbudgetctl {client} (python)", flush=True)
+            print(line, flush=True)
         raise
     if options.json:
-        return print_json(
-            {"client": client, "client_kind": "python", "daemon": answer.version, "protocol": answer.protocol}
-        )
-    print(f"fluxbudgetctl {client} (python)\nfluxbudgetd {answer.version} (pid {answer.pid})")
+        return print_json({**client, "daemon": answer.version, "protocol": answer.protocol})
+    print(f"{line}\nfluxbudgetd {answer.version} (pid {answer.pid})")
     return codes.OK
+
+
+def _half_upgrade(options: Options) -> Failure | None:
+    """Return what to say when the native client and this one, which share the verbs, are of different versions."""
+    if options.native in (None, client_version()):
+        return None
+    what = f"the native client is version {options.native}, the Python client {client_version()}"
+    return Failure(what, "install fluxbudget again", codes.INTERNAL)
 
 
 def client_version() -> str:
