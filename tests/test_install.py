@@ -1,0 +1,175 @@
+"""What a user gets by installing: real wheels, with and without a C compiler, in environments of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import fluxbudgetctl.main
+from fluxbudgetd import __version__
+from harness.daemon import Daemon, Home
+
+ROOT = Path(__file__).parents[1]
+#: Nothing is found there, a C compiler least of all.
+NO_COMPILER = {"PATH": "/nowhere"}
+NO_NATIVE = {"FLUXBUDGET_NATIVE": "0"}
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))),
+    reason="needs a C compiler (apt-get install gcc)",
+)
+
+
+def build(
+    target: str, into: Path, source: Path = ROOT, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Build an sdist or a wheel as installers do, but for the environment of its own, which has to be downloaded."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"CC", "FLUXBUDGET_NATIVE"}}
+    return subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", into],
+        cwd=source,
+        env={**kept, **(environ or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def built(target: str, into: Path, source: Path = ROOT, environ: Mapping[str, str] | None = None) -> Path:
+    """Return the only file that building has made."""
+    result = build(target, into, source, environ)
+    assert result.returncode == 0, result
+    (made,) = into.iterdir()
+    return made
+
+
+class Environment:
+    """A virtual environment with what fluxbudget depends on, and fluxbudget as it is installed there."""
+
+    def __init__(self, place: Path, home: Home, *what: str | Path) -> None:
+        venv.create(place, symlinks=True)
+        self.scripts = place / "bin"
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)}))
+        # Its .pth files are not read: an editable fluxbudget beside the dependencies stays out of it.
+        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+        self._environ = {name: value for name, value in home.environ.items() if name != "PYTHONPATH"}
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.scripts / "python")]
+        quick = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile"]
+        subprocess.run([*pip, "install", *quick, *what], env=self._environ, capture_output=True, text=True, check=True)
+
+    def ctl(self, *arguments: str, program: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the client, by its own name or by a link to it."""
+        return subprocess.run(
+            [program or self.scripts / "fluxbudgetctl", *arguments],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.mark.parametrize(
+    ("environ", "kind", "warned"),
+    [
+        pytest.param({}, "native", False, marks=needs_compiler, id="compiler"),
+        pytest.param(NO_COMPILER, "python", True, id="no compiler"),
+        pytest.param(NO_NATIVE, "python", False, id="switched off"),
+    ],
+)
+def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str, warned: bool) -> None:
+    """The client of the kind that can be had and is wanted, in a wheel for this kind of machine or for all."""
+    result = build("wheel", tmp_path / "dist", environ=environ)
+    assert ("no working C compiler" in result.stdout + result.stderr) == warned, result
+    (wheel,) = (tmp_path / "dist").iterdir()
+    pure = kind == "python"
+    assert wheel.name.startswith(f"fluxbudget-{__version__}-py3-none-{'any' if pure else 'linux_'}")
+    with zipfile.ZipFile(wheel) as content:
+        (script,) = (entry for entry in content.infolist() if ".data/" in entry.filename)
+        assert script.filename == f"fluxbudget-{__version__}.data/scripts/fluxbudgetctl"
+        assert script.external_attr >> 16 == 0o100755
+        assert content.read(script).startswith(b"#!/bin/sh\n" if pure else b"\x7fELF")
+        about = content.read(f"fluxbudget-{__version__}.dist-info/WHEEL").decode()
+        assert f"Root-Is-Purelib: {'true' if pure else 'false'}\n" in about
+        tag = wheel.stem.removeprefix(f"fluxbudget-{__version__}-")
+        assert about.rstrip().endswith(f"Tag: {tag}")
+    # A path with a space, which the first line of a script could not have.
+    installed = Environment(tmp_path / "with space", home, wheel)
+    clean_client(installed, kind)
+    for name in ("fluxbudgetctl", "fluxbudgetctl-python"):  # pipx and uv make such links
+        link = tmp_path / name
+        link.symlink_to(installed.scripts / name)
+        settings = json.loads(installed.ctl("hook", "--print-settings", program=link).stdout)
+        assert settings["statusLine"]["command"] == f"'{installed.scripts.resolve()}/fluxbudgetctl' statusline"
+
+
+def clean_client(installed: Environment, kind: str) -> None:
+    """The client helps, says which it is, and misses the daemon."""
+    assert installed.ctl("--help").stdout.startswith("usage: fluxbudgetctl ")
+    result = installed.ctl("version")
+    assert (result.returncode, result.stdout) == (69, f"fluxbudgetctl {__version__} ({kind})\n"), result
+    assert json.loads(installed.ctl("version", "--json").stdout)["client_kind"] == kind
+    result = installed.ctl("ping")
+    assert (result.returncode, result.stdout) == (69, ""), result
+    assert result.stderr.startswith("fluxbudgetctl: no daemon at ")
+
+
+@needs_compiler
+def test_editable_install_has_the_native_client_too(tmp_path: Path, home: Home) -> None:
+    clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT), "native")
+
+
+def test_wheel_of_the_sdist(tmp_path: Path) -> None:
+    """The sdist has all that the wheel is made of, the native client included."""
+    subprocess.run(["tar", "-xf", built("sdist", tmp_path / "sdist")], cwd=tmp_path, check=True)
+    made = built("wheel", tmp_path / "made", tmp_path / f"fluxbudget-{__version__}")
+    expected = built("wheel", tmp_path / "expected")
+    assert made.name == expected.name
+    with zipfile.ZipFile(made) as found, zipfile.ZipFile(expected) as meant:
+        assert found.namelist() == meant.namelist()
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({**NO_COMPILER, "FLUXBUDGET_NATIVE": "1"}, "FLUXBUDGET_NATIVE=1, but no C compiler here"),
+        ({"FLUXBUDGET_NATIVE": "yes"}, "FLUXBUDGET_NATIVE is 'yes'"),
+    ],
+)
+def test_no_wheel_that_was_not_asked_for(tmp_path: Path, environ: Mapping[str, str], said: str) -> None:
+    result = build("wheel", tmp_path, environ=environ)
+    assert result.returncode == 1, result
+    assert said in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_upgrade_is_said(home: Home, daemon: Daemon) -> None:
+    """A native client that hands on to a Python client of another version is told of; one of the same is not."""
+    line = f"the native client is version 0.0.9, the Python client {__version__}"
+    other, same = {"FLUXBUDGETCTL_NATIVE": "0.0.9"}, {"FLUXBUDGETCTL_NATIVE": __version__}
+    result = home.ctl("version", environ=other)
+    assert result.stdout.startswith("fluxbudgetctl 0.0.9 (native)\n")
+    assert (result.returncode, result.stderr) == (0, f"fluxbudgetctl: {line}\nhint: install fluxbudget again\n")
+    result = home.ctl("version", environ=same)
+    assert result.stdout.startswith(f"fluxbudgetctl {__version__} (native)\n")
+    assert (result.returncode, result.stderr) == (0, "")
+    result = home.ctl("doctor", "--json", environ=other)
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["findings"] == [{"what": line, "hint": "install fluxbudget again"}]
+    assert json.loads(home.ctl("doctor", "--json", environ=same).stdout)["ok"] is True
+
+
+def test_native_client_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that the client starts do not take themselves for started by the native client."""
+    monkeypatch.setenv("FLUXBUDGETCTL_NATIVE", __version__)
+    assert fluxbudgetctl.main.main(["--help"]) == 0
+    assert "FLUXBUDGETCTL_NATIVE" not in os.environ
