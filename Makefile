@@ -22,7 +22,8 @@ $(VENV)/.made:
 	  || { echo 'Python has no venv here; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.made pyproject.toml
+# An editable install does not compile by itself: the native client is made anew when one of these has changed.
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml hatch_build.py $(wildcard client/native/*.*)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
@@ -37,7 +38,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests docs
+	$(BIN)/mypy tests docs hatch_build.py client/native
 
 # (What runs in a user's service manager takes a minute; it is shown once, against the wheel.)
 suite: $(VENV)/.dev
