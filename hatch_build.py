@@ -1,6 +1,6 @@
-"""Build hook: makes the wheel's `fluxbudgetctl`, the native client where there is a C compiler, else a short script.
+"""Build hook: puts systemd's units into the wheel, and `fluxbudgetctl`: the native client where there is a C compiler.
 
-Either hands what it does not do itself to `fluxbudgetctl-python` beside it, an ordinary console script.
+Elsewhere that is a short script. Either hands what it does not do itself to `fluxbudgetctl-python` beside it, an ordinary console script.
 `$FLUXBUDGET_NATIVE` decides: `0` is without the native client, `1` never without it; unset, what can be had is taken.
 """
 
@@ -29,8 +29,10 @@ exec "${self%/*}/fluxbudgetctl-python" "$@"
 class Client(BuildHookInterface[Any]):
     """Puts `fluxbudgetctl` into a wheel, an editable one too; the sdist has the sources instead."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  hatchling's signature
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Make the client; ends the build when that is impossible, or not what was asked for."""
+        if version == "standard":  # an editable install finds the units in the source tree
+            build_data["force_include"][os.path.join(self.root, "systemd")] = f"{_NAME}/systemd"
         setting = os.environ.get(_SETTING, "")
         if setting not in {"", "0", "1"}:
             self.app.abort(f"fluxbudget: {_SETTING} is {setting!r}: 0 is without the native client, 1 only with it")
