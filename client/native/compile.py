@@ -1,4 +1,4 @@
-"""Compile the native client: `python compile.py OUTPUT VERSION`."""  # noqa: INP001  a script beside its sources
+"""Compile the native client: `python compile.py OUTPUT VERSION`."""
 
 import functools
 import os

@@ -23,7 +23,7 @@ static const struct {
     int exit_code;
 } error_codes[] = {
     {"no_run", NO_RUN},        {"bad_request", BAD_INPUT}, {"bad_input", BAD_INPUT}, {"conflict", BAD_INPUT},
-    {"busy", UNREACHABLE},     {"forbidden", UNREACHABLE}, {"too_large", BAD_INPUT}, {"timeout", NO_ANSWER},
+    {"unavailable", UNREACHABLE}, {"busy", UNREACHABLE},     {"forbidden", UNREACHABLE}, {"too_large", BAD_INPUT}, {"timeout", NO_ANSWER},
     {"bad_config", BAD_CONFIG},
 };
 
