@@ -1,8 +1,8 @@
 """Build hook: puts systemd's units into the wheel, and `fluxbudgetctl`: the native client where there is a C compiler.
 
-Elsewhere that is a short script. Either hands what it does not do itself to `fluxbudgetctl-python` beside it, which is an
-ordinary console script. `$FLUXBUDGET_NATIVE` decides: `0` is without the native client, `1` never without it; unset, what
-can be had is taken.
+Elsewhere that is a short script. Either hands what it does not do itself to `fluxbudgetctl-python` beside it, an
+ordinary console script. `$FLUXBUDGET_NATIVE` decides: `0` is without the native client, `1` never without it; unset,
+what can be had is taken.
 """
 
 import os

@@ -22,8 +22,9 @@ static const struct {
     const char *code;
     int exit_code;
 } error_codes[] = {
-    {"no_run", NO_RUN},        {"bad_request", BAD_INPUT}, {"bad_input", BAD_INPUT}, {"conflict", BAD_INPUT},
-    {"unavailable", UNREACHABLE}, {"busy", UNREACHABLE},     {"forbidden", UNREACHABLE}, {"too_large", BAD_INPUT}, {"timeout", NO_ANSWER},
+    {"no_run", NO_RUN},       {"bad_request", BAD_INPUT},   {"bad_input", BAD_INPUT},
+    {"conflict", BAD_INPUT},  {"unavailable", UNREACHABLE}, {"busy", UNREACHABLE},
+    {"too_large", BAD_INPUT}, {"forbidden", UNREACHABLE},   {"timeout", NO_ANSWER},
     {"bad_config", BAD_CONFIG},
 };
 
