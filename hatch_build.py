@@ -23,7 +23,20 @@ _SCRIPT = """\
 # Made without a C compiler: every verb is the Python client's, which lies beside this file (or the one it links to).
 self=$0
 [ ! -L "$self" ] || self=$(readlink -f -- "$self")
-exec "${self%/*}/fluxbudgetctl-python" "$@"
+here=${self%/*}
+client=$here/fluxbudgetctl-python
+case $1 in remaining | env | check | ping | hook | statusline)
+    # In an environment of its own it is known where the packages are. Python takes longer to find out than to answer.
+    for packages in "$here"/../lib/python3.*/site-packages; do
+        [ -f "$packages/fluxbudgetctl/main.py" ] && [ -f "$here/../pyvenv.cfg" ] || continue
+        exec "$here/python" -I -S -c 'import sys
+del sys.argv[0]
+sys.path.insert(0, sys.argv.pop(1))
+from fluxbudgetctl.main import main
+sys.exit(main())' "$client" "$packages" "$@"
+    done
+esac
+exec "$client" "$@"
 """
 
 
