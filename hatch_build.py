@@ -32,8 +32,8 @@ case $1 in remaining | env | check | ping | hook | statusline)
         exec "$here/python" -I -S -c 'import sys
 del sys.argv[0]
 sys.path.insert(0, sys.argv.pop(1))
-from fluxbudgetctl.main import main
-sys.exit(main())' "$client" "$packages" "$@"
+from fluxbudgetctl.main import bare
+sys.exit(bare())' "$client" "$packages" "$@"
     done
 esac
 exec "$client" "$@"

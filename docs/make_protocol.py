@@ -17,7 +17,7 @@ INTRODUCTION = f"""\
 `fluxbudgetd` answers on a Unix stream socket: `$FLUXBUDGET_SOCKET`, else
 `$XDG_RUNTIME_DIR/fluxbudget/fluxbudgetd.sock`; without `XDG_RUNTIME_DIR`, `/run/user/UID` takes its place if it exists,
 else the socket is `~/.local/state/fluxbudget/run/fluxbudgetd.sock`. The directory is 0700, the socket 0600, and peers
-of another user (root excepted) are refused.
+of another user (root excepted; in the service's sandbox root is nobody in particular, too) are refused.
 
 **Frame**: a big-endian `u32` that counts the bytes of the body, then the body: one
 [MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests; they

@@ -13,7 +13,9 @@ import anyio
 import pytest
 
 from fluxbudgetd import listening
+from fluxbudgetd import supervision as supervision_module
 from fluxbudgetd.engine import Engine
+from fluxbudgetd.engine import engine as engine_module
 from fluxbudgetd.errors import StartError
 from fluxbudgetd.supervision import Supervision
 from fluxbudgetd.systemd import Manager, passed
@@ -152,7 +154,9 @@ async def supervised(
 def test_reader_that_hangs_sends_no_sign_of_life_though_the_loop_goes_on(tmp_path: Path) -> None:
     async def body() -> None:
         async with supervised(tmp_path) as (engine, source, sends_a_sign):
+            hanging = Interstat(tmp_path / "metrics.db")
             source.let.clear()
+            hanging.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(2):
                 standing = await engine.standing(engine.book.runs["r1"], within(WATCHED))
                 assert standing.stale_why is not None
@@ -160,8 +164,78 @@ def test_reader_that_hangs_sends_no_sign_of_life_though_the_loop_goes_on(tmp_pat
             source.let.set()
             await engine.standing(engine.book.runs["r1"], within(30))
             assert await sends_a_sign()
+            hanging.close()
 
     anyio.run(body)
+
+
+def test_look_through_the_whole_table_that_hangs_sends_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        gate = threading.Event()
+        async with supervised(tmp_path) as (engine, _source, sends_a_sign):
+            found = await engine._history.ask("k", 1, lambda _source: gate.wait(60), within(0.2))  # noqa: SLF001
+            assert not found.in_time
+            assert await sends_a_sign()
+            monkeypatch.setattr(engine_module, "_LONGEST_LOOK_SECONDS", 0)
+            assert not await sends_a_sign()
+            gate.set()
+            assert (await engine._history.ask("k", 1, lambda _source: True, within(30))).in_time  # noqa: SLF001
+            assert await sends_a_sign()
+
+    anyio.run(body)
+
+
+class Recorded(Manager):
+    """A manager that remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    async def reloading(self) -> None:
+        self.told.append("reloading")
+
+    async def ready(self, status: str) -> None:
+        self.told.append("ready")
+
+
+def test_reload_is_not_over_before_the_configuration_is_read(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with engine_over(tmp_path) as (engine, _source):
+            manager = Recorded()
+            configure_at(tmp_path, "[runs]\nwarn_pct = 61\n")
+            engine.settings._looking.acquire()  # noqa: SLF001  a file system that does not answer has it
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(Supervision(manager, engine).reload)
+                await anyio.sleep(0.2)
+                assert manager.told == ["reloading"]
+                engine.settings._looking.release()  # noqa: SLF001
+            assert manager.told == ["reloading", "ready"]
+            assert engine.settings.config.runs.warn_pct == 61
+
+    anyio.run(body)
+
+
+def test_reload_whose_files_do_not_answer_ends_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervision_module, "_RELOAD_SECONDS", 0.2)
+
+    async def body() -> None:
+        async with engine_over(tmp_path) as (engine, _source):
+            manager = Recorded()
+            engine.settings._looking.acquire()  # noqa: SLF001
+            await Supervision(manager, engine).reload()
+            assert manager.told == ["reloading", "ready"]
+
+    anyio.run(body)
+    assert "the configuration was not read again" in capsys.readouterr().out  # structlog before it is configured
+
+
+def configure_at(directory: Path, text: str) -> None:
+    (directory / "config.toml").write_text(text)
 
 
 def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
@@ -206,6 +280,22 @@ def test_variables_of_the_manager_are_taken_out_of_the_environment() -> None:
     assert (manager.address, manager.watchdog) == ("/n", 2.0)
     assert not passed(environ, 7)
     assert environ == {"HOME": "/"}
+
+
+def test_passed_descriptors_are_kept_from_children() -> None:
+    saved = os.dup(3) if Path("/proc/self/fd/3").exists() else None
+    reading, writing = os.pipe()
+    try:
+        os.dup2(reading, 3, inheritable=True)
+        os.set_inheritable(3, True)
+        assert list(passed({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7)) == [3]
+        assert not os.get_inheritable(3)
+    finally:
+        if saved is not None:
+            os.dup2(saved, 3, inheritable=False)
+            os.close(saved)
+        for descriptor in {reading, writing} - {3}:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize(

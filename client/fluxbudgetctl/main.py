@@ -53,6 +53,18 @@ def _fail(message: str, hint: str) -> int:
     return Failure(message, hint, 70).tell()
 
 
+def bare() -> int:
+    """Carry out a plain hot verb with nothing but this package at hand; have Python start anew for everything else.
+
+    For `fluxbudgetctl` where there is no native client: Python starts sooner when it looks for no other packages.
+    """
+    from fluxbudgetctl import hot  # noqa: PLC0415
+
+    if hot.parse(sys.argv[1:]) is None:
+        os.execv(sys.argv[0], sys.argv)  # noqa: S606  no shell is wanted
+    return main()
+
+
 def _run(arguments: list[str], native: str | None) -> int:
     from fluxbudgetctl import hot  # noqa: PLC0415  so that an interrupt while importing is caught, too
 

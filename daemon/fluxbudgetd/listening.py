@@ -4,6 +4,7 @@ A socket file that nobody answers on is replaced; one that somebody answers on, 
 The directory is 0700 and the socket 0600 whatever the umask.
 """
 
+import errno
 import fcntl
 import os
 import socket
@@ -67,7 +68,12 @@ def private_directory(path: str, *, ours: bool) -> None:
         if above & stat.S_IWOTH and not above & stat.S_ISVTX:
             raise StartError(f"{os.path.dirname(path)} is writable by everybody", "use a directory of your own")
     except OSError as exc:
-        raise StartError(f"the directory {path} cannot be made: {exc.strerror}", "check its parent") from exc
+        # The service's sandbox opens what is there when it is made; the socket's unit makes what has gone.
+        is_sealed = exc.errno == errno.EROFS
+        hint = (
+            "as a systemd service: 'systemctl --user restart fluxbudgetd.socket'" if is_sealed else "check its parent"
+        )
+        raise StartError(f"the directory {path} cannot be made: {exc.strerror}", hint) from exc
 
 
 class Listener(NamedTuple):

@@ -27,6 +27,9 @@ MAX_CONNECTIONS = 1024
 _REFUSING_AT_ONCE = 64
 BACKLOG = 512
 FRAME_SECONDS = 10.0
+_CHUNK = 64 << 10
+# Who has connected and not asked yet when the daemon is told to stop may do so for this long.
+_NEWCOMERS_SECONDS = 1.0
 SEND_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 # Small messages always pass. Larger ones of all connections together may hold this much, unfinished requests and
@@ -62,10 +65,12 @@ class Server:
         self._refusing = 0
         self._buffered = 0
         self._unsent = 0
-        self._idle: set[anyio.abc.SocketStream] = set()
+        # Whoever is waited for to ask; True: it has been answered before.
+        self._waited_for: dict[socket.socket, bool] = {}
         self._streams: set[anyio.CancelScope] = set()
         self._accepting = anyio.CancelScope()
         self._draining = False
+        self._newcomers_too = False
         self._all_gone = anyio.Event()
 
     @property
@@ -100,12 +105,27 @@ class Server:
         self._accepting.cancel()
 
     async def drained(self) -> None:
-        """Tell every connection to end after its present answer, and wait until all have."""
+        """Tell every connection to end after its present answer, and wait until all have.
+
+        Nothing that has been sent is lost: a connection ends when nothing of it is left to be read, and one that has
+        only just been made when its first request has been answered.
+        """
         self._draining = True
         for scope in self._streams:
             scope.cancel()
-        for stream in tuple(self._idle):
-            await stream.aclose()
+        self._end(newcomers=False)
+        with anyio.move_on_after(_NEWCOMERS_SECONDS):
+            await self._gone()
+        self._newcomers_too = True
+        self._end(newcomers=True)
+        await self._gone()
+
+    def _end(self, *, newcomers: bool) -> None:
+        for raw, was_answered in tuple(self._waited_for.items()):
+            if was_answered or newcomers:
+                anyio.notify_closing(raw)
+
+    async def _gone(self) -> None:
         if self._connections:
             await self._all_gone.wait()
 
@@ -149,9 +169,10 @@ class Server:
     async def _converse(self, stream: anyio.abc.SocketStream) -> None:
         decoder = FrameDecoder()
         raw: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610  not Django's
-        while not self._draining:
+        was_answered = False
+        while True:
             try:
-                body = await self._receive(stream, decoder)
+                body = await self._receive(raw, decoder, was_answered=was_answered)
             except errors.FluxError as exc:
                 await self._say_goodbye(stream, exc)
                 return
@@ -166,6 +187,7 @@ class Server:
             if not taken:
                 log.warning("peer does not read its answers; connection closed")
                 return
+            was_answered = True
 
     async def _deliver(self, stream: anyio.abc.SocketStream, raw: socket.socket, answer: "_Frame") -> bool:
         """Send an answer; tells whether the peer took it in time, also whoever wants to know."""
@@ -202,7 +224,7 @@ class Server:
                 self._streams.discard(tasks.cancel_scope)
                 tasks.cancel_scope.cancel()
 
-    async def _receive(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes:
+    async def _receive(self, raw: socket.socket, decoder: FrameDecoder, *, was_answered: bool) -> bytes:
         """Return the next message; raises `FluxError` for what is no frame, or comes too slowly."""
         try:
             if (body := decoder.next()) is not None:
@@ -210,21 +232,51 @@ class Server:
                 await anyio.lowlevel.checkpoint()
                 return body
             if not decoder.buffered:
-                self._idle.add(stream)
+                self._waited_for[raw] = was_answered
                 try:
-                    decoder.feed(await stream.receive())
+                    decoder.feed(
+                        await self._bytes(raw, lambda: self._draining and (was_answered or self._newcomers_too))
+                    )
                 finally:
-                    self._idle.discard(stream)
+                    del self._waited_for[raw]
                 if (body := decoder.next()) is not None:
                     return body
             with anyio.fail_after(FRAME_SECONDS):
-                return await self._rest_of_frame(stream, decoder)
+                return await self._rest_of_frame(raw, decoder)
         except FrameError as exc:
             raise errors.TooLargeError(str(exc), "see the protocol's documentation") from exc
         except TimeoutError:
             raise errors.RequestTimeoutError(
                 f"a frame was not complete after {FRAME_SECONDS:.0f} s", "send a frame in one piece"
             ) from None
+
+    def _is_over(self, was_answered: bool) -> bool:
+        return self._draining and (was_answered or self._newcomers_too)
+
+    async def _bytes(self, raw: socket.socket, is_over: Callable[[], bool] = lambda: False) -> bytes:
+        """Return what the peer has sent; raises `EndOfStream` when it has ended, or all is read and it is over.
+
+        (A stream's own `receive` that is ended in the moment in which something comes loses that, and asyncio
+        complains.)
+        """
+        waited = False
+        while True:
+            try:
+                data = raw.recv(_CHUNK)
+            except BlockingIOError:
+                if is_over():
+                    raise anyio.EndOfStream from None
+                waited = True
+                with suppress(anyio.ClosedResourceError):  # told to look whether it is over
+                    await anyio.wait_readable(raw)
+            except OSError as exc:
+                raise anyio.BrokenResourceError from exc
+            else:
+                if not data:
+                    raise anyio.EndOfStream
+                if not waited:
+                    await anyio.lowlevel.checkpoint()
+                return data
 
     async def _send(self, stream: anyio.abc.SocketStream, raw: socket.socket, frame: bytes) -> bool:
         """Send an answer; tells whether the peer took it in time.
@@ -249,7 +301,7 @@ class Server:
             self._unsent -= left
         return False
 
-    async def _rest_of_frame(self, stream: anyio.abc.SocketStream, decoder: FrameDecoder) -> bytes:
+    async def _rest_of_frame(self, raw: socket.socket, decoder: FrameDecoder) -> bytes:
         held = 0
         try:
             while True:
@@ -257,7 +309,7 @@ class Server:
                 held = decoder.buffered
                 if held > _SMALL_BYTES and self._buffered > _BUFFERED_BYTES:
                     raise errors.BusyError("too many large messages are under way", "try again")
-                decoder.feed(await stream.receive())
+                decoder.feed(await self._bytes(raw))
                 if (body := decoder.next()) is not None:
                     return body
         finally:

@@ -61,11 +61,15 @@ class Supervision:
         Files that do not answer are not waited for any longer than a moment.
         """
         await self._manager.reloading()
+        is_read = False
         with anyio.move_on_after(_RELOAD_SECONDS):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._engine.reopen_sources)
-                await self._engine.settings.refresh(force=True)
-                self._engine.retry_channels()
+                while not is_read:
+                    is_read = await self._engine.settings.refresh(force=True)
+        self._engine.retry_channels()
+        if not is_read:
+            log.error("the configuration was not read again: its files do not answer")
         await self.ready()
 
     async def stopping(self, connections: int) -> None:

@@ -1,9 +1,12 @@
 """Activation by the socket, reloading, stopping: nobody who calls goes without an answer."""
 
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fluxbudgetctl.connection import exchange
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import CTL, Wire, started, wait_for
@@ -50,12 +53,38 @@ def test_reload_is_over_when_systemctl_says_so(service: Account) -> None:
     pid = service.pinged().pid
     service.configure("[runs]\nwarn_pct = 61\n")
     systemctl("reload", SERVICE)
+    started(service, id="at-once")
+    assert service.json("run", "show", "--run", "at-once")["run"]["warn_pct"] == 61
     service.wait_until_said("configuration reloaded")
     assert service.show("ActiveState") == "active"
-    assert service.show("StatusText").startswith("0 active runs; ")
     assert started(service, id="r1", token_budget=1000) == "r1"
     assert service.json("run", "show", "--run", "r1")["run"]["warn_pct"] == 61
     assert service.pid == pid
+
+
+def test_restarts_lose_nobody(service: Account) -> None:
+    """Whoever calls while the daemon ends and begins again, and again, is answered, by this one or the next."""
+    first = service.pinged().pid
+    body = messages.encode(messages.Ping())
+    answered: list[int] = []
+    is_over = threading.Event()
+
+    def call() -> None:
+        while not is_over.is_set():
+            answer = messages.decode_answer(exchange(str(service.socket), body, 30.0))
+            assert isinstance(answer, messages.PingAnswer)
+            answered.append(answer.pid)
+
+    with ThreadPoolExecutor() as pool:
+        callers = [pool.submit(call) for _ in range(6)]
+        for _ in range(6):
+            wait_for(lambda: answered and answered[-1] == service.pid, "answers of the present daemon")
+            systemctl("restart", SERVICE)
+        is_over.set()
+        for caller in callers:
+            caller.result()  # raises what ended it
+    assert len(set(answered)) >= 6
+    assert answered[0] == first
 
 
 def test_stop_while_clients_are_connected(service: Account) -> None:

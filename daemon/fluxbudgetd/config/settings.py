@@ -81,20 +81,24 @@ class Settings:
         self._config.take(config)
         self._calibration.take(calibration)
 
-    async def refresh(self, deadline: float = math.inf, *, force: bool = False) -> None:
-        """Read what has changed since the last look, or with `force` everything.
+    async def refresh(self, deadline: float = math.inf, *, force: bool = False) -> bool:
+        """Read what has changed since the last look, or with `force` everything; tells whether that was possible.
 
-        A file system that has not answered in half of the time until the deadline (of the loop's clock) leaves
-        everything as it was.
+        A file system that has not answered in half of the time until the deadline (of the loop's clock), or since an
+        earlier look, leaves everything as it was.
         """
         now = anyio.current_time()
         with anyio.CancelScope(deadline=now + (deadline - now) / 2):
-            config, calibration = await anyio.to_thread.run_sync(self._look, force, abandon_on_cancel=True)
+            looks = await anyio.to_thread.run_sync(self._look, force, abandon_on_cancel=True)
+            if looks is None:
+                return False
             before = self.config
-            self._config.take(config)
-            self._calibration.take(calibration)
+            self._config.take(looks[0])
+            self._calibration.take(looks[1])
             if self.config != before and self.heeded is not None:
                 self.heeded()
+            return True
+        return False
 
     async def review_budget(self, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
         """Return the review budgets that hold in a project now (without what calibration says, if so asked).
@@ -106,9 +110,9 @@ class Settings:
             self._review_budget, self.config, project_dir, slicing, abandon_on_cancel=True
         )
 
-    def _look(self, force: bool) -> tuple["_Look[Config] | None", "_Look[Calibration | None] | None"]:
+    def _look(self, force: bool) -> tuple["_Look[Config] | None", "_Look[Calibration | None] | None"] | None:
         if not self._looking.acquire(timeout=_HUNG_SECONDS):
-            return None, None
+            return None
         try:
             return self._config.look_again(force=force), self._calibration.look_again(force=force)
         finally:

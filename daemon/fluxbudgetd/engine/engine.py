@@ -43,6 +43,8 @@ _SETTINGS_WAIT_SECONDS = 1.0
 _ENDED_SECONDS = 3600.0
 _REST_SHARE = 4
 _LONGEST_REST_SECONDS = 2.0
+# One look through a table of ten million rows takes less.
+_LONGEST_LOOK_SECONDS = 60.0
 # Sessions without a run that are remembered as such, so that a hook outside of any run is answered at once, too.
 _STRANGERS = 256
 
@@ -395,6 +397,8 @@ class Engine:
         """
         if self._refresher.stands_still(seconds):
             return "the sources' reader"
+        if self._history.stands_still(max(seconds, _LONGEST_LOOK_SECONDS)):
+            return "a look through interstat's whole table"
         try:
             with anyio.fail_after(seconds):
                 await self.ledger.last_event()

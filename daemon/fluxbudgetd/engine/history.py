@@ -45,6 +45,11 @@ class History:
         self._defects: dict[str, Exception] = {}
         self._wanted = anyio.Event()
         self._done = anyio.Event()
+        self._began: float | None = None
+
+    def stands_still(self, seconds: float) -> bool:
+        """Tell whether a look has been under way for so long."""
+        return self._began is not None and anyio.current_time() - self._began > seconds
 
     @property
     def status(self) -> SourceStatus:
@@ -82,6 +87,7 @@ class History:
                 epoch, look = self._asked.pop(key)
                 self._make_room(key)
                 self._defects.pop(key, None)
+                self._began = anyio.current_time()
                 try:
                     value = await anyio.to_thread.run_sync(self._look, look, abandon_on_cancel=True)
                     if value is not None:
@@ -90,6 +96,7 @@ class History:
                     # Handed on to every request that waits; the next look starts afresh.
                     log.exception("look failed")
                     self._defects[key] = exc
+                self._began = None
                 self._tried[key] = epoch
                 self._done.set()
                 self._done = anyio.Event()

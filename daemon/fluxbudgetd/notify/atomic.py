@@ -23,7 +23,7 @@ _HINTS = {
     errno.EDQUOT: _NO_ROOM,
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
-    errno.EROFS: _NOT_ALLOWED,
+    errno.EROFS: f"{_NOT_ALLOWED}; as a systemd service: 'systemctl --user restart fluxbudgetd.socket'",
     errno.EISDIR: "move the directory in its place away",
     errno.ENOTDIR: "move the file in the directory's place away",
 }

@@ -1,0 +1,154 @@
+"""The end of a server: nothing that has been sent to it is lost, and nobody holds it up."""
+
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from fluxbudgetd import server as server_module
+from fluxbudgetd.server import Server
+from fluxbudgetd.wire import messages
+from harness.daemon import Wire
+
+PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
+
+
+class Served:
+    """A server over a real socket, which can be told to end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.server = Server(lambda _request: PONG)
+        self.drained = anyio.Event()
+
+    async def connected(self, count: int = 1) -> Wire:
+        """Return a connection that the server has accepted."""
+        wire = await anyio.to_thread.run_sync(Wire, self.path)
+        while self.server.connections < count:
+            await anyio.lowlevel.checkpoint()
+        return wire
+
+    async def drain(self) -> None:
+        self.server.stop_accepting()
+        await self.server.drained()
+        self.drained.set()
+
+
+@asynccontextmanager
+async def served(path: Path) -> AsyncIterator[Served]:
+    made = Served(path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.setblocking(False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(made.server.serve, listening)
+            yield made
+            tasks.cancel_scope.cancel()
+
+
+async def asked(wire: Wire) -> object:
+    return await anyio.to_thread.run_sync(wire.ask, messages.Ping())
+
+
+async def has_ended(wire: Wire) -> bool:
+    with pytest.raises(EOFError):
+        await anyio.to_thread.run_sync(wire.receive)
+    return True
+
+
+def test_who_has_connected_may_still_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_NEWCOMERS_SECONDS", 60)
+
+    async def body() -> None:
+        async with served(tmp_path / "s") as it, anyio.create_task_group() as tasks:
+            with await it.connected() as wire:
+                tasks.start_soon(it.drain)
+                await anyio.sleep(0.05)
+                assert not it.drained.is_set()
+                assert await asked(wire) == PONG
+                with anyio.fail_after(30):
+                    await it.drained.wait()
+                assert await has_ended(wire)
+
+    anyio.run(body)
+
+
+def test_who_never_asks_holds_nobody_up(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with served(tmp_path / "s") as it:
+            with await it.connected() as wire, anyio.fail_after(30):
+                await it.drain()
+                assert await has_ended(wire)
+
+    anyio.run(body)
+
+
+def test_who_was_answered_and_asks_nothing_more_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_NEWCOMERS_SECONDS", 60)
+
+    async def body() -> None:
+        async with served(tmp_path / "s") as it:
+            with await it.connected() as wire, anyio.fail_after(30):
+                assert await asked(wire) == PONG
+                await it.drain()
+                assert await has_ended(wire)
+
+    anyio.run(body)
+
+
+def test_what_was_sent_before_the_end_is_answered(tmp_path: Path) -> None:
+    """Also when the server has not read it yet, on a connection that it has answered before."""
+
+    async def body() -> None:
+        async with served(tmp_path / "s") as it:
+            with await it.connected() as wire, anyio.fail_after(30):
+                assert await asked(wire) == PONG
+                answers: list[object] = []
+                asking = threading.Thread(target=lambda: answers.extend(wire.ask(messages.Ping()) for _ in range(1)))
+                before = it.server._waited_for  # noqa: SLF001
+                while not before:
+                    await anyio.lowlevel.checkpoint()
+                asking.start()
+                # Without giving the loop a chance to see it.
+                (raw,) = before
+                while True:
+                    try:
+                        raw.recv(1, socket.MSG_PEEK)
+                    except BlockingIOError:
+                        continue
+                    break
+                await it.drain()
+                await anyio.to_thread.run_sync(asking.join)
+                assert answers == [PONG]
+
+    anyio.run(body)
+
+
+def test_who_comes_when_nobody_accepts_any_more_waits_for_the_next_server(tmp_path: Path) -> None:
+    async def body() -> None:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / "s"))
+            listening.listen()
+            listening.setblocking(False)
+            first, second = Server(lambda _request: PONG), Server(lambda _request: PONG)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(first.serve, listening)
+                await anyio.sleep(0.02)
+                first.stop_accepting()
+                await first.drained()
+                with await anyio.to_thread.run_sync(Wire, tmp_path / "s") as wire, anyio.fail_after(30):
+                    tasks.start_soon(second.serve, listening)
+                    assert await asked(wire) == PONG
+                assert first.connections == 0
+                tasks.cancel_scope.cancel()
+
+    anyio.run(body)
