@@ -110,6 +110,8 @@ class Server:
         Nothing that has been sent is lost: a connection ends when nothing of it is left to be read, and one that has
         only just been made when its first request has been answered.
         """
+        # Whoever was accepted last is a task that has not begun yet.
+        await anyio.lowlevel.checkpoint()
         self._draining = True
         for scope in self._streams:
             scope.cancel()
