@@ -97,7 +97,7 @@ class Server:
                         await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
                     else:
                         stream = await anyio.abc.UNIXSocketStream.from_socket(peer)
-                        tasks.start_soon(self._connection, stream)
+                        tasks.start_soon(self._connection, stream, peer)
                         await anyio.lowlevel.checkpoint()
 
     def stop_accepting(self) -> None:
@@ -131,16 +131,16 @@ class Server:
         if self._connections:
             await self._all_gone.wait()
 
-    async def _connection(self, stream: anyio.abc.SocketStream) -> None:
+    async def _connection(self, stream: anyio.abc.SocketStream, raw: socket.socket) -> None:
         async with stream:
             try:
-                refusal = self._refusal(stream)
+                refusal = self._refusal(raw)
                 if refusal is not None:
                     await self._refuse(stream, refusal)
                     return
                 self._connections += 1
                 try:
-                    await self._converse(stream)
+                    await self._converse(stream, raw)
                 finally:
                     self._connections -= 1
                     if self._draining and not self._connections:
@@ -148,8 +148,8 @@ class Server:
             except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
                 return
 
-    def _refusal(self, stream: anyio.abc.SocketStream) -> errors.FluxError | None:
-        uid = peer_uid(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610  not Django's
+    def _refusal(self, raw: socket.socket) -> errors.FluxError | None:
+        uid = peer_uid(raw)
         if uid not in (0, os.geteuid()):
             log.warning("peer refused", uid=uid)
             return errors.ForbiddenError(
@@ -168,9 +168,8 @@ class Server:
         finally:
             self._refusing -= 1
 
-    async def _converse(self, stream: anyio.abc.SocketStream) -> None:
+    async def _converse(self, stream: anyio.abc.SocketStream, raw: socket.socket) -> None:
         decoder = FrameDecoder()
-        raw: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610  not Django's
         was_answered = False
         while True:
             try:
