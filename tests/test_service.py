@@ -29,11 +29,14 @@ def seen(**fields: object) -> View:
     files = {name: units.File(path=f"/u/{name}", state=State.OURS, version="1") for name in UNITS}
     up = Unit(load="loaded", active="active", file_state="enabled", result="success")
     usual = {
+        "directory": "/u",
         "files": files,
         "manager": {SERVICE: up, SOCKET: up},
         "outdated": False,
         "program": "/bin/true",
         "listen": "/run/user/1/fluxbudget/fluxbudgetd.sock",
+        "is_heard": True,
+        "held_by": None,
         "drop_ins": (),
         "lingering": False,
     }
@@ -104,7 +107,10 @@ def test_doctor_is_not_held_up_by_a_manager_that_hangs(home: Home) -> None:
 
 def test_lingering_matters_while_a_run_is_active_and_the_login_is_not_graphical() -> None:
     def found(view: View, runs: int, **environ: str) -> bool:
-        hints = [one.hint for one in findings(view, outside=None, runs=runs, environ=environ)]
+        hints = [
+            one.hint
+            for one in findings(view, outside=None, runs=runs, environ={"XDG_RUNTIME_DIR": "/run/user/1"} | environ)
+        ]
         return hints == ["loginctl enable-linger"]
 
     assert found(seen(), 1)

@@ -30,11 +30,11 @@ def look_around(path: str) -> Iterator[Finding]:
         yield Finding(what=f"{path} is not a socket", hint="move it away, then start 'fluxbudgetd'")
     elif found is not None and found.st_uid not in (0, os.geteuid()):
         yield Finding(what=f"{path} belongs to uid {found.st_uid}", hint="set FLUXBUDGET_SOCKET to a path of your own")
-    elif found is not None and _is_dead(path):
+    elif found is not None and is_dead(path):
         yield Finding(what=f"{path} is a socket that no fluxbudgetd serves", hint="start 'fluxbudgetd': it replaces it")
 
 
-def _is_dead(path: str) -> bool:
+def is_dead(path: str) -> bool:
     """Tell whether nobody listens. (Never by trying the daemon's lock: one that starts just now would lose it.)"""
     try:
         with socket.socket(socket.AF_UNIX) as probe:  # which a sandbox may forbid

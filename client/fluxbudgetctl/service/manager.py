@@ -1,8 +1,12 @@
 """The user's service manager, by `systemctl --user`: with time limits, reading only what is made for machines."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -13,6 +17,10 @@ from fluxbudgetd.wire import codes
 #: Seconds. A start or a stop takes as long as the daemon does (its own limits are below this).
 PATIENT_SECONDS = 120.0
 _QUICK_SECONDS = 10.0
+# The manager's own directory of what is set for good lies beside that of the user's units.
+_CONTROL = re.compile(r" (/\S+/systemd/user)\.control(?= )")
+_STARTS = re.compile(r"\{ path=(.*?) ; argv\[\]=", re.DOTALL)
+_LISTENS = re.compile(r"(/.*) \(Stream\)")
 
 _FIELDS = {
     "LoadState": "load",
@@ -20,6 +28,8 @@ _FIELDS = {
     "SubState": "sub",
     "UnitFileState": "file_state",
     "FragmentPath": "fragment",
+    "Listen": "listen",
+    "ExecStart": "start",
     "NeedDaemonReload": "needs_reload",
     "MainPID": "pid",
     "StatusText": "status",
@@ -42,11 +52,15 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """`enabled`, `disabled`, …"""
     fragment: str = ""
     """The unit's file."""
+    listen: str = ""
+    """Where a socket listens: a path."""
+    start: str = ""
+    """The program that a service starts: a path."""
     needs_reload: str = ""
     """`yes`: its file has changed since the manager read it."""
     pid: int = 0
     status: str = ""
-    """What the daemon says of itself."""
+    """What the daemon says of itself; nothing when there is none."""
     restarts: int = 0
     result: str = ""
     """`success`, or how it failed."""
@@ -89,9 +103,12 @@ def can_be_asked() -> bool:
     return os.path.exists(os.path.join(runtime, "systemd", "private"))
 
 
-def require(directory: str) -> None:
-    """Raise `Failure`, in the words of the situation, unless there is a manager that reads units in this directory."""
-    ended = call("show", "--property=UnitPath", seconds=_QUICK_SECONDS)
+def unit_directory(seconds: float = _QUICK_SECONDS) -> str:
+    """Return the directory of the user's units, as the manager has it; raises `Failure` when it cannot be asked.
+
+    That is `${XDG_CONFIG_HOME:-~/.config}/systemd/user` with the manager's variable, which a shell may have otherwise.
+    """
+    ended = call("show", "--property=UnitPath", seconds=seconds)
     if ended.returncode != 0:
         said = one_line(ended.stderr.strip().partition("\n")[0]) or f"exit code {ended.returncode}"
         raise Failure(
@@ -100,14 +117,44 @@ def require(directory: str) -> None:
             "in a container, start 'fluxbudgetd' yourself",
             codes.UNREACHABLE,
         )
-    places = ended.stdout.strip().partition("=")[2]
-    known = {os.path.realpath(place) for place in places.split(" ")}
-    if f" {directory} " not in f" {places} " and os.path.realpath(directory) not in known:
+    places = f" {ended.stdout.strip().partition('=')[2]} "
+    for known in (usual_unit_directory(os.environ), usual_unit_directory({})):  # in which a blank does no harm
+        if f" {known}.control " in places:
+            return known
+    runtime = f"{runtime_directory()}/"
+    others = (found[1] for found in _CONTROL.finditer(places))
+    found = next((place for place in others if not place.startswith(runtime)), None)
+    if found is None:
         raise Failure(
-            f"the systemd user manager reads no units in {directory}: its XDG_CONFIG_HOME is another than yours",
-            "run it again with the manager's: 'systemctl --user show-environment' has it",
+            f"the systemd user manager reads no units in {usual_unit_directory({})}",
+            "see 'systemctl --user show --property=UnitPath'",
             codes.UNREACHABLE,
         )
+    return found
+
+
+def usual_unit_directory(environ: Mapping[str, str]) -> str:
+    """Return where a manager with this environment has the user's units."""
+    given = environ.get("XDG_CONFIG_HOME", "")
+    config = given if given.startswith("/") else os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(config, "systemd", "user")
+
+
+def environment() -> dict[str, str]:
+    """Return the environment that the manager gives to what it starts; raises `Failure`.
+
+    (But for the variables that it has to write with escapes.)
+    """
+    ended = call("show-environment", seconds=_QUICK_SECONDS)
+    if ended.returncode != 0:
+        raise _failed("show-environment", ended)
+    found: dict[str, str] = {}
+    for line in ended.stdout.splitlines():
+        name, _, value = line.partition("=")
+        with suppress(ValueError):
+            if not value.startswith("$'"):
+                found[name] = "".join(shlex.split(value))
+    return found
 
 
 def look(seconds: float = _QUICK_SECONDS) -> dict[str, Unit]:
@@ -119,6 +166,10 @@ def look(seconds: float = _QUICK_SECONDS) -> dict[str, Unit]:
     for block in ended.stdout.split("\n\n"):
         pairs = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         fields = {field: pairs[name] for name, field in _FIELDS.items() if pairs.get(name)}
+        fields["start"] = _first(_STARTS, fields.get("start", ""))
+        fields["listen"] = _first(_LISTENS, fields.get("listen", ""))
+        if fields.get("pid", "0") == "0":
+            fields.pop("status", None)  # it is its predecessor's
         found[pairs.get("Id", "")] = msgspec.convert(fields, Unit, strict=False)
     return {name: found.get(name, Unit()) for name in UNITS}
 
@@ -161,6 +212,11 @@ def call(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
         ) from None
     except OSError as exc:
         raise Failure(f"{program}: {exc.strerror}", "start 'fluxbudgetd' yourself", codes.UNREACHABLE) from None
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.match(text)
+    return found[1] if found else ""
 
 
 def _failed(what: str, ended: subprocess.CompletedProcess[str]) -> Failure:

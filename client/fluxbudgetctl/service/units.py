@@ -126,10 +126,17 @@ def carried_in(service: File) -> dict[str, str]:
     return {name: value for name, _, value in pairs if name in CARRIED}
 
 
-def made_directories(carried: Mapping[str, str], home: str) -> tuple[str, ...]:
-    """Return the directories outside of fluxbudget's own that the socket makes for the daemon, innermost first."""
-    places = {INTERBAND: f"{home}/.interband", INTERSTAT: f"{home}/.claude/interstat"} | _places(carried)
-    return places[INTERBAND], places[INTERSTAT], os.path.dirname(places[INTERSTAT])
+def kept(installed: File, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a service that is installed has carried over, and this environment does not name."""
+    named = {name for name in CARRIED if environ.get(name)}
+    if not environ.get("XDG_CONFIG_HOME", "").startswith("/"):
+        named.discard("XDG_CONFIG_HOME")
+    return {name: value for name, value in carried_in(installed).items() if name not in named}
+
+
+def state_directory(carried: Mapping[str, str], home: str) -> str:
+    """Return the directory of the ledger of a daemon to which this is carried over."""
+    return _places(carried).get(STATE, os.path.join(home, ".local", "state", "fluxbudget"))
 
 
 def listens_at(socket: File, runtime: str) -> str | None:
@@ -143,11 +150,11 @@ def listens_at(socket: File, runtime: str) -> str | None:
 def read(directory: str, name: str, *also_masked_in: str) -> File:
     """Return what lies at a unit's path; what cannot be looked at is foreign."""
     path = os.path.join(directory, name)
-    for masked in (path, *(os.path.join(place, name) for place in also_masked_in)):
-        if _is_mask(masked):
-            return File(path=masked, state=State.MASKED)
-    if not os.path.lexists(path):
-        return File(path=path, state=State.MISSING)
+    if not os.path.lexists(path):  # which is read before those
+        masked = next(filter(_is_mask, (os.path.join(place, name) for place in also_masked_in)), None)
+        return File(path=masked or path, state=State.MASKED if masked else State.MISSING)
+    if _is_mask(path):
+        return File(path=path, state=State.MASKED)
     text = _text(path)
     first, _, rest = text.partition("\n")
     marker = _MARKER.fullmatch(first)

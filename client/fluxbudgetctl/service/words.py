@@ -5,7 +5,7 @@ import signal
 from fluxbudgetctl.failure import Failure, one_line
 from fluxbudgetctl.service.manager import Unit
 from fluxbudgetctl.service.units import SERVICE, SOCKET, State
-from fluxbudgetctl.service.view import View, is_outside
+from fluxbudgetctl.service.view import View
 from fluxbudgetctl.verbs import client_version
 from fluxbudgetd.wire import codes, messages
 
@@ -65,8 +65,8 @@ def lines(view: View, answer: messages.PingAnswer | Failure | None) -> list[str]
     return [one_line(line) for line in found]
 
 
-def as_json(view: View, pid: int | None = None) -> dict[str, object]:
-    """Return what `--json` prints, of `service status` and of `doctor`; `pid`: of the daemon that answers."""
+def as_json(view: View, outside: int | None) -> dict[str, object]:
+    """Return what `--json` prints, of `service status` and of `doctor`; `outside`: as of `View.outside`."""
     service = view.service
     return {
         "installed": view.is_installed,
@@ -85,7 +85,7 @@ def as_json(view: View, pid: int | None = None) -> dict[str, object]:
             "restarts": service.restarts,
             "failure": None if service.is_up else failure(service),
             "result": service.result or None,
-            "outside": pid if pid is not None and is_outside(view, pid) else None,
+            "outside": outside,
         },
         "starts_at_login": view.starts_at_login,
         "lingering": view.lingering,
@@ -118,6 +118,8 @@ def _state(view: View, name: str) -> str:
 
 def _socket(view: View) -> str:
     unit = view.socket
+    if unit.is_up and not view.is_heard:
+        return f"active, but nobody listens at {view.listen}: 'systemctl --user restart {SOCKET}'"
     if unit.is_up:
         return f"listening at {view.listen}" if view.listen else "listening"
     why = failure(unit)
@@ -127,7 +129,10 @@ def _socket(view: View) -> str:
 def _daemon(view: View, answer: messages.PingAnswer | Failure | None) -> str:
     if isinstance(answer, messages.PingAnswer):
         running = f"running since {answer.started_at}, pid {answer.pid}, version {answer.version}"
-        return f"{running}, outside systemd" if is_outside(view, answer.pid) else running
+        return f"{running}, outside systemd" if view.is_outside(answer.pid) else running
+    if view.held_by is not None:
+        why = f": {answer.message}" if isinstance(answer, Failure) else ""
+        return f"fluxbudgetd (pid {view.held_by}) runs outside systemd, but does not answer here{why}"
     if view.service.pid:
         state = "running" if view.service.is_up else view.service.active
         why = f", but: {answer.message}" if isinstance(answer, Failure) else ""
