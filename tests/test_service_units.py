@@ -157,10 +157,9 @@ def test_what_lies_there_instead(tmp_path: Path) -> None:
     (tmp_path / "empty.service").touch()
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / SERVICE).symlink_to(os.devnull)
-    (tmp_path / SERVICE).write_text(ours)
     for name in ("null.service", "empty.service", SERVICE):
         assert state(name) is State.MASKED, name
-    (tmp_path / "runtime" / SERVICE).unlink()
+    (tmp_path / SERVICE).write_text(ours)  # which systemd reads before the runtime directory
     assert state(SERVICE) is State.OURS
 
 

@@ -109,12 +109,13 @@ def look(seconds: float = 10.0) -> View:
     found = files(place)
     told = manager.look(seconds)
     listen = told[SOCKET].listen or units.listens_at(found[SOCKET], manager.runtime_directory() or "")
+    program = _program(found[SERVICE], told[SERVICE].start)
     return View(
         directory=place,
         files=found,
         manager=told,
-        outdated=_is_outdated(found),
-        program=_program(found[SERVICE], told[SERVICE].start),
+        outdated=_is_outdated(found, program),
+        program=program,
         listen=listen,
         is_heard=listen is not None and _is_heard(listen),
         held_by=holders.outside(_locks(found[SERVICE], listen)),
@@ -182,7 +183,7 @@ def _is_heard(path: str) -> bool:
     return any(row[7:] == [wanted] and int(row[3], 16) & _LISTENING for row in rows)
 
 
-def _is_outdated(found: dict[str, units.File]) -> bool:
+def _is_outdated(found: dict[str, units.File], program: str | None) -> bool:
     """Compare the units that are ours with what this version writes for what they have carried over.
 
     Another environment of the same version, as long as its program is there, has installed what this one would.
@@ -194,7 +195,6 @@ def _is_outdated(found: dict[str, units.File]) -> bool:
     ours = [(one, now[name]) for name, one in found.items() if one.state is State.OURS]
     if all(one.text == text for one, text in ours):
         return False
-    program = _program(found[SERVICE], "")
     return not (
         program is not None
         and os.access(program, os.X_OK)

@@ -1,0 +1,100 @@
+"""Who holds the daemon's locks, and what is removed of what a daemon that was killed has left."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fluxbudgetctl.service import holders, leftovers
+from harness.daemon import Home
+
+#: Above what Linux gives to processes.
+NOBODY = 1 << 22
+
+
+@contextmanager
+def other_process(open_file: Path | None = None) -> Iterator[int]:
+    """A process that has a file open, and nothing to do with the service; yields its pid."""
+    file = open_file or Path(os.devnull)
+    with file.open("ab") as held, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=held) as process:
+        yield process.pid
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_the_holder_is_who_is_named_and_has_the_file_open(tmp_path: Path) -> None:
+    lock = tmp_path / "s.sock.lock"
+    assert holders.holder(str(lock)) is None
+    lock.touch()
+    with other_process(lock) as pid:
+        assert holders.holder(str(lock)) is None
+        lock.write_text(f"fluxbudgetd pid {pid}\n")
+        assert holders.holder(str(lock)) == pid
+        assert holders.outside([str(tmp_path / "nothing"), str(lock)]) == pid
+        (tmp_path / "link").symlink_to(lock)
+        assert holders.holder(str(tmp_path / "link")) is None
+    assert holders.holder(str(lock)) is None
+    with other_process() as pid:  # which has got a number that was a daemon's once
+        lock.write_text(f"fluxbudgetd pid {pid}\n")
+        assert holders.holder(str(lock)) is None
+    os.mkfifo(tmp_path / "fifo")
+    assert holders.holder(str(tmp_path / "fifo")) is None
+
+
+def test_a_daemon_that_has_ended_is_nobodys() -> None:
+    assert holders.is_outside(os.getpid())
+    assert not holders.is_outside(NOBODY)
+
+
+def test_a_daemons_own_lock_files_are_read(home: Home) -> None:
+    """(Their names and what is written into them are the daemon's.)"""
+    daemon = home.start()
+    for lock in (holders.socket_lock(str(home.socket)), holders.state_lock(str(home.state))):
+        assert holders.holder(lock) == daemon.process.pid
+
+
+def test_of_a_daemon_that_was_killed_nothing_is_left_in_its_own_directory(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = home.start()
+    assert home.ctl("run", "start", "--session", "s").returncode == 0
+    leftovers.clear(str(home.socket))
+    assert home.ctl("ping").returncode == 0
+    daemon.process.kill()
+    daemon.process.wait()
+    assert (home.socket.parent / "state" / "alive").exists()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home.socket.parent.parent))
+    leftovers.clear(str(home.socket))
+    assert not home.socket.parent.exists()
+
+
+def test_a_persons_own_files_stay(tmp_path: Path) -> None:
+    """In a directory that somebody has chosen for the socket, whatever it is called, and behind links."""
+    place = tmp_path / "fluxbudget"
+    for name in ("state/runs/mine", "state/precious.txt", "elsewhere/precious.txt"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("x")
+    (place / "state" / "sessions").symlink_to(place / "elsewhere")
+    (place / "s.sock").write_text("no socket")
+    before = sorted(place.rglob("*"))
+    leftovers.clear(str(place / "s.sock"))
+    assert sorted(place.rglob("*")) == before
+    (place / "state" / "alive").touch()
+    leftovers.clear(str(place / "s.sock"))
+    runs = place / "state" / "runs"
+    assert set(place.rglob("*")) == set(before) - {runs, runs / "mine"}  # where a daemon was those are its own
+
+
+def test_a_socket_that_somebody_serves_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as serving:
+        serving.bind(str(path))
+        serving.listen()
+        leftovers.clear(str(path))
+        assert path.exists()
+    leftovers.clear(str(path))
+    assert not path.exists()
