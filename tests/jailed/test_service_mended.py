@@ -140,7 +140,7 @@ def test_a_service_that_is_just_starting_goes_over_to_the_new_units(installed: I
 
 
 def test_what_was_deleted_by_hand_is_stopped_and_forgotten(installed: Installed) -> None:
-    """Whether or not the manager knows of it by now; the first time its links tell of it only."""
+    """Whether or not the manager knows of it by now; what tells of it are its links, or that it runs, or both."""
     for reload, stop in ((True, True), (False, False), (True, False)):
         installed.ok("service", "install", "--now")
         installed.ok("ping", "--timeout", "30")
@@ -148,6 +148,9 @@ def test_what_was_deleted_by_hand_is_stopped_and_forgotten(installed: Installed)
             (unit_directory() / name).unlink()
         if stop:
             systemctl("stop", *UNITS)
+        if reload and not stop:
+            for links in unit_directory().glob("*.wants"):
+                shutil.rmtree(links)
         if reload:
             systemctl("daemon-reload")
         assert f"removed what was left of {SERVICE}" in installed.ok("service", "uninstall")
@@ -203,10 +206,10 @@ def test_another_program_than_the_units_file_says(installed: Installed) -> None:
     installed.daemon.rename(installed.daemon.with_name("gone"))
     assert findings(other) == {}
     assert json.loads(other.ok("service", "status", "--json"))["program"] == str(other.daemon)
-    other.daemon.unlink()
-    assert f"{SERVICE} starts {other.daemon}, which is no program (any more)" in findings(installed)
     other.set_version("0.4.0")
     assert json.loads(other.ok("service", "status", "--json"))["outdated"]
+    other.daemon.unlink()
+    assert f"{SERVICE} starts {other.daemon}, which is no program (any more)" in findings(installed)
 
 
 def test_where_there_is_no_room_nothing_is_left_of_an_attempt(installed: Installed) -> None:

@@ -52,6 +52,9 @@ def test_all_is_well(installed: Installed) -> None:
 def test_looking_starts_nothing(installed: Installed) -> None:
     assert "not running; the first call starts it" in installed.ok("service", "status")
     assert systemctl("is-active", "fluxbudgetd.service") == "inactive"
+    installed.ok("ping", "--timeout", "30")
+    systemctl("stop", "fluxbudgetd.service")
+    assert "it says" not in installed.ok("service", "status")  # systemd still has what the one before said
 
 
 def test_what_was_killed_and_came_again(installed: Installed) -> None:

@@ -108,9 +108,8 @@ def _units(found: view.View) -> Iterator[Finding]:
             yield Finding(what=what, hint=f"systemd-analyze --user verify {found.files[name].path}")
         elif unit.needs_reload == "yes":
             what = f"systemd has not read {name} since it was changed"
-            ours = (
-                found.files[name].state is State.OURS
-            )  # an install that came no further; it knows what is to be stopped
+            # Ours: an install that came no further than that. Another one knows what has to be stopped first.
+            ours = found.files[name].state is State.OURS
             yield Finding(what=what, hint=INSTALL if ours else "systemctl --user daemon-reload")
     if found.is_known(SOCKET) and not found.starts_at_login:
         yield Finding(what=f"{SOCKET} is not enabled: it does not listen after the next login", hint=INSTALL_NOW)
