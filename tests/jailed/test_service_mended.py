@@ -90,7 +90,7 @@ def test_a_daemon_that_does_not_answer_keeps_its_socket_and_ledger(installed: In
     assert findings(installed) == {}
 
 
-@pytest.mark.parametrize("step", ["stop", "daemon-reload", "enable", "start"])
+@pytest.mark.parametrize("step", ["stop", "daemon-reload", "start"])
 def test_a_step_that_fails_is_mended_by_the_next_install(installed: Installed, step: str, tmp_path: Path) -> None:
     """What listened listens again at once, here or there, and then where it should."""
     installed.ok("service", "install", "--now")

@@ -14,6 +14,8 @@ from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
 from fluxbudgetd.wire import messages
 
 _PING_SECONDS = 1.0
+# Of a row of /proc/net/unix.
+_FLAGS, _PATH = 3, 7
 _LISTENING = 0x10000
 # What another environment of the same version writes otherwise: its program, and where that is seen in /tmp.
 _OF_THE_PROGRAM = re.compile(r"^(ExecStart|BindReadOnlyPaths)=.*\n", re.MULTILINE)
@@ -173,14 +175,18 @@ def _program(service: units.File, started: str) -> str | None:
 
 
 def _is_heard(path: str) -> bool:
-    """Tell whether a process listens at a path; without asking it, which would start the daemon."""
-    wanted = os.fsencode(path)
+    """Tell whether a process listens at a path; without asking it, which would start the daemon.
+
+    A list that does not have the manager's own socket is that of another network, and says nothing.
+    """
     try:
         with open("/proc/net/unix", "rb") as file:
-            rows = [line.rstrip(b"\n").split(maxsplit=7) for line in file]
+            rows = [line.rstrip(b"\n").split(maxsplit=_PATH) for line in file][1:]
     except OSError:
-        return True  # nobody says the contrary
-    return any(row[7:] == [wanted] and int(row[3], 16) & _LISTENING for row in rows)
+        return True
+    listening = {row[_PATH] for row in rows if len(row) > _PATH and int(row[_FLAGS], 16) & _LISTENING}
+    managers = os.path.join(manager.runtime_directory() or "", "systemd", "private")
+    return os.fsencode(path) in listening or os.fsencode(managers) not in listening
 
 
 def _is_outdated(found: dict[str, units.File], program: str | None) -> bool:
