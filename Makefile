@@ -47,8 +47,8 @@ suite: $(VENV)/.dev
 # Against what a user installs: a wheel in an environment of its own, the source tree nowhere on the path. Not all over
 # again: the tests that start the programs as a user does, which need every part of the package between them.
 WHEEL := build/wheel
-WHEEL_TESTS := client hook_client hooks import_order ledger lifecycle project sandbox service service_leftovers \
-  service_units statusline supervision terminal top units user_manager watch
+WHEEL_TESTS := client hook_client import_order ledger lifecycle project sandbox service service_units statusline \
+  terminal top units user_manager
 wheel-test: $(VENV)/.dev
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL)/dist .

@@ -1,5 +1,6 @@
 """A reader that hangs while everything else of the daemon goes on is not hidden by that: the watchdog sees it."""
 
+from fluxbudgetd.wire import messages
 from harness.daemon import started, wait_for
 from harness.held_thread import Held, threads
 from harness.interstat import Interstat
@@ -20,7 +21,9 @@ def test_reader_that_hangs_has_the_daemon_started_anew(home: Account) -> None:
         while not is_stale:
             held.add(*threads(hanging)[2:])
             interstat.insert("s1", input_tokens=1, output_tokens=0)
-            spend = home.spend(run, 0.3)
+            answer = home.ask(messages.Remaining(run=run, wait_ms=300), 30)
+            assert isinstance(answer, messages.RemainingAnswer), answer
+            spend = answer.spend
             # Everybody is answered still, with the last known numbers, and told so.
             assert spend.spent == spent + (not spend.stale)
             spent, is_stale = spend.spent, spend.stale
