@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +17,23 @@ from harness import daemon as harness  # noqa: E402
 harness.DAEMON[:] = [sys.executable, "-m", "fluxbudgetd"]
 
 
+class Bar(NamedTuple):
+    """A row's bar in the picture: quartiles in seconds, and whether it is fluxbudget's."""
+
+    q1: float
+    median: float
+    q3: float
+    ours: bool
+
+
 class Row(NamedTuple):
-    """One line of the table."""
+    """One line of the table; `bar` when it is in the picture, too."""
 
     what: str
     figure: str
     target: str
     met: bool | None
+    bar: Bar | None = None
 
 
 @contextmanager
@@ -42,9 +52,25 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - before
 
 
-def spread(seconds: list[float]) -> str:
-    """Return median, quartiles and p99 in microseconds."""
+def spread(seconds: Sequence[float]) -> str:
+    """Return median, quartiles and p99, in microseconds or, from 10 ms on, in milliseconds."""
+    quartiles = statistics.quantiles(seconds, n=4)
+    unit, factor, digits = ("µs", 1e6, 0) if quartiles[1] < 0.01 else ("ms", 1e3, 1)
+    q1, q2, q3, last = (f"{time * factor:.{digits}f}" for time in (*quartiles, p99(seconds)))
+    return f"{q2} {unit} (quartiles {q1}–{q3}, p99 {last})"
+
+
+def grouped(number: int) -> str:
+    """Write a count with a space after each three digits."""
+    return f"{number:,}".replace(",", " ")
+
+
+def p99(seconds: Sequence[float]) -> float:
     ordered = sorted(seconds)
-    q1, q2, q3 = statistics.quantiles(ordered, n=4)
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return f"{q2 * 1e6:.0f} µs (quartiles {q1 * 1e6:.0f}–{q3 * 1e6:.0f}, p99 {p99 * 1e6:.0f})"
+    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+
+def ratio(what: str, ours: Sequence[float], theirs: Sequence[float], most: float | None = None) -> Row:
+    """Return the row of two medians' ratio, which is to be at most `most`."""
+    found = statistics.median(ours) / statistics.median(theirs)
+    return Row(what, f"{found:.2f}", "" if most is None else f"≤ {most:g}", None if most is None else found <= most)

@@ -1,143 +1,33 @@
-"""Measure fluxbudget: python bench/run.py [--quick]; writes bench/RESULTS.md.
+"""Measure fluxbudget: python bench/run.py [--quick] [--only PART]; a whole run writes what results.py says.
 
 Machines are shared and noisy, so what counts is a ratio: both sides of a comparison run in this one run, interleaved.
 Absolute times explain. Nothing here is asserted; a missed target is shown as missed.
 """
 
 import argparse
-import os
-import platform
-import socket
-import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from common import ROOT, Row, spread, timed, world
+from common import ROOT, Row, timed, world
+from databases import LARGE, SESSION_ROWS, database
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
-from harness.interstat import FULL_SCHEMA
+from idle import idle
+from ingest import insert_cost
+from load import load, warm_request
+from processes import processes
+from results import write
 from telling import hooks, push
 from transcripts import live_totals
-
-SMALL, LARGE = 10_000, 1_000_000
-SESSION_ROWS = 20
-
-
-def make_database(path: Path, rows: int) -> None:
-    """Write a database of so many rows, in sessions of twenty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=OFF")
-    connection.executescript(FULL_SCHEMA)
-    connection.execute("BEGIN")
-    connection.executemany(
-        "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens, model) "
-        "VALUES ('2026-01-01T00:00:00Z', ?, 'interflux:fd-quality', 100, 10, 'claude-opus-4-6')",
-        ((f"s{number // SESSION_ROWS}",) for number in range(rows)),
-    )
-    connection.execute("COMMIT")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-
-
-def insert_cost(base: Path, rounds: int) -> Iterator[Row]:
-    """Commit one row, ask what remains: in a large file against a small one, turn by turn."""
-    with world("small", base) as small, world("large", base) as large:
-        sides: list[tuple[harness.Wire, str, sqlite3.Connection, list[float], list[float]]] = []
-        for home, rows in ((small, SMALL), (large, LARGE)):
-            make_database(home.interstat, rows)
-            home.start()
-            run = harness.started(home, session="s5", scope="b1", token_budget="none")
-            writer = sqlite3.connect(home.interstat, isolation_level=None)
-            writer.execute("PRAGMA synchronous=NORMAL")
-            sides.append((harness.Wire(home.socket), run, writer, [], []))
-        for number in range(rounds):
-            for wire, run, writer, commits, answers in sides[:: 1 if number % 2 else -1]:
-                statement = (
-                    "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens)"
-                    " VALUES ('2026-01-01T00:00:00Z', ?, 'x', 1, 1)"
-                )
-                # Half of the rows are somebody else's: the run's own session is read all the same.
-                session = "s5" if number % 20 == 0 else "s6"
-                commits.append(timed(lambda: writer.execute(statement, (session,))))  # noqa: B023  used at once
-                answers.append(timed(lambda: wire.ask(messages.Remaining(run=run, wait_ms=5000))))  # noqa: B023
-        (_, _, _, _, few), (_, _, _, _, many) = sides
-        ratio = statistics.median(many) / statistics.median(few)
-        yield Row(
-            "answer after one insert, 1 000 000-row file ÷ 10 000-row file", f"{ratio:.2f}", "≤ 1.5", ratio <= 1.5
-        )
-        yield Row("… in the 10 000-row file", spread(few), "", None)
-        yield Row("… in the 1 000 000-row file", spread(many), "", None)
-        for wire, _, writer, _, _ in sides:
-            wire.socket.close()
-            writer.close()
-
-
-ECHO = """
-import socket, sys
-import anyio
-async def main():
-    async with await anyio.create_unix_listener(sys.argv[1]) as listener:
-        async def echo(stream):
-            async with stream:
-                try:
-                    while True:
-                        await stream.send(await stream.receive())
-                except anyio.EndOfStream:
-                    pass
-        await listener.serve(echo)
-anyio.run(main)
-"""
-
-
-def warm_request(base: Path, rounds: int) -> Iterator[Row]:
-    """Ask when nothing has changed, beside a bare echo through the same kind of server."""
-    with world("warm", base) as home:
-        make_database(home.interstat, SMALL)
-        # The times of a file that was written within the last two seconds are not relied on: it is read each time.
-        time.sleep(2.5)
-        home.start()
-        run = harness.started(home, session="s5", token_budget="none")
-        path = str(base / "echo.sock")
-        echo = subprocess.Popen([sys.executable, "-c", ECHO, path])
-        harness.wait_for(lambda: os.path.exists(path), "the echo server")
-        with harness.Wire(home.socket) as wire, socket.socket(socket.AF_UNIX) as peer:
-            peer.connect(path)
-            request = messages.Remaining(run=run)
-            size = len(messages.encode(request)) + 4
-            wire.ask(request)
-
-            def round_trip() -> None:
-                peer.sendall(b"x" * size)
-                peer.recv(65536)
-
-            ours, bare = [], []
-            for _ in range(rounds):
-                ours.append(timed(lambda: wire.ask(request)))
-                bare.append(timed(round_trip))
-        echo.kill()
-        echo.wait()
-        p50 = statistics.median(ours) * 1e6
-        yield Row("warm request, p50", spread(ours), "≤ 80 µs", p50 <= 80)
-        yield Row(
-            "… ÷ a bare echo through an anyio server",
-            f"{statistics.median(ours) / statistics.median(bare):.2f}",
-            "",
-            None,
-        )
-        yield Row("… the echo itself", spread(bare), "", None)
 
 
 def start_up(base: Path, rounds: int) -> Iterator[Row]:
     """From the start of the process to the first answer: a large world against an empty one."""
     with world("empty", base) as empty, world("full", base) as full:
-        make_database(full.interstat, LARGE)
+        database(base, full.interstat, LARGE)
         full.start()
         with harness.Wire(full.socket) as wire:
             for number in range(1000):
@@ -180,7 +70,7 @@ def start_up(base: Path, rounds: int) -> Iterator[Row]:
 def memory(base: Path) -> Iterator[Row]:
     """Resident memory with 100 active runs of 10 sessions each, after a `status` of all."""
     with world("memory", base) as home:
-        make_database(home.interstat, 100 * 10 * SESSION_ROWS)
+        database(base, home.interstat, 100 * 10 * SESSION_ROWS)
         daemon = home.start()
         harness.wait_for(lambda: daemon.status("VmRSS"), "the daemon")
         bare = daemon.status("VmRSS") / 1024
@@ -195,74 +85,39 @@ def memory(base: Path) -> Iterator[Row]:
         yield Row("… ÷ memory with nothing", f"{used / bare:.2f} ({bare:.1f} MiB)", "", None)
 
 
-def switches(pid: int) -> int:
-    """Return how often the process's threads have given up the processor by themselves."""
-    return sum(
-        int(line.split()[1])
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for line in (task / "status").read_text().splitlines()
-        if line.startswith("voluntary_ctxt_switches")
-    )
+PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
+    "processes": lambda base, quick: processes(base, 20 if quick else 400),
+    "ingest": lambda base, quick: insert_cost(base, 200 if quick else 2000),
+    "warm": lambda base, quick: warm_request(base, 2000 if quick else 20_000),
+    "load": lambda base, quick: load(base, *((2, 0.3) if quick else (8, 0.6))),
+    "start": lambda base, quick: start_up(base, 3 if quick else 11),
+    "memory": lambda base, _quick: memory(base),
+    "live": lambda base, quick: live_totals(base, 20 if quick else 200, 100 if quick else 1000),
+    "push": lambda base, quick: push(base, 20 if quick else 200),
+    "hooks": lambda base, quick: hooks(base, 200 if quick else 1000),
+    "idle": lambda base, quick: idle(base, 5 if quick else 30),
+}
 
 
-def processor(pid: int) -> float:
-    """Return the seconds of processor time used, by threads that have ended, too."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def idle(base: Path, seconds: float) -> Iterator[Row]:
-    """Wake-ups and processor time when nothing happens, without and with active runs."""
-    with world("idle", base) as home:
-        make_database(home.interstat, SMALL)
-        daemon = home.start()
-        home.ok("status")
-        for name, runs, target in (("no active run", 0, "0 wake-ups"), ("100 active runs", 100, "≤ 0.3 % of a core")):
-            for number in range(runs):
-                harness.started(home, session=f"s{number}")
-            time.sleep(12)  # idle worker threads end after ten seconds; their counts go with them
-            woken, used = switches(daemon.process.pid), processor(daemon.process.pid)
-            time.sleep(seconds)
-            per_second = (switches(daemon.process.pid) - woken) / seconds
-            share = (processor(daemon.process.pid) - used) / seconds * 100
-            met = per_second == 0 if runs == 0 else share <= 0.3
-            yield Row(f"idle, {name}", f"{per_second:.1f} wake-ups/s, {share:.2f} % of a core", target, met)
-
-
-def table(rows: list[Row]) -> str:
-    lines = ["| what | figure | target | |", "|---|---|---|---|"]
-    marks = {True: "met", False: "**missed**", None: ""}
-    lines += [f"| {row.what} | {row.figure} | {row.target} | {marks[row.met]} |" for row in rows]
-    return "\n".join(lines)
+def measured(parts: Iterable[str], quick: bool) -> Iterator[Row]:
+    """Run these parts, each in a directory of its own that is gone when the next one begins."""
+    with tempfile.TemporaryDirectory(prefix="fluxbudget-bench-") as whole:
+        for name in parts:
+            with tempfile.TemporaryDirectory(dir=whole) as directory:
+                yield from PARTS[name](Path(directory), quick)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, for a first look; writes no file")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=PARTS, help="one part; writes no file")
+    options = parser.parse_args()
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="fluxbudget-bench-") as directory:
-        base = Path(directory)
-        for part in (
-            insert_cost(base, 200 if quick else 2000),
-            warm_request(base, 2000 if quick else 20_000),
-            start_up(base, 3 if quick else 11),
-            memory(base),
-            live_totals(base, 20 if quick else 200, 100 if quick else 1000),
-            push(base, 20 if quick else 200),
-            hooks(base, 200 if quick else 1000),
-            idle(base, 5 if quick else 30),
-        ):
-            for row in part:
-                print(f"{row.what:<66} {row.figure:<52} {row.target}", flush=True)
-                rows.append(row)
-    if quick:
-        return
-    versions = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
-    (ROOT / "bench" / "RESULTS.md").write_text(
-        f"# Figures\n\nWritten by `make bench` ({versions}, {os.cpu_count()} cores, {platform.machine()}).\n"
-        f"Ratios are of interleaved runs; absolute times only explain.\n\n{table(rows)}\n"
-    )
+    for row in measured([options.only] if options.only else PARTS, options.quick):
+        print(f"{row.what:<66} {row.figure:<52} {row.target}", flush=True)
+        rows.append(row)
+    if not options.quick and not options.only:
+        write(rows, ROOT)
 
 
 if __name__ == "__main__":

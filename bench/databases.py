@@ -1,0 +1,52 @@
+"""interstat's databases of any size: made once, copied to where they are read."""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.interstat import FULL_SCHEMA
+
+SMALL, MIDDLE, LARGE = 10_000, 100_000, 1_000_000
+SESSION_ROWS = 20
+#: The session that has a large share of the rows: what a long sprint's looks like.
+SPRINT = "sprint"
+#: What each row spends, in billing tokens.
+ROW_TOKENS = 110
+
+
+def database(base: Path, path: Path, rows: int) -> None:
+    """Put a database of so many rows at `path`; the first of each size is made beside the parts' directories."""
+    made = base.parent / f"{rows}.db"
+    if not made.exists():
+        _make(made, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(made, path)
+
+
+def sprint_rows(rows: int) -> int:
+    """Return how many of so many rows are the sprint's: one in a hundred."""
+    return rows // 100
+
+
+def _sessions(rows: int) -> Iterator[str]:
+    """Give each row its session: twenty rows each, and among the last tenth of all rows every tenth is the sprint's."""
+    for number in range(rows):
+        recent = number >= rows - rows // 10
+        yield SPRINT if recent and number % 10 == 0 else f"s{number // SESSION_ROWS}"
+
+
+def _make(path: Path, rows: int) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.executescript(FULL_SCHEMA)
+    connection.execute("BEGIN")
+    connection.executemany(
+        "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens, model) "
+        "VALUES ('2026-01-01T00:00:00Z', ?, 'interflux:fd-quality', 100, 10, 'claude-opus-4-6')",
+        ((session,) for session in _sessions(rows)),
+    )
+    connection.execute("COMMIT")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()

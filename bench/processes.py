@@ -1,0 +1,197 @@
+"""Whole processes, as a hook pays for them: from the start of the program until its end has been waited for."""
+
+import contextlib
+import json
+import shutil
+import signal
+import sqlite3
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from common import Bar, Row, grouped, ratio, spread, timed, world
+from databases import LARGE, MIDDLE, ROW_TOKENS, SMALL, SPRINT, database, sprint_rows
+from harness import daemon as harness
+from installed import install
+from telling import HOOKS, SESSION, hook_input
+from turns import Program, Turns
+
+_BUDGET = 1_000_000_000
+_QUERY = f"SELECT SUM(input_tokens+output_tokens) AS spent FROM agent_runs WHERE session_id='{SPRINT}'"
+#: What somebody without fluxbudget would write into a hook; $1 is the database, $2 a file with the budget.
+_BY_HAND = f"""
+spent=$(sqlite3 -json "$1" "{_QUERY}" | jq '.[0].spent // 0')
+budget=$(jq .budget "$2")
+echo $((budget - spent))
+"""
+#: The installed Python client without what its script and the environment's site module cost.
+_DIRECTLY = "import sys; sys.path.append(sys.argv.pop(1)); from fluxbudgetctl.main import main; sys.exit(main())"
+
+_TRUE, _BARE, _HAND = "/bin/true", "python -I -S -c pass", "bash, sqlite3 and jq, 100 000 rows"
+_NATIVE, _FALLBACK, _DIRECT = (
+    "`remaining`, native client",
+    "`remaining`, Python client as installed",
+    "`remaining`, Python client by python -I -S",
+)
+_STATUSLINE, _AWAY = "`statusline`, native client", "`hook`, native client, no daemon"
+_STOPPED = "`hook`, native client, daemon stopped by SIGSTOP, deadline 200 ms"
+_SIZES = {f"sqlite3, {grouped(rows)} rows": rows for rows in (SMALL, MIDDLE, LARGE)}
+_SQLITE = f"sqlite3, {grouped(MIDDLE)} rows"
+_HOOK_NAMES = tuple(f"`hook`, native client, {name}" for name, _ in HOOKS)
+
+#: Who takes turns with whom. What has run before decides what a program finds in the processor's caches, and client and
+#: daemon, being two, lose more there than /bin/true: it is measured among short programs and among all.
+#: After hooks that write, the daemon has still something to do; nobody else is to pay for that.
+_SHORT = frozenset((_TRUE, _NATIVE, _STATUSLINE, _HOOK_NAMES[0], _AWAY))
+_WRITING = frozenset((_TRUE, *_HOOK_NAMES[1:]))
+
+#: Every contender, in the table's order. Those that are true are in the picture: all of one set of turns.
+_CONTENDERS = {
+    _TRUE: True,
+    _NATIVE: True,
+    _STATUSLINE: True,
+    **dict(zip(_HOOK_NAMES, (True, False, False, False, False), strict=True)),
+    _AWAY: False,
+    **dict.fromkeys(_SIZES, True),
+    _BARE: True,
+    _DIRECT: False,
+    _FALLBACK: True,
+    _HAND: True,
+}
+#: Who is compared with whom, and the target. Those that are compared with /bin/true took their turns among their like.
+_COMPARISONS: tuple[tuple[str, str, float | None], ...] = (
+    (_NATIVE, _TRUE, 1.25),
+    (_NATIVE, _SQLITE, 0.5),
+    *((_NATIVE, name, None) for name in _SIZES if name != _SQLITE),
+    (_NATIVE, _HAND, None),
+    (_NATIVE, _FALLBACK, None),
+    (_FALLBACK, _BARE, 1.3),
+    (_DIRECT, _BARE, None),
+    (_HOOK_NAMES[0], _TRUE, 1.4),
+    *((name, _TRUE, None) for name in (*_HOOK_NAMES[1:], _STATUSLINE, _AWAY)),
+)
+
+
+def processes(base: Path, rounds: int) -> Iterator[Row]:
+    """Run every contender in shuffled turns; last, a hook while the daemon is stopped."""
+    with world("processes", base) as home, contextlib.ExitStack() as stack:
+        files = {name: base / f"{rows}.db" for name, rows in _SIZES.items()}
+        # One of them is the daemon's; the daemon has it open, so the others are open somewhere, too.
+        files[_SQLITE] = home.interstat
+        for name, path in files.items():
+            database(base, path, _SIZES[name])
+            reader = stack.enter_context(contextlib.closing(sqlite3.connect(path)))
+            reader.execute("SELECT 1 FROM agent_runs").fetchone()
+        programs, missing = _programs(base, home, files)
+        daemon = home.start()
+        harness.started(home, session=SPRINT, token_budget=_BUDGET)
+        harness.started(home, session=SESSION, token_budget="none")
+        _require_equal_answers(programs)
+        short = Turns({name: program for name, program in programs.items() if name in _SHORT})
+        writing = Turns({name: program for name, program in programs.items() if name in _WRITING})
+        mixed = Turns({name: program for name, program in programs.items() if name not in _WRITING - {_TRUE}})
+        for turns in (short, writing, mixed):
+            turns.run(rounds)
+        yield from _ratios(short, writing, mixed, missing)
+        yield from _spreads(writing, mixed, missing)
+        if _HOOK_NAMES[0] in programs:
+            hook = programs[_HOOK_NAMES[0]]
+            daemon.signal(signal.SIGSTOP)
+            times = [timed(hook.run) for _ in range(max(rounds // 20, 5))]
+            daemon.signal(signal.SIGCONT)
+            yield Row(_STOPPED, spread(times), "", None)
+        else:
+            yield Row(_STOPPED, f"not measured: {missing[_HOOK_NAMES[0]]}", "", None)
+
+
+def _programs(base: Path, home: harness.Home, files: Mapping[str, Path]) -> tuple[dict[str, Program], dict[str, str]]:
+    """Return what can be measured, and of the rest why not."""
+    # Without it the client of the tree would run, not the one that is installed.
+    environ = {name: value for name, value in home.environ.items() if name != "PYTHONPATH"}
+    sprint = {**environ, "CLAUDE_CODE_SESSION_ID": SPRINT}
+    scripts = install(base / "python", native=False)
+    assert scripts is not None
+    python = str(scripts / "python")
+    (site,) = (base / "python").glob("lib/python*/site-packages")
+    found = {
+        _TRUE: Program(["/bin/true"], environ),
+        _BARE: Program([python, "-I", "-S", "-c", "pass"], environ),
+        _FALLBACK: Program([str(scripts / "fluxbudgetctl"), "remaining"], sprint),
+        _DIRECT: Program([python, "-I", "-S", "-c", _DIRECTLY, str(site), "remaining"], sprint),
+    }
+    natives = install(base / "native", native=True)
+    if natives is not None:
+        found.update(_native(str(natives / "fluxbudgetctl"), base, home, environ))
+        found[_NATIVE] = Program([str(natives / "fluxbudgetctl"), "remaining"], sprint)
+    missing = dict.fromkeys((_NATIVE, _STATUSLINE, *_HOOK_NAMES, _AWAY), "no C compiler here")
+    tools = {tool: shutil.which(tool) for tool in ("sqlite3", "jq", "bash")}
+    sqlite, bash = tools["sqlite3"], tools["bash"]
+    if sqlite is not None:
+        found.update({name: Program([sqlite, str(path), _QUERY], environ) for name, path in files.items()})
+    missing.update(dict.fromkeys(files, "no sqlite3 here"))
+    if bash is not None and all(tools.values()):
+        budget = base / "budget.json"
+        budget.write_text(json.dumps({"budget": _BUDGET}))
+        found[_HAND] = Program([bash, "-c", _BY_HAND, "hook", str(files[_SQLITE]), str(budget)], environ)
+    missing[_HAND] = "no " + " and no ".join(tool for tool, path in tools.items() if path is None) + " here"
+    return found, {name: why for name, why in missing.items() if name not in found}
+
+
+def _native(program: str, base: Path, home: harness.Home, environ: Mapping[str, str]) -> Iterator[tuple[str, Program]]:
+    """Give the native client's programs that read stdin, each with its file."""
+    for number, (name, (_, fields)) in enumerate(zip(_HOOK_NAMES, HOOKS, strict=True)):
+        given = base / f"hook-{number}.json"
+        given.write_bytes(hook_input(home, fields))
+        yield name, Program([program, "hook"], environ, str(given))
+    nobody = {**environ, "FLUXBUDGET_SOCKET": str(base / "nobody.sock")}
+    yield _AWAY, Program([program, "hook"], nobody, str(base / "hook-0.json"))
+    given = base / "statusline.json"
+    given.write_bytes(hook_input(home, {"model": {"display_name": "Opus"}, "version": "2.1.0"}))
+    yield _STATUSLINE, Program([program, "statusline"], environ, str(given))
+
+
+def _require_equal_answers(programs: Mapping[str, Program]) -> None:
+    """Fail unless all who are asked the same say the same."""
+    for name in (_NATIVE, _FALLBACK, _DIRECT, _HAND):
+        if name in programs:
+            assert programs[name].output() == str(_BUDGET - sprint_rows(MIDDLE) * ROW_TOKENS), name
+    for name, rows in _SIZES.items():
+        if name in programs:
+            assert programs[name].output() == str(sprint_rows(rows) * ROW_TOKENS), name
+    for name in (*_HOOK_NAMES, _STATUSLINE, _AWAY):
+        if name in programs:
+            assert bool(programs[name].output()) == (name == _STATUSLINE), name
+
+
+def _ratios(short: Turns, writing: Turns, mixed: Turns, missing: Mapping[str, str]) -> Iterator[Row]:
+    for ours, theirs, most in _COMPARISONS:
+        what, sides = f"{ours} ÷ {theirs}", (ours, theirs)
+        if theirs != _TRUE:
+            yield _compared(what, mixed, sides, most, missing)
+        elif ours in _WRITING:
+            yield _compared(what, writing, sides, most, missing)
+        else:
+            yield _compared(f"{what}, in turns with short programs", short, sides, most, missing)
+            yield _compared("… in turns with long programs, too", mixed, sides, None, missing)
+
+
+def _compared(what: str, turns: Turns, sides: tuple[str, str], most: float | None, missing: Mapping[str, str]) -> Row:
+    for name in sides:
+        if name in missing:
+            return Row(what, f"not measured: {missing[name]}", "" if most is None else f"≤ {most:g}", None)
+    ours, theirs = sides
+    return ratio(what, turns.times[ours], turns.times[theirs], most)
+
+
+def _spreads(writing: Turns, mixed: Turns, missing: Mapping[str, str]) -> Iterator[Row]:
+    for name, pictured in _CONTENDERS.items():
+        rows = MIDDLE if name == _HAND else _SIZES.get(name)
+        what = name if rows is None else f"{name}, {grouped(sprint_rows(rows))} of them the session's"
+        if name in missing:
+            yield Row(what, f"not measured: {missing[name]}", "", None)
+            continue
+        turns = mixed if name in mixed.times else writing
+        times, failed = turns.times[name], turns.failed[name]
+        q1, median, q3 = statistics.quantiles(times, n=4)
+        bar = Bar(q1, median, q3, ours="client" in name) if pictured else None
+        yield Row(what, spread(times) + (f"; {failed} failed" if failed else ""), "", None, bar)
