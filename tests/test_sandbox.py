@@ -47,8 +47,9 @@ class States:
 
     def __init__(self, home: Home) -> None:
         self.directory = Path(state_directory(str(home.socket)))
+        self.directory.mkdir(parents=True, mode=0o700)
         for kind in ("runs", "sessions", "scopes"):
-            (self.directory / kind).mkdir(parents=True)
+            (self.directory / kind).mkdir()
         (self.directory / ALIVE).touch(mode=0o600)
 
     def write(self, run: str = "r1", **changes: str) -> Path:
@@ -428,6 +429,49 @@ def test_file_of_another_user_is_not_believed(home: Home, alive: States) -> None
     os.chown(alive.write(), 12345, 12345)
     result = home.ctl("remaining", "--run", "r1")
     assert (result.returncode, result.stdout) == (69, "")
+
+
+def require_no_daemon(home: Home) -> None:
+    """As without any state files."""
+    result = home.ctl("remaining", "--run", "r1")
+    assert (result.returncode, result.stdout) == (69, ""), result
+    assert result.stderr.splitlines()[0].endswith(os.strerror(errno.ENOENT))
+
+
+@both_clients
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
+def test_directory_that_others_may_write_to_is_not_believed(home: Home, alive: States, mode: int) -> None:
+    alive.write()
+    alive.directory.chmod(mode)
+    require_no_daemon(home)
+    alive.directory.chmod(0o755)
+    assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
+
+
+@both_clients
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_directory_of_another_user_is_not_believed(home: Home, alive: States) -> None:
+    """What a link there leads to may well be one's own."""
+    alive.write()
+    os.chown(alive.directory, 12345, 12345)
+    require_no_daemon(home)
+
+
+@both_clients
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_lock_of_another_user_is_no_sign_of_life(home: Home, alive: States) -> None:
+    alive.write()
+    os.chown(alive.directory / ALIVE, 12345, 12345)
+    assert GONE in home.ctl("remaining", "--run", "r1").stderr
+
+
+@both_clients
+def test_link_in_the_directorys_place_is_not_followed(home: Home, alive: States) -> None:
+    """Whoever made it chose where it leads."""
+    alive.write()
+    alive.directory.rename(home.root / "elsewhere")
+    alive.directory.symlink_to(home.root / "elsewhere")
+    require_no_daemon(home)
 
 
 @both_clients

@@ -1,7 +1,8 @@
 """The daemon's state files, for who cannot open its socket: a sandbox, or a socket that somebody has deleted.
 
 A file says what was true at its `as_of`. It is believed while the daemon lives, which keeps it true; a file that a
-killed daemon has left behind is not.
+killed daemon has left behind is not. Nor is anything in a directory that somebody else could have made or changed: the
+socket may be meant to lie where everybody may write.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from fluxbudgetctl.hot import Options
     from fluxbudgetd.wire.packed import Value
 
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Not blocking: something else than a file may stand there.
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST = 64 * 1024
 _MOST = 2**63 - 1
 _MOST_DIGITS = 19
@@ -70,10 +74,19 @@ def look(options: Options, failure: Failure, session: str | None = None) -> Stat
     `failure` is what the socket said, and is raised again when there is nothing better to say. `session` is the one
     that stdin names, if any.
     """
-    directory = state_directory(environment.socket())
-    places = _places(options, session)
-    found = next((state for place in places if (state := _read(directory, *place)) is not None), None)
-    alive = _is_alive(os.path.join(directory, ALIVE))
+    try:
+        # The same directory for all that follows, whatever is put into its place meanwhile.
+        directory = os.open(state_directory(environment.socket()), _DIRECTORY)
+    except OSError:
+        raise failure from None
+    try:
+        if not _is_private(directory):
+            raise failure
+        places = _places(options, session)
+        found = next((state for place in places if (state := _read(directory, *place)) is not None), None)
+        alive = _is_alive(directory)
+    finally:
+        os.close(directory)
     if found is None and not alive:
         raise failure
     if found is None:
@@ -122,17 +135,26 @@ def _places(options: Options, session: str | None) -> list[tuple[str, str]]:
     return [(kind, name) for kind, name in names if isinstance(name, str)]
 
 
-def _read(directory: str, kind: str, name: str) -> State | None:
+def _is_own(about: os.stat_result) -> bool:
+    return about.st_uid in (0, os.geteuid())
+
+
+def _is_private(directory: int) -> bool:
+    """Tell whether only root and this user could have put anything there."""
+    about = os.fstat(directory)
+    return _is_own(about) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _read(directory: int, kind: str, name: str) -> State | None:
     """Return what the file says; None when there is none, or it is no state file."""
     called = file_name(name)
     if called is None:
         return None
     try:
-        # Not blocking: something else than a file may stand there.
-        file = os.open(os.path.join(directory, kind, called), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(f"{kind}/{called}", _FILE, dir_fd=directory)
         try:
             about = os.fstat(file)
-            if not stat.S_ISREG(about.st_mode) or about.st_uid not in (0, os.geteuid()):
+            if not stat.S_ISREG(about.st_mode) or not _is_own(about):
                 return None
             data = os.read(file, _LARGEST + 1)
         finally:
@@ -145,14 +167,15 @@ def _read(directory: str, kind: str, name: str) -> State | None:
         return None
 
 
-def _is_alive(path: str) -> bool:
+def _is_alive(directory: int) -> bool:
     """Tell whether a daemon holds its lock. (It tries again when it meets a reader that holds it for a moment.)"""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(ALIVE, _FILE, dir_fd=directory)
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if _is_own(os.fstat(file)):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -102,34 +103,49 @@ static bool read_state(struct text content, struct state *state)
     return true;
 }
 
-/* Open a file below the directory of the state files, which is beside the socket. Not blocking: something else than a
-   file may stand there. */
-static int open_beside(const char *socket, const char *kind, const char *name)
+static bool is_own(const struct stat *about)
+{
+    return about->st_uid == 0 || about->st_uid == geteuid();
+}
+
+/* Open the directory of the state files, which is beside the socket: the same one for all that follows, whatever is put
+   into its place meanwhile. Below 0 unless only root and this user could have put anything there. */
+static int open_directory(const char *socket)
 {
     static char path[256 * 1024];
     const char *slash = strrchr(socket, '/');
     size_t size = slash == NULL ? 0 : (size_t)(slash + 1 - socket);
-    if (size + 256 + MOST_NAME > sizeof path)
+    if (size + sizeof "state" > sizeof path)
         return -1;
     memcpy(path, socket, size);
-    strcpy(path + size, "state/");
-    strcat(path, kind);
-    strcat(path, name);
-    return open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    strcpy(path + size, "state");
+    int directory = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat about;
+    if (directory < 0 || (fstat(directory, &about) == 0 && is_own(&about) && (about.st_mode & (S_IWGRP | S_IWOTH)) == 0))
+        return directory;
+    close(directory);
+    return -1;
 }
 
-static bool read_file(const char *socket, const char *kind, struct text name, struct state *state)
+/* Open a file in it. Not blocking: something else than a file may stand there. */
+static int open_below(int directory, const char *name)
+{
+    return openat(directory, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+}
+
+static bool read_file(int directory, const char *kind, struct text name, struct state *state)
 {
     static char content[LARGEST + 1];
-    char called[MOST_NAME + 2] = "/";
-    if (!file_name(name, called + 1))
+    char path[16 + MOST_NAME], called[MOST_NAME + 1];
+    if (!file_name(name, called))
         return false;
-    int file = open_beside(socket, kind, called);
+    snprintf(path, sizeof path, "%s/%s", kind, called);
+    int file = open_below(directory, path);
     if (file < 0)
         return false;
     struct stat about;
     ssize_t size = -1;
-    if (fstat(file, &about) == 0 && S_ISREG(about.st_mode) && (about.st_uid == 0 || about.st_uid == geteuid()))
+    if (fstat(file, &about) == 0 && S_ISREG(about.st_mode) && is_own(&about))
         size = read(file, content, sizeof content);
     close(file);
     struct text all = {content, (size_t)size};
@@ -137,12 +153,14 @@ static bool read_file(const char *socket, const char *kind, struct text name, st
 }
 
 /* Tell whether a daemon holds its lock. (It tries again when it meets a reader that holds it for a moment.) */
-static bool is_alive(const char *socket)
+static bool is_alive(int directory)
 {
-    int file = open_beside(socket, "alive", "");
+    int file = open_below(directory, "alive");
     if (file < 0)
         return false;
-    bool held = flock(file, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    struct stat about;
+    bool held = fstat(file, &about) == 0 && is_own(&about) && flock(file, LOCK_SH | LOCK_NB) != 0 &&
+                errno == EWOULDBLOCK;
     close(file);
     return held;
 }
@@ -153,10 +171,14 @@ bool look_up(const struct options *options, const char *socket, struct text sess
     const char *kinds[MOST_PLACES];
     struct text names[MOST_PLACES];
     size_t count = state_places(options, session, kinds, names);
+    int directory = open_directory(socket);
+    if (directory < 0)
+        return false;
     bool is_there = false;
     for (size_t i = 0; i < count && !is_there; i++)
-        is_there = read_file(socket, kinds[i], names[i], found);
-    bool alive = is_alive(socket);
+        is_there = read_file(directory, kinds[i], names[i], found);
+    bool alive = is_alive(directory);
+    close(directory);
     if (is_there && alive) {
         begin_line("fluxbudgetctl: from the state file, as of ");
         put_one_line(&err, found->as_of);

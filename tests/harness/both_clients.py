@@ -91,8 +91,9 @@ class Surroundings:
         self.clients = {"python": python, "native": native}
         self.exports = root / "exports"
         self.states = Path(state_directory(str(self.home.socket)))
+        self.states.mkdir(parents=True, mode=0o700)
         for kind in ("runs", "sessions", "scopes"):
-            (self.states / kind).mkdir(parents=True)
+            (self.states / kind).mkdir()
         (self.states / ALIVE).touch(mode=0o600)
 
     def call(
