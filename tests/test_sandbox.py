@@ -21,7 +21,7 @@ from harness.false_daemon import answering, frame
 from harness.interstat import Interstat
 from harness.native import both_clients
 from harness.privilege import OBEDIENT
-from harness.sandbox import SANDBOX, why_not
+from harness.sandbox import SANDBOX, sandbox, why_not
 
 AS_OF = "2026-11-22T00:12:26Z"
 GONE = "the daemon is gone"
@@ -131,6 +131,17 @@ def test_sandbox_gets_what_the_socket_would_have_given(home: Home, alive: States
         "stale": False,
         "stale_why": None,
     }
+
+
+@both_clients
+@sandboxed
+@pytest.mark.parametrize("reason", [errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOSYS], ids=os.strerror)
+def test_every_way_of_forbidding_a_socket(home: Home, alive: States, reason: int) -> None:
+    alive.write()
+    assert from_file(run_under(sandbox(reason), home, "remaining", "--run", "r1"), reason) == "1501\n"
+    result = run_under(sandbox(reason), home, "check", "--run", "r1")
+    assert (result.returncode, result.stdout) == (69, "")
+    assert "sandbox" in result.stderr.splitlines()[1]
 
 
 @both_clients

@@ -18,7 +18,8 @@ _CHUNK = 65536
 #: The code of a failure to get as far as the daemon: none is there, or the system forbids the socket. (State files may
 #: still say something; behind any other failure there is, or was, a daemon that is to be believed.)
 NO_SOCKET = "no_socket"
-_FORBIDDEN = (errno.EPERM, errno.EACCES)
+#: (The last two are what a filter says that would rather not be noticed.)
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOSYS)
 _NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
 
 

@@ -39,7 +39,8 @@ struct exchange {
 static bool not_reached(const struct exchange *with, int error)
 {
     away(with->failure, with->path, strerror(error));
-    bool forbidden = error == EPERM || error == EACCES;
+    /* The last two are what a filter says that would rather not be noticed. */
+    bool forbidden = error == EPERM || error == EACCES || error == EAFNOSUPPORT || error == ENOSYS;
     if (forbidden)
         set_hint(with->failure, "a sandbox may forbid sockets: run it outside; else look at the socket's permissions");
     with->failure->no_socket = forbidden || error == ENOENT || error == ECONNREFUSED;

@@ -1,4 +1,4 @@
-"""A sandbox that forbids Unix sockets, by the kernel's own filter: `python sandbox.py COMMAND …` runs it there."""
+"""A sandbox that forbids Unix sockets, by the kernel's own filter: `python sandbox.py ERRNO COMMAND …` runs it there."""
 
 import ctypes
 import errno
@@ -10,8 +10,14 @@ import sys
 from functools import cache
 from pathlib import Path
 
+
+def sandbox(error: int) -> tuple[str, ...]:
+    """Return what runs a command in a sandbox where socket(AF_UNIX) fails with that errno."""
+    return (sys.executable, str(Path(__file__)), str(error))
+
+
 #: What runs a command in the sandbox.
-SANDBOX: tuple[str, ...] = (sys.executable, str(Path(__file__)))
+SANDBOX = sandbox(errno.EPERM)
 
 # linux/prctl.h, linux/seccomp.h, linux/audit.h, and each machine's number of socket(2).
 _PR_SET_NO_NEW_PRIVS = 38
@@ -30,8 +36,8 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def forbid_unix_sockets() -> None:
-    """Make socket(AF_UNIX) fail with EPERM in this process and all that it starts; raises OSError."""
+def forbid_unix_sockets(error: int) -> None:
+    """Make socket(AF_UNIX) fail with that errno in this process and all that it starts; raises OSError."""
     machine, call = _MACHINES[platform.machine()]
     # (operation, where to go on when equal and when not: instructions to leave out, operand)
     instructions = (
@@ -41,7 +47,7 @@ def forbid_unix_sockets() -> None:
         (_EQUAL, 0, 3, call),
         (_LOAD, 0, 0, _FIRST),
         (_EQUAL, 0, 1, _AF_UNIX),
-        (_RETURN, 0, 0, _FAIL_WITH | errno.EPERM),
+        (_RETURN, 0, 0, _FAIL_WITH | error),
         (_RETURN, 0, 0, _ALLOW),
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in instructions))
@@ -66,5 +72,5 @@ def why_not() -> str:
 
 
 if __name__ == "__main__":
-    forbid_unix_sockets()
-    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  there is no shell in between, on purpose
+    forbid_unix_sockets(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  there is no shell in between, on purpose
