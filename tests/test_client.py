@@ -1,5 +1,6 @@
 """The client: what it prints, where, and with which exit code."""
 
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import pytest
 from fluxbudgetctl import cli, hot
 from fluxbudgetd.wire import codes
 from harness.daemon import CTL, Daemon, Home, started
+from harness.false_daemon import answering, frame
 from harness.interstat import Interstat
 from harness.native import both_clients
+from harness.odd_answers import CHECK, HOOK, STATUSLINE
 
 
 def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str = "") -> str:
@@ -432,3 +435,48 @@ def test_symlinks_in_a_projects_path_are_resolved(home: Home, daemon: Daemon) ->
     link.symlink_to(home.project)
     run = home.ok("run", "start", "--project", str(link))
     assert home.json("run", "show", "--run", run)["run"]["project_dir"] == str(Path(home.project).resolve())
+
+
+@both_clients
+@pytest.mark.parametrize("length", [10, 9_000])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_exit_code_stays_whatever_is_printed_to_a_reader_that_has_gone(
+    home: Home, json: list[str], unbuffered: str, length: int
+) -> None:
+    """At once or when the buffer is full: Python finds out at another time."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with answering(home, frame({**CHECK, "refusal": "x" * length})):
+        result = subprocess.run(
+            [*CTL, "check", *json, "--timeout", "20"],
+            env={**home.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+@both_clients
+def test_output_beyond_the_largest_file_that_is_allowed(home: Home) -> None:
+    """The system would end the program by a signal; it is an output that cannot be written, and no more."""
+    place = home.root / "output"
+    command = ["bash", "-c", f'ulimit -f 0; "$@" >{place}', "-", *CTL]
+    for verb, answer in (("check", CHECK), ("hook", HOOK), ("statusline", STATUSLINE)):
+        with answering(home, frame(answer)):
+            result = subprocess.run(
+                [*command, verb, "--timeout", "20"],
+                env={**home.environ, "CLAUDE_ENV_FILE": str(home.root / "exports")},
+                input=b"{}",
+                capture_output=True,
+                check=False,
+            )
+        home.socket.unlink()
+        if verb == "hook":
+            assert (result.returncode, result.stderr) == (0, b"")
+        else:
+            assert result.returncode == 70
+            assert os.strerror(errno.EFBIG).encode() in result.stderr
+        assert place.read_bytes() == b""

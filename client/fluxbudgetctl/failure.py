@@ -31,8 +31,15 @@ def say(line: str) -> None:
     except AttributeError:
         return
     except OSError:
-        # What is left in the buffer would fail once more at the interpreter's end, and change the exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        silence(2)
+
+
+def silence(file: int) -> None:
+    """Throw away what else is written to stdout or stderr.
+
+    What is left in the buffer would fail once more at the interpreter's end, and change the exit code.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
 
 def refused(error: object) -> Failure:

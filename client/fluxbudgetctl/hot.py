@@ -10,7 +10,7 @@ from __future__ import annotations
 from fluxbudgetctl import environment
 from fluxbudgetctl.asking import ask
 from fluxbudgetctl.connection import NO_SOCKET, not_understood
-from fluxbudgetctl.failure import Failure, one_line, say
+from fluxbudgetctl.failure import Failure, one_line, say, silence
 from fluxbudgetd.wire import codes
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
@@ -171,7 +171,7 @@ def _remaining(options: Options) -> int:
             if options.json:
                 _print_json({**_NO_NUMBERS, "remaining": options.default, "state": "no_answer", "stale": True})
             else:
-                print(options.default)
+                _print(options.default)
             failure.tell()
             return codes.OK
         return failure.tell()
@@ -180,7 +180,7 @@ def _remaining(options: Options) -> int:
     if options.json:
         _print_json({**named, **spend})
     else:
-        print(spend["remaining"] or 0)
+        _print(spend["remaining"] or 0)
     return _finish(named, spend)
 
 
@@ -191,7 +191,7 @@ def _env(options: Options) -> int:
     left = spend["remaining"]
     if left is not None:
         # To its reader 0 means "no limit", so an exhausted budget is 1.
-        print(f"export FLUX_BUDGET_REMAINING={left or 1}")
+        _print(f"export FLUX_BUDGET_REMAINING={left or 1}")
     return _finish(named, spend)
 
 
@@ -207,7 +207,7 @@ def _check(options: Options) -> int:
     if options.json:
         _print_json({**answer, **spend})
     else:
-        print("ok" if answer["allowed"] else answer["refusal"])
+        _print("ok" if answer["allowed"] else answer["refusal"])
     return codes.OK if answer["allowed"] else codes.REFUSED
 
 
@@ -221,7 +221,7 @@ def _ping(options: Options) -> int:
     if options.json:
         _print_json({**answer, "round_trip_ms": round(took, 3)})
     else:
-        print(f"fluxbudgetd {answer['version']} (pid {answer['pid']}) answered in {took:.2f} ms")
+        _print(f"fluxbudgetd {answer['version']} (pid {answer['pid']}) answered in {took:.2f} ms")
     return codes.OK
 
 
@@ -287,13 +287,21 @@ def _print_none(options: Options) -> None:
     if options.json:
         _print_json({**_NO_NUMBERS, "remaining": 0, "state": "no_run", "stale": False})
     else:
-        print(0)
+        _print(0)
+
+
+def _print(line: object) -> None:
+    """Print a line. Whether anybody reads it changes nothing: `check` refuses a reader that has gone, too."""
+    try:
+        print(line)
+    except BrokenPipeError:  # at once, where stdout has no buffer or the line is longer than that
+        silence(1)
 
 
 def _print_json(value: dict[str, Value]) -> None:
     import json  # noqa: PLC0415  5 ms that only --json pays
 
-    print(json.dumps(value))
+    _print(json.dumps(value))
 
 
 _CARRIED_OUT = {

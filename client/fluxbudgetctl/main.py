@@ -53,6 +53,12 @@ def _fail(message: str, hint: str) -> int:
     return Failure(message, hint, 70).tell()
 
 
+def _silence() -> None:
+    from fluxbudgetctl.failure import silence  # noqa: PLC0415
+
+    silence(1)
+
+
 def bare() -> int:
     """Carry out a plain hot verb with nothing but this package at hand; have Python start anew for everything else.
 
@@ -60,9 +66,15 @@ def bare() -> int:
     """
     from fluxbudgetctl import hot  # noqa: PLC0415
 
-    if hot.parse(sys.argv[1:]) is None:
+    if hot.parse(sys.argv[1:]) is not None:
+        return main()
+    try:
         os.execv(sys.argv[0], sys.argv)  # noqa: S606  no shell is wanted
-    return main()
+    except OSError as exc:
+        if sys.argv[1:2] == ["hook"]:
+            return 0  # whatever is wrong, the session is not disturbed
+        hint = "install fluxbudget again: this command line is for its Python client"
+        return _fail(f"{sys.argv[0]}: {exc.strerror}", hint)
 
 
 def _run(arguments: list[str], native: str | None) -> int:
@@ -74,11 +86,6 @@ def _run(arguments: list[str], native: str | None) -> int:
     from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than a hot verb's whole answer
 
     return cli.run(arguments, native)
-
-
-def _silence() -> None:
-    """Keep the interpreter from failing once more when it flushes stdout at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

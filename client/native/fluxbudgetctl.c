@@ -172,7 +172,10 @@ int main(int count, char **arguments)
     const char *path = verb != NULL ? socket_path() : NULL;
     if (path == NULL)
         return become_python(arguments);
-    signal(SIGPIPE, SIG_IGN); /* whose reader has gone gets no answer, but the exit code stays what it is */
+    /* An output that cannot be written is an error to look at (of a reader that has gone, not even that), no end by a
+       signal; as in Python. Behind the handing on, which would pass it on. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     int code = verb->carry_out(&options, path);
     flush(&out);
     if (out.error == 0 || out.error == EPIPE)
