@@ -22,19 +22,33 @@ _SCRIPT = """\
 #!/bin/sh
 # Made without a C compiler: every verb is the Python client's, which lies beside this file (or the one it links to).
 self=$0
+case $self in */*) ;; *) if [ -f "./$self" ]; then self=./$self; else self=$(command -v -- "$self"); fi ;; esac
 [ ! -L "$self" ] || self=$(readlink -f -- "$self")
 here=${self%/*}
 client=$here/fluxbudgetctl-python
+# A Python that cannot start, or goes on after its end, has an exit code that means something else here.
+unset PYTHONHOME PYTHONINSPECT
+if [ ! -x "$client" ]; then
+    [ "$1" != hook ] || exit 0
+    echo "fluxbudgetctl: $client cannot be executed" >&2
+    echo "hint: install fluxbudget again" >&2
+    exit 70
+fi
 case $1 in remaining | env | check | ping | hook | statusline)
     # In an environment of its own it is known where the packages are. Python takes longer to find out than to answer.
-    for packages in "$here"/../lib/python3.*/site-packages; do
-        [ -f "$packages/fluxbudgetctl/main.py" ] && [ -f "$here/../pyvenv.cfg" ] || continue
-        exec "$here/python" -I -S -c 'import sys
+    [ ! -f "$here/../pyvenv.cfg" ] || [ ! -x "$here/python" ] || exec "$here/python" -I -S -c 'import os, sys
 del sys.argv[0]
-sys.path.insert(0, sys.argv.pop(1))
+place = os.path.dirname(sys.argv[0]) + "/../lib/python%d.%d/site-packages" % sys.version_info[:2]
+if not os.path.isfile(place + "/fluxbudgetctl/main.py"):
+    try:
+        os.execv(sys.argv[0], sys.argv)
+    except OSError as exc:
+        if sys.argv[1] != "hook":
+            print("fluxbudgetctl: %s: %s" % (sys.argv[0], exc.strerror), file=sys.stderr)
+        sys.exit(0 if sys.argv[1] == "hook" else 70)
+sys.path.append(place)
 from fluxbudgetctl.main import bare
-sys.exit(bare())' "$client" "$packages" "$@"
-    done
+sys.exit(bare())' "$client" "$@"
 esac
 exec "$client" "$@"
 """
@@ -56,10 +70,10 @@ class Client(BuildHookInterface[Any]):
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform()}"  # a program needs no certain Python
         elif setting == "1":
-            self.app.abort(f"fluxbudget: {_SETTING}=1, but no C compiler here makes a program that runs")
+            self.app.abort(f"fluxbudget: {_SETTING}=1, but {self._why_not()}")
         else:
             if setting != "0":
-                self.app.display_warning("fluxbudget: no working C compiler; fluxbudgetctl is the Python client")
+                self.app.display_warning(f"fluxbudget: {self._why_not()}; fluxbudgetctl is the Python client")
             with open(program, "w", encoding="utf-8") as file:
                 file.write(_SCRIPT)
         os.chmod(program, 0o755)  # noqa: S103  a program, for everybody on the machine
@@ -74,6 +88,11 @@ class Client(BuildHookInterface[Any]):
             return False
         found = runpy.run_path(os.path.join(self.root, "client", "native", "compile.py"))
         return bool(found["compile"](output, self.metadata.version))
+
+    def _why_not(self) -> str:
+        if os.statvfs(self._made.name).f_flag & os.ST_NOEXEC:
+            return f"what is compiled in {tempfile.gettempdir()} may not run (noexec): set TMPDIR to another directory"
+        return "no C compiler here makes a program that runs"
 
 
 def _platform() -> str:

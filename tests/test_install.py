@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 import fluxbudgetctl.main
 from fluxbudgetd import __version__
 from harness.daemon import Daemon, Home
+from harness.mounts import why_not, with_empty
 
 ROOT = Path(__file__).parents[1]
 #: Nothing is found there, a C compiler least of all.
@@ -29,12 +30,16 @@ needs_compiler = pytest.mark.skipif(
 
 
 def build(
-    target: str, into: Path, source: Path = ROOT, environ: Mapping[str, str] | None = None
+    target: str,
+    into: Path,
+    source: Path = ROOT,
+    environ: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Build an sdist or a wheel as installers do, but for the environment of its own, which has to be downloaded."""
     kept = {name: value for name, value in os.environ.items() if name not in {"CC", "FLUXBUDGET_NATIVE"}}
     return subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", into],
+        [*prefix, sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", into],
         cwd=source,
         env={**kept, **(environ or {})},
         capture_output=True,
@@ -54,7 +59,7 @@ def built(target: str, into: Path, source: Path = ROOT, environ: Mapping[str, st
 class Environment:
     """A virtual environment with what fluxbudget depends on, and fluxbudget as it is installed there."""
 
-    def __init__(self, place: Path, home: Home, *what: str | Path) -> None:
+    def __init__(self, place: Path, home: Home, *what: str | Path, environ: Mapping[str, str] | None = None) -> None:
         venv.create(place, symlinks=True)
         self.scripts = place / "bin"
         site = Path(sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)}))
@@ -63,13 +68,21 @@ class Environment:
         self._environ = {name: value for name, value in home.environ.items() if name != "PYTHONPATH"}
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.scripts / "python")]
         quick = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile"]
-        subprocess.run([*pip, "install", *quick, *what], env=self._environ, capture_output=True, text=True, check=True)
+        builds = {**self._environ, **(environ or {})}
+        subprocess.run([*pip, "install", *quick, *what], env=builds, capture_output=True, text=True, check=True)
 
-    def ctl(self, *arguments: str, program: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the client, by its own name or by a link to it."""
+    def ctl(
+        self,
+        *arguments: str,
+        program: Path | None = None,
+        prefix: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the client, by its own name or by a link to it; `prefix` is a command that starts it."""
         return subprocess.run(
-            [program or self.scripts / "fluxbudgetctl", *arguments],
-            env=self._environ,
+            [*prefix, program or self.scripts / "fluxbudgetctl", *arguments],
+            env={**self._environ, **(environ or {})},
+            cwd=self.scripts,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -88,7 +101,7 @@ class Environment:
 def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str, warned: bool) -> None:
     """The client of the kind that can be had and is wanted, in a wheel for this kind of machine or for all."""
     result = build("wheel", tmp_path / "dist", environ=environ)
-    assert ("no working C compiler" in result.stdout + result.stderr) == warned, result
+    assert ("no C compiler here" in result.stdout + result.stderr) == warned, result
     (wheel,) = (tmp_path / "dist").iterdir()
     pure = kind == "python"
     assert wheel.name.startswith(f"fluxbudget-{__version__}-py3-none-{'any' if pure else 'linux_'}")
@@ -111,20 +124,119 @@ def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str
         assert settings["statusLine"]["command"] == f"'{installed.scripts.resolve()}/fluxbudgetctl' statusline"
 
 
+@pytest.fixture
+def script(tmp_path: Path, home: Home) -> Environment:
+    """An environment with the script that is there without a compiler."""
+    return Environment(tmp_path / "venv", home, built("wheel", tmp_path / "dist", environ=NO_NATIVE))
+
+
+def test_script_knows_where_it_is_without_a_slash_in_its_name(script: Environment) -> None:
+    """A shell that is given the name looks where it is itself, and then in $PATH."""
+    path = f"{script.scripts}:{os.environ['PATH']}"
+    for shell, environ, place in (("sh", {}, "."), ("bash", {}, "."), ("bash", {"PATH": path}, "/")):
+        line = ["sh", "-c", 'cd "$1" && exec "$2" fluxbudgetctl "$3"', "-", place, shell]
+        for verb in ("ping", "version"):
+            result = subprocess.run(
+                [*line, verb],
+                env={**os.environ, "FLUXBUDGET_SOCKET": "/no/such", **environ},
+                cwd=script.scripts,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert result.returncode == 69, (shell, place, result)
+            assert result.stderr.startswith("fluxbudgetctl: no daemon at /no/such: ")
+
+
+def test_script_takes_the_packages_of_the_python_that_runs_and_nothing_before_its_own_modules(
+    script: Environment,
+) -> None:
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
+    another = site.parents[1] / "python3.1" / "site-packages" / "fluxbudgetctl"
+    another.mkdir(parents=True)
+    for place in (another / "__init__.py", another / "main.py", site / "select.py"):
+        place.write_text("raise SystemExit(99)\n")
+    result = script.ctl("statusline", "--timeout", "20")
+    assert result.returncode == 69, result
+    # Without its own, the ordinary client has to say what is there.
+    (site / "fluxbudgetctl").rename(site / "away")
+    beside = script.scripts / "fluxbudgetctl-python"
+    beside.write_text('#!/bin/sh\necho "$@"\n')
+    assert script.ctl("remaining", "--run", "a b").stdout == "remaining --run a b\n"
+    beside.write_text("#!/no/such/interpreter\n")
+    result = script.ctl("check")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (70, "", 1), result
+    result = script.ctl("hook")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
+
+
+def test_script_without_the_python_client_says_so(script: Environment) -> None:
+    """But for a hook, whose session is not disturbed."""
+    (script.scripts / "fluxbudgetctl-python").unlink()
+    for verb in ("ping", "status"):
+        result = script.ctl(verb)
+        assert (result.returncode, result.stdout) == (70, "")
+        assert result.stderr == (
+            f"fluxbudgetctl: {script.scripts}/fluxbudgetctl-python cannot be executed\nhint: install fluxbudget again\n"
+        )
+    result = script.ctl("hook")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
+
+
+@pytest.mark.parametrize(("verb", "code"), [("status", 70), ("hook", 0)])
+def test_what_cannot_be_handed_on_to_the_ordinary_client_is_no_refusal(verb: str, code: int) -> None:
+    """In the midst of the start that knows nothing but the hot verbs."""
+    line = "import sys; del sys.argv[0]; from fluxbudgetctl.main import bare; sys.exit(bare())"
+    result = subprocess.run(
+        [sys.executable, "-c", line, "/no/such", verb, "--help"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (code, "")
+    said = "fluxbudgetctl: /no/such: No such file or directory\nhint: install fluxbudget again"
+    assert result.stderr.startswith(said) if code else result.stderr == ""
+
+
+@needs_compiler
+@pytest.mark.skipif(bool(why_not()), reason=f"nothing can be mounted here: {why_not()}")
+def test_compiler_whose_programs_may_not_run(tmp_path: Path) -> None:
+    """The directory is named: it is not the compiler that is to be installed."""
+    made, temporary = tmp_path / "made", tmp_path / "temporary"
+    temporary.mkdir()
+    result = build(
+        "wheel",
+        made,
+        environ={"TMPDIR": str(temporary), "FLUXBUDGET_NATIVE": "1"},
+        prefix=with_empty(str(temporary), options="noexec"),
+    )
+    assert result.returncode == 1
+    assert f"what is compiled in {temporary} may not run (noexec)" in result.stdout + result.stderr
+
+
 def clean_client(installed: Environment, kind: str) -> None:
     """The client helps, says which it is, and misses the daemon."""
     assert installed.ctl("--help").stdout.startswith("usage: fluxbudgetctl ")
     result = installed.ctl("version")
     assert (result.returncode, result.stdout) == (69, f"fluxbudgetctl {__version__} ({kind})\n"), result
     assert json.loads(installed.ctl("version", "--json").stdout)["client_kind"] == kind
+    missed = "fluxbudgetctl: no daemon at "
     result = installed.ctl("ping")
     assert (result.returncode, result.stdout) == (69, ""), result
-    assert result.stderr.startswith("fluxbudgetctl: no daemon at ")
+    assert result.stderr.startswith(missed)
+    # A Python that does not start would say 1, which means "refused"; one that goes on after its end, 0.
+    for name in ("PYTHONHOME", "PYTHONINSPECT"):
+        for verb in ("ping", "status"):
+            result = installed.ctl(verb, environ={name: "/nowhere"})
+            assert (result.returncode, result.stderr.startswith(missed)) == (69, True), result
 
 
 @needs_compiler
 def test_editable_install_has_the_native_client_too(tmp_path: Path, home: Home) -> None:
     clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT), "native")
+
+
+def test_editable_install_without_a_compiler(tmp_path: Path, home: Home) -> None:
+    """There the packages are not where they would be otherwise."""
+    clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT, environ=NO_NATIVE), "python")
 
 
 def test_wheel_of_the_sdist(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
 from harness import native
 from harness.both_clients import Answerer, Surroundings
 from harness.daemon import CTL, Daemon, Home, started
+from harness.mounts import why_not, with_empty
 from harness.odd_answers import (
     ANSWERS,
     CHECK,
@@ -342,6 +343,35 @@ def test_python_is_looked_for_beside_the_program_itself(marked: Path, tmp_path: 
     link = tmp_path / "elsewhere" / "fluxbudgetctl"
     link.symlink_to(marked)
     assert is_left_to_python(link, ["status"], {})
+
+
+@pytest.mark.skipif(bool(why_not()), reason=f"nothing can be mounted here: {why_not()}")
+def test_python_is_found_without_proc(marked: Path, tmp_path: Path) -> None:
+    """By the name that the program was called by, which may be a link to it or relative."""
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "fluxbudgetctl"
+    link.symlink_to(marked)
+    for name in (str(marked), str(link), "./fluxbudgetctl"):
+        command = [*with_empty("/proc"), name, "status"]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 99, name
+    (tmp_path / "fluxbudgetctl-python").unlink()
+    result = subprocess.run([*with_empty("/proc"), marked, "status"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (70, "")
+    assert f"{marked}-python: No such file or directory" in result.stderr
+
+
+def test_hook_that_cannot_be_handed_on_is_silent(marked: Path) -> None:
+    """What is wrong with the installation does not disturb the session."""
+    (marked.parent / "fluxbudgetctl-python").unlink()
+    result = subprocess.run([marked, "hook", "--timeout", "1_0"], input=b"{}", env={}, capture_output=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_python_is_started_without_what_keeps_it_from_starting_or_ending(marked: Path, tmp_path: Path) -> None:
+    (tmp_path / "fluxbudgetctl-python").write_text('#!/bin/sh\necho "${PYTHONHOME-}${PYTHONINSPECT-}${PYTHONUTF8-}"\n')
+    environ = {"PYTHONHOME": "/nowhere", "PYTHONINSPECT": "1", "PYTHONUTF8": "0"}
+    result = subprocess.run([marked, "status"], env=environ, capture_output=True, check=True)
+    assert result.stdout == b"0\n"
 
 
 # --- the surroundings

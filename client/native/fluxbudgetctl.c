@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include "failure.h"
@@ -128,22 +129,37 @@ static const struct verb *parse(char **arguments, struct options *options)
     return verb;
 }
 
+/* Find out where this program itself is, not a link to it; false when the system does not say. */
+static bool find_self(char place[PATH_MAX])
+{
+    ssize_t size = readlink("/proc/self/exe", place, PATH_MAX - 1);
+    if (size > 0) {
+        place[size] = '\0';
+        return true;
+    }
+    /* There may be no /proc. The kernel also leaves behind the name by which the program was executed. */
+    const char *called = (const char *)getauxval(AT_EXECFN);
+    return called != NULL && realpath(called, place) != NULL;
+}
+
 /* Become the Python client that stands beside this program; return the exit code when it does not. */
 static int become_python(char **arguments)
 {
-    char place[PATH_MAX + 32];
+    char place[PATH_MAX + 32] = "/proc/self/exe";
     struct failure failure = {.count = 0};
-    ssize_t size = readlink("/proc/self/exe", place, PATH_MAX);
-    if (size > 0) {
-        place[size] = '\0';
+    bool hook = arguments[0] != NULL && arguments[1] != NULL && strcmp(arguments[1], "hook") == 0;
+    if (find_self(place)) {
         strcpy(strrchr(place, '/') + 1, "fluxbudgetctl-python");
         setenv("FLUXBUDGETCTL_NATIVE", FLUXBUDGET_VERSION, 1);
+        /* A Python that cannot start, or goes on after its end, has an exit code that means something else here. */
+        unsetenv("PYTHONHOME");
+        unsetenv("PYTHONINSPECT");
         arguments[0] = place;
         execv(place, arguments);
-    } else {
-        strcpy(place, "/proc/self/exe");
     }
     const char *why = strerror(errno);
+    if (hook)
+        return OK; /* whatever is wrong, the session is not disturbed */
     fail(&failure, INTERNAL, "install fluxbudget again: this command line is for its Python client");
     words(&failure, place);
     words(&failure, ": ");

@@ -1,4 +1,4 @@
-"""A sandbox that forbids Unix sockets, by the kernel's own filter: `python sandbox.py ERRNO COMMAND …` runs it there."""
+"""A sandbox that forbids Unix sockets by the kernel's own filter: `python sandbox.py ERRNO COMMAND …` runs it there."""
 
 import ctypes
 import errno
