@@ -24,10 +24,29 @@ class Failure(Exception):  # noqa: N818  it is no error of the program
         return self.exit_code
 
 
+class _Limit:
+    """How long a line on stderr waits for somebody who reads: None, for ever; else until then (monotonic seconds)."""
+
+    deadline: float | None = None
+
+
+def bound(deadline: float) -> None:
+    """Have what is said from now on wait until the deadline (monotonic seconds) and no longer; what is late is dropped.
+
+    For the verbs that Claude Code waits for. Every other one waits until somebody reads what it says.
+    """
+    _Limit.deadline = deadline
+
+
 def say(line: str) -> None:
     """Write a line to stderr; one that is closed or full changes nothing about the answer and its exit code."""
     try:
-        sys.stderr.write(line + "\n")
+        if _Limit.deadline is None:
+            sys.stderr.write(line + "\n")
+        else:
+            from fluxbudgetctl import pipes  # noqa: PLC0415  the verbs with a limit have imported it
+
+            pipes.write(line, _Limit.deadline, sys.stderr)
     except AttributeError:
         return
     except OSError:

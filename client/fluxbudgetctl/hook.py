@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import time
 
 from fluxbudgetctl import fields, pipes
 from fluxbudgetctl.asking import ask
 from fluxbudgetctl.connection import not_understood
-from fluxbudgetctl.failure import Failure, one_line, say
+from fluxbudgetctl.failure import Failure, bound, one_line, say
 from fluxbudgetd.wire import codes
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
@@ -28,6 +29,7 @@ _LAUNCHERS = (b"Agent", b"Task")
 def run(options: Options, seconds: float) -> int:
     """Carry out `hook`; return the exit code, which is 0."""
     deadline = time.monotonic() + seconds
+    bound(deadline)
     given = pipes.read(deadline)
     if not given.data:
         return codes.OK
@@ -45,7 +47,7 @@ def run(options: Options, seconds: float) -> int:
         _debug(f"the file that $CLAUDE_ENV_FILE names cannot be written: {exc.strerror}")
     try:
         if output:
-            pipes.write(output, deadline)
+            pipes.write(output, deadline, sys.stdout)
     except OSError as exc:
         _debug(f"the output cannot be written: {exc.strerror}")
     return codes.OK

@@ -1,4 +1,4 @@
-"""stdin and stdout of the verbs that Claude Code calls: bytes, bounded, and never waited for too long."""
+"""stdin, stdout and stderr of the verbs that Claude Code calls: bytes, bounded, and never waited for too long."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 import select
 import sys
 import time
+
+TYPE_CHECKING = False  # typing costs milliseconds; type checkers know this name
+if TYPE_CHECKING:
+    from typing import TextIO
 
 #: Of a longer input this many bytes are sent. (What a hook is told of a tool's output has no limit.)
 KEPT = 256 * 1024
@@ -50,19 +54,20 @@ def read(deadline: float) -> Input:
     return Input(bytes(kept), whole=whole, ended=True)
 
 
-def write(line: str, deadline: float) -> None:
-    """Write a line to stdout as UTF-8, whatever the locale: it is Claude Code that reads it.
+def write(line: str, deadline: float, to: TextIO | None) -> None:
+    """Write a line to stdout or stderr as UTF-8, whatever the locale: it is Claude Code that reads it.
 
     Raises `OSError`; `TimeoutError` when the deadline (by the monotonic clock) has come and nobody makes room for the
     rest. What there is room for is written even then.
     """
-    if sys.stdout is None:  # closed; its descriptor may be another file's by now
+    if to is None:  # closed; its descriptor may be another file's by now
         return
+    file = to.fileno()
     waiting = select.poll()
-    waiting.register(1, select.POLLOUT)
+    waiting.register(file, select.POLLOUT)
     data = f"{line}\n".encode()
     while data:
         if not waiting.poll(max(deadline - time.monotonic(), 0) * 1000):
             raise TimeoutError(errno.ETIMEDOUT, "nobody has read it in time")
         # For more than this a pipe's room may be too small, and the writing waits.
-        data = data[os.write(1, data[: select.PIPE_BUF]) :]
+        data = data[os.write(file, data[: select.PIPE_BUF]) :]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from fluxbudgetctl import environment, fields, pipes
 from fluxbudgetctl.asking import ask
 from fluxbudgetctl.connection import NO_SOCKET, not_understood
-from fluxbudgetctl.failure import Failure, one_line, say
+from fluxbudgetctl.failure import Failure, bound, one_line, say
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.text import fold
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def run(options: Options, seconds: float) -> int:
     """Carry out `statusline`; return the exit code. Raises `Failure`."""
     deadline = time.monotonic() + seconds
+    bound(deadline)
     given = pipes.read(deadline)
     left = deadline - time.monotonic()
     if not given.ended or left <= 0:
@@ -49,7 +51,7 @@ def run(options: Options, seconds: float) -> int:
 def _print(line: str, deadline: float) -> int:
     """Print the line; return the exit code. Raises `Failure` when nobody has read it in time."""
     try:
-        pipes.write(line, deadline)
+        pipes.write(line, deadline, sys.stdout)
     except TimeoutError as exc:
         raise Failure(f"the line cannot be written: {exc.strerror}", "read stdout", codes.NO_ANSWER) from None
     return codes.OK

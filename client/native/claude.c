@@ -178,23 +178,23 @@ static void deny(const struct failure *failure)
     put_string(&out, "), and FLUXBUDGET_FAIL_CLOSED=1\"}}\n");
 }
 
-/* Have stdout wait until the deadline, and no longer, for room. */
+/* Have stdout and stderr wait until the deadline, and no longer, for room. */
 static void bound_output(double deadline)
 {
-    out.bounded = true;
-    out.deadline = deadline;
+    out.bounded = err.bounded = true;
+    out.deadline = err.deadline = deadline;
 }
 
 int verb_hook(const struct options *options, const char *path)
 {
     double deadline = now() + options->seconds;
+    bound_output(deadline);
     struct given given = read_input(deadline);
     struct text output = {NULL, 0}, exports = {NULL, 0};
     struct failure failure = {.count = 0};
     if (given.data.size == 0)
         return OK;
     bool answered = ask_hook(options, path, &given, deadline - now(), &output, &exports, &failure);
-    bound_output(deadline);
     if (!answered)
         debug(failure.words, failure.count);
     if (exports.size > 0)
@@ -328,6 +328,7 @@ static bool put_line(const struct options *options, const char *path, struct tex
 int verb_statusline(const struct options *options, const char *path)
 {
     double deadline = now() + options->seconds;
+    bound_output(deadline);
     struct given given = read_input(deadline);
     double left = deadline - now();
     struct failure failure = {.count = 0};
@@ -337,7 +338,6 @@ int verb_statusline(const struct options *options, const char *path)
         words(&failure, failure.number);
         return tell(&failure);
     }
-    bound_output(deadline);
     if (!put_line(options, path, given.data, left, &failure))
         return tell(&failure);
     put_string(&out, "\n");

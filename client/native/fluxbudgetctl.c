@@ -8,7 +8,8 @@
      this program is then executed in its place, before anything has been read or written.
    * Nothing here grows with what others send: an answer is at most a frame, of stdin a beginning is kept, and buffers
      are static. It allocates nothing, has no locale, and uses of stdio snprintf only.
-   * Everything has one deadline: connecting, writing and reading, and stdin and stdout of the verbs that have them.
+   * Everything has one deadline: connecting, writing and reading; of `hook` and `statusline`, which Claude Code waits
+     for, also stdin, stdout and stderr. (Every other verb waits until somebody reads what it prints.)
    * What comes from outside is bytes. An answer is checked as a whole before anything is taken from it; what goes to a
      terminal has its control characters written out.
 
