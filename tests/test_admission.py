@@ -15,15 +15,15 @@ from typing import Any
 import anyio
 import pytest
 
-from fluxbudgetd.engine import Engine
 from fluxbudgetd.policy import reservations
+from fluxbudgetd.service import Service
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.hooks import SILENT, Claude, Said, launching, understood
 from harness.interstat import Interstat
 from harness.telling import configure, require_quiet
 from harness.transcripts import Transcript
-from test_hangs import engine_over, within
+from test_hangs import service_over, within
 
 #: What a review agent, and any other, is expected to cost while nothing is known (flux-drive's defaults).
 REVIEW, GENERATED, RESEARCH, ORACLE = 40_000, 40_000, 15_000, 80_000
@@ -635,13 +635,13 @@ def test_start_that_is_told_after_the_first_usage(home: Home, daemon: Daemon) ->
 # --- what is kept in memory
 
 
-def watched(engine: Engine) -> tuple[set[str], set[str]]:
+def watched(service: Service) -> tuple[set[str], set[str]]:
     """Return the sessions of which it is noted what is measured: of transcripts, and of rows."""
-    return set(engine.live._first), set(engine._sums._instances)  # noqa: SLF001  nothing else shows it
+    return set(service.totals.transcripts._first), set(service.totals.tallies._instances)  # noqa: SLF001  nothing else shows it
 
 
-async def launched(engine: Engine, run: str, session: str) -> str:
-    admitted = await engine.admission.admit(engine.book.runs[run], session, "fd-quality", REVIEW, None)
+async def launched(service: Service, run: str, session: str) -> str:
+    admitted = await service.admission.admit(service.accounts.runs[run], session, "fd-quality", REVIEW, None)
     return admitted.admission.decision
 
 
@@ -649,18 +649,18 @@ def test_denied_sessions_leave_nothing_behind(tmp_path: Path) -> None:
     """A session without reservations is looked at no more; one that has some is, whatever it is denied besides."""
 
     async def body() -> None:
-        async with engine_over(tmp_path) as (engine, _):
+        async with service_over(tmp_path) as (service, _):
             asked = messages.RunStart(project_dir="/p", id="r", token_budget=REVIEW, enforcement="hard")
-            await engine.changes.start(asked, within(10))
-            assert await launched(engine, "r", "s1") == "allow"
-            assert await launched(engine, "r", "s1") == "deny"
+            await service.lifecycle.start(asked, within(10))
+            assert await launched(service, "r", "s1") == "allow"
+            assert await launched(service, "r", "s1") == "deny"
             for session in (f"x{number}" for number in range(20)):
-                assert await launched(engine, "r", session) == "deny"
-                assert watched(engine) == ({"s1"}, {"s1"})
-                await engine.admission.start(None, session, "fd-quality", "a1", REVIEW)
-                await engine.admission.stop(session, "fd-quality", "a1")
-                await engine.admission.end(session)
-            assert watched(engine) == ({"s1"}, {"s1"})
+                assert await launched(service, "r", session) == "deny"
+                assert watched(service) == ({"s1"}, {"s1"})
+                await service.admission.start(None, session, "fd-quality", "a1", REVIEW)
+                await service.admission.stop(session, "fd-quality", "a1")
+                await service.admission.end(session)
+            assert watched(service) == ({"s1"}, {"s1"})
 
     anyio.run(body)
 
@@ -669,15 +669,15 @@ def test_old_reservations_leave_nothing_behind(tmp_path: Path, monkeypatch: pyte
     """When the time has passed in which something of theirs may still be measured."""
 
     async def body() -> None:
-        async with engine_over(tmp_path) as (engine, _):
-            await engine.changes.start(messages.RunStart(project_dir="/p", id="r"), within(10))
+        async with service_over(tmp_path) as (service, _):
+            await service.lifecycle.start(messages.RunStart(project_dir="/p", id="r"), within(10))
             monkeypatch.setattr(reservations, "KEPT", 0)  # an hour cannot be waited for
             for session in ("s1", "s2"):
-                assert await launched(engine, "r", session) == "allow"
+                assert await launched(service, "r", session) == "allow"
             with anyio.fail_after(30):
-                while any(watched(engine)):  # noqa: ASYNC110  it is seen from outside
+                while any(watched(service)):  # noqa: ASYNC110  it is seen from outside
                     await anyio.sleep(0.005)
-                while await engine.ledger.reservations():  # noqa: ASYNC110  likewise
+                while await service.ledger.reservations():  # noqa: ASYNC110  likewise
                     await anyio.sleep(0.005)
 
     anyio.run(body)

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.engine.book import Book, RunState
-from fluxbudgetd.engine.channels import DesktopChannel, InterbandChannel, Surroundings
+from fluxbudgetd.events.channels import DesktopChannel, InterbandChannel, Surroundings
 from fluxbudgetd.model import Balance, Event, EventData, Mark, Run
+from fluxbudgetd.totals.accounts import Accounts, RunAccount
 from harness.bus import private_bus
 
 NOW = 1_795_000_000_000_000
@@ -22,7 +22,7 @@ def settings(directory: Path) -> Settings:
     return Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
 
 
-def a_run(book: Book, *, ended_at: int | None = None) -> RunState:
+def a_run(book: Accounts, *, ended_at: int | None = None) -> RunAccount:
     """Put a run that was warned of, and whose numbers are known, into a book."""
     run = Run(
         id="r1",
@@ -54,7 +54,7 @@ def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
     tmp_path: Path, age: int, ended: bool, shown: bool
 ) -> None:
     """Later it is no warning any more; one about a run that goes on is, however old."""
-    book = Book()
+    book = Accounts()
     a_run(book, ended_at=NOW if ended else None)
     data: EventData = {"threshold": 80, "spent": 810, "budget": 1000, "phase": "one", "warn_pct": 80}
     event = Event(seq=1, at=NOW - age * MINUTE, run="r1", kind="budget.warning", data=data)
@@ -67,9 +67,9 @@ def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
 
 def test_interband_is_never_behind_an_ended_run(tmp_path: Path) -> None:
     """Its files have gone with its end; late numbers of the next 48 hours are nothing to it."""
-    book = Book()
+    book = Accounts()
 
-    async def balance(state: RunState) -> Balance:
+    async def balance(state: RunAccount) -> Balance:
         return book.balance(state)
 
     around = Surroundings({}, os.getuid(), str(tmp_path), "/nowhere")

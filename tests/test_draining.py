@@ -12,7 +12,7 @@ import anyio.to_thread
 import pytest
 
 from fluxbudgetd import server as server_module
-from fluxbudgetd.server import Server
+from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
 from harness.daemon import Wire
 

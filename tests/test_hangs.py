@@ -17,14 +17,14 @@ import anyio
 import anyio.abc
 import pytest
 
-from fluxbudgetd import server as server_module
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.engine import Engine
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
-from fluxbudgetd.handlers import Context, handle
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
-from fluxbudgetd.server import Server
+from fluxbudgetd.server import server as server_module
+from fluxbudgetd.server.handlers import Context, handle
+from fluxbudgetd.server.server import Server
+from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.wire import messages
@@ -50,17 +50,17 @@ def within(seconds: float) -> float:
 
 
 @asynccontextmanager
-async def engine_over(directory: Path) -> AsyncIterator[tuple[Engine, HangingSource]]:
+async def service_over(directory: Path) -> AsyncIterator[tuple[Service, HangingSource]]:
     ledger, _ = await open_ledger(str(directory))
     source = HangingSource(str(directory / "metrics.db"))
     settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
-    engine = Engine(source, TranscriptSource(str(directory)), ledger, settings)
-    await engine.load()
+    service = Service(source, TranscriptSource(str(directory)), ledger, settings)
+    await service.load()
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(engine.serve)
+            tasks.start_soon(service.serve)
             try:
-                yield engine, source
+                yield service, source
             finally:
                 source.let.set()
                 tasks.cancel_scope.cancel()
@@ -73,27 +73,27 @@ async def engine_over(directory: Path) -> AsyncIterator[tuple[Engine, HangingSou
 def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
-        async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            state = engine.book.runs[run.id]
+        async with service_over(tmp_path) as (service, source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            state = service.accounts.runs[run.id]
             interstat.insert("s1", input_tokens=10, output_tokens=0)
-            standing = await engine.standing(state, within(5))
+            standing = await service.totals.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (10, None)
             source.let.clear()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(3):
-                standing = await engine.standing(state, within(0.02))
+                standing = await service.totals.standing(state, within(0.02))
                 assert standing.balance.spent == 10
                 assert standing.stale_why is not None
                 assert "slow" in standing.stale_why
             with anyio.fail_after(10):
-                while engine.sources[0][0].state != "slow":  # noqa: ASYNC110  it comes by the clock, not by an event
+                while service.totals.sources[0][0].state != "slow":  # noqa: ASYNC110  it comes by the clock, not by an event
                     await anyio.sleep(0.05)
             # Changes go on, too.
-            changed, _ = await engine.changes.change(state, messages.RunSet(token_budget=50), within(0.2))
+            changed, _ = await service.lifecycle.change(state, messages.RunSet(token_budget=50), within(0.2))
             assert changed.token_budget == 50
             source.let.set()
-            standing = await engine.standing(state, within(10))
+            standing = await service.totals.standing(state, within(10))
             assert (standing.balance.spent, standing.stale_why) == (15, None)
         interstat.close()
 
@@ -105,18 +105,18 @@ def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) ->
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
-        async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            state = engine.book.runs[run.id]
+        async with service_over(tmp_path) as (service, source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            state = service.accounts.runs[run.id]
             source.let.clear()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(engine.standing, state, within(5))
+                tasks.start_soon(service.totals.standing, state, within(5))
                 await anyio.sleep(0.05)  # the batch is with the reader now
-                attachments = engine.changes._moved("s2", run.id)  # noqa: SLF001  an attach between two looks
-                await engine.changes._save_attachments(attachments, "s2", {}, run.id)  # noqa: SLF001  likewise
+                attachments = service.lifecycle._moved("s2", run.id)  # noqa: SLF001  an attach between two looks
+                await service.lifecycle._save_attachments(attachments, "s2", {}, run.id)  # noqa: SLF001  likewise
                 interstat.insert("s2", input_tokens=77, output_tokens=0)
                 source.let.set()
-            standing = await engine.standing(state, within(5))
+            standing = await service.totals.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (77, None)
         interstat.close()
 
@@ -128,15 +128,15 @@ def test_look_that_gave_nothing_is_no_look(tmp_path: Path) -> None:
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
-        async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            state = engine.book.runs[run.id]
-            await engine.standing(state, within(5))
+        async with service_over(tmp_path) as (service, source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            state = service.accounts.runs[run.id]
+            await service.totals.standing(state, within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             with source._working:  # noqa: SLF001  what a read that was given up on holds
-                standing = await engine.standing(state, within(1))
+                standing = await service.totals.standing(state, within(1))
                 assert (standing.balance.spent, standing.stale_why is None) == (0, False)
-            standing = await engine.standing(state, within(5))
+            standing = await service.totals.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (5, None)
         interstat.close()
 
@@ -148,12 +148,12 @@ def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
-        async with engine_over(tmp_path) as (engine, _source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            await engine.changes.end(engine.book.runs[run.id], "done", within(5))
+        async with service_over(tmp_path) as (service, _source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            await service.lifecycle.end(service.accounts.runs[run.id], "done", within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            await engine._notice()  # noqa: SLF001  what the watcher and the hourly look do
-            assert [record.input for record in await engine.ledger.usage("s1", "interstat")] == [5]
+            await service.totals.follower._scan()  # noqa: SLF001  what the watcher and the hourly look do
+            assert [record.input for record in await service.ledger.usage("s1", "interstat")] == [5]
         interstat.close()
 
     anyio.run(body)
@@ -164,25 +164,25 @@ def test_session_without_a_run_is_not_read_again_and_again(tmp_path: Path) -> No
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
-        async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
-            await engine.standing(engine.book.runs[run.id], within(5))
+        async with service_over(tmp_path) as (service, source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
+            await service.totals.standing(service.accounts.runs[run.id], within(5))
             interstat.insert("stranger", input_tokens=5, output_tokens=0)
             hints = messages.Hints(sessions=("stranger",), cwd="/p")
-            found = await engine.find(None, None, None, hints, within(5))
+            found = await service.totals.find(None, None, None, hints, within(5))
             assert found.run.id == run.id
-            await engine.standing(found, within(5))
+            await service.totals.standing(found, within(5))
             source.let.clear()
-            standing = engine.standing_now(None, None, None, hints)
+            standing = service.totals.standing_now(None, None, None, hints)
             assert standing is not None
             assert standing.balance.spent == 0
             source.let.set()
-            assert "stranger" not in engine.book.sessions
-            assert await engine.ledger.usage("stranger", "interstat") == ()
+            assert "stranger" not in service.accounts.sessions
+            assert await service.ledger.usage("stranger", "interstat") == ()
             interstat.insert("stranger", bead_id="b1", input_tokens=1, output_tokens=0)
-            assert engine.standing_now(None, None, None, hints) is None
-            found = await engine.find(None, None, "stranger", messages.Hints(), within(5))
-            assert (await engine.standing(found, within(5))).balance.spent == 6
+            assert service.totals.standing_now(None, None, None, hints) is None
+            found = await service.totals.find(None, None, "stranger", messages.Hints(), within(5))
+            assert (await service.totals.standing(found, within(5))).balance.spent == 6
         interstat.close()
 
     anyio.run(body)
@@ -193,20 +193,20 @@ def test_one_deadline_for_all_that_a_request_waits_for(tmp_path: Path) -> None:
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
-        async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
-            context = Context(engine=engine, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
+        async with service_over(tmp_path) as (service, source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
+            context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
             source.let.clear()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(engine.changes.attach, "s1", engine.book.runs[run.id], within(5))
+                tasks.start_soon(service.lifecycle.attach, "s1", service.accounts.runs[run.id], within(5))
                 await anyio.sleep(0.02)
                 with anyio.fail_after(1.5):
                     hints = messages.Hints(sessions=("unknown",), cwd="/p")
                     answer = handle(context, messages.Remaining(hints=hints, wait_ms=400))
                     assert isinstance(answer, Awaitable)
                     assert getattr(await answer, "spend").stale  # noqa: B009  one of many kinds of answers
-                    await engine.changes.start(messages.RunStart(id="another", project_dir="/p"), within(5))
+                    await service.lifecycle.start(messages.RunStart(id="another", project_dir="/p"), within(5))
                 source.let.set()
         interstat.close()
 
@@ -254,27 +254,27 @@ def test_run_started_between_summing_and_keeping(tmp_path: Path, monkeypatch: py
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
-        async with engine_over(tmp_path) as (engine, _source):
-            first, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            await engine.standing(engine.book.runs[first.id], within(5))
-            let, save = anyio.Event(), engine.ledger.save_usage
+        async with service_over(tmp_path) as (service, _source):
+            first, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            await service.totals.standing(service.accounts.runs[first.id], within(5))
+            let, save = anyio.Event(), service.ledger.save_usage
 
             async def slow_save(*arguments: Any) -> None:
                 await let.wait()
                 await save(*arguments)
 
-            monkeypatch.setattr(engine.ledger, "save_usage", slow_save)
+            monkeypatch.setattr(service.ledger, "save_usage", slow_save)
             interstat.insert("s1", bead_id="x", input_tokens=30, output_tokens=2)
             interstat.insert("s1", input_tokens=10, output_tokens=0)
-            assert (await engine.standing(engine.book.runs[first.id], within(5))).balance.spent == 42
-            second, _ = await engine.changes.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
-            states = [engine.book.runs[run.id] for run in (first, second)]
-            standings = await engine.standings(states, within(5))
+            assert (await service.totals.standing(service.accounts.runs[first.id], within(5))).balance.spent == 42
+            second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
+            states = [service.accounts.runs[run.id] for run in (first, second)]
+            standings = await service.totals.standings(states, within(5))
             assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None)]
-            third, _ = await engine.changes.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
+            third, _ = await service.lifecycle.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
             for _ in range(2):
-                states = [engine.book.runs[run.id] for run in (first, second, third)]
-                standings = await engine.standings(states, within(5))
+                states = [service.accounts.runs[run.id] for run in (first, second, third)]
+                standings = await service.totals.standings(states, within(5))
                 assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None), (0, None)]
                 let.set()
                 await anyio.sleep(0.05)
@@ -289,19 +289,19 @@ def test_numbers_that_were_never_read_are_not_called_known(tmp_path: Path) -> No
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         interstat.insert("s1", input_tokens=5, output_tokens=0)
-        async with engine_over(tmp_path) as (engine, _source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            await engine.standing(engine.book.runs[run.id], within(5))
-        async with engine_over(tmp_path) as (engine, source):
-            state = engine.book.runs[run.id]
+        async with service_over(tmp_path) as (service, _source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            await service.totals.standing(service.accounts.runs[run.id], within(5))
+        async with service_over(tmp_path) as (service, source):
+            state = service.accounts.runs[run.id]
             with pytest.raises(RequestTimeoutError):
-                await engine.standing(state, within(0))
+                await service.totals.standing(state, within(0))
             source.let.clear()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            standing = await engine.standing(state, within(0.5))
+            standing = await service.totals.standing(state, within(0.5))
             assert (standing.balance.spent, standing.stale_why is None) == (5, False)
             source.let.set()
-            assert (await engine.standing(state, within(5))).balance.spent == 10
+            assert (await service.totals.standing(state, within(5))).balance.spent == 10
         interstat.close()
 
     anyio.run(body)
@@ -312,9 +312,9 @@ def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
 ) -> None:
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
-        async with engine_over(tmp_path) as (engine, source):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p"), within(5))
-            state = engine.book.runs[run.id]
+        async with service_over(tmp_path) as (service, source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p"), within(5))
+            state = service.accounts.runs[run.id]
 
             def fail(*_arguments: Any) -> Reading:
                 raise ValueError("a defect")
@@ -323,8 +323,8 @@ def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
                 patch.setattr(source, "read", fail)
                 state.epoch = -1
                 with pytest.raises(ValueError, match="a defect"):
-                    await engine.standing(state, within(5))
-            standing = await engine.standing(state, within(5))
+                    await service.totals.standing(state, within(5))
+            standing = await service.totals.standing(state, within(5))
             assert standing.stale_why is None
 
     anyio.run(body)
@@ -400,11 +400,11 @@ def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
     """Once its transaction has begun, a change is carried out whole, whether anybody waits for the answer or not."""
 
     async def body() -> None:
-        async with engine_over(tmp_path) as (engine, _):
+        async with service_over(tmp_path) as (service, _):
             for number in range(50):
                 with anyio.move_on_after(number * 0.0001):
-                    await engine.changes.start(messages.RunStart(id=f"r{number}", project_dir="/p"), within(1))
-            await engine.changes.start(messages.RunStart(id="last", project_dir="/p"), within(1))
+                    await service.lifecycle.start(messages.RunStart(id=f"r{number}", project_dir="/p"), within(1))
+            await service.lifecycle.start(messages.RunStart(id="last", project_dir="/p"), within(1))
         ledger, _ = await open_ledger(str(tmp_path))
         kept = {run.id for run, _ in await ledger.runs()}
         events = {event.run for event in await ledger.events(0, 1000) if event.kind == "run.started"}

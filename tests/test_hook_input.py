@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.handlers.hook_input import HookInput, parse_beginning, parse_odd
-from fluxbudgetd.handlers.hook_input import parse as parse_at_once
+from fluxbudgetd.server.handlers.hook_input import HookInput, parse_beginning, parse_odd
+from fluxbudgetd.server.handlers.hook_input import parse as parse_at_once
 from fluxbudgetd.wire.text import fold
 
 REAL: dict[str, Any] = {

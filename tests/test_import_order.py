@@ -11,17 +11,16 @@ import pytest
 
 #: Each layer may import the layers before it, and itself; parts of one layer (a set) never import each other.
 LAYERS: tuple[set[str], ...] = (
-    {"wire", "threads", "lean", "systemd"},
+    {"wire", "threads", "lean", "systemd", "clock"},
     {"errors"},
     {"model"},
     {"config"},
     {"policy"},
     {"sources", "ledger", "notify"},
-    {"engine"},
-    {"answers"},
-    {"handlers"},
-    {"server"},
-    {"listening", "log"},
+    {"totals"},
+    {"decisions", "events"},
+    {"service"},
+    {"server", "log"},
     {"supervision"},
     {"app"},
     {"cli"},
@@ -37,7 +36,7 @@ ONLY_IN = {
     "yaml": {"config"},
     "tomllib": {"config"},
     "argparse": {"cli"},
-    "socket": {"server", "listening", "systemd"},
+    "socket": {"server", "systemd"},
     "subprocess": {"notify"},
 }
 LIGHT = {"framing", "packed", "paths", "codes", "text", "short", "state_names", "__init__"}

@@ -20,18 +20,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fluxbudgetd.engine import Engine
-from fluxbudgetd.engine import live as live_module
 from fluxbudgetd.errors import LedgerError, RequestTimeoutError
 from fluxbudgetd.ledger import Ledger, TranscriptChanges, open_ledger
 from fluxbudgetd.model import TranscriptFile
+from fluxbudgetd.service import Service
 from fluxbudgetd.sources.transcripts import look as look_module
+from fluxbudgetd.totals import transcripts as live_module
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
 from harness.privilege import OBEDIENT
 from harness.transcripts import Transcript, assistant_line, encoded, recount
-from test_hangs import engine_over, within
+from test_hangs import service_over, within
 
 
 def transcript(home: Home, session: str = "s1", project: str = "-home-me-work") -> Transcript:
@@ -464,32 +464,32 @@ def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
-        async with engine_over(tmp_path) as (engine, _):
-            first, _ = await engine.changes.start(
+        async with service_over(tmp_path) as (service, _):
+            first, _ = await service.lifecycle.start(
                 messages.RunStart(project_dir="/p", session="s1", phases=tuple("abcdefgh")), within(10)
             )
-            second, _ = await engine.changes.start(messages.RunStart(project_dir="/q"), within(10))
-            one, two = engine.book.runs[first.id], engine.book.runs[second.id]
+            second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q"), within(10))
+            one, two = service.accounts.runs[first.id], service.accounts.runs[second.id]
             append(tmp_path, "s1", 0, 5)
-            await engine.standing(one, within(10))
+            await service.totals.standing(one, within(10))
             append(tmp_path, "s1", 5, 300)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(engine.standing, one, within(20))
+                tasks.start_soon(service.totals.standing, one, within(20))
                 for phase in "abcde":
                     await anyio.sleep(0.01)
-                    await engine.gate.advance(one, phase, None, None)
-                    await engine.changes.attach("s1", two, within(10))
-                    await engine.changes.attach("s1", one, within(10))
-            standings = await engine.standings([one, two], within(10))
+                    await service.checks.advance(one, phase, None, None)
+                    await service.lifecycle.attach("s1", two, within(10))
+                    await service.lifecycle.attach("s1", one, within(10))
+            standings = await service.totals.standings([one, two], within(10))
             assert [standing.balance.measured for standing in standings] == [305, 0]
             assert all(standing.stale_why is None for standing in standings)
             Transcript(tmp_path, "s1").path.write_bytes(b"")
             append(tmp_path, "s1", 0, 200, tokens=10)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(engine.standing, one, within(20))
+                tasks.start_soon(service.totals.standing, one, within(20))
                 await anyio.sleep(0.005)
-                await engine.changes.detach("s1", None, within(10))
-            assert (await engine.standing(one, within(10))).balance.measured == 2000
+                await service.lifecycle.detach("s1", None, within(10))
+            assert (await service.totals.standing(one, within(10))).balance.measured == 2000
 
     anyio.run(body)
 
@@ -508,9 +508,9 @@ def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Ledger, "responses", responses)
 
-    async def ask(engine: Engine, run: str) -> tuple[int | None, bool]:
+    async def ask(service: Service, run: str) -> tuple[int | None, bool]:
         try:
-            standing = await engine.standing(engine.book.runs[run], within(2))
+            standing = await service.totals.standing(service.accounts.runs[run], within(2))
         except RequestTimeoutError:
             return None, True
         return standing.balance.measured, standing.stale_why is not None
@@ -519,25 +519,25 @@ def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest
         nonlocal failing
         interstat = Interstat(tmp_path / "metrics.db")
         interstat.insert("s1", input_tokens=9, output_tokens=0)
-        async with engine_over(tmp_path) as (engine, _):
+        async with service_over(tmp_path) as (service, _):
             for session in ("s1", "s2"):
-                run, _ = await engine.changes.start(
+                run, _ = await service.lifecycle.start(
                     messages.RunStart(project_dir="/p", id=f"r-{session}", session=session), within(10)
                 )
                 append(tmp_path, session, 0, 50)
-                assert await ask(engine, run.id) == (50, False)
+                assert await ask(service, run.id) == (50, False)
             if not restarted:
                 append(tmp_path, "s1", 50, 7)
                 failing = True
-                assert (await ask(engine, "r-s1"))[1]
+                assert (await ask(service, "r-s1"))[1]
                 failing = False
-                assert await ask(engine, "r-s1") == (57, False)
+                assert await ask(service, "r-s1") == (57, False)
         if restarted:
-            async with engine_over(tmp_path) as (engine, _):
+            async with service_over(tmp_path) as (service, _):
                 failing = True
-                assert await ask(engine, "r-s1") == (None, True)
+                assert await ask(service, "r-s1") == (None, True)
                 failing = False
-                assert await ask(engine, "r-s1") == (50, False)
+                assert await ask(service, "r-s1") == (50, False)
         interstat.close()
 
     anyio.run(body)
@@ -551,13 +551,13 @@ def test_session_that_goes_on_in_another_project(tmp_path: Path, monkeypatch: py
         Interstat(tmp_path / "metrics.db").close()
         other = Transcript(tmp_path, "s1", "-another")
         other.path.parent.mkdir(parents=True)
-        async with engine_over(tmp_path) as (engine, _):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
             append(tmp_path, "s1", 0, 5)
-            assert (await engine.standing(engine.book.runs[run.id], within(5))).balance.measured == 5
+            assert (await service.totals.standing(service.accounts.runs[run.id], within(5))).balance.measured == 5
             other.response("elsewhere", tokens=(30, 0, 0, 0))
             await anyio.sleep(0.06)
-            assert (await engine.standing(engine.book.runs[run.id], within(5))).balance.measured == 35
+            assert (await service.totals.standing(service.accounts.runs[run.id], within(5))).balance.measured == 35
 
     anyio.run(body)
 
@@ -580,18 +580,18 @@ def test_old_sessions_are_forgotten(tmp_path: Path) -> None:
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
-        async with engine_over(tmp_path) as (engine, _):
-            run, _ = await engine.changes.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
             append(tmp_path, "s1", 0, 5)
             Transcript(tmp_path, "s1").agent("x").path.mkdir(parents=True)
-            state = engine.book.runs[run.id]
-            assert "is a directory" in str((await engine.standing(state, within(5))).stale_why)
-            await engine.changes.end(state, "done", within(5))
+            state = service.accounts.runs[run.id]
+            assert "is a directory" in str((await service.totals.standing(state, within(5))).stale_why)
+            await service.lifecycle.end(state, "done", within(5))
             ended = msgspec.structs.replace(state.run, ended_at=1)  # long ago
-            engine.book.put_run(ended)
+            service.accounts.put_run(ended)
             with anyio.fail_after(30):
-                while engine.live.files or engine.live.status.state != "ok":
-                    engine.forget_old_transcripts()
+                while service.totals.transcripts.files or service.totals.transcripts.status.state != "ok":
+                    service.totals.follower.forget_old_transcripts()
                     await anyio.sleep(0.01)  # a look that had begun before may bring it back once
 
     anyio.run(body)

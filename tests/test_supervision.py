@@ -12,18 +12,18 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fluxbudgetd import listening
+from fluxbudgetd import service as service_module
 from fluxbudgetd import supervision as supervision_module
-from fluxbudgetd.engine import Engine
-from fluxbudgetd.engine import engine as engine_module
 from fluxbudgetd.errors import StartError
+from fluxbudgetd.server import listening
+from fluxbudgetd.service import Service
 from fluxbudgetd.supervision import Supervision
 from fluxbudgetd.systemd import Manager, passed
 from fluxbudgetd.wire import messages
 from harness.activation import Reports, activation, reports
 from harness.daemon import Home, Wire, started, wait_for
 from harness.interstat import Interstat
-from test_hangs import HangingSource, engine_over, within
+from test_hangs import HangingSource, service_over, within
 
 WATCHED = 0.4
 
@@ -128,15 +128,15 @@ def test_nothing_is_sent_without_a_watchdog(home: Home, interstat: Interstat, to
 @asynccontextmanager
 async def supervised(
     directory: Path,
-) -> AsyncIterator[tuple[Engine, HangingSource, Callable[[], Awaitable[bool]]]]:
-    """An engine with a run, its source, and a function that tells whether the next sign of life is sent."""
+) -> AsyncIterator[tuple[Service, HangingSource, Callable[[], Awaitable[bool]]]]:
+    """An service with a run, its source, and a function that tells whether the next sign of life is sent."""
     interstat = Interstat(directory / "metrics.db")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(str(directory / "notify"))
         receiving.setblocking(False)
-        async with engine_over(directory) as (engine, source):
-            await engine.changes.start(messages.RunStart(id="r1", project_dir="/p", session="s1"), within(5))
-            supervision = Supervision(Manager(str(directory / "notify"), WATCHED), engine)
+        async with service_over(directory) as (service, source):
+            await service.lifecycle.start(messages.RunStart(id="r1", project_dir="/p", session="s1"), within(5))
+            supervision = Supervision(Manager(str(directory / "notify"), WATCHED), service)
 
             async def sends_a_sign() -> bool:
                 await supervision._live()  # noqa: SLF001  the very check, without its clock
@@ -147,22 +147,22 @@ async def supervised(
 
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             assert await sends_a_sign()
-            yield engine, source, sends_a_sign
+            yield service, source, sends_a_sign
     interstat.close()
 
 
 def test_reader_that_hangs_sends_no_sign_of_life_though_the_loop_goes_on(tmp_path: Path) -> None:
     async def body() -> None:
-        async with supervised(tmp_path) as (engine, source, sends_a_sign):
+        async with supervised(tmp_path) as (service, source, sends_a_sign):
             hanging = Interstat(tmp_path / "metrics.db")
             source.let.clear()
             hanging.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(2):
-                standing = await engine.standing(engine.book.runs["r1"], within(WATCHED))
+                standing = await service.totals.standing(service.accounts.runs["r1"], within(WATCHED))
                 assert standing.stale_why is not None
             assert not await sends_a_sign()
             source.let.set()
-            await engine.standing(engine.book.runs["r1"], within(30))
+            await service.totals.standing(service.accounts.runs["r1"], within(30))
             assert await sends_a_sign()
             hanging.close()
 
@@ -174,14 +174,14 @@ def test_look_through_the_whole_table_that_hangs_sends_no_sign_of_life(
 ) -> None:
     async def body() -> None:
         gate = threading.Event()
-        async with supervised(tmp_path) as (engine, _source, sends_a_sign):
-            found = await engine._history.ask("k", 1, lambda _source: gate.wait(60), within(0.2))  # noqa: SLF001
+        async with supervised(tmp_path) as (service, _source, sends_a_sign):
+            found = await service.totals.history.ask("k", 1, lambda _source: gate.wait(60), within(0.2))
             assert not found.in_time
             assert await sends_a_sign()
-            monkeypatch.setattr(engine_module, "_LONGEST_LOOK_SECONDS", 0)
+            monkeypatch.setattr(service_module, "_LONGEST_SCAN_SECONDS", 0)
             assert not await sends_a_sign()
             gate.set()
-            assert (await engine._history.ask("k", 1, lambda _source: True, within(30))).in_time  # noqa: SLF001
+            assert (await service.totals.history.ask("k", 1, lambda _source: True, within(30))).in_time
             assert await sends_a_sign()
 
     anyio.run(body)
@@ -203,17 +203,17 @@ class Recorded(Manager):
 
 def test_reload_is_not_over_before_the_configuration_is_read(tmp_path: Path) -> None:
     async def body() -> None:
-        async with engine_over(tmp_path) as (engine, _source):
+        async with service_over(tmp_path) as (service, _source):
             manager = Recorded()
             configure_at(tmp_path, "[runs]\nwarn_pct = 61\n")
-            engine.settings._looking.acquire()  # noqa: SLF001  a file system that does not answer has it
+            service.settings._looking.acquire()  # noqa: SLF001  a file system that does not answer has it
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(Supervision(manager, engine).reload)
+                tasks.start_soon(Supervision(manager, service).reload)
                 await anyio.sleep(0.2)
                 assert manager.told == ["reloading"]
-                engine.settings._looking.release()  # noqa: SLF001
+                service.settings._looking.release()  # noqa: SLF001
             assert manager.told == ["reloading", "ready"]
-            assert engine.settings.config.runs.warn_pct == 61
+            assert service.settings.config.runs.warn_pct == 61
 
     anyio.run(body)
 
@@ -224,10 +224,10 @@ def test_reload_whose_files_do_not_answer_ends_and_says_so(
     monkeypatch.setattr(supervision_module, "_RELOAD_SECONDS", 0.2)
 
     async def body() -> None:
-        async with engine_over(tmp_path) as (engine, _source):
+        async with service_over(tmp_path) as (service, _source):
             manager = Recorded()
-            engine.settings._looking.acquire()  # noqa: SLF001
-            await Supervision(manager, engine).reload()
+            service.settings._looking.acquire()  # noqa: SLF001
+            await Supervision(manager, service).reload()
             assert manager.told == ["reloading", "ready"]
 
     anyio.run(body)
@@ -242,13 +242,13 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
     """What counts is how long ago it went a step forward, not how long a look at everything takes."""
 
     async def body() -> None:
-        async with supervised(tmp_path) as (engine, source, sends_a_sign):
+        async with supervised(tmp_path) as (service, source, sends_a_sign):
             source.let.clear()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(engine.standing, engine.book.runs["r1"], within(30))
-                while not engine._refresher.stands_still(WATCHED / 2):  # noqa: ASYNC110, SLF001  it comes by the clock
+                tasks.start_soon(service.totals.standing, service.accounts.runs["r1"], within(30))
+                while not service.totals.refresher.stands_still(WATCHED / 2):  # noqa: ASYNC110  it comes by the clock
                     await anyio.sleep(0.01)
-                engine._refresher._step()  # noqa: SLF001  as at the end of each piece of work
+                service.totals.refresher._step()  # noqa: SLF001  as at the end of each piece of work
                 assert await sends_a_sign()
                 source.let.set()
 
@@ -258,8 +258,8 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
 def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_path: Path) -> None:
     async def body() -> None:
         gate = threading.Event()
-        async with supervised(tmp_path) as (engine, _source, sends_a_sign), anyio.create_task_group() as tasks:
-            connection = engine.ledger._connection  # noqa: SLF001  whose thread is held up, as by a dead disk
+        async with supervised(tmp_path) as (service, _source, sends_a_sign), anyio.create_task_group() as tasks:
+            connection = service.ledger._connection  # noqa: SLF001  whose thread is held up, as by a dead disk
             tasks.start_soon(connection._execute, gate.wait, 60)  # noqa: SLF001
             assert not await sends_a_sign()
             gate.set()

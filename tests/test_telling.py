@@ -16,14 +16,14 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fluxbudgetd.engine import telling as telling_module
-from fluxbudgetd.engine.book import RunState
-from fluxbudgetd.engine.engine import now_micros
-from fluxbudgetd.engine.events import Events
-from fluxbudgetd.engine.telling import Courier
+from fluxbudgetd.clock import now_micros
 from fluxbudgetd.errors import ChannelError
+from fluxbudgetd.events import delivery as telling_module
+from fluxbudgetd.events.delivery import Delivery
+from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.model import Event
+from fluxbudgetd.totals.accounts import RunAccount
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
@@ -600,7 +600,7 @@ class _Slow:
     def wants(self, event: Event) -> bool:
         return True
 
-    def is_behind(self, state: RunState) -> bool:
+    def is_behind(self, state: RunAccount) -> bool:
         return False
 
     async def catch_up(self) -> None:
@@ -616,13 +616,13 @@ class _Slow:
 
 
 @asynccontextmanager
-async def _served(directory: Path, channel: "_Slow") -> AsyncIterator[tuple[Courier, Ledger]]:
+async def _served(directory: Path, channel: "_Slow") -> AsyncIterator[tuple[Delivery, Ledger]]:
     """Have a courier serve a channel, over a ledger of its own."""
     ledger, _ = await open_ledger(str(directory))
     try:
-        events = Events(ledger)
+        events = EventLog(ledger)
         await events.prepare()
-        courier = Courier(channel, events, ledger, now_micros, lambda: True)
+        courier = Delivery(channel, events, ledger, now_micros, lambda: True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(courier.serve)
             yield courier, ledger

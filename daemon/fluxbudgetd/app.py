@@ -14,16 +14,17 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from fluxbudgetd import __version__, listening
+from fluxbudgetd import __version__
+from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.locations import Locations
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.engine import Engine
-from fluxbudgetd.engine.channels import Surroundings
-from fluxbudgetd.engine.engine import now_micros
 from fluxbudgetd.errors import FluxError
-from fluxbudgetd.handlers import Context, handle
+from fluxbudgetd.events.channels import Surroundings
 from fluxbudgetd.ledger import Ledger, open_ledger
-from fluxbudgetd.server import MAX_CONNECTIONS, Server
+from fluxbudgetd.server import listening
+from fluxbudgetd.server.handlers import Context, handle
+from fluxbudgetd.server.server import MAX_CONNECTIONS, Server
+from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.supervision import Supervision
@@ -118,18 +119,18 @@ async def _serve(
     signals: AsyncIterator[signal.Signals],
 ) -> None:
     around = Surroundings(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
-    engine = Engine(
+    service = Service(
         InterstatSource(locations.interstat_db), TranscriptSource(locations.claude_dir), ledger, settings, around
     )
-    await engine.load()
+    await service.load()
     context = Context(
-        engine=engine, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections
+        service=service, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections
     )
 
     server = Server(lambda request: handle(context, request))
-    supervision = Supervision(manager, engine)
+    supervision = Supervision(manager, service)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(engine.serve)
+        tasks.start_soon(service.serve)
         tasks.start_soon(server.serve, listener.socket)
         gc.freeze()
         log.info(
@@ -138,7 +139,7 @@ async def _serve(
             config=settings.config_path,
             pid=os.getpid(),
             version=__version__,
-            runs=len(engine.book.runs),
+            runs=len(service.accounts.runs),
         )
         await supervision.ready()
         tasks.start_soon(supervision.serve)
@@ -151,7 +152,7 @@ async def _serve(
         with anyio.move_on_after(_DRAIN_SECONDS):
             await server.drained()
         with anyio.move_on_after(_CLOSE_SECONDS):
-            await engine.reopen_sources()
+            await service.reopen_sources()
         tasks.cancel_scope.cancel()
 
 

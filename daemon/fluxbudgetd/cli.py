@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import fluxbudgetd.lean  # noqa: F401  first, for what it keeps out
-from fluxbudgetd import __version__, app, listening, log
+from fluxbudgetd import __version__, app, log
 from fluxbudgetd.config.check import check
 from fluxbudgetd.config.locations import Locations, locate
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ConfigError, FluxError, StartError
+from fluxbudgetd.server import listening
 from fluxbudgetd.systemd import Manager, passed
 from fluxbudgetd.wire import codes
 

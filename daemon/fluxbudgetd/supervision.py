@@ -11,7 +11,7 @@ import math
 import anyio
 import structlog
 
-from fluxbudgetd.engine import Engine
+from fluxbudgetd.service import Service
 from fluxbudgetd.systemd import Manager
 
 log = structlog.get_logger()
@@ -26,17 +26,17 @@ _IN_WORDS = {"unread": "not read yet"}
 
 
 class Supervision:
-    """Speaks to one manager about one engine."""
+    """Speaks to one manager about one service."""
 
-    def __init__(self, manager: Manager, engine: Engine) -> None:
+    def __init__(self, manager: Manager, service: Service) -> None:
         self._manager = manager
-        self._engine = engine
+        self._service = service
         self._said = ""
         self._still: str | None = None
 
     async def ready(self) -> None:
         """Tell that requests are answered."""
-        self._said = words(self._engine)
+        self._said = words(self._service)
         await self._manager.ready(self._said)
 
     async def serve(self) -> None:
@@ -47,9 +47,9 @@ class Supervision:
         while True:
             if anyio.current_time() >= due:
                 due = await self._live()
-            stirred = self._engine.stirred
-            if words(self._engine) != self._said:
-                self._said = words(self._engine)
+            stirred = self._service.status_changed
+            if words(self._service) != self._said:
+                self._said = words(self._service)
                 await self._manager.status(self._said)
                 await anyio.sleep(_WORDS_SECONDS)
             with anyio.CancelScope(deadline=due):
@@ -64,10 +64,10 @@ class Supervision:
         is_read = False
         with anyio.move_on_after(_RELOAD_SECONDS):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._engine.reopen_sources)
+                tasks.start_soon(self._service.reopen_sources)
                 while not is_read:
-                    is_read = await self._engine.settings.refresh(force=True)
-        self._engine.retry_channels()
+                    is_read = await self._service.settings.refresh(force=True)
+        self._service.retry_channels()
         if not is_read:
             log.error("the configuration was not read again: its files do not answer")
         await self.ready()
@@ -79,7 +79,7 @@ class Supervision:
     async def _live(self) -> float:
         """Send a sign of life if there is life; returns when to look again (in the loop's time)."""
         bites_after = self._manager.watchdog or math.inf
-        still = await self._engine.standing_still(bites_after * _STILL)
+        still = await self._service.stalled(bites_after * _STILL)
         if still is None:
             await self._manager.alive()
         elif still != self._still:
@@ -90,11 +90,12 @@ class Supervision:
         return anyio.current_time() + bites_after * (_NEXT_SIGN if still is None else _LOOK_AGAIN)
 
 
-def words(engine: Engine) -> str:
+def words(service: Service) -> str:
     """Return what the daemon is doing, in one line for people."""
-    runs = counted(len(engine.book.active()), "active run")
+    runs = counted(len(service.accounts.active()), "active run")
     sources = (
-        f"{status.name} {_IN_WORDS.get(status.state, status.state)}" for status, _since, _anomalies in engine.sources
+        f"{status.name} {_IN_WORDS.get(status.state, status.state)}"
+        for status, _since, _anomalies in service.totals.sources
     )
     return f"{runs}; {', '.join(sources)}"
 

@@ -1,4 +1,4 @@
-"""Telling an event to a program of the user's: it is started without a shell, with the event on its standard input.
+"""Deliver an event to a program of the user's: it is started without a shell, with the event on its standard input.
 
 The program has a process group of its own, which is ended when it takes too long. Nobody waits for children that it
 has left behind. What it prints is thrown away, but for the first line of its standard error, which says why it failed.

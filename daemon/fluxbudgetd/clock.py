@@ -1,0 +1,8 @@
+"""The wall clock, as the daemon counts it."""
+
+import time
+
+
+def now_micros() -> int:
+    """Return the time, in microseconds since the epoch."""
+    return time.time_ns() // 1000

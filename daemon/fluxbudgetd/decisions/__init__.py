@@ -1,0 +1,1 @@
+"""What changes a run, and what a run may do. The policy decides; the ledger is written before memory."""

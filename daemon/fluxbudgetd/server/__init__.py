@@ -1,0 +1,1 @@
+"""The socket: who may connect, requests in, answers out."""

@@ -1,0 +1,89 @@
+"""What is left, and may the run go on: what hooks ask."""
+
+from collections.abc import Awaitable
+
+from fluxbudgetd.policy import advance as policy
+from fluxbudgetd.policy.advance import Verdict
+from fluxbudgetd.server import answers
+from fluxbudgetd.server.handlers.common import Context, deadline_of, find
+from fluxbudgetd.totals import Standing
+from fluxbudgetd.wire import messages as wire
+
+
+def remaining(context: Context, request: wire.Remaining) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+    """Answer what is left."""
+    standing = _standing_now(context, request)
+    return _remaining_later(context, request) if standing is None else _remaining(standing)
+
+
+def check(context: Context, request: wire.Check) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+    """Answer whether the run may go on. What is refused, or let pass for a reason, is an event."""
+    standing = _standing_now(context, request)
+    if standing is None:
+        return _check_later(context, request)
+    verdict = policy.checked(standing.run, standing.balance, request.override)
+    if verdict.refusal is None and verdict.override is None:
+        return _checked(standing, verdict)
+    return _noted(context, request, standing, verdict)
+
+
+async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer:
+    """Check, and move the run on to its next phase."""
+    service, deadline = context.service, deadline_of(request)
+    state = await find(context, request, deadline)
+    await service.settings.refresh(deadline)
+    before = await service.totals.standing(state, deadline)
+    done = await service.checks.advance(state, request.from_phase, request.to_phase, request.override)
+    standing = service.totals.standing_known(state, before)
+    if done.completed is None:
+        await service.checks.note(done.run, standing.balance, done.verdict, "advance", deadline)
+    lines = {line.name: line for line in answers.phase_lines(service, state)}
+    return wire.AdvanceAnswer(
+        run=done.run.id,
+        advanced=done.completed is not None,
+        line=done.line,
+        phase=done.run.phase,
+        completed=None if done.completed is None else lines.get(done.completed.phase),
+        overridden=done.verdict.override,
+        note=done.verdict.note,
+        spend=answers.spend(standing),
+    )
+
+
+def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
+    return context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
+
+
+async def _standing_later(context: Context, request: wire.Naming) -> Standing:
+    deadline = deadline_of(request)
+    return await context.service.totals.standing(await find(context, request, deadline), deadline)
+
+
+async def _remaining_later(context: Context, request: wire.Remaining) -> wire.AnyAnswer:
+    return _remaining(await _standing_later(context, request))
+
+
+async def _check_later(context: Context, request: wire.Check) -> wire.AnyAnswer:
+    standing = await _standing_later(context, request)
+    return await _noted(context, request, standing, policy.checked(standing.run, standing.balance, request.override))
+
+
+async def _noted(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.AnyAnswer:
+    await context.service.checks.note(standing.run, standing.balance, verdict, "check", deadline_of(request))
+    return _checked(standing, verdict)
+
+
+def _remaining(standing: Standing) -> wire.AnyAnswer:
+    return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=answers.spend(standing))
+
+
+def _checked(standing: Standing, verdict: Verdict) -> wire.AnyAnswer:
+    return wire.CheckAnswer(
+        run=standing.run.id,
+        phase=standing.run.phase,
+        allowed=verdict.allowed,
+        refusal=verdict.refusal,
+        overridden=verdict.override,
+        note=verdict.note,
+        spend=answers.spend(standing),
+    )

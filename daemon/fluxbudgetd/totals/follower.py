@@ -1,0 +1,149 @@
+"""Following the sources without being asked, so that thresholds fire and the last known numbers are recent."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
+
+import anyio
+import structlog
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.sources import watch
+from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.freshness import Freshness, Required
+from fluxbudgetd.totals.refresher import Refresher
+from fluxbudgetd.totals.transcripts import Transcripts
+
+log = structlog.get_logger()
+
+# A commit's frames reach the -wal file, and the watcher, before the commit can be read: scan once more.
+_SECOND_SCAN_SECONDS = 0.2
+_REFRESH_SECONDS = 60.0
+_SETTINGS_WAIT_SECONDS = 1.0
+_ENDED_SECONDS = 3600.0
+_REST_SHARE = 4
+_LONGEST_REST_SECONDS = 2.0
+
+Refresh = Callable[[Iterable[RunAccount], Required, float], Awaitable[None]]
+
+
+class Follower:
+    """Watches the places in which the active runs' usage appears, and scans ended runs every hour.
+
+    It rests while there is nothing to follow. `refresh` brings runs up to date by a deadline.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        accounts: Accounts,
+        freshness: Freshness,
+        refresher: Refresher,
+        transcripts: Transcripts,
+        settings: Settings,
+        clock: Callable[[], int],
+        refresh: Refresh,
+    ) -> None:
+        self._database = database
+        self._accounts = accounts
+        self._freshness = freshness
+        self._refresher = refresher
+        self._transcripts = transcripts
+        self._settings = settings
+        self._clock = clock
+        self._refresh = refresh
+        self._active = anyio.Event()
+        self._ended = anyio.Event()
+        self._rest = anyio.Event()
+        self._watched: tuple[str, ...] = ()
+
+    @property
+    def is_active(self) -> bool:
+        """True while at least one run is active."""
+        return self._active.is_set()
+
+    def followed(self) -> list[RunAccount]:
+        """Return the runs whose sources are read: the active ones, and those that ended within 48 hours."""
+        return self._accounts.followed(self._clock())
+
+    def note_runs(self) -> None:
+        """Start or stop following after runs have started or ended."""
+        if any(account.run.ended_at is not None for account in self.followed()):
+            self._ended.set()
+        if self._accounts.active():
+            self._active.set()
+        elif self._active.is_set():
+            self._active = anyio.Event()
+            self._rest.set()
+
+    def rewatch(self) -> None:
+        """Restart the watch if the active runs' transcripts have come to grow in other directories."""
+        if self._active.is_set() and self._watched != self._places():
+            self._rest.set()
+
+    def forget_old_transcripts(self) -> None:
+        """Close the transcripts that no followed run needs any more."""
+        self._transcripts.forget_all_but({name for account in self.followed() for name in account.sessions})
+
+    async def serve(self) -> None:
+        """Follow until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow_active)
+            tasks.start_soon(self._follow_ended)
+
+    async def _follow_active(self) -> None:
+        while True:
+            await self._active.wait()
+            self._rest = anyio.Event()
+            self._watched = self._places()
+            changes = watch.changes(self._database, self._watched, self._rest)
+            async with anyio.create_task_group() as tasks, aclosing(changes):
+                tasks.start_soon(_set_when_cancelled, self._rest)
+                async for _ in changes:
+                    busy = await self._scan()
+                    await self._settings.refresh(anyio.current_time() + _SETTINGS_WAIT_SECONDS)
+                    # Under a storm of commits, following them takes a fifth of a core at most.
+                    await anyio.sleep(min(_REST_SHARE * busy, _LONGEST_REST_SECONDS))
+                tasks.cancel_scope.cancel()
+            if not self._active.is_set():
+                # While the file is open here, its writers cannot put their WAL away when they are done.
+                await self._refresher.reopen()
+
+    def _places(self) -> tuple[str, ...]:
+        """Return the directories in which the active runs' transcripts grow."""
+        return self._transcripts.paths({name for account in self._accounts.active() for name in account.sessions})
+
+    async def _follow_ended(self) -> None:
+        """Scan ended runs every hour while they are followed, so that late numbers are kept."""
+        while True:
+            await self._ended.wait()
+            await anyio.sleep(_ENDED_SECONDS)
+            self.forget_old_transcripts()
+            if all(account.run.ended_at is None for account in self.followed()):
+                self._ended = anyio.Event()
+            else:
+                await self._scan()
+
+    async def _scan(self) -> float:
+        """Bring the followed runs up to date if they are behind; return how many seconds that took."""
+        for delay in (0.0, _SECOND_SCAN_SECONDS):
+            await anyio.sleep(delay)
+            followed = self.followed()
+            required = self._freshness.required(followed, asked=False)
+            if any(self._freshness.is_behind(account, required) for account in followed):
+                began = anyio.current_time()
+                try:
+                    await self._refresh(followed, required, began + _REFRESH_SECONDS)
+                except Exception:
+                    # No request waits for this; the next one reports the error.
+                    log.exception("following the sources failed")
+                self.rewatch()
+                return anyio.current_time() - began
+        return 0.0
+
+
+async def _set_when_cancelled(event: anyio.Event) -> None:
+    """Tell watchfiles' thread to end: cancelling the task that waits for it does not."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        event.set()
