@@ -191,7 +191,7 @@ def test_reservation_that_could_not_be_written_is_written_later(home: Home, daem
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert Claude(home).launch() == SILENT
-        wait_for(lambda: '"event": "reservations not kept yet"' in daemon.log, "the ledger to be missed")
+        wait_for(lambda: '"what": "reservations"' in daemon.log, "the ledger to be missed")
         assert kept_reservations(home) == []
         other.execute("ROLLBACK")
     wait_for(lambda: len(kept_reservations(home)) == 1, "the reservation to be on disk")

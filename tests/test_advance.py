@@ -391,7 +391,7 @@ def test_what_the_ledger_does_not_take_is_told_later(home: Home, interstat: Inte
     interstat.update(row, input_tokens=120)
     assert home.spend(run).state == "exceeded"
     assert home.ctl("check", "--run", run).stdout == EXCEEDED
-    wait_for(lambda: "events not kept yet" in daemon.log, "the daemon to notice")
+    wait_for(lambda: '"what": "refusals and overrides"' in daemon.log, "the daemon to notice")
     assert "database is locked" in home.ctl("doctor").stdout
     holder.execute("ROLLBACK")
     holder.close()

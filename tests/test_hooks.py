@@ -474,7 +474,7 @@ def test_warning_is_waited_for_until_it_is_on_disk(home: Home, daemon: Daemon) -
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
 def test_what_a_session_was_told_is_kept_once_the_ledger_is_free(home: Home, interstat: Interstat, when: str) -> None:
-    """The session hears of it while somebody holds the ledger; and not again after a restart."""
+    """A locked ledger delays no warning and is a finding of doctor; the warning is not repeated after a restart."""
     configure(home, "[channels.desktop]\nenabled = false\n")
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
@@ -486,10 +486,13 @@ def test_what_a_session_was_told_is_kept_once_the_ledger_is_free(home: Home, int
     with contextlib.closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
-        wait_for(lambda: "what sessions were told is not kept yet" in daemon.log, "the ledger to be missed")
+        wait_for(lambda: '"what": "session warnings"' in daemon.log, "the ledger to be missed")
+        found = home.ctl("doctor")
+        assert (found.returncode, "database is locked" in found.stdout) == (1, True)
         other.execute("ROLLBACK")
     if when == "while the daemon runs":
         wait_for(lambda: told_place(home, "s1"), "what the session was told to be on disk")
+        wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find nothing wrong")
     assert daemon.stop() == 0
     assert told_place(home, "s1")
     home.start()

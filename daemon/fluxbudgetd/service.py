@@ -15,7 +15,7 @@ from fluxbudgetd.events.delivery import Deliveries, Delivery
 from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.events.session_warnings import SessionWarnings
 from fluxbudgetd.events.state_file_writer import StateFileWriter
-from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import Balance
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
@@ -40,23 +40,25 @@ class Service:
     ) -> None:
         self.ledger = ledger
         self.settings = settings
+        self.writer = LedgerWriter()
         self.accounts = Accounts(self._on_account_change)
         self.totals = Totals(
             source,
             transcripts,
             ledger,
+            self.writer,
             settings,
             self.accounts,
             now_micros,
             on_refreshed=self._on_refreshed,
             on_source_change=self._on_status_change,
         )
-        parts = Parts(self.accounts, self.totals, ledger, settings, now_micros, anyio.Lock())
+        parts = Parts(self.accounts, self.totals, ledger, self.writer, settings, now_micros, anyio.Lock())
         self.checks = Checks(parts)
         self.lifecycle = Lifecycle(parts, self.checks, self._on_runs_change)
         self.reviews = Reviews(parts)
         self.admission = Admission(parts)
-        self.session_warnings = SessionWarnings(self.accounts, ledger, settings)
+        self.session_warnings = SessionWarnings(self.accounts, ledger, self.writer, settings)
         self.events = EventLog(ledger, self.session_warnings.take)
         self.deliveries: Deliveries | None = None
         self.state_files: StateFileWriter | None = None
@@ -90,17 +92,18 @@ class Service:
         self._on_runs_change()
 
     async def serve(self) -> None:
-        """Run every part's tasks until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.totals.serve)
-            tasks.start_soon(self.checks.serve)
-            tasks.start_soon(self.admission.serve)
-            tasks.start_soon(self.admission.keep)
-            tasks.start_soon(self.session_warnings.serve)
-            if self.deliveries is not None:
-                tasks.start_soon(self.deliveries.serve)
-            if self.state_files is not None:
-                tasks.start_soon(self.state_files.serve)
+        """Run every part's tasks until cancelled; then write the last of what waits for the ledger."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.writer.serve)
+                tasks.start_soon(self.totals.serve)
+                tasks.start_soon(self.admission.serve)
+                if self.deliveries is not None:
+                    tasks.start_soon(self.deliveries.serve)
+                if self.state_files is not None:
+                    tasks.start_soon(self.state_files.serve)
+        finally:
+            await self.writer.flush()
 
     async def reopen_sources(self) -> None:
         """Close the sources' files; the next read opens them again."""
@@ -113,8 +116,8 @@ class Service:
 
     @property
     def ledger_fault(self) -> str | None:
-        """Return why the last measured usage, or the last events, could not be kept, or None."""
-        return self.totals.tallies.ledger_fault or self.checks.ledger_fault or self.admission.ledger_fault
+        """Return why the ledger could not be written or read last, or None."""
+        return self.writer.fault
 
     async def stalled(self, seconds: float) -> str | None:
         """Return what has made no progress for so long, in words; None if the ledger and the reader do.

@@ -11,18 +11,14 @@ from typing import NamedTuple
 
 import anyio
 import msgspec
-import structlog
 
 from fluxbudgetd.decisions.parts import Parts
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.ledger.writer import LedgerWriter
 from fluxbudgetd.model import Reservation
 from fluxbudgetd.policy import reservations as policy
 from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.policy.reservations import LIFETIME
 from fluxbudgetd.totals.accounts import RunAccount
-
-log = structlog.get_logger()
 
 #: What is launched when no kind of sub-agent is named; it may start under another name.
 GENERAL = "general-purpose"
@@ -58,8 +54,7 @@ class Admission:
         self._came = anyio.Event()
         # What is not in the ledger yet; None: it is to go.
         self._unsaved: dict[int, Reservation | None] = {}
-        self._keeper = LedgerWriter(self._save)
-        self.ledger_fault: str | None = None
+        self._backlog = parts.writer.backlog("reservations", self._write)
 
     async def load(self) -> None:
         """Take up what the ledger has; raises `LedgerError`."""
@@ -146,10 +141,6 @@ class Admission:
                     self._settle(session)
             self._forget_old()
 
-    async def keep(self) -> None:
-        """Bring the ledger up to date, until cancelled; then with the last of it."""
-        await self._keeper.serve()
-
     def _next_end(self) -> float:
         """Return in how many seconds the next reservation ends by its time, or matters no more."""
         ends = [one.at + LIFETIME for found in self._open.values() for one in found]
@@ -230,7 +221,7 @@ class Admission:
             self._kept.setdefault(session, {})[one.id] = one
             self._unsaved[one.id] = one
         self._settle(session)
-        self._keeper.want()
+        self._backlog.request()
         self._came.set()
 
     def _settle(self, session: str) -> None:
@@ -259,7 +250,7 @@ class Admission:
             for number in self._kept[session].keys() - kept:
                 del self._kept[session][number]
                 self._unsaved[number] = None
-                self._keeper.want()
+                self._backlog.request()
             if not self._kept[session]:
                 del self._kept[session]
                 self._unwatch_if_free(session)
@@ -267,29 +258,20 @@ class Admission:
     async def _have_saved(self) -> None:
         """Wait until what has changed is on disk, but not for long."""
         if self._unsaved:
-            await self._keeper.tried(_KEEP_SECONDS)
+            await self._backlog.attempt(_KEEP_SECONDS)
 
-    async def _save(self) -> bool:
-        """Write what is not in the ledger yet; tells whether that was possible."""
+    async def _write(self) -> None:
+        """Write what is not in the ledger yet. Until then it counts all the same, only not after a restart."""
         batch = dict(self._unsaved)
         if not batch:
-            return True
-        try:
-            await self._ledger.save_reservations(
-                [one for one in batch.values() if one is not None],
-                [number for number, one in batch.items() if one is None],
-            )
-        except LedgerError as exc:
-            # They count all the same, only not after a restart.
-            if self.ledger_fault != exc.message:
-                log.error("reservations not kept yet", error=exc.message)
-            self.ledger_fault = exc.message
-            return False
-        self.ledger_fault = None
+            return
+        await self._ledger.save_reservations(
+            [one for one in batch.values() if one is not None],
+            [number for number, one in batch.items() if one is None],
+        )
         for number, one in batch.items():
             if self._unsaved.get(number) is one:
                 self._unsaved.pop(number, None)
-        return True
 
 
 def _is_called(one: Reservation, agent: str) -> bool:

@@ -10,7 +10,6 @@ import msgspec
 import structlog
 
 from fluxbudgetd.decisions.parts import Parts
-from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.model import Balance, Counts, EventData, Mark, PhaseRecord, Run
 from fluxbudgetd.policy import advance, phases, thresholds
@@ -19,8 +18,6 @@ from fluxbudgetd.totals.accounts import RunAccount
 
 log = structlog.get_logger()
 
-# A ledger that cannot be written is tried again after one second, then after two, and so on.
-_SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 1.0, 60.0
 _MOST_EVENTS = 10_000
 
 
@@ -47,9 +44,8 @@ class Checks:
         self._events: list[tuple[int, str, NewEvent]] = []
         self._crossed: dict[str, None] = {}
         self._told = anyio.Event()
-        self._wanted = anyio.Event()
-        self._done = anyio.Event()
-        self.ledger_fault: str | None = None
+        self._refusals = parts.writer.backlog("refusals and overrides", self._write_events)
+        self._crossings = parts.writer.backlog("crossed thresholds", self._write_crossed)
 
     async def note(self, run: Run, balance: Balance, verdict: Verdict, by: str, deadline: float) -> None:
         """Keep a refusal, or an override, as an event; a ledger that cannot does not change the answer."""
@@ -64,10 +60,7 @@ class Checks:
             log.error("event lost: the ledger has not taken any for long", kind=event[0], run=run.id)
             return
         self._events.append((self._clock(), run.id, event))
-        self._wanted.set()
-        done = self._done
-        with anyio.CancelScope(deadline=deadline):
-            await done.wait()
+        await self._refusals.attempt(deadline - anyio.current_time())
 
     async def advance(self, state: RunAccount, phase: str, to: str | None, override: str | None) -> Advanced:
         """Take a run from a phase to another by the last known numbers, or refuse. Of several at once one wins.
@@ -112,13 +105,11 @@ class Checks:
 
     def look(self, state: RunAccount) -> None:
         """Have a run's newly passed thresholds told, if there are any. Takes no time."""
-        if (
-            state.run.status == "active"
-            and self._accounts.is_loaded(state)
-            and self._new(state, self._accounts.balance(state))
-        ):
+        if state.run.id in self._crossed or state.run.status != "active" or not self._accounts.is_loaded(state):
+            return
+        if self._new(state, self._accounts.balance(state)):
             self._crossed[state.run.id] = None
-            self._wanted.set()
+            self._crossings.request()
 
     async def told(self, state: RunAccount, deadline: float) -> None:
         """Wait until what a run has newly passed is on disk, but no longer than until the deadline."""
@@ -148,42 +139,22 @@ class Checks:
     def _marks(self, run: Run) -> frozenset[Mark]:
         return thresholds.marks(self._settings.config.thresholds, run.warn_pct)
 
-    async def serve(self) -> None:
-        """Write what is to be told, for ever; what the ledger does not take is tried again."""
-        rest = _SHORTEST_REST_SECONDS
-        while True:
-            await self._wanted.wait()
-            self._wanted = anyio.Event()
-            try:
-                await self._write()
-            except LedgerError as exc:
-                if self.ledger_fault != exc.message:
-                    log.error("events not kept yet", error=exc.message)
-                self.ledger_fault = exc.message
-                self._wanted.set()
-                await anyio.sleep(rest)
-                rest = min(2 * rest, _LONGEST_REST_SECONDS)
-            else:
-                self.ledger_fault = None
-                rest = _SHORTEST_REST_SECONDS
+    async def _write_events(self) -> None:
+        events = self._events[:]
+        if events:
+            await self._ledger.save_events(events)
+            del self._events[: len(events)]
 
-    async def _write(self) -> None:
-        events, done = self._events[:], self._done
-        self._done = anyio.Event()
-        try:
-            if events:
-                await self._ledger.save_events(events)
-                del self._events[: len(events)]
-        finally:
-            # Nobody waits longer than for one try.
-            done.set()
+    async def _write_crossed(self) -> None:
         for name in list(self._crossed):
-            await self._tell_crossed(self._accounts.runs[name])
-            self._crossed.pop(name, None)
+            state = self._accounts.runs[name]
+            while state.run.status == "active" and self._new(state, self._accounts.balance(state)):
+                await self._write_newly_crossed(state)
+            del self._crossed[name]
             self._told.set()
             self._told = anyio.Event()
 
-    async def _tell_crossed(self, state: RunAccount) -> None:
+    async def _write_newly_crossed(self, state: RunAccount) -> None:
         async with self._changing:
             balance = self._accounts.balance(state)
             new = self._new(state, balance)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import anyio
 
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.accounts import Accounts
 
@@ -17,6 +17,7 @@ class Parts(NamedTuple):
     accounts: Accounts
     totals: Totals
     ledger: Ledger
+    writer: LedgerWriter
     settings: Settings
     clock: Callable[[], int]
     changing: anyio.Lock

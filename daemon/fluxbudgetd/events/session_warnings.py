@@ -8,17 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import anyio
-import structlog
 
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.ledger import Ledger
-from fluxbudgetd.ledger.writer import LedgerWriter
+from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import Event, Mark
 from fluxbudgetd.policy import thresholds
 from fluxbudgetd.totals.accounts import Accounts, RunAccount
-
-log = structlog.get_logger()
 
 
 class Reminder(NamedTuple):
@@ -31,7 +26,7 @@ class Reminder(NamedTuple):
 class SessionWarnings:
     """What each active run was warned of, and which of its sessions know."""
 
-    def __init__(self, accounts: Accounts, ledger: Ledger, settings: Settings) -> None:
+    def __init__(self, accounts: Accounts, ledger: Ledger, writer: LedgerWriter, settings: Settings) -> None:
         self._accounts = accounts
         self._ledger = ledger
         self._settings = settings
@@ -40,7 +35,7 @@ class SessionWarnings:
         # By session and run, what is being told just now; and what is not in the ledger yet.
         self._telling: dict[tuple[str, str], anyio.Event] = {}
         self._unsaved: dict[tuple[str, str], int] = {}
-        self._keeper = LedgerWriter(self._save)
+        self._backlog = writer.backlog("session warnings", self._write)
 
     async def load(self) -> None:
         """Take up what the ledger has of the active runs; raises `LedgerError`."""
@@ -93,24 +88,15 @@ class SessionWarnings:
             if taken:
                 self._told.setdefault(state.run.id, {})[session] = seq
                 self._unsaved[session, state.run.id] = seq
-                self._keeper.want()
+                self._backlog.request()
 
         return Reminder(gravest, heard)
 
-    async def serve(self) -> None:
-        """Write down what sessions were told, until cancelled; then the last of it."""
-        await self._keeper.serve()
-
-    async def _save(self) -> bool:
+    async def _write(self) -> None:
         told = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
         if not told:
-            return True
-        try:
-            await self._ledger.save_told(told)
-        except LedgerError as exc:
-            log.error("what sessions were told is not kept yet", error=exc.message)
-            return False
+            return
+        await self._ledger.save_told(told)
         for session, run, seq in told:
             if self._unsaved.get((session, run)) == seq:
                 del self._unsaved[session, run]
-        return True

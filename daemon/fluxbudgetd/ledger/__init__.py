@@ -2,5 +2,15 @@
 
 from fluxbudgetd.ledger.ledger import Ledger, NewEvent, TranscriptChanges, UsageChanges
 from fluxbudgetd.ledger.opening import moved_aside, open_ledger
+from fluxbudgetd.ledger.writer import Backlog, LedgerWriter
 
-__all__ = ["Ledger", "NewEvent", "TranscriptChanges", "UsageChanges", "moved_aside", "open_ledger"]
+__all__ = [
+    "Backlog",
+    "Ledger",
+    "LedgerWriter",
+    "NewEvent",
+    "TranscriptChanges",
+    "UsageChanges",
+    "moved_aside",
+    "open_ledger",
+]

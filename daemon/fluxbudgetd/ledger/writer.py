@@ -1,41 +1,127 @@
-"""Writing to the ledger in a task of its own: again when it failed, and the last of it when the daemon ends."""
+"""Write to the ledger what no request waits for, and retry until it succeeds.
+
+Measured usage, reservations, refusals, crossed thresholds and delivered positions are true in memory before they are on
+disk. Their owners keep them until they are written; each kind is a `Backlog` of the one `LedgerWriter`:
+
+* A backlog is written in a task of its own, so a slow one delays no other; the ledger runs one transaction at a time.
+* After a failure it is tried again after 1, 2, 4 … 60 seconds, or as soon as something is added to it.
+* On shutdown `flush` tries every backlog once more.
+"""
 
 from collections.abc import Awaitable, Callable
 
 import anyio
+import structlog
 
-_PAUSE_SECONDS = 1.0
+from fluxbudgetd.errors import LedgerError
+
+log = structlog.get_logger()
+
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+_FLUSH_SECONDS = 1.0
+
+
+class Backlog:
+    """One kind of record that waits to be written; `LedgerWriter.backlog` makes it.
+
+    `write` writes everything that waits and forgets what it has written. It returns at once if nothing waits, and
+    raises `LedgerError` if the ledger cannot be written. `fault` is the message of the last attempt if that failed.
+    """
+
+    def __init__(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
+        self.fault: str | None = None
+        self._what = what
+        self._write = write
+        # Requests are numbered. An attempt covers every request that was made before it began.
+        self._requested = self._attempted = self._written = 0
+        self._request = anyio.Event()
+        self._attempt = anyio.Event()
+
+    def request(self) -> None:
+        """Have the records written soon; returns at once."""
+        self._requested += 1
+        self._request.set()
+
+    async def attempt(self, seconds: float) -> bool:
+        """Have the records written, and wait at most this long for the attempt. True if they are on disk."""
+        self.request()
+        number = self._requested
+        with anyio.move_on_after(seconds):
+            while self._attempted < number:
+                await self._attempt.wait()
+        return self._written >= number
+
+    async def serve(self) -> None:
+        """Write what is requested until cancelled."""
+        pause = _SHORTEST_PAUSE_SECONDS
+        while True:
+            if self._written == self._requested:
+                await self._request.wait()
+            self._request = anyio.Event()
+            if await self.try_once():
+                pause = _SHORTEST_PAUSE_SECONDS
+                continue
+            with anyio.move_on_after(pause) as limit:
+                await self._request.wait()
+            if limit.cancelled_caught:
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def try_once(self) -> bool:
+        """Write everything that waits. True if that succeeded."""
+        number = self._requested
+        try:
+            await self._write()
+        except LedgerError as exc:
+            if self.fault != exc.message:
+                log.error("not written to the ledger yet", what=self._what, error=exc.message)
+            self.fault = exc.message
+        else:
+            self.fault = None
+            self._written = number
+        self._attempted = number
+        self._attempt.set()
+        self._attempt = anyio.Event()
+        return self.fault is None
 
 
 class LedgerWriter:
-    """`save` writes all that there is to write, and tells whether that was possible."""
+    """The backlogs, and the one fault state of the ledger."""
 
-    def __init__(self, save: Callable[[], Awaitable[bool]]) -> None:
-        self._save = save
-        self._wanted = anyio.Event()
-        self._tried = anyio.Event()
+    def __init__(self) -> None:
+        self._backlogs: list[Backlog] = []
+        self._unreadable: str | None = None
 
-    def want(self) -> None:
-        """Have what there is written. Takes no time."""
-        self._wanted.set()
+    def backlog(self, what: str, write: Callable[[], Awaitable[None]]) -> Backlog:
+        """Return a new backlog; `what` names its records in the log."""
+        backlog = Backlog(what, write)
+        self._backlogs.append(backlog)
+        return backlog
 
-    async def tried(self, seconds: float) -> None:
-        """Wait until it has been tried once more, but no longer than this."""
-        with anyio.move_on_after(seconds):
-            await self._tried.wait()
+    @property
+    def fault(self) -> str | None:
+        """Return why the ledger could not be written or read last, or None."""
+        faults = (backlog.fault for backlog in self._backlogs)
+        return next((fault for fault in faults if fault is not None), self._unreadable)
+
+    def note_unreadable(self, error: LedgerError) -> None:
+        """Report a failed read as the ledger's fault until `note_readable` is called."""
+        if self._unreadable != error.message:
+            log.error("the ledger cannot be read", error=error.message)
+        self._unreadable = error.message
+
+    def note_readable(self) -> None:
+        """Withdraw what `note_unreadable` reported."""
+        self._unreadable = None
 
     async def serve(self) -> None:
-        """Write what is wanted, until cancelled; then what there is left."""
-        try:
-            while True:
-                await self._wanted.wait()
-                self._wanted = anyio.Event()
-                is_written = await self._save()
-                self._tried.set()
-                self._tried = anyio.Event()
-                if not is_written:
-                    self._wanted.set()
-                    await anyio.sleep(_PAUSE_SECONDS)
-        finally:
-            with anyio.move_on_after(_PAUSE_SECONDS, shield=True):
-                await self._save()
+        """Write every backlog until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for backlog in self._backlogs:
+                tasks.start_soon(backlog.serve)
+
+    async def flush(self) -> None:
+        """Try every backlog once more, within a second; call it when nothing is added to them any more."""
+        with anyio.move_on_after(_FLUSH_SECONDS, shield=True):
+            async with anyio.create_task_group() as tasks:
+                for backlog in self._backlogs:
+                    tasks.start_soon(backlog.try_once)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from fluxbudgetd.ledger import LedgerWriter
 from fluxbudgetd.model import SourceStatus
 from fluxbudgetd.policy import runs
 from fluxbudgetd.totals.accounts import Accounts, RunAccount
 from fluxbudgetd.totals.refresher import CHUNK_RUNS, Refresher
-from fluxbudgetd.totals.tallies import Tallies
 from fluxbudgetd.totals.transcripts import Transcripts
 
 
@@ -30,13 +30,13 @@ class Freshness:
         accounts: Accounts,
         refresher: Refresher,
         transcripts: Transcripts,
-        tallies: Tallies,
+        writer: LedgerWriter,
         clock: Callable[[], int],
     ) -> None:
         self._accounts = accounts
         self._refresher = refresher
         self._transcripts = transcripts
-        self._tallies = tallies
+        self._writer = writer
         self._clock = clock
 
     def required(self, accounts: Iterable[RunAccount], *, asked: bool = True) -> Required:
@@ -71,7 +71,7 @@ class Freshness:
         if not self._accounts.is_loaded(account):
             return f"{self._refresher.status.name}: not read yet since fluxbudgetd started"
         if not self._accounts.is_summed(account):
-            return f"ledger: {self._tallies.ledger_fault or 'it could not be read a moment ago'}"
+            return f"ledger: {self._writer.fault or 'it could not be read a moment ago'}"
         return self._transcripts_stale_why(account, required) or self._interstat_stale_why(account, required)
 
     def is_known_stale(self, account: RunAccount) -> bool:

@@ -14,7 +14,7 @@ import anyio.to_thread
 import structlog
 
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import EventData, EventKind, Reading, RecentUsage, SourceStatus, Usage
 from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.sources.interstat import InterstatSource
@@ -53,6 +53,7 @@ class Refresher:
         source: InterstatSource,
         live: Transcripts,
         ledger: Ledger,
+        writer: LedgerWriter,
         book: Accounts,
         sums: Tallies,
         clock: Callable[[], int],
@@ -64,6 +65,7 @@ class Refresher:
         # Grows when a transcript is seen to have changed.
         self._live_clock = 0
         self._ledger = ledger
+        self._writer = writer
         self._accounts = book
         self._sums = sums
         self._clock = clock
@@ -256,7 +258,7 @@ class Refresher:
                     await self._read_transcripts(name)
             except LedgerError as exc:
                 # Without what was known before, what has come cannot be added to it: stale until the ledger is back.
-                self._sums.note_fault(exc)
+                self._writer.note_unreadable(exc)
             else:
                 looked_at.add(name)
         for state in states:
@@ -308,7 +310,7 @@ class Refresher:
             try:
                 found = await self._ledger.sessions_naming(state.run.scope)
             except LedgerError as exc:
-                self._sums.note_fault(exc)
+                self._writer.note_unreadable(exc)
                 return  # until the ledger says it
             for name in found:
                 self._accounts.join(state, name)

@@ -9,18 +9,15 @@ is written, but for a moment; until it is, what has been measured stands here, n
 from collections.abc import Callable, Mapping
 
 import anyio
-import structlog
 
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.ledger import Ledger, UsageChanges
+from fluxbudgetd.ledger import Ledger, LedgerWriter, UsageChanges
 from fluxbudgetd.model import Attachment, Cell, Copy, Counts, Instance, Reading, Timeline, TranscriptReading, Usage
 from fluxbudgetd.policy import attribution, burn
 from fluxbudgetd.sources.transcripts import MAIN
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.totals.transcripts import Delta, Transcripts, usage
-
-log = structlog.get_logger()
 
 #: The name of the transcripts as a source.
 LIVE = "transcripts"
@@ -32,22 +29,27 @@ class Tallies:
     """Puts sums into the accounts. `source` is the name of the source whose rows are summed beside the transcripts."""
 
     def __init__(
-        self, source: str, live: Transcripts, ledger: Ledger, accounts: Accounts, clock: Callable[[], int]
+        self,
+        source: str,
+        live: Transcripts,
+        ledger: Ledger,
+        writer: LedgerWriter,
+        accounts: Accounts,
+        clock: Callable[[], int],
     ) -> None:
         self._source = source
         self._live = live
         self._ledger = ledger
         self._accounts = accounts
         self._clock = clock
-        self.ledger_fault: str | None = None
+        self._writer = writer
         # Of the sessions that have reservations, the sub-agents that have a row.
         self._instances: dict[str, tuple[Instance, ...]] = {}
         # A session's sums are put by one task at a time: an older tally must not land on a newer one.
         self._summing = anyio.Lock()
         # What has been measured and is not in the ledger yet: newer than what the ledger has.
         self._unkept: dict[str, tuple[Usage, ...]] = {}
-        self._keep_wanted = anyio.Event()
-        self._kept = anyio.Event()
+        self._backlog = writer.backlog("usage", self._write)
 
     def watch_rows(self, session: str) -> None:
         """Note from now on which sub-agents of a session have a row."""
@@ -112,48 +114,27 @@ class Tallies:
         try:
             found = set(await self._ledger.sessions_naming(scope))
         except LedgerError as exc:
-            self.note_fault(exc)
+            self._writer.note_unreadable(exc)
             found = set()
         return found | {name for name, records in self._unkept.items() if any(one.bead == scope for one in records)}
 
     async def have_kept(self) -> None:
-        """Have what is not in the ledger yet put there, and wait for it, but not for long."""
+        """Have what is not in the ledger yet written, and wait briefly for the attempt."""
         if self._unkept or self._live.has_unkept:
-            self._keep_wanted.set()
-            with anyio.move_on_after(_KEEP_SECONDS):
-                await self._kept.wait()
+            await self._backlog.attempt(_KEEP_SECONDS)
 
-    async def keep(self) -> None:
-        """Bring the ledger up to date with what has been measured, for ever.
+    async def _write(self) -> None:
+        batch = dict(self._unkept)
+        if batch:
+            await self._write_rows(batch)
+            for name, records in batch.items():
+                if self._unkept.get(name) is records:
+                    del self._unkept[name]
+        if self._live.has_unkept:
+            await self._live.keep()
+        self._writer.note_readable()
 
-        In a task of its own: a ledger that is slow or cannot be written delays no number.
-        """
-        while True:
-            await self._keep_wanted.wait()
-            self._keep_wanted = anyio.Event()
-            batch = dict(self._unkept)
-            try:
-                await self._keep(batch)
-                if self._live.has_unkept:
-                    await self._live.keep()
-            except LedgerError as exc:
-                # The numbers are right all the same; that they are not kept is for `doctor` and the next try.
-                self.note_fault(exc)
-            else:
-                self.ledger_fault = None
-                for name, records in batch.items():
-                    if self._unkept.get(name) is records:
-                        del self._unkept[name]
-            self._kept.set()
-            self._kept = anyio.Event()
-
-    def note_fault(self, error: LedgerError) -> None:
-        """Say once in the log, and until the ledger is written again in `ledger_fault`, what is wrong with it."""
-        if error.message != self.ledger_fault:
-            log.error("ledger fault", error=error.message)
-        self.ledger_fault = error.message
-
-    async def _keep(self, batch: Mapping[str, tuple[Usage, ...]]) -> None:
+    async def _write_rows(self, batch: Mapping[str, tuple[Usage, ...]]) -> None:
         changes = []
         for name, records in batch.items():
             before = await self._ledger.usage(name, self._source)
@@ -188,9 +169,10 @@ class Tallies:
             live = await self._live.usage(name)
             records = await self.rows(name)
         except LedgerError as exc:
-            self.note_fault(exc)
+            self._writer.note_unreadable(exc)
             state.unsummed = True
             return
+        self._writer.note_readable()
         state.unsummed, state.whole = False, True
         state.live = any(one.input or one.output or one.cache_read or one.cache_creation for one in live)
         await self._sum(name, records)
@@ -237,7 +219,7 @@ class Tallies:
             try:
                 await self._put_live(name, await self._live.usage(name))
             except LedgerError as exc:
-                self.note_fault(exc)
+                self._writer.note_unreadable(exc)
                 state.unsummed = True
 
 

@@ -6,7 +6,7 @@ import anyio
 import msgspec
 
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
 from fluxbudgetd.policy import burn
 from fluxbudgetd.sources.interstat import InterstatSource
@@ -43,6 +43,7 @@ class Totals:
         source: InterstatSource,
         transcripts: TranscriptSource,
         ledger: Ledger,
+        writer: LedgerWriter,
         settings: Settings,
         accounts: Accounts,
         clock: Callable[[], int],
@@ -52,11 +53,11 @@ class Totals:
     ) -> None:
         self.accounts = accounts
         self.transcripts = Transcripts(transcripts, ledger)
-        self.tallies = Tallies(source.status.name, self.transcripts, ledger, accounts, clock)
+        self.tallies = Tallies(source.status.name, self.transcripts, ledger, writer, accounts, clock)
         self.refresher = Refresher(
-            source, self.transcripts, ledger, accounts, self.tallies, clock, on_refreshed, on_source_change
+            source, self.transcripts, ledger, writer, accounts, self.tallies, clock, on_refreshed, on_source_change
         )
-        self.freshness = Freshness(accounts, self.refresher, self.transcripts, self.tallies, clock)
+        self.freshness = Freshness(accounts, self.refresher, self.transcripts, writer, clock)
         self.follower = Follower(
             source.path,
             accounts,
@@ -209,10 +210,9 @@ class Totals:
         await self.refresher.prepare()
 
     async def serve(self) -> None:
-        """Read what is asked for, keep what was measured, and follow the sources, until cancelled."""
+        """Read what is asked for, and follow the sources, until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.refresher.serve)
-            tasks.start_soon(self.tallies.keep)
             tasks.start_soon(self.history.serve)
             tasks.start_soon(self.follower.serve)
 

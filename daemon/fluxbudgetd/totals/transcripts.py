@@ -252,13 +252,13 @@ class Transcripts:
         return bool(self._unkept)
 
     async def keep(self) -> None:
-        """Write to the ledger what has come; raises `LedgerError`, and then it is still to be written."""
+        """Write to the ledger what was read; if that raises `LedgerError`, it waits for the next attempt."""
         async with self._disk:
             writing = self._writing = self._unkept
             self._unkept = {}
             try:
                 await self._ledger.save_transcripts([_changes(*entry) for entry in writing.items()])
-            except LedgerError:
+            except BaseException:  # a shutdown cancels it, and then what is left is flushed
                 for session, older in writing.items():
                     newer = self._unkept.setdefault(session, _Unkept())
                     newer.copies = {**older.copies, **newer.copies}
