@@ -1,4 +1,4 @@
-"""Write docs/protocol.md from the structs that define the protocol: python docs/make_protocol.py > docs/protocol.md."""
+"""Write docs/protocol.md from the structs that define the protocol: `make docs`."""
 
 import ast
 import inspect
@@ -8,6 +8,7 @@ from typing import get_args
 
 from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
+from fluxbudgetd.wire.messages import base, budget, calibration, events, hooks, reviews, runs, service, spend
 
 INTRODUCTION = f"""\
 # The protocol
@@ -49,10 +50,14 @@ length, another name a map described on this page.
 """
 
 
+#: The modules that define the structs, in the order in which their parts are listed.
+MODULES = (base, spend, budget, runs, reviews, calibration, events, hooks, service)
+
+
 def classes() -> dict[str, ast.ClassDef]:
     """Return the structs' definitions by name, in the order of the source."""
-    tree = ast.parse(inspect.getsource(messages))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = (ast.parse(inspect.getsource(module)) for module in MODULES)
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 CLASSES = classes()
@@ -61,9 +66,9 @@ CLASSES = classes()
 def fields(name: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield a struct's fields, inherited ones first: name, type, default, what it means."""
     node = CLASSES[name]
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in CLASSES:
-            yield from fields(base.id)
+    for parent in node.bases:
+        if isinstance(parent, ast.Name) and parent.id in CLASSES:
+            yield from fields(parent.id)
     body = [*node.body, None]
     for statement, following in pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

@@ -1,0 +1,65 @@
+"""A run's budget: what is left, whether the run may go on, and its next phase."""
+
+from fluxbudgetd.wire.messages.base import Answer, Naming
+from fluxbudgetd.wire.messages.spend import PhaseLine, Spend
+
+
+class Remaining(Naming, frozen=True, tag="remaining"):
+    """What is left of a run's budget?"""
+
+
+class Check(Naming, frozen=True, kw_only=True, tag="check"):
+    """May this run go on? A refusal, and an override that was needed, are recorded as events."""
+
+    override: str | None = None
+    """The reason for going on with an exceeded budget. Only soft enforcement accepts it."""
+
+
+class Advance(Naming, frozen=True, kw_only=True, tag="advance"):
+    """Check the budget, then move the run to another phase. Of several concurrent calls, one wins."""
+
+    from_phase: str
+    """The phase that the client believes the run is in."""
+    to_phase: str | None = None
+    """A later phase; the next one if omitted."""
+    override: str | None = None
+    """As for `check`."""
+
+
+class RemainingAnswer(Answer, frozen=True, kw_only=True, tag="remaining"):
+    """The run and its spend."""
+
+    run: str
+    phase: str
+    spend: Spend
+
+
+class CheckAnswer(Answer, frozen=True, kw_only=True, tag="check"):
+    """Whether the run may go on."""
+
+    run: str
+    phase: str
+    allowed: bool
+    refusal: str | None
+    """Why not: `budget_exceeded|PHASE|SPENT/BUDGET billing tokens`."""
+    overridden: str | None
+    """The override's reason, if the budget is exceeded and the override was accepted."""
+    note: str
+    """Why an override was not accepted; otherwise empty."""
+    spend: Spend
+
+
+class AdvanceAnswer(Answer, frozen=True, kw_only=True, tag="advance"):
+    """Whether the run has moved to another phase."""
+
+    run: str
+    advanced: bool
+    line: str
+    """`advanced|P|Q`, `budget_exceeded|P|…` or `stale_phase|P|…`."""
+    phase: str
+    """The phase that the run is in now."""
+    completed: PhaseLine | None
+    """The phase that the run has left, as recorded."""
+    overridden: str | None
+    note: str
+    spend: Spend

@@ -1,0 +1,106 @@
+"""Encode messages as MessagePack, and decode them."""
+
+from typing import get_args
+
+import msgspec
+
+from fluxbudgetd.wire.messages.base import Envelope, ErrorAnswer
+from fluxbudgetd.wire.messages.budget import Advance, AdvanceAnswer, Check, CheckAnswer, Remaining, RemainingAnswer
+from fluxbudgetd.wire.messages.calibration import Calibrate, CalibrateAnswer
+from fluxbudgetd.wire.messages.events import EventAnswer, HeartbeatAnswer, LaggedAnswer, Subscribe, SubscribedAnswer
+from fluxbudgetd.wire.messages.hooks import Hook, HookAnswer, StatusLine, StatusLineAnswer
+from fluxbudgetd.wire.messages.reviews import (
+    Estimates,
+    EstimatesAnswer,
+    Report,
+    ReportAnswer,
+    TriageAnswer,
+    TriageRequest,
+)
+from fluxbudgetd.wire.messages.runs import (
+    RunAnswer,
+    RunAttach,
+    RunCancel,
+    RunDetach,
+    RunFinish,
+    RunList,
+    RunListAnswer,
+    RunSet,
+    RunShow,
+    RunShowAnswer,
+    RunStart,
+)
+from fluxbudgetd.wire.messages.service import Doctor, DoctorAnswer, Ping, PingAnswer, Status, StatusAnswer
+
+AnyRequest = (
+    Ping
+    | Remaining
+    | Check
+    | Status
+    | RunStart
+    | RunList
+    | RunShow
+    | RunSet
+    | RunAttach
+    | RunDetach
+    | RunFinish
+    | RunCancel
+    | Advance
+    | Estimates
+    | TriageRequest
+    | Report
+    | Calibrate
+    | Subscribe
+    | Hook
+    | StatusLine
+    | Doctor
+)
+
+AnyAnswer = (
+    PingAnswer
+    | RemainingAnswer
+    | CheckAnswer
+    | StatusAnswer
+    | RunAnswer
+    | RunListAnswer
+    | RunShowAnswer
+    | AdvanceAnswer
+    | EstimatesAnswer
+    | TriageAnswer
+    | ReportAnswer
+    | CalibrateAnswer
+    | SubscribedAnswer
+    | EventAnswer
+    | HeartbeatAnswer
+    | LaggedAnswer
+    | HookAnswer
+    | StatusLineAnswer
+    | DoctorAnswer
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_answer_decoder: msgspec.msgpack.Decoder[AnyAnswer] = msgspec.msgpack.Decoder(AnyAnswer)
+_error_decoder = msgspec.msgpack.Decoder(ErrorAnswer)
+
+encode = _encoder.encode
+OPERATIONS = frozenset(kind.__struct_config__.tag for kind in get_args(AnyRequest))
+
+
+def decode_request(body: bytes) -> AnyRequest:
+    """Return the request; raise `msgspec.DecodeError` if it is not one (`decode_envelope` can tell why)."""
+    return _request_decoder.decode(body)
+
+
+def decode_envelope(body: bytes) -> Envelope:
+    """Return the version and operation of any version's request; raise `msgspec.DecodeError` if it has none."""
+    return _envelope_decoder.decode(body)
+
+
+def decode_answer(body: bytes) -> AnyAnswer | ErrorAnswer:
+    """Return the answer; raise `msgspec.DecodeError` if it is not one."""
+    try:
+        return _answer_decoder.decode(body)
+    except msgspec.ValidationError:
+        return _error_decoder.decode(body)

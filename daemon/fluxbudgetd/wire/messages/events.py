@@ -1,0 +1,59 @@
+"""The stream of events."""
+
+from fluxbudgetd.wire.messages.base import Answer, Request
+
+
+class Subscribe(Request, frozen=True, kw_only=True, tag="subscribe"):
+    """Turn the connection into a stream of events, until either end closes it.
+
+    First comes `subscribed`, then every event in the order of its number, none missing and none twice; a `heartbeat`
+    if nothing else was sent for a while; `lagged` if the client reads so slowly that the following events come from
+    disk.
+    """
+
+    since: int | None = None
+    """Start after this number; if omitted, with the next event."""
+    run: str | None = None
+    """Only this run's events."""
+    heartbeat_ms: int = 15_000
+    """Send a heartbeat after this much silence, at least 100 ms; 0: never."""
+
+
+class SubscribedAnswer(Answer, frozen=True, kw_only=True, tag="subscribed"):
+    """The start of the stream."""
+
+    since: int
+    """The events that follow have higher numbers. If this is less than the request's `since`, the ledger is a new one
+    and the stream starts at its beginning."""
+    last: int
+    """The number of the last event so far."""
+
+
+class EventAnswer(Answer, frozen=True, kw_only=True, tag="event"):
+    """An event."""
+
+    seq: int
+    """Increasing for ever."""
+    at: str
+    run: str | None
+    """Null for events about a source."""
+    kind: str
+    data: dict[str, str | int | float | None]
+
+
+class HeartbeatAnswer(Answer, frozen=True, kw_only=True, tag="heartbeat"):
+    """Nothing has happened."""
+
+    at: str
+    seq: int
+    """All events up to this number have been sent."""
+
+
+class LaggedAnswer(Answer, frozen=True, kw_only=True, tag="lagged"):
+    """The client reads more slowly than events arrive. None is missing; the following ones are read from disk."""
+
+    at: str
+    seq: int
+    """All events up to this number have been sent."""
+    behind: int
+    """How many numbers there are between `seq` and the last event."""

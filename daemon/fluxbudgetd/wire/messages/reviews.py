@@ -1,0 +1,208 @@
+"""Reviews: what agents are expected to cost, which ones fit the budget, and what they have cost."""
+
+from typing import Literal
+
+import msgspec
+
+from fluxbudgetd.wire.messages.base import Answer, CostBasis, Enforcement, Hints, Naming, Request
+
+TriageAction = Literal["Selected", "Deferred (budget)", "Blocked"]
+TriageVerdict = Literal["ok", "over_budget", "overridden", "blocked"]
+#: A number of tokens that may not have been measured yet.
+Arrived = int | Literal["pending"]
+
+
+class Estimates(Request, frozen=True, kw_only=True, tag="estimates"):
+    """What is each agent expected to cost?"""
+
+    model: str | None = None
+    """Use the rows of this model and those without a model; `claude-opus-4-6` if omitted."""
+    slicing: bool = False
+    project_dir: str | None = None
+    """The project whose `.claude/flux-drive-budget.yaml` applies; if omitted, that of the run."""
+    hints: Hints = Hints()
+
+
+class TriageAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate for a review."""
+
+    name: str
+    score: float
+    """Finite; Stage 2 is considered by score, highest first."""
+    stage: int
+    """1: runs first, always selected. 2: the expansion pool."""
+    category: str | None = None
+    """One of the budget file's `agent_defaults`; derived from the name if omitted."""
+    sliced: bool | None = None
+    """True if it gets a slice of the document; the request's `slicing` if omitted."""
+
+
+class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
+    """Which of these agents may be launched? The answer is stored, so that `report` can compare."""
+
+    agents: tuple[TriageAgent, ...]
+    input_type: str = "other"
+    model: str | None = None
+    slicing: bool = False
+    override: str | None = None
+    """Under soft enforcement: select all of them, for this reason."""
+
+
+class Report(Naming, frozen=True, kw_only=True, tag="report"):
+    """What have a triage's agents cost? Without a triage: those of all the run's triages."""
+
+    triage: str | None = None
+
+
+class AgentEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """The mean of what an agent has cost so far."""
+
+    est_tokens: int
+    """All kinds of tokens."""
+    est_billing: int
+    sample_size: int
+    source: Literal["interstat"] = "interstat"
+
+
+class EstimatesAnswer(Answer, frozen=True, kw_only=True, tag="estimates"):
+    """Means for the agents with enough rows, defaults by category for the others."""
+
+    estimates: dict[str, AgentEstimate]
+    defaults: dict[str, int]
+    slicing_multiplier: float
+    """1 unless slicing is on."""
+    stale_why: str | None
+
+
+class TriageLine(msgspec.Struct, frozen=True, kw_only=True):
+    """The decision about one agent."""
+
+    name: str
+    score: float
+    stage: int
+    category: str
+    protected: bool
+    """Always selected: Stage 1, and exempt agents."""
+    est_tokens: int
+    """In tokens of the triage's cost basis."""
+    source: Literal["interstat", "default"]
+    sample_size: int
+    sliced: bool
+    """The estimate has been multiplied for slicing."""
+    action: TriageAction
+
+
+class TriagePart(msgspec.Struct, frozen=True, kw_only=True):
+    """Some agents, and what they are expected to cost."""
+
+    agents: int
+    est_tokens: int
+
+
+class TriageStage(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage's agents."""
+
+    selected: TriagePart
+    deferred: TriagePart
+
+
+class TriageAnswer(Answer, frozen=True, kw_only=True, tag="triage"):
+    """Which agents are launched. If the verdict is `blocked`, none are."""
+
+    triage_id: str
+    verdict: TriageVerdict
+    """`ok`; `over_budget`: launched although it does not fit; `overridden`: all, by an override; `blocked`."""
+    run: str | None
+    session: str | None
+    input_type: str
+    model: str
+    slicing: bool
+    cost_basis: CostBasis
+    enforcement: Enforcement
+    budget: int
+    """The budget that applied: the tighter of the two below."""
+    type_budget: int
+    sprint_remaining: int | None
+    """Null without a run, or without a budget."""
+    sprint_constrained: bool
+    selected: TriagePart
+    deferred: TriagePart
+    by_stage: dict[str, TriageStage]
+    """`stage_1`, `stage_2`."""
+    agents: tuple[TriageLine, ...]
+    """In the order in which they were considered."""
+    summary: str
+    override: str | None
+    note: str
+    """What a person should know about the verdict; otherwise empty."""
+    stale_why: str | None
+
+
+class ReportAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that was launched: expected and actual cost."""
+
+    name: str
+    stage: int
+    estimated: int
+    actual_billing: Arrived
+    actual_total: Arrived
+    cache_read: Arrived
+    delta_pct: Arrived | None
+    """(actual - estimated) / estimated · 100, in tokens of the cost basis; null for an estimate of 0."""
+    partial: bool
+    """Some of its rows have no tokens yet."""
+    source: Literal["interstat", "default"]
+    slicing_applied: bool
+
+
+class ReportDeferred(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that was not selected."""
+
+    name: str
+    stage: int
+    estimated: int
+    reason: str
+    actual_billing: int | None
+    """What it has used anyway; null if it did not run."""
+
+
+class ReportStage(msgspec.Struct, frozen=True, kw_only=True):
+    """The launched agents of a stage."""
+
+    agents: int
+    estimated: int
+    actual: Arrived
+    """In tokens of the cost basis."""
+    partial: bool
+
+
+class CostReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Expected and actual cost of reviews. Numbers that have not arrived are `pending`, never 0."""
+
+    budget: int | None
+    budget_type: str
+    """The input type; `run` for all of a run's reviews."""
+    cost_basis: CostBasis
+    estimated_total: int
+    actual_billing: Arrived
+    actual_total: Arrived
+    cache_read_total: Arrived
+    partial: bool
+    """The actual sums are incomplete."""
+    pending: tuple[str, ...]
+    """The agents without any usage yet."""
+    agents: tuple[ReportAgent, ...]
+    deferred: tuple[ReportDeferred, ...]
+    not_listed: int
+    """How many agents of older reviews are in the sums but in none of the lists."""
+    by_stage: dict[str, ReportStage]
+    """`stage_1`, `stage_2`."""
+
+
+class ReportAnswer(Answer, frozen=True, kw_only=True, tag="report"):
+    """The cost report."""
+
+    run: str | None
+    triages: tuple[str, ...]
+    report: CostReport
+    stale_why: str | None

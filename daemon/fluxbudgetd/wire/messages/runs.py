@@ -1,0 +1,156 @@
+"""Runs and their sessions: start, list, show, change, end."""
+
+from typing import Literal
+
+import msgspec
+
+from fluxbudgetd.wire.messages.base import Answer, CostBasis, Enforcement, Hints, Naming, Request, RunStatus
+from fluxbudgetd.wire.messages.spend import PhaseLine, SessionSources, Spend, StageLine, Tally
+
+
+class RunStart(Request, frozen=True, kw_only=True, tag="run_start"):
+    """Start a run, or find the one that the same arguments started before. A null field takes its default."""
+
+    id: str | None = None
+    scope: str | None = None
+    project_dir: str
+    """Absolute; used for a new run."""
+    project_given: bool = False
+    """True if the person named the directory: then an existing run's must be the same."""
+    goal: str | None = None
+    complexity: int | None = None
+    token_budget: int | Literal["none"] | None = None
+    warn_pct: int | None = None
+    enforcement: str | None = None
+    cost_basis: str | None = None
+    phases: tuple[str, ...] | None = None
+    session: str | None = None
+    """Attach this session too."""
+    transcript: str | None = None
+    """The path of the session's transcript; if omitted, it is found by the session's id."""
+
+
+class RunList(Request, frozen=True, kw_only=True, tag="run_list"):
+    """List the active runs; with `all`, the ended ones too."""
+
+    all: bool = False
+    after: str | None = None
+    """A page's `next`: asks for the following page."""
+
+
+class RunShow(Naming, frozen=True, tag="run_show"):
+    """Show one run, with its totals by phase, macro-stage, agent, model and session."""
+
+
+class RunSet(Naming, frozen=True, kw_only=True, tag="run_set"):
+    """Change an active run's budget, warning percentage or enforcement. A null field stays as it is."""
+
+    token_budget: int | Literal["none"] | None = None
+    warn_pct: int | None = None
+    enforcement: str | None = None
+
+
+class RunAttach(Request, frozen=True, kw_only=True, tag="run_attach"):
+    """Attach a session to this run from now on. Its first attachment reaches back to the session's start."""
+
+    attach: str
+    """The session's id."""
+    run: str | None = None
+    scope: str | None = None
+    transcript: str | None = None
+    """The path of the session's transcript; if omitted, it is found by the session's id."""
+    hints: Hints = Hints()
+
+
+class RunDetach(Request, frozen=True, kw_only=True, tag="run_detach"):
+    """Detach a session: from now on it belongs to no run."""
+
+    detach: str
+    """The session's id."""
+    run: str | None = None
+    scope: str | None = None
+
+
+class RunFinish(Naming, frozen=True, tag="run_finish"):
+    """End a run as done. Its sources are followed for another 48 hours, because numbers often arrive late."""
+
+
+class RunCancel(Naming, frozen=True, tag="run_cancel"):
+    """End a run as cancelled."""
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's settings and state."""
+
+    id: str
+    scope: str | None
+    project_dir: str
+    goal: str
+    complexity: int
+    phases: tuple[str, ...]
+    phase: str
+    token_budget: int | None
+    warn_pct: int
+    enforcement: Enforcement
+    cost_basis: CostBasis
+    status: RunStatus
+    started_at: str
+    ended_at: str | None
+
+
+class RunLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A run and its spend: one entry of `status` and `run_list` (with the goal cut to 200 characters)."""
+
+    run: RunInfo
+    spend: Spend
+    sessions: int
+    pending: int
+    """Sub-agents that have been seen but not measured yet."""
+    burn: int = 0
+    """Tokens of the run's cost basis per minute, over the last ten minutes."""
+    minutes_left: int | None = None
+    """How long the remaining budget lasts at this rate; null if that cannot be said."""
+
+
+class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A period in which a session's usage belongs to the run."""
+
+    session: str
+    since: str | None
+    """Null: since the session's start."""
+    until: str | None
+    """Null: still attached."""
+    origin: Literal["asked", "bead"]
+    """"bead": a row of the session names the run's scope."""
+
+
+class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):
+    """The run after the change, which is on disk."""
+
+    run: RunInfo
+    changed: bool
+    """False if there was nothing to change."""
+
+
+class RunListAnswer(Answer, frozen=True, kw_only=True, tag="run_list"):
+    """The runs, newest first, in pages."""
+
+    runs: tuple[RunLine, ...]
+    next: str | None
+    """Send this as `after` to get the following page; null on the last page."""
+
+
+class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
+    """Everything about one run."""
+
+    run: RunInfo
+    spend: Spend
+    totals: Tally
+    by_phase: tuple[PhaseLine, ...]
+    by_stage: tuple[StageLine, ...]
+    by_agent: tuple[Tally, ...]
+    by_model: tuple[Tally, ...]
+    by_session: tuple[Tally, ...]
+    sources: tuple[SessionSources, ...]
+    """What each source says about each session; at most 200 sessions."""
+    attachments: tuple[AttachmentInfo, ...]

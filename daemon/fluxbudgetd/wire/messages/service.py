@@ -1,0 +1,114 @@
+"""The daemon itself: its identity, its sources and channels, what is wrong."""
+
+from typing import Literal
+
+import msgspec
+
+from fluxbudgetd.wire.messages.base import Answer, Request
+from fluxbudgetd.wire.messages.runs import RunLine
+from fluxbudgetd.wire.messages.spend import SessionSources
+
+ChannelState = Literal["ok", "off", "resting", "failing"]
+
+
+class Ping(Request, frozen=True, tag="ping"):
+    """Return the daemon's identity."""
+
+
+class Status(Request, frozen=True, kw_only=True, tag="status"):
+    """Return the active runs (or one run by id, scope or session), the sources, and the unattributed usage."""
+
+    run: str | None = None
+    scope: str | None = None
+    session: str | None = None
+    after: str | None = None
+    """A page's `next`: asks for the following page."""
+
+
+class Doctor(Request, frozen=True, tag="doctor"):
+    """Return what the daemon knows to be wrong."""
+
+
+class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A source and whether it can be read."""
+
+    name: str
+    path: str
+    state: str
+    """`ok`, or why it cannot be read: `unread` (not read yet), `absent`, `empty`, `locked`, `slow`, `corrupt`,
+    `not_a_database`, `schema_drift`, `unreadable`."""
+    detail: str
+    hint: str
+    since: str
+    """When this state began."""
+    notes: tuple[str, ...]
+    """What is readable but not as it should be (a missing index or optional column)."""
+    anomalies: int
+    """Counts that were dropped because they were negative or not whole numbers, in the followed sessions."""
+
+
+class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A channel that delivers warnings, and whether it works."""
+
+    name: str
+    state: ChannelState
+    """`resting`: there is nothing to deliver to (no desktop session); it is tried again."""
+    detail: str
+    hint: str
+    since: str
+    """When this state began."""
+    told: int
+    """The number of the last event that the channel has handled."""
+    waiting: int
+    """How many later events there are."""
+
+
+class Unattributed(msgspec.Struct, frozen=True, kw_only=True):
+    """Usage that belongs to no run, among the latest 10 000 rows and the followed sessions."""
+
+    sessions: int
+    billing: int
+    total: int
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """A problem and what to do about it."""
+
+    what: str
+    hint: str
+
+
+class PingAnswer(Answer, frozen=True, kw_only=True, tag="ping"):
+    """The daemon's identity."""
+
+    version: str
+    protocol: int
+    pid: int
+    started_at: str
+
+
+class StatusAnswer(Answer, frozen=True, kw_only=True, tag="status"):
+    """The runs that were asked for, newest first, in pages."""
+
+    runs: tuple[RunLine, ...]
+    next: str | None
+    """Send this as `after` to get the following page; null on the last page."""
+    sources: tuple[SourceInfo, ...]
+    unattributed: Unattributed
+
+
+class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
+    """The daemon's state, and what is wrong."""
+
+    version: str
+    pid: int
+    state_dir: str
+    ledger: str
+    sources: tuple[SourceInfo, ...]
+    sessions: tuple[SessionSources, ...]
+    """What each source says about each followed session, those that differ first; at most 200 sessions."""
+    findings: tuple[Finding, ...]
+    active_runs: int
+    followed_runs: int
+    connections: int
+    channels: tuple[ChannelInfo, ...] = ()
