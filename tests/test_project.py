@@ -1,6 +1,7 @@
 """The project itself: the protocol's document, the demo, the console scripts, where the tested code comes from."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,14 @@ def test_protocol_document_is_what_the_structs_say() -> None:
         [sys.executable, ROOT / "docs" / "make_protocol.py"], capture_output=True, text=True, check=True
     )
     assert made.stdout == (ROOT / "docs" / "protocol.md").read_text(), "run 'make docs'"
+
+
+def test_map_of_the_rooms_is_what_the_imports_say(tmp_path: Path) -> None:
+    committed = ROOT / "docs" / "ARCHITECTURE.md"
+    made = tmp_path / "ARCHITECTURE.md"
+    shutil.copy(committed, made)
+    subprocess.run([sys.executable, ROOT / "docs" / "make_map.py", made], check=True)
+    assert made.read_text() == committed.read_text(), "run 'make docs'"
 
 
 def test_exchange_in_the_document_is_what_a_daemon_reads() -> None:
