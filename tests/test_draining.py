@@ -1,4 +1,4 @@
-"""The end of a server: nothing that has been sent to it is lost, and nobody holds it up."""
+"""The end of a server: no request that was sent is lost, and no connection holds it up."""
 
 import socket
 import threading
@@ -11,20 +11,22 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from fluxbudgetd import server as server_module
+from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
 from harness.daemon import Wire
 
+#: A new connection's first request is waited for longer than the test may take.
+PATIENT = Limits(first_request_seconds=60)
 PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
 
 
 class Served:
     """A server over a real socket, which can be told to end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
-        self.server = Server(lambda _request: PONG)
+        self.server = Server(lambda _request: PONG, limits)
         self.drained = anyio.Event()
 
     async def connected(self, count: int = 1) -> Wire:
@@ -41,8 +43,8 @@ class Served:
 
 
 @asynccontextmanager
-async def served(path: Path) -> AsyncIterator[Served]:
-    made = Served(path)
+async def served(path: Path, limits: Limits = Limits()) -> AsyncIterator[Served]:  # noqa: B008  it is frozen
+    made = Served(path, limits)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
@@ -63,11 +65,9 @@ async def has_ended(wire: Wire) -> bool:
     return True
 
 
-def test_who_has_connected_may_still_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_NEWCOMERS_SECONDS", 60)
-
+def test_new_connection_may_still_send_its_first_request(tmp_path: Path) -> None:
     async def body() -> None:
-        async with served(tmp_path / "s") as it, anyio.create_task_group() as tasks:
+        async with served(tmp_path / "s", PATIENT) as it, anyio.create_task_group() as tasks:
             with await it.connected() as wire:
                 tasks.start_soon(it.drain)
                 await anyio.sleep(0.05)
@@ -90,13 +90,9 @@ def test_who_never_asks_holds_nobody_up(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_who_was_answered_and_asks_nothing_more_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "_NEWCOMERS_SECONDS", 60)
-
+def test_answered_connection_without_a_request_ends_at_once(tmp_path: Path) -> None:
     async def body() -> None:
-        async with served(tmp_path / "s") as it:
+        async with served(tmp_path / "s", PATIENT) as it:
             with await it.connected() as wire, anyio.fail_after(30):
                 assert await asked(wire) == PONG
                 await it.drain()
@@ -114,12 +110,11 @@ def test_what_was_sent_before_the_end_is_answered(tmp_path: Path) -> None:
                 assert await asked(wire) == PONG
                 answers: list[object] = []
                 asking = threading.Thread(target=lambda: answers.extend(wire.ask(messages.Ping()) for _ in range(1)))
-                before = it.server._waited_for  # noqa: SLF001
-                while not before:
+                while not it.server.idle:
                     await anyio.lowlevel.checkpoint()
+                (raw,) = it.server.idle
                 asking.start()
                 # Without giving the loop a chance to see it.
-                (raw,) = before
                 while True:
                     try:
                         raw.recv(1, socket.MSG_PEEK)
@@ -133,7 +128,7 @@ def test_what_was_sent_before_the_end_is_answered(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_who_comes_when_nobody_accepts_any_more_waits_for_the_next_server(tmp_path: Path) -> None:
+def test_connection_after_the_last_accepted_one_waits_for_the_next_server(tmp_path: Path) -> None:
     async def body() -> None:
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(tmp_path / "s"))

@@ -21,8 +21,9 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
-from fluxbudgetd.server import server as server_module
 from fluxbudgetd.server.handlers import Context, handle
+from fluxbudgetd.server.limits import Limits
+from fluxbudgetd.server.requests import Handler
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
@@ -213,16 +214,15 @@ def test_one_deadline_for_all_that_a_request_waits_for(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_peer_that_never_reads_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_that_never_reads_is_closed(tmp_path: Path) -> None:
     """An answer that is not taken costs its connection, after a while; large ones that wait are bounded in all."""
-    monkeypatch.setattr(server_module, "SEND_SECONDS", 0.5)
-    monkeypatch.setattr(server_module, "_BUFFERED_BYTES", 1_000_000)
+    limits = Limits(send_seconds=0.5, shared_bytes=1_000_000)
     large = messages.PingAnswer(version="v" * 900_000, protocol=1, pid=1, started_at="now")
 
     async def body() -> None:
         path = tmp_path / "s"
         request = encode_frame(messages.encode(messages.Ping()))
-        async with serving(path, lambda _request: large):
+        async with serving(path, lambda _request: large, limits):
             deaf = [socket.socket(socket.AF_UNIX) for _ in range(4)]
             for peer in deaf:
                 peer.connect(str(path))
@@ -332,14 +332,14 @@ def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
 
 
 @asynccontextmanager
-async def serving(path: Path, handler: server_module.Handler) -> AsyncIterator[None]:
+async def serving(path: Path, handler: Handler, limits: Limits) -> AsyncIterator[None]:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(path))
     listening.listen()
     listening.setblocking(False)
     with listening:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(Server(handler).serve, listening)
+            tasks.start_soon(Server(handler, limits).serve, listening)
             yield
             tasks.cancel_scope.cancel()
 
@@ -357,11 +357,8 @@ async def ask(
 PONG = messages.PingAnswer(version="v", protocol=1, pid=1, started_at="now")
 
 
-def test_request_that_fails_or_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_request_that_fails_or_hangs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A defect is an `internal` error, a hang a `timeout`; meanwhile and afterwards everybody is answered."""
-    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.5)
 
     async def handler(request: messages.AnyRequest) -> messages.AnyAnswer:
         if isinstance(request, messages.Doctor):
@@ -375,7 +372,7 @@ def test_request_that_fails_or_hangs(
     async def body() -> None:
         path = tmp_path / "s"
         async with (
-            serving(path, handler),
+            serving(path, handler, Limits(request_seconds=0.5)),
             await anyio.connect_unix(path) as hanging,
             await anyio.connect_unix(path) as other,
         ):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.server.handlers.hook_input import HookInput, parse_beginning, parse_odd
+from fluxbudgetd.server.handlers.hook_input import HookInput, parse_beginning, parse_unusual
 from fluxbudgetd.server.handlers.hook_input import parse as parse_at_once
 from fluxbudgetd.wire.text import fold
 
@@ -44,7 +44,7 @@ UNDERSTOOD = HookInput(
 
 def parse(raw: bytes) -> HookInput:
     """Read a whole input as the daemon does: at once, or with patience. Of UTF-8 that both read they say the same."""
-    found, patient = parse_at_once(raw), parse_odd(raw)
+    found, patient = parse_at_once(raw), parse_unusual(raw)
     if raw.decode(errors="replace").encode() == raw:
         assert found in (None, patient)
     return patient if found is None else found

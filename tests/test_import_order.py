@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 #: A room may import the rooms of the layers before its own. The rooms of one layer never import each other.
 LAYERS: tuple[set[str], ...] = (
-    {"clock", "lean", "systemd", "threads", "wire"},
+    {"clock", "lean", "structs", "systemd", "threads", "wire"},
     {"errors", "log", "model"},
     {"config"},
     {"policy"},

@@ -15,7 +15,7 @@ import pytest
 from fluxbudgetd import service as service_module
 from fluxbudgetd import supervision as supervision_module
 from fluxbudgetd.errors import StartError
-from fluxbudgetd.server import listening
+from fluxbudgetd.server.listener import passed_listener
 from fluxbudgetd.service import Service
 from fluxbudgetd.supervision import Supervision
 from fluxbudgetd.systemd import Manager, passed
@@ -382,7 +382,7 @@ def test_what_is_no_listening_socket_with_a_path_is_refused(what: str, tmp_path:
                 made.bind(str(tmp_path / "d"))
             descriptor = os.dup(made.fileno())
         with pytest.raises(StartError) as caught:
-            listening.given([descriptor])
+            passed_listener([descriptor])
         assert "pass" in caught.value.message
         with suppress(OSError):
             os.close(descriptor)

@@ -21,9 +21,11 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError
 from fluxbudgetd.events.channels import Surroundings
 from fluxbudgetd.ledger import Ledger, open_ledger
-from fluxbudgetd.server import listening
 from fluxbudgetd.server.handlers import Context, handle
-from fluxbudgetd.server.server import MAX_CONNECTIONS, Server
+from fluxbudgetd.server.limits import Limits
+from fluxbudgetd.server.listener import Listener, bound
+from fluxbudgetd.server.locking import lock, private_directory
+from fluxbudgetd.server.server import Server
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
@@ -50,24 +52,24 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def run(locations: Locations, settings: Settings, manager: Manager, given: listening.Listener | None) -> None:
+def run(locations: Locations, settings: Settings, manager: Manager, given: Listener | None) -> None:
     """Serve until SIGTERM or SIGINT, on the socket that was given, if any; raises `StartError` when that cannot begin.
 
     What blocks for its nature (directories, locks, binding) is done before the event loop starts.
     """
     _prepare_process()
-    listening.private_directory(locations.state_dir, ours=locations.state_dir_is_ours)
-    listening.private_directory(os.path.dirname(locations.socket), ours=locations.socket_dir_is_ours)
+    private_directory(locations.state_dir, ours=locations.state_dir_is_ours)
+    private_directory(os.path.dirname(locations.socket), ours=locations.socket_dir_is_ours)
     state_lock = os.path.join(locations.state_dir, "fluxbudgetd.lock")
     with (
-        listening.lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
-        listening.lock(state_lock, f"the state in {locations.state_dir}"),
-        nullcontext(given) if given is not None else listening.bound(locations.socket) as listener,
+        lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
+        lock(state_lock, f"the state in {locations.state_dir}"),
+        nullcontext(given) if given is not None else bound(locations.socket) as listener,
     ):
         anyio.run(_with_ledger, locations, settings, manager, listener)
 
 
-def refuse(given: listening.Listener, error: FluxError, seconds: float) -> bool:
+def refuse(given: Listener, error: FluxError, seconds: float) -> bool:
     """Tell those who come to a given socket why nobody serves it; tells whether anybody did.
 
     Whoever is left in its queue would have the daemon started at once again, only to wait in vain once more.
@@ -75,7 +77,7 @@ def refuse(given: listening.Listener, error: FluxError, seconds: float) -> bool:
     return anyio.run(_refuse, given, error, seconds)
 
 
-async def _refuse(given: listening.Listener, error: FluxError, seconds: float) -> bool:
+async def _refuse(given: Listener, error: FluxError, seconds: float) -> bool:
     told = 0
 
     def tell(_request: object) -> Never:
@@ -94,9 +96,7 @@ async def _refuse(given: listening.Listener, error: FluxError, seconds: float) -
     return told > 0
 
 
-async def _with_ledger(
-    locations: Locations, settings: Settings, manager: Manager, listener: listening.Listener
-) -> None:
+async def _with_ledger(locations: Locations, settings: Settings, manager: Manager, listener: Listener) -> None:
     with anyio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         ledger, moved = await open_ledger(locations.state_dir)
@@ -115,7 +115,7 @@ async def _serve(
     settings: Settings,
     ledger: Ledger,
     manager: Manager,
-    listener: listening.Listener,
+    listener: Listener,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
     around = Surroundings(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
@@ -171,7 +171,7 @@ def _prepare_process() -> None:
     os.umask(0o077)
     sys.setswitchinterval(_SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _SPARE_DESCRIPTORS
+    wanted = Limits().connections + _SPARE_DESCRIPTORS
     if soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

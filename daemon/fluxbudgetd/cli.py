@@ -15,7 +15,7 @@ from fluxbudgetd.config.check import check
 from fluxbudgetd.config.locations import Locations, locate
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ConfigError, FluxError, StartError
-from fluxbudgetd.server import listening
+from fluxbudgetd.server.listener import Listener, passed_listener
 from fluxbudgetd.systemd import Manager, passed
 from fluxbudgetd.wire import codes
 
@@ -118,7 +118,7 @@ def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: S
     somebody_came = False
     while True:
         try:
-            given = given or listening.given(descriptors)
+            given = given or passed_listener(descriptors)
             locations = _locate(arguments, given)
             settings = Settings(locations.config, required=locations.config_is_chosen, claude_dir=locations.claude_dir)
             settings.load_first()
@@ -133,7 +133,7 @@ def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: S
             return codes.OK
 
 
-def _locate(arguments: Mapping[str, str | None], given: listening.Listener | None) -> Locations:
+def _locate(arguments: Mapping[str, str | None], given: Listener | None) -> Locations:
     """Return where everything lies; the socket is the one that was given. Raises `StartError`."""
     located = locate(os.environ, os.geteuid(), **arguments)
     if given is None or given.path == located.socket:

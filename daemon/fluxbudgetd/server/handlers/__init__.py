@@ -1,23 +1,23 @@
-"""One function per request: the service's answers in the protocol's words."""
+"""One function per request."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fluxbudgetd.server.answers import Heard
-from fluxbudgetd.server.handlers import budget, events, hooks, reviews, runs, service
+from fluxbudgetd.server.handlers import budget, events, hooks, reviews, runs, service, statusline
 from fluxbudgetd.server.handlers.common import Context
+from fluxbudgetd.server.requests import Stream, TrackedAnswer
 from fluxbudgetd.wire import messages as wire
 
 __all__ = ["Context", "handle"]
 
 
-Answer = wire.AnyAnswer | Awaitable[wire.AnyAnswer | Heard] | AsyncGenerator[wire.AnyAnswer, None]
+Answer = wire.AnyAnswer | TrackedAnswer | Awaitable[wire.AnyAnswer | TrackedAnswer] | Stream
 
 
 def handle(context: Context, request: wire.AnyRequest) -> Answer:
-    """Carry out a request; raises `FluxError`, at once or when it is awaited.
+    """Carry out a request; raise `FluxError`, at once or when the answer is awaited.
 
-    What can be answered without waiting is answered without waiting: that is the hooks' usual case.
+    A request that has nothing to wait for is answered at once. That is the usual case for hooks.
     """
     return _HANDLERS[type(request)](context, request)
 
@@ -43,5 +43,5 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Calibrate: reviews.calibrate,
     wire.Subscribe: events.subscribe,
     wire.Hook: hooks.hook,
-    wire.StatusLine: hooks.statusline,
+    wire.StatusLine: statusline.statusline,
 }

@@ -1,23 +1,24 @@
-"""What is left, and may the run go on: what hooks ask."""
+"""What is left, and may the run go on: the requests that hooks make all the time."""
 
 from collections.abc import Awaitable
 
 from fluxbudgetd.policy import advance as policy
 from fluxbudgetd.policy.advance import Verdict
 from fluxbudgetd.server import answers
-from fluxbudgetd.server.handlers.common import Context, deadline_of, find
+from fluxbudgetd.server.handlers.common import Context, deadline_of, find, find_standing
+from fluxbudgetd.server.phase_answers import phase_lines
 from fluxbudgetd.totals import Standing
 from fluxbudgetd.wire import messages as wire
 
 
 def remaining(context: Context, request: wire.Remaining) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
-    """Answer what is left."""
+    """Return what is left of a run's budget."""
     standing = _standing_now(context, request)
     return _remaining_later(context, request) if standing is None else _remaining(standing)
 
 
 def check(context: Context, request: wire.Check) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
-    """Answer whether the run may go on. What is refused, or let pass for a reason, is an event."""
+    """Return whether the run may go on. A refusal, and an override that was needed, are recorded as events."""
     standing = _standing_now(context, request)
     if standing is None:
         return _check_later(context, request)
@@ -28,16 +29,16 @@ def check(context: Context, request: wire.Check) -> wire.AnyAnswer | Awaitable[w
 
 
 async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer:
-    """Check, and move the run on to its next phase."""
+    """Check the budget, and move the run to its next phase."""
     service, deadline = context.service, deadline_of(request)
-    state = await find(context, request, deadline)
+    account = await find(context, request, deadline)
     await service.settings.refresh(deadline)
-    before = await service.totals.standing(state, deadline)
-    done = await service.checks.advance(state, request.from_phase, request.to_phase, request.override)
-    standing = service.totals.standing_known(state, before)
+    before = await service.totals.standing(account, deadline)
+    done = await service.checks.advance(account, request.from_phase, request.to_phase, request.override)
+    standing = service.totals.standing_known(account, before)
     if done.completed is None:
         await service.checks.note(done.run, standing.balance, done.verdict, "advance", deadline)
-    lines = {line.name: line for line in answers.phase_lines(service, state)}
+    lines = {line.name: line for line in phase_lines(service, account)}
     return wire.AdvanceAnswer(
         run=done.run.id,
         advanced=done.completed is not None,
@@ -51,20 +52,17 @@ async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer
 
 
 def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
+    """Return where the run stands, if that is known without waiting."""
     return context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
 
 
-async def _standing_later(context: Context, request: wire.Naming) -> Standing:
-    deadline = deadline_of(request)
-    return await context.service.totals.standing(await find(context, request, deadline), deadline)
-
-
 async def _remaining_later(context: Context, request: wire.Remaining) -> wire.AnyAnswer:
-    return _remaining(await _standing_later(context, request))
+    _account, standing = await find_standing(context, request, deadline_of(request))
+    return _remaining(standing)
 
 
 async def _check_later(context: Context, request: wire.Check) -> wire.AnyAnswer:
-    standing = await _standing_later(context, request)
+    _account, standing = await find_standing(context, request, deadline_of(request))
     return await _noted(context, request, standing, policy.checked(standing.run, standing.balance, request.override))
 
 

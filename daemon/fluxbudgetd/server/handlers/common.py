@@ -1,4 +1,4 @@
-"""What handlers share: their context, one deadline per request, finding the run that is meant."""
+"""What the handlers share: their context, a request's deadline, the run that a request names."""
 
 from collections.abc import Callable
 
@@ -6,16 +6,17 @@ import anyio
 import msgspec
 
 from fluxbudgetd.service import Service
+from fluxbudgetd.totals import Standing
 from fluxbudgetd.totals.accounts import RunAccount
 from fluxbudgetd.wire import messages as wire
 
-# The answer has to be back before the sender gives up.
+# The answer must reach the client before it gives up.
 _WAIT_SHARE = 0.75
 _MAX_WAIT_SECONDS = 20.0
 
 
 class Context(msgspec.Struct):
-    """What a handler works with. `connections` counts the open ones."""
+    """What the handlers work with. `connections` counts the open connections."""
 
     service: Service
     state_dir: str
@@ -24,11 +25,17 @@ class Context(msgspec.Struct):
 
 
 def deadline_of(request: wire.Request) -> float:
-    """Return when the answer has to be made, by the loop's clock: one deadline for all that a request waits for."""
+    """Return the time, by the event loop's clock, at which everything that a request waits for ends."""
     wait = min(max(request.wait_ms, 0) / 1000 * _WAIT_SHARE, _MAX_WAIT_SECONDS)
     return anyio.current_time() + wait
 
 
 async def find(context: Context, request: wire.Naming, deadline: float) -> RunAccount:
-    """Return the run that a request means; raises `NoRunError`."""
+    """Return the account of the run that a request names; raise `NoRunError` if there is none."""
     return await context.service.totals.find(request.run, request.scope, request.session, request.hints, deadline)
+
+
+async def find_standing(context: Context, request: wire.Naming, deadline: float) -> tuple[RunAccount, Standing]:
+    """Return the account of the run that a request names, and where it stands; raise `NoRunError`."""
+    account = await find(context, request, deadline)
+    return account, await context.service.totals.standing(account, deadline)

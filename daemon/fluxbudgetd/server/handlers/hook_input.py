@@ -1,42 +1,43 @@
-"""What Claude Code gives to hooks and to the status line's command: JSON, of which only names and ids are looked at.
+"""The JSON that Claude Code passes to hooks and to the status line's command. Only names and ids in it are read.
 
-Nothing in it is relied on: a field that is missing, of another type or new is no error, what is not JSON is nothing.
+No field is required, and none has to have the expected type: other input is as good as an empty object.
 """
 
 import json
 from json.decoder import scanstring  # type: ignore[attr-defined]  # public, but without types
 
 import msgspec
+from msgspec import Raw, field
 
 from fluxbudgetd.wire.text import fold
 
 _LONGEST_ID = 512
 _LONGEST_PATH = 4096
-_NOTHING = msgspec.Raw(b"null")
+_ABSENT = Raw(b"null")
 _SPACE = " \t\n\r"
 
 
 class _Fields(msgspec.Struct):
-    """The fields that are looked at, unread; what else there is is passed over without being made into anything."""
+    """The fields that are read, still encoded. The decoder skips all others without creating objects."""
 
-    session_id: msgspec.Raw = _NOTHING
-    transcript_path: msgspec.Raw = _NOTHING
-    cwd: msgspec.Raw = _NOTHING
-    hook_event_name: msgspec.Raw = _NOTHING
-    tool_name: msgspec.Raw = _NOTHING
-    tool_input: msgspec.Raw = _NOTHING
-    agent_id: msgspec.Raw = _NOTHING
-    agent_type: msgspec.Raw = _NOTHING
-    tool_use_id: msgspec.Raw = _NOTHING
-    source: msgspec.Raw = _NOTHING
+    session: Raw = field(default=_ABSENT, name="session_id")
+    transcript: Raw = field(default=_ABSENT, name="transcript_path")
+    cwd: Raw = _ABSENT
+    event: Raw = field(default=_ABSENT, name="hook_event_name")
+    tool: Raw = field(default=_ABSENT, name="tool_name")
+    tool_input: Raw = _ABSENT
+    agent_id: Raw = _ABSENT
+    agent_type: Raw = _ABSENT
+    call: Raw = field(default=_ABSENT, name="tool_use_id")
+    source: Raw = _ABSENT
 
 
 class _ToolInput(msgspec.Struct):
-    subagent_type: msgspec.Raw = _NOTHING
+    subagent_type: Raw = _ABSENT
 
 
 class HookInput(msgspec.Struct, frozen=True, kw_only=True):
-    """What a hook was called for. Text that is too long to be what it should be is None."""
+    """What a hook was called for. A text that is too long for its purpose is None."""
 
     event: str | None = None
     session: str | None = None
@@ -47,28 +48,31 @@ class HookInput(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     agent_type: str | None = None
     call: str | None = None
-    """Which call of a tool it is about."""
+    """The id of the tool call."""
     source: str | None = None
     """Why a session starts: `startup`, `resume`, `clear`, `compact`."""
 
 
+_PATHS = frozenset({"transcript", "cwd"})
+#: name in the JSON → our name
+_NAMES = {one.encode_name: one.name for one in msgspec.structs.fields(_Fields)}
 _fields = msgspec.json.Decoder(_Fields)
 _tool_input = msgspec.json.Decoder(_ToolInput)
 _text_decoder = msgspec.json.Decoder(str)
 
 
 def parse(raw: bytes) -> HookInput | None:
-    """Return what an input says, at once; None when there is something odd about it, which `parse_odd` looks into."""
+    """Return what the input says; None if it is unusual, which `parse_unusual` handles."""
     try:
         return _made(_fields.decode(raw))
     except (msgspec.DecodeError, RecursionError):
         return None
 
 
-def parse_odd(raw: bytes) -> HookInput:
-    """Return what an odd input says; of what is not JSON, nothing. It may take milliseconds.
+def parse_unusual(raw: bytes) -> HookInput:
+    """Return what an unusual input says; nothing if it is not JSON. May take milliseconds.
 
-    JavaScript writes half a surrogate pair when it cuts a text in the middle of a character, wherever that may be.
+    JavaScript writes half a surrogate pair if it cuts a text in the middle of a character; msgspec refuses that.
     """
     try:
         found = json.loads(raw)
@@ -76,13 +80,13 @@ def parse_odd(raw: bytes) -> HookInput:
         return HookInput()
     if not isinstance(found, dict):
         return HookInput()
-    names = [name for name in _Fields.__struct_fields__ if name in found]
-    return _made(_Fields(**{name: msgspec.Raw(json.dumps(found[name]).encode()) for name in names}))
+    known = {_NAMES[name]: Raw(json.dumps(value).encode()) for name, value in found.items() if name in _NAMES}
+    return _made(_Fields(**known))
 
 
 def parse_beginning(raw: bytes) -> HookInput:
-    """Return what the beginning of an input says: the fields that stand there whole. It may take milliseconds."""
-    found: dict[str, msgspec.Raw] = {}
+    """Return what the beginning of an input says: the fields that are complete. May take milliseconds."""
+    found: dict[str, Raw] = {}
     text = raw.decode("utf-8", "ignore")
     decoder = json.JSONDecoder()
     at = _skip(text, 0)
@@ -97,46 +101,40 @@ def parse_beginning(raw: bytes) -> HookInput:
                 break
             start = _skip(text, at + 1)
             _, at = decoder.raw_decode(text, start)
-            if key in _Fields.__struct_fields__:
-                found[key] = msgspec.Raw(text[start:at].encode())
+            if key in _NAMES:
+                found[_NAMES[key]] = Raw(text[start:at].encode())
             at = _skip(text, at)
     except (ValueError, RecursionError):
-        pass  # here it was cut
+        pass  # the input was cut here
     return _made(_Fields(**found))
 
 
 def _made(fields: _Fields) -> HookInput:
-    return HookInput(
-        event=_text(fields.hook_event_name, _LONGEST_ID),
-        session=_text(fields.session_id, _LONGEST_ID),
-        transcript=_text(fields.transcript_path, _LONGEST_PATH),
-        cwd=_text(fields.cwd, _LONGEST_PATH),
-        tool=_text(fields.tool_name, _LONGEST_ID),
-        subagent_type=_subagent_type(fields.tool_input),
-        agent_id=_text(fields.agent_id, _LONGEST_ID),
-        agent_type=_text(fields.agent_type, _LONGEST_ID),
-        call=_text(fields.tool_use_id, _LONGEST_ID),
-        source=_text(fields.source, _LONGEST_ID),
-    )
+    texts = {
+        name: _text(getattr(fields, name), _LONGEST_PATH if name in _PATHS else _LONGEST_ID)
+        for name in _Fields.__struct_fields__
+        if name != "tool_input"
+    }
+    return HookInput(**texts, subagent_type=_subagent_type(fields.tool_input))
 
 
-def _subagent_type(raw: msgspec.Raw) -> str | None:
+def _subagent_type(raw: Raw) -> str | None:
     try:
         return _text(_tool_input.decode(raw).subagent_type, _LONGEST_ID)
     except (msgspec.DecodeError, RecursionError):
-        return _leniently(raw)
+        return _unusual_subagent_type(raw)
 
 
-def _leniently(raw: msgspec.Raw) -> str | None:
+def _unusual_subagent_type(raw: Raw) -> str | None:
     try:
         found = json.loads(bytes(raw))
-        return _text(msgspec.Raw(json.dumps(found.get("subagent_type")).encode()), _LONGEST_ID)
+        return _text(Raw(json.dumps(found.get("subagent_type")).encode()), _LONGEST_ID)
     except (ValueError, RecursionError, AttributeError):
         return None
 
 
-def _text(raw: msgspec.Raw, longest: int) -> str | None:
-    """Return a field's text; None when it is none, empty, or longer than it can be."""
+def _text(raw: Raw, longest: int) -> str | None:
+    """Return a field's text; None if it is not text, is empty, or is longer than allowed."""
     try:
         text = fold(_text_decoder.decode(raw).encode())
     except (msgspec.DecodeError, UnicodeError):

@@ -1,26 +1,27 @@
-"""Estimates, the budget cut, the cost report, and what history teaches."""
+"""Reviews: estimates, the budget cut, the cost report, calibration."""
 
 import os
 
 from fluxbudgetd.errors import NoRunError
+from fluxbudgetd.model import Triage
 from fluxbudgetd.policy import estimates as policy
-from fluxbudgetd.server import answers
-from fluxbudgetd.server.handlers.common import Context, deadline_of, find
+from fluxbudgetd.policy import triage as triage_policy
+from fluxbudgetd.server.answers import capped
+from fluxbudgetd.server.handlers.common import Context, deadline_of, find_standing
+from fluxbudgetd.structs import converted
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire.text import fold
 
 
 async def estimates(context: Context, request: wire.Estimates) -> wire.EstimatesAnswer:
-    """Answer what agents are expected to cost."""
+    """Return what agents are expected to cost."""
     reviews, deadline = context.service.reviews, deadline_of(request)
     rules = await reviews.rules(request.project_dir or await _project(context, request.hints, deadline), deadline)
     means, stale_why = await reviews.means(request.model, deadline)
     return wire.EstimatesAnswer(
         estimates={
             name: wire.AgentEstimate(
-                est_tokens=answers.capped(one.est_tokens),
-                est_billing=answers.capped(one.est_billing),
-                sample_size=one.sample_size,
+                est_tokens=capped(one.est_tokens), est_billing=capped(one.est_billing), sample_size=one.sample_size
             )
             for name, one in means.items()
         },
@@ -30,49 +31,72 @@ async def estimates(context: Context, request: wire.Estimates) -> wire.Estimates
     )
 
 
-async def _project(context: Context, hints: wire.Hints, deadline: float) -> str | None:
-    """Return the project of the run that hints mean; of none, or of several, the working directory."""
-    try:
-        state = await context.service.totals.find_if_any(None, None, None, hints, deadline)
-    except NoRunError:
-        state = None
-    return hints.cwd if state is None else state.run.project_dir
-
-
 async def triage(context: Context, request: wire.TriageRequest) -> wire.TriageAnswer:
-    """Answer which agents are launched, after that has been kept."""
+    """Decide which agents are launched, store that, and return it."""
     service, deadline = context.service, deadline_of(request)
-    state = await service.totals.find_if_any(request.run, request.scope, request.session, request.hints, deadline)
-    standing = None if state is None else await service.totals.standing(state, deadline)
+    account = await service.totals.find_if_any(request.run, request.scope, request.session, request.hints, deadline)
+    standing = None if account is None else await service.totals.standing(account, deadline)
     decided = await service.reviews.triage(
-        request, None if state is None else state.run, None if standing is None else standing.balance, deadline
+        request, None if account is None else account.run, None if standing is None else standing.balance, deadline
     )
-    stale = (None if standing is None else standing.stale_why, decided.stale_why)
-    return answers.triage(decided.triage, decided.note, next(filter(None, stale), None))
+    run_stale_why = None if standing is None else standing.stale_why
+    return _triage_answer(decided.triage, decided.note, run_stale_why or decided.stale_why)
 
 
 async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
-    """Answer what a triage's agents, or those of all of a run's triages, have cost."""
+    """Return what the agents of a triage, or of all the run's triages, have cost."""
     service, deadline = context.service, deadline_of(request)
     if request.triage is not None:
         found, made = await service.reviews.report(request.triage, deadline)
         run = found.run
     else:
-        state = await find(context, request, deadline)
-        await service.totals.standing(state, deadline)
-        made, run = await service.reviews.report_run(state, deadline), state.run.id
+        account, _standing = await find_standing(context, request, deadline)
+        made, run = await service.reviews.report_run(account, deadline), account.run.id
     return wire.ReportAnswer(run=run, triages=made.triages, report=made.report, stale_why=made.stale_why)
 
 
 async def calibrate(context: Context, request: wire.Calibrate) -> wire.CalibrateAnswer:
-    """Answer what phases and agents have really cost."""
+    """Return what phases and agents have really cost."""
     service, deadline = context.service, deadline_of(request)
-    states = list(service.accounts.runs.values())
-    standings = await service.totals.standings(states, deadline)
-    for state in states:
-        service.accounts.require_loaded(state)
+    accounts = list(service.accounts.runs.values())
+    standings = await service.totals.standings(accounts, deadline)
+    for account in accounts:
+        service.accounts.require_loaded(account)
     made, stale_why = await service.reviews.calibrate(deadline)
-    stale = next((one.stale_why for one in standings if one.stale_why is not None), stale_why)
+    stale_why = next((one.stale_why for one in standings if one.stale_why is not None), stale_why)
     return wire.CalibrateAnswer(
-        calibration=made, path=fold(os.fsencode(service.settings.calibration_path)), stale_why=stale
+        calibration=made, path=fold(os.fsencode(service.settings.calibration_path)), stale_why=stale_why
     )
+
+
+async def _project(context: Context, hints: wire.Hints, deadline: float) -> str | None:
+    """Return the project of the run that hints name; the working directory if they name none, or several."""
+    try:
+        account = await context.service.totals.find_if_any(None, None, None, hints, deadline)
+    except NoRunError:
+        account = None
+    return hints.cwd if account is None else account.run.project_dir
+
+
+def _triage_answer(made: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:
+    return converted(
+        made,
+        wire.TriageAnswer,
+        triage_id=made.id,
+        selected=_part(made, (1, 2), is_selected=True),
+        deferred=_part(made, (1, 2), is_selected=False),
+        by_stage={
+            f"stage_{stage}": wire.TriageStage(
+                selected=_part(made, (stage,), is_selected=True), deferred=_part(made, (stage,), is_selected=False)
+            )
+            for stage in (1, 2)
+        },
+        summary=triage_policy.summary(made.agents, made.budget, constrained=made.sprint_constrained),
+        note=note,
+        stale_why=stale_why,
+    )
+
+
+def _part(made: Triage, stages: tuple[int, ...], *, is_selected: bool) -> wire.TriagePart:
+    chosen = [line for line in made.agents if line.stage in stages and (line.action == "Selected") == is_selected]
+    return wire.TriagePart(agents=len(chosen), est_tokens=capped(triage_policy.tokens(chosen)))

@@ -1,27 +1,30 @@
-"""Runs and their sessions: started, listed, shown, changed, ended."""
+"""Runs and their sessions: start, list, show, change, end."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
-from fluxbudgetd.model import to_text
+from fluxbudgetd.model import Counts
 from fluxbudgetd.server import answers
 from fluxbudgetd.server.handlers.common import Context, deadline_of, find
+from fluxbudgetd.server.phase_answers import phase_lines, stage_lines
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals.accounts import RunAccount
 from fluxbudgetd.wire import messages as wire
 
-# A page fits into a frame whatever the runs are called: a line is at most about 12 kB.
+# A line takes at most about 12 kB, so a page always fits into a frame.
 _PAGE_RUNS = 64
 
 
 async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
-    """Answer with the active runs, or the one that was named."""
+    """Return the active runs, or the named one, with the sources and the unattributed usage."""
     service, deadline = context.service, deadline_of(request)
-    if request.run or request.scope or request.session:
-        states = [await service.totals.find(request.run, request.scope, request.session, wire.Hints(), deadline)]
+    is_named = bool(request.run or request.scope or request.session)
+    if is_named:
+        accounts = [await service.totals.find(request.run, request.scope, request.session, wire.Hints(), deadline)]
     else:
-        states = service.accounts.active()
-    lines, following = await _lines(service, states, request.after, deadline)
-    if request.after is None and not (request.run or request.scope or request.session):
+        accounts = service.accounts.active()
+    lines, following = await _page(service, accounts, request.after, deadline)
+    if request.after is None and not is_named:
         await service.totals.refresh_sources(deadline)
     sessions, loose = await service.totals.unattributed(deadline)
     return wire.StatusAnswer(
@@ -35,71 +38,66 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
 
 
 async def run_start(context: Context, request: wire.RunStart) -> wire.RunAnswer:
-    """Start a run, or find the one that was started so before."""
+    """Start a run, or return the one that the same arguments started before."""
     run, changed = await context.service.lifecycle.start(request, deadline_of(request))
     return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
 async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswer:
-    """Answer with the active runs, or all."""
-    accounts = context.service.accounts
-    states = list(accounts.runs.values()) if request.all else accounts.active()
-    lines, following = await _lines(context.service, states, request.after, deadline_of(request))
+    """Return the active runs, or all."""
+    known = context.service.accounts
+    accounts = list(known.runs.values()) if request.all else known.active()
+    lines, following = await _page(context.service, accounts, request.after, deadline_of(request))
     return wire.RunListAnswer(runs=lines, next=following)
 
 
 async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswer:
-    """Answer with everything that is known of a run."""
+    """Return everything about one run."""
     service, deadline = context.service, deadline_of(request)
-    state = await find(context, request, deadline)
+    account = await find(context, request, deadline)
     await service.settings.refresh(deadline)
-    standing = await service.totals.standing(state, deadline)
-    cells = list(service.accounts.cells(state))
-    by_phase = answers.phase_lines(service, state)
+    standing = await service.totals.standing(account, deadline)
+    cells = list(service.accounts.cells(account))
+    by_phase = phase_lines(service, account)
     return wire.RunShowAnswer(
         run=answers.run_info(standing.run),
         spend=answers.spend(standing),
-        totals=answers.tally("all", service.accounts.measured(state)),
+        totals=answers.tally("all", service.accounts.measured(account)),
         by_phase=by_phase,
-        by_stage=answers.stage_lines(service, state, by_phase),
-        by_agent=answers.tallies(answers.sums((cell.agent, counts) for _, cell, counts in cells)),
-        by_model=answers.tallies(answers.sums((cell.model, counts) for _, cell, counts in cells)),
-        by_session=answers.tallies(answers.sums((session, counts) for session, _, counts in cells)),
-        sources=answers.session_sources(service, state.sessions),
+        by_stage=stage_lines(service, account, by_phase),
+        by_agent=answers.tallies(_sums((cell.agent, counts) for _, cell, counts in cells)),
+        by_model=answers.tallies(_sums((cell.model, counts) for _, cell, counts in cells)),
+        by_session=answers.tallies(_sums((session, counts) for session, _, counts in cells)),
+        sources=answers.session_sources(service, account.sessions),
         attachments=tuple(
-            wire.AttachmentInfo(
-                session=one.session,
-                since=None if one.first else to_text(one.since),
-                until=None if one.until is None else to_text(one.until),
-                origin=one.origin,
-            )
-            for one in service.accounts.attachments_to(state.run.id)[-answers.MOST_LINES :]
+            answers.attachment(one) for one in service.accounts.attachments_to(account.run.id)[-answers.MOST_LINES :]
         ),
     )
 
 
 async def run_set(context: Context, request: wire.RunSet) -> wire.RunAnswer:
-    """Change a run."""
+    """Change a run's settings."""
     deadline = deadline_of(request)
-    run, changed = await context.service.lifecycle.change(await find(context, request, deadline), request, deadline)
+    account = await find(context, request, deadline)
+    run, changed = await context.service.lifecycle.change(account, request, deadline)
     return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
 async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswer:
     """Attach a session to a run."""
     deadline = deadline_of(request)
-    state = await context.service.totals.find(request.run, request.scope, None, request.hints, deadline)
-    changed = await context.service.lifecycle.attach(request.attach, state, deadline, request.transcript)
-    return wire.RunAnswer(run=answers.run_info(state.run), changed=changed)
+    account = await context.service.totals.find(request.run, request.scope, None, request.hints, deadline)
+    changed = await context.service.lifecycle.attach(request.attach, account, deadline, request.transcript)
+    return wire.RunAnswer(run=answers.run_info(account.run), changed=changed)
 
 
 async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswer:
-    """Detach a session from its run, or from the run that was named."""
+    """Detach a session from the named run, or from the one it belongs to."""
     deadline = deadline_of(request)
-    state = None
+    account = None
     if request.run or request.scope:
-        state = await context.service.totals.find(request.run, request.scope, None, wire.Hints(), deadline)
-    run = await context.service.lifecycle.detach(request.detach, state, deadline)
+        account = await context.service.totals.find(request.run, request.scope, None, wire.Hints(), deadline)
+    run = await context.service.lifecycle.detach(request.detach, account, deadline)
     return wire.RunAnswer(run=answers.run_info(run), changed=True)
 
 
@@ -117,19 +115,27 @@ async def run_cancel(context: Context, request: wire.RunCancel) -> wire.RunAnswe
     return wire.RunAnswer(run=answers.run_info(run), changed=changed)
 
 
-async def _lines(
-    service: Service, states: Iterable[RunAccount], after: str | None, deadline: float
+async def _page(
+    service: Service, accounts: Iterable[RunAccount], after: str | None, deadline: float
 ) -> tuple[tuple[wire.RunLine, ...], str | None]:
-    """Return a page of runs, newest first, and where the next one begins."""
-    newest_first = sorted(states, key=_newest_first)
+    """Return the runs that follow `after`, newest first, and where the next page begins (None: nowhere)."""
+    ordered = sorted(accounts, key=_newest_first)
     if after is not None:
         last = service.accounts.runs.get(after)
-        newest_first = [] if last is None else [one for one in newest_first if _newest_first(one) > _newest_first(last)]
-    page = newest_first[:_PAGE_RUNS]
+        ordered = [] if last is None else [one for one in ordered if _newest_first(one) > _newest_first(last)]
+    page = ordered[:_PAGE_RUNS]
     standings = await service.totals.standings(page, deadline)
-    lines = tuple(answers.run_line(service, state, standing) for state, standing in zip(page, standings, strict=True))
-    return lines, page[-1].run.id if len(newest_first) > len(page) else None
+    lines = tuple(answers.run_line(service, one, standing) for one, standing in zip(page, standings, strict=True))
+    return lines, page[-1].run.id if len(ordered) > len(page) else None
 
 
-def _newest_first(state: RunAccount) -> tuple[int, str]:
-    return -state.run.started_at, state.run.id
+def _newest_first(account: RunAccount) -> tuple[int, str]:
+    return -account.run.started_at, account.run.id
+
+
+def _sums(parts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
+    """Return the sum of the counts of each name."""
+    sums: defaultdict[str, Counts] = defaultdict(Counts)
+    for name, counts in parts:
+        sums[name] += counts
+    return sums

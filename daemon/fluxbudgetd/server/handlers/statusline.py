@@ -1,0 +1,39 @@
+"""The line for Claude Code's status line."""
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from fluxbudgetd.errors import NoRunError
+from fluxbudgetd.policy import statusline as policy
+from fluxbudgetd.server.handlers.common import Context, deadline_of
+from fluxbudgetd.server.handlers.hook_call import merged_hints
+from fluxbudgetd.server.handlers.hook_input import parse, parse_unusual
+from fluxbudgetd.wire import messages as wire
+
+
+async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusLineAnswer:
+    """Return the line for Claude Code's status line."""
+    totals, deadline = context.service.totals, deadline_of(request)
+    given = parse(request.input)
+    if given is None:
+        given = await anyio.to_thread.run_sync(parse_unusual, request.input, abandon_on_cancel=True)
+    hints = merged_hints(request.hints, given)
+    try:
+        account = await totals.find(request.run, request.scope, request.session, hints, deadline)
+    except NoRunError:
+        if hints.cwd == request.hints.cwd:
+            raise
+        # The input's directory may be a symlink; the command's own working directory is resolved.
+        hints = msgspec.structs.replace(hints, cwd=request.hints.cwd)
+        account = await totals.find(request.run, request.scope, request.session, hints, deadline)
+    standing = await totals.standing(account, deadline)
+    line = policy.line(
+        run=standing.run,
+        balance=standing.balance,
+        rate=totals.burn(account),
+        stale=standing.stale_why is not None,
+        width=request.width,
+        colour=request.colour,
+    )
+    return wire.StatusLineAnswer(run=standing.run.id, line=line, stale_why=standing.stale_why)

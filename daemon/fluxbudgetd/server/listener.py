@@ -1,0 +1,111 @@
+"""The listening socket: one that was passed to this process, or one that it binds itself.
+
+A socket file that no process serves is replaced. A served socket, or a file that is not a socket, never is. The
+directory is 0700 and the socket 0600, whatever the umask.
+"""
+
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fluxbudgetd.errors import StartError
+from fluxbudgetd.server.limits import BACKLOG
+
+_PROBE_SECONDS = 1.0
+# struct sockaddr_un has 108 bytes for the path and its closing zero.
+_MAX_PATH_BYTES = 107
+
+
+class Listener(NamedTuple):
+    """A listening socket and its path. `inode` is that of the socket file, if it is ours to remove."""
+
+    socket: socket.socket
+    path: str
+    inode: int | None = None
+
+    def unlink(self) -> None:
+        """Remove the socket's file if it is still the one that was bound."""
+        try:
+            if self.inode is not None and os.lstat(self.path).st_ino == self.inode:
+                os.unlink(self.path)
+        except OSError:
+            return
+
+
+def passed_listener(descriptors: Sequence[int]) -> Listener | None:
+    """Return the listening socket that was passed to this process, or None; raise `StartError` if it cannot be served.
+
+    It belongs to the process that passed it: its file is not removed, and connections that are still in its queue
+    wait for the next daemon.
+    """
+    if not descriptors:
+        return None
+    hint = "one ListenStream= with a path, as in fluxbudgetd.socket"
+    if len(descriptors) > 1:
+        raise StartError(f"{len(descriptors)} sockets were passed, but only one can be served", hint)
+    try:
+        found = socket.socket(fileno=descriptors[0])
+        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        name = found.getsockname()
+    except OSError as exc:
+        raise StartError(f"the descriptor that was passed is not a socket: {exc.strerror}", hint) from exc
+    if found.family != socket.AF_UNIX or found.type != socket.SOCK_STREAM or not listens or not _is_path(name):
+        found.close()
+        raise StartError("the socket that was passed is not a listening Unix stream socket with a path", hint)
+    found.setblocking(False)
+    return Listener(found, name)
+
+
+def _is_path(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("/")
+
+
+@contextmanager
+def bound(path: str) -> Iterator[Listener]:
+    """Listen at the path. The caller holds the lock. Raise `StartError` if the path cannot be bound."""
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise StartError(
+            f"the socket path has {len(os.fsencode(path))} bytes, and at most {_MAX_PATH_BYTES} are possible: {path}",
+            "give a shorter one with --socket or $FLUXBUDGET_SOCKET",
+        )
+    _clear(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        before = os.umask(0o177)
+        try:
+            listening.bind(path)
+            os.chmod(path, 0o600)
+            listening.listen(BACKLOG)
+            listening.setblocking(False)
+            listener = Listener(listening, path, os.lstat(path).st_ino)
+        except OSError as exc:
+            raise StartError(f"the socket {path} cannot be bound: {exc.strerror}", "check its directory") from exc
+        finally:
+            os.umask(before)
+        try:
+            yield listener
+        finally:
+            listener.unlink()
+
+
+def _clear(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise StartError(f"the socket path {path} cannot be checked: {exc.strerror}", "check its directory") from exc
+    if not stat.S_ISSOCK(mode):
+        raise StartError(f"{path} exists and is not a socket", "move it away, or give another --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError as exc:
+            raise StartError(f"the socket {path} may be in use: {exc}", "stop the process that serves it") from exc
+        else:
+            raise StartError(f"the socket {path} is served by another process", "stop it, or give another --socket")

@@ -1,0 +1,85 @@
+"""A run's phases and macro-stages as parts of answers."""
+
+from collections.abc import Iterable
+
+from fluxbudgetd.model import Counts, PhaseRecord, Run, to_text
+from fluxbudgetd.policy.phases import MACRO_STAGES, OTHER_STAGE, PhaseEstimate, allocations, estimate, macro_stage
+from fluxbudgetd.server.answers import capped, tally
+from fluxbudgetd.service import Service
+from fluxbudgetd.structs import converted
+from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.wire import messages as wire
+
+
+def phase_lines(service: Service, account: RunAccount) -> tuple[wire.PhaseLine, ...]:
+    """Return a run's phases: what was measured in each, what counts towards the budget, what was expected."""
+    run = account.run
+    sums = service.accounts.by_phase(account)
+    entered = service.accounts.timelines[run.id].since
+    records = {record.phase: record for record in account.completed}
+    provisional = {record.phase for record in service.accounts.provisional(account)}
+    lines = []
+    for phase in run.phases:
+        record, counts = records.get(phase), sums.get(phase, Counts())
+        expected = _expected(service, run, phase, record)
+        counting = expected.tokens if phase in provisional else 0
+        state = _state(run, phase, record)
+        since = entered if state == "current" else None if record is None else record.since
+        lines.append(
+            converted(
+                tally(phase, counts),
+                wire.PhaseLine,
+                state=state,
+                since=None if since is None else to_text(since),
+                until=None if record is None else to_text(record.until),
+                spent=capped(counts.tokens(run.cost_basis) + counting),
+                provisional=counting,
+                estimate=expected.tokens,
+                estimate_source=expected.source,
+                sample_size=expected.sample_size,
+                override=None if record is None else record.override,
+            )
+        )
+    return tuple(lines)
+
+
+def stage_lines(
+    service: Service, account: RunAccount, by_phase: Iterable[wire.PhaseLine]
+) -> tuple[wire.StageLine, ...]:
+    """Return the macro-stages of a run's phases: what was measured in each, and its share of the budget."""
+    run = account.run
+    allocated = {} if run.token_budget is None else allocations(service.settings.config.stages, run.token_budget)
+    measured = service.accounts.by_phase(account)
+    sums: dict[str, Counts] = {}
+    provisional: dict[str, int] = {}
+    for line in by_phase:
+        stage = macro_stage(line.name)
+        sums[stage] = sums.get(stage, Counts()) + measured.get(line.name, Counts())
+        provisional[stage] = provisional.get(stage, 0) + line.provisional
+    return tuple(
+        converted(
+            tally(stage, sums[stage]),
+            wire.StageLine,
+            spent=capped(sums[stage].tokens(run.cost_basis) + provisional[stage]),
+            provisional=capped(provisional[stage]),
+            allocated=allocated.get(stage),
+        )
+        for stage in (*MACRO_STAGES, OTHER_STAGE)
+        if stage in sums
+    )
+
+
+def _expected(service: Service, run: Run, phase: str, record: PhaseRecord | None) -> PhaseEstimate:
+    if record is not None:
+        return PhaseEstimate(record.estimate, record.source, record.sample_size)
+    calibration = service.settings.calibration
+    known = {} if calibration is None else calibration.phases
+    return estimate(phase, run.cost_basis, service.settings.config.phases, known)
+
+
+def _state(run: Run, phase: str, record: PhaseRecord | None) -> wire.PhaseState:
+    if record is not None:
+        return "completed"
+    if phase == run.phase:
+        return "current"
+    return "skipped" if run.phases.index(phase) < run.phases.index(run.phase) else "ahead"

@@ -1,0 +1,118 @@
+"""From a request's bytes to its answer's: decode, call the handler, encode. No socket is used here.
+
+Whatever goes wrong becomes an error answer. A defect in one request is that request's error; the daemon goes on.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import NamedTuple
+
+import anyio
+import msgspec
+import structlog
+
+from fluxbudgetd import errors
+from fluxbudgetd.server.limits import ByteCount, Limits
+from fluxbudgetd.wire import codes, messages
+from fluxbudgetd.wire.framing import FrameError, encode_frame
+
+
+class TrackedAnswer(NamedTuple):
+    """An answer whose delivery matters: `on_delivered` is called once, with True if the peer has taken the answer."""
+
+    answer: messages.AnyAnswer
+    on_delivered: Callable[[bool], None]
+
+
+class TrackedFrame(NamedTuple):
+    """The bytes of a `TrackedAnswer`."""
+
+    frame: bytes
+    on_delivered: Callable[[bool], None]
+
+
+#: A stream of answers, which its connection carries until it ends.
+Stream = AsyncGenerator[messages.AnyAnswer, None]
+#: Returns the answer if it is available at once, otherwise an awaitable of it; or a stream.
+Handler = Callable[
+    [messages.AnyRequest],
+    messages.AnyAnswer | TrackedAnswer | Stream | Awaitable[messages.AnyAnswer | TrackedAnswer],
+]
+
+log = structlog.get_logger()
+
+
+class Responder:
+    """Answers requests. `unsent` counts the bytes of answers that peers have not read yet."""
+
+    def __init__(self, handler: Handler, limits: Limits, unsent: ByteCount) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._unsent = unsent
+
+    async def respond(self, body: bytes) -> bytes | TrackedFrame | Stream:
+        """Return the answer's frame, or a stream if the request asks for one."""
+        seconds = self._limits.request_seconds
+        try:
+            answer = self._handler(decode(body))
+            # The usual case is tested first, because the other tests take longer.
+            if isinstance(answer, messages.Answer):
+                return self._frame(answer)
+            if isinstance(answer, AsyncGenerator):
+                return answer
+            if not isinstance(answer, TrackedAnswer):
+                with anyio.fail_after(seconds):
+                    answer = await answer
+            return self._tracked(answer) if isinstance(answer, TrackedAnswer) else self._frame(answer)
+        except errors.FluxError as exc:
+            error = exc
+        except FrameError:
+            error = errors.AnswerTooLargeError("the answer does not fit into a frame", "ask for less")
+        except TimeoutError:
+            error = errors.RequestTimeoutError(f"no answer within {seconds:.0f} s", "see the daemon's log")
+        except Exception:
+            log.exception("request failed")
+            error = errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
+        return error_frame(error)
+
+    def _tracked(self, tracked: TrackedAnswer) -> TrackedFrame:
+        try:
+            return TrackedFrame(self._frame(tracked.answer), tracked.on_delivered)
+        except Exception:
+            tracked.on_delivered(False)
+            raise
+
+    def _frame(self, answer: messages.AnyAnswer) -> bytes:
+        frame = encode_frame(messages.encode(answer))
+        if self._unsent.is_too_much(len(frame)):
+            raise errors.BusyError("too many large answers are waiting to be read", "try again")
+        return frame
+
+
+def decode(body: bytes) -> messages.AnyRequest:
+    """Return the request; raise a `FluxError` that says what is wrong with it."""
+    try:
+        request = messages.decode_request(body)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        reason = str(exc)
+    else:
+        if request.v == codes.VERSION:
+            return request
+        reason = ""
+    try:
+        envelope = messages.decode_envelope(body)
+    except (msgspec.DecodeError, RecursionError):
+        raise errors.BadRequestError(f"not a request: {reason}", "send a MessagePack map with v and op") from None
+    if envelope.v != codes.VERSION:
+        raise errors.UnsupportedVersionError(
+            f"protocol version {envelope.v} is not served; served: {codes.VERSION}",
+            "use a client of the daemon's version",
+        )
+    if envelope.op not in messages.OPERATIONS:
+        raise errors.UnknownOpError(f"operation {envelope.op!r} is not known", "is the daemon older than the client?")
+    raise errors.BadRequestError(f"operation {envelope.op}: {reason}", "see docs/protocol.md")
+
+
+def error_frame(error: errors.FluxError) -> bytes:
+    """Return an error answer's frame."""
+    info = messages.ErrorInfo(code=error.code, message=error.message, hint=error.hint)
+    return encode_frame(messages.encode(messages.ErrorAnswer(error=info)))
