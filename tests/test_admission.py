@@ -659,7 +659,7 @@ def test_denied_sessions_leave_nothing_behind(tmp_path: Path) -> None:
                 assert watched(service) == ({"s1"}, {"s1"})
                 await service.admission.start(None, session, "fd-quality", "a1", REVIEW)
                 await service.admission.stop(session, "fd-quality", "a1")
-                await service.admission.end(session)
+                await service.admission.end_session(session)
             assert watched(service) == ({"s1"}, {"s1"})
 
     anyio.run(body)
@@ -677,7 +677,7 @@ def test_old_reservations_leave_nothing_behind(tmp_path: Path, monkeypatch: pyte
             with anyio.fail_after(30):
                 while any(watched(service)):  # noqa: ASYNC110  it is seen from outside
                     await anyio.sleep(0.005)
-                while await service.ledger.reservations():  # noqa: ASYNC110  likewise
+                while await service.ledger.reservations.all():  # noqa: ASYNC110  likewise
                     await anyio.sleep(0.005)
 
     anyio.run(body)

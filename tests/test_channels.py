@@ -8,22 +8,23 @@ import msgspec
 import pytest
 
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.events.channels import DesktopChannel, InterbandChannel, Surroundings
-from fluxbudgetd.model import Balance, Event, EventData, Mark, Run
+from fluxbudgetd.events.channels.desktop import DesktopChannel
+from fluxbudgetd.events.channels.interband import InterbandChannel
+from fluxbudgetd.model import Balance, BudgetThreshold, Event, EventData, Run
 from fluxbudgetd.totals.accounts import Accounts, RunAccount
 from harness.bus import private_bus
 
 NOW = 1_795_000_000_000_000
 MINUTE = 60 * 1_000_000
-WARNING = Mark("budget.warning", 80)
+WARNING = BudgetThreshold("budget.warning", 80)
 
 
 def settings(directory: Path) -> Settings:
     return Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
 
 
-def a_run(book: Accounts, *, ended_at: int | None = None) -> RunAccount:
-    """Put a run that was warned of, and whose numbers are known, into a book."""
+def a_run(accounts: Accounts, *, ended_at: int | None = None) -> RunAccount:
+    """Put a run that was warned of, and whose numbers are known, into a accounts."""
     run = Run(
         id="r1",
         scope=None,
@@ -40,7 +41,7 @@ def a_run(book: Accounts, *, ended_at: int | None = None) -> RunAccount:
         started_at=NOW - 60 * MINUTE,
         ended_at=ended_at,
     )
-    state = book.put_run(run)
+    state = accounts.put_run(run)
     state.fired = frozenset((WARNING,))
     state.touched = True
     return state
@@ -54,27 +55,26 @@ def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
     tmp_path: Path, age: int, ended: bool, shown: bool
 ) -> None:
     """Later it is no warning any more; one about a run that goes on is, however old."""
-    book = Accounts()
-    a_run(book, ended_at=NOW if ended else None)
+    accounts = Accounts()
+    a_run(accounts, ended_at=NOW if ended else None)
     data: EventData = {"threshold": 80, "spent": 810, "budget": 1000, "phase": "one", "warn_pct": 80}
     event = Event(seq=1, at=NOW - age * MINUTE, run="r1", kind="budget.warning", data=data)
     with private_bus(tmp_path) as bus:
         server = bus.serve()
-        around = Surroundings({"DBUS_SESSION_BUS_ADDRESS": bus.address}, os.getuid(), "/nowhere", "/nowhere")
-        anyio.run(DesktopChannel(settings(tmp_path), book, around, lambda: NOW).tell, event)
+        environ = {"DBUS_SESSION_BUS_ADDRESS": bus.address}
+        anyio.run(DesktopChannel(settings(tmp_path), accounts, environ, os.getuid(), lambda: NOW).deliver, event)
         assert [each["summary"] for each in server.shown] == ["fluxbudget: 80 % of the budget spent"] * shown
 
 
-def test_interband_is_never_behind_an_ended_run(tmp_path: Path) -> None:
+def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
     """Its files have gone with its end; late numbers of the next 48 hours are nothing to it."""
-    book = Accounts()
+    accounts = Accounts()
 
     async def balance(state: RunAccount) -> Balance:
-        return book.balance(state)
+        return accounts.balance(state)
 
-    around = Surroundings({}, os.getuid(), str(tmp_path), "/nowhere")
-    channel = InterbandChannel(settings(tmp_path), book, around, lambda: NOW, balance)
-    state = a_run(book)
-    assert channel.is_behind(state)
-    book.put_run(msgspec.structs.replace(state.run, status="done", ended_at=NOW))
-    assert not channel.is_behind(state)
+    channel = InterbandChannel(settings(tmp_path), accounts, str(tmp_path), lambda: NOW, balance)
+    state = a_run(accounts)
+    assert channel.is_outdated(state)
+    accounts.put_run(msgspec.structs.replace(state.run, status="done", ended_at=NOW))
+    assert not channel.is_outdated(state)

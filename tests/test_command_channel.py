@@ -21,7 +21,7 @@ PATIENCE = 60.0  # longer than any of these programs takes
 
 
 def tell(argv: Sequence[str], payload: bytes = b"", seconds: float = PATIENCE) -> None:
-    anyio.run(Command().tell, argv, payload, seconds)
+    anyio.run(Command().run, argv, payload, seconds)
 
 
 def complaint(argv: Sequence[str], payload: bytes = b"", seconds: float = PATIENCE) -> ChannelError:
@@ -233,7 +233,7 @@ def test_cancelled_call_leaves_no_process(tmp_path: Path) -> None:
         async with anyio.create_task_group() as tasks:
             code = 'trap "" TERM; sleep 1000 & echo $! > "$1"; echo $$ > "$2"; wait; sleep 1000'
             argv = shell(code, tmp_path / "child", tmp_path / "parent")
-            tasks.start_soon(Command().tell, argv, b"x" * 1_000_000, PATIENCE)
+            tasks.start_soon(Command().run, argv, b"x" * 1_000_000, PATIENCE)
             found.append(await anyio.to_thread.run_sync(pid_in, tmp_path / "parent"))
             tasks.cancel_scope.cancel()
         assert not is_alive(found[0]), "the call is over when its program is"
@@ -251,8 +251,8 @@ def test_call_cancelled_before_it_begins_starts_nothing(tmp_path: Path) -> None:
         for _ in range(50):
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                await command.tell(shell('touch "$1"', tmp_path / "got"), b"", PATIENCE)
-        await command.tell(["true"], b"", PATIENCE)
+                await command.run(shell('touch "$1"', tmp_path / "got"), b"", PATIENCE)
+        await command.run(["true"], b"", PATIENCE)
 
     anyio.run(body)
     assert not (tmp_path / "got").exists()
@@ -263,11 +263,11 @@ def test_call_cancelled_at_any_step_of_its_beginning_blocks_no_later_one(steps: 
     async def body() -> None:
         command = Command()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(command.tell, ["true"], b"", 0.1)
+            tasks.start_soon(command.run, ["true"], b"", 0.1)
             for _ in range(steps):
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-        await command.tell(["true"], b"", PATIENCE)
+        await command.run(["true"], b"", PATIENCE)
 
     anyio.run(body)
 
@@ -280,7 +280,7 @@ def test_nothing_is_left_behind_after_many_programs() -> None:
         for turn in range(10):
             for argv in kinds:
                 try:
-                    await command.tell(argv, b"x" * 100_000, PATIENCE)
+                    await command.run(argv, b"x" * 100_000, PATIENCE)
                 except ChannelError:
                     assert argv != ["true"]
             if turn == 0:
@@ -297,7 +297,7 @@ def test_one_program_at_a_time(tmp_path: Path) -> None:
         code = 'mkdir "$1" && sleep 0.02 && rmdir "$1"'  # fails when another one is at it
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
-                tasks.start_soon(command.tell, shell(code, tmp_path / "only"), b"", PATIENCE)
+                tasks.start_soon(command.run, shell(code, tmp_path / "only"), b"", PATIENCE)
 
     anyio.run(body)
 
@@ -312,8 +312,8 @@ def test_system_without_threads_is_a_channel_error(monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             with pytest.raises(ChannelError, match=re.escape("can't start new thread")):
-                await command.tell(["true"], b"", PATIENCE)
-        await command.tell(["true"], b"", PATIENCE)
+                await command.run(["true"], b"", PATIENCE)
+        await command.run(["true"], b"", PATIENCE)
 
     anyio.run(body)
 
@@ -325,13 +325,13 @@ def test_program_that_cannot_be_killed_holds_up_nobody(tmp_path: Path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr("fluxbudgetd.notify.command._send", lambda *_: None)
             with pytest.raises(ChannelError, match="took longer than"):
-                await command.tell(shell('echo $$ > "$1"; exec sleep 1000', tmp_path / "pid"), b"", 0.2)
+                await command.run(shell('echo $$ > "$1"; exec sleep 1000', tmp_path / "pid"), b"", 0.2)
         with pytest.raises(ChannelError, match="still hangs"):
-            await command.tell(["true"], b"", PATIENCE)
+            await command.run(["true"], b"", PATIENCE)
         os.kill(await anyio.to_thread.run_sync(pid_in, tmp_path / "pid"), signal.SIGKILL)
         while True:
             try:
-                await command.tell(["true"], b"", PATIENCE)
+                await command.run(["true"], b"", PATIENCE)
             except ChannelError:
                 await anyio.sleep(0.01)
             else:

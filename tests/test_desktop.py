@@ -41,7 +41,7 @@ def bubble(title: str = "title", *, key: str = "r1", body: str = "body", urgency
 def tell(desktop: Desktop, *bubbles: Bubble, seconds: float = PATIENCE) -> None:
     async def body() -> None:
         for each in bubbles:
-            await desktop.tell(each, seconds)
+            await desktop.show(each, seconds)
 
     anyio.run(body)
 
@@ -109,7 +109,7 @@ def test_bubbles_told_at_once_are_shown_one_after_the_other(bus: PrivateBus) -> 
     async def body() -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
-                tasks.start_soon(desktop.tell, bubble(), PATIENCE)
+                tasks.start_soon(desktop.show, bubble(), PATIENCE)
 
     anyio.run(body)
     assert [each["replaces_id"] for each in server.shown] == [0, 1, 1, 1, 1]
@@ -176,7 +176,7 @@ def test_server_that_hangs_costs_one_bubble(bus: PrivateBus) -> None:
     desktop = desktop_at(bus.address)
 
     async def body() -> None:
-        await desktop.tell(bubble("never answered"), 3.0)  # it has to reach the server, whatever else is going on
+        await desktop.show(bubble("never answered"), 3.0)  # it has to reach the server, whatever else is going on
 
     with pytest.raises(ChannelError, match="notification server did not answer in time") as caught:
         anyio.run(body)
@@ -393,10 +393,10 @@ def test_cancelled_delivery_leaves_nothing_behind(bus: PrivateBus) -> None:
 
     async def body() -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(desktop.tell, bubble("cancelled"), 3600)
+            tasks.start_soon(desktop.show, bubble("cancelled"), 3600)
             await anyio.to_thread.run_sync(lambda: wait_for(lambda: server.shown, "the bubble"))
             tasks.cancel_scope.cancel()
-        await desktop.tell(bubble("next"), PATIENCE)
+        await desktop.show(bubble("next"), PATIENCE)
 
     before = open_files()
     anyio.run(body)
@@ -451,15 +451,15 @@ def test_thread_that_hangs_is_given_up_on(bus: PrivateBus) -> None:
 
     async def body() -> None:
         with pytest.raises(ChannelError, match=message):
-            await desktop.tell(bubble("hung"), 0.05)
+            await desktop.show(bubble("hung"), 0.05)
         threads = threading.active_count()
         for _ in range(5):
             with pytest.raises(ChannelError, match=message), anyio.fail_after(PATIENCE):
-                await desktop.tell(bubble("refused"), 3600)
+                await desktop.show(bubble("refused"), 3600)
         assert (threading.active_count(), desktop.looks) == (threads, 1)
         desktop.let.set()
         await anyio.to_thread.run_sync(lambda: wait_for(lambda: desktop._current is None, "its end"))  # noqa: SLF001  nothing else shows it
-        await desktop.tell(bubble("next"), PATIENCE)
+        await desktop.show(bubble("next"), PATIENCE)
 
     anyio.run(body)
     assert [each["summary"] for each in server.shown] == ["next"]
@@ -478,7 +478,7 @@ except SystemExit:
     pass
 desktop = Desktop({{"XDG_RUNTIME_DIR": {runtime!r}}}, os.getuid())
 async def main():
-    await desktop.tell(Bubble(key="k", title="watched", body="b", urgency="low"), 20)
+    await desktop.show(Bubble(key="k", title="watched", body="b", urgency="low"), 20)
 assert "dbus_fast" not in sys.modules
 anyio.run(main)
 assert "dbus_fast" in sys.modules

@@ -19,6 +19,7 @@ import pytest
 
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
+from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
 from fluxbudgetd.server.handlers import Context, handle
@@ -52,10 +53,11 @@ def within(seconds: float) -> float:
 
 @asynccontextmanager
 async def service_over(directory: Path) -> AsyncIterator[tuple[Service, HangingSource]]:
-    ledger, _ = await open_ledger(str(directory))
+    newest = NewestEvents()
+    ledger, _ = await open_ledger(str(directory), newest.add)
     source = HangingSource(str(directory / "metrics.db"))
     settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
-    service = Service(source, TranscriptSource(str(directory)), ledger, settings)
+    service = Service(source, TranscriptSource(str(directory)), ledger, newest, settings)
     await service.load()
     try:
         async with anyio.create_task_group() as tasks:
@@ -113,7 +115,7 @@ def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) ->
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, state, within(5))
                 await anyio.sleep(0.05)  # the batch is with the reader now
-                attachments = service.lifecycle._moved("s2", run.id)  # noqa: SLF001  an attach between two looks
+                attachments = service.lifecycle._attachments_to_move("s2", run.id)  # noqa: SLF001  an attach between two looks
                 await service.lifecycle._save_attachments(attachments, "s2", {}, run.id)  # noqa: SLF001  likewise
                 interstat.insert("s2", input_tokens=77, output_tokens=0)
                 source.let.set()
@@ -154,7 +156,7 @@ def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
             await service.lifecycle.end(service.accounts.runs[run.id], "done", within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             await service.totals.follower._scan()  # noqa: SLF001  what the watcher and the hourly look do
-            assert [record.input for record in await service.ledger.usage("s1", "interstat")] == [5]
+            assert [record.input for record in await service.ledger.usage.of_session("s1", "interstat")] == [5]
         interstat.close()
 
     anyio.run(body)
@@ -179,7 +181,7 @@ def test_session_without_a_run_is_not_read_again_and_again(tmp_path: Path) -> No
             assert standing.balance.spent == 0
             source.let.set()
             assert "stranger" not in service.accounts.sessions
-            assert await service.ledger.usage("stranger", "interstat") == ()
+            assert await service.ledger.usage.of_session("stranger", "interstat") == ()
             interstat.insert("stranger", bead_id="b1", input_tokens=1, output_tokens=0)
             assert service.totals.standing_now(None, None, None, hints) is None
             found = await service.totals.find(None, None, "stranger", messages.Hints(), within(5))
@@ -257,13 +259,13 @@ def test_run_started_between_summing_and_keeping(tmp_path: Path, monkeypatch: py
         async with service_over(tmp_path) as (service, _source):
             first, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.totals.standing(service.accounts.runs[first.id], within(5))
-            let, save = anyio.Event(), service.ledger.save_usage
+            let, save = anyio.Event(), service.ledger.usage.save
 
             async def slow_save(*arguments: Any) -> None:
                 await let.wait()
                 await save(*arguments)
 
-            monkeypatch.setattr(service.ledger, "save_usage", slow_save)
+            monkeypatch.setattr(service.ledger.usage, "save", slow_save)
             interstat.insert("s1", bead_id="x", input_tokens=30, output_tokens=2)
             interstat.insert("s1", input_tokens=10, output_tokens=0)
             assert (await service.totals.standing(service.accounts.runs[first.id], within(5))).balance.spent == 42
@@ -403,8 +405,8 @@ def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
                     await service.lifecycle.start(messages.RunStart(id=f"r{number}", project_dir="/p"), within(1))
             await service.lifecycle.start(messages.RunStart(id="last", project_dir="/p"), within(1))
         ledger, _ = await open_ledger(str(tmp_path))
-        kept = {run.id for run, _ in await ledger.runs()}
-        events = {event.run for event in await ledger.events(0, 1000) if event.kind == "run.started"}
+        kept = {run.id for run, _ in await ledger.runs.all()}
+        events = {event.run for event in await ledger.events.after(0, 1000) if event.kind == "run.started"}
         await ledger.close()
         assert "last" in kept
         assert kept == events

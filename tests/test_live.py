@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fluxbudgetd.errors import LedgerError, RequestTimeoutError
-from fluxbudgetd.ledger import Ledger, TranscriptChanges, open_ledger
+from fluxbudgetd.ledger import TranscriptChanges, open_ledger
+from fluxbudgetd.ledger.transcripts import StoredTranscripts
 from fluxbudgetd.model import TranscriptFile
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.transcripts import look as look_module
@@ -499,14 +500,14 @@ def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest
     """What has come is not added to nothing: stale, or no answer, until the ledger is back, and right then."""
     monkeypatch.setattr(live_module, "_MOST_COPIES", 0)
     failing = False
-    real = Ledger.responses
+    real = StoredTranscripts.responses
 
-    async def responses(ledger: Ledger, session: str) -> Any:
+    async def responses(stored: StoredTranscripts, session: str) -> Any:
         if failing:  # a disk that fails for once cannot be had here
             raise LedgerError("disk I/O error")
-        return await real(ledger, session)
+        return await real(stored, session)
 
-    monkeypatch.setattr(Ledger, "responses", responses)
+    monkeypatch.setattr(StoredTranscripts, "responses", responses)
 
     async def ask(service: Service, run: str) -> tuple[int | None, bool]:
         try:
@@ -568,8 +569,8 @@ def test_inodes_are_unsigned(tmp_path: Path) -> None:
     async def body() -> None:
         ledger, _ = await open_ledger(str(tmp_path))
         file = TranscriptFile(1, "/p", 2**64 - 1, 2**63, 5, b"mark", "main-session")
-        await ledger.save_transcripts([TranscriptChanges(session="s", gone=(), new=(), files=(file,))])
-        assert await ledger.transcript_files("s") == (file,)
+        await ledger.transcripts.save([TranscriptChanges(session="s", gone=(), new=(), files=(file,))])
+        assert await ledger.transcripts.files("s") == (file,)
         await ledger.close()
 
     anyio.run(body)

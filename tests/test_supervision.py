@@ -259,7 +259,7 @@ def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_pat
     async def body() -> None:
         gate = threading.Event()
         async with supervised(tmp_path) as (service, _source, sends_a_sign), anyio.create_task_group() as tasks:
-            connection = service.ledger._connection  # noqa: SLF001  whose thread is held up, as by a dead disk
+            connection = service.ledger._database._connection  # noqa: SLF001  whose thread is held up, as by a dead disk
             tasks.start_soon(connection._execute, gate.wait, 60)  # noqa: SLF001
             assert not await sends_a_sign()
             gate.set()

@@ -18,10 +18,11 @@ import pytest
 
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.errors import ChannelError
-from fluxbudgetd.events import delivery as telling_module
+from fluxbudgetd.events import delivery as delivery_module
 from fluxbudgetd.events.delivery import Delivery
 from fluxbudgetd.events.log import EventLog
-from fluxbudgetd.ledger import Ledger, open_ledger
+from fluxbudgetd.events.newest import NewestEvents
+from fluxbudgetd.ledger import Ledger, LedgerWriter, open_ledger
 from fluxbudgetd.model import Event
 from fluxbudgetd.totals.accounts import RunAccount
 from fluxbudgetd.wire import messages
@@ -587,28 +588,28 @@ def test_interband_that_cannot_be_written_is_a_finding(home: Home, interstat: In
 
 
 class _Slow:
-    """A channel that takes its time over its first event, and then fails."""
+    """A channel whose first delivery hangs, and then fails."""
 
     name = "command"
     latest_only = False
     enabled = True
-    is_unfinished = False
+    is_incomplete = False
 
     def __init__(self) -> None:
-        self.began, self.let, self.told = anyio.Event(), anyio.Event(), anyio.Event()
+        self.began, self.let, self.delivered = anyio.Event(), anyio.Event(), anyio.Event()
 
     def wants(self, event: Event) -> bool:
         return True
 
-    def is_behind(self, state: RunAccount) -> bool:
+    def is_outdated(self, account: RunAccount) -> bool:
         return False
 
-    async def catch_up(self) -> None:
+    async def reconcile(self) -> None:
         pass
 
-    async def tell(self, event: Event) -> None:
+    async def deliver(self, event: Event) -> None:
         if self.began.is_set():
-            self.told.set()
+            self.delivered.set()
             return
         self.began.set()
         await self.let.wait()
@@ -617,15 +618,17 @@ class _Slow:
 
 @asynccontextmanager
 async def _served(directory: Path, channel: "_Slow") -> AsyncIterator[tuple[Delivery, Ledger]]:
-    """Have a courier serve a channel, over a ledger of its own."""
-    ledger, _ = await open_ledger(str(directory))
+    """Deliver to a channel, with a ledger of its own."""
+    newest = NewestEvents()
+    ledger, _ = await open_ledger(str(directory), newest.add)
     try:
-        events = EventLog(ledger)
-        await events.prepare()
-        courier = Delivery(channel, events, ledger, now_micros, lambda: True)
+        events, writer = EventLog(newest, ledger.events), LedgerWriter()
+        await events.load()
+        delivery = Delivery(channel, events, ledger.deliveries, writer, now_micros, lambda: True)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(courier.serve)
-            yield courier, ledger
+            tasks.start_soon(writer.serve)
+            tasks.start_soon(delivery.serve)
+            yield delivery, ledger
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
@@ -633,7 +636,7 @@ async def _served(directory: Path, channel: "_Slow") -> AsyncIterator[tuple[Deli
 
 
 async def _save_event(ledger: Ledger) -> None:
-    await ledger.save_source_event("source.degraded", {"source": "interstat"}, now_micros())
+    await ledger.events.add([(now_micros(), None, ("source.degraded", {"source": "interstat"}))])
 
 
 @pytest.mark.parametrize("when", ["before it has failed", "afterwards"])
@@ -641,24 +644,24 @@ def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """A command hangs for a minute, and is mended meanwhile or afterwards: that is not noticed only minutes later."""
-    monkeypatch.setattr(telling_module, "_SHORTEST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(delivery_module, "_SHORTEST_PAUSE_SECONDS", 3600.0)
 
     async def body() -> None:
         channel = _Slow()
-        async with _served(tmp_path, channel) as (courier, ledger):
+        async with _served(tmp_path, channel) as (delivery, ledger):
             await _save_event(ledger)
             await channel.began.wait()
             if when == "before it has failed":
-                courier.stir()
+                delivery.retry_now()
             channel.let.set()
             if when == "afterwards":
                 with anyio.fail_after(10):
-                    while courier.state != "failing":  # noqa: ASYNC110  it is seen from outside
+                    while delivery.state != "failing":  # noqa: ASYNC110  it is seen from outside
                         await anyio.sleep(0.005)
-                courier.stir()
+                delivery.retry_now()
             with anyio.move_on_after(10):
-                await channel.told.wait()
-        assert channel.told.is_set()
+                await channel.delivered.wait()
+        assert channel.delivered.is_set()
 
     anyio.run(body)
 
@@ -670,11 +673,11 @@ class _Failing(_Slow):
         super().__init__()
         self.tries: list[float] = []
 
-    async def tell(self, event: Event) -> None:
+    async def deliver(self, event: Event) -> None:
         self.tries.append(anyio.current_time())
         if not self.let.is_set():
             raise ChannelError("it is down", "mend it")
-        self.told.set()
+        self.delivered.set()
 
 
 async def _tried(channel: _Failing, times: int) -> None:
@@ -688,23 +691,23 @@ def test_pauses_grow_while_a_channel_fails_and_are_short_again_after_it(
 ) -> None:
     """A pause is never shorter than twice the one before; who has worked in between is tried again soon."""
     shortest = 0.005
-    monkeypatch.setattr(telling_module, "_SHORTEST_PAUSE_SECONDS", shortest)
-    monkeypatch.setattr(telling_module, "_LONGEST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(delivery_module, "_SHORTEST_PAUSE_SECONDS", shortest)
+    monkeypatch.setattr(delivery_module, "_LONGEST_PAUSE_SECONDS", 3600.0)
 
     async def body() -> None:
         channel = _Failing()
-        async with _served(tmp_path, channel) as (courier, ledger):
+        async with _served(tmp_path, channel) as (delivery, ledger):
             await _save_event(ledger)
             await _tried(channel, 7)
             pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
             assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
             while len(channel.tries) < 30:  # at once, whatever pause it is in
-                courier.stir()
+                delivery.retry_now()
                 await _tried(channel, len(channel.tries) + 1)
             channel.let.set()
-            courier.stir()
+            delivery.retry_now()
             with anyio.fail_after(30):
-                await channel.told.wait()
+                await channel.delivered.wait()
             channel.let = anyio.Event()
             before = len(channel.tries)
             await _save_event(ledger)

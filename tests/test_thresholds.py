@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxbudgetd.config.schema import Threshold, Warnings
-from fluxbudgetd.model import Balance, Mark, Run
+from fluxbudgetd.model import Balance, BudgetThreshold, Run
 from fluxbudgetd.policy import budget, thresholds
 from test_policy import a_run
 
@@ -22,7 +22,7 @@ class Watched:
         self.run: Run = a_run(token_budget=tokens, warn_pct=warn_pct)
         self.configured = configured
         self.spent = 0
-        self.fired: frozenset[Mark] = frozenset()
+        self.fired: frozenset[BudgetThreshold] = frozenset()
 
     @property
     def balance(self) -> Balance:
@@ -126,7 +126,7 @@ def test_kinds(configured: tuple[Threshold, ...], warn_pct: int, told: list[tupl
 def test_what_an_event_says() -> None:
     run = a_run(token_budget=1000, phase="executing")
     balance = budget.balance(run, 700, provisional=107, reserved=50)
-    (kind, data), *_ = thresholds.events(run, balance, {Mark("budget.warning", 80)})
+    (kind, data), *_ = thresholds.events(run, balance, {BudgetThreshold("budget.warning", 80)})
     assert kind == "budget.warning"
     assert data == {
         "threshold": 80, "spent": 807, "budget": 1000, "pct": 80.7, "remaining": 143, "provisional": 107,

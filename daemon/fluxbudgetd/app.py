@@ -20,6 +20,7 @@ from fluxbudgetd.config.locations import Locations
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError
 from fluxbudgetd.events.channels import Surroundings
+from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.server.handlers import Context, handle
 from fluxbudgetd.server.limits import Limits
@@ -99,11 +100,12 @@ async def _refuse(given: Listener, error: FluxError, seconds: float) -> bool:
 async def _with_ledger(locations: Locations, settings: Settings, manager: Manager, listener: Listener) -> None:
     with anyio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        ledger, moved = await open_ledger(locations.state_dir)
+        newest = NewestEvents()
+        ledger, moved = await open_ledger(locations.state_dir, newest.add)
         if moved is not None:
             log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
         try:
-            await _serve(locations, settings, ledger, manager, listener, signals)
+            await _serve(locations, settings, ledger, newest, manager, listener, signals)
         finally:
             with anyio.CancelScope(shield=True):
                 await ledger.close()
@@ -114,13 +116,19 @@ async def _serve(
     locations: Locations,
     settings: Settings,
     ledger: Ledger,
+    newest: NewestEvents,
     manager: Manager,
     listener: Listener,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
     around = Surroundings(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
     service = Service(
-        InterstatSource(locations.interstat_db), TranscriptSource(locations.claude_dir), ledger, settings, around
+        InterstatSource(locations.interstat_db),
+        TranscriptSource(locations.claude_dir),
+        ledger,
+        newest,
+        settings,
+        around,
     )
     await service.load()
     context = Context(

@@ -189,8 +189,8 @@ class Timeline(msgspec.Struct, frozen=True):
         return self.run.phase
 
 
-class Mark(NamedTuple):
-    """Something that is told when a percentage of a run's budget is spent."""
+class BudgetThreshold(NamedTuple):
+    """A percentage of a run's budget, and the kind of event that reports that it has been spent."""
 
     kind: EventKind
     pct: int

@@ -4,15 +4,18 @@ import anyio
 
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.decisions.admission import Admission
+from fluxbudgetd.decisions.admission import Admissions
 from fluxbudgetd.decisions.checks import Checks
 from fluxbudgetd.decisions.lifecycle import Lifecycle
-from fluxbudgetd.decisions.parts import Parts
+from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.decisions.reviews import Reviews
+from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.events.channels import Surroundings, channels
-from fluxbudgetd.events.delivery import Deliveries, Delivery
+from fluxbudgetd.events.channels import Surroundings, make_channels
+from fluxbudgetd.events.deliveries import Deliveries
+from fluxbudgetd.events.delivery import Delivery
 from fluxbudgetd.events.log import EventLog
+from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.events.session_warnings import SessionWarnings
 from fluxbudgetd.events.state_file_writer import StateFileWriter
 from fluxbudgetd.ledger import Ledger, LedgerWriter
@@ -28,62 +31,73 @@ _LONGEST_SCAN_SECONDS = 60.0
 
 
 class Service:
-    """The daemon's parts. Without `around` no channel is served and no state file written."""
+    """The daemon's parts. `newest` gets the ledger's events. Without `around` there are no channels or state files."""
 
     def __init__(
         self,
         source: InterstatSource,
         transcripts: TranscriptSource,
         ledger: Ledger,
+        newest: NewestEvents,
         settings: Settings,
         around: Surroundings | None = None,
     ) -> None:
         self.ledger = ledger
         self.settings = settings
-        self.writer = LedgerWriter()
-        self.accounts = Accounts(self._on_account_change)
-        self.totals = Totals(
+        self._writer = writer = LedgerWriter()
+        self.accounts = accounts = Accounts(self._on_account_change)
+        self.totals = totals = Totals(
             source,
             transcripts,
             ledger,
-            self.writer,
+            writer,
             settings,
-            self.accounts,
+            accounts,
             now_micros,
             on_refreshed=self._on_refreshed,
             on_source_change=self._on_status_change,
         )
-        parts = Parts(self.accounts, self.totals, ledger, self.writer, settings, now_micros, anyio.Lock())
-        self.checks = Checks(parts)
-        self.lifecycle = Lifecycle(parts, self.checks, self._on_runs_change)
-        self.reviews = Reviews(parts)
-        self.admission = Admission(parts)
-        self.session_warnings = SessionWarnings(self.accounts, ledger, self.writer, settings)
-        self.events = EventLog(ledger, self.session_warnings.take)
+        # The first lock to take; see docs/ARCHITECTURE.md for the order.
+        runs_lock = anyio.Lock()
+        self.thresholds = Thresholds(accounts, ledger.runs, writer, settings, now_micros, runs_lock)
+        self.checks = Checks(accounts, totals.tallies, ledger, writer, settings, now_micros, runs_lock, self.thresholds)
+        self.lifecycle = Lifecycle(
+            accounts, totals, ledger.runs, settings, now_micros, runs_lock, self.thresholds, self._on_runs_change
+        )
+        self.reviews = Reviews(accounts, totals, ledger, settings, now_micros)
+        self._reservations = Reservations(accounts, totals, ledger.reservations, writer, now_micros)
+        self.admission = Admissions(accounts, self._reservations, now_micros)
+        self.events = EventLog(newest, ledger.events)
+        self.session_warnings = SessionWarnings(accounts, self.events, ledger, writer, settings)
         self.deliveries: Deliveries | None = None
         self.state_files: StateFileWriter | None = None
         if around is not None:
-            self.deliveries = self._deliveries(around)
+            self.deliveries = self._make_deliveries(around)
             self.state_files = StateFileWriter(
-                self.accounts, around.state_directory, now_micros, self.totals.freshness.is_known_stale
+                accounts, around.state_directory, now_micros, totals.freshness.is_known_stale
             )
-        settings.heeded = self._on_settings_change
         # Fires when a run starts or ends, or a source changes state; then there is a new one to wait for.
         self.status_changed = anyio.Event()
 
-    def _deliveries(self, around: Surroundings) -> Deliveries:
-        made = channels(self.settings, self.accounts, around, now_micros, self._balance)
-        each = (Delivery(one, self.events, self.ledger, now_micros, self._has_active_runs) for one in made)
-        return Deliveries(each, self.ledger)
+    def _make_deliveries(self, around: Surroundings) -> Deliveries:
+        stored = self.ledger.deliveries
+        channels = make_channels(self.settings, self.accounts, around, now_micros, self._refreshed_balance)
+        return Deliveries(
+            [
+                Delivery(channel, self.events, stored, self._writer, now_micros, self._has_active_runs)
+                for channel in channels
+            ],
+            stored,
+        )
 
     def _has_active_runs(self) -> bool:
         return self.totals.follower.is_active
 
     async def load(self) -> None:
         """Read the ledger; raises `LedgerError`."""
-        await self.events.prepare()
+        await self.events.load()
         await self.totals.load()
-        await self.admission.load()
+        await self._reservations.load()
         await self.session_warnings.load()
         if self.deliveries is not None:
             await self.deliveries.load()
@@ -95,15 +109,17 @@ class Service:
         """Run every part's tasks until cancelled; then write the last of what waits for the ledger."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.writer.serve)
+                tasks.start_soon(self._writer.serve)
                 tasks.start_soon(self.totals.serve)
-                tasks.start_soon(self.admission.serve)
+                tasks.start_soon(self._reservations.serve)
+                tasks.start_soon(self.session_warnings.serve)
+                tasks.start_soon(self._follow_settings)
                 if self.deliveries is not None:
                     tasks.start_soon(self.deliveries.serve)
                 if self.state_files is not None:
                     tasks.start_soon(self.state_files.serve)
         finally:
-            await self.writer.flush()
+            await self._writer.flush()
 
     async def reopen_sources(self) -> None:
         """Close the sources' files; the next read opens them again."""
@@ -112,12 +128,12 @@ class Service:
     def retry_channels(self) -> None:
         """Try failed channels again at once."""
         if self.deliveries is not None:
-            self.deliveries.nudge()
+            self.deliveries.retry_now()
 
     @property
     def ledger_fault(self) -> str | None:
         """Return why the ledger could not be written or read last, or None."""
-        return self.writer.fault
+        return self._writer.fault
 
     async def stalled(self, seconds: float) -> str | None:
         """Return what has made no progress for so long, in words; None if the ledger and the reader do.
@@ -131,34 +147,39 @@ class Service:
             return "a scan of interstat's whole table"
         try:
             with anyio.fail_after(seconds):
-                await self.ledger.last_event()
+                await self.ledger.events.last_number()
         except TimeoutError:
             return "the ledger"
         except LedgerError:
             pass
         return None
 
-    async def _balance(self, account: RunAccount) -> Balance:
-        """Return where a run stands, for a channel: fresh, or by the last known numbers."""
+    async def _refreshed_balance(self, account: RunAccount) -> Balance:
+        """Return a run's balance for a channel: fresh, or after a minute by the last known numbers."""
         deadline = anyio.current_time() + _CHANNEL_WAIT_SECONDS
         return (await self.totals.standing(account, deadline)).balance
 
     def _on_refreshed(self, account: RunAccount) -> None:
-        self.checks.look(account)
-        self.admission.look(account)
+        self.thresholds.evaluate(account)
+        self._reservations.evaluate(account)
         if self.deliveries is not None:
-            self.deliveries.look(account)
+            self.deliveries.evaluate(account)
         if self.state_files is not None:
-            self.state_files.note(account.run.id)
+            self.state_files.request(account.run.id)
 
     def _on_account_change(self, run: str) -> None:
         if self.state_files is not None:
-            self.state_files.note(run)
+            self.state_files.request(run)
 
-    def _on_settings_change(self) -> None:
-        """Evaluate the thresholds again."""
+    async def _follow_settings(self) -> None:
+        config = self.settings.config
+        while True:
+            config = await self.settings.changed(config)
+            self._on_settings_changed()
+
+    def _on_settings_changed(self) -> None:
         for account in self.accounts.active():
-            self.checks.look(account)
+            self.thresholds.evaluate(account)
         self.retry_channels()
 
     def _on_runs_change(self) -> None:

@@ -5,7 +5,7 @@ The calls below are let through; each is known to take microseconds:
 * `sources/interstat/link.py`: one or two `stat` calls and `PRAGMA data_version` with no busy timeout. That look, on the
   loop's own thread, is what makes a warm answer fast;
 * `sources/transcripts/stamps.py`: one `stat` for each file and directory of a session that is asked about, likewise;
-* `ledger/ledger.py`: one `stat` of the ledger's own file per transaction;
+* `ledger/database.py`: one `stat` of the ledger's own file per transaction;
 * structlog: the source lines of a defect's traceback.
 """
 
@@ -18,7 +18,7 @@ from fluxbudgetd.cli import main
 ALLOWED = {
     "fluxbudgetd/sources/interstat/link.py": {"signature", "file_identity", "replaced", "_data_version"},
     "fluxbudgetd/sources/transcripts/stamps.py": {"stamp"},
-    "fluxbudgetd/ledger/ledger.py": {"_identity"},
+    "fluxbudgetd/ledger/database.py": {"_identity"},
     "structlog/_frames.py": {"_format_exception"},
 }
 

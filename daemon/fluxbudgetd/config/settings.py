@@ -46,8 +46,7 @@ class Settings:
     def __init__(self, config_path: str, *, required: bool, claude_dir: str) -> None:
         self.config_path = config_path
         self.calibration_path = calibration_path(config_path)
-        # Called after the configuration has changed.
-        self.heeded: Callable[[], None] | None = None
+        self._changed: anyio.Event | None = None
         self._claude_dir = claude_dir
         self._config = _Followed(config_path, partial(load_config, config_path, required=required), Config())
         self._calibration: _Followed[Calibration | None] = _Followed(
@@ -95,10 +94,19 @@ class Settings:
             before = self.config
             self._config.take(looks[0])
             self._calibration.take(looks[1])
-            if self.config != before and self.heeded is not None:
-                self.heeded()
+            if self.config != before and self._changed is not None:
+                self._changed.set()
+                self._changed = None
             return True
         return False
+
+    async def changed(self, known: Config) -> Config:
+        """Wait until the configuration is another one than `known`, and return it."""
+        while self.config == known:
+            if self._changed is None:  # made here, because an event belongs to the loop
+                self._changed = anyio.Event()
+            await self._changed.wait()
+        return self.config
 
     async def review_budget(self, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
         """Return the review budgets that hold in a project now (without what calibration says, if so asked).

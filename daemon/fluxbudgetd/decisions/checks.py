@@ -1,28 +1,32 @@
-"""May a run go on? Refusals and overrides kept as events, the step to the next phase, thresholds told once.
+"""May a run continue? The step to the next phase, and the record of every refusal and override.
 
-Decided by the policy from the last known numbers; on disk before it is remembered or answered.
+The policy decides from the last known numbers.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import anyio
 import msgspec
 import structlog
 
-from fluxbudgetd.decisions.parts import Parts
-from fluxbudgetd.ledger import NewEvent
-from fluxbudgetd.model import Balance, Counts, EventData, Mark, PhaseRecord, Run
-from fluxbudgetd.policy import advance, phases, thresholds
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.decisions.thresholds import Thresholds
+from fluxbudgetd.ledger import Ledger, LedgerWriter, NewEvent
+from fluxbudgetd.model import Balance, Counts, EventData, PhaseRecord, Run
+from fluxbudgetd.policy import advance, phases
 from fluxbudgetd.policy.advance import Verdict
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.tallies import Tallies
 
 log = structlog.get_logger()
 
-_MOST_EVENTS = 10_000
+# Beyond this the ledger has been failing for long, and memory stays bounded.
+_MOST_UNSAVED = 10_000
 
 
 class Advanced(NamedTuple):
-    """What became of an advance. `completed` is the phase that was left, None when the run was refused."""
+    """The outcome of an advance. `completed` is the phase that the run has left, None if the advance was refused."""
 
     run: Run
     line: str
@@ -31,24 +35,34 @@ class Advanced(NamedTuple):
 
 
 class Checks:
-    """What stands between a run and its next step."""
+    """Advances runs and records verdicts."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._accounts = parts.accounts
-        self._tallies = parts.totals.tallies
-        self._ledger = parts.ledger
-        self._settings = parts.settings
-        self._clock = parts.clock
-        self._changing = parts.changing
-        # Events that nobody's change depends on, in order; and the runs whose thresholds have to be looked at.
-        self._events: list[tuple[int, str, NewEvent]] = []
-        self._crossed: dict[str, None] = {}
-        self._told = anyio.Event()
-        self._refusals = parts.writer.backlog("refusals and overrides", self._write_events)
-        self._crossings = parts.writer.backlog("crossed thresholds", self._write_crossed)
+    def __init__(
+        self,
+        accounts: Accounts,
+        tallies: Tallies,
+        ledger: Ledger,
+        writer: LedgerWriter,
+        settings: Settings,
+        clock: Callable[[], int],
+        runs_lock: anyio.Lock,
+        thresholds: Thresholds,
+    ) -> None:
+        self._accounts = accounts
+        self._tallies = tallies
+        self._ledger = ledger
+        self._settings = settings
+        self._clock = clock
+        self._runs_lock = runs_lock
+        self._thresholds = thresholds
+        self._unsaved: list[tuple[int, str | None, NewEvent]] = []
+        self._backlog = writer.backlog("refusals and overrides", self._write)
 
-    async def note(self, run: Run, balance: Balance, verdict: Verdict, by: str, deadline: float) -> None:
-        """Keep a refusal, or an override, as an event; a ledger that cannot does not change the answer."""
+    async def record(self, run: Run, balance: Balance, verdict: Verdict, by: str, deadline: float) -> None:
+        """Record a refusal or an override as an event, and wait for the ledger's first attempt until the deadline.
+
+        `by` is the command that was refused. A ledger that cannot be written does not change the answer.
+        """
         event: NewEvent
         if verdict.refusal is not None:
             event = "phase.blocked", advance.refusal_data(run, balance, verdict, by)
@@ -56,114 +70,58 @@ class Checks:
             event = "budget.overridden", advance.override_data(run, balance, verdict, by)
         else:
             return
-        if len(self._events) >= _MOST_EVENTS:
-            log.error("event lost: the ledger has not taken any for long", kind=event[0], run=run.id)
+        if len(self._unsaved) >= _MOST_UNSAVED:
+            log.error("event lost: the ledger has not been writable for long", kind=event[0], run=run.id)
             return
-        self._events.append((self._clock(), run.id, event))
-        await self._refusals.attempt(deadline - anyio.current_time())
+        self._unsaved.append((self._clock(), run.id, event))
+        await self._backlog.attempt(deadline - anyio.current_time())
 
-    async def advance(self, state: RunAccount, phase: str, to: str | None, override: str | None) -> Advanced:
-        """Take a run from a phase to another by the last known numbers, or refuse. Of several at once one wins.
+    async def advance(self, account: RunAccount, phase: str, to: str | None, override: str | None) -> Advanced:
+        """Move a run from `phase` to another (None: the next), or refuse. Of concurrent calls one succeeds.
 
-        Raises `BadInputError` for phases that the run does not have, `ConflictError` when it has ended.
+        Raises `BadInputError` for a phase that the run does not have, `ConflictError` if it has ended, `LedgerError`.
         """
-        async with self._changing:
-            run, balance = state.run, self._accounts.balance(state)
+        async with self._runs_lock:
+            run, balance = account.run, self._accounts.balance(account)
             verdict = advance.advanced(run, balance, phase, override)
             if verdict.refusal is not None:
                 return Advanced(run, verdict.refusal, verdict, None)
             new = msgspec.structs.replace(run, phase=phases.next_phase(run, to))
-            record = self._record(state, verdict.override)
-            counts = record in self._accounts.would_count(state, (*state.completed, record))
+            record = self._completed(account, verdict.override)
+            counts = record in self._accounts.would_count(account, (*account.completed, record))
             data = _advanced_data(new, record, record.estimate if counts else 0)
-            await self._ledger.save_run(
-                new, completed=(len(state.completed), record), events=[("phase.advanced", data)], at=self._clock()
+            await self._ledger.runs.save(
+                new, completed=(len(account.completed), record), events=[("phase.advanced", data)], at=self._clock()
             )
             self._accounts.put_run(new)
-            self._accounts.put_phases(new.id, (*state.completed, record))
-        for session in list(state.sessions):
-            # What has no time of its own, or one ahead of ours, is in the present phase, which is another one now.
+            self._accounts.put_phases(new.id, (*account.completed, record))
+        for session in list(account.sessions):
+            # Usage without a time, or with one in the future, belongs to the present phase, which is another one now.
             await self._tallies.retally(session)
-        self.look(state)
+        self._thresholds.evaluate(account)
         return Advanced(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
 
-    def _record(self, state: RunAccount, override: str | None) -> PhaseRecord:
-        run, since = state.run, self._accounts.timelines[state.run.id].since
+    def _completed(self, account: RunAccount, override: str | None) -> PhaseRecord:
+        run, since = account.run, self._accounts.timelines[account.run.id].since
         calibration = self._settings.calibration
         known = {} if calibration is None else calibration.phases
         estimate = phases.estimate(run.phase, run.cost_basis, self._settings.config.phases, known)
         return PhaseRecord(
             phase=run.phase,
             since=since,
-            until=max(self._clock(), since + 1),  # clocks may be set back
-            measured=self._accounts.by_phase(state).get(run.phase, Counts()).capped(),
+            until=max(self._clock(), since + 1),  # the clock may have been set back
+            measured=self._accounts.by_phase(account).get(run.phase, Counts()).capped(),
             estimate=estimate.tokens,
             source=estimate.source,
             sample_size=estimate.sample_size,
             override=override,
         )
 
-    def look(self, state: RunAccount) -> None:
-        """Have a run's newly passed thresholds told, if there are any. Takes no time."""
-        if state.run.id in self._crossed or state.run.status != "active" or not self._accounts.is_loaded(state):
-            return
-        if self._new(state, self._accounts.balance(state)):
-            self._crossed[state.run.id] = None
-            self._crossings.request()
-
-    async def told(self, state: RunAccount, deadline: float) -> None:
-        """Wait until what a run has newly passed is on disk, but no longer than until the deadline."""
-        with anyio.CancelScope(deadline=deadline):
-            while state.run.id in self._crossed:
-                await self._told.wait()
-
-    def fired_now(self, state: RunAccount) -> tuple[frozenset[Mark], list[NewEvent]]:
-        """Return what has been told of a run, and what is to be told now, before it ends."""
-        if not self._accounts.is_loaded(state):
-            return state.fired, []
-        balance = self._accounts.balance(state)
-        new = self._new(state, balance)
-        return state.fired | new, thresholds.events(state.run, balance, new)
-
-    def fired_under(self, state: RunAccount, changed: Run) -> tuple[frozenset[Mark], list[NewEvent]]:
-        """Return what has been told once a run has become another, and what of it is to be told now."""
-        balance = self._accounts.balance(state, changed)
-        same = changed.token_budget == state.run.token_budget
-        kept = state.fired if same else thresholds.rearmed(state.fired, balance)
-        passed = thresholds.passed(self._marks(changed), balance)
-        return kept | passed, thresholds.events(changed, balance, passed - kept)
-
-    def _new(self, state: RunAccount, balance: Balance) -> frozenset[Mark]:
-        return thresholds.passed(self._marks(state.run), balance) - state.fired
-
-    def _marks(self, run: Run) -> frozenset[Mark]:
-        return thresholds.marks(self._settings.config.thresholds, run.warn_pct)
-
-    async def _write_events(self) -> None:
-        events = self._events[:]
-        if events:
-            await self._ledger.save_events(events)
-            del self._events[: len(events)]
-
-    async def _write_crossed(self) -> None:
-        for name in list(self._crossed):
-            state = self._accounts.runs[name]
-            while state.run.status == "active" and self._new(state, self._accounts.balance(state)):
-                await self._write_newly_crossed(state)
-            del self._crossed[name]
-            self._told.set()
-            self._told = anyio.Event()
-
-    async def _write_newly_crossed(self, state: RunAccount) -> None:
-        async with self._changing:
-            balance = self._accounts.balance(state)
-            new = self._new(state, balance)
-            if state.run.status != "active" or not new:
-                return
-            told = thresholds.events(state.run, balance, new)
-            fired = state.fired | new
-            await self._ledger.save_run(state.run, fired=fired, events=told, at=self._clock())
-            state.fired = fired
+    async def _write(self) -> None:
+        unsaved = self._unsaved[:]
+        if unsaved:
+            await self._ledger.events.add(unsaved)
+            del self._unsaved[: len(unsaved)]
 
 
 def _advanced_data(run: Run, record: PhaseRecord, provisional: int) -> EventData:

@@ -1,43 +1,59 @@
-"""Changing runs and attachments: decided by the policy, on disk before it is remembered or answered."""
+"""Start, change and end runs, and attach sessions to them.
+
+The policy decides; the change is in the ledger before it is in memory, and in memory before it is answered.
+"""
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import anyio
 import msgspec
 
-from fluxbudgetd.decisions.checks import Checks
-from fluxbudgetd.decisions.parts import Parts
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.errors import BadInputError, ConflictError, RequestTimeoutError
 from fluxbudgetd.ledger import NewEvent
+from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import Attachment, EventData, Run
 from fluxbudgetd.policy import runs
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals import Totals
+from fluxbudgetd.totals.accounts import Accounts, RunAccount
 from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
 
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 class Lifecycle:
-    """The operations that change something, one at a time. `changed` is called when runs begin or end."""
+    """The changes of runs and attachments, one at a time. `on_runs_change` is called when a run starts or ends."""
 
-    def __init__(self, parts: Parts, gate: Checks, changed: Callable[[], None]) -> None:
-        self._accounts = parts.accounts
-        self._refresher = parts.totals.refresher
-        self._tallies = parts.totals.tallies
-        self._ledger = parts.ledger
-        self._settings = parts.settings
-        self._clock = parts.clock
-        self._changing = parts.changing
-        self._gate = gate
-        self._changed = changed
+    def __init__(
+        self,
+        accounts: Accounts,
+        totals: Totals,
+        stored: StoredRuns,
+        settings: Settings,
+        clock: Callable[[], int],
+        runs_lock: anyio.Lock,
+        thresholds: Thresholds,
+        on_runs_change: Callable[[], None],
+    ) -> None:
+        self._accounts = accounts
+        self._transcripts = totals.transcripts
+        self._refresher = totals.refresher
+        self._tallies = totals.tallies
+        self._stored = stored
+        self._settings = settings
+        self._clock = clock
+        self._runs_lock = runs_lock
+        self._thresholds = thresholds
+        self._on_runs_change = on_runs_change
 
     async def start(self, asked: RunStart, deadline: float) -> tuple[Run, bool]:
         """Start a run, or return the one that the same request started before, and whether anything changed."""
         await self._settings.refresh(deadline)
-        await self._name(asked.session, asked.transcript, deadline)
-        await self._look_at(asked.session, deadline)
+        await self._name_transcript(asked.session, asked.transcript, deadline)
+        await self._refresh_session(asked.session, deadline)
         try:
             return await self._start(asked)
         finally:
@@ -45,78 +61,87 @@ class Lifecycle:
                 self._accounts.forget_stranger(asked.session)
 
     async def _start(self, asked: RunStart) -> tuple[Run, bool]:
-        async with self._changing:
+        async with self._runs_lock:
             known = self._known_run(asked)
             if known is None:
                 run = runs.new_run(asked, asked.id or self._new_id(), self._clock(), self._settings.config.runs)
-                await self._save_new(run, self._moved(asked.session, run.id))
+                await self._save_new(run, self._attachments_to_move(asked.session, run.id))
                 return run, True
             runs.require_same(asked, known.run, known.started_as, self._settings.config.runs)
             return known.run, await self._attach(asked.session, known.run)
 
-    async def change(self, state: RunAccount, asked: RunSet, deadline: float) -> tuple[Run, bool]:
-        """Change a run's budget, warning percentage or enforcement; what a lower budget has passed is told at once."""
-        if state.run.status == "active":
-            # Thresholds of another budget are decided by what is spent; "nothing yet known" would arm them all again.
-            await self._refresher.refresh([state.run.id], deadline=deadline)
-            self._accounts.require_loaded(state)
-        async with self._changing:
-            run = runs.changed_run(state.run, asked)
-            if run == state.run:
+    async def change(self, account: RunAccount, asked: RunSet, deadline: float) -> tuple[Run, bool]:
+        """Change a run's budget, warning percentage or enforcement; returns it, and whether anything changed.
+
+        Thresholds that a lower budget has passed are reported with the change.
+        """
+        if account.run.status == "active":
+            # Re-arming needs the present numbers: with none at all, every threshold would be re-armed.
+            await self._refresher.refresh([account.run.id], deadline=deadline)
+            self._accounts.require_loaded(account)
+        async with self._runs_lock:
+            run = runs.changed_run(account.run, asked)
+            if run == account.run:
                 return run, False
             names = ("token_budget", "warn_pct", "enforcement")
             data: EventData = {
-                name: getattr(run, name) for name in names if getattr(run, name) != getattr(state.run, name)
+                name: getattr(run, name) for name in names if getattr(run, name) != getattr(account.run, name)
             }
-            fired, told = self._gate.fired_under(state, run)
-            await self._ledger.save_run(run, fired=fired, events=[("run.changed", data), *told], at=self._clock())
-            state.fired = fired
+            fired, events = self._thresholds.after_change(account, run)
+            await self._stored.save(run, fired=fired, events=[("run.changed", data), *events], at=self._clock())
+            account.fired = fired
             self._accounts.put_run(run)
             return run, True
 
-    async def end(self, state: RunAccount, status: RunStatus, deadline: float) -> tuple[Run, bool]:
-        """Finish or cancel a run; its sources go on being followed for 48 hours."""
-        if state.run.status == "active":
-            # What it has passed by now is still told.
-            await self._refresher.refresh([state.run.id], deadline=deadline)
-        async with self._changing:
-            if state.run.status == status:
-                return state.run, False
-            if state.run.status != "active":
-                raise ConflictError(f"run {state.run.id} is {state.run.status} already", "an ended run stays as it is")
-            run = msgspec.structs.replace(state.run, status=status, ended_at=self._clock())
-            fired, told = self._gate.fired_now(state)
+    async def end(self, account: RunAccount, status: RunStatus, deadline: float) -> tuple[Run, bool]:
+        """Finish or cancel a run; returns it, and whether anything changed. Its sources are followed for 48 hours."""
+        if account.run.status == "active":
+            # The thresholds that it has passed by now are still reported.
+            await self._refresher.refresh([account.run.id], deadline=deadline)
+        async with self._runs_lock:
+            if account.run.status == status:
+                return account.run, False
+            if account.run.status != "active":
+                raise ConflictError(
+                    f"run {account.run.id} is {account.run.status} already", "an ended run stays as it is"
+                )
+            run = msgspec.structs.replace(account.run, status=status, ended_at=self._clock())
+            fired, events = self._thresholds.at_end(account)
             ended: NewEvent = "run.finished", {"status": status}
-            await self._ledger.save_run(run, fired=fired, events=[*told, ended], at=self._clock())
-            state.fired = fired
+            await self._stored.save(run, fired=fired, events=[*events, ended], at=self._clock())
+            account.fired = fired
             self._accounts.put_run(run)
-            self._changed()
+            self._on_runs_change()
             return run, True
 
-    async def attach(self, session: str, state: RunAccount, deadline: float, transcript: str | None = None) -> bool:
-        """Attach a session to a run from now on; tells whether anything changed.
+    async def attach(self, session: str, account: RunAccount, deadline: float, transcript: str | None = None) -> bool:
+        """Attach a session to a run from now on. True if anything changed.
 
-        Raises `BadInputError` for a transcript outside Claude's directory.
+        Raises `BadInputError` for a transcript outside Claude's directory, `ConflictError` for a run that ended more
+        than 48 hours ago.
         """
-        await self._name(session, transcript, deadline)
-        if not runs.is_followed(state.run, self._clock()):
+        await self._name_transcript(session, transcript, deadline)
+        if not runs.is_followed(account.run, self._clock()):
             raise ConflictError(
-                f"run {state.run.id} ended more than 48 hours ago", "attach the session to a run that is followed"
+                f"run {account.run.id} ended more than 48 hours ago", "attach the session to a run that is followed"
             )
-        await self._look_at(session, deadline)
-        async with self._changing:
-            return await self._attach(session, state.run)
+        await self._refresh_session(session, deadline)
+        async with self._runs_lock:
+            return await self._attach(session, account.run)
 
-    async def detach(self, session: str, state: RunAccount | None, deadline: float) -> Run:
-        """End a session's present attachment (to this run, when one is given)."""
-        await self._look_at(session, deadline)
-        async with self._changing:
-            present = self._present(session)
-            if present is None or (state is not None and present.run != state.run.id):
+    async def detach(self, session: str, account: RunAccount | None, deadline: float) -> Run:
+        """End a session's present attachment and return its run; raises `BadInputError` if it is not attached.
+
+        `account`, unless None, is the run that the session has to be attached to.
+        """
+        await self._refresh_session(session, deadline)
+        async with self._runs_lock:
+            present = self._present_attachment(session)
+            if present is None or (account is not None and present.run != account.run.id):
                 self._accounts.forget_stranger(session)
-                where = "any run" if state is None else f"run {state.run.id}"
+                where = "any run" if account is None else f"run {account.run.id}"
                 raise BadInputError(f"session {session!r} is not attached to {where}", "see 'fluxbudgetctl run show'")
-            ended = msgspec.structs.replace(present, until=self._instant(session))
+            ended = msgspec.structs.replace(present, until=self._next_instant(session))
             await self._save_attachments([ended], session, {"detached": session}, present.run)
             return self._accounts.runs[present.run].run
 
@@ -141,70 +166,69 @@ class Lifecycle:
             continue
         return name
 
-    def _present(self, session: str) -> Attachment | None:
+    def _present_attachment(self, session: str) -> Attachment | None:
         current = self._accounts.session(session).current
         return current[-1] if current and current[-1].until is None else None
 
-    def _instant(self, session: str) -> int:
-        """Return now, but after everything that was noted of the session: clocks may be set back."""
-        noted = [max(one.since, one.until or 0) for one in self._accounts.session(session).attachments]
-        return max([self._clock(), *(at + 1 for at in noted)])
+    def _next_instant(self, session: str) -> int:
+        """Return now, or just after the session's last attachment if the clock has been set back."""
+        ends = [max(one.since, one.until or 0) for one in self._accounts.session(session).attachments]
+        return max([self._clock(), *(at + 1 for at in ends)])
 
-    async def _name(self, session: str | None, transcript: str | None, deadline: float) -> None:
+    async def _name_transcript(self, session: str | None, transcript: str | None, deadline: float) -> None:
         if transcript is None:
             return
         if session is None:
             raise BadInputError("a transcript without its session", "name the session, too")
         runs.foreign_id("session id", session)
         with anyio.CancelScope(deadline=deadline) as scope:
-            await self._refresher.live.name(session, transcript)
+            await self._transcripts.name(session, transcript)
         if scope.cancelled_caught:
             raise RequestTimeoutError("the transcript could not be looked at in time", "ask again")
 
-    async def _look_at(self, session: str | None, deadline: float) -> None:
-        """Read a session: what its rows say of it so far becomes its first attachment when it is moved."""
+    async def _refresh_session(self, session: str | None, deadline: float) -> None:
+        """Read a session: the run that its rows name becomes its first attachment if it is moved."""
         if session is not None:
             runs.foreign_id("session id", session)
             await self._refresher.refresh([], [session], deadline=deadline)
 
-    def _moved(self, session: str | None, run_id: str) -> list[Attachment]:
-        """Return the attachments to write so that a session belongs to a run from now on; none when it does."""
-        present = None if session is None else self._present(session)
+    def _attachments_to_move(self, session: str | None, run_id: str) -> list[Attachment]:
+        """Return the attachments to write so that a session belongs to a run from now on; none if it does already."""
+        present = None if session is None else self._present_attachment(session)
         if session is None or (present is not None and present.run == run_id):
             return []
-        now = self._instant(session)
+        now = self._next_instant(session)
         first = not self._accounts.session(session).current
         new = Attachment(session=session, run=run_id, since=now, until=None, first=first, origin="asked")
         return [new] if present is None else [msgspec.structs.replace(present, until=now), new]
 
     async def _attach(self, session: str | None, run: Run) -> bool:
-        attachments = self._moved(session, run.id)
+        attachments = self._attachments_to_move(session, run.id)
         if session is None or not attachments:
             return False
         await self._save_attachments(attachments, session, {"attached": session}, run.id)
         return True
 
     async def _save_attachments(
-        self, attachments: Iterable[Attachment], session: str, data: EventData, run_id: str
+        self, attachments: Sequence[Attachment], session: str, data: EventData, run_id: str
     ) -> None:
-        written = list(attachments)
-        await self._ledger.save_attachments(written, run_id, data, self._clock())
-        self._accounts.put_attachments(written)
+        await self._stored.save_attachments(attachments, run_id, data, self._clock())
+        self._accounts.put_attachments(attachments)
         await self._tallies.retally(session)
-        # What the session has used so far counts from now on, and may pass a threshold.
-        self._refresher.wish({one.run for one in written})
+        # The session's earlier usage may count now, and pass a threshold.
+        self._refresher.wish({one.run for one in attachments})
 
     async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
-        await self._ledger.start_run(run, attachments=attachments, events=[("run.started", data)], at=self._clock())
-        state = self._accounts.put_run(run)
+        await self._stored.start(run, attachments=attachments, events=[("run.started", data)], at=self._clock())
+        account = self._accounts.put_run(run)
         self._accounts.put_attachments(attachments)
         # Rows that name the scope may have counted for another run until now.
         naming = set() if run.scope is None else await self._tallies.sessions_naming(run.scope)
         for session in naming:
-            self._accounts.join(state, session)
+            self._accounts.join(account, session)
         for session in naming.union(one.session for one in attachments):
             await self._tallies.retally(session)
-        state.touched = True
+        account.touched = True
         self._refresher.wish({run.id})
-        self._changed()
+        self._on_runs_change()

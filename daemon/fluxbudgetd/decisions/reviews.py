@@ -1,7 +1,7 @@
-"""Reviews: what agents may cost, which of them are launched, what they have cost, and what is learned from that."""
+"""Reviews: estimate what agents cost, decide which are launched, report what they cost, calibrate from history."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -10,14 +10,16 @@ import anyio.lowlevel
 
 from fluxbudgetd import __version__
 from fluxbudgetd.config.flux_drive import ReviewBudget
-from fluxbudgetd.decisions.parts import Parts
+from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import BadInputError, ConfigError, RequestTimeoutError
+from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Run, Triage, Usage, to_text
 from fluxbudgetd.policy import advance, calibrate, estimates, report, triage
 from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.threads import off_loop
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals import Totals
+from fluxbudgetd.totals.accounts import Accounts, RunAccount
 from fluxbudgetd.wire.messages import (
     AgentCalibration,
     Calibration,
@@ -29,15 +31,15 @@ from fluxbudgetd.wire.messages import (
 
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _MAX_MODEL = 200
-# A calibration has to fit into a frame, and into a file that is read again.
+# A calibration has to fit into a frame, and into a file of limited size.
 _MOST_AGENTS = 1000
-# So many runs are looked at before anybody else is let on.
-_AT_A_TIME = 64
-_PATIENCE_SECONDS = 0.03
+# After so many runs other tasks get their turn.
+_RUNS_PER_TURN = 64
+_EXPECTED_SECONDS = 0.03
 
 
 class Decided(NamedTuple):
-    """A triage, what a person should know of it, and why its numbers are not the present ones (None: they are)."""
+    """A triage, a note about it for people, and why its numbers are stale (None: they are not)."""
 
     triage: Triage
     note: str
@@ -45,7 +47,7 @@ class Decided(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A cost report, the triages it is about, and why its numbers are not the present ones (None: they are)."""
+    """A cost report, the triages it covers, and why its numbers are stale (None: they are not)."""
 
     report: CostReport
     triages: tuple[str, ...]
@@ -53,38 +55,43 @@ class Reported(NamedTuple):
 
 
 class Reviews:
-    """What agents may cost, the cut, the report, and calibration."""
+    """Answers the questions of reviews. A triage is in the ledger before it is answered."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._accounts = parts.accounts
-        self._refresher = parts.totals.refresher
-        self._ledger = parts.ledger
-        self._settings = parts.settings
-        self._clock = parts.clock
-        self._history = parts.totals.history
+    def __init__(
+        self, accounts: Accounts, totals: Totals, ledger: Ledger, settings: Settings, clock: Callable[[], int]
+    ) -> None:
+        self._accounts = accounts
+        self._refresher = totals.refresher
+        self._history = totals.history
+        self._ledger = ledger
+        self._settings = settings
+        self._clock = clock
 
     async def means(self, model: str | None, deadline: float) -> tuple[dict[str, Measured], str | None]:
-        """Return what agents have cost so far on a model, and why that is not up to date (None: it is)."""
+        """Return what agents have cost so far on a model, and why that is stale (None: it is not).
+
+        `model` None is the default model. Raises `RequestTimeoutError` if nothing has been read by the deadline.
+        """
         name = estimates.DEFAULT_MODEL if model is None else model
         if not 0 < len(name) <= _MAX_MODEL:
             raise BadInputError(f"a model name of {len(name)} characters", f"1 to {_MAX_MODEL} are allowed")
 
-        def look(source: InterstatSource) -> dict[str, Measured] | None:
+        def scan(source: InterstatSource) -> dict[str, Measured] | None:
             samples = source.samples(name)
             return None if samples is None else estimates.measured(samples)
 
-        found = await self._history.ask(f"means of {name}", self._refresher.epoch(), look, deadline)
+        found = await self._history.ask(f"means of {name}", self._refresher.epoch(), scan, deadline)
         if found.value is None and not found.in_time:
             raise RequestTimeoutError("the agents' history is still being read", "ask again, or give more --timeout")
         return found.value or {}, found.why
 
     async def expected(self, agent: str, run: Run, deadline: float) -> int:
-        """Return what an agent of a run's is expected to cost, in tokens of its cost basis, by what is known at once.
+        """Return what an agent of a run is expected to cost, in tokens of the run's cost basis.
 
-        Whoever is about to launch it does not wait for the agents' whole history.
+        A launch waits for this, so what cannot be read within 30 ms is left out.
         """
         now = anyio.current_time()
-        patience = min(_PATIENCE_SECONDS, (deadline - now) / 2)
+        patience = min(_EXPECTED_SECONDS, (deadline - now) / 2)
         try:
             rules = await self.rules(run.project_dir, now + patience)
         except (ConfigError, RequestTimeoutError):
@@ -97,14 +104,17 @@ class Reviews:
         return estimates.of_agent(agent, kind, known, rules, run.cost_basis, slicing=False).tokens
 
     async def rules(self, project_dir: str | None, deadline: float, *, calibrated: bool = True) -> ReviewBudget:
-        """Return flux-drive's rules for a project; raises `ConfigError` when one of its files is wrong."""
+        """Return flux-drive's rules for a project; without `calibrated`, those that ignore the calibration.
+
+        Raises `ConfigError` if one of its files is wrong, `RequestTimeoutError` if they cannot be read in time.
+        """
         await self._settings.refresh(deadline)
         with anyio.CancelScope(deadline=deadline):
             return await self._settings.review_budget(project_dir, calibrated=calibrated)
         raise RequestTimeoutError("flux-drive's budget file could not be read in time", "give more --timeout")
 
     async def triage(self, asked: TriageRequest, run: Run | None, balance: Balance | None, deadline: float) -> Decided:
-        """Decide which agents are launched, and keep the decision; `run` and `balance` are the run's that applies."""
+        """Decide which agents are launched, and write the decision. `run` and `balance` are None outside a run."""
         project = asked.hints.cwd if run is None else run.project_dir
         rules = await self.rules(project, deadline)
         known, stale_why = await self.means(asked.model, deadline)
@@ -123,12 +133,12 @@ class Reviews:
         if session is None and run is None:
             unknown = "neither session nor run is known, so 'report' will find none of this triage's tokens"
             note = "; ".join(filter(None, (note, unknown)))
-        kept = Triage(
+        made = Triage(
             id=_new_id(),
             at=self._clock(),
             run=None if run is None else run.id,
             session=session,
-            # A transcript's keys say nothing of the order in which they came, but its times are exact.
+            # The keys of transcripts are not ordered, but their times are exact.
             last_key=None if self._is_live(session) else max((record.key for record in before), default=0),
             input_type=asked.input_type,
             model=asked.model or estimates.DEFAULT_MODEL,
@@ -144,38 +154,38 @@ class Reviews:
             override=decided.override,
             agents=decided.lines,
         )
-        await self._ledger.save_triage(kept)
-        return Decided(kept, note, stale_why)
+        await self._ledger.reviews.add(made)
+        return Decided(made, note, stale_why)
 
     async def report(self, name: str, deadline: float) -> tuple[Triage, Reported]:
-        """Return a triage and its cost report; raises `BadInputError` for one that does not exist."""
-        found = await self._ledger.triage(name)
+        """Return a triage and its cost report; raises `BadInputError` if there is no such triage."""
+        found = await self._ledger.reviews.triage(name)
         if found is None:
             raise BadInputError(f"there is no triage {name[:60]!r}", "'fluxbudgetctl triage' prints the id of each")
         if found.run in self._accounts.runs:
-            # Which of its sources counts for a session is known when its run has been looked at.
+            # Only a refreshed run knows which source counts for a session.
             await self._refresher.refresh([found.run], deadline=deadline)
         records, stale_why = await self._records(found.session, found.run, deadline)
         return found, Reported(report.of_triage(found, report.actuals(found, records)), (found.id,), stale_why)
 
-    async def report_run(self, state: RunAccount, deadline: float) -> Reported:
+    async def report_run(self, account: RunAccount, deadline: float) -> Reported:
         """Return the cost report of all of a run's reviews."""
-        triages = await self._ledger.triages(state.run.id)
+        triages = await self._ledger.reviews.triages(account.run.id)
         records: dict[str | None, list[Usage]] = {}
         stale_why = None
         for session in {one.session: None for one in triages}:
-            records[session], stale = await self._records(session, state.run.id, deadline)
+            records[session], stale = await self._records(session, account.run.id, deadline)
             stale_why = stale_why or stale
         size = sum(map(len, records.values())) + sum(len(one.agents) for one in triages)
-        made = await off_loop(size, report.of_run, state.run.token_budget, state.run.cost_basis, triages, records)
+        made = await off_loop(size, report.of_run, account.run.token_budget, account.run.cost_basis, triages, records)
         return Reported(made, tuple(one.id for one in triages[-report.MOST_LISTED :]), stale_why)
 
     def _is_live(self, session: str | None) -> bool:
-        state = None if session is None else self._accounts.sessions.get(session)
-        return state is not None and state.live
+        account = None if session is None else self._accounts.sessions.get(session)
+        return account is not None and account.live
 
     async def _records(self, session: str | None, run: str | None, deadline: float) -> tuple[list[Usage], str | None]:
-        """Return the usage of a triage's session; without one, of all sessions of its run."""
+        """Return the usage of a triage's session, or of all sessions of its run, and why it is stale."""
         sessions: Iterable[str] = () if session is None else (session,)
         if session is None and run in self._accounts.runs:
             sessions = sorted(self._accounts.runs[run].sessions)
@@ -190,18 +200,18 @@ class Reviews:
         return records, stale_why
 
     async def calibrate(self, deadline: float) -> tuple[Calibration, str | None]:
-        """Return what history teaches; raises `RequestTimeoutError` when it could not be read in time."""
-        # The multiplier that a calibration has proposed is not what the next one is measured against.
+        """Return a calibration from history, and why it is stale; raises `RequestTimeoutError` if it is late."""
+        # Measured against the configured multiplier, not against what an earlier calibration proposed.
         rules = await self.rules(None, deadline, calibrated=False)
-        triages = await self._ledger.triages()
+        triages = await self._ledger.reviews.triages()
         phases = []
-        for number, (run_id, state) in enumerate(list(self._accounts.runs.items())):
-            phases.append(calibrate.measured_phases(self._accounts.timelines[run_id], self._accounts.by_phase(state)))
-            if number % _AT_A_TIME == 0:
+        for number, (run_id, account) in enumerate(list(self._accounts.runs.items())):
+            phases.append(calibrate.measured_phases(self._accounts.timelines[run_id], self._accounts.by_phase(account)))
+            if number % _RUNS_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
         agents = sorted(calibrate.sliced_agents(triages))
 
-        def look(source: InterstatSource) -> tuple[dict[str, AgentCalibration], SlicingCalibration] | None:
+        def scan(source: InterstatSource) -> tuple[dict[str, AgentCalibration], SlicingCalibration] | None:
             found = source.calibration(agents)
             if found is None:
                 return None
@@ -209,9 +219,9 @@ class Reviews:
             spreads = {name: found[0][name] for name in sorted(most)}
             return spreads, calibrate.slicing(triages, found[1], rules.slicing_multiplier)
 
-        # What slicing saves depends on the triages, too.
+        # The slicing multiplier depends on the triages as well.
         key = f"calibration with {[one.id for one in triages[-1:]]}, {rules.slicing_multiplier}"
-        found = await self._history.ask(key, self._refresher.epoch(), look, deadline)
+        found = await self._history.ask(key, self._refresher.epoch(), scan, deadline)
         if not found.in_time:
             raise RequestTimeoutError("the agents' history is still being read", "ask again with more --timeout")
         spreads, slicing = found.value or ({}, calibrate.slicing((), (), rules.slicing_multiplier))

@@ -1,13 +1,12 @@
-"""Deliver warnings: each channel in a task of its own, with a place of its own in the events.
+"""Deliver events to one channel, in order, from the channel's own position in the event log.
 
-What a channel could not tell is tried again, with growing pauses, from where it was; its place is on disk, so nothing
-is lost while it, or the daemon, is down. An event is told again only when the daemon was killed before it could write
-down that it had been told. No channel waits for another, and no answer for a channel.
+Each channel has a task of its own, so no channel waits for another and no answer waits for a channel. What fails is
+retried with growing pauses from the same position. A position is on disk before the next event is delivered: an event
+is delivered again only if the daemon is killed between the delivery and that write.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
@@ -15,7 +14,8 @@ import structlog
 
 from fluxbudgetd.errors import ChannelError, LedgerError
 from fluxbudgetd.events.log import EventLog
-from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.ledger import LedgerWriter
+from fluxbudgetd.ledger.deliveries import StoredDeliveries
 from fluxbudgetd.model import Event
 from fluxbudgetd.totals.accounts import RunAccount
 from fluxbudgetd.wire.messages import ChannelState
@@ -23,214 +23,175 @@ from fluxbudgetd.wire.messages import ChannelState
 log = structlog.get_logger()
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0
-# How often a channel that rests looks whether there is somebody to tell now.
+# A resting channel is tried this often while runs are active.
 _RESTING_SECONDS = 60.0
-_MOST_UNKEPT = 64
+# Passing over so many events without a delivery is worth a write.
+_MOST_UNSAVED = 64
 
 
-class Channel(Protocol):
-    """A place where events are told. `latest_only`: of several events of a run, only the last needs to be told."""
+class EventChannel(Protocol):
+    """Where events are delivered. `latest_only`: of several events of a run only the last has to be delivered."""
 
     name: str
     latest_only: bool
 
     @property
     def enabled(self) -> bool:
-        """Tell whether it is switched on."""
+        """True if the channel is configured to be used."""
         ...
 
     def wants(self, event: Event) -> bool:
-        """Tell whether an event is one for this channel."""
+        """Return True if an event is to be delivered."""
         ...
 
-    async def tell(self, event: Event) -> None:
-        """Tell it; raises `ChannelError`, and then it is tried again."""
+    async def deliver(self, event: Event) -> None:
+        """Deliver an event; raises `ChannelError`, and then it is retried."""
         ...
 
     @property
-    def is_unfinished(self) -> bool:
-        """Tell whether something was passed over that `catch_up` has to do."""
+    def is_incomplete(self) -> bool:
+        """True if part of a delivery failed and is left for `reconcile`."""
         ...
 
-    def is_behind(self, state: RunAccount) -> bool:
-        """Tell whether it would have something to say of a run that no event says. Takes no time."""
+    def is_outdated(self, account: RunAccount) -> bool:
+        """Return True if the channel shows something untrue of a run and no event says so. Returns at once."""
         ...
 
-    async def catch_up(self) -> None:
-        """Tell what is different though no event says so; called after a `stir`, raises `ChannelError` likewise."""
+    async def reconcile(self) -> None:
+        """Correct what is untrue or incomplete; raises `ChannelError`, and then it is retried."""
         ...
 
 
 class Delivery:
-    """Brings the events to one channel, in their order.
-
-    `restless` tells whether a channel that rests shall be tried again, though nothing new has happened.
-    """
+    """Delivers events to one channel. `position` is the number of the last event that the channel is done with."""
 
     def __init__(
         self,
-        channel: Channel,
+        channel: EventChannel,
         events: EventLog,
-        ledger: Ledger,
+        stored: StoredDeliveries,
+        writer: LedgerWriter,
         clock: Callable[[], int],
-        restless: Callable[[], bool],
+        has_active_runs: Callable[[], bool],
     ) -> None:
         self.channel = channel
-        self.place = 0
-        # The place that is on disk.
-        self._kept = 0
+        self.position = 0
         self.detail = self.hint = ""
         self.since = clock()
         self._state: ChannelState = "ok"
         self._events = events
-        self._ledger = ledger
+        self._stored = stored
         self._clock = clock
-        self._restless = restless
-        self._nudged = anyio.Event()
-        self._stirred = False
-        self._is_due = False
+        self._has_active_runs = has_active_runs
+        self._retry = anyio.Event()
+        self._must_reconcile = False
+        self._saved_position = 0
+        self._backlog = writer.backlog(f"position of channel {channel.name}", self._write_position)
 
     @property
     def state(self) -> ChannelState:
         """Return whether the channel works."""
         return self._state if self.channel.enabled else "off"
 
-    def stir(self) -> None:
-        """Have the channel catch up with what no event says, and what failed tried again at once."""
-        self._stirred = True
-        self._nudged.set()
-        self._events.stir()
+    def retry_now(self) -> None:
+        """Retry at once what failed, and have the channel reconcile."""
+        self._must_reconcile = True
+        self._retry.set()
+        self._events.notify()
 
-    def load(self, place: int) -> None:
-        """Go on from a place."""
-        self.place = self._kept = place
+    def load(self, position: int) -> None:
+        """Continue from a position."""
+        self.position = self._saved_position = position
 
     async def serve(self) -> None:
-        """Tell what happens until cancelled; then see to it that the place is on disk."""
-        try:
-            await self._serve()
-        finally:
-            with anyio.move_on_after(_SHORTEST_PAUSE_SECONDS, shield=True), suppress(LedgerError):
-                await self._keep_place()
-
-    async def _serve(self) -> None:
+        """Deliver events until cancelled."""
         pause = _SHORTEST_PAUSE_SECONDS
         while True:
-            await self._events.wait(self.place, lambda: self._stirred or self._is_due)
+            await self._events.wait(self.position, lambda: self._must_reconcile)
             try:
-                # Before more is told: what was told and is not on disk would be told again after a kill.
-                if self._is_due:
-                    await self._keep_place()
-                await self._tell_page()
-                await self._catch_up()
+                await self._deliver_page()
+                await self._reconcile()
             except ChannelError as exc:
-                self._note("resting" if exc.resting else "failing", exc.message, exc.hint)
+                self._report("resting" if exc.resting else "failing", exc.message, exc.hint)
                 if exc.resting:
-                    await self._rest(_RESTING_SECONDS if self._restless() else math.inf, until_new=True)
+                    await self._pause(_RESTING_SECONDS if self._has_active_runs() else math.inf, until_new=True)
                     continue
             except LedgerError as exc:
-                self._note("failing", exc.message, exc.hint)
+                self._report("failing", exc.message, exc.hint)
             except Exception as exc:
-                # The border that survives anything: one channel's defect is that channel's failure.
+                # Last resort: a defect in one channel must not stop the daemon.
                 log.exception("channel failed", channel=self.channel.name)
-                self._note("failing", f"internal error: {type(exc).__name__}", "the daemon's log has the details")
+                self._report("failing", f"internal error: {type(exc).__name__}", "the daemon's log has the details")
             else:
-                self._note("ok", "", "")
+                self._report("ok", "", "")
                 pause = _SHORTEST_PAUSE_SECONDS
                 continue
-            # When it is not an event that cannot be told, those to come do not wait for it.
-            if await self._rest(pause, until_new=self.place >= self._events.last):
+            # If it was `reconcile` that failed, new events do not wait for it.
+            if await self._pause(pause, until_new=self.position >= self._events.last):
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _catch_up(self) -> None:
-        if self._stirred:
-            self._stirred = False
-            try:
-                await self.channel.catch_up()
-            except BaseException:
-                self._stirred = True
-                raise
-
-    async def _tell_page(self) -> None:
-        page = await self._events.behind(self.place)
+    async def _deliver_page(self) -> None:
+        page = await self._events.after(self.position)
         wanted = [event for event in page if self.channel.wants(event)]
         if self.channel.latest_only:
             latest = {event.run: event.seq for event in wanted}
             wanted = [event for event in wanted if latest[event.run] == event.seq]
         for event in wanted:
-            await self.channel.tell(event)
-            self.place = event.seq
-            self._is_due = True
-            with anyio.CancelScope(shield=True):
-                await self._keep_place()
+            await self.channel.deliver(event)
+            self.position = event.seq
+            await self._save_position()
         if page:
-            # Events that are none of its business are looked at again after a kill; but not those that it was off for.
-            self.place = max(self.place, page[-1].seq)
-            self._is_due = self._is_due or self.place - self._kept >= _MOST_UNKEPT or self.state == "off"
-        if self.channel.is_unfinished:
-            self._stirred = True
+            # Events that the channel does not want may be passed over again after a kill. Those that came while it was
+            # off may not: it must not deliver them once it is on.
+            self.position = max(self.position, page[-1].seq)
+            if self.position - self._saved_position >= _MOST_UNSAVED or self.state == "off":
+                self._backlog.request()
+        if self.channel.is_incomplete:
+            self._must_reconcile = True
 
-    async def _keep_place(self) -> None:
-        place = self.place
-        if place != self._kept:
-            await self._ledger.save_channel_place(self.channel.name, place)
-            self._kept = place
-        self._is_due = self.place != place
+    async def _reconcile(self) -> None:
+        if self._must_reconcile:
+            self._must_reconcile = False
+            try:
+                await self.channel.reconcile()
+            except BaseException:
+                self._must_reconcile = True
+                raise
 
-    async def _rest(self, seconds: float, *, until_new: bool) -> bool:
-        """Wait for so long, or until something may be different; `until_new`: or until something has happened.
+    async def _save_position(self) -> None:
+        """Wait until the position is on disk, however long that takes."""
+        if await self._backlog.attempt():
+            return
+        if self._backlog.error is not None:
+            self._report("failing", self._backlog.error.message, self._backlog.error.hint)
+        await self._backlog.written()
 
-        Tells whether it was so long.
-        """
+    async def _write_position(self) -> None:
+        position = self.position
+        if position != self._saved_position:
+            await self._stored.save_position(self.channel.name, position)
+            self._saved_position = position
+
+    async def _pause(self, seconds: float, *, until_new: bool) -> bool:
+        """Wait this long, or until `retry_now`, or with `until_new` until the next event. True if it was this long."""
         async with anyio.create_task_group() as tasks:
             if until_new:
-                tasks.start_soon(self._nudge_when_new, self._events.last)
+                tasks.start_soon(self._retry_when_new, self._events.last)
             with anyio.move_on_after(seconds) as limit:
-                await self._nudged.wait()
+                await self._retry.wait()
             tasks.cancel_scope.cancel()
-        # Only now: what has become different while it was failing counts, too.
-        self._nudged = anyio.Event()
+        # Cleared only now: a `retry_now` during the failed attempt counts, too.
+        self._retry = anyio.Event()
         return limit.cancelled_caught
 
-    async def _nudge_when_new(self, last: int) -> None:
+    async def _retry_when_new(self, last: int) -> None:
         await self._events.wait(last)
-        self._nudged.set()
+        self._retry.set()
 
-    def _note(self, state: ChannelState, detail: str, hint: str) -> None:
+    def _report(self, state: ChannelState, detail: str, hint: str) -> None:
         if state != self._state:
             self.since = self._clock()
         if (state, detail) != (self._state, self.detail):
-            tell = log.error if state == "failing" else log.info
-            tell("channel", channel=self.channel.name, state=state, detail=detail)
+            write = log.error if state == "failing" else log.info
+            write("channel", channel=self.channel.name, state=state, detail=detail)
         self._state, self.detail, self.hint = state, detail, hint
-
-
-class Deliveries:
-    """All channels."""
-
-    def __init__(self, couriers: Iterable[Delivery], ledger: Ledger) -> None:
-        self.couriers = tuple(couriers)
-        self._ledger = ledger
-
-    async def load(self) -> None:
-        """Find out what each channel is done with; raises `LedgerError`."""
-        places = await self._ledger.channel_places(courier.channel.name for courier in self.couriers)
-        for courier in self.couriers:
-            courier.load(places[courier.channel.name])
-
-    async def serve(self) -> None:
-        """Tell what happens, for ever."""
-        async with anyio.create_task_group() as tasks:
-            for courier in self.couriers:
-                tasks.start_soon(courier.serve)
-
-    def nudge(self) -> None:
-        """Have every channel that failed tried again at once, and all of them catch up."""
-        for courier in self.couriers:
-            courier.stir()
-
-    def look(self, state: RunAccount) -> None:
-        """Have the channels catch up that have something else to show of a run than they do."""
-        for courier in self.couriers:
-            if courier.channel.is_behind(state):
-                courier.stir()

@@ -1,61 +1,47 @@
-"""The events in the order of their numbers, for whoever tells them on.
+"""The event log: every event once, in the order of its number, at each reader's own pace.
 
-An event is here once it is on disk. The latest are kept in memory, older ones are read from the ledger, a page at a
-time: so a reader may be as slow as it likes, and costs nobody anything.
+The newest events are in memory, older ones are read from the ledger a page at a time, so a slow reader costs nothing.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
-import anyio
-
-from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.events.newest import NewestEvents
+from fluxbudgetd.ledger.events import StoredEvents
 from fluxbudgetd.model import Event
 
-_KEPT = 512
 _PAGE = 256
 
 
 class EventLog:
-    """Readers keep their own place: the number of the last event that they are done with.
+    """Readers keep their own position: the number of the last event that they have handled."""
 
-    `on_events` is called with events as soon as they are on disk.
-    """
+    def __init__(self, newest: NewestEvents, stored: StoredEvents) -> None:
+        self._newest = newest
+        self._stored = stored
 
-    def __init__(self, ledger: Ledger, on_events: Callable[[Sequence[Event]], None] = lambda _events: None) -> None:
-        self.last = 0
-        self._ledger = ledger
-        self._on_events = on_events
-        self._kept: deque[Event] = deque(maxlen=_KEPT)
-        self._came = anyio.Event()
+    async def load(self) -> None:
+        """Continue after the ledger's last event; raises `LedgerError`."""
+        self._newest.start_after(await self._stored.last_number())
 
-    async def prepare(self) -> None:
-        """Go on where the ledger has left off; raises `LedgerError`."""
-        self.last = await self._ledger.last_event()
-        self._ledger.committed = self._take
+    @property
+    def last(self) -> int:
+        """Return the last event's number."""
+        return self._newest.last
 
-    def _take(self, events: Sequence[Event]) -> None:
-        self._kept.extend(events)
-        self.last = events[-1].seq
-        self._on_events(events)
-        self.stir()
+    async def wait(self, position: int, or_until: Callable[[], bool] | None = None) -> None:
+        """Wait until there is an event after a position, or `or_until` returns True; `notify` has it called again."""
+        await self._newest.wait(position, or_until)
 
-    async def wait(self, place: int, or_when: Callable[[], bool] | None = None) -> None:
-        """Wait until there is something behind a place, or until something holds; it is asked when `stir` is called."""
-        while self.last <= place and not (or_when is not None and or_when()):
-            await self._came.wait()
+    def notify(self) -> None:
+        """Have those who wait check their conditions again."""
+        self._newest.notify()
 
-    def stir(self) -> None:
-        """Have those who wait look again at what else they wait for."""
-        self._came.set()
-        self._came = anyio.Event()
+    def is_in_memory(self, position: int) -> bool:
+        """Return True if every event after a position is in memory."""
+        return self._newest.has_all_after(position)
 
-    def are_kept(self, place: int) -> bool:
-        """Tell whether all that is behind a place is in memory."""
-        return self.last <= place or bool(self._kept and self._kept[0].seq <= place + 1)
-
-    async def behind(self, place: int) -> Sequence[Event]:
-        """Return the first events behind a place, a page at most; raises `LedgerError`."""
-        if self.are_kept(place):
-            return [event for event in self._kept if event.seq > place][:_PAGE]
-        return await self._ledger.events(place, _PAGE)
+    async def after(self, position: int) -> Sequence[Event]:
+        """Return the first events after a position, at most one page; raises `LedgerError`."""
+        if self._newest.has_all_after(position):
+            return self._newest.after(position)[:_PAGE]
+        return await self._stored.after(position, _PAGE)

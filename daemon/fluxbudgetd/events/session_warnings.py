@@ -1,102 +1,133 @@
-"""Warnings that sessions are told by their hooks: each session once of each warning.
+"""Warnings that sessions are given by their hooks: each session gets each warning once.
 
-A session knows once its hook has taken the answer; that is written down afterwards, so that a daemon that is killed in
-between tells it again rather than never. A hook that has gone before its answer has heard nothing.
+A session has a warning when its hook has taken the answer. That is written afterwards, so a daemon that is killed in
+between repeats the warning rather than losing it. A hook that is gone before its answer has not delivered anything.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import anyio
 
 from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.ledger import Ledger, LedgerWriter
-from fluxbudgetd.model import Event, Mark
+from fluxbudgetd.model import BudgetThreshold, Event
 from fluxbudgetd.policy import thresholds
 from fluxbudgetd.totals.accounts import Accounts, RunAccount
 
 
 class Reminder(NamedTuple):
-    """A warning that a session is being told. `heard` has to be called once: has it taken the answer?"""
+    """A warning for a session. Call `finish` once, with whether the hook has taken it."""
 
     event: Event
-    heard: Callable[[bool], None]
+    finish: Callable[[bool], None]
 
 
 class SessionWarnings:
-    """What each active run was warned of, and which of its sessions know."""
+    """The warnings of each active run, and which of its sessions have been given them."""
 
-    def __init__(self, accounts: Accounts, ledger: Ledger, writer: LedgerWriter, settings: Settings) -> None:
+    def __init__(
+        self, accounts: Accounts, events: EventLog, ledger: Ledger, writer: LedgerWriter, settings: Settings
+    ) -> None:
         self._accounts = accounts
+        self._events = events
         self._ledger = ledger
         self._settings = settings
-        self._warnings: dict[str, dict[Mark, Event]] = {}
-        self._told: dict[str, dict[str, int]] = {}
-        # By session and run, what is being told just now; and what is not in the ledger yet.
-        self._telling: dict[tuple[str, str], anyio.Event] = {}
+        self._position = 0
+        self._reading = anyio.Lock()
+        self._warnings: dict[str, dict[BudgetThreshold, Event]] = {}
+        # By run and session, the number of the last warning that the session was given.
+        self._given: dict[str, dict[str, int]] = {}
+        # By session and run: the deliveries under way, and what is not in the ledger yet.
+        self._under_way: dict[tuple[str, str], anyio.Event] = {}
         self._unsaved: dict[tuple[str, str], int] = {}
         self._backlog = writer.backlog("session warnings", self._write)
 
     async def load(self) -> None:
-        """Take up what the ledger has of the active runs; raises `LedgerError`."""
-        for state in self._accounts.active():
-            if state.fired:
-                self.take(await self._ledger.last_warnings(state.run.id))
-                self._told[state.run.id] = await self._ledger.told(state.run.id)
+        """Read the warnings of the active runs; raises `LedgerError`."""
+        self._position = self._events.last
+        for account in self._accounts.active():
+            if account.fired:
+                self._add(await self._ledger.events.last_warnings(account.run.id))
+                self._given[account.run.id] = await self._ledger.deliveries.warned(account.run.id)
 
-    def take(self, events: Sequence[Event]) -> None:
-        """Note what has happened."""
-        for event in events:
-            mark = thresholds.mark(event)
-            if event.run is not None and mark is not None:
-                self._warnings.setdefault(event.run, {})[mark] = event
-            elif event.run is not None and event.kind == "run.finished":
-                self._warnings.pop(event.run, None)
-                self._told.pop(event.run, None)
+    async def serve(self) -> None:
+        """Follow the event log until cancelled, so that a hook does not have to read much of it."""
+        while True:
+            last = self._events.last
+            with suppress(LedgerError):  # read again after the next event, or by the next hook
+                await self._catch_up()
+            await self._events.wait(last)
 
-    async def tell(self, state: RunAccount, session: str, deadline: float) -> Reminder | None:
-        """Return the gravest warning that a session does not know of its run, taken for told for now; None: none.
+    async def next_for(self, account: RunAccount, session: str, deadline: float) -> Reminder | None:
+        """Return the gravest warning that a session has not been given of its run, or None.
 
-        Of several hooks of a session at once one tells it; the others wait (until the deadline) whether it is heard.
+        One hook of a session delivers at a time; others wait until the deadline for its outcome. Raises `LedgerError`.
         """
+        key = session, account.run.id
         with anyio.CancelScope(deadline=deadline):
-            while (session, state.run.id) in self._telling:
-                await self._telling[session, state.run.id].wait()
-        return None if (session, state.run.id) in self._telling else self._tell(state, session)
+            while key in self._under_way:
+                await self._under_way[key].wait()
+        await self._catch_up()
+        return None if key in self._under_way else self._next_for(account, session)
 
-    def _tell(self, state: RunAccount, session: str) -> Reminder | None:
-        config = self._settings.config
-        channel = config.channels.hook
-        known = self._told.get(state.run.id, {}).get(session, 0)
-        new = [
-            event
-            for mark, event in self._warnings.get(state.run.id, {}).items()
-            if event.seq > known
-            and mark in state.fired
-            and channel.enabled
-            and thresholds.is_told(event, channel.thresholds, config.warnings.thresholds)
-        ]
-        if not new or state.run.status != "active":
+    def _next_for(self, account: RunAccount, session: str) -> Reminder | None:
+        key = session, account.run.id
+        new = self._new_for(account, session)
+        if not new or account.run.status != "active":
             return None
-        seq = max(event.seq for event in new)
-        self._telling[session, state.run.id] = done = anyio.Event()
-        gravest = max(new, key=lambda event: (thresholds.mark(event) or Mark(event.kind, 0)).pct)
+        last = max(event.seq for _, event in new)
+        _, gravest = max(new, key=lambda one: one[0].pct)
+        self._under_way[key] = done = anyio.Event()
 
-        def heard(taken: bool) -> None:
-            del self._telling[session, state.run.id]
+        def finish(is_taken: bool) -> None:
+            del self._under_way[key]
             done.set()
-            if taken:
-                self._told.setdefault(state.run.id, {})[session] = seq
-                self._unsaved[session, state.run.id] = seq
+            if is_taken:
+                self._given.setdefault(account.run.id, {})[session] = last
+                self._unsaved[key] = last
                 self._backlog.request()
 
-        return Reminder(gravest, heard)
+        return Reminder(gravest, finish)
+
+    def _new_for(self, account: RunAccount, session: str) -> list[tuple[BudgetThreshold, Event]]:
+        config = self._settings.config
+        channel = config.channels.hook
+        if not channel.enabled:
+            return []
+        given = self._given.get(account.run.id, {}).get(session, 0)
+        return [
+            (threshold, event)
+            for threshold, event in self._warnings.get(account.run.id, {}).items()
+            if event.seq > given
+            and threshold in account.fired
+            and thresholds.is_told(event, channel.thresholds, config.warnings.thresholds)
+        ]
+
+    async def _catch_up(self) -> None:
+        async with self._reading:
+            while self._position < self._events.last:
+                events = await self._events.after(self._position)
+                self._add(events)
+                self._position = events[-1].seq if events else self._events.last
+
+    def _add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            threshold = thresholds.mark(event)
+            if event.run is not None and threshold is not None:
+                self._warnings.setdefault(event.run, {})[threshold] = event
+            elif event.run is not None and event.kind == "run.finished":
+                self._warnings.pop(event.run, None)
+                self._given.pop(event.run, None)
 
     async def _write(self) -> None:
-        told = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
-        if not told:
+        unsaved: Sequence[tuple[str, str, int]] = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
+        if not unsaved:
             return
-        await self._ledger.save_told(told)
-        for session, run, seq in told:
+        await self._ledger.deliveries.save_warned(unsaved)
+        for session, run, seq in unsaved:
             if self._unsaved.get((session, run)) == seq:
                 del self._unsaved[session, run]

@@ -1,4 +1,4 @@
-"""Where the active runs stand, in files: for shells and sandboxes that cannot open a socket."""
+"""Where the active runs stand, in files for shells and sandboxes that cannot open a socket."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -14,13 +14,13 @@ from fluxbudgetd.wire.messages import ChannelState
 
 log = structlog.get_logger()
 
-# What changes several times in so short a while is written once.
+# Several changes within this time are written once.
 _COALESCE_SECONDS = 0.05
 _PAUSE_SECONDS = 5.0
 
 
 class StateFileWriter:
-    """Follows the accounts. `is_stale` tells whether a run's numbers are not its sources' present ones."""
+    """Keeps the state files up to date. `is_stale` is True for a run whose numbers are known to be stale."""
 
     name = "state files"
 
@@ -36,95 +36,94 @@ class StateFileWriter:
         self._is_stale = is_stale
         self._is_open = False
         self._changed: set[str] = set()
-        self._wanted = anyio.Event()
-        # The runs that have a file, and the sessions that lead to each.
-        self._shown: dict[str, frozenset[str]] = {}
+        self._has_changes = anyio.Event()
+        # The sessions that link to each run's file, for the runs that have one.
+        self._written: dict[str, frozenset[str]] = {}
 
-    def note(self, run: str) -> None:
-        """Note that something about a run has changed."""
+    def request(self, run: str) -> None:
+        """Have a run's file and links written soon; returns at once."""
         self._changed.add(run)
-        self._wanted.set()
+        self._has_changes.set()
 
     async def open(self) -> None:
-        """Take away what a killed daemon has left, and say that a daemon lives."""
+        """Remove what a killed daemon has left, and take the lock that says that a daemon is running."""
         self._is_open = await self._try(self._files.open)
 
     async def serve(self) -> None:
-        """Keep the files true until cancelled; then take them away."""
+        """Write what changes until cancelled; then remove all files."""
         try:
             while not self._is_open:
                 await anyio.sleep(_PAUSE_SECONDS)
                 await self.open()
             while True:
-                await self._wanted.wait()
+                await self._has_changes.wait()
                 await anyio.sleep(_COALESCE_SECONDS)
-                self._wanted = anyio.Event()
+                self._has_changes = anyio.Event()
                 changed, self._changed = self._changed, set()
                 if not await self._try(partial(self._write, changed)):
                     self._changed |= changed
-                    self._wanted.set()
+                    self._has_changes.set()
                     await anyio.sleep(_PAUSE_SECONDS)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._try(self._files.close)
 
     async def _write(self, runs: Iterable[str]) -> None:
-        found = [self._accounts.runs[run] for run in runs]
-        shown = [one for one in found if one.run.status == "active" and self._accounts.is_loaded(one)]
-        gone = [one for one in found if one not in shown and one.run.id in self._shown]
-        # What is gone comes first: a session or a scope may go on in another run.
+        changed = [self._accounts.runs[run] for run in runs]
+        shown = [one for one in changed if one.run.status == "active" and self._accounts.is_loaded(one)]
+        gone = [one for one in changed if one not in shown and one.run.id in self._written]
+        # Removals first: a session or a scope may continue in another run.
         scopes: dict[str, str | None] = {one.run.scope: None for one in gone if one.run.scope is not None}
         scopes |= {one.run.scope: one.run.id for one in shown if one.run.scope is not None}
-        now = {one.run.id: self._sessions_of(one) for one in shown}
+        sessions = {one.run.id: self._sessions_of(one) for one in shown}
         links: dict[str, str | None] = {}
         for one in (*gone, *shown):
-            left = self._shown.get(one.run.id, frozenset()) - now.get(one.run.id, frozenset())
-            links |= {session: self._elsewhere(session) for session in left}
-        for run, sessions in now.items():
-            links |= dict.fromkeys(sessions, run)
-        # What fails may have been done in part: so until all is done, what was there and what is to come both count.
-        for run, sessions in now.items():
-            self._shown[run] = self._shown.get(run, frozenset()) | sessions
-        await self._files.put([self._state(one) for one in shown], links, scopes)
+            left = self._written.get(one.run.id, frozenset()) - sessions.get(one.run.id, frozenset())
+            links |= {session: self._active_run_of(session) for session in left}
+        for run, names in sessions.items():
+            links |= dict.fromkeys(names, run)
+        # A write that fails may be done in part, so until it succeeds both the old and the new links count as written.
+        for run, names in sessions.items():
+            self._written[run] = self._written.get(run, frozenset()) | names
+        await self._files.put([self._content(one) for one in shown], links, scopes)
         await self._files.remove([one.run.id for one in gone])
-        self._shown |= now
+        self._written |= sessions
         for one in gone:
-            del self._shown[one.run.id]
+            del self._written[one.run.id]
 
-    def _sessions_of(self, state: RunAccount) -> frozenset[str]:
-        return frozenset(one for one in state.sessions if self._accounts.run_of_session(one) is state)
+    def _sessions_of(self, account: RunAccount) -> frozenset[str]:
+        return frozenset(one for one in account.sessions if self._accounts.run_of_session(one) is account)
 
-    def _elsewhere(self, session: str) -> str | None:
-        """Return the run with a file that a session belongs to now."""
-        state = self._accounts.run_of_session(session)
-        return state.run.id if state is not None and state.run.status == "active" else None
+    def _active_run_of(self, session: str) -> str | None:
+        account = self._accounts.run_of_session(session)
+        return account.run.id if account is not None and account.run.status == "active" else None
 
-    def _state(self, state: RunAccount) -> State:
-        balance = self._accounts.balance(state)
+    def _content(self, account: RunAccount) -> State:
+        balance = self._accounts.balance(account)
         return State(
-            run=state.run.id,
-            phase=state.run.phase,
+            run=account.run.id,
+            phase=account.run.phase,
             state=balance.state,
             budget=balance.budget,
             spent=balance.spent,
             remaining=balance.remaining,
             pct=balance.pct,
             reserved=balance.reserved,
-            stale=self._is_stale(state),
+            stale=self._is_stale(account),
             as_of=to_text(self._clock()),
         )
 
     async def _try(self, action: Callable[[], Awaitable[None]]) -> bool:
-        """Do something with the files; tells whether that was possible."""
+        """Run an action on the files. True if it succeeded."""
         try:
             await action()
         except ChannelError as exc:
-            self._note("failing", exc.message, exc.hint)
+            self._report("failing", exc.message, exc.hint)
             return False
-        self._note("ok", "", "")
+        self._report("ok", "", "")
         return True
 
-    def _note(self, state: ChannelState, detail: str, hint: str) -> None:
+    def _report(self, state: ChannelState, detail: str, hint: str) -> None:
         if state != self.state:
             self.since = self._clock()
         if detail != self.detail and detail:

@@ -1,7 +1,10 @@
 """The daemon's own SQLite file: runs, their phases, attachments, last measured usage, triages, events."""
 
-from fluxbudgetd.ledger.ledger import Ledger, NewEvent, TranscriptChanges, UsageChanges
+from fluxbudgetd.ledger.database import NewEvent
+from fluxbudgetd.ledger.ledger import Ledger
 from fluxbudgetd.ledger.opening import moved_aside, open_ledger
+from fluxbudgetd.ledger.transcripts import TranscriptChanges
+from fluxbudgetd.ledger.usage import UsageChanges
 from fluxbudgetd.ledger.writer import Backlog, LedgerWriter
 
 __all__ = [

@@ -10,6 +10,7 @@ import anyio.to_thread
 import msgspec
 
 from fluxbudgetd.errors import StartError
+from fluxbudgetd.ledger.database import Database, OnCommitted
 from fluxbudgetd.ledger.ledger import Ledger
 from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION
 from fluxbudgetd.model import PhaseRecord, Run
@@ -31,11 +32,11 @@ class _DamagedError(Exception):
     """The file is not a sound ledger."""
 
 
-async def open_ledger(directory: str) -> tuple[Ledger, str | None]:
+async def open_ledger(directory: str, on_committed: OnCommitted = lambda _events: None) -> tuple[Ledger, str | None]:
     """Open (or create) the ledger in a directory.
 
-    Returns it with the path to which a damaged one was moved, or None. Raises `StartError` when the file is of a newer
-    fluxbudget or cannot be opened.
+    Returns it with the path to which a damaged one was moved, or None. `on_committed` is called after each transaction
+    that wrote events. Raises `StartError` if the file cannot be opened or belongs to a newer fluxbudget.
     """
     path = os.path.join(directory, FILE_NAME)
     moved = None
@@ -49,7 +50,7 @@ async def open_ledger(directory: str) -> tuple[Ledger, str | None]:
         connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
     except (sqlite3.Error, OSError) as exc:
         raise StartError(f"the ledger {path} cannot be opened: {exc}", "check the directory and the disk") from exc
-    return await Ledger.over(connection, path), moved
+    return Ledger(await Database.over(connection, path, on_committed)), moved
 
 
 def moved_aside(directory: str) -> tuple[str, ...]:

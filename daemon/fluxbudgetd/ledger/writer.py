@@ -8,6 +8,7 @@ disk. Their owners keep them until they are written; each kind is a `Backlog` of
 * On shutdown `flush` tries every backlog once more.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -25,11 +26,11 @@ class Backlog:
     """One kind of record that waits to be written; `LedgerWriter.backlog` makes it.
 
     `write` writes everything that waits and forgets what it has written. It returns at once if nothing waits, and
-    raises `LedgerError` if the ledger cannot be written. `fault` is the message of the last attempt if that failed.
+    raises `LedgerError` if the ledger cannot be written. `error` is that of the last attempt, None if it succeeded.
     """
 
     def __init__(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
-        self.fault: str | None = None
+        self.error: LedgerError | None = None
         self._what = what
         self._write = write
         # Requests are numbered. An attempt covers every request that was made before it began.
@@ -42,7 +43,7 @@ class Backlog:
         self._requested += 1
         self._request.set()
 
-    async def attempt(self, seconds: float) -> bool:
+    async def attempt(self, seconds: float = math.inf) -> bool:
         """Have the records written, and wait at most this long for the attempt. True if they are on disk."""
         self.request()
         number = self._requested
@@ -50,6 +51,12 @@ class Backlog:
             while self._attempted < number:
                 await self._attempt.wait()
         return self._written >= number
+
+    async def written(self) -> None:
+        """Wait until everything that was requested before this call is on disk."""
+        number = self._requested
+        while self._written < number:
+            await self._attempt.wait()
 
     async def serve(self) -> None:
         """Write what is requested until cancelled."""
@@ -72,16 +79,16 @@ class Backlog:
         try:
             await self._write()
         except LedgerError as exc:
-            if self.fault != exc.message:
+            if self.error is None or self.error.message != exc.message:
                 log.error("not written to the ledger yet", what=self._what, error=exc.message)
-            self.fault = exc.message
+            self.error = exc
         else:
-            self.fault = None
+            self.error = None
             self._written = number
         self._attempted = number
         self._attempt.set()
         self._attempt = anyio.Event()
-        return self.fault is None
+        return self.error is None
 
 
 class LedgerWriter:
@@ -100,8 +107,8 @@ class LedgerWriter:
     @property
     def fault(self) -> str | None:
         """Return why the ledger could not be written or read last, or None."""
-        faults = (backlog.fault for backlog in self._backlogs)
-        return next((fault for fault in faults if fault is not None), self._unreadable)
+        errors = (backlog.error for backlog in self._backlogs)
+        return next((error.message for error in errors if error is not None), self._unreadable)
 
     def note_unreadable(self, error: LedgerError) -> None:
         """Report a failed read as the ledger's fault until `note_readable` is called."""

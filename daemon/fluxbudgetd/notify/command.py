@@ -52,7 +52,7 @@ class Command:
         hint = "check the file system that the program is on"
         self._worker = Worker("starting or ending the command", hint, _PATIENCE_SECONDS)
 
-    async def tell(self, argv: Sequence[str], payload: bytes, seconds: float) -> None:
+    async def run(self, argv: Sequence[str], payload: bytes, seconds: float) -> None:
         """Start a program with the payload on its standard input, and wait for it to end.
 
         `argv[0]` is a path (a `~/` at its beginning is expanded) or is looked for in PATH. Raises `ChannelError` when

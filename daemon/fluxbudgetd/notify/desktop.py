@@ -39,7 +39,7 @@ class Desktop:
         self._delivering = threading.Lock()
         self._current: _Delivery | None = None
 
-    async def tell(self, bubble: Bubble, seconds: float) -> None:
+    async def show(self, bubble: Bubble, seconds: float) -> None:
         """Show a bubble, in place of its key's last one; raises `ChannelError`, at about `seconds` at the latest.
 
         It is resting when there is no session bus, or nobody on it shows notifications or can be started to.

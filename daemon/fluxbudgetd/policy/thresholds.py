@@ -12,21 +12,21 @@ percentage: the warning and the exceeded budget by those kinds, any other percen
 from collections.abc import Collection, Sequence
 
 from fluxbudgetd.config.schema import ChannelThresholds, Threshold
-from fluxbudgetd.model import Balance, Event, EventData, EventKind, Mark, Run
+from fluxbudgetd.model import Balance, BudgetThreshold, Event, EventData, EventKind, Run
 from fluxbudgetd.policy.budget import percent
 
 ALL = 100
 _ORDER: tuple[EventKind, ...] = ("budget.threshold", "budget.warning", "budget.exceeded")
 
 
-def marks(configured: Sequence[Threshold], warn_pct: int) -> frozenset[Mark]:
+def marks(configured: Sequence[Threshold], warn_pct: int) -> frozenset[BudgetThreshold]:
     """Return everything that can be told of a run."""
     percentages = {warn_pct if one == "warn_pct" else one for one in configured}
-    found = {Mark("budget.threshold", pct) for pct in percentages}
-    return frozenset(found | {Mark("budget.warning", warn_pct), Mark("budget.exceeded", ALL)})
+    found = {BudgetThreshold("budget.threshold", pct) for pct in percentages}
+    return frozenset(found | {BudgetThreshold("budget.warning", warn_pct), BudgetThreshold("budget.exceeded", ALL)})
 
 
-def passed(of: Collection[Mark], balance: Balance) -> frozenset[Mark]:
+def passed(of: Collection[BudgetThreshold], balance: Balance) -> frozenset[BudgetThreshold]:
     """Return the marks that are passed; none without a budget."""
     if balance.budget is None:
         return frozenset()
@@ -34,12 +34,12 @@ def passed(of: Collection[Mark], balance: Balance) -> frozenset[Mark]:
     return frozenset(mark for mark in of if spent >= mark.pct * budget)
 
 
-def rearmed(fired: Collection[Mark], balance: Balance) -> frozenset[Mark]:
+def rearmed(fired: Collection[BudgetThreshold], balance: Balance) -> frozenset[BudgetThreshold]:
     """Return what of the fired marks stays fired under another budget."""
     return passed(fired, balance)
 
 
-def events(run: Run, balance: Balance, new: Collection[Mark]) -> list[tuple[EventKind, EventData]]:
+def events(run: Run, balance: Balance, new: Collection[BudgetThreshold]) -> list[tuple[EventKind, EventData]]:
     """Return what is to be told of newly passed marks, lowest first."""
     return [
         (
@@ -59,10 +59,10 @@ def events(run: Run, balance: Balance, new: Collection[Mark]) -> list[tuple[Even
     ]
 
 
-def mark(event: Event) -> Mark | None:
+def mark(event: Event) -> BudgetThreshold | None:
     """Return the mark that an event tells of; None for other events."""
     pct = event.data.get("threshold")
-    return Mark(event.kind, pct) if event.kind in _ORDER and isinstance(pct, int) else None
+    return BudgetThreshold(event.kind, pct) if event.kind in _ORDER and isinstance(pct, int) else None
 
 
 def is_told(event: Event, wanted: ChannelThresholds, configured: Sequence[Threshold]) -> bool:

@@ -58,7 +58,7 @@ def attachment(made: Attachment) -> wire.AttachmentInfo:
 def channels(service: Service) -> tuple[wire.ChannelInfo, ...]:
     """Return the channels and the state-file writer, and whether they work."""
     last = service.events.last
-    found = [(one.channel.name, one, one.place) for one in (service.deliveries.couriers if service.deliveries else ())]
+    found = [(one.channel.name, one, one.position) for one in (service.deliveries.each if service.deliveries else ())]
     files = service.state_files
     return tuple(
         wire.ChannelInfo(

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from fluxbudgetd.errors import NoRunError, RequestTimeoutError
-from fluxbudgetd.model import Attachment, Balance, Cell, Counts, Mark, PhaseRecord, Run, SourceStatus, Timeline
+from fluxbudgetd.model import (
+    Attachment,
+    Balance,
+    BudgetThreshold,
+    Cell,
+    Counts,
+    PhaseRecord,
+    Run,
+    SourceStatus,
+    Timeline,
+)
 from fluxbudgetd.policy import attribution, budget, phases
 from fluxbudgetd.policy.burn import MINUTE
 from fluxbudgetd.policy.runs import is_followed
@@ -28,7 +38,7 @@ class RunAccount(msgspec.Struct):
     run: Run
     started_as: Run
     completed: tuple[PhaseRecord, ...] = ()
-    fired: frozenset[Mark] = frozenset()
+    fired: frozenset[BudgetThreshold] = frozenset()
     reserved: int = 0
     epoch: int = -1
     live_needed: int = 0

@@ -87,7 +87,7 @@ class Refresher:
     async def prepare(self) -> None:
         """Find out what was last told of the source, so that a restart does not tell it again."""
         await self.live.prepare()
-        self._told = await self._ledger.last_source_events()
+        self._told = await self._ledger.events.last_of_sources()
 
     @property
     def status(self) -> SourceStatus:
@@ -308,7 +308,7 @@ class Refresher:
             return
         if state.run.scope is not None:
             try:
-                found = await self._ledger.sessions_naming(state.run.scope)
+                found = await self._ledger.usage.sessions_naming(state.run.scope)
             except LedgerError as exc:
                 self._writer.note_unreadable(exc)
                 return  # until the ledger says it
@@ -328,7 +328,7 @@ class Refresher:
             return
         try:
             data: EventData = {"source": status.name, "state": status.state, "detail": status.detail}
-            await self._ledger.save_source_event(kind, data, self._clock())
+            await self._ledger.events.add([(self._clock(), None, (kind, data))])
         except LedgerError as exc:
             log.error("event not kept", kind=kind, error=exc.message)
             return

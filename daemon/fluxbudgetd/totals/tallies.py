@@ -67,7 +67,7 @@ class Tallies:
         """Return the rows that were last measured of a session; raises `LedgerError`."""
         records = self._unkept.get(name)
         if records is None:
-            records = await self._ledger.usage(name, self._source)
+            records = await self._ledger.usage.of_session(name, self._source)
         return records
 
     async def responses(self, name: str) -> tuple[Usage, ...]:
@@ -112,7 +112,7 @@ class Tallies:
     async def sessions_naming(self, scope: str) -> set[str]:
         """Return the sessions whose last measured usage names a scope; never fails."""
         try:
-            found = set(await self._ledger.sessions_naming(scope))
+            found = set(await self._ledger.usage.sessions_naming(scope))
         except LedgerError as exc:
             self._writer.note_unreadable(exc)
             found = set()
@@ -137,10 +137,10 @@ class Tallies:
     async def _write_rows(self, batch: Mapping[str, tuple[Usage, ...]]) -> None:
         changes = []
         for name, records in batch.items():
-            before = await self._ledger.usage(name, self._source)
+            before = await self._ledger.usage.of_session(name, self._source)
             size = len(records) + len(before)
             changes.append((name, await off_loop(size, UsageChanges.between, before, records)))
-        await self._ledger.save_usage(self._source, changes)
+        await self._ledger.usage.save(self._source, changes)
 
     async def _shift(self, name: str, delta: Delta) -> None:
         """Change a session's sums by what has come of its transcripts, or make them anew."""

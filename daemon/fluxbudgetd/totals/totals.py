@@ -200,13 +200,13 @@ class Totals:
 
     async def load(self) -> None:
         """Read the ledger's runs and attachments; raises `LedgerError`."""
-        for run, started_as in await self._ledger.runs():
+        for run, started_as in await self._ledger.runs.all():
             self.accounts.put_run(run, started_as)
-        for run_id, completed in (await self._ledger.phases()).items():
+        for run_id, completed in (await self._ledger.runs.completed_phases()).items():
             self.accounts.put_phases(run_id, tuple(completed))
-        for run_id, fired in (await self._ledger.thresholds()).items():
+        for run_id, fired in (await self._ledger.runs.passed_thresholds()).items():
             self.accounts.runs[run_id].fired = fired
-        self.accounts.put_attachments(await self._ledger.attachments())
+        self.accounts.put_attachments(await self._ledger.runs.attachments())
         await self.refresher.prepare()
 
     async def serve(self) -> None:

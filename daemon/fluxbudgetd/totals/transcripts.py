@@ -85,7 +85,7 @@ class Transcripts:
 
     async def prepare(self) -> None:
         """Find out which sessions the ledger knows the transcripts of; raises `LedgerError`."""
-        self._kept = set(await self._ledger.transcript_sessions())
+        self._kept = set(await self._ledger.transcripts.sessions())
 
     @property
     def status(self) -> SourceStatus:
@@ -147,7 +147,7 @@ class Transcripts:
         if session in self._first:
             return
         async with self._disk:
-            first = await self._ledger.files_with_usage(session) if session in self._kept else {}
+            first = await self._ledger.transcripts.first_responses(session) if session in self._kept else {}
             if session in self._unkept:
                 _note_first(first, filter(None, self._unkept[session].copies.values()))
             self._first[session] = first
@@ -182,7 +182,7 @@ class Transcripts:
         """Go on with a session where the ledger has left it; raises `LedgerError`."""
         if session in self._looked:
             return
-        rows = await self._ledger.transcript_files(session) if session in self._kept else ()
+        rows = await self._ledger.transcripts.files(session) if session in self._kept else ()
         files = tuple(file for file in rows if file.number != _NAMED)
         self._source.restore(session, files)
         for file in rows:
@@ -257,7 +257,7 @@ class Transcripts:
             writing = self._writing = self._unkept
             self._unkept = {}
             try:
-                await self._ledger.save_transcripts([_changes(*entry) for entry in writing.items()])
+                await self._ledger.transcripts.save([_changes(*entry) for entry in writing.items()])
             except BaseException:  # a shutdown cancels it, and then what is left is flushed
                 for session, older in writing.items():
                     newer = self._unkept.setdefault(session, _Unkept())
@@ -287,7 +287,7 @@ class Transcripts:
             # Nothing of it is in the ledger, nor on its way there.
             return _with_unkept((), self._unkept[session].copies if session in self._unkept else {})
         async with self._disk:
-            kept = await self._ledger.responses(session) if session in self._kept else ()
+            kept = await self._ledger.transcripts.responses(session) if session in self._kept else ()
             unkept = self._unkept[session].copies if session in self._unkept else {}
             return await off_loop(len(kept) + len(unkept), _with_unkept, kept, dict(unkept))
 

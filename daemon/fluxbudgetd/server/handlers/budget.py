@@ -37,7 +37,7 @@ async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer
     done = await service.checks.advance(account, request.from_phase, request.to_phase, request.override)
     standing = service.totals.standing_known(account, before)
     if done.completed is None:
-        await service.checks.note(done.run, standing.balance, done.verdict, "advance", deadline)
+        await service.checks.record(done.run, standing.balance, done.verdict, "advance", deadline)
     lines = {line.name: line for line in phase_lines(service, account)}
     return wire.AdvanceAnswer(
         run=done.run.id,
@@ -67,7 +67,7 @@ async def _check_later(context: Context, request: wire.Check) -> wire.AnyAnswer:
 
 
 async def _noted(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.AnyAnswer:
-    await context.service.checks.note(standing.run, standing.balance, verdict, "check", deadline_of(request))
+    await context.service.checks.record(standing.run, standing.balance, verdict, "check", deadline_of(request))
     return _checked(standing, verdict)
 
 

@@ -35,10 +35,10 @@ async def subscribe(context: Context, request: wire.Subscribe) -> AsyncGenerator
         if anyio.current_time() >= sent_at + silence:
             yield wire.HeartbeatAnswer(at=to_text(now_micros()), seq=place)
             sent_at = anyio.current_time()
-        if has_caught_up and not events.are_kept(place):
+        if has_caught_up and not events.is_in_memory(place):
             has_caught_up = False
             yield wire.LaggedAnswer(at=to_text(now_micros()), seq=place, behind=events.last - place)
-        for event in await events.behind(place):
+        for event in await events.after(place):
             place = event.seq
             if request.run in (None, event.run):
                 yield converted(event, wire.EventAnswer, at=to_text(event.at))

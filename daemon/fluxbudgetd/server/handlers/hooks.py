@@ -83,7 +83,7 @@ async def _subagent_stop(call: HookCall) -> HookAnswer:
 
 async def _session_end(call: HookCall) -> HookAnswer:
     """Release everything that is reserved for the session."""
-    await call.service.admission.end(call.session)
+    await call.service.admission.end_session(call.session)
     call.service.totals.request_refresh(call.session)
     return wire.HookAnswer()
 
@@ -102,7 +102,7 @@ async def _launch(call: HookCall) -> HookAnswer:
         # If the hook has given up, its session does not know of the admission.
         return TrackedAnswer(
             wire.HookAnswer(),
-            lambda is_delivered: None if is_delivered else service.admission.take_back(call.session, reserved),
+            lambda is_delivered: None if is_delivered else service.admission.withdraw(call.session, reserved),
         )
     if admission.decision == "allow":
         return wire.HookAnswer()
@@ -132,8 +132,8 @@ async def _with_warning(call: HookCall, account: RunAccount) -> HookAnswer:
     service = call.service
     await service.settings.refresh(call.deadline)
     standing = await service.totals.standing(account, call.deadline)
-    await service.checks.told(account, call.deadline)
-    reminder = await service.session_warnings.tell(account, call.session, call.deadline)
+    await service.thresholds.reported(account, call.deadline)
+    reminder = await service.session_warnings.next_for(account, call.session, call.deadline)
     if reminder is None:
         return wire.HookAnswer()
     warning = words.reminder(standing.run, standing.balance, reminder.event)
@@ -141,7 +141,7 @@ async def _with_warning(call: HookCall, account: RunAccount) -> HookAnswer:
         "systemMessage": warning,
         "hookSpecificOutput": {"hookEventName": call.given.event, "additionalContext": warning},
     }
-    return TrackedAnswer(wire.HookAnswer(output=_json(output)), reminder.heard)
+    return TrackedAnswer(wire.HookAnswer(output=_json(output)), reminder.finish)
 
 
 def _json(value: object) -> str:

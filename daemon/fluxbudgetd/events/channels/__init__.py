@@ -1,0 +1,41 @@
+"""The channels: which events each delivers, and in which words. One file for each."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.events.channels.command import CommandChannel
+from fluxbudgetd.events.channels.desktop import DesktopChannel
+from fluxbudgetd.events.channels.interband import InterbandChannel
+from fluxbudgetd.events.channels.log import LogChannel
+from fluxbudgetd.events.delivery import EventChannel
+from fluxbudgetd.model import Balance
+from fluxbudgetd.totals.accounts import Accounts, RunAccount
+
+
+class Surroundings(NamedTuple):
+    """The world around the daemon: environment, user, and where files go unless the configuration says otherwise.
+
+    `interband_root` is for interband's files, `state_directory` for the state files.
+    """
+
+    environ: Mapping[str, str]
+    uid: int
+    interband_root: str
+    state_directory: str
+
+
+def make_channels(
+    settings: Settings,
+    accounts: Accounts,
+    around: Surroundings,
+    clock: Callable[[], int],
+    balance: Callable[[RunAccount], Awaitable[Balance]],
+) -> tuple[EventChannel, ...]:
+    """Return all channels. `balance` brings a run up to date and returns its balance."""
+    return (
+        DesktopChannel(settings, accounts, around.environ, around.uid, clock),
+        InterbandChannel(settings, accounts, around.interband_root, clock, balance),
+        CommandChannel(settings, accounts),
+        LogChannel(settings, accounts),
+    )

@@ -1,0 +1,47 @@
+"""Notification bubbles on the desktop."""
+
+from collections.abc import Callable, Mapping
+
+from fluxbudgetd.config.schema import Channel as ChannelConfig
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.events.channels.threshold_channel import ThresholdChannel
+from fluxbudgetd.model import Event
+from fluxbudgetd.notify.desktop import Bubble, Desktop, Urgency
+from fluxbudgetd.policy import words
+from fluxbudgetd.totals.accounts import Accounts
+
+_URGENCY: dict[str, Urgency] = {"budget.warning": "normal", "budget.exceeded": "critical"}
+# A warning about a run that has ended is useless, unless it is so recent that it could not be shown in time.
+_OLD_MICROS = 10 * 60 * 1_000_000
+
+
+class DesktopChannel(ThresholdChannel):
+    """One bubble per run, showing its latest threshold."""
+
+    name = "desktop"
+    latest_only = True
+
+    def __init__(
+        self, settings: Settings, accounts: Accounts, environ: Mapping[str, str], uid: int, clock: Callable[[], int]
+    ) -> None:
+        super().__init__(settings, accounts)
+        self._desktop = Desktop(environ, uid)
+        self._clock = clock
+
+    @property
+    def _config(self) -> ChannelConfig:
+        return self._channels.desktop
+
+    async def deliver(self, event: Event) -> None:
+        """Show the bubble; raises `ChannelError`."""
+        run = self._run(event)
+        if run.status != "active" and self._clock() - event.at > _OLD_MICROS:
+            return
+        phase = event.data.get("phase") or run.phase
+        bubble = Bubble(
+            key=run.id,
+            title=f"fluxbudget: {words.title(event)}",
+            body=f"{words.name(run)}\n{words.where(run, event)}, phase {phase}",
+            urgency=_URGENCY.get(event.kind, "low"),
+        )
+        await self._desktop.show(bubble, self._channels.desktop.timeout)

@@ -1,0 +1,25 @@
+"""The daemon's log."""
+
+import structlog
+
+from fluxbudgetd.config.schema import Channel as ChannelConfig
+from fluxbudgetd.events.channels.threshold_channel import ThresholdChannel
+from fluxbudgetd.model import Event
+from fluxbudgetd.policy import words
+
+log = structlog.get_logger()
+
+
+class LogChannel(ThresholdChannel):
+    """Logs a warning per threshold."""
+
+    name = "log"
+
+    @property
+    def _config(self) -> ChannelConfig:
+        return self._channels.log
+
+    async def deliver(self, event: Event) -> None:
+        """Log it."""
+        run = self._run(event)
+        log.warning("budget", run=run.id, kind=event.kind, seq=event.seq, what=words.title(event), **event.data)

@@ -1,0 +1,53 @@
+"""What the channels that report passed thresholds share."""
+
+from fluxbudgetd.config.schema import Channel as ChannelConfig
+from fluxbudgetd.config.schema import Channels
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.model import Event, Run
+from fluxbudgetd.policy import thresholds
+from fluxbudgetd.totals.accounts import Accounts, RunAccount
+
+
+class ThresholdChannel:
+    """An `EventChannel` that delivers the thresholds of its own table in the configuration, and nothing besides."""
+
+    name: str
+    latest_only = False
+
+    def __init__(self, settings: Settings, accounts: Accounts) -> None:
+        self._settings = settings
+        self._accounts = accounts
+
+    @property
+    def _channels(self) -> Channels:
+        return self._settings.config.channels
+
+    @property
+    def _config(self) -> ChannelConfig:
+        """Return the channel's own table."""
+        raise NotImplementedError
+
+    @property
+    def enabled(self) -> bool:
+        """True if the channel is configured to be used."""
+        return self._config.enabled
+
+    def wants(self, event: Event) -> bool:
+        """Return True if an event reports one of the channel's thresholds."""
+        configured = self._settings.config.warnings.thresholds
+        return self.enabled and thresholds.is_told(event, self._config.thresholds, configured)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Return False: a delivery that fails is retried with its event."""
+        return False
+
+    def is_outdated(self, _account: RunAccount) -> bool:
+        """Return False: the events say everything."""
+        return False
+
+    async def reconcile(self) -> None:
+        """Do nothing: the events say everything."""
+
+    def _run(self, event: Event) -> Run:
+        return self._accounts.runs[event.run or ""].run

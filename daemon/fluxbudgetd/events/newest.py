@@ -1,0 +1,47 @@
+"""The newest events in memory: the ledger adds them as soon as they are on disk."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from fluxbudgetd.model import Event
+
+_MOST_EVENTS = 512
+
+
+class NewestEvents:
+    """The last few hundred events. `last` is the number of the last one, also when it is no longer in memory."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._notified = anyio.Event()
+
+    def start_after(self, last: int) -> None:
+        """Continue the numbers of the ledger."""
+        self.last = last
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Add events, in the order of their numbers."""
+        self._events.extend(events)
+        self.last = events[-1].seq
+        self.notify()
+
+    def has_all_after(self, position: int) -> bool:
+        """Return True if every event after a position is in memory."""
+        return self.last <= position or bool(self._events and self._events[0].seq <= position + 1)
+
+    def after(self, position: int) -> list[Event]:
+        """Return the events after a position that are in memory."""
+        return [event for event in self._events if event.seq > position]
+
+    async def wait(self, position: int, or_until: Callable[[], bool] | None = None) -> None:
+        """Wait until there is an event after a position, or `or_until` returns True; `notify` has it called again."""
+        while self.last <= position and not (or_until is not None and or_until()):
+            await self._notified.wait()
+
+    def notify(self) -> None:
+        """Have those who wait check their conditions again."""
+        self._notified.set()
+        self._notified = anyio.Event()

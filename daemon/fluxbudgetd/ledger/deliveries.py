@@ -1,0 +1,37 @@
+"""What has been delivered: each channel's position in the events, and the warnings that sessions know."""
+
+from collections.abc import Iterable, Sequence
+
+from fluxbudgetd.ledger.database import Database
+
+
+class StoredDeliveries:
+    """A position is the number of the last event that was delivered, or that did not have to be."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def positions(self, channels: Iterable[str]) -> dict[str, int]:
+        """Return each channel's position. A new channel starts at the present end of the events."""
+        async with self._database.transaction(durable=True) as transaction:
+            await transaction.executemany(
+                "INSERT OR IGNORE INTO channels(name, seq)"
+                " VALUES (?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0))",
+                [(name,) for name in channels],
+            )
+        return dict(await self._database.rows("SELECT name, seq FROM channels"))
+
+    async def save_position(self, channel: str, position: int) -> None:
+        """Write a channel's position."""
+        async with self._database.transaction(durable=False) as transaction:
+            await transaction.execute("UPDATE channels SET seq = ? WHERE name = ?", (position, channel))
+
+    async def warned(self, run: str) -> dict[str, int]:
+        """Return, by session, the number of the last warning about a run that it was given."""
+        rows = await self._database.rows("SELECT session, seq FROM told WHERE run = ?", (run,))
+        return {session: int(seq) for session, seq in rows}
+
+    async def save_warned(self, warned: Sequence[tuple[str, str, int]]) -> None:
+        """Write which warnings sessions were given: session, run, number."""
+        async with self._database.transaction(durable=False) as transaction:
+            await transaction.executemany("INSERT OR REPLACE INTO told(session, run, seq) VALUES (?,?,?)", warned)

@@ -1,0 +1,103 @@
+"""Runs as stored: the run now and as it was started, its phases, its passed thresholds, its attachments."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fluxbudgetd.ledger.database import Database, NewEvent, Transaction
+from fluxbudgetd.model import Attachment, BudgetThreshold, EventData, PhaseRecord, Run
+
+
+class StoredRuns:
+    """Each change is one durable transaction, together with the events that report it. `at` is when they happened."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> list[tuple[Run, Run]]:
+        """Return every run as it is and as it was started, oldest first."""
+        rows = await self._database.rows("SELECT run, started_as FROM runs ORDER BY started_at, id")
+        return [(_decoded_run(present), _decoded_run(started_as)) for present, started_as in rows]
+
+    async def attachments(self) -> list[Attachment]:
+        """Return every attachment, each session's in order of time."""
+        rows = await self._database.rows("SELECT session, run, since, until, first, origin FROM attachments")
+        return [
+            Attachment(session=session, run=run, since=since, until=until, first=bool(first), origin=origin)
+            for session, run, since, until, first, origin in rows
+        ]
+
+    async def completed_phases(self) -> dict[str, list[PhaseRecord]]:
+        """Return, by run, the phases that it has completed, in order of time."""
+        found: dict[str, list[PhaseRecord]] = {}
+        for run, record in await self._database.rows("SELECT run, record FROM phases ORDER BY run, number"):
+            found.setdefault(run, []).append(msgspec.json.decode(record, type=PhaseRecord))
+        return found
+
+    async def passed_thresholds(self) -> dict[str, frozenset[BudgetThreshold]]:
+        """Return, by run, the thresholds that were reported for its present budget."""
+        found: dict[str, set[BudgetThreshold]] = {}
+        for run, kind, pct in await self._database.rows("SELECT run, kind, pct FROM thresholds"):
+            found.setdefault(run, set()).add(BudgetThreshold(kind, pct))
+        return {run: frozenset(fired) for run, fired in found.items()}
+
+    async def start(self, run: Run, *, attachments: Sequence[Attachment], events: Sequence[NewEvent], at: int) -> None:
+        """Write a new run, its first attachments and events."""
+        encoded = msgspec.json.encode(run)
+        async with self._database.transaction(durable=True) as transaction:
+            await transaction.execute(
+                "INSERT INTO runs(id, scope, status, started_at, ended_at, run, started_as) VALUES (?,?,?,?,?,?,?)",
+                (run.id, run.scope, run.status, run.started_at, run.ended_at, encoded, encoded),
+            )
+            await _put_attachments(transaction, attachments)
+            await transaction.add_events(at, run.id, events)
+
+    async def save(
+        self,
+        run: Run,
+        *,
+        completed: tuple[int, PhaseRecord] | None = None,
+        fired: frozenset[BudgetThreshold] | None = None,
+        events: Sequence[NewEvent],
+        at: int,
+    ) -> None:
+        """Write a changed run.
+
+        `completed` is the number (from 0) and record of the phase that it has just left. `fired`, unless None, replaces
+        the thresholds that were reported.
+        """
+        async with self._database.transaction(durable=True) as transaction:
+            await transaction.execute(
+                "UPDATE runs SET status = ?, ended_at = ?, run = ? WHERE id = ?",
+                (run.status, run.ended_at, msgspec.json.encode(run), run.id),
+            )
+            if completed is not None:
+                number, record = completed
+                await transaction.execute(
+                    "INSERT INTO phases(run, number, record) VALUES (?,?,?)",
+                    (run.id, number, msgspec.json.encode(record)),
+                )
+            if fired is not None:
+                await transaction.execute("DELETE FROM thresholds WHERE run = ?", (run.id,))
+                await transaction.executemany(
+                    "INSERT INTO thresholds(run, kind, pct) VALUES (?,?,?)", [(run.id, *one) for one in sorted(fired)]
+                )
+            await transaction.add_events(at, run.id, events)
+
+    async def save_attachments(self, attachments: Sequence[Attachment], run: str, data: EventData, at: int) -> None:
+        """Write attachments and the run's `run.changed` event."""
+        async with self._database.transaction(durable=True) as transaction:
+            await _put_attachments(transaction, attachments)
+            await transaction.add_events(at, run, [("run.changed", data)])
+
+
+async def _put_attachments(transaction: Transaction, attachments: Sequence[Attachment]) -> None:
+    for one in attachments:
+        await transaction.execute(
+            "INSERT OR REPLACE INTO attachments(session, since, until, run, first, origin) VALUES (?,?,?,?,?,?)",
+            (one.session, one.since, one.until, one.run, one.first, one.origin),
+        )
+
+
+def _decoded_run(encoded: bytes) -> Run:
+    return msgspec.json.decode(encoded, type=Run)
