@@ -635,9 +635,9 @@ def test_start_that_is_told_after_the_first_usage(home: Home, daemon: Daemon) ->
 # --- what is kept in memory
 
 
-def watched(service: Service) -> tuple[set[str], set[str]]:
-    """Return the sessions of which it is noted what is measured: of transcripts, and of rows."""
-    return set(service.totals.transcripts._first), set(service.totals.tallies._instances)  # noqa: SLF001  nothing else shows it
+def watched(service: Service) -> set[str]:
+    """Return the sessions of which it is remembered what is measured."""
+    return service.totals.instances.watched
 
 
 async def launched(service: Service, run: str, session: str) -> str:
@@ -656,11 +656,11 @@ def test_denied_sessions_leave_nothing_behind(tmp_path: Path) -> None:
             assert await launched(service, "r", "s1") == "deny"
             for session in (f"x{number}" for number in range(20)):
                 assert await launched(service, "r", session) == "deny"
-                assert watched(service) == ({"s1"}, {"s1"})
+                assert watched(service) == {"s1"}
                 await service.admission.start(None, session, "fd-quality", "a1", REVIEW)
                 await service.admission.stop(session, "fd-quality", "a1")
                 await service.admission.end_session(session)
-            assert watched(service) == ({"s1"}, {"s1"})
+            assert watched(service) == {"s1"}
 
     anyio.run(body)
 
@@ -675,7 +675,7 @@ def test_old_reservations_leave_nothing_behind(tmp_path: Path, monkeypatch: pyte
             for session in ("s1", "s2"):
                 assert await launched(service, "r", session) == "allow"
             with anyio.fail_after(30):
-                while any(watched(service)):  # noqa: ASYNC110  it is seen from outside
+                while watched(service):  # noqa: ASYNC110  it is seen from outside
                     await anyio.sleep(0.005)
                 while await service.ledger.reservations.all():  # noqa: ASYNC110  likewise
                     await anyio.sleep(0.005)

@@ -11,7 +11,8 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.events.channels.desktop import DesktopChannel
 from fluxbudgetd.events.channels.interband import InterbandChannel
 from fluxbudgetd.model import Balance, BudgetThreshold, Event, EventData, Run
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 from harness.bus import private_bus
 
 NOW = 1_795_000_000_000_000
@@ -43,7 +44,7 @@ def a_run(accounts: Accounts, *, ended_at: int | None = None) -> RunAccount:
     )
     state = accounts.put_run(run)
     state.fired = frozenset((WARNING,))
-    state.touched = True
+    state.has_sessions = True
     return state
 
 
@@ -71,7 +72,7 @@ def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
     accounts = Accounts()
 
     async def balance(state: RunAccount) -> Balance:
-        return accounts.balance(state)
+        return state.balance()
 
     channel = InterbandChannel(settings(tmp_path), accounts, str(tmp_path), lambda: NOW, balance)
     state = a_run(accounts)

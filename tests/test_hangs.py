@@ -29,6 +29,7 @@ from fluxbudgetd.server.server import Server
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
+from fluxbudgetd.totals.account import NEVER, Stamp
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.interstat import Interstat
@@ -155,7 +156,7 @@ def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.lifecycle.end(service.accounts.runs[run.id], "done", within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            await service.totals.follower._scan()  # noqa: SLF001  what the watcher and the hourly look do
+            await service.totals.follower.scan()  # what the watcher and the hourly scan do
             assert [record.input for record in await service.ledger.usage.of_session("s1", "interstat")] == [5]
         interstat.close()
 
@@ -323,7 +324,7 @@ def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
 
             with monkeypatch.context() as patch:
                 patch.setattr(source, "read", fail)
-                state.epoch = -1
+                state.shown = Stamp(NEVER, 0)
                 with pytest.raises(ValueError, match="a defect"):
                     await service.totals.standing(state, within(5))
             standing = await service.totals.standing(state, within(5))

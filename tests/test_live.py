@@ -26,7 +26,7 @@ from fluxbudgetd.ledger.transcripts import StoredTranscripts
 from fluxbudgetd.model import TranscriptFile
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.transcripts import look as look_module
-from fluxbudgetd.totals import transcripts as live_module
+from fluxbudgetd.totals import transcript_store as store_module
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
@@ -498,7 +498,7 @@ def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("restarted", [False, True])
 def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
     """What has come is not added to nothing: stale, or no answer, until the ledger is back, and right then."""
-    monkeypatch.setattr(live_module, "_MOST_COPIES", 0)
+    monkeypatch.setattr(store_module, "_MOST_COPIES", 0)
     failing = False
     real = StoredTranscripts.responses
 
@@ -546,7 +546,7 @@ def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest
 
 def test_session_that_goes_on_in_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for anew every few seconds."""
-    monkeypatch.setattr(live_module, "_SURVEY_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "_SEARCH_SECONDS", 0.05)
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()

@@ -175,13 +175,13 @@ def test_look_through_the_whole_table_that_hangs_sends_no_sign_of_life(
     async def body() -> None:
         gate = threading.Event()
         async with supervised(tmp_path) as (service, _source, sends_a_sign):
-            found = await service.totals.history.ask("k", 1, lambda _source: gate.wait(60), within(0.2))
+            found = await service.totals.history.ask("k", lambda _source: gate.wait(60), within(0.2))
             assert not found.in_time
             assert await sends_a_sign()
             monkeypatch.setattr(service_module, "_LONGEST_SCAN_SECONDS", 0)
             assert not await sends_a_sign()
             gate.set()
-            assert (await service.totals.history.ask("k", 1, lambda _source: True, within(30))).in_time
+            assert (await service.totals.history.ask("k", lambda _source: True, within(30))).in_time
             assert await sends_a_sign()
 
     anyio.run(body)
@@ -246,9 +246,9 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
             source.let.clear()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, service.accounts.runs["r1"], within(30))
-                while not service.totals.refresher.stands_still(WATCHED / 2):  # noqa: ASYNC110  it comes by the clock
+                while not service.totals.refresher.has_stalled(WATCHED / 2):  # noqa: ASYNC110  it comes by the clock
                     await anyio.sleep(0.01)
-                service.totals.refresher._step()  # noqa: SLF001  as at the end of each piece of work
+                service.totals.refresher.note_progress()  # as at the end of each piece of work
                 assert await sends_a_sign()
                 source.let.set()
 

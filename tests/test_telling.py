@@ -24,7 +24,7 @@ from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import Ledger, LedgerWriter, open_ledger
 from fluxbudgetd.model import Event
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat

@@ -1307,18 +1307,18 @@ def test_what_cannot_be_read_again_keeps_what_it_gave(claude: Path, main: Transc
 
 def test_directories_to_watch(claude: Path, main: Transcript, reader: Reader) -> None:
     """Each is there; together they are all in which the session's files may grow or come to be."""
-    assert reader.source.paths(SESSION) == ()
+    assert reader.source.directories(SESSION) == ()
     reader.read()
-    assert reader.source.paths(SESSION) == ()
+    assert reader.source.directories(SESSION) == ()
     other = claude / "projects" / "other"
     other.mkdir(parents=True)
     reader.read()
-    assert set(reader.source.paths(SESSION)) == {str(claude / "projects"), str(other)}
+    assert set(reader.source.directories(SESSION)) == {str(claude / "projects"), str(other)}
     main.response()
     main.agent("a", "deep").response()
     reader.read()
     expected = {claude / "projects", main.path.parent, main.subagents.parent, main.subagents, main.subagents / "deep"}
-    assert set(reader.source.paths(SESSION)) == {str(path) for path in expected}
+    assert set(reader.source.directories(SESSION)) == {str(path) for path in expected}
 
 
 # Everything at once

@@ -23,7 +23,8 @@ from fluxbudgetd.model import Balance
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.totals import Totals
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 _CHANNEL_WAIT_SECONDS = 60.0
 # One scan of a table of ten million rows takes less.
@@ -60,7 +61,7 @@ class Service:
         # The first lock to take; see docs/ARCHITECTURE.md for the order.
         runs_lock = anyio.Lock()
         self.thresholds = Thresholds(accounts, ledger.runs, writer, settings, now_micros, runs_lock)
-        self.checks = Checks(accounts, totals.tallies, ledger, writer, settings, now_micros, runs_lock, self.thresholds)
+        self.checks = Checks(accounts, totals.tallier, ledger, writer, settings, now_micros, runs_lock, self.thresholds)
         self.lifecycle = Lifecycle(
             accounts, totals, ledger.runs, settings, now_micros, runs_lock, self.thresholds, self._on_runs_change
         )
@@ -123,7 +124,7 @@ class Service:
 
     async def reopen_sources(self) -> None:
         """Close the sources' files; the next read opens them again."""
-        await self.totals.refresher.reopen()
+        await self.totals.interstat.reopen()
 
     def retry_channels(self) -> None:
         """Try failed channels again at once."""
@@ -141,9 +142,9 @@ class Service:
         A ledger that fails and a source that cannot be read have answered, so they are not stalled. This takes
         at most `seconds`.
         """
-        if self.totals.refresher.stands_still(seconds):
+        if self.totals.refresher.has_stalled(seconds):
             return "the sources' reader"
-        if self.totals.history.stands_still(max(seconds, _LONGEST_SCAN_SECONDS)):
+        if self.totals.history.has_stalled(max(seconds, _LONGEST_SCAN_SECONDS)):
             return "a scan of interstat's whole table"
         try:
             with anyio.fail_after(seconds):

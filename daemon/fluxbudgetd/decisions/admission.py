@@ -12,7 +12,8 @@ from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.model import Reservation
 from fluxbudgetd.policy import reservations as policy
 from fluxbudgetd.policy.estimates import plain_name
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 #: The kind of a sub-agent that is launched without naming one; it may start under another name.
 GENERAL = "general-purpose"
@@ -42,7 +43,7 @@ class Admissions:
         await reservations.watch(session)
         if call is not None and any(one.call == call for one in reservations.of(session)):
             return Admitted(policy.Admission("allow", "it was admitted before", reserve=False), None)
-        admission = policy.admission(account.run, self._accounts.balance(account), estimate, plain_name(agent))
+        admission = policy.admission(account.run, account.balance(), estimate, plain_name(agent))
         if not admission.reserve:
             reservations.unwatch_if_unused(session)
             return Admitted(admission, None)

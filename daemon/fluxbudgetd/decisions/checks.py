@@ -16,8 +16,9 @@ from fluxbudgetd.ledger import Ledger, LedgerWriter, NewEvent
 from fluxbudgetd.model import Balance, Counts, EventData, PhaseRecord, Run
 from fluxbudgetd.policy import advance, phases
 from fluxbudgetd.policy.advance import Verdict
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
-from fluxbudgetd.totals.tallies import Tallies
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.totals.tallier import Tallier
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ class Checks:
     def __init__(
         self,
         accounts: Accounts,
-        tallies: Tallies,
+        tallier: Tallier,
         ledger: Ledger,
         writer: LedgerWriter,
         settings: Settings,
@@ -49,7 +50,7 @@ class Checks:
         thresholds: Thresholds,
     ) -> None:
         self._accounts = accounts
-        self._tallies = tallies
+        self._tallier = tallier
         self._ledger = ledger
         self._settings = settings
         self._clock = clock
@@ -82,13 +83,13 @@ class Checks:
         Raises `BadInputError` for a phase that the run does not have, `ConflictError` if it has ended, `LedgerError`.
         """
         async with self._runs_lock:
-            run, balance = account.run, self._accounts.balance(account)
+            run, balance = account.run, account.balance()
             verdict = advance.advanced(run, balance, phase, override)
             if verdict.refusal is not None:
                 return Advanced(run, verdict.refusal, verdict, None)
             new = msgspec.structs.replace(run, phase=phases.next_phase(run, to))
             record = self._completed(account, verdict.override)
-            counts = record in self._accounts.would_count(account, (*account.completed, record))
+            counts = record in account.would_count((*account.completed, record))
             data = _advanced_data(new, record, record.estimate if counts else 0)
             await self._ledger.runs.save(
                 new, completed=(len(account.completed), record), events=[("phase.advanced", data)], at=self._clock()
@@ -97,7 +98,7 @@ class Checks:
             self._accounts.put_phases(new.id, (*account.completed, record))
         for session in list(account.sessions):
             # Usage without a time, or with one in the future, belongs to the present phase, which is another one now.
-            await self._tallies.retally(session)
+            await self._tallier.retally(session)
         self._thresholds.evaluate(account)
         return Advanced(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
 
@@ -110,7 +111,7 @@ class Checks:
             phase=run.phase,
             since=since,
             until=max(self._clock(), since + 1),  # the clock may have been set back
-            measured=self._accounts.by_phase(account).get(run.phase, Counts()).capped(),
+            measured=account.by_phase().get(run.phase, Counts()).capped(),
             estimate=estimate.tokens,
             source=estimate.source,
             sample_size=estimate.sample_size,

@@ -18,7 +18,8 @@ from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import Attachment, EventData, Run
 from fluxbudgetd.policy import runs
 from fluxbudgetd.totals import Totals
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
 
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -41,7 +42,7 @@ class Lifecycle:
         self._accounts = accounts
         self._transcripts = totals.transcripts
         self._refresher = totals.refresher
-        self._tallies = totals.tallies
+        self._tallier = totals.tallier
         self._stored = stored
         self._settings = settings
         self._clock = clock
@@ -58,7 +59,7 @@ class Lifecycle:
             return await self._start(asked)
         finally:
             if asked.session is not None:
-                self._accounts.forget_stranger(asked.session)
+                self._accounts.forget_unknown(asked.session)
 
     async def _start(self, asked: RunStart) -> tuple[Run, bool]:
         async with self._runs_lock:
@@ -78,7 +79,7 @@ class Lifecycle:
         if account.run.status == "active":
             # Re-arming needs the present numbers: with none at all, every threshold would be re-armed.
             await self._refresher.refresh([account.run.id], deadline=deadline)
-            self._accounts.require_loaded(account)
+            account.require_loaded()
         async with self._runs_lock:
             run = runs.changed_run(account.run, asked)
             if run == account.run:
@@ -138,7 +139,7 @@ class Lifecycle:
         async with self._runs_lock:
             present = self._present_attachment(session)
             if present is None or (account is not None and present.run != account.run.id):
-                self._accounts.forget_stranger(session)
+                self._accounts.forget_unknown(session)
                 where = "any run" if account is None else f"run {account.run.id}"
                 raise BadInputError(f"session {session!r} is not attached to {where}", "see 'fluxbudgetctl run show'")
             ended = msgspec.structs.replace(present, until=self._next_instant(session))
@@ -214,9 +215,9 @@ class Lifecycle:
     ) -> None:
         await self._stored.save_attachments(attachments, run_id, data, self._clock())
         self._accounts.put_attachments(attachments)
-        await self._tallies.retally(session)
+        await self._tallier.retally(session)
         # The session's earlier usage may count now, and pass a threshold.
-        self._refresher.wish({one.run for one in attachments})
+        self._refresher.request_refresh({one.run for one in attachments})
 
     async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
@@ -224,11 +225,11 @@ class Lifecycle:
         account = self._accounts.put_run(run)
         self._accounts.put_attachments(attachments)
         # Rows that name the scope may have counted for another run until now.
-        naming = set() if run.scope is None else await self._tallies.sessions_naming(run.scope)
+        naming = set() if run.scope is None else await self._tallier.sessions_naming(run.scope)
         for session in naming:
             self._accounts.join(account, session)
         for session in naming.union(one.session for one in attachments):
-            await self._tallies.retally(session)
-        account.touched = True
-        self._refresher.wish({run.id})
+            await self._tallier.retally(session)
+        account.has_sessions = True
+        self._refresher.request_refresh({run.id})
         self._on_runs_change()

@@ -18,7 +18,8 @@ from fluxbudgetd.policy import reservations as policy
 from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.policy.reservations import LIFETIME
 from fluxbudgetd.totals import Totals
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 _MICROS = 1_000_000
 # Expiry is checked a little late, so that one check is enough.
@@ -39,8 +40,7 @@ class Reservations:
         clock: Callable[[], int],
     ) -> None:
         self._accounts = accounts
-        self._transcripts = totals.transcripts
-        self._tallies = totals.tallies
+        self._instances = totals.instances
         self._stored = stored
         self._clock = clock
         # By session: those that still matter, by number, and those of them that count.
@@ -132,21 +132,21 @@ class Reservations:
 
     async def watch(self, session: str) -> None:
         """Observe from now on which of a session's sub-agents are measured, and settle it."""
-        self._tallies.watch_rows(session)
         # Until the ledger can be read no sub-agent counts as measured; the next call tries again.
         with anyio.move_on_after(_WRITE_SECONDS), suppress(LedgerError):
-            await self._transcripts.watch_agents(session)
+            await self._instances.watch(session)
         self.settle(session)
 
     def unwatch_if_unused(self, session: str) -> None:
         """Stop observing a session without reservations."""
         if session not in self._all:
-            self._transcripts.unwatch_agents(session)
-            self._tallies.unwatch_rows(session)
+            self._instances.unwatch(session)
 
     def is_measured(self, session: str, agent_id: str | None) -> bool:
         """Return True if a sub-agent has usage in its transcript, so that its reservation no longer counts."""
-        return agent_id is not None and any(one.agent_id == agent_id for one in self._transcripts.instances(session))
+        return agent_id is not None and any(
+            one.agent_id == agent_id for one in self._instances.from_transcripts(session)
+        )
 
     def evaluate(self, account: RunAccount) -> None:
         """Settle a run's sessions after its usage was refreshed."""
@@ -157,8 +157,10 @@ class Reservations:
     def settle(self, session: str) -> None:
         """Work out which reservations of a session count, and what is reserved for their runs."""
         known = self._accounts.sessions.get(session)
-        is_live = known is not None and known.live
-        instances = self._transcripts.instances(session) if is_live else self._tallies.instances(session)
+        if known is not None and known.counts_transcripts:
+            instances = self._instances.from_transcripts(session)
+        else:
+            instances = self._instances.from_rows(session)
         counting = policy.open_ones(self.of(session), instances, self._clock())
         before = self._open.pop(session, ())
         if counting:

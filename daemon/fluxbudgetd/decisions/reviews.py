@@ -19,7 +19,8 @@ from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals import Totals
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.wire.messages import (
     AgentCalibration,
     Calibration,
@@ -61,6 +62,7 @@ class Reviews:
         self, accounts: Accounts, totals: Totals, ledger: Ledger, settings: Settings, clock: Callable[[], int]
     ) -> None:
         self._accounts = accounts
+        self._totals = totals
         self._refresher = totals.refresher
         self._history = totals.history
         self._ledger = ledger
@@ -80,7 +82,7 @@ class Reviews:
             samples = source.samples(name)
             return None if samples is None else estimates.measured(samples)
 
-        found = await self._history.ask(f"means of {name}", self._refresher.epoch(), scan, deadline)
+        found = await self._history.ask(f"means of {name}", scan, deadline)
         if found.value is None and not found.in_time:
             raise RequestTimeoutError("the agents' history is still being read", "ask again, or give more --timeout")
         return found.value or {}, found.why
@@ -182,7 +184,7 @@ class Reviews:
 
     def _is_live(self, session: str | None) -> bool:
         account = None if session is None else self._accounts.sessions.get(session)
-        return account is not None and account.live
+        return account is not None and account.counts_transcripts
 
     async def _records(self, session: str | None, run: str | None, deadline: float) -> tuple[list[Usage], str | None]:
         """Return the usage of a triage's session, or of all sessions of its run, and why it is stale."""
@@ -194,7 +196,7 @@ class Reviews:
         for name in sessions:
             if records and anyio.current_time() > deadline:
                 raise RequestTimeoutError("not all sessions could be read in time", "give more --timeout")
-            found, stale = await self._refresher.records(name, deadline)
+            found, stale = await self._totals.records(name, deadline)
             records += found
             stale_why = stale_why or stale
         return records, stale_why
@@ -206,7 +208,7 @@ class Reviews:
         triages = await self._ledger.reviews.triages()
         phases = []
         for number, (run_id, account) in enumerate(list(self._accounts.runs.items())):
-            phases.append(calibrate.measured_phases(self._accounts.timelines[run_id], self._accounts.by_phase(account)))
+            phases.append(calibrate.measured_phases(self._accounts.timelines[run_id], account.by_phase()))
             if number % _RUNS_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
         agents = sorted(calibrate.sliced_agents(triages))
@@ -221,7 +223,7 @@ class Reviews:
 
         # The slicing multiplier depends on the triages as well.
         key = f"calibration with {[one.id for one in triages[-1:]]}, {rules.slicing_multiplier}"
-        found = await self._history.ask(key, self._refresher.epoch(), scan, deadline)
+        found = await self._history.ask(key, scan, deadline)
         if not found.in_time:
             raise RequestTimeoutError("the agents' history is still being read", "ask again with more --timeout")
         spreads, slicing = found.value or ({}, calibrate.slicing((), (), rules.slicing_multiplier))

@@ -9,7 +9,8 @@ from fluxbudgetd.ledger import LedgerWriter, NewEvent
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import BudgetThreshold, Run
 from fluxbudgetd.policy import thresholds
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 
 class Thresholds:
@@ -50,7 +51,7 @@ class Thresholds:
     def at_end(self, account: RunAccount) -> tuple[frozenset[BudgetThreshold], list[NewEvent]]:
         """Return the thresholds reported once a run has ended, and the events that are still to report some."""
         new = self._newly_passed(account)
-        events = thresholds.events(account.run, self._accounts.balance(account), new) if new else []
+        events = thresholds.events(account.run, account.balance(), new) if new else []
         return account.fired | new, events
 
     def after_change(self, account: RunAccount, changed: Run) -> tuple[frozenset[BudgetThreshold], list[NewEvent]]:
@@ -58,16 +59,16 @@ class Thresholds:
 
         Changing the budget re-arms thresholds that are no longer exceeded.
         """
-        balance = self._accounts.balance(account, changed)
+        balance = account.balance(changed)
         same_budget = changed.token_budget == account.run.token_budget
         kept = account.fired if same_budget else thresholds.rearmed(account.fired, balance)
         passed = thresholds.passed(self._of(changed), balance)
         return kept | passed, thresholds.events(changed, balance, passed - kept)
 
     def _newly_passed(self, account: RunAccount) -> frozenset[BudgetThreshold]:
-        if account.run.status != "active" or not self._accounts.is_loaded(account):
+        if account.run.status != "active" or not account.is_loaded:
             return frozenset()
-        return thresholds.passed(self._of(account.run), self._accounts.balance(account)) - account.fired
+        return thresholds.passed(self._of(account.run), account.balance()) - account.fired
 
     def _of(self, run: Run) -> frozenset[BudgetThreshold]:
         return thresholds.marks(self._settings.config.thresholds, run.warn_pct)
@@ -88,6 +89,6 @@ class Thresholds:
             if not new:
                 return
             fired = account.fired | new
-            events = thresholds.events(account.run, self._accounts.balance(account), new)
+            events = thresholds.events(account.run, account.balance(), new)
             await self._stored.save(account.run, fired=fired, events=events, at=self._clock())
             account.fired = fired

@@ -6,7 +6,7 @@ import anyio
 
 from fluxbudgetd.events.delivery import Delivery
 from fluxbudgetd.ledger.deliveries import StoredDeliveries
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 
 
 class Deliveries:

@@ -17,7 +17,7 @@ from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.ledger import LedgerWriter
 from fluxbudgetd.ledger.deliveries import StoredDeliveries
 from fluxbudgetd.model import Event
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire.messages import ChannelState
 
 log = structlog.get_logger()

@@ -16,7 +16,8 @@ from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import BudgetThreshold, Event
 from fluxbudgetd.policy import thresholds
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 
 class Reminder(NamedTuple):

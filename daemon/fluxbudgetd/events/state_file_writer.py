@@ -9,7 +9,8 @@ import structlog
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.model import to_text
 from fluxbudgetd.notify.state_files import State, StateFiles
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.wire.messages import ChannelState
 
 log = structlog.get_logger()
@@ -70,7 +71,7 @@ class StateFileWriter:
 
     async def _write(self, runs: Iterable[str]) -> None:
         changed = [self._accounts.runs[run] for run in runs]
-        shown = [one for one in changed if one.run.status == "active" and self._accounts.is_loaded(one)]
+        shown = [one for one in changed if one.run.status == "active" and one.is_loaded]
         gone = [one for one in changed if one not in shown and one.run.id in self._written]
         # Removals first: a session or a scope may continue in another run.
         scopes: dict[str, str | None] = {one.run.scope: None for one in gone if one.run.scope is not None}
@@ -99,7 +100,7 @@ class StateFileWriter:
         return account.run.id if account is not None and account.run.status == "active" else None
 
     def _content(self, account: RunAccount) -> State:
-        balance = self._accounts.balance(account)
+        balance = account.balance()
         return State(
             run=account.run.id,
             phase=account.run.phase,

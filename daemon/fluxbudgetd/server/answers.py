@@ -9,7 +9,7 @@ from fluxbudgetd.policy import burn
 from fluxbudgetd.service import Service
 from fluxbudgetd.structs import converted
 from fluxbudgetd.totals import Standing
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 _LINE_GOAL = 200
@@ -42,8 +42,8 @@ def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.
     return wire.RunLine(
         run=msgspec.structs.replace(info, goal=info.goal[:_LINE_GOAL]),
         spend=spend(standing),
-        sessions=len({one.session for one in service.accounts.attachments_to(standing.run.id)}),
-        pending=service.accounts.measured(account).pending,
+        sessions=len({one.session for one in account.attachments()}),
+        pending=account.measured().pending,
         burn=capped(rate),
         minutes_left=burn.minutes_left(standing.balance.remaining, rate),
     )
@@ -95,7 +95,7 @@ def _session_sources(service: Service, session: str) -> wire.SessionSources:
     ratio = round(interstat.total / transcripts.total, 2) if interstat.total and transcripts.total else None
     return wire.SessionSources(
         session=session,
-        counts="transcripts" if account.live else "interstat",
+        counts="transcripts" if account.counts_transcripts else "interstat",
         transcripts_billing=capped(transcripts.billing),
         transcripts_total=capped(transcripts.total),
         interstat_billing=capped(interstat.billing),

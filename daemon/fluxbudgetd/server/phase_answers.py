@@ -7,17 +7,17 @@ from fluxbudgetd.policy.phases import MACRO_STAGES, OTHER_STAGE, PhaseEstimate, 
 from fluxbudgetd.server.answers import capped, tally
 from fluxbudgetd.service import Service
 from fluxbudgetd.structs import converted
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 
 def phase_lines(service: Service, account: RunAccount) -> tuple[wire.PhaseLine, ...]:
     """Return a run's phases: what was measured in each, what counts towards the budget, what was expected."""
     run = account.run
-    sums = service.accounts.by_phase(account)
+    sums = account.by_phase()
     entered = service.accounts.timelines[run.id].since
     records = {record.phase: record for record in account.completed}
-    provisional = {record.phase for record in service.accounts.provisional(account)}
+    provisional = {record.phase for record in account.provisional()}
     lines = []
     for phase in run.phases:
         record, counts = records.get(phase), sums.get(phase, Counts())
@@ -49,7 +49,7 @@ def stage_lines(
     """Return the macro-stages of a run's phases: what was measured in each, and its share of the budget."""
     run = account.run
     allocated = {} if run.token_budget is None else allocations(service.settings.config.stages, run.token_budget)
-    measured = service.accounts.by_phase(account)
+    measured = account.by_phase()
     sums: dict[str, Counts] = {}
     provisional: dict[str, int] = {}
     for line in by_phase:

@@ -8,10 +8,11 @@ import structlog
 
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.sources import watch
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.totals.freshness import Freshness, Required
-from fluxbudgetd.totals.refresher import Refresher
-from fluxbudgetd.totals.transcripts import Transcripts
+from fluxbudgetd.totals.interstat_reader import InterstatReader
+from fluxbudgetd.totals.transcript_store import TranscriptStore
 
 log = structlog.get_logger()
 
@@ -34,20 +35,18 @@ class Follower:
 
     def __init__(
         self,
-        database: str,
         accounts: Accounts,
+        interstat: InterstatReader,
+        transcripts: TranscriptStore,
         freshness: Freshness,
-        refresher: Refresher,
-        transcripts: Transcripts,
         settings: Settings,
         clock: Callable[[], int],
         refresh: Refresh,
     ) -> None:
-        self._database = database
         self._accounts = accounts
-        self._freshness = freshness
-        self._refresher = refresher
+        self._interstat = interstat
         self._transcripts = transcripts
+        self._freshness = freshness
         self._settings = settings
         self._clock = clock
         self._refresh = refresh
@@ -95,22 +94,22 @@ class Follower:
             await self._active.wait()
             self._rest = anyio.Event()
             self._watched = self._places()
-            changes = watch.changes(self._database, self._watched, self._rest)
+            changes = watch.changes(self._interstat.path, self._watched, self._rest)
             async with anyio.create_task_group() as tasks, aclosing(changes):
                 tasks.start_soon(_set_when_cancelled, self._rest)
                 async for _ in changes:
-                    busy = await self._scan()
+                    busy = await self.scan()
                     await self._settings.refresh(anyio.current_time() + _SETTINGS_WAIT_SECONDS)
                     # Under a storm of commits, following them takes a fifth of a core at most.
                     await anyio.sleep(min(_REST_SHARE * busy, _LONGEST_REST_SECONDS))
                 tasks.cancel_scope.cancel()
             if not self._active.is_set():
                 # While the file is open here, its writers cannot put their WAL away when they are done.
-                await self._refresher.reopen()
+                await self._interstat.reopen()
 
     def _places(self) -> tuple[str, ...]:
         """Return the directories in which the active runs' transcripts grow."""
-        return self._transcripts.paths({name for account in self._accounts.active() for name in account.sessions})
+        return self._transcripts.directories({name for account in self._accounts.active() for name in account.sessions})
 
     async def _follow_ended(self) -> None:
         """Scan ended runs every hour while they are followed, so that late numbers are kept."""
@@ -121,15 +120,15 @@ class Follower:
             if all(account.run.ended_at is None for account in self.followed()):
                 self._ended = anyio.Event()
             else:
-                await self._scan()
+                await self.scan()
 
-    async def _scan(self) -> float:
-        """Bring the followed runs up to date if they are behind; return how many seconds that took."""
+    async def scan(self) -> float:
+        """Bring the followed runs up to date if they are stale; return how many seconds that took."""
         for delay in (0.0, _SECOND_SCAN_SECONDS):
             await anyio.sleep(delay)
             followed = self.followed()
-            required = self._freshness.required(followed, asked=False)
-            if any(self._freshness.is_behind(account, required) for account in followed):
+            required = self._freshness.required(followed, in_background=True)
+            if self._freshness.stale(followed, required):
                 began = anyio.current_time()
                 try:
                     await self._refresh(followed, required, began + _REFRESH_SECONDS)

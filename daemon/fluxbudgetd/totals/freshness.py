@@ -1,102 +1,200 @@
-"""Whether a run's numbers show everything that was written before a question was asked, and if not, why not."""
+"""Freshness: what a run's numbers show, what a question requires of them, and why they may fall short.
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+Numbers carry a `Stamp`, a point in the histories of both sources:
+
+* interstat's *epoch* grows whenever a commit may have landed. Rows that are read after `epoch()` returned N include
+  everything that was committed before that call.
+* The *transcript generation* grows whenever a transcript of a followed session is seen to have changed. A run's
+  *required generation* is the one at which a transcript of one of its sessions changed last. A run has reached a
+  generation when the transcripts of all its sessions have been read since.
+
+A run is fresh if its stamp is at least the required stamp, in both parts, and its sums are made of what was read. A
+question fixes the required stamps when it begins, so its answer includes everything that was written before it.
+
+Runs that ended more than 48 hours ago are not followed; their numbers need only be loaded. All marks that say how
+current something is are set and compared here, except the two that belong to one cache each: `History` and
+`InterstatReader` keep what they found with the epoch it was found at.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from fluxbudgetd.ledger import LedgerWriter
-from fluxbudgetd.model import SourceStatus
+from fluxbudgetd.model import Reading, SourceStatus
 from fluxbudgetd.policy import runs
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
-from fluxbudgetd.totals.refresher import CHUNK_RUNS, Refresher
-from fluxbudgetd.totals.transcripts import Transcripts
+from fluxbudgetd.threads import off_loop
+from fluxbudgetd.totals.account import NEVER, RunAccount, SessionAccount, Stamp, Sums
+from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.totals.interstat_reader import InterstatReader
+from fluxbudgetd.totals.transcript_store import TranscriptStore
 
+#: The required stamps of runs, by run id. A run that is not in it must show nothing in particular.
+Required = Mapping[str, Stamp]
+#: What is required of numbers that no question was asked about.
+NOTHING: Required = {}
 
-class Required(NamedTuple):
-    """What runs' numbers must show to be fresh: interstat's epoch and, by run, the transcripts' clock."""
-
-    epoch: int
-    live: dict[str, int]
-
-
-#: What is required of numbers that were not asked for: nothing beyond what is known already.
-NOTHING = Required(-1, {})
+_ANY = Stamp(NEVER, 0)
+# Comparing so many files takes half a millisecond. With more, a question leaves the comparison to the next batch.
+_MOST_PATHS = 256
+# Sessions without a run that are remembered as such, so that a hook outside any run is answered at once, too.
+_MOST_UNKNOWN = 256
 
 
 class Freshness:
-    """Compares what a run's numbers show with what a question requires, and has them refreshed."""
+    """Sets and compares stamps. `required`, `is_stale` and `stale_why` take microseconds; nothing waits for I/O."""
 
     def __init__(
         self,
         accounts: Accounts,
-        refresher: Refresher,
-        transcripts: Transcripts,
+        interstat: InterstatReader,
+        transcripts: TranscriptStore,
         writer: LedgerWriter,
         clock: Callable[[], int],
     ) -> None:
         self._accounts = accounts
-        self._refresher = refresher
+        self._interstat = interstat
         self._transcripts = transcripts
         self._writer = writer
         self._clock = clock
+        self._generation = 0
+        # The required generation by run.
+        self._required: dict[str, int] = {}
+        # By session: the epoch and the accounts' version at which it had no run.
+        self._unknown: dict[str, tuple[int, int]] = {}
 
-    def required(self, accounts: Iterable[RunAccount], *, asked: bool = True) -> Required:
-        """Return what the numbers of these runs must show to be fresh as of this call."""
-        now = self._clock()
-        live = {
-            account.run.id: self._refresher.live_needed(account, asked=asked)
+    def is_followed(self, account: RunAccount) -> bool:
+        """Return True if a run's sources are read: it is active, or ended within 48 hours."""
+        return runs.is_followed(account.run, self._clock())
+
+    def required(self, accounts: Iterable[RunAccount], *, in_background: bool = False) -> Required:
+        """Return what the numbers of these runs must show to be fresh as of this call.
+
+        In the background, new transcripts of a session are searched for less often.
+        """
+        epoch = self._interstat.epoch()
+        return {
+            account.run.id: Stamp(epoch, self._required_generation(account, in_background))
             for account in accounts
-            if runs.is_followed(account.run, now)
+            if self.is_followed(account)
         }
-        return Required(self._refresher.epoch(), live)
 
-    async def refresh(self, accounts: Iterable[RunAccount], required: Required, deadline: float) -> bool:
-        """Bring the runs that are behind up to date, as far as the deadline allows. True if any was refreshed."""
-        behind = [account.run.id for account in accounts if self.is_behind(account, required)]
-        for start in range(0, len(behind), CHUNK_RUNS):
-            if not await self._refresher.refresh(behind[start : start + CHUNK_RUNS], deadline=deadline):
-                return False
-        return bool(behind)
+    def stale(self, accounts: Iterable[RunAccount], required: Required) -> list[str]:
+        """Return the ids of those runs whose numbers do not show what is required."""
+        return [account.run.id for account in accounts if self.is_stale(account, required)]
 
-    def is_behind(self, account: RunAccount, required: Required) -> bool:
-        """Return True if a run's numbers do not show what is required."""
-        if runs.is_followed(account.run, self._clock()):
-            is_old = account.epoch < required.epoch or account.live < required.live.get(account.run.id, 0)
-            return is_old or not self._accounts.is_loaded(account) or not self._accounts.is_summed(account)
-        return not account.touched
+    def is_stale(self, account: RunAccount, required: Required) -> bool:
+        """Return True if reading the sources can bring a run's numbers closer to what is required."""
+        if not account.is_loaded:
+            return True
+        if not self.is_followed(account):
+            return False
+        needed = required.get(account.run.id, _ANY)
+        has_reached = account.shown.rows >= needed.rows and account.shown.transcripts >= needed.transcripts
+        return not has_reached or _has_unreadable_sums(account)
 
     def stale_why(self, account: RunAccount, required: Required) -> str | None:
         """Return why a run's numbers do not show what is required; None if they do."""
-        if not runs.is_followed(account.run, self._clock()):
+        if not self.is_followed(account):
             return None
-        if not self._accounts.is_loaded(account):
-            return f"{self._refresher.status.name}: not read yet since fluxbudgetd started"
-        if not self._accounts.is_summed(account):
+        if not account.is_loaded:
+            return f"{self._interstat.status.name}: not read yet since fluxbudgetd started"
+        if _has_unreadable_sums(account):
             return f"ledger: {self._writer.fault or 'it could not be read a moment ago'}"
-        return self._transcripts_stale_why(account, required) or self._interstat_stale_why(account, required)
+        needed = required.get(account.run.id, _ANY)
+        return self._transcripts_stale_why(account, needed) or self._interstat_stale_why(account, needed)
 
     def is_known_stale(self, account: RunAccount) -> bool:
-        """Return True if a run's last known numbers are known to be stale, without looking at the sources."""
+        """Return True if a run's last known numbers are known to be stale, without asking the sources."""
         return self.stale_why(account, NOTHING) is not None
 
-    def _transcripts_stale_why(self, account: RunAccount, required: Required) -> str | None:
-        if account.live < required.live.get(account.run.id, 0):
+    def note_rows(self, account: RunAccount, reading: Reading, epoch: int) -> None:
+        """Record that a run's rows were read, and summed, at an epoch."""
+        account.interstat = reading.status
+        # A session that joined after the read began is not in it. A missing file has nothing more to give.
+        is_complete = reading.status.readable and account.sessions.keys() <= reading.sessions.keys()
+        if is_complete or reading.status.state == "absent":
+            account.shown = account.shown._replace(rows=epoch)
+
+    def note_transcripts(self, account: RunAccount, read: Collection[str], generation: int) -> None:
+        """Record that the transcripts of these sessions were read, and summed, up to a generation."""
+        if all(name in read for name in account.sessions):
+            account.shown = account.shown._replace(transcripts=max(account.shown.transcripts, generation))
+
+    async def changed(self, sessions: Collection[str]) -> tuple[set[str], int]:
+        """Return the sessions whose transcripts may have changed, and the generation that reading them reaches.
+
+        A source that has been read no longer shows that it had changed, so all their runs are first made to require it.
+        """
+        paths = sum(map(self._transcripts.path_count, sessions))
+        before = self._generation
+        found = await off_loop(paths, _changed, self._transcripts, sessions)
+        if found:
+            self._generation += 1
+            for name in found:
+                for run in self._accounts.runs_joined_by(name):
+                    self._required[run] = self._generation
+        # What another question noticed while a thread compared files may have changed after the comparison.
+        return found, before if paths > _MOST_PATHS // 2 else self._generation
+
+    def unsettled(self, sessions: Iterable[str]) -> list[str]:
+        """Return the sessions whose run is not certain: they may have received a row with a run's bead."""
+        seen = self.unknown_as_of()
+        return [
+            name
+            for name in sessions
+            if not _is_settled(self._accounts.sessions.get(name), seen[0]) and self._unknown.get(name) != seen
+        ]
+
+    def unknown_as_of(self) -> tuple[int, int]:
+        """Return what must stay the same for a session without a run to have none still."""
+        return self._interstat.epoch(), self._accounts.version
+
+    def note_unknown(self, name: str, seen: tuple[int, int]) -> None:
+        """Record that a session had no run as of `unknown_as_of()`."""
+        while len(self._unknown) >= _MOST_UNKNOWN:
+            del self._unknown[next(iter(self._unknown))]
+        self._unknown[name] = seen
+
+    def _required_generation(self, account: RunAccount, in_background: bool) -> int:
+        transcripts, names = self._transcripts, account.sessions
+        is_large = sum(map(transcripts.path_count, names)) > _MOST_PATHS
+        if is_large or any(transcripts.changed(name, in_background=in_background) for name in names):
+            self._generation += 1
+            self._required[account.run.id] = self._generation
+        return self._required.get(account.run.id, 0)
+
+    def _transcripts_stale_why(self, account: RunAccount, required: Stamp) -> str | None:
+        if account.shown.transcripts < required.transcripts:
             return "transcripts: slow: the present numbers were not there in time"
         found = (self._transcripts.statuses.get(name) for name in account.sessions)
         bad = next((one for one in found if one is not None and one.state == "unreadable"), None)
         return None if bad is None else f"{bad.name}: {bad.state}: {bad.detail}"
 
-    def _interstat_stale_why(self, account: RunAccount, required: Required) -> str | None:
-        status = account.status
-        if self._counts_transcripts_only(account, status):
+    def _interstat_stale_why(self, account: RunAccount, required: Stamp) -> str | None:
+        status = account.interstat
+        if _counts_transcripts_only(account, status):
             return None
         if status is not None and not status.readable:
             return f"{status.name}: {status.state}: {status.detail}"
-        if account.epoch < required.epoch:
-            return f"{self._refresher.status.name}: slow: the present numbers were not there in time"
+        if account.shown.rows < required.rows:
+            return f"{self._interstat.status.name}: slow: the present numbers were not there in time"
         return None
 
-    def _counts_transcripts_only(self, account: RunAccount, status: SourceStatus | None) -> bool:
-        """Return True if a run counts by transcripts alone, so that interstat cannot make its numbers stale."""
-        if not account.sessions or not all(self._accounts.session(name).live for name in account.sessions):
-            return False
-        return account.run.scope is None or (status is not None and status.state == "absent")
+
+def _changed(transcripts: TranscriptStore, sessions: Iterable[str]) -> set[str]:
+    return {name for name in sessions if transcripts.changed(name)}
+
+
+def _has_unreadable_sums(account: RunAccount) -> bool:
+    return any(session.sums is Sums.UNREADABLE for session in account.sessions.values())
+
+
+def _counts_transcripts_only(account: RunAccount, status: SourceStatus | None) -> bool:
+    """Return True if a run counts by transcripts alone, so that interstat cannot make its numbers stale."""
+    if not account.sessions or not all(session.counts_transcripts for session in account.sessions.values()):
+        return False
+    return account.run.scope is None or (status is not None and status.state == "absent")
+
+
+def _is_settled(session: SessionAccount | None, epoch: int) -> bool:
+    """Return True if a session's run was asked for by a client, or its rows were read at this epoch."""
+    return session is not None and bool(session.attachments or (session.current and session.rows_epoch == epoch))

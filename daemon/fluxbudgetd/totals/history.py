@@ -1,29 +1,36 @@
-"""Looks that go through interstat's whole table: one at a time, in a task of their own.
+"""Scans of interstat's whole table: one at a time, in a task of their own.
 
-Whoever asks waits as long as it can. A look that takes longer goes on; what it finds is there for whoever asks next.
+A request waits for a scan until its deadline. A scan that takes longer goes on, and the next request finds its result.
+Each scan has a database connection of its own, which is closed afterwards: totals stay fresh meanwhile, and writers can
+put their WAL away when they are done.
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import anyio
 import anyio.to_thread
+import msgspec
 import structlog
 
 from fluxbudgetd.model import SourceStatus
 from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.totals.account import NEVER
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_MOST_FOUND = 16
+#: What a scan runs on the source, in a worker thread; it returns None if the source cannot be read.
+Scan = Callable[[InterstatSource], T | None]
+
+_MOST_KEPT = 16
 
 
 class Found(NamedTuple, Generic[T]):
-    """What a look found last; None when there is nothing.
+    """What a scan found last; None if there is nothing.
 
-    `why` says why that is not as of the question (None: it is), `in_time` whether a look came to its end.
+    `why` says why that is not as of the question (None: it is). `in_time` is true if a scan finished in time.
     """
 
     value: T | None
@@ -31,85 +38,98 @@ class Found(NamedTuple, Generic[T]):
     in_time: bool
 
 
+class _Entry(msgspec.Struct):
+    """A kind of scan: the epochs at which it was requested, tried, and last found something."""
+
+    requested: int = NEVER
+    tried: int = NEVER
+    found: int = NEVER
+    value: object = None
+    error: Exception | None = None
+
+
 class History:
-    """Looks by key; each has a connection of its own, which is let go of afterwards.
+    """Scans by key; a key stands for one kind of scan. `epoch` returns interstat's epoch."""
 
-    So that totals stay fresh meanwhile, and writers can put their WAL away when they are done.
-    """
-
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, epoch: Callable[[], int]) -> None:
         self._source = InterstatSource(path)
-        self._asked: dict[str, tuple[int, Callable[[InterstatSource], object]]] = {}
-        self._found: dict[str, tuple[int, object]] = {}
-        self._tried: dict[str, int] = {}
-        self._defects: dict[str, Exception] = {}
-        self._wanted = anyio.Event()
+        self._epoch = epoch
+        self._entries: dict[str, _Entry] = {}
+        # In the order in which they were requested.
+        self._requests: dict[str, Scan[object]] = {}
+        self._requested = anyio.Event()
         self._done = anyio.Event()
         self._began: float | None = None
 
-    def stands_still(self, seconds: float) -> bool:
-        """Tell whether a look has been under way for so long."""
+    def has_stalled(self, seconds: float) -> bool:
+        """Return True if a scan has been under way for so long."""
         return self._began is not None and anyio.current_time() - self._began > seconds
 
     @property
     def status(self) -> SourceStatus:
-        """Return the source's state as of the last look."""
+        """The source's state as of the last scan."""
         return self._source.status
 
-    async def ask(self, key: str, epoch: int, look: Callable[[InterstatSource], T | None], deadline: float) -> Found[T]:
-        """Return what `look` (None: it cannot be read) finds at an epoch of the source or later, or found last."""
-        if self._tried.get(key, -1) < epoch or key not in self._found:
-            self._asked[key] = epoch, look
-            self._wanted.set()
+    async def ask(self, key: str, scan: Scan[T], deadline: float) -> Found[T]:
+        """Return what a scan finds in the source as it is now, or what it found last. Raises what the scan raised."""
+        epoch = self._epoch()
+        entry = self._entry(key)
+        if entry.tried < epoch or entry.found == NEVER:
+            self._requests[key] = scan
+            entry.requested = epoch
+            self._requested.set()
             with anyio.CancelScope(deadline=deadline):
                 while True:
                     await self._done.wait()
-                    if self._tried.get(key, -1) >= epoch:
+                    if entry.tried >= epoch:
                         break
-        if key in self._defects and self._tried.get(key, -1) >= epoch:
-            raise self._defects[key]
-        at, value = cast("tuple[int, T | None]", self._found.get(key, (-1, None)))  # a key stands for one kind of look
-        if at >= epoch:
+        in_time = entry.tried >= epoch
+        if in_time and entry.error is not None:
+            raise entry.error
+        value = cast("T | None", entry.value)  # a key stands for one kind of scan
+        if entry.found >= epoch:
             return Found(value, None, in_time=True)
-        in_time = self._tried.get(key, -1) >= epoch
         status = self._source.status
         slow = "slow: the present numbers were not there in time"
         why = f"{status.name}: {f'{status.state}: {status.detail}' if in_time else slow}"
         return Found(value, why, in_time)
 
     async def serve(self) -> None:
-        """Look as asked, for ever."""
+        """Scan as requested, until cancelled."""
         while True:
-            await self._wanted.wait()
-            self._wanted = anyio.Event()
-            while self._asked:
-                key = next(iter(self._asked))
-                epoch, look = self._asked.pop(key)
-                self._make_room(key)
-                self._defects.pop(key, None)
-                self._began = anyio.current_time()
-                try:
-                    value = await anyio.to_thread.run_sync(self._look, look, abandon_on_cancel=True)
-                    if value is not None:
-                        self._found[key] = epoch, value
-                except Exception as exc:
-                    # Handed on to every request that waits; the next look starts afresh.
-                    log.exception("look failed")
-                    self._defects[key] = exc
-                self._began = None
-                self._tried[key] = epoch
+            await self._requested.wait()
+            self._requested = anyio.Event()
+            while self._requests:
+                key = next(iter(self._requests))
+                await self._run(self._requests.pop(key), self._entry(key))
                 self._done.set()
                 self._done = anyio.Event()
 
-    def _make_room(self, key: str) -> None:
-        while len(self._tried) >= _MOST_FOUND and key not in self._tried:
-            oldest = next(iter(self._tried))
-            tables: tuple[dict[str, Any], ...] = (self._tried, self._found, self._defects)
-            for known in tables:
-                known.pop(oldest, None)
-
-    def _look(self, look: Callable[[InterstatSource], object]) -> object:
+    async def _run(self, scan: Scan[object], entry: _Entry) -> None:
+        epoch, entry.error = entry.requested, None
+        self._began = anyio.current_time()
         try:
-            return look(self._source)
+            value = await anyio.to_thread.run_sync(self._scan, scan, abandon_on_cancel=True)
+            if value is not None:
+                entry.found, entry.value = epoch, value
+        except Exception as exc:
+            # Raised in every request that waits; the next scan starts afresh.
+            log.exception("scan failed")
+            entry.error = exc
+        finally:
+            self._began = None
+        entry.tried = epoch
+
+    def _entry(self, key: str) -> _Entry:
+        entry = self._entries.get(key)
+        if entry is None:
+            for old in [name for name in self._entries if name not in self._requests][: 1 - _MOST_KEPT]:
+                del self._entries[old]
+            entry = self._entries[key] = _Entry()
+        return entry
+
+    def _scan(self, scan: Scan[object]) -> object:
+        try:
+            return scan(self._source)
         finally:
             self._source.reopen()

@@ -1,4 +1,10 @@
-"""Where runs stand: the one place that answers questions about totals, as fresh as the deadline allows."""
+"""Where runs stand: the one place that answers questions about totals, as fresh as the deadline allows.
+
+A database row travels interstat → `InterstatReader` → `Refresher` → `Tallier` → `Accounts`, and from there to the
+ledger through `RowStore`. A transcript line travels transcripts → `TranscriptStore` → `Refresher` → `Tallier` →
+`Accounts`, and to the ledger through `TranscriptStore`. `UsageSaver` has both stores written: usage is in memory first
+and in the ledger soon after, and a failed write is retried. After each batch `on_refreshed` has the thresholds checked.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,21 +13,26 @@ import msgspec
 
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.ledger import Ledger, LedgerWriter
-from fluxbudgetd.model import Balance, Counts, Run, SourceStatus
+from fluxbudgetd.model import Balance, Counts, Run, SourceStatus, Usage
 from fluxbudgetd.policy import burn
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.totals.choosing import RunChooser
 from fluxbudgetd.totals.follower import Follower
 from fluxbudgetd.totals.freshness import Freshness, Required
 from fluxbudgetd.totals.history import History
-from fluxbudgetd.totals.refresher import Refresher
-from fluxbudgetd.totals.tallies import Tallies
-from fluxbudgetd.totals.transcripts import Transcripts
+from fluxbudgetd.totals.instances import Instances
+from fluxbudgetd.totals.interstat_reader import InterstatReader
+from fluxbudgetd.totals.records import Records
+from fluxbudgetd.totals.refresher import CHUNK_RUNS, Refresher
+from fluxbudgetd.totals.row_store import RowStore
+from fluxbudgetd.totals.saver import UsageSaver
+from fluxbudgetd.totals.source_states import SourceStates
+from fluxbudgetd.totals.tallier import Tallier
+from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.wire.messages import Hints
-
-# Sessions without a run that are remembered as such, so that a hook outside any run is answered at once, too.
-_MOST_UNKNOWN = 256
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -35,7 +46,7 @@ class Standing(msgspec.Struct, frozen=True):
 class Totals:
     """Who spent what.
 
-    `on_refreshed` is called with each run whose sources were read, `on_source_change` when a source's state is another.
+    `on_refreshed` is called with each run whose sources were read, `on_source_change` when a source's state changes.
     """
 
     def __init__(
@@ -51,122 +62,122 @@ class Totals:
         on_refreshed: Callable[[RunAccount], None],
         on_source_change: Callable[[], None],
     ) -> None:
-        self.accounts = accounts
-        self.transcripts = Transcripts(transcripts, ledger)
-        self.tallies = Tallies(source.status.name, self.transcripts, ledger, writer, accounts, clock)
-        self.refresher = Refresher(
-            source, self.transcripts, ledger, writer, accounts, self.tallies, clock, on_refreshed, on_source_change
-        )
-        self.freshness = Freshness(accounts, self.refresher, self.transcripts, writer, clock)
-        self.follower = Follower(
-            source.path,
-            accounts,
-            self.freshness,
-            self.refresher,
-            self.transcripts,
-            settings,
-            clock,
-            self._refresh,
-        )
-        self.history = History(source.path)
         self._ledger = ledger
         self._clock = clock
-        self._unknown: dict[str, tuple[int, int]] = {}
+        self.accounts = accounts
+        self.chooser = RunChooser(accounts)
+        self.interstat = InterstatReader(source)
+        self.transcripts = TranscriptStore(transcripts, ledger)
+        self.instances = Instances(self.transcripts)
+        rows = RowStore(source.status.name, ledger)
+        self.tallier = Tallier(accounts, rows, self.transcripts, self.instances, writer, clock)
+        self.freshness = Freshness(accounts, self.interstat, self.transcripts, writer, clock)
+        statuses = (self.interstat.status, self.transcripts.status)
+        self._states = SourceStates(statuses, ledger, clock, on_source_change)
+        self.refresher = Refresher(
+            accounts,
+            self.interstat,
+            self.transcripts,
+            self.tallier,
+            self.freshness,
+            self._states,
+            writer,
+            UsageSaver(rows, self.transcripts, writer),
+            on_refreshed,
+        )
+        self.follower = Follower(
+            accounts, self.interstat, self.transcripts, self.freshness, settings, clock, self._refresh
+        )
+        self.history = History(source.path, self.interstat.epoch)
+        self._records = Records(accounts, self.interstat, rows, self.tallier, self.refresher)
 
     async def find(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> RunAccount:
-        """Return the run that is meant (see `Accounts.find`); raises `NoRunError`.
+        """Return the run that is meant (see `choosing`); raises `NoRunError`.
 
-        A session that no run is known to have may have got a row with a run's bead meanwhile, so it is read first.
+        A session without a known run may have received a row with a run's bead since, so it is read first.
         """
-        await self._read_unknown(run, scope, session, hints, deadline)
-        return self.accounts.find(run, scope, session, hints)
+        await self._read_unsettled(run, scope, session, hints, deadline)
+        return self.chooser.find(run, scope, session, hints)
 
     async def find_if_any(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> RunAccount | None:
-        """Return the run that is meant, or None when none is (see `Accounts.find_if_any`); raises `NoRunError`."""
-        await self._read_unknown(run, scope, session, hints, deadline)
-        return self.accounts.find_if_any(run, scope, session, hints)
+        """Return the run that is meant, or None if none is (see `choosing`); raises `NoRunError`."""
+        await self._read_unsettled(run, scope, session, hints, deadline)
+        return self.chooser.find_if_any(run, scope, session, hints)
 
-    async def _read_unknown(
+    async def _read_unsettled(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> None:
-        unknown = self._unknown_sessions(run, scope, session, hints)
-        if unknown:
-            seen = self._unknown_mark()
-            in_time = await self.refresher.refresh([], unknown, deadline=deadline)
-            for name in unknown:
-                if self.accounts.forget_stranger(name) and in_time and self.refresher.status.readable:
-                    self._note_unknown(name, seen)
+        unsettled = self._unsettled(run, scope, session, hints)
+        if unsettled:
+            seen = self.freshness.unknown_as_of()
+            is_read = await self.refresher.refresh([], unsettled, deadline=deadline)
+            for name in unsettled:
+                if self.accounts.forget_unknown(name) and is_read and self.interstat.status.readable:
+                    self.freshness.note_unknown(name, seen)
 
-    def _unknown_sessions(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> list[str]:
+    def _unsettled(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> list[str]:
         if not self.accounts.scopes or run or scope or (hints.run and not session):
             return []
-        mark = self._unknown_mark()
-        sessions = (session,) if session else hints.sessions
-        return [
-            name for name in sessions if not self.accounts.is_settled(name, mark[0]) and self._unknown.get(name) != mark
-        ]
-
-    def _unknown_mark(self) -> tuple[int, int]:
-        """Return what has to be the same for a session that had no run to have none still."""
-        return self.refresher.epoch(), self.accounts.version
-
-    def _note_unknown(self, name: str, mark: tuple[int, int]) -> None:
-        while len(self._unknown) >= _MOST_UNKNOWN:
-            del self._unknown[next(iter(self._unknown))]
-        self._unknown[name] = mark
+        return self.freshness.unsettled((session,) if session else hints.sessions)
 
     def standing_now(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> Standing | None:
         """Return where the run that is meant stands if that is known without waiting; raises `NoRunError`."""
-        if self._unknown_sessions(run, scope, session, hints):
+        if self._unsettled(run, scope, session, hints):
             return None
-        account = self.accounts.find(run, scope, session, hints)
+        account = self.chooser.find(run, scope, session, hints)
         required = self.freshness.required((account,))
-        return None if self.freshness.is_behind(account, required) else self._standing(account, required)
+        return None if self.freshness.is_stale(account, required) else self._standing(account, required)
 
     async def standing(self, account: RunAccount, deadline: float) -> Standing:
         """Return where a run stands, fresh, or at the deadline the last known numbers with the reason.
 
-        Raises `RequestTimeoutError` when not even those are there.
+        Raises `RequestTimeoutError` if not even those are in memory yet.
         """
         standing = (await self.standings([account], deadline))[0]
-        self.accounts.require_loaded(account)
+        account.require_loaded()
         return standing
 
     async def standings(self, accounts: Sequence[RunAccount], deadline: float) -> list[Standing]:
-        """Return where runs stand, showing whatever was committed before this call, as far as the deadline allows."""
+        """Return where runs stand, including everything that was written before this call.
+
+        What cannot be read by the deadline is stale, and the standing says why.
+        """
         required = self.freshness.required(accounts)
         await self._refresh(accounts, required, deadline)
         return [self._standing(account, required) for account in accounts]
 
     def standing_known(self, account: RunAccount, before: Standing) -> Standing:
         """Return where a run stands by the last known numbers, which are as fresh as another standing's."""
-        return Standing(account.run, self.accounts.balance(account), before.stale_why)
+        return Standing(account.run, account.balance(), before.stale_why)
 
     def burn(self, account: RunAccount) -> int:
-        """Return how many tokens of its cost basis an active run has used per minute of late."""
+        """Return how many tokens of its cost basis an active run has used per minute recently."""
         if account.run.status != "active":
             return 0
-        return burn.rate(self.accounts.minutes(account), self._clock())
+        return burn.rate(account.minutes(), self._clock())
+
+    async def records(self, session: str, deadline: float) -> tuple[tuple[Usage, ...], str | None]:
+        """Return a session's records, and why they are not the source's present ones (None: they are)."""
+        return await self._records.of_session(session, deadline)
 
     def request_refresh(self, session: str) -> None:
         """Have the run of a session brought up to date, without waiting for it."""
         account = self.accounts.run_of_session(session)
         if account is not None:
-            self.refresher.wish({account.run.id})
+            self.refresher.request_refresh({account.run.id})
 
     @property
     def sources(self) -> tuple[tuple[SourceStatus, int, int], ...]:
         """Return each source's state, when that began, and how many of its counts were dropped."""
-        since = self.refresher.since
-        interstat, transcripts = self.refresher.status, self.transcripts.status
+        interstat, transcripts = self.interstat.status, self.transcripts.status
         anomalies = sum(session.anomalies for session in self.accounts.sessions.values())
         return (
-            (interstat, since[interstat.name], anomalies),
-            (transcripts, since[transcripts.name], self.transcripts.anomalies),
+            (interstat, self._states.since(interstat.name), anomalies),
+            (transcripts, self._states.since(transcripts.name), self.transcripts.anomalies),
         )
 
     def followed(self) -> list[RunAccount]:
@@ -182,11 +193,11 @@ class Totals:
         loose: dict[str, Counts] = {}
         for name, session in self.accounts.sessions.items():
             outside = sum((counts for cell, counts in session.cells.items() if cell.run is None), Counts())
-            if session.followed and outside.records:
+            if session.is_followed and outside.records:
                 loose[name] = outside
-        for one in await self.refresher.recent(deadline):
+        for one in await self.interstat.recent(deadline):
             known = self.accounts.sessions.get(one.session)
-            if one.bead not in self.accounts.scopes and not (known is not None and known.followed):
+            if one.bead not in self.accounts.scopes and not (known is not None and known.is_followed):
                 loose[one.session] = loose.get(one.session, Counts()) + one.counts
         return len(loose), sum(loose.values(), Counts())
 
@@ -207,18 +218,24 @@ class Totals:
         for run_id, fired in (await self._ledger.runs.passed_thresholds()).items():
             self.accounts.runs[run_id].fired = fired
         self.accounts.put_attachments(await self._ledger.runs.attachments())
-        await self.refresher.prepare()
+        await self.transcripts.load()
+        await self._states.load()
 
     async def serve(self) -> None:
-        """Read what is asked for, and follow the sources, until cancelled."""
+        """Read what is requested, and follow the sources, until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.refresher.serve)
             tasks.start_soon(self.history.serve)
             tasks.start_soon(self.follower.serve)
 
     async def _refresh(self, accounts: Iterable[RunAccount], required: Required, deadline: float) -> None:
-        if await self.freshness.refresh(accounts, required, deadline):
+        """Read the runs whose numbers do not show what is required, as far as the deadline allows."""
+        stale = self.freshness.stale(accounts, required)
+        for start in range(0, len(stale), CHUNK_RUNS):
+            if not await self.refresher.refresh(stale[start : start + CHUNK_RUNS], deadline=deadline):
+                return
+        if stale:
             self.follower.rewatch()
 
     def _standing(self, account: RunAccount, required: Required) -> Standing:
-        return Standing(account.run, self.accounts.balance(account), self.freshness.stale_why(account, required))
+        return Standing(account.run, account.balance(), self.freshness.stale_why(account, required))

@@ -10,7 +10,8 @@ from fluxbudgetd.events.channels.interband import InterbandChannel
 from fluxbudgetd.events.channels.log import LogChannel
 from fluxbudgetd.events.delivery import EventChannel
 from fluxbudgetd.model import Balance
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 
 class Surroundings(NamedTuple):

@@ -10,7 +10,8 @@ from fluxbudgetd.events.channels.threshold_channel import ThresholdChannel
 from fluxbudgetd.model import Balance, BudgetThreshold, Event, Run
 from fluxbudgetd.notify.interband import Alert, Interband
 from fluxbudgetd.policy import thresholds
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 #: Events that may change which thresholds of a run are passed, or which sessions it has.
 _RUN_EVENTS = frozenset(("run.started", "run.changed", "run.finished", "phase.advanced"))
@@ -72,7 +73,7 @@ class InterbandChannel(ThresholdChannel):
 
     def is_outdated(self, account: RunAccount) -> bool:
         """Return True if a run's files say something else than its last known numbers."""
-        if not self.enabled or account.run.status != "active" or not self._accounts.is_loaded(account):
+        if not self.enabled or account.run.status != "active" or not account.is_loaded:
             return False
         if account.run.id in self._failed:
             return False  # retried after a pause
@@ -124,7 +125,7 @@ class InterbandChannel(ThresholdChannel):
             except RequestTimeoutError as exc:
                 raise ChannelError(exc.message, exc.hint) from exc
         await self._leave_old_root()
-        wanted, balance = self._wanted(account), self._accounts.balance(account)
+        wanted, balance = self._wanted(account), account.balance()
         alerts = [Alert(session, balance.pct or 0.0, balance.spent) for session in sorted(wanted.sessions)]
         current = {session for one in self._written.values() for session in one.sessions}
         await self._interband().put(alerts, self._to_remove(account, wanted, left), self._clock(), current)
@@ -135,7 +136,7 @@ class InterbandChannel(ThresholdChannel):
 
     def _to_remove(self, account: RunAccount, wanted: _Alerts, left: Collection[str]) -> list[str]:
         """Return the sessions whose files are to be removed: they were a run's and are not another's now."""
-        attached = {one.session for one in self._accounts.attachments_to(account.run.id)}
+        attached = {one.session for one in account.attachments()}
         sessions = attached.union(left, self._sessions_written(account.run))
         return [name for name in sessions - wanted.sessions if self._accounts.run_of_session(name) in (None, account)]
 
@@ -150,7 +151,7 @@ class InterbandChannel(ThresholdChannel):
         percentages = config.warnings.thresholds if self._config.thresholds == "all" else self._config.thresholds
         wanted = {run.warn_pct if one == "warn_pct" else one for one in percentages}
         candidates = [one for one in thresholds.marks(percentages, run.warn_pct) if one.pct in wanted]
-        passed = thresholds.passed(candidates, self._accounts.balance(account))
+        passed = thresholds.passed(candidates, account.balance())
         if not passed:
             return _NO_ALERTS
         sessions = (name for name in account.sessions if self._accounts.run_of_session(name) is account)

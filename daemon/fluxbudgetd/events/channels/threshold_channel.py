@@ -5,7 +5,8 @@ from fluxbudgetd.config.schema import Channels
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.model import Event, Run
 from fluxbudgetd.policy import thresholds
-from fluxbudgetd.totals.accounts import Accounts, RunAccount
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
 
 
 class ThresholdChannel:

@@ -7,7 +7,7 @@ import msgspec
 
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals import Standing
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 # The answer must reach the client before it gives up.

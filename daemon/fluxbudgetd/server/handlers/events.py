@@ -18,7 +18,7 @@ async def subscribe(context: Context, request: wire.Subscribe) -> AsyncGenerator
     """Yield the events for ever, each once, in the order of their numbers."""
     events = context.service.events
     if request.run is not None:
-        context.service.accounts.find(request.run, None, None, wire.Hints())
+        context.service.totals.chooser.find(request.run, None, None, wire.Hints())
     place = events.last if request.since is None else max(0, request.since)
     if place > events.last:
         place = 0  # the number is from another ledger: this client has seen no event of this one

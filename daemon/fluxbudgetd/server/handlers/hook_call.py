@@ -7,7 +7,7 @@ from fluxbudgetd.model import Attachment
 from fluxbudgetd.server.handlers.common import Context
 from fluxbudgetd.server.handlers.hook_input import HookInput
 from fluxbudgetd.service import Service
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 #: Sessions that start for these reasons choose their run by the environment again. Others keep their run.

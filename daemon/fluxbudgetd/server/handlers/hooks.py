@@ -15,7 +15,7 @@ from fluxbudgetd.server.handlers.common import Context, deadline_of
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.handlers.hook_input import HookInput, parse, parse_beginning, parse_unusual
 from fluxbudgetd.server.requests import TrackedAnswer
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 #: The tools that launch sub-agents (`Task` is the older name).

@@ -61,7 +61,7 @@ async def calibrate(context: Context, request: wire.Calibrate) -> wire.Calibrate
     accounts = list(service.accounts.runs.values())
     standings = await service.totals.standings(accounts, deadline)
     for account in accounts:
-        service.accounts.require_loaded(account)
+        account.require_loaded()
     made, stale_why = await service.reviews.calibrate(deadline)
     stale_why = next((one.stale_why for one in standings if one.stale_why is not None), stale_why)
     return wire.CalibrateAnswer(

@@ -8,7 +8,7 @@ from fluxbudgetd.server import answers
 from fluxbudgetd.server.handlers.common import Context, deadline_of, find
 from fluxbudgetd.server.phase_answers import phase_lines, stage_lines
 from fluxbudgetd.service import Service
-from fluxbudgetd.totals.accounts import RunAccount
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 # A line takes at most about 12 kB, so a page always fits into a frame.
@@ -57,21 +57,19 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
     account = await find(context, request, deadline)
     await service.settings.refresh(deadline)
     standing = await service.totals.standing(account, deadline)
-    cells = list(service.accounts.cells(account))
+    cells = list(account.cells())
     by_phase = phase_lines(service, account)
     return wire.RunShowAnswer(
         run=answers.run_info(standing.run),
         spend=answers.spend(standing),
-        totals=answers.tally("all", service.accounts.measured(account)),
+        totals=answers.tally("all", account.measured()),
         by_phase=by_phase,
         by_stage=stage_lines(service, account, by_phase),
         by_agent=answers.tallies(_sums((cell.agent, counts) for _, cell, counts in cells)),
         by_model=answers.tallies(_sums((cell.model, counts) for _, cell, counts in cells)),
         by_session=answers.tallies(_sums((session, counts) for session, _, counts in cells)),
         sources=answers.session_sources(service, account.sessions),
-        attachments=tuple(
-            answers.attachment(one) for one in service.accounts.attachments_to(account.run.id)[-answers.MOST_LINES :]
-        ),
+        attachments=tuple(answers.attachment(one) for one in account.attachments()[-answers.MOST_LINES :]),
     )
 
 

@@ -32,7 +32,7 @@ class TranscriptSource:
         """Return where the transcripts are, for people."""
         return shown_path(os.path.join(self._claude_dir, "projects"))
 
-    def size(self, session: str) -> int:
+    def path_count(self, session: str) -> int:
         """Return how many paths `changed` looks at."""
         known = self._sessions.get(session)
         return 0 if known is None or known.stamps is None else len(known.stamps)
@@ -104,7 +104,7 @@ class TranscriptSource:
         with self._swap:
             self._sessions.pop(session, None)
 
-    def paths(self, session: str) -> tuple[str, ...]:
+    def directories(self, session: str) -> tuple[str, ...]:
         """Return the directories in which something may happen to the session, as its last reading found them."""
         known = self._sessions.get(session)
         return () if known is None else known.directories

@@ -1,0 +1,197 @@
+"""One run's account and one session's account: plain state, and what follows from it without waiting.
+
+Single records stay in the ledger. An account holds only sums per (run, phase, agent, model), so memory does not grow
+with the number of rows.
+"""
+
+import enum
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from fluxbudgetd.errors import RequestTimeoutError
+from fluxbudgetd.model import Attachment, Balance, BudgetThreshold, Cell, Counts, PhaseRecord, Run, SourceStatus
+from fluxbudgetd.policy import attribution, budget, phases
+from fluxbudgetd.policy.burn import MINUTE
+
+#: The epoch of rows that were never read.
+NEVER = -1
+
+
+class Stamp(NamedTuple):
+    """A point in the histories of both sources: interstat's epoch and the transcript generation.
+
+    `freshness` explains both numbers and is the only place that compares them.
+    """
+
+    rows: int
+    transcripts: int
+
+
+class Sums(enum.Enum):
+    """What a session's sums were made of."""
+
+    #: Nothing was summed since the daemon started.
+    UNKNOWN = "unknown"
+    #: interstat's rows alone; what the ledger has of its transcripts is not included.
+    ROWS = "rows"
+    #: Both sources.
+    WHOLE = "whole"
+    #: Both or one, before a run with a scope was added; that run may own some of the rows.
+    OUTDATED = "outdated"
+    #: Something older than the last measured usage, because the ledger could not be read.
+    UNREADABLE = "unreadable"
+
+
+class SessionAccount(msgspec.Struct):
+    """A session's attachments in the order of time, and the sums of its last measured usage.
+
+    `implied` is the attachment that its rows imply. It counts if no client asked for another one.
+    `counts_transcripts` is true if `cells` come from its transcripts, which hold usage; otherwise they come from
+    interstat's rows. `figures` has the sum of each source by the source's name, `minutes` the recent usage by the
+    minute since 1970, `earliest` the time of the first record. `digest` identifies the rows that were summed last,
+    and `rows_epoch` is interstat's epoch at which they were read.
+    """
+
+    attachments: list[Attachment] = msgspec.field(default_factory=list)
+    implied: Attachment | None = None
+    sums: Sums = Sums.UNKNOWN
+    digest: int | None = None
+    rows_epoch: int = NEVER
+    counts_transcripts: bool = False
+    figures: dict[str, Counts] = msgspec.field(default_factory=dict)
+    cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
+    minutes: dict[int, Counts] = msgspec.field(default_factory=dict)
+    earliest: int | None = None
+    anomalies: int = 0
+
+    @property
+    def current(self) -> Sequence[Attachment]:
+        """The attachments that count: those that were asked for, otherwise the one that the rows imply."""
+        if self.attachments:
+            return self.attachments
+        return () if self.implied is None else (self.implied,)
+
+    @property
+    def run(self) -> str | None:
+        """The id of the run that the session belongs to now; None if it belongs to none."""
+        current = self.current
+        return current[-1].run if current and current[-1].until is None else None
+
+    @property
+    def is_followed(self) -> bool:
+        """Return True if the session, or some of its usage, belongs to a run."""
+        return bool(self.current) or any(cell.run is not None for cell in self.cells)
+
+
+class RunAccount(msgspec.Struct):
+    """A run and what is known of its numbers.
+
+    `sessions` are those that may have usage of the run. `completed` are the phases it has left, `fired` the thresholds
+    that were reported for its present budget, `reserved` the tokens that admitted sub-agents are expected to cost.
+    `shown` says what the numbers show, `interstat` is that source's status when it was last read for this run, and
+    `has_sessions` is true after the ledger was asked which sessions name the run's scope.
+    """
+
+    run: Run
+    started_as: Run
+    completed: tuple[PhaseRecord, ...] = ()
+    fired: frozenset[BudgetThreshold] = frozenset()
+    reserved: int = 0
+    sessions: dict[str, SessionAccount] = msgspec.field(default_factory=dict)
+    has_sessions: bool = False
+    shown: Stamp = Stamp(NEVER, 0)
+    interstat: SourceStatus | None = None
+    _measured: Counts | None = None
+    _provisional: tuple[PhaseRecord, ...] | None = None
+
+    def clear_cache(self) -> None:
+        """Recompute `measured` and `provisional` when they are next asked for."""
+        self._measured = self._provisional = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Return True if the run's last known numbers are in memory, fresh or not."""
+        return self.has_sessions and all(one.sums is not Sums.UNKNOWN for one in self.sessions.values())
+
+    def require_loaded(self) -> None:
+        """Raise `RequestTimeoutError` unless the last known numbers are in memory: "nothing spent" would be a lie."""
+        if not self.is_loaded:
+            raise RequestTimeoutError(
+                f"the numbers of run {self.run.id} are being read for the first time since fluxbudgetd started",
+                "ask again, or give more --timeout",
+            )
+
+    def cells(self) -> Iterator[tuple[str, Cell, Counts]]:
+        """Yield the run's sums, each with the session that it belongs to, in the order of session ids."""
+        for name in sorted(self.sessions):
+            for cell, counts in self.sessions[name].cells.items():
+                if cell.run == self.run.id:
+                    yield name, cell, counts
+
+    def measured(self) -> Counts:
+        """Return the sum of the run's measured usage."""
+        if self._measured is None:
+            self._measured = sum((counts for _, _, counts in self.cells()), Counts())
+        return self._measured
+
+    def provisional(self) -> tuple[PhaseRecord, ...]:
+        """Return the completed phases whose estimates count, because nothing has been measured of them yet."""
+        if self._provisional is None:
+            self._provisional = self.would_count(self.completed)
+        return self._provisional
+
+    def balance(self, run: Run | None = None) -> Balance:
+        """Return where the run, or what it is about to be changed into, stands by the last known numbers."""
+        run = run or self.run
+        measured = self.measured().tokens(run.cost_basis)
+        provisional = sum(record.estimate for record in self.provisional())
+        return budget.balance(run, measured, provisional, self.reserved)
+
+    def by_phase(self) -> dict[str, Counts]:
+        """Return the run's measured usage by phase."""
+        sums: dict[str, Counts] = {}
+        for _, cell, counts in self.cells():
+            sums[cell.phase] = sums.get(cell.phase, Counts()) + counts
+        return sums
+
+    def would_count(self, completed: tuple[PhaseRecord, ...]) -> tuple[PhaseRecord, ...]:
+        """Return the phases whose estimates count once the run has completed these."""
+        if not completed:
+            return ()
+        measured: set[str] = set()
+        working: set[str] = set()
+        for name, cell, counts in self.cells():
+            if counts.total:
+                measured.add(cell.phase)
+                working.add(name)
+        stints = [
+            attribution.stint(one, session.earliest, measured=name in working)
+            for name, session in self.sessions.items()
+            for one in session.current
+            if one.run == self.run.id
+        ]
+        return phases.provisional(completed, measured, stints)
+
+    def minutes(self) -> dict[int, int]:
+        """Return the recent usage of the run's present sessions by minute, in tokens of its cost basis."""
+        found: dict[int, int] = {}
+        for session in self.sessions.values():
+            if session.run != self.run.id:
+                continue
+            present = session.current[-1]
+            for minute, counts in session.minutes.items():
+                # Part of the minute in which the session joined belongs to another run.
+                if present.first or minute > present.since // MINUTE:
+                    found[minute] = found.get(minute, 0) + counts.tokens(self.run.cost_basis)
+        return found
+
+    def present_sessions(self) -> list[str]:
+        """Return the sessions that belong to the run now."""
+        return [name for name, session in self.sessions.items() if session.run == self.run.id]
+
+    def attachments(self) -> list[Attachment]:
+        """Return the run's attachments, both requested and implied, in the order of time."""
+        found = [one for session in self.sessions.values() for one in session.current if one.run == self.run.id]
+        return sorted(found, key=lambda one: (one.since, one.session))

@@ -1,0 +1,101 @@
+"""Which run a request means.
+
+An id, a scope or a session that the request names decides alone. Otherwise the hints decide, in this order:
+
+1. `$FLUXBUDGET_RUN` decides alone, too. A session keeps the variable that it was started with, so if that run has ended
+   and the session has moved on to an active run, the active run is meant.
+2. The bead, then the sessions, each if a run knows it.
+3. The only active run whose project directory is the working directory or a parent of it. A sprint whose bead has no
+   run must not get the numbers of another sprint in the same directory: with a bead set, that run must have no scope.
+"""
+
+from fluxbudgetd.errors import NoRunError
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.wire.messages import Hints
+
+# At most this many runs are listed in an error.
+_MOST_LISTED = 5
+
+
+class RunChooser:
+    """Finds the run that a request means, in the accounts as they are."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+
+    def find(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount:
+        """Return the run that a request means; raises `NoRunError`."""
+        for value, lookup, what in (
+            (run, self._accounts.runs.get, "with id"),
+            (scope, self._by_scope, "with scope"),
+            (session, self._accounts.run_of_session, "with session"),
+        ):
+            if value is not None:
+                return _require(lookup(value), what, value)
+        if hints.run is not None:
+            named = _require(self._accounts.runs.get(hints.run), "with id ($FLUXBUDGET_RUN)", hints.run)
+            return self._moved_on(named, hints)
+        found = self._by_hints(hints)
+        if found is None:
+            raise NoRunError(
+                "no run was named"
+                if hints.cwd is None
+                else f"no active run has {hints.cwd} or a parent of it as its project",
+                "start one with 'fluxbudgetctl run start', or name one with --run, --scope or --session",
+            )
+        return found
+
+    def find_if_any(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount | None:
+        """Return the run that a request means, or None if it names none and the hints lead to none.
+
+        Raises `NoRunError` for a name that no run has, and for hints that fit several runs: a question whose answer
+        depends on the run must not be answered as if there were none.
+        """
+        if run or scope or session or hints.run:
+            return self.find(run, scope, session, hints)
+        return self._by_hints(hints)
+
+    def _moved_on(self, named: RunAccount, hints: Hints) -> RunAccount:
+        """Return the run of `$FLUXBUDGET_RUN`, or the active one that the session has moved on to after it ended."""
+        if named.run.status == "active":
+            return named
+        others = (self._accounts.run_of_session(name) for name in hints.sessions)
+        return next((one for one in others if one is not None and one.run.status == "active"), named)
+
+    def _by_scope(self, scope: str) -> RunAccount | None:
+        runs = self._accounts.scopes.get(scope)
+        if not runs:
+            return None
+        active = [run for run in runs if run.status == "active"]
+        return self._accounts.runs[(active or runs)[-1].id]
+
+    def _by_hints(self, hints: Hints) -> RunAccount | None:
+        found = self._by_scope(hints.scope) if hints.scope else None
+        for name in hints.sessions:
+            found = found or self._accounts.run_of_session(name)
+        return found or self._by_directory(hints)
+
+    def _by_directory(self, hints: Hints) -> RunAccount | None:
+        if hints.cwd is None:
+            return None
+        directory = hints.cwd.rstrip("/") + "/"
+        found = [
+            account
+            for account in self._accounts.active()
+            if directory.startswith(account.run.project_dir.rstrip("/") + "/")
+            and (not hints.scope or not account.run.scope)
+        ]
+        if len(found) > 1:
+            names = ", ".join(sorted(account.run.id for account in found)[:_MOST_LISTED])
+            raise NoRunError(
+                f"{len(found)} active runs have {hints.cwd} or a parent of it as their project: {names}",
+                "name one with --run, --scope or --session",
+            )
+        return found[0] if found else None
+
+
+def _require(found: RunAccount | None, what: str, value: str) -> RunAccount:
+    if found is None:
+        raise NoRunError(f"there is no run {what} {value!r}", "see 'fluxbudgetctl run list --all'")
+    return found

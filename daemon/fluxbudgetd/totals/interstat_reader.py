@@ -1,0 +1,80 @@
+"""Reading interstat's database in a worker thread, one reader at a time."""
+
+from collections.abc import Iterable, Mapping
+
+import anyio
+import anyio.to_thread
+
+from fluxbudgetd.model import Reading, RecentUsage, SourceStatus, Usage
+from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.totals.account import NEVER
+
+_SLOW_SECONDS = 1.0
+
+
+class InterstatReader:
+    """The one reader of interstat's rows. A read that hangs is abandoned at the caller's deadline."""
+
+    def __init__(self, source: InterstatSource) -> None:
+        self._source = source
+        self._limiter = anyio.CapacityLimiter(1)
+        self._reading_since: float | None = None
+        self._recent: tuple[int, tuple[RecentUsage, ...]] = (NEVER, ())
+
+    @property
+    def path(self) -> str:
+        """The database's path."""
+        return self._source.path
+
+    @property
+    def status(self) -> SourceStatus:
+        """The source's state. It is `slow` while a read has been under way for more than a second."""
+        since = self._reading_since
+        if since is not None and anyio.current_time() - since > _SLOW_SECONDS:
+            return self._source.slow()
+        return self._source.status
+
+    def epoch(self) -> int:
+        """Return a number that grows whenever a commit may have landed. A read that begins now shows all before it."""
+        return self._source.epoch()
+
+    async def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
+        """Return these sessions' rows, and those of every session that names one of the scopes.
+
+        `wanted` maps each session to the digest of the rows that are known, or to None. Rows that are known are left
+        out.
+        """
+        self._reading_since = anyio.current_time()
+        try:
+            return await anyio.to_thread.run_sync(
+                self._source.read, wanted, scopes, abandon_on_cancel=True, limiter=self._limiter
+            )
+        finally:
+            self._reading_since = None
+
+    async def session_rows(self, session: str, deadline: float) -> tuple[tuple[Usage, ...] | None, SourceStatus]:
+        """Return one session's rows, or None if they could not be read in time, with the source's state."""
+        with anyio.CancelScope(deadline=deadline):
+            reading = await anyio.to_thread.run_sync(
+                self._source.read, {session: None}, (), abandon_on_cancel=True, limiter=self._limiter
+            )
+            if session in reading.sessions:
+                return reading.sessions[session].records or (), reading.status
+            return None, reading.status
+        return None, self.status
+
+    async def recent(self, deadline: float) -> tuple[RecentUsage, ...]:
+        """Return the usage of the newest rows, or what it was last if they cannot be read in time."""
+        epoch = self._source.epoch()
+        if self._recent[0] != epoch:
+            with anyio.CancelScope(deadline=deadline):
+                found = await anyio.to_thread.run_sync(
+                    self._source.recent, abandon_on_cancel=True, limiter=self._limiter
+                )
+                if found is not None:
+                    self._recent = (epoch, found)
+        return self._recent[1]
+
+    async def reopen(self) -> None:
+        """Close the file when no read is under way; the next read opens it again."""
+        await anyio.to_thread.run_sync(self._source.reopen, abandon_on_cancel=True, limiter=self._limiter)

@@ -1,0 +1,247 @@
+"""Summing what was measured into the accounts.
+
+Every change of cells is made here, under the tally lock: a session is summed by one task at a time, so an older tally
+cannot replace a newer one. Readings of transcripts are applied under the same lock, so that sums and copies agree.
+
+Long sums are made in a thread. Each is discarded and made again if the accounts' `version` changed meanwhile, and its
+result is applied without a pause, so that no task sees half of it.
+
+Lock order: runs (`decisions`) → tally (here) → transcripts' state (`TranscriptStore`) → ledger. A task that holds one
+of them may take any that comes later, and never one that comes earlier.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import anyio
+
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.ledger import LedgerWriter
+from fluxbudgetd.model import Attachment, Cell, Copy, Counts, Reading, Timeline, TranscriptReading, Usage
+from fluxbudgetd.policy import attribution, burn
+from fluxbudgetd.threads import off_loop
+from fluxbudgetd.totals.account import RunAccount, SessionAccount, Sums
+from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.totals.instances import Instances
+from fluxbudgetd.totals.merging import Delta, usage
+from fluxbudgetd.totals.row_store import RowStore
+from fluxbudgetd.totals.transcript_store import NAME, TranscriptStore
+
+
+class _Tally(NamedTuple):
+    """What a session's usage of one source comes to. `implied` is the attachment that rows imply."""
+
+    cells: dict[Cell, Counts]
+    earliest: int | None
+    minutes: dict[int, Counts]
+    implied: Attachment | None = None
+
+
+class Tallier:
+    """Sums interstat's rows and the transcripts' responses, session by session."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        rows: RowStore,
+        transcripts: TranscriptStore,
+        instances: Instances,
+        writer: LedgerWriter,
+        clock: Callable[[], int],
+    ) -> None:
+        self._accounts = accounts
+        self._rows = rows
+        self._transcripts = transcripts
+        self._instances = instances
+        self._writer = writer
+        self._clock = clock
+        self._lock = anyio.Lock()
+
+    async def responses(self, name: str) -> tuple[Usage, ...]:
+        """Return the responses of a session's transcripts that count; raises `LedgerError`."""
+        async with self._lock:
+            return await self._transcripts.usage(name)
+
+    async def put_transcripts(self, name: str, reading: TranscriptReading) -> None:
+        """Change a session's sums by what was read of its transcripts.
+
+        Raises `LedgerError` if what was known before cannot be read; then the sums are as they were.
+        """
+        async with self._lock:
+            delta = await self._transcripts.apply(name, reading)
+            self._instances.note_copies(name, reading.copies)
+            if self._accounts.session(name).sums is not Sums.WHOLE or not await self._shift(name, delta):
+                await self._sum_all(name)
+
+    async def put_rows(self, reading: Reading, epoch: int) -> None:
+        """Sum the sessions whose rows have changed, and keep those rows for the ledger. Never fails."""
+        async with self._lock:
+            for name, one in reading.sessions.items():
+                session = self._accounts.session(name)
+                if one.records is not None:
+                    # The ledger does not keep sessions that have nothing to do with any run, before and after.
+                    was_followed = self._accounts.is_followed(name)
+                    # Rows alone would pass for the whole, without the transcripts' part.
+                    is_partial = was_followed and session.sums in (Sums.UNKNOWN, Sums.OUTDATED)
+                    if is_partial or not await self._sum_rows(name, one.records):
+                        self._rows.put(name, one.records)
+                        await self._sum_all(name)
+                    session = self._accounts.session(name)
+                    session.digest, session.anomalies = one.digest, one.anomalies
+                    if was_followed or self._accounts.is_followed(name):
+                        self._rows.put(name, one.records)
+                session.rows_epoch = epoch
+
+    async def retally(self, name: str) -> None:
+        """Sum a session's last measured usage again, after its attachments or the runs have changed. Never fails."""
+        async with self._lock:
+            await self._sum_all(name)
+
+    async def sessions_naming(self, scope: str) -> set[str]:
+        """Return the sessions whose last measured usage names a scope. Never fails."""
+        try:
+            return await self._rows.sessions_naming(scope)
+        except LedgerError as exc:
+            self._writer.note_unreadable(exc)
+            return self._rows.unsaved_sessions_naming(scope)
+
+    async def find_sessions(self, account: RunAccount) -> None:
+        """Join the sessions that are known to name a run's scope to it, once. Never fails."""
+        if account.has_sessions:
+            return
+        if account.run.scope is not None:
+            try:
+                found = await self._rows.sessions_naming(account.run.scope)
+            except LedgerError as exc:
+                self._writer.note_unreadable(exc)
+                return
+            for name in found:
+                self._accounts.join(account, name)
+        account.has_sessions = True
+
+    async def _shift(self, name: str, delta: Delta) -> bool:
+        """Change a session's sums by a delta of its transcripts. Return false if it must be summed again instead."""
+        if not delta.gone and not delta.new:
+            return True
+        accounts, session = self._accounts, self._accounts.session(name)
+        if not session.counts_transcripts:
+            return False
+        version, attachments = accounts.version, tuple(session.current)
+        less = await off_loop(len(delta.gone), _copies_by_cell, delta.gone, attachments, accounts.timelines)
+        more = await off_loop(len(delta.new), _copies_by_cell, delta.new, attachments, accounts.timelines)
+        total = session.figures[NAME] + sum(more.values(), Counts()) - sum(less.values(), Counts())
+        if accounts.version != version or total.total <= 0 or _takes_the_earliest(session.earliest, delta):
+            return False
+        accounts.shift_cells(name, less, more, attribution.earliest(map(usage, delta.new)))
+        now = self._clock()
+        was, is_now = (burn.by_minute(map(usage, copies), now) for copies in (delta.gone, delta.new))
+        session.minutes = burn.shifted(session.minutes, was, is_now, now)
+        session.figures[NAME] = total
+        return True
+
+    async def _sum_all(self, name: str) -> None:
+        """Sum a session from both sources. Never fails, but without the ledger the sums stay as they were."""
+        try:
+            responses = await self._transcripts.usage(name)
+            records = await self._rows.usage(name)
+        except LedgerError as exc:
+            self._writer.note_unreadable(exc)
+            session = self._accounts.session(name)
+            if session.sums is not Sums.UNKNOWN:
+                session.sums = Sums.UNREADABLE
+            return
+        self._writer.note_readable()
+        counts_transcripts = any(one.input or one.output or one.cache_read or one.cache_creation for one in responses)
+        while True:
+            version = self._accounts.version
+            rows = await self._tally_rows(name, records)
+            tally = await self._tally_responses(name, responses, rows.implied) if counts_transcripts else rows
+            if self._accounts.version == version:
+                break
+        session = self._accounts.session(name)
+        session.sums, session.counts_transcripts = Sums.WHOLE, counts_transcripts
+        session.figures.pop(NAME, None)
+        if counts_transcripts:
+            session.figures[NAME] = sum(tally.cells.values(), Counts())
+        self._put_rows_tally(name, session, rows, records)
+        self._put_tally(name, session, tally)
+
+    async def _sum_rows(self, name: str, records: tuple[Usage, ...]) -> bool:
+        """Sum interstat's rows of a session. They count unless its transcripts do.
+
+        Return false if the transcripts must be summed again, because the rows imply another run than before.
+        """
+        while True:
+            version = self._accounts.version
+            rows = await self._tally_rows(name, records)
+            if self._accounts.version == version:
+                break
+        session = self._accounts.session(name)
+        has_changed = self._put_rows_tally(name, session, rows, records)
+        if session.counts_transcripts:
+            return not has_changed
+        self._put_tally(name, session, rows)
+        if session.sums in (Sums.UNKNOWN, Sums.OUTDATED):
+            session.sums = Sums.ROWS
+        return True
+
+    async def _tally_rows(self, name: str, records: tuple[Usage, ...]) -> _Tally:
+        accounts = self._accounts
+        scopes = {bead: tuple(accounts.scopes.get(bead, ())) for bead in {record.bead for record in records}}
+        requested = tuple(accounts.session(name).attachments)
+        return await off_loop(
+            len(records), _rows_tally, name, records, scopes, requested, accounts.timelines, self._clock()
+        )
+
+    async def _tally_responses(self, name: str, responses: tuple[Usage, ...], implied: Attachment | None) -> _Tally:
+        requested = tuple(self._accounts.session(name).attachments)
+        attachments = requested or (() if implied is None else (implied,))
+        return await off_loop(
+            len(responses), _responses_tally, responses, attachments, self._accounts.timelines, self._clock()
+        )
+
+    def _put_rows_tally(self, name: str, session: SessionAccount, tally: _Tally, records: tuple[Usage, ...]) -> bool:
+        """Apply what rows say, whether they count or not. Return true if they imply another run than before."""
+        session.figures[self._rows.source] = sum(tally.cells.values(), Counts())
+        self._instances.note_rows(name, records)
+        return self._accounts.put_implied(name, tally.implied)
+
+    def _put_tally(self, name: str, session: SessionAccount, tally: _Tally) -> None:
+        self._accounts.put_cells(name, tally.cells, tally.earliest)
+        session.minutes = tally.minutes
+
+
+def _rows_tally(
+    name: str,
+    records: tuple[Usage, ...],
+    scopes: attribution.Scopes,
+    requested: tuple[Attachment, ...],
+    timelines: Mapping[str, Timeline],
+    now: int,
+) -> _Tally:
+    implied = None if requested else attribution.implied_attachment(name, records, scopes)
+    attachments = requested or (() if implied is None else (implied,))
+    cells = attribution.tally(records, scopes, attachments, timelines)
+    return _Tally(cells, attribution.earliest(records), burn.by_minute(records, now), implied)
+
+
+def _responses_tally(
+    records: tuple[Usage, ...], attachments: tuple[Attachment, ...], timelines: Mapping[str, Timeline], now: int
+) -> _Tally:
+    cells = attribution.tally(records, {}, attachments, timelines)
+    return _Tally(cells, attribution.earliest(records), burn.by_minute(records, now))
+
+
+def _copies_by_cell(
+    copies: Iterable[Copy], attachments: tuple[Attachment, ...], timelines: Mapping[str, Timeline]
+) -> dict[Cell, Counts]:
+    return attribution.tally(map(usage, copies), {}, attachments, timelines)
+
+
+def _takes_the_earliest(earliest: int | None, delta: Delta) -> bool:
+    """Return True if a session's first response has gone, and none as early takes its place."""
+
+    def is_earliest(copy: Copy) -> bool:
+        return earliest is not None and copy.at is not None and copy.at <= earliest
+
+    return any(map(is_earliest, delta.gone)) and not any(map(is_earliest, delta.new))
