@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.systemd.journal import Entry, Journal, is_behind, lines
+from fluxbudgetd.systemd.journal import Entry, Journal, is_journal, lines
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -81,9 +81,9 @@ def test_journal_is_told_from_other_places_by_the_stream_it_names(tmp_path: Path
     with (tmp_path / "file").open("wb") as file:
         found = os.fstat(file.fileno())
         ours = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
-        assert is_behind(file.fileno(), ours)
-        assert not is_behind(file.fileno(), {})
-        assert not is_behind(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"})
+        assert is_journal(file.fileno(), ours)
+        assert not is_journal(file.fileno(), {})
+        assert not is_journal(file.fileno(), {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"})
 
 
 PROGRAM = """
@@ -102,7 +102,7 @@ try:
 except ZeroDivisionError:
     structlog.get_logger().exception("request failed")
 close()
-log.complain("fluxbudgetd: no\\nhint: yes")
+log.write_now("fluxbudgetd: no\\nhint: yes")
 """
 
 

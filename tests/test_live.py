@@ -504,7 +504,7 @@ def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest
 
     async def responses(stored: StoredTranscripts, session: str) -> Any:
         if failing:  # a disk that fails for once cannot be had here
-            raise LedgerError("disk I/O error")
+            raise LedgerError("disk I/O error", "check the disk")
         return await real(stored, session)
 
     monkeypatch.setattr(StoredTranscripts, "responses", responses)

@@ -18,7 +18,7 @@ from fluxbudgetd.errors import StartError
 from fluxbudgetd.server.listener import passed_listener
 from fluxbudgetd.service import Service
 from fluxbudgetd.supervision import Supervision
-from fluxbudgetd.systemd import Manager, passed
+from fluxbudgetd.systemd import Manager, passed_descriptors
 from fluxbudgetd.wire import messages
 from harness.activation import Reports, activation, reports
 from harness.daemon import Home, Wire, started, wait_for
@@ -129,7 +129,7 @@ def test_nothing_is_sent_without_a_watchdog(home: Home, interstat: Interstat, to
 async def supervised(
     directory: Path,
 ) -> AsyncIterator[tuple[Service, HangingSource, Callable[[], Awaitable[bool]]]]:
-    """An service with a run, its source, and a function that tells whether the next sign of life is sent."""
+    """A service with a run, its source, and a function that returns True if the watchdog is fed now."""
     interstat = Interstat(directory / "metrics.db")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(str(directory / "notify"))
@@ -138,32 +138,32 @@ async def supervised(
             await service.lifecycle.start(messages.RunStart(id="r1", project_dir="/p", session="s1"), within(5))
             supervision = Supervision(Manager(str(directory / "notify"), WATCHED), service)
 
-            async def sends_a_sign() -> bool:
-                await supervision._live()  # noqa: SLF001  the very check, without its clock
+            async def is_fed() -> bool:
+                await supervision.feed_watchdog()
                 try:
                     return receiving.recv(1000) == b"WATCHDOG=1"
                 except BlockingIOError:
                     return False
 
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            assert await sends_a_sign()
-            yield service, source, sends_a_sign
+            assert await is_fed()
+            yield service, source, is_fed
     interstat.close()
 
 
-def test_reader_that_hangs_sends_no_sign_of_life_though_the_loop_goes_on(tmp_path: Path) -> None:
+def test_hanging_reader_starves_the_watchdog_while_the_loop_goes_on(tmp_path: Path) -> None:
     async def body() -> None:
-        async with supervised(tmp_path) as (service, source, sends_a_sign):
+        async with supervised(tmp_path) as (service, source, is_fed):
             hanging = Interstat(tmp_path / "metrics.db")
             source.let.clear()
             hanging.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(2):
                 standing = await service.totals.standing(service.accounts.runs["r1"], within(WATCHED))
                 assert standing.stale_why is not None
-            assert not await sends_a_sign()
+            assert not await is_fed()
             source.let.set()
             await service.totals.standing(service.accounts.runs["r1"], within(30))
-            assert await sends_a_sign()
+            assert await is_fed()
             hanging.close()
 
     anyio.run(body)
@@ -174,15 +174,15 @@ def test_look_through_the_whole_table_that_hangs_sends_no_sign_of_life(
 ) -> None:
     async def body() -> None:
         gate = threading.Event()
-        async with supervised(tmp_path) as (service, _source, sends_a_sign):
+        async with supervised(tmp_path) as (service, _source, is_fed):
             found = await service.totals.history.ask("k", lambda _source: gate.wait(60), within(0.2))
             assert not found.in_time
-            assert await sends_a_sign()
+            assert await is_fed()
             monkeypatch.setattr(service_module, "_LONGEST_SCAN_SECONDS", 0)
-            assert not await sends_a_sign()
+            assert not await is_fed()
             gate.set()
             assert (await service.totals.history.ask("k", lambda _source: True, within(30))).in_time
-            assert await sends_a_sign()
+            assert await is_fed()
 
     anyio.run(body)
 
@@ -242,14 +242,14 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
     """What counts is how long ago it went a step forward, not how long a look at everything takes."""
 
     async def body() -> None:
-        async with supervised(tmp_path) as (service, source, sends_a_sign):
+        async with supervised(tmp_path) as (service, source, is_fed):
             source.let.clear()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, service.accounts.runs["r1"], within(30))
                 while not service.totals.refresher.has_stalled(WATCHED / 2):  # noqa: ASYNC110  it comes by the clock
                     await anyio.sleep(0.01)
                 service.totals.refresher.note_progress()  # as at the end of each piece of work
-                assert await sends_a_sign()
+                assert await is_fed()
                 source.let.set()
 
     anyio.run(body)
@@ -258,14 +258,14 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
 def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_path: Path) -> None:
     async def body() -> None:
         gate = threading.Event()
-        async with supervised(tmp_path) as (service, _source, sends_a_sign), anyio.create_task_group() as tasks:
+        async with supervised(tmp_path) as (service, _source, is_fed), anyio.create_task_group() as tasks:
             connection = service.ledger._database._connection  # noqa: SLF001  whose thread is held up, as by a dead disk
             tasks.start_soon(connection._execute, gate.wait, 60)  # noqa: SLF001
-            assert not await sends_a_sign()
+            assert not await is_fed()
             gate.set()
-            assert await sends_a_sign()
+            assert await is_fed()
             await connection.close()
-            assert await sends_a_sign()
+            assert await is_fed()
 
     anyio.run(body)
 
@@ -276,9 +276,9 @@ def test_variables_of_the_manager_are_taken_out_of_the_environment() -> None:
         "NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "7",
         "LISTEN_PID": "8", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "HOME": "/",
     }  # fmt: skip
-    manager = Manager.taken(environ, 7)
+    manager = Manager.from_environment(environ, 7)
     assert (manager.address, manager.watchdog) == ("/n", 2.0)
-    assert not passed(environ, 7)
+    assert not passed_descriptors(environ, 7)
     assert environ == {"HOME": "/"}
 
 
@@ -288,7 +288,7 @@ def test_passed_descriptors_are_kept_from_children() -> None:
     try:
         os.dup2(reading, 3, inheritable=True)
         os.set_inheritable(3, True)
-        assert list(passed({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7)) == [3]
+        assert list(passed_descriptors({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7)) == [3]
         assert not os.get_inheritable(3)
     finally:
         if saved is not None:
@@ -304,7 +304,7 @@ def test_passed_descriptors_are_kept_from_children() -> None:
 )
 def test_watchdog_is_ours_only_when_it_says_so(microseconds: str, pid: str, seconds: float | None) -> None:
     environ = {"NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
-    assert Manager.taken(environ, 7).watchdog == seconds
+    assert Manager.from_environment(environ, 7).watchdog == seconds
 
 
 def test_manager_that_reads_nothing_or_has_gone_holds_nothing_up(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_variables_meant_for_another_process_are_no_sockets(home: Home, intersta
     ("arguments", "count", "code", "said"),
     [
         ((), 2, 1, "2 sockets were passed"),
-        (("--socket", "/elsewhere/x.sock"), 1, 64, "/elsewhere/x.sock is asked for"),
+        (("--socket", "/elsewhere/x.sock"), 1, 64, "--socket says /elsewhere/x.sock"),
     ],
 )
 def test_sockets_that_cannot_be_served(

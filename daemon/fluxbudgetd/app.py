@@ -1,4 +1,4 @@
-"""The composition root: puts the parts together, runs them, takes them apart in order."""
+"""The process: takes locks and sockets, starts the service and the server, and stops them in order."""
 
 import gc
 import os
@@ -40,23 +40,23 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _DRAIN_SECONDS = 3.0
 _CLOSE_SECONDS = 1.0
 _SPARE_DESCRIPTORS = 256
-# A reader thread in Python holds the interpreter for this long at most while a request waits for it.
+# A thread that parses rows holds the interpreter for at most this long while a request waits.
 _SWITCH_SECONDS = 0.0005
 
 
 def hold_signals() -> None:
-    """Let the signals that end or reload the daemon wait until somebody listens to them.
+    """Block the signals that end or reload the daemon until they are handled.
 
-    So a socket's file is never left behind for lack of a moment. Call it before any thread is started, which would take
-    them instead.
+    Otherwise a signal during start-up would leave the socket file in place. Call this before any thread is started,
+    because a thread that does not block the signals would receive them.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def run(locations: Locations, settings: Settings, manager: Manager, given: Listener | None) -> None:
-    """Serve until SIGTERM or SIGINT, on the socket that was given, if any; raises `StartError` when that cannot begin.
+    """Serve until SIGTERM or SIGINT, on the given socket if there is one; raise `StartError` if that is impossible.
 
-    What blocks for its nature (directories, locks, binding) is done before the event loop starts.
+    What blocks (directories, locks, binding) is done before the event loop starts.
     """
     _prepare_process()
     private_directory(locations.state_dir, ours=locations.state_dir_is_ours)
@@ -71,22 +71,22 @@ def run(locations: Locations, settings: Settings, manager: Manager, given: Liste
 
 
 def refuse(given: Listener, error: FluxError, seconds: float) -> bool:
-    """Tell those who come to a given socket why nobody serves it; tells whether anybody did.
+    """Answer clients of a passed socket with an error for so many seconds; return True if there were any.
 
-    Whoever is left in its queue would have the daemon started at once again, only to wait in vain once more.
+    A client that stayed in the socket's queue would make systemd start the daemon again at once.
     """
     return anyio.run(_refuse, given, error, seconds)
 
 
 async def _refuse(given: Listener, error: FluxError, seconds: float) -> bool:
-    told = 0
+    refused = 0
 
-    def tell(_request: object) -> Never:
-        nonlocal told
-        told += 1
+    def refuse_request(_request: object) -> Never:
+        nonlocal refused
+        refused += 1
         raise error
 
-    server = Server(tell)
+    server = Server(refuse_request)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, given.socket)
         await anyio.sleep(seconds)
@@ -94,7 +94,7 @@ async def _refuse(given: Listener, error: FluxError, seconds: float) -> bool:
         with anyio.move_on_after(_CLOSE_SECONDS):
             await server.drained()
         tasks.cancel_scope.cancel()
-    return told > 0
+    return refused > 0
 
 
 async def _with_ledger(locations: Locations, settings: Settings, manager: Manager, listener: Listener) -> None:
@@ -151,10 +151,10 @@ async def _serve(
         )
         await supervision.ready()
         tasks.start_soon(supervision.serve)
-        await _until_told_to_stop(supervision, signals, tasks)
+        await _until_stopped(supervision, signals, tasks)
         await supervision.stopping(server.connections)
-        # The name goes first: whoever comes now does not wait for a daemon that is on its way out. Behind a name that
-        # is not ours they wait for the next one.
+        # Remove the socket first, so that new clients fail fast. If the socket was passed, they wait in its queue for
+        # the next daemon.
         await anyio.to_thread.run_sync(listener.unlink)
         server.stop_accepting()
         with anyio.move_on_after(_DRAIN_SECONDS):
@@ -164,14 +164,14 @@ async def _serve(
         tasks.cancel_scope.cancel()
 
 
-async def _until_told_to_stop(
+async def _until_stopped(
     supervision: Supervision, signals: AsyncIterator[signal.Signals], tasks: anyio.abc.TaskGroup
 ) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
             log.info("stopping", signal=number.name)
             return
-        log.info("reloading: the configuration is read again, sources are opened anew")
+        log.info("reloading the configuration, reopening the sources")
         tasks.start_soon(supervision.reload)
 
 

@@ -1,4 +1,4 @@
-"""`fluxbudgetd`: reads the command line, serves in the foreground."""
+"""The program `fluxbudgetd`: reads the command line, and serves in the foreground."""
 
 import argparse
 import faulthandler
@@ -9,19 +9,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-import fluxbudgetd.lean  # noqa: F401  first, for what it keeps out
+import fluxbudgetd.lean  # noqa: F401  first: it keeps rich out
 from fluxbudgetd import __version__, app, log
 from fluxbudgetd.config.check import check
 from fluxbudgetd.config.locations import Locations, locate
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ConfigError, FluxError, StartError
 from fluxbudgetd.server.listener import Listener, passed_listener
-from fluxbudgetd.systemd import Manager, passed
+from fluxbudgetd.systemd import Manager, passed_descriptors
 from fluxbudgetd.wire import codes
 
-# So long a daemon that cannot start tells those who come why, and tries again now and then, before it ends. If it were
-# much shorter, everybody who comes would cost a start, until systemd has had enough of them and starts none any more.
-_PATIENCE_SECONDS = 3.0
+# A daemon that was started by a client and cannot serve retries for this long, and tells clients why meanwhile. If it
+# ended sooner, each client would cost a start, until systemd's start limit stops the socket.
+_RETRY_SECONDS = 3.0
 _REFUSAL_SECONDS = 0.3
 
 
@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="fluxbudgetd",
         description="Keep live token totals for sprint runs and answer fluxbudgetctl on a Unix socket.",
-        epilog="Runs in the foreground and logs to stderr. SIGTERM and SIGINT end it, SIGHUP opens the sources anew.",
+        epilog="Runs in the foreground and logs to stderr. SIGTERM and SIGINT end it. SIGHUP reloads the configuration "
+        "and reopens the sources.",
         allow_abbrev=False,
     )
     made.add_argument(
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--check-config",
         action="store_true",
-        help="say whether the configuration, the calibration and flux-drive's budget file are right, and exit",
+        help="check the configuration, the calibration and flux-drive's budget file, and exit",
     )
     made.add_argument("--version", action="version", version=f"fluxbudgetd {__version__}")
     return made
@@ -93,19 +94,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # When a library crashes, the stacks of all threads go to stderr.
     faulthandler.enable()
     app.hold_signals()
-    manager = Manager.taken(os.environ, os.getpid())
-    descriptors = passed(os.environ, os.getpid())
+    manager = Manager.from_environment(os.environ, os.getpid())
+    descriptors = passed_descriptors(os.environ, os.getpid())
     close_log = log.configure()
     try:
         code = _serve(arguments, manager, descriptors)
     except Exception:  # noqa: BLE001  it is logged, with its traceback
-        # Whoever looks at the exit code (a service manager, above all) has to tell a defect from a refusal to start.
+        # The exit code tells a service manager a defect from a refusal to start.
         app.log.exception("the daemon failed")
         code = codes.INTERNAL
     finally:
         close_log()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        # A thread hangs in a file system that does not answer; everything of ours is closed, so do not wait for it.
+        # A thread hangs in a file system that does not answer. Everything of ours is closed, so do not wait for it.
         os._exit(code)
     return code
 
@@ -113,9 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: Sequence[int]) -> int:
     """Serve; return the exit code."""
     given = None
-    # What keeps the daemon from starting is often mended by the person who has just been told of it.
-    patience = time.monotonic() + _PATIENCE_SECONDS
-    somebody_came = False
+    # The person who reads the error often removes its cause at once.
+    retry_until = time.monotonic() + _RETRY_SECONDS
+    has_refused = False
     while True:
         try:
             given = given or passed_listener(descriptors)
@@ -125,22 +126,22 @@ def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: S
             app.run(locations, settings, manager, given)
         except FluxError as exc:
             if given is not None:
-                somebody_came |= app.refuse(given, exc, _REFUSAL_SECONDS)
-            if not somebody_came or time.monotonic() > patience:
-                _complain(exc)
+                has_refused |= app.refuse(given, exc, _REFUSAL_SECONDS)
+            if not has_refused or time.monotonic() > retry_until:
+                _print_error(exc)
                 return _exit_code(exc)
         else:
             return codes.OK
 
 
 def _locate(arguments: Mapping[str, str | None], given: Listener | None) -> Locations:
-    """Return where everything lies; the socket is the one that was given. Raises `StartError`."""
+    """Return the locations; a passed socket replaces the default one. Raise `StartError` if --socket differs."""
     located = locate(os.environ, os.geteuid(), **arguments)
     if given is None or given.path == located.socket:
         return located
     if arguments["socket"] is not None:
         raise StartError(
-            f"the socket {given.path} was passed, and {located.socket} is asked for", "leave --socket out", codes.USAGE
+            f"the socket {given.path} was passed, but --socket says {located.socket}", "leave --socket out", codes.USAGE
         )
     return locate(os.environ, os.geteuid(), **{**arguments, "socket": given.path})
 
@@ -155,19 +156,19 @@ def _check(locations: Locations) -> int:
     code = codes.OK
     for line, error in check(locations):
         if error is not None:
-            _complain(error)
+            _print_error(error)
             code = codes.BAD_CONFIG
             continue
         try:
             os.write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
         except OSError as exc:
-            _complain(FluxError(f"the output cannot be written: {exc.strerror}"))
+            _print_error(FluxError(f"the output cannot be written: {exc.strerror}", "check where stdout leads"))
             return codes.INTERNAL
     return code
 
 
-def _complain(error: FluxError) -> None:
-    log.complain(f"fluxbudgetd: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+def _print_error(error: FluxError) -> None:
+    log.write_now(f"fluxbudgetd: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The wall clock, as the daemon counts it."""
+"""The wall clock."""
 
 import time
 

@@ -1,19 +1,22 @@
-"""What can go wrong, as one small family. Each error says what happened to what, and what to do next."""
+"""The errors that a request, a channel or the daemon's start can end with: one family.
+
+An error's message says what happened to which file, run or value; its hint says what to do next.
+"""
 
 
 class FluxError(Exception):
-    """A request that is not carried out. `code` is one of `wire.codes.ERROR_CODES`."""
+    """A request that failed. `code` is one of `wire.codes.ERROR_CODES`. Raised itself, it stands for a defect."""
 
     code = "internal"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
 
 class NoRunError(FluxError):
-    """No run goes by the name that was given, or the hints name none, or several."""
+    """No run has the given name, or the hints name none, or several."""
 
     code = "no_run"
 
@@ -25,7 +28,7 @@ class BadInputError(FluxError):
 
 
 class ConflictError(FluxError):
-    """What is asked contradicts what is already there."""
+    """The request contradicts what exists already."""
 
     code = "conflict"
 
@@ -37,13 +40,13 @@ class BadRequestError(FluxError):
 
 
 class UnknownOpError(FluxError):
-    """The operation does not exist in this version."""
+    """This version does not know the operation."""
 
     code = "unknown_op"
 
 
 class UnsupportedVersionError(FluxError):
-    """The protocol version is not served."""
+    """The daemon does not speak the request's protocol version."""
 
     code = "unsupported_version"
 
@@ -55,19 +58,19 @@ class TooLargeError(FluxError):
 
 
 class AnswerTooLargeError(FluxError):
-    """The answer would not fit into a frame."""
+    """The answer does not fit into a frame."""
 
     code = "answer_too_large"
 
 
 class RequestTimeoutError(FluxError):
-    """A frame that did not arrive, or a request that took too long."""
+    """A frame did not arrive in time, or a request took too long."""
 
     code = "timeout"
 
 
 class BusyError(FluxError):
-    """The daemon is at a limit."""
+    """The daemon has reached a limit."""
 
     code = "busy"
 
@@ -79,7 +82,7 @@ class ForbiddenError(FluxError):
 
 
 class ConfigError(FluxError):
-    """A configuration file is wrong: the message names file, line or key, what was found, what is allowed."""
+    """A configuration file is wrong. The message names the file, the line or key, what was found, what is allowed."""
 
     code = "bad_config"
 
@@ -91,11 +94,11 @@ class LedgerError(FluxError):
 
 
 class ChannelError(FluxError):
-    """A channel could not tell what it was given. `resting`: it has nothing to tell it to, which is nobody's fault."""
+    """A channel could not deliver an event. `resting`: there is nothing to deliver to, which is not a fault."""
 
     code = "internal"
 
-    def __init__(self, message: str, hint: str = "", *, resting: bool = False) -> None:
+    def __init__(self, message: str, hint: str, *, resting: bool = False) -> None:
         super().__init__(message, hint)
         self.resting = resting
 
@@ -105,6 +108,6 @@ class StartError(FluxError):
 
     code = "unavailable"
 
-    def __init__(self, message: str, hint: str = "", exit_code: int = 1) -> None:
+    def __init__(self, message: str, hint: str, exit_code: int = 1) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code

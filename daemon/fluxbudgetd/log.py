@@ -1,4 +1,4 @@
-"""Logs: for people on a terminal, entries with fields in systemd's journal, JSON lines on stderr otherwise.
+"""The log: for people on a terminal, entries with fields in systemd's journal, otherwise JSON lines on stderr.
 
 Only counts, names, times and ids are ever logged.
 """
@@ -15,20 +15,20 @@ from typing import Generic, TypeVar
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from fluxbudgetd.systemd.journal import Entry, Journal, is_behind, lines
+from fluxbudgetd.systemd.journal import Entry, Journal, is_journal, lines
 
 T = TypeVar("T")
 
-_MOST_LINES = 1000
-_LAST_WORDS_SECONDS = 1.0
+_MOST_ENTRIES = 1000
+_CLOSE_SECONDS = 1.0
 
 
 class _Writer(Generic[T]):
-    """Writes entries, in a thread of its own: a reader that has gone, or stands still, loses some, never the daemon."""
+    """Writes entries in a thread of its own. If the reader is gone or stalled, entries are lost; the daemon goes on."""
 
     def __init__(self, write: Callable[[T], None]) -> None:
         self._write_one = write
-        self._entries: queue.Queue[tuple[T] | None] = queue.Queue(_MOST_LINES)
+        self._entries: queue.Queue[tuple[T] | None] = queue.Queue(_MOST_ENTRIES)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
@@ -39,10 +39,10 @@ class _Writer(Generic[T]):
     debug = info = warning = error = critical = exception = msg
 
     def close(self) -> None:
-        """Wait for the last entries, but not for a reader that stands still."""
+        """Wait until the last entries are written, but not for a stalled reader."""
         with suppress(queue.Full):
             self._entries.put_nowait(None)
-        self._thread.join(_LAST_WORDS_SECONDS)
+        self._thread.join(_CLOSE_SECONDS)
 
     def _write(self) -> None:
         while (entry := self._entries.get()) is not None:
@@ -50,9 +50,9 @@ class _Writer(Generic[T]):
 
 
 def configure() -> Callable[[], None]:
-    """Set structlog up for this process; return what has to be called at its end."""
-    # Tracebacks as plain text: structlog's richer ones carry local variables, which may hold other people's data.
-    if is_behind(2, os.environ):
+    """Set up structlog for this process; return the function to call at its end."""
+    # Tracebacks as plain text: rich ones show local variables, which may hold other people's data.
+    if is_journal(2, os.environ):
         journal = Journal()
         return _configured(_Writer(journal.write), [structlog.processors.format_exc_info, _journal_entry])
     stamped = structlog.processors.TimeStamper(fmt="iso", utc=True)
@@ -63,9 +63,9 @@ def configure() -> Callable[[], None]:
     return _configured(_Writer(_write_line), [stamped, structlog.processors.format_exc_info, rendered])
 
 
-def complain(text: str) -> None:
-    """Write what ends the daemon to stderr, at once."""
-    written = lines(text) if is_behind(2, os.environ) else f"{text}\n".encode("utf-8", "backslashreplace")
+def write_now(text: str) -> None:
+    """Write the reason for which the daemon ends to stderr, at once."""
+    written = lines(text) if is_journal(2, os.environ) else f"{text}\n".encode("utf-8", "backslashreplace")
     with suppress(OSError):
         os.write(2, written)
 
@@ -81,7 +81,7 @@ def _configured(writer: _Writer[T], last: list[Processor]) -> Callable[[], None]
 
 
 def _write_line(line: str) -> None:
-    # Not through sys.stderr, whose lock a write that stands still would hold at the interpreter's end.
+    # Not through sys.stderr: a stalled write would hold its lock when the interpreter exits.
     with suppress(OSError):
         os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
 
@@ -91,7 +91,7 @@ def _journal_entry(_logger: WrappedLogger, _name: str, event: EventDict) -> tupl
 
 
 def _printable(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Write out what could move a terminal's cursor: ids and names are other people's."""
+    """Escape what could move a terminal's cursor: ids and names come from other programs."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[key] = value.encode("unicode_escape").decode()

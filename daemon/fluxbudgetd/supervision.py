@@ -1,8 +1,7 @@
-"""What the service manager is told while the daemon serves: its state in words, and that it is alive.
+"""What the daemon reports to its service manager: its status in words, and that it is alive.
 
-Looked at are the event loop, which this task runs in, the ledger's thread and the sources' reader. When one of them
-hangs, a reader while the loop goes on answering with old numbers, too, no sign of life is sent, and the manager starts
-the daemon anew.
+The watchdog is fed while the event loop, the ledger's thread and the sources' reader make progress. If one of them
+hangs, even a reader while the loop still answers with old numbers, the manager restarts the daemon.
 """
 
 import faulthandler
@@ -16,49 +15,49 @@ from fluxbudgetd.systemd import Manager
 
 log = structlog.get_logger()
 
-# Under a storm of changes the words follow this far behind.
-_WORDS_SECONDS = 0.2
+# At most one status message per interval, however fast the status changes.
+_STATUS_SECONDS = 0.2
 _RELOAD_SECONDS = 5.0
-# Parts of the time after which the watchdog bites. What has stood still for the first of them is looked at again and
-# again: it may go on in time.
-_STILL, _LOOK_AGAIN, _NEXT_SIGN = 1 / 4, 1 / 8, 1 / 2
-_IN_WORDS = {"unread": "not read yet"}
+# Shares of the watchdog's time. A part that has made no progress for the first is stalled; then it is checked again
+# after the second. Otherwise the watchdog is fed after the third.
+_STALLED_SHARE, _RECHECK_SHARE, _FEED_SHARE = 1 / 4, 1 / 8, 1 / 2
+_STATE_WORDS = {"unread": "not read yet"}
 
 
 class Supervision:
-    """Speaks to one manager about one service."""
+    """Reports one service to one manager."""
 
     def __init__(self, manager: Manager, service: Service) -> None:
         self._manager = manager
         self._service = service
-        self._said = ""
-        self._still: str | None = None
+        self._reported = ""
+        self._stalled: str | None = None
 
     async def ready(self) -> None:
-        """Tell that requests are answered."""
-        self._said = words(self._service)
-        await self._manager.ready(self._said)
+        """Report that requests are answered."""
+        self._reported = status_line(self._service)
+        await self._manager.ready(self._reported)
 
     async def serve(self) -> None:
-        """Tell of changes, and send signs of life as often as the watchdog wants them, until cancelled."""
+        """Report changes, and feed the watchdog as often as it wants, until cancelled."""
         if self._manager.address is None:
             return
         due = anyio.current_time() if self._manager.watchdog is not None else math.inf
         while True:
             if anyio.current_time() >= due:
-                due = await self._live()
-            stirred = self._service.status_changed
-            if words(self._service) != self._said:
-                self._said = words(self._service)
-                await self._manager.status(self._said)
-                await anyio.sleep(_WORDS_SECONDS)
+                due = await self.feed_watchdog()
+            changed = self._service.status_changed
+            if status_line(self._service) != self._reported:
+                self._reported = status_line(self._service)
+                await self._manager.status(self._reported)
+                await anyio.sleep(_STATUS_SECONDS)
             with anyio.CancelScope(deadline=due):
-                await stirred.wait()
+                await changed.wait()
 
     async def reload(self) -> None:
-        """Read the configuration again, open the sources anew and try failing channels; tell when that is done.
+        """Read the configuration again, reopen the sources and retry failed channels; report when that is done.
 
-        Files that do not answer are not waited for any longer than a moment.
+        Files that do not answer are given up after 5 s.
         """
         await self._manager.reloading()
         is_read = False
@@ -73,28 +72,28 @@ class Supervision:
         await self.ready()
 
     async def stopping(self, connections: int) -> None:
-        """Tell that the daemon is about to end."""
+        """Report that the daemon is about to stop."""
         await self._manager.stopping(f"stopping: {counted(connections, 'connection')} to be ended")
 
-    async def _live(self) -> float:
-        """Send a sign of life if there is life; returns when to look again (in the loop's time)."""
-        bites_after = self._manager.watchdog or math.inf
-        still = await self._service.stalled(bites_after * _STILL)
-        if still is None:
+    async def feed_watchdog(self) -> float:
+        """Report that the daemon is alive, unless a part of it is stalled; return when to check again (loop time)."""
+        limit = self._manager.watchdog or math.inf
+        stalled = await self._service.stalled(limit * _STALLED_SHARE)
+        if stalled is None:
             await self._manager.alive()
-        elif still != self._still:
-            log.error("no sign of life is sent to the watchdog", stands_still=still, for_seconds=bites_after * _STILL)
-            # What each thread is doing: nobody can look any more when the watchdog has bitten.
+        elif stalled != self._stalled:
+            log.error("the watchdog is not fed", stalled=stalled, for_seconds=limit * _STALLED_SHARE)
+            # Show what each thread is doing now: once the watchdog has fired, it is too late.
             faulthandler.dump_traceback(2)
-        self._still = still
-        return anyio.current_time() + bites_after * (_NEXT_SIGN if still is None else _LOOK_AGAIN)
+        self._stalled = stalled
+        return anyio.current_time() + limit * (_FEED_SHARE if stalled is None else _RECHECK_SHARE)
 
 
-def words(service: Service) -> str:
+def status_line(service: Service) -> str:
     """Return what the daemon is doing, in one line for people."""
     runs = counted(len(service.accounts.active()), "active run")
     sources = (
-        f"{status.name} {_IN_WORDS.get(status.state, status.state)}"
+        f"{status.name} {_STATE_WORDS.get(status.state, status.state)}"
         for status, _since, _anomalies in service.totals.sources
     )
     return f"{runs}; {', '.join(sources)}"

@@ -37,7 +37,7 @@ def test_reader_that_hangs_has_the_daemon_started_anew(home: Account) -> None:
         wait_for(is_another, "another daemon")
     assert home.ok("remaining", "--run", run, *PATIENT) == str(1000 - spent)
     assert home.restarts == 1
-    assert any(line.startswith("no sign of life is sent to the watchdog stands_still=") for line in home.said())
+    assert any(line.startswith("the watchdog is not fed stalled=") for line in home.said())
     # What each of its threads was doing is in the journal.
     home.wait_until_said("most recent call first")
     interstat.close()

@@ -24,8 +24,7 @@ def by_minute(records: Iterable[Usage], now: int) -> dict[int, Counts]:
     for record in records:
         if record.at is not None and record.at >= oldest:
             minute = record.at // MINUTE
-            counts = Counts(1, 0, record.input, record.output, record.cache_read, record.cache_creation)
-            found[minute] = found.get(minute, Counts()) + counts
+            found[minute] = found.get(minute, Counts()) + record.counts
     return found
 
 

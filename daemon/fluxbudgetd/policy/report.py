@@ -35,7 +35,7 @@ def actuals(triage: Triage, records: Iterable[Usage]) -> dict[str, Counts]:
     for one in records:
         if is_since(one, triage):
             name = estimates.plain_name(one.agent)
-            found[name] = found.get(name, Counts()) + _counts(one)
+            found[name] = found.get(name, Counts()) + one.counts
     return found
 
 
@@ -76,7 +76,7 @@ def of_run(
             key = triage.session, estimates.plain_name(line.name)
             later = following.get(key)
             used = [
-                _counts(one)
+                one.counts
                 for one in rows.get(key, ())
                 if is_since(one, triage) and not (later is not None and is_since(one, later))
             ]
@@ -106,33 +106,18 @@ class _Entry(NamedTuple):
         return _capped(self.used.tokens(self.triage.cost_basis))
 
 
-def _counts(one: Usage) -> Counts:
-    return Counts(1, one.pending, one.input, one.output, one.cache_read, one.cache_creation)
-
-
 def _agent(line: TriageLine, used: Counts | None, basis: CostBasis) -> ReportAgent:
-    if used is None or used.pending == used.records:
-        return ReportAgent(
-            name=line.name,
-            stage=line.stage,
-            estimated=line.est_tokens,
-            actual_billing="pending",
-            actual_total="pending",
-            cache_read="pending",
-            delta_pct="pending",
-            partial=False,
-            source=line.source,
-            slicing_applied=line.sliced,
-        )
+    has_arrived = used is not None and used.pending < used.records
+    counts = used or Counts()
     return ReportAgent(
         name=line.name,
         stage=line.stage,
         estimated=line.est_tokens,
-        actual_billing=_capped(used.billing),
-        actual_total=_capped(used.total),
-        cache_read=_capped(used.cache_read),
-        delta_pct=delta_pct(used.tokens(basis), line.est_tokens),
-        partial=used.pending > 0,
+        actual_billing=_capped(counts.billing) if has_arrived else "pending",
+        actual_total=_capped(counts.total) if has_arrived else "pending",
+        cache_read=_capped(counts.cache_read) if has_arrived else "pending",
+        delta_pct=delta_pct(counts.tokens(basis), line.est_tokens) if has_arrived else "pending",
+        partial=has_arrived and counts.pending > 0,
         source=line.source,
         slicing_applied=line.sliced,
     )

@@ -1,6 +1,6 @@
-"""What systemd and a service say to each other: readiness and liveness, passed sockets, the journal."""
+"""systemd's protocols: readiness and liveness, passed sockets, the journal."""
 
 from fluxbudgetd.systemd.manager import Manager
-from fluxbudgetd.systemd.sockets import passed
+from fluxbudgetd.systemd.sockets import passed_descriptors
 
-__all__ = ["Manager", "passed"]
+__all__ = ["Manager", "passed_descriptors"]

@@ -1,7 +1,7 @@
 """Log entries for systemd's journal, in its own protocol: a priority, and fields that can be searched.
 
-`journalctl --user-unit=fluxbudgetd FLUXBUDGET_RUN=…` finds what was logged of a run. No entry has a time: the journal
-puts one beside each.
+`journalctl --user-unit=fluxbudgetd FLUXBUDGET_RUN=…` finds what was logged about a run. Entries carry no time: the
+journal adds it.
 """
 
 import os
@@ -12,12 +12,12 @@ from contextlib import suppress
 
 SOCKET = "/run/systemd/journal/socket"
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-# Parts of an entry that are no fields of ours.
-_WORDS = ("event", "level", "exception")
+# Keys of structlog's that do not become fields.
+_RESERVED = ("event", "level", "exception")
 
 
-def is_behind(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Tell whether what is written to a file descriptor goes to the journal."""
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Return True if a file descriptor leads to the journal."""
     with suppress(OSError):
         found = os.fstat(descriptor)
         return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
@@ -25,11 +25,11 @@ def is_behind(descriptor: int, environ: Mapping[str, str]) -> bool:
 
 
 class Entry:
-    """One entry, from structlog's `event`, `level`, perhaps `exception`, and the fields."""
+    """One entry, made from structlog's `event`, `level`, optional `exception`, and fields."""
 
     def __init__(self, event: Mapping[str, object]) -> None:
         self.priority = _PRIORITIES.get(str(event.get("level")), _PRIORITIES["info"])
-        self._fields = {key: str(value) for key, value in event.items() if key not in _WORDS}
+        self._fields = {key: str(value) for key, value in event.items() if key not in _RESERVED}
         said = [str(event.get("event", "")), *(f"{key}={value}" for key, value in self._fields.items())]
         traceback = event.get("exception")
         self.message = " ".join(said) + (f"\n{traceback}" if traceback else "")
@@ -46,24 +46,24 @@ class Entry:
         return b"".join(_field(name, value.encode("utf-8", "backslashreplace")) for name, value in fields.items())
 
     def lines(self) -> bytes:
-        """Return the entry as lines for stderr, whose priority the journal knows by their beginning."""
+        """Return the entry as lines for stderr. Each starts with its priority, which the journal reads."""
         return lines(self.message, self.priority)
 
 
 def lines(text: str, priority: int = _PRIORITIES["error"]) -> bytes:
-    """Return text as lines, each with its priority (0 to 7)."""
+    """Return text as lines that each start with a priority (0 to 7)."""
     return "".join(f"<{priority}>{line}\n" for line in text.splitlines()).encode("utf-8", "backslashreplace")
 
 
 class Journal:
-    """Sends entries to the journal; to stderr when it takes none that way."""
+    """Sends entries to the journal, or to stderr if the journal's socket does not accept them."""
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def write(self, entry: Entry) -> None:
-        """Send an entry. It waits for a journal that is slow."""
+        """Send an entry. Waits if the journal is slow."""
         try:
             self._socket.sendto(entry.datagram(), self._path)
         except OSError:
@@ -71,7 +71,7 @@ class Journal:
                 os.write(2, entry.lines())
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
 

@@ -1,4 +1,4 @@
-"""The service manager that has started this process, and what it is told (`sd_notify(3)`).
+"""The service manager that started this process, and the messages to it (`sd_notify(3)`).
 
 A message is one datagram of `NAME=value` lines to `$NOTIFY_SOCKET`. Without a manager nothing is sent.
 """
@@ -16,41 +16,41 @@ _SEND_SECONDS = 1.0
 
 
 class Manager:
-    """Where to send messages, and how long the watchdog waits for one (`watchdog`: seconds, or None)."""
+    """The manager's address (None: no manager), and the watchdog's time in seconds (None: no watchdog)."""
 
     def __init__(self, address: str | None = None, watchdog: float | None = None) -> None:
         self.address = address
         self.watchdog = watchdog
 
     @classmethod
-    def taken(cls, environ: MutableMapping[str, str], pid: int) -> "Manager":
-        """Return this process's manager, and take it out of the environment, which programs that it starts inherit."""
+    def from_environment(cls, environ: MutableMapping[str, str], pid: int) -> "Manager":
+        """Return this process's manager, and remove its variables, so that child processes do not inherit them."""
         address, microseconds, meant = (environ.pop(name, "") for name in _VARIABLES)
         is_watched = microseconds.isdecimal() and int(microseconds) > 0 and meant in ("", str(pid))
         return cls(address or None, int(microseconds) / 1e6 if address and is_watched else None)
 
     async def ready(self, status: str) -> None:
-        """Tell that requests are answered, for the first time or after a reload."""
-        await self._tell("READY=1", _status(status))
+        """Report that requests are answered, at the start or after a reload."""
+        await self._send("READY=1", _status(status))
 
     async def status(self, status: str) -> None:
-        """Tell in a line what the daemon is doing."""
-        await self._tell(_status(status))
+        """Report in one line what the daemon is doing."""
+        await self._send(_status(status))
 
     async def alive(self) -> None:
-        """Keep the watchdog from biting for as long as it waits."""
-        await self._tell("WATCHDOG=1")
+        """Feed the watchdog."""
+        await self._send("WATCHDOG=1")
 
     async def reloading(self) -> None:
-        """Tell that the configuration is being read again; `ready` tells the end of that."""
-        await self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Report that the configuration is being reloaded; `ready` reports the end of that."""
+        await self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     async def stopping(self, status: str) -> None:
-        """Tell that the daemon is about to end."""
-        await self._tell("STOPPING=1", _status(status))
+        """Report that the daemon is about to stop."""
+        await self._send("STOPPING=1", _status(status))
 
-    async def _tell(self, *lines: str) -> None:
-        """Send one message. A manager that has gone, or reads nothing for a second, is not told."""
+    async def _send(self, *lines: str) -> None:
+        """Send one message. It is dropped if the manager is gone, or reads nothing for a second."""
         if self.address is None:
             return
         address = f"\0{self.address[1:]}" if self.address.startswith("@") else self.address

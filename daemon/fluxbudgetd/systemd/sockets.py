@@ -1,4 +1,4 @@
-"""Sockets that were opened before this process was started (`sd_listen_fds(3)`)."""
+"""Sockets that were passed to this process when it was started (`sd_listen_fds(3)`)."""
 
 import os
 from collections.abc import MutableMapping
@@ -7,10 +7,10 @@ _FIRST = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
-def passed(environ: MutableMapping[str, str], pid: int) -> range:
-    """Return the file descriptors that were passed to this process, and take them out of the environment.
+def passed_descriptors(environ: MutableMapping[str, str], pid: int) -> range:
+    """Return the file descriptors that were passed to this process, and remove their variables from the environment.
 
-    Variables that name another process were meant for it, and have only been inherited.
+    Variables that name another process are meant for that one, and were only inherited.
     """
     meant, count, _names = (environ.pop(name, "") for name in _VARIABLES)
     if meant != str(pid) or not count.isdecimal():

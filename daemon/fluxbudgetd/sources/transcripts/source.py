@@ -66,7 +66,7 @@ class TranscriptSource:
             raw = os.fsdecode(unfold(path))
             real, root = os.path.realpath(raw), os.path.realpath(self._claude_dir)
         except ValueError as exc:
-            raise BadInputError(f"{path!r} is not a path: {exc}") from exc
+            raise BadInputError(f"{path!r} is not a path: {exc}", "give the path of a transcript") from exc
         if not raw.endswith(names.SUFFIX):
             raise BadInputError(f"{path} is not a transcript", f"a transcript is called *{names.SUFFIX}")
         if not os.path.isabs(raw) or not is_below(real, root):

@@ -1,0 +1,13 @@
+"""The daemon's values: frozen structs with no behaviour beyond arithmetic.
+
+Times are integers: microseconds since the Unix epoch, UTC. Tokens are integers >= 0. Import the names from here: every
+public name of the modules is one of the package.
+"""
+
+from fluxbudgetd.model.events import *
+from fluxbudgetd.model.runs import *
+from fluxbudgetd.model.sources import *
+from fluxbudgetd.model.times import *
+from fluxbudgetd.model.transcripts import *
+from fluxbudgetd.model.triages import *
+from fluxbudgetd.model.usage import *

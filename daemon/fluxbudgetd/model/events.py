@@ -1,0 +1,37 @@
+"""Events."""
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+EventKind = Literal[
+    "run.started",
+    "run.changed",
+    "run.finished",
+    "phase.advanced",
+    "phase.blocked",
+    "budget.threshold",
+    "budget.warning",
+    "budget.exceeded",
+    "budget.overridden",
+    "source.degraded",
+    "source.recovered",
+]
+EventData = dict[str, str | int | float | None]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. `seq` increases for ever. `run` is None for events about a source."""
+
+    seq: int
+    at: int
+    run: str | None
+    kind: EventKind
+    data: EventData
+
+
+class BudgetThreshold(NamedTuple):
+    """A percentage of a run's budget, and the kind of event that reports that it has been spent."""
+
+    kind: EventKind
+    pct: int

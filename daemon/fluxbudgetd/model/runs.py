@@ -1,0 +1,128 @@
+"""Runs, their phases, their sessions and their budgets."""
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from fluxbudgetd.model.usage import Counts
+from fluxbudgetd.wire.messages import BudgetState, CostBasis, Enforcement, EstimateSource, RunStatus
+
+Origin = Literal["asked", "bead"]
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of work with a token budget."""
+
+    id: str
+    scope: str | None
+    project_dir: str
+    goal: str
+    complexity: int
+    phases: tuple[str, ...]
+    phase: str
+    token_budget: int | None
+    warn_pct: int
+    enforcement: Enforcement
+    cost_basis: CostBasis
+    status: RunStatus
+    started_at: int
+    ended_at: int | None
+
+
+class PhaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A completed phase of a run. It lasted from `since` until just before `until`.
+
+    `measured` is what had been measured when the run left the phase. While that is nothing, `estimate` (in tokens of
+    the run's cost basis) counts provisionally. `override`: why the run went on with an exceeded budget.
+    """
+
+    phase: str
+    since: int
+    until: int
+    measured: Counts
+    estimate: int
+    source: EstimateSource
+    sample_size: int
+    override: str | None = None
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """A run and its completed phases, oldest first."""
+
+    run: Run
+    completed: tuple[PhaseRecord, ...] = ()
+
+    @property
+    def since(self) -> int:
+        """Return when the run entered its present phase."""
+        return self.completed[-1].until if self.completed else self.run.started_at
+
+    def phase_at(self, at: int | None) -> str:
+        """Return the run's phase at a time: before its start the first one, without a time the present one."""
+        if at is not None:
+            for record in self.completed:
+                if at < record.until:
+                    return record.phase
+        return self.run.phase
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """A period in which a session belongs to a run: from `since` until just before `until` (None: still attached).
+
+    `first`: the session's first attachment, which reaches back to the session's start.
+    """
+
+    session: str
+    run: str
+    since: int
+    until: int | None
+    first: bool
+    origin: Origin
+
+    def covers(self, at: int | None) -> bool:
+        """Return True if a record of this time belongs to the period. A record without a time counts as the newest."""
+        if at is None:
+            return self.until is None
+        return (self.first or at >= self.since) and (self.until is None or at < self.until)
+
+
+class Stint(NamedTuple):
+    """A period in which a session worked for a run. `measured`: the run has usage from that session.
+
+    `until` is None while the period lasts.
+    """
+
+    since: int
+    until: int | None
+    measured: bool
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's budget and spend, in tokens of the run's cost basis."""
+
+    budget: int | None
+    measured: int
+    provisional: int
+    reserved: int
+    spent: int
+    remaining: int | None
+    pct: float | None
+    state: BudgetState
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """An admitted sub-agent's estimate, in tokens of the run's cost basis.
+
+    `agent` is its plain name. `agent_id` is None until it starts. `call` is the id of the tool call that launches it.
+    `ended_at` is None until a hook reports its end.
+    """
+
+    id: int
+    run: str
+    session: str
+    agent: str
+    tokens: int
+    at: int
+    agent_id: str | None = None
+    ended_at: int | None = None
+    call: str | None = None
