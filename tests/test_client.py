@@ -175,7 +175,7 @@ def test_quick_and_whole_parser_agree() -> None:
     hot.run = record
     try:
         for line in lines:
-            cli.run(line.split())
+            cli.main(line.split())
     finally:
         hot.run = original
     assert [vars(options) for options in seen] == [vars(hot.parse(line.split())) for line in lines]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from fluxbudgetctl import settings_block
-from fluxbudgetctl.pipes import KEPT
+from fluxbudgetctl.commands import hook_settings
+from fluxbudgetctl.stdio import MAX_INPUT
 from harness.daemon import CTL, Home
 from harness.false_daemon import answering, frame
 from harness.native import both_clients
@@ -126,8 +126,8 @@ def test_long_input_is_read_to_its_end_and_its_beginning_is_sent(home: Home) -> 
             process.stdin.close()
             assert process.stdout.read().decode() == OUTPUT + "\n"
         assert process.returncode == 0
-        hook(home, data=data[:KEPT])
-    assert [(one["input"], one["whole"]) for one in asked] == [(data[:KEPT], False), (data[:KEPT], True)]
+        hook(home, data=data[:MAX_INPUT])
+    assert [(one["input"], one["whole"]) for one in asked] == [(data[:MAX_INPUT], False), (data[:MAX_INPUT], True)]
 
 
 @both_clients
@@ -326,7 +326,7 @@ def test_output_that_nobody_reads_is_left_at_the_deadline(home: Home, length: in
             check=False,
         )
     assert (result.returncode, result.stderr.count(b"\n")) == (0, 1), result
-    assert b"the output cannot be written: nobody has read it in time" in result.stderr
+    assert b"the output cannot be written: the reader did not read it in time" in result.stderr
 
 
 @both_clients
@@ -481,7 +481,7 @@ def test_earlier_install_is_replaced_and_removed(tmp_path: Path, program: str) -
     """Wherever it was, and of whatever events; what stands beside it stays."""
     claudes = ClaudesSettings(tmp_path)
     mine = {"type": "command", "command": "echo fluxbudgetctl hook; mine"}
-    old = json.loads(json.dumps(settings_block.block(program)))
+    old = json.loads(json.dumps(hook_settings.settings(program)))
     old["hooks"]["Stop"] = old["hooks"]["SubagentStop"]
     old["hooks"]["SessionEnd"][0]["hooks"].append(mine)
     old["statusLine"]["padding"] = 0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fluxbudgetctl.service import units, words
-from fluxbudgetctl.service.findings import findings
+from fluxbudgetctl.service import describe, units
+from fluxbudgetctl.service.doctor import findings
 from fluxbudgetctl.service.manager import Unit
+from fluxbudgetctl.service.status import ServiceStatus, is_lingering
 from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
-from fluxbudgetctl.service.view import View, lingering
 from harness.daemon import Home, started
 
 
@@ -24,7 +24,7 @@ def path_with(directory: Path, systemctl: str | None) -> dict[str, str]:
     return {"PATH": str(directory)}
 
 
-def seen(**fields: object) -> View:
+def seen(**fields: object) -> ServiceStatus:
     """Return a view in which all is well but for what is given."""
     files = {name: units.File(path=f"/u/{name}", state=State.OURS, version="1") for name in UNITS}
     up = Unit(load="loaded", active="active", file_state="enabled", result="success")
@@ -35,12 +35,12 @@ def seen(**fields: object) -> View:
         "outdated": False,
         "program": "/bin/true",
         "listen": "/run/user/1/fluxbudget/fluxbudgetd.sock",
-        "is_heard": True,
+        "is_listening": True,
         "held_by": None,
         "drop_ins": (),
         "lingering": False,
     }
-    return View(**{**usual, **fields})  # type: ignore[arg-type]
+    return ServiceStatus(**{**usual, **fields})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("verb", ["install", "uninstall", "status"])
@@ -106,10 +106,10 @@ def test_doctor_is_not_held_up_by_a_manager_that_hangs(home: Home) -> None:
 
 
 def test_lingering_matters_while_a_run_is_active_and_the_login_is_not_graphical() -> None:
-    def found(view: View, runs: int, **environ: str) -> bool:
+    def found(status: ServiceStatus, runs: int, **environ: str) -> bool:
         hints = [
             one.hint
-            for one in findings(view, outside=None, runs=runs, environ={"XDG_RUNTIME_DIR": "/run/user/1"} | environ)
+            for one in findings(status, outside=None, runs=runs, environ={"XDG_RUNTIME_DIR": "/run/user/1"} | environ)
         ]
         return hints == ["loginctl enable-linger"]
 
@@ -124,15 +124,15 @@ def test_lingering_matters_while_a_run_is_active_and_the_login_is_not_graphical(
 
 def test_lingering_is_read_where_logind_keeps_it(tmp_path: Path) -> None:
     uid, name = os.geteuid(), pwd.getpwuid(os.geteuid()).pw_name
-    assert lingering(uid, str(tmp_path)) is None
+    assert is_lingering(uid, str(tmp_path)) is None
     users = tmp_path / "run" / "systemd" / "users"
     users.mkdir(parents=True)
     (users / str(uid)).touch()
-    assert lingering(uid, str(tmp_path)) is False
+    assert is_lingering(uid, str(tmp_path)) is False
     linger = tmp_path / "var" / "lib" / "systemd" / "linger"
     linger.mkdir(parents=True)
     (linger / name).touch()
-    assert lingering(uid, str(tmp_path)) is True
+    assert is_lingering(uid, str(tmp_path)) is True
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_lingering_is_read_where_logind_keeps_it(tmp_path: Path) -> None:
         (Unit(result="exit-code", exit_kind=1, exit_status=78), "exit code 78, the configuration is wrong: see"),
         (Unit(result="exit-code", exit_kind=1, exit_status=203), "exit code 203, its program cannot be started"),
         (Unit(result="exit-code", exit_kind=1, exit_status=99), "exit code 99"),
-        (Unit(result="signal", exit_kind=2, exit_status=9), "ended by SIGKILL"),
-        (Unit(result="watchdog", exit_kind=2, exit_status=6), "it hung, and was ended"),
+        (Unit(result="signal", exit_kind=2, exit_status=9), "killed by SIGKILL"),
+        (Unit(result="watchdog", exit_kind=2, exit_status=6), "it hung and was killed"),
         (Unit(result="something-new"), "something-new"),
     ],
 )
 def test_failures_in_words(unit: Unit, said: str | None) -> None:
-    why = words.failure(unit)
+    why = describe.failure(unit)
     assert (why is None) if said is None else (why is not None and why.startswith(said))

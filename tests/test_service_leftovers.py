@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxbudgetctl.service import holders, leftovers
+from fluxbudgetctl.service import leftovers, locks
 from harness.daemon import Home
 
 #: Above what Linux gives to processes.
@@ -28,33 +28,33 @@ def other_process(open_file: Path | None = None) -> Iterator[int]:
 
 def test_the_holder_is_who_is_named_and_has_the_file_open(tmp_path: Path) -> None:
     lock = tmp_path / "s.sock.lock"
-    assert holders.holder(str(lock)) is None
+    assert locks.holder(str(lock)) is None
     lock.touch()
     with other_process(lock) as pid:
-        assert holders.holder(str(lock)) is None
+        assert locks.holder(str(lock)) is None
         lock.write_text(f"fluxbudgetd pid {pid}\n")
-        assert holders.holder(str(lock)) == pid
-        assert holders.outside([str(tmp_path / "nothing"), str(lock)]) == pid
+        assert locks.holder(str(lock)) == pid
+        assert locks.find_outside([str(tmp_path / "nothing"), str(lock)]) == pid
         (tmp_path / "link").symlink_to(lock)
-        assert holders.holder(str(tmp_path / "link")) is None
-    assert holders.holder(str(lock)) is None
+        assert locks.holder(str(tmp_path / "link")) is None
+    assert locks.holder(str(lock)) is None
     with other_process() as pid:  # which has got a number that was a daemon's once
         lock.write_text(f"fluxbudgetd pid {pid}\n")
-        assert holders.holder(str(lock)) is None
+        assert locks.holder(str(lock)) is None
     os.mkfifo(tmp_path / "fifo")
-    assert holders.holder(str(tmp_path / "fifo")) is None
+    assert locks.holder(str(tmp_path / "fifo")) is None
 
 
 def test_a_daemon_that_has_ended_is_nobodys() -> None:
-    assert holders.is_outside(os.getpid())
-    assert not holders.is_outside(NOBODY)
+    assert locks.is_outside(os.getpid())
+    assert not locks.is_outside(NOBODY)
 
 
 def test_a_daemons_own_lock_files_are_read(home: Home) -> None:
     """(Their names and what is written into them are the daemon's.)"""
     daemon = home.start()
-    for lock in (holders.socket_lock(str(home.socket)), holders.state_lock(str(home.state))):
-        assert holders.holder(lock) == daemon.process.pid
+    for lock in (locks.socket_lock(str(home.socket)), locks.state_lock(str(home.state))):
+        assert locks.holder(lock) == daemon.process.pid
 
 
 def test_of_a_daemon_that_was_killed_nothing_is_left_in_its_own_directory(
@@ -62,13 +62,13 @@ def test_of_a_daemon_that_was_killed_nothing_is_left_in_its_own_directory(
 ) -> None:
     daemon = home.start()
     assert home.ctl("run", "start", "--session", "s").returncode == 0
-    leftovers.clear(str(home.socket))
+    leftovers.remove_leftovers(str(home.socket))
     assert home.ctl("ping").returncode == 0
     daemon.process.kill()
     daemon.process.wait()
     assert (home.socket.parent / "state" / "alive").exists()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(home.socket.parent.parent))
-    leftovers.clear(str(home.socket))
+    leftovers.remove_leftovers(str(home.socket))
     assert not home.socket.parent.exists()
 
 
@@ -81,10 +81,10 @@ def test_a_persons_own_files_stay(tmp_path: Path) -> None:
     (place / "state" / "sessions").symlink_to(place / "elsewhere")
     (place / "s.sock").write_text("no socket")
     before = sorted(place.rglob("*"))
-    leftovers.clear(str(place / "s.sock"))
+    leftovers.remove_leftovers(str(place / "s.sock"))
     assert sorted(place.rglob("*")) == before
     (place / "state" / "alive").touch()
-    leftovers.clear(str(place / "s.sock"))
+    leftovers.remove_leftovers(str(place / "s.sock"))
     runs = place / "state" / "runs"
     assert set(place.rglob("*")) == set(before) - {runs, runs / "mine"}  # where a daemon was those are its own
 
@@ -94,7 +94,7 @@ def test_a_socket_that_somebody_serves_stays(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as serving:
         serving.bind(str(path))
         serving.listen()
-        leftovers.clear(str(path))
+        leftovers.remove_leftovers(str(path))
         assert path.exists()
-    leftovers.clear(str(path))
+    leftovers.remove_leftovers(str(path))
     assert not path.exists()

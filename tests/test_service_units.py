@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fluxbudgetctl.failure import Failure
-from fluxbudgetctl.service import quoting, sources, units
+from fluxbudgetctl.service import package, quoting, units
 from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
 
-TEMPLATES = {name: sources.template(name) for name in UNITS}
+TEMPLATES = {name: package.template(name) for name in UNITS}
 PROGRAM = ("/opt/venv/bin/fluxbudgetd",)
 #: What can stand in a path that a unit can hold.
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.sampled_from(" \\\"'%$;#:=-"))
@@ -54,13 +54,13 @@ def test_a_command_starts_its_program(program: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("text", ["/a\nb", "/a\x00", "/a\udcff", "/a\x1b[0m", "/a\u2028b"])
 def test_what_a_unit_cannot_hold_is_refused(text: str) -> None:
     for quote in (quoting.word, quoting.argument, quoting.whole):
-        with pytest.raises(Failure, match="a unit cannot hold"):
+        with pytest.raises(Failure, match="a unit file cannot contain"):
             quote(text)
 
 
 @pytest.mark.parametrize("text", ["/a ", "/a\\"])
 def test_a_value_without_quotes_needs_a_firm_end(text: str) -> None:
-    with pytest.raises(Failure, match="a unit cannot hold"):
+    with pytest.raises(Failure, match="a unit file cannot contain"):
         quoting.whole(text)
 
 
@@ -165,14 +165,14 @@ def test_what_lies_there_instead(tmp_path: Path) -> None:
 
 def test_where_the_socket_listens(tmp_path: Path) -> None:
     usual = written(tmp_path, rendered())[SOCKET]
-    assert units.listens_at(usual, "/run/user/7") == "/run/user/7/fluxbudget/fluxbudgetd.sock"
+    assert units.listen_path(usual, "/run/user/7") == "/run/user/7/fluxbudget/fluxbudgetd.sock"
     chosen = written(tmp_path, rendered({"FLUXBUDGET_SOCKET": "/x/50%t/s"}))[SOCKET]
-    assert units.listens_at(chosen, "/run/user/7") == "/x/50%t/s"
-    assert units.listens_at(units.read(str(tmp_path), "nothing.socket"), "/run") is None
+    assert units.listen_path(chosen, "/run/user/7") == "/x/50%t/s"
+    assert units.listen_path(units.read(str(tmp_path), "nothing.socket"), "/run") is None
 
 
 def test_the_program_is_the_script_that_was_installed() -> None:
-    (path,) = sources.program()
+    (path,) = package.daemon_command()
     assert os.path.basename(path) == "fluxbudgetd"
     assert os.access(path, os.X_OK)
 
@@ -187,5 +187,5 @@ def test_the_program_is_the_script_that_was_installed() -> None:
     ],
 )
 def test_a_path_that_will_not_last_is_known(path: str, word: str | None) -> None:
-    why = sources.passing(path, "/home/u", "/c")
+    why = package.why_temporary(path, "/home/u", "/c")
     assert (why is None) if word is None else (why is not None and word in why)

@@ -162,5 +162,5 @@ def test_line_that_nobody_reads_is_left_at_the_deadline(home: Home) -> None:
             check=False,
         )
     assert result.returncode == 75, result
-    assert b"nobody has read it in time" in result.stderr
+    assert b"the reader did not read it in time" in result.stderr
     assert len(asked) == 1

@@ -162,7 +162,7 @@ def test_new_ledger_is_said_and_followed(home: Home, served: ScriptedDaemon) -> 
         served.close()
         served.events = some(1, 2)
         served.open()
-        watch.wait_for_said("the daemon's ledger is a new one, events go on behind number 2")
+        watch.wait_for_said("the daemon has a new ledger; continuing after event 2")
         served.wait_for_subscriber()
         served.happen(event(3))
         watch.wait_for_numbers([49, 50, 3])

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from fluxbudgetctl.top import data, words
+from fluxbudgetctl.top import formats
+from fluxbudgetctl.top.feed import Feed
 from fluxbudgetctl.top.keys import Keys
 from fluxbudgetd.wire import messages
 from harness.daemon import CTL, Home, wait_for
@@ -252,26 +253,25 @@ def test_events_are_shown_as_they_come(home: Home, numbers: Numbers, served: Scr
         assert shown.end() == 0
 
 
-def test_event_a_choice_and_a_wish_ask_at_once(
-    home: Home, numbers: Numbers, served: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With an hour between two looks and before a silent stream counts as lost, so that no look comes by itself."""
-    monkeypatch.setattr(data, "_LOOK_SECONDS", 3600.0)
-    monkeypatch.setattr(data, "_HEARTBEAT_MS", 1_200_000)
+def test_an_event_a_selection_and_a_refresh_poll_at_once(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+    """With an hour between two polls, and until a silent stream counts as lost, so that no poll happens otherwise."""
     numbers.runs = [run_line("r1")]
-    with data.Feed(str(home.socket), 10.0, lambda: None) as feed:
-        wait_for(lambda: feed.shown().runs, "the first look")
-        wait_for(lambda: len(served.subscriptions()) == 2, "the stream behind the question where it begins")
+    with Feed(str(home.socket), 10.0, lambda: None, poll_seconds=3600.0, heartbeat_ms=1_200_000) as feed:
+        wait_for(lambda: feed.snapshot().runs, "the first poll")
+        wait_for(
+            lambda: len(served.subscriptions()) == 2,
+            "the subscription that follows the one that finds the latest event",
+        )
         served.wait_for_subscriber()
         numbers.runs = [run_line("r1", 230_000)]
         served.happen(event(1))
-        wait_for(lambda: feed.shown().runs[0].spend.spent == 230_000, "a look for the event")
-        assert feed.shown().detail is None
-        feed.choose("r1")
-        wait_for(lambda: feed.shown().detail is not None, "a look for the choice")
+        wait_for(lambda: feed.snapshot().runs[0].spend.spent == 230_000, "the poll after the event")
+        assert feed.snapshot().detail is None
+        feed.select("r1")
+        wait_for(lambda: feed.snapshot().detail is not None, "the poll after the selection")
         numbers.runs = []
-        feed.look()
-        wait_for(lambda: not feed.shown().runs, "a look for the wish")
+        feed.refresh()
+        wait_for(lambda: not feed.snapshot().runs, "the poll after the request")
 
 
 def test_only_the_last_events_are_asked_for(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
@@ -450,7 +450,7 @@ def test_without_a_terminal_it_is_usage(home: Home, verb: list[str], which: str)
     os.close(slave)
     assert result.returncode == 64
     assert result.stderr == (
-        f"fluxbudgetctl: {which} is no terminal\nhint: use 'fluxbudgetctl status' or 'fluxbudgetctl watch'\n"
+        f"fluxbudgetctl: {which} is not a terminal\nhint: use 'fluxbudgetctl status' or 'fluxbudgetctl watch'\n"
     )
 
 
@@ -463,9 +463,9 @@ def test_dumb_terminal_is_usage(home: Home) -> None:
 
 def test_times_and_percentages_by_example() -> None:
     times = {None: "-", 0: "0 min", 99: "99 min", 100: "1.6 h", 5999: "99.9 h", 6000: "4 d", 10**9: "years"}
-    assert {minutes: words.lasting(minutes) for minutes in times} == times
+    assert {minutes: formats.duration(minutes) for minutes in times} == times
     shares = {None: "-", 0.0: "0.0%", 83.2: "83.2%", 999.9: "999.9%", 1000.0: ">999%"}
-    assert {pct: words.percent(pct) for pct in shares} == shares
+    assert {pct: formats.percent(pct) for pct in shares} == shares
 
 
 def test_keys_in_any_pieces() -> None:
@@ -473,9 +473,9 @@ def test_keys_in_any_pieces() -> None:
     keys = Keys()
     assert [keys.feed(bytes([byte])) for byte in b"\x1b[A"] == [[], [], ["up"]]
     assert keys.feed(b"j\x1b[1;5Dk\x1bOBx\x1b[6~") == ["down", "up", "down", "page down"]
-    assert keys.alone() == []
+    assert keys.end_of_sequence() == []
     assert keys.feed(b"\x1b") == []
-    assert keys.alone() == ["quit"]
+    assert keys.end_of_sequence() == ["quit"]
     assert keys.feed(b"\x1b[") == []
-    assert keys.alone() == []
+    assert keys.end_of_sequence() == []
     assert keys.feed(b"\x1bxq") == ["quit"]

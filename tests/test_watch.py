@@ -104,7 +104,7 @@ def test_ledger_that_begins_anew(home: Home, daemon: Daemon) -> None:
         daemon.kill()
         shutil.rmtree(home.state)
         home.start()
-        watch.wait_for_said("the daemon's ledger is a new one")
+        watch.wait_for_said("the daemon has a new ledger")
         home.ok("run", "start", "--id", "anew")
         wait_for(lambda: len(watch.numbers()) > before, "the new ledger's event")
         assert watch.printed()[-1]["run"] == "anew"

@@ -1,4 +1,8 @@
-"""The fluxbudget client: asks the daemon over a Unix socket and prints for shells and people.
+"""The fluxbudget client: asks the daemon over a Unix socket and prints the answer for shells and people.
 
-Of the daemon it imports only `fluxbudgetd.wire` (and the version number).
+The hot path, which shell hooks call, is `main`, `hot`, `hook`, `statusline`, `state_file` and what they import; it
+imports as little as possible. Everything else people type begins in `cli`: `commands` has one module per command,
+`screens` prints answers, `service` manages the systemd service, `top` is the live view.
+
+From the daemon the client imports only `fluxbudgetd.wire`.
 """

@@ -1,6 +1,6 @@
 """One request, one answer, one deadline for connecting, writing and reading."""
 
-# The `socket` module costs 5 ms to import (selectors, enum), on every call of every hook; this is what it wraps.
+# The `socket` module wraps this one, and costs 5 ms to import (selectors, enum) on every call of every hook.
 import _socket
 import errno
 import os
@@ -15,12 +15,12 @@ _RETRY_SECONDS = 0.002
 _CREDENTIAL_BYTES = 12
 _CHUNK = 65536
 
-#: The code of a failure to get as far as the daemon: none is there, or the system forbids the socket. (State files may
-#: still say something; behind any other failure there is, or was, a daemon that is to be believed.)
+#: The code of a failure to connect: no daemon is there, or the system forbids the socket. The caller may then use the
+#: state files. After any other failure it must not: there is, or was, a daemon, and only its answer counts.
 NO_SOCKET = "no_socket"
-#: (The last two are what a filter says that would rather not be noticed.)
+#: (Some sandboxes use the last two instead of the usual errors.)
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOSYS)
-_NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
+_NOT_THERE = (errno.ENOENT, errno.ECONNREFUSED)
 
 
 def exchange(path: str, body: bytes, seconds: float) -> bytes:
@@ -29,10 +29,10 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
     try:
         frame = encode_frame(body)
     except FrameError as exc:
-        raise Failure(f"the request is too large: {exc}", "shorten its arguments", codes.BAD_INPUT) from None
+        raise Failure(f"the request is too large: {exc}", "shorten the arguments", codes.BAD_INPUT) from None
     peer = None
     try:
-        peer = dial(path, deadline)
+        peer = connect(path, deadline)
         try:  # noqa: SIM105  contextlib is not imported for this
             peer.sendall(frame)
         except (BrokenPipeError, ConnectionResetError):
@@ -41,21 +41,22 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
     except TimeoutError:
         raise no_answer(path, seconds) from None
     except OSError as exc:
-        raise away(path, exc.strerror or str(exc)) from None
+        raise unreachable(path, exc.strerror or str(exc)) from None
     finally:
         if peer is not None:
             peer.close()
 
 
-def dial(path: str, deadline: float) -> _socket.socket:
-    """Return a connection to the daemon's socket; what is sent has until the deadline (monotonic seconds).
+def connect(path: str, deadline: float) -> _socket.socket:
+    """Return a connection to the daemon's socket, on which sending has until the deadline (monotonic seconds).
 
-    Raises `Failure` when nobody or another user serves it, `OSError`, and `TimeoutError` behind the deadline.
+    Raises `Failure` if the socket has no daemon or belongs to another user, `TimeoutError` after the deadline, and
+    `OSError`.
     """
     try:
         peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     except OSError as exc:
-        raise _not_reached(path, exc) from None
+        raise _not_connected(path, exc) from None
     try:
         _connect(peer, path, deadline)
         _require_owner(peer, path)
@@ -72,14 +73,14 @@ def _connect(peer: _socket.socket, path: str, deadline: float) -> None:
         try:
             peer.connect(path)
         except BlockingIOError as exc:
-            # The daemon's queue of new connections is full; a Unix socket says so instead of waiting.
+            # The daemon's backlog is full: connecting to a Unix socket fails then, where TCP would wait.
             if exc.errno != errno.EAGAIN:
                 raise
             time.sleep(min(_RETRY_SECONDS, _left(deadline)))
         except TimeoutError:
             raise
         except OSError as exc:
-            raise _not_reached(path, exc) from None
+            raise _not_connected(path, exc) from None
         else:
             return
 
@@ -88,7 +89,7 @@ def _require_owner(peer: _socket.socket, path: str) -> None:
     credentials = peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIAL_BYTES)
     uid = int.from_bytes(credentials[4:8], sys.byteorder)
     if uid not in (0, os.geteuid()):
-        raise away(path, f"it is served by uid {uid}, not by you")
+        raise unreachable(path, f"it is served by uid {uid}, not by you")
 
 
 def _receive(peer: _socket.socket, deadline: float, path: str) -> bytes:
@@ -97,7 +98,7 @@ def _receive(peer: _socket.socket, deadline: float, path: str) -> bytes:
         peer.settimeout(_left(deadline))
         data = peer.recv(_CHUNK)
         if not data:
-            raise away(path, "the daemon closed the connection without an answer")
+            raise unreachable(path, "the daemon closed the connection without an answer")
         decoder.feed(data)
         try:
             body = decoder.next()
@@ -108,40 +109,41 @@ def _receive(peer: _socket.socket, deadline: float, path: str) -> bytes:
 
 
 def not_understood(reason: str) -> Failure:
-    """Return the failure for an answer that is not one."""
+    """Return the failure for an answer that breaks the protocol."""
     return Failure(
         f"the daemon's answer is not understood: {reason}",
-        "are daemon and client of one version?",
+        "are the daemon and the client the same version?",
         codes.INTERNAL,
         "not_understood",
     )
 
 
 def no_answer(path: str, seconds: float) -> Failure:
-    """Return the failure for a daemon that is there and says nothing."""
+    """Return the failure for a daemon that accepts the connection but does not answer in time."""
     return Failure(
         f"no answer from {path} within {seconds:g} s",
-        "see 'fluxbudgetctl doctor', or give more --timeout",
+        "see 'fluxbudgetctl doctor', or use a longer --timeout",
         codes.NO_ANSWER,
         "no_answer",
     )
 
 
-def away(path: str, reason: str) -> Failure:
-    """Return the failure for a daemon that is not there."""
+def unreachable(path: str, reason: str) -> Failure:
+    """Return the failure for a daemon that cannot be reached."""
     return Failure(f"no daemon at {path}: {reason}", "start it with 'fluxbudgetd'", codes.UNREACHABLE, "unreachable")
 
 
-def _not_reached(path: str, exc: OSError) -> Failure:
-    failure = away(path, exc.strerror or str(exc))
+def _not_connected(path: str, exc: OSError) -> Failure:
+    failure = unreachable(path, exc.strerror or str(exc))
     if exc.errno in _FORBIDDEN:
-        failure.hint = "a sandbox may forbid sockets: run it outside; else look at the socket's permissions"
-    if exc.errno in (*_FORBIDDEN, *_NOBODY):
+        failure.hint = "a sandbox may forbid sockets: run it outside, or check the socket's permissions"
+    if exc.errno in (*_FORBIDDEN, *_NOT_THERE):
         failure.code = NO_SOCKET
     return failure
 
 
 def _left(deadline: float) -> float:
+    """Return the seconds until the deadline; raises `TimeoutError` after it."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

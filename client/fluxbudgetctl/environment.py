@@ -1,4 +1,4 @@
-"""What the client's surroundings say: the socket, and which run is meant when none is named."""
+"""What the environment says: where the socket is, and which run is meant when the command line names none."""
 
 import os
 
@@ -16,12 +16,12 @@ def socket() -> str:
 
 
 def text(value: str) -> str:
-    """Return a command line argument or environment value as the protocol's text, whatever bytes it is made of."""
+    """Return an argument or an environment value as the protocol's text; any bytes are allowed."""
     return value if value.isascii() else fold(os.fsencode(value))
 
 
 def working_directory() -> str | None:
-    """Return the working directory with symlinks resolved, as the system gives it; None when it has been deleted."""
+    """Return the working directory with its symlinks resolved; None if it has been deleted."""
     try:
         return os.getcwd()
     except OSError:
@@ -29,13 +29,13 @@ def working_directory() -> str | None:
 
 
 def override() -> str | None:
-    """Return the reason for passing an exceeded budget that the environment gives; an empty one is none."""
+    """Return the environment's reason to continue although the budget is exceeded; None if it is unset or empty."""
     value = os.environ.get("CLAVAIN_SKIP_BUDGET")
     return text(value) if value else None
 
 
 def cells(value: str) -> int:
-    """Return a width; raises `ValueError` unless it is a whole number above 0 (of at most five digits)."""
+    """Return a width in cells; raises `ValueError` unless it is a whole number above 0 of at most five digits."""
     number = int(value) if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS else 0
     if number < 1:
         raise ValueError(f"{value} is not a number of cells above 0")
@@ -43,7 +43,7 @@ def cells(value: str) -> int:
 
 
 def columns() -> int | None:
-    """Return `$COLUMNS`, when it is a width."""
+    """Return the width in `$COLUMNS`; None if it is unset or not a width."""
     try:
         return cells(os.environ.get("COLUMNS", ""))
     except ValueError:
@@ -51,7 +51,7 @@ def columns() -> int | None:
 
 
 def hints() -> dict[str, Value]:
-    """Return the request's `hints`."""
+    """Return the `hints` of a request: what may identify the run when the command line does not name one."""
     environ = os.environ
     here = working_directory()
     found: dict[str, Value] = {"cwd": None if here is None else text(here)}

@@ -1,4 +1,4 @@
-"""What ends a command early: one line, a hint, an exit code."""
+"""What ends a command early: one line, a hint, an exit code. Also: writing lines to stderr."""
 
 import os
 import sys
@@ -6,8 +6,11 @@ import sys
 from fluxbudgetd.wire import codes
 
 
-class Failure(Exception):  # noqa: N818  it is no error of the program
-    """The command cannot be answered. `code` is the daemon's error code, or the kind of trouble in reaching it."""
+class Failure(Exception):  # noqa: N818  not an error of the program
+    """The command cannot be answered.
+
+    `code` is the daemon's error code, or the kind of problem in reaching the daemon.
+    """
 
     def __init__(self, message: str, hint: str, exit_code: int, code: str = "") -> None:
         super().__init__(message)
@@ -16,53 +19,53 @@ class Failure(Exception):  # noqa: N818  it is no error of the program
         self.exit_code = exit_code
         self.code = code
 
-    def tell(self) -> int:
-        """Write the line and the hint to stderr; return the exit code."""
-        say(f"fluxbudgetctl: {one_line(self.message)}")
+    def report(self) -> int:
+        """Write the message and the hint to stderr; return the exit code."""
+        print_stderr(f"fluxbudgetctl: {one_line(self.message)}")
         if self.hint:
-            say(f"hint: {one_line(self.hint)}")
+            print_stderr(f"hint: {one_line(self.hint)}")
         return self.exit_code
 
 
-class _Limit:
-    """How long a line on stderr waits for somebody who reads: None, for ever; else until then (monotonic seconds)."""
+class _Stderr:
+    """How long a line on stderr may wait for a reader: until this deadline (monotonic seconds); None: forever."""
 
     deadline: float | None = None
 
 
-def bound(deadline: float) -> None:
-    """Have what is said from now on wait until the deadline (monotonic seconds) and no longer; what is late is dropped.
+def limit_stderr(deadline: float) -> None:
+    """Drop lines on stderr that cannot be written by the deadline (monotonic seconds).
 
-    For the verbs that Claude Code waits for. Every other one waits until somebody reads what it says.
+    For the verbs Claude Code waits for. The others wait until their output is read.
     """
-    _Limit.deadline = deadline
+    _Stderr.deadline = deadline
 
 
-def say(line: str) -> None:
-    """Write a line to stderr; one that is closed or full changes nothing about the answer and its exit code."""
+def print_stderr(line: str) -> None:
+    """Write a line to stderr. If stderr is closed or full, the answer and the exit code stay the same."""
     try:
-        if _Limit.deadline is None:
+        if _Stderr.deadline is None:
             sys.stderr.write(line + "\n")
         else:
-            from fluxbudgetctl import pipes  # noqa: PLC0415  the verbs with a limit have imported it
+            from fluxbudgetctl import stdio  # noqa: PLC0415  the verbs with a deadline have imported it already
 
-            pipes.write(line, _Limit.deadline, sys.stderr)
+            stdio.write_line(line, _Stderr.deadline, sys.stderr)
     except AttributeError:
         return
     except OSError:
-        silence(2)
+        discard(2)
 
 
-def silence(file: int) -> None:
-    """Throw away what else is written to stdout or stderr.
+def discard(fd: int) -> None:
+    """Send the rest of stdout or stderr to /dev/null.
 
-    What is left in the buffer would fail once more at the interpreter's end, and change the exit code.
+    Otherwise Python would try to write what is left in the buffer when it exits, fail again, and change the exit code.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
-def refused(error: object) -> Failure:
-    """Return the failure for the `error` of an answer, given as a map or as a struct's fields."""
+def failure_of(error: object) -> Failure:
+    """Return the failure for the `error` of an answer, which should be a map."""
     given = error if isinstance(error, dict) else {}
     fields = {"code": "internal", "message": "the daemon failed", "hint": ""}
     fields |= {name: value for name, value in given.items() if name in fields and isinstance(value, str)}
@@ -71,13 +74,13 @@ def refused(error: object) -> Failure:
 
 
 def one_line(text: str) -> str:
-    """Return text fit for a terminal: what could move the cursor or break the line is written out."""
+    """Return text that is safe on a terminal: characters that could move the cursor or end the line are escaped."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _written_out(c) for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
-def _written_out(character: str) -> str:
-    if "\uef80" <= character <= "\uefff":  # a foreign byte that is no UTF-8: see fluxbudgetd.wire.text
+def _escaped(character: str) -> str:
+    if "\uef80" <= character <= "\uefff":  # stands for a byte that is not UTF-8: see fluxbudgetd.wire.text
         return f"\\x{ord(character) - 0xEF00:02x}"
     return character.encode("unicode_escape").decode()

@@ -1,7 +1,7 @@
-"""`hook`: Claude Code's JSON to the daemon, the daemon's answer to Claude Code. It never disturbs the session.
+"""`hook`: passes Claude Code's JSON to the daemon, and the daemon's answer to Claude Code.
 
-The input is passed on as it is. Whatever goes wrong, nothing is printed and the exit code is 0, since a budget must not
-break a session; who wants it otherwise sets `$FLUXBUDGET_FAIL_CLOSED`, and sub-agents are then refused.
+The input is sent unchanged. On any error the hook prints nothing and exits with 0, because a budget must never break a
+session. With `$FLUXBUDGET_FAIL_CLOSED` set to 1 it denies the launch of sub-agents instead.
 """
 
 from __future__ import annotations
@@ -12,56 +12,58 @@ import stat
 import sys
 import time
 
-from fluxbudgetctl import fields, pipes
-from fluxbudgetctl.asking import ask
+from fluxbudgetctl import json_fields, stdio
 from fluxbudgetctl.connection import not_understood
-from fluxbudgetctl.failure import Failure, bound, one_line, say
+from fluxbudgetctl.failure import Failure, limit_stderr, one_line, print_stderr
+from fluxbudgetctl.request import ask
 from fluxbudgetd.wire import codes
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:
-    from fluxbudgetctl.hot import Options
     from fluxbudgetd.wire.packed import Value
 
 _LAUNCHERS = (b"Agent", b"Task")
 
 
-def run(options: Options, seconds: float) -> int:
-    """Carry out `hook`; return the exit code, which is 0."""
+def run(naming: dict[str, Value | bytes], seconds: float) -> int:
+    """Carry out `hook` within the time limit and return the exit code, which is always 0.
+
+    `naming` holds the fields of the request that say which run is meant.
+    """
     deadline = time.monotonic() + seconds
-    bound(deadline)
-    given = pipes.read(deadline)
+    limit_stderr(deadline)
+    given = stdio.read_input(deadline)
     if not given.data:
         return codes.OK
     output = exports = ""
     try:
-        output, exports = _answer(options, given, deadline - time.monotonic())
+        output, exports = _ask(naming, given, deadline - time.monotonic())
     except Failure as failure:
         _debug(failure.message)
-        if os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1" and _launches(given.data):
-            output = _deny(failure.message)
+        if os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1" and _is_launch(given.data):
+            output = _denial(failure.message)
     try:
         if exports:
             _export(exports)
     except OSError as exc:
-        _debug(f"the file that $CLAUDE_ENV_FILE names cannot be written: {exc.strerror}")
+        _debug(f"the file named by $CLAUDE_ENV_FILE cannot be written: {exc.strerror}")
     try:
         if output:
-            pipes.write(output, deadline, sys.stdout)
+            stdio.write_line(output, deadline, sys.stdout)
     except OSError as exc:
         _debug(f"the output cannot be written: {exc.strerror}")
     return codes.OK
 
 
-def _answer(options: Options, given: pipes.Input, left: float) -> tuple[str, str]:
+def _ask(naming: dict[str, Value | bytes], given: stdio.Input, left: float) -> tuple[str, str]:
     """Return what to print and what to export; raises `Failure`."""
     if not given.ended or left <= 0:
         raise Failure("the hook's input did not end in time", "", codes.NO_ANSWER)
-    asked: dict[str, Value | bytes] = {**options.naming(), "input": given.data, "whole": given.whole}
-    answer = ask("hook", asked, left)
+    fields: dict[str, Value | bytes] = {**naming, "input": given.data, "whole": given.whole}
+    answer = ask("hook", fields, left)
     output, exports = answer.get("output", ""), answer.get("exports", "")
     if answer.get("op") != "hook" or not isinstance(output, str) or not isinstance(exports, str):
-        raise not_understood("it is no hook's")
+        raise not_understood("it is not a hook's answer")
     return output, exports
 
 
@@ -70,13 +72,13 @@ def _export(lines: str) -> None:
     path = os.environ.get("CLAUDE_ENV_FILE")
     if not path:
         return
-    # Not blocking: something else than a file may stand there, which would keep the hook waiting.
+    # O_NONBLOCK: the path may lead to a FIFO or a device, which would block the hook.
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
-        about = os.fstat(file)
-        if not stat.S_ISREG(about.st_mode):
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        size = about.st_size
+        size = status.st_size
         before = "" if size == 0 or os.pread(file, 1, size - 1) == b"\n" else "\n"
         after = "" if lines.endswith("\n") else "\n"
         os.write(file, f"{before}{lines}{after}".encode())
@@ -84,23 +86,25 @@ def _export(lines: str) -> None:
         os.close(file)
 
 
-def _launches(data: bytes) -> bool:
-    """Tell whether this is the question before a sub-agent's start."""
-    return fields.text(data, b"hook_event_name") == b"PreToolUse" and fields.text(data, b"tool_name") in _LAUNCHERS
+def _is_launch(data: bytes) -> bool:
+    """True if this is the PreToolUse event of a sub-agent's launch."""
+    return json_fields.text_field(data, b"hook_event_name") == b"PreToolUse" and (
+        json_fields.text_field(data, b"tool_name") in _LAUNCHERS
+    )
 
 
-def _deny(reason: str) -> str:
-    import json  # noqa: PLC0415  5 ms, when there was no answer
+def _denial(why: str) -> str:
+    import json  # noqa: PLC0415  5 ms, which only a denial costs
 
-    words = f"fluxbudget: the daemon gave no answer ({one_line(reason)}), and FLUXBUDGET_FAIL_CLOSED=1"
+    reason = f"fluxbudget: the daemon gave no answer ({one_line(why)}), and FLUXBUDGET_FAIL_CLOSED=1"
     decision = {
         "hookEventName": "PreToolUse",
         "permissionDecision": "deny",
-        "permissionDecisionReason": words,
+        "permissionDecisionReason": reason,
     }
     return json.dumps({"hookSpecificOutput": decision})
 
 
 def _debug(message: str) -> None:
     if os.environ.get("FLUXBUDGET_DEBUG"):
-        say(f"fluxbudgetctl hook: {one_line(message)}")
+        print_stderr(f"fluxbudgetctl hook: {one_line(message)}")

@@ -1,16 +1,16 @@
-"""The verbs that hooks call: `remaining`, `env`, `check`, `ping`, `hook`, `statusline`.
+"""The hot verbs, which shell hooks call: `remaining`, `env`, `check`, `ping`, `hook`, `statusline`.
 
-Nothing is imported here that costs milliseconds: no argparse, no msgspec, no socket module (each as much as the rest of
-the answer together). The flags' table serves both the quick parser below and the real one in `cli`, which takes over
-for everything that is not a plain, correct use of these flags: `--help`, abbreviations, mistakes.
+This module imports nothing that costs milliseconds: argparse, msgspec or the socket module would each take as long as
+the rest of the answer. Its table of flags serves the quick parser below and the full one in `cli`, which takes over for
+everything but a plain, correct use of these flags: `--help`, abbreviations, mistakes.
 """
 
 from __future__ import annotations
 
 from fluxbudgetctl import environment
-from fluxbudgetctl.asking import ask
 from fluxbudgetctl.connection import NO_SOCKET, not_understood
-from fluxbudgetctl.failure import Failure, one_line, say, silence
+from fluxbudgetctl.failure import Failure, discard, one_line, print_stderr
+from fluxbudgetctl.request import ask
 from fluxbudgetd.wire import codes
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fluxbudgetd.wire.packed import Value
 
 QUICK_SECONDS = 0.2
-PATIENT_SECONDS = 1.0
+DEFAULT_SECONDS = 1.0
 _MAX_SECONDS = 3600.0
 
 NAMING_FLAGS = ("--run", "--scope", "--session")
@@ -32,9 +32,9 @@ VERBS: dict[str, tuple[str, ...]] = {
     "hook": (*NAMING_FLAGS, "--timeout"),
     "statusline": (*NAMING_FLAGS, "--timeout", "--width", "--no-colour", "--no-color"),
 }
-#: The verbs that somebody waits for all day.
+#: The verbs that run all day; they get the shorter time limit.
 QUICK = ("remaining", "hook", "statusline")
-#: The flags without a value, and what each is called in `Options`.
+#: The flags without a value, and their names in `Options`.
 _SWITCHES = {"--json": "json", "--no-colour": "no_colour", "--no-color": "no_colour"}
 
 _NO_NUMBERS: dict[str, Value] = dict.fromkeys(
@@ -43,8 +43,8 @@ _NO_NUMBERS: dict[str, Value] = dict.fromkeys(
 
 
 _NOTHING = type(None)
-#: What an answer has to hold to be believed, in the order in which it is printed: names, and the types of the values.
-#: (A state file has neither what was measured nor what is provisional.)
+#: The fields an answer must have, with the types of their values, in the order in which they are printed.
+#: (`measured` and `provisional` are None when the numbers come from a state file.)
 _SPEND: dict[str, tuple[type, ...]] = {
     "budget": (int, _NOTHING),
     "spent": (int,),
@@ -69,7 +69,7 @@ _PING: dict[str, tuple[type, ...]] = {"version": (str,), "protocol": (int,), "pi
 
 
 class Options:
-    """A hot command line. `switches` are those of the flags without a value that it has: `json`, `no_colour`."""
+    """A hot command line. `switches` names the flags without a value that are given: `json`, `no_colour`."""
 
     def __init__(
         self,
@@ -91,18 +91,14 @@ class Options:
         self.override = override
         self.width = width
 
-    def names_none(self) -> bool:
-        """Tell whether the environment decides which run is meant."""
-        return not (self.run or self.scope or self.session)
-
     def naming(self) -> dict[str, Value | bytes]:
-        """Return the request's fields that say which run is meant."""
+        """Return the fields of a request that say which run is meant."""
         named = (("run", self.run), ("scope", self.scope), ("session", self.session))
         return {**{field: environment.text(name) for field, name in named if name}, "hints": environment.hints()}
 
 
 def parse(arguments: Sequence[str]) -> Options | None:
-    """Return the options of a plain hot command line; None for anything else, which `cli` then explains."""
+    """Return the options of a plain hot command line; None for anything else, which `cli` then handles."""
     flags = VERBS.get(arguments[0] if arguments else "", ())
     found: dict[str, str] = {}
     rest = iter(arguments[1:] if flags else ["not a hot verb"])
@@ -141,7 +137,7 @@ def parse(arguments: Sequence[str]) -> Options | None:
 
 
 def seconds(value: str) -> float:
-    """Return a time limit; raises `ValueError` unless it is above 0 and at most an hour."""
+    """Return a time limit in seconds; raises `ValueError` unless it is above 0 and at most an hour."""
     number = float(value)
     if not 0 < number <= _MAX_SECONDS:
         raise ValueError(f"{value} is not a number of seconds above 0 (at most {_MAX_SECONDS:g})")
@@ -149,61 +145,61 @@ def seconds(value: str) -> float:
 
 
 def run(options: Options) -> int:
-    """Carry out a hot verb; return the exit code."""
+    """Carry out a hot verb and return the exit code."""
     try:
-        return _CARRIED_OUT[options.verb](options)
+        return _RUN_VERB[options.verb](options)
     except Failure as failure:
-        return failure.tell()
+        return failure.report()
 
 
 def limit(options: Options) -> float:
-    """Return how many seconds the verb may take."""
-    return options.timeout or (QUICK_SECONDS if options.verb in QUICK else PATIENT_SECONDS)
+    """Return the verb's time limit in seconds."""
+    return options.timeout or (QUICK_SECONDS if options.verb in QUICK else DEFAULT_SECONDS)
 
 
 def _remaining(options: Options) -> int:
     try:
-        answer = _remainder(options)
+        answer = _ask_remaining(options)
     except Failure as failure:
         if failure.exit_code == codes.NO_RUN:
-            _print_none(options)
+            _print_no_run(options)
         elif options.default is not None and failure.exit_code in (codes.UNREACHABLE, codes.NO_ANSWER):
             if options.json:
                 _print_json({**_NO_NUMBERS, "remaining": options.default, "state": "no_answer", "stale": True})
             else:
                 _print(options.default)
-            failure.tell()
+            failure.report()
             return codes.OK
-        return failure.tell()
+        return failure.report()
     spend = _spend(answer)
-    named = _taken(answer, _RUN)
+    run = _required(answer, _RUN)
     if options.json:
-        _print_json({**named, **spend})
+        _print_json({**run, **spend})
     else:
         _print(spend["remaining"] or 0)
-    return _finish(named, spend)
+    return _finish(run, spend)
 
 
 def _env(options: Options) -> int:
-    answer = _remainder(options)
+    answer = _ask_remaining(options)
     spend = _spend(answer)
-    named = _taken(answer, _RUN)
+    run = _required(answer, _RUN)
     left = spend["remaining"]
     if left is not None:
-        # To its reader 0 means "no limit", so an exhausted budget is 1.
+        # Its readers take 0 as "no limit", so an exhausted budget is 1.
         _print(f"export FLUX_BUDGET_REMAINING={left or 1}")
-    return _finish(named, spend)
+    return _finish(run, spend)
 
 
 def _check(options: Options) -> int:
-    asked = _ask("check", options)
-    spend = _spend(asked)
-    answer = _taken(asked, _CHECK)
-    _tell_stale(spend)
+    fields = _ask("check", options)
+    spend = _spend(fields)
+    answer = _required(fields, _CHECK)
+    _report_stale(spend)
     if answer["note"]:
-        say(f"fluxbudgetctl: {one_line(str(answer['note']))}")
+        print_stderr(f"fluxbudgetctl: {one_line(str(answer['note']))}")
     if answer["overridden"]:
-        say(f"fluxbudgetctl: the budget is exceeded; overridden: {one_line(str(answer['overridden']))}")
+        print_stderr(f"fluxbudgetctl: the budget is exceeded; overridden: {one_line(str(answer['overridden']))}")
     if options.json:
         _print_json({**answer, **spend})
     else:
@@ -212,12 +208,12 @@ def _check(options: Options) -> int:
 
 
 def _ping(options: Options) -> int:
-    import time  # noqa: PLC0415  no hook pings
+    import time  # noqa: PLC0415  only `ping` needs it
 
     before = time.perf_counter()
-    asked = _ask("ping", options)
+    fields = _ask("ping", options)
     took = (time.perf_counter() - before) * 1000
-    answer = _taken(asked, _PING)
+    answer = _required(fields, _PING)
     if options.json:
         _print_json({**answer, "round_trip_ms": round(took, 3)})
     else:
@@ -226,27 +222,27 @@ def _ping(options: Options) -> int:
 
 
 def _hook(options: Options) -> int:
-    from fluxbudgetctl import hook  # noqa: PLC0415  nobody else pays for it
+    from fluxbudgetctl import hook  # noqa: PLC0415  only `hook` needs it
 
-    return hook.run(options, limit(options))
+    return hook.run(options.naming(), limit(options))
 
 
 def _statusline(options: Options) -> int:
-    from fluxbudgetctl import statusline  # noqa: PLC0415  likewise
+    from fluxbudgetctl import statusline  # noqa: PLC0415  only `statusline` needs it
 
-    return statusline.run(options, limit(options))
+    return statusline.run(options.naming(), limit(options), width=options.width, colour=options.colour)
 
 
-def _remainder(options: Options) -> dict[str, Value]:
-    """Return the answer to `remaining`; the state file's when the socket is out of reach. Raises `Failure`."""
+def _ask_remaining(options: Options) -> dict[str, Value]:
+    """Return the answer to `remaining`, from the state file if the socket cannot be reached; raises `Failure`."""
     try:
         return _ask("remaining", options)
     except Failure as failure:
         if failure.code != NO_SOCKET:
             raise
-        from fluxbudgetctl import state_file  # noqa: PLC0415  only who may not open a socket needs it
+        from fluxbudgetctl import state_file  # noqa: PLC0415  only needed without a socket
 
-        return state_file.look(options, failure).answer()
+        return state_file.read_state(options.naming(), failure).answer()
 
 
 def _ask(op: str, options: Options) -> dict[str, Value]:
@@ -258,32 +254,36 @@ def _ask(op: str, options: Options) -> dict[str, Value]:
 
 def _spend(answer: dict[str, Value]) -> dict[str, Value]:
     spend = answer.get("spend")
-    return _taken(spend if isinstance(spend, dict) else {}, _SPEND, "its spend is not whole")
+    return _required(spend if isinstance(spend, dict) else {}, _SPEND, "its spend is incomplete")
 
 
-def _taken(
-    fields: dict[str, Value], types: dict[str, tuple[type, ...]], otherwise: str = "it is not whole"
+def _required(
+    fields: dict[str, Value], types: dict[str, tuple[type, ...]], problem: str = "it is incomplete"
 ) -> dict[str, Value]:
-    """Return these fields; raises `Failure` unless each is there and of its type: what is printed may be evaluated."""
+    """Return these fields; raises `Failure` if one is missing or of the wrong type.
+
+    The check protects the caller, who may evaluate what is printed.
+    """
     if not all(type(fields.get(name, ...)) in types[name] for name in types):
-        raise not_understood(otherwise)
+        raise not_understood(problem)
     return {name: fields[name] for name in types}
 
 
 def _finish(answer: dict[str, Value], spend: dict[str, Value]) -> int:
-    _tell_stale(spend)
+    """Report what stderr should say about an answer that has been printed; return the exit code."""
+    _report_stale(spend)
     if spend["budget"] is None:
         hint = f"set one with 'fluxbudgetctl run set --run {answer['run']} --budget N'"
-        return Failure(f"run {answer['run']} has no budget", hint, codes.NO_RUN).tell()
+        return Failure(f"run {answer['run']} has no budget", hint, codes.NO_RUN).report()
     return codes.OK
 
 
-def _tell_stale(spend: dict[str, Value]) -> None:
+def _report_stale(spend: dict[str, Value]) -> None:
     if spend["stale"]:
-        say(f"fluxbudgetctl: last known numbers: {one_line(str(spend['stale_why']))}")
+        print_stderr(f"fluxbudgetctl: last known numbers: {one_line(str(spend['stale_why']))}")
 
 
-def _print_none(options: Options) -> None:
+def _print_no_run(options: Options) -> None:
     if options.json:
         _print_json({**_NO_NUMBERS, "remaining": 0, "state": "no_run", "stale": False})
     else:
@@ -291,11 +291,11 @@ def _print_none(options: Options) -> None:
 
 
 def _print(line: object) -> None:
-    """Print a line. Whether anybody reads it changes nothing: `check` refuses a reader that has gone, too."""
+    """Print a line. A reader that has gone changes nothing: `check` exits with 1 when it refuses, even then."""
     try:
         print(line)
-    except BrokenPipeError:  # at once, where stdout has no buffer or the line is longer than that
-        silence(1)
+    except BrokenPipeError:  # raised here if stdout is unbuffered or the line exceeds its buffer
+        discard(1)
 
 
 def _print_json(value: dict[str, Value]) -> None:
@@ -304,7 +304,7 @@ def _print_json(value: dict[str, Value]) -> None:
     _print(json.dumps(value))
 
 
-_CARRIED_OUT = {
+_RUN_VERB = {
     "remaining": _remaining,
     "env": _env,
     "check": _check,

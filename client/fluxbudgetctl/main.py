@@ -1,4 +1,4 @@
-"""`fluxbudgetctl`: hot verbs first, without importing what they do not need."""
+"""The entry point of `fluxbudgetctl`: hot verbs first, so that they import only what they need."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command line; return the exit code."""
+    """Carry out a command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Taken out, so that no program that this one starts takes it for its own.
+    # Removed, so that programs started by this one do not inherit it.
     native = os.environ.pop("FLUXBUDGETCTL_NATIVE", None)
     code = 0
     try:
@@ -21,28 +21,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except SystemExit as exc:
-        return _ended(exc)
+        return _exit_code(exc)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): there is nobody left to tell, but the answer stays the answer.
-        _silence()
+        # The reader of stdout has gone (`| head`). The exit code is that of the answer all the same.
+        _discard_stdout()
     except OSError as exc:
-        # Our own output cannot be written; everything else is translated where it happens.
-        _silence()
+        # Only writing our own output can get here; all other errors are handled where they occur.
+        _discard_stdout()
         return _fail(f"the output cannot be written: {exc.strerror}", "is the disk full?")
-    except Exception as exc:  # noqa: BLE001  a hook must never take a defect's exit code, 1, for "refused"
+    except Exception as exc:  # noqa: BLE001  Python would exit with 1, which means "refused"
         return _fail(f"internal error: {type(exc).__name__}: {exc}", "please report it")
     return code
 
 
-def _ended(request: SystemExit) -> int:
-    """Return the exit code of argparse's own end, after its help has been written out."""
+def _exit_code(request: SystemExit) -> int:
+    """Return the exit code that argparse asks for, after flushing the help it has printed."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as exc:
-        _silence()
+        _discard_stdout()
         return _fail(f"the output cannot be written: {exc.strerror}", "is the disk full?")
     return request.code if isinstance(request.code, int) else 0
 
@@ -50,42 +50,43 @@ def _ended(request: SystemExit) -> int:
 def _fail(message: str, hint: str) -> int:
     from fluxbudgetctl.failure import Failure  # noqa: PLC0415
 
-    return Failure(message, hint, 70).tell()
+    return Failure(message, hint, 70).report()
 
 
-def _silence() -> None:
-    from fluxbudgetctl.failure import silence  # noqa: PLC0415
+def _discard_stdout() -> None:
+    from fluxbudgetctl.failure import discard  # noqa: PLC0415
 
-    silence(1)
+    discard(1)
 
 
 def bare() -> int:
-    """Carry out a plain hot verb with nothing but this package at hand; have Python start anew for everything else.
+    """Carry out a plain hot verb, and restart Python normally for everything else.
 
-    For `fluxbudgetctl` where there is no native client: Python starts sooner when it looks for no other packages.
+    This is the entry point of the script that stands in for the native client. It starts Python without `site`, which
+    is faster, but then only this package can be imported.
     """
     from fluxbudgetctl import hot  # noqa: PLC0415
 
     if hot.parse(sys.argv[1:]) is not None:
         return main()
     try:
-        os.execv(sys.argv[0], sys.argv)  # noqa: S606  no shell is wanted
+        os.execv(sys.argv[0], sys.argv)  # noqa: S606  deliberately without a shell
     except OSError as exc:
         if sys.argv[1:2] == ["hook"]:
-            return 0  # whatever is wrong, the session is not disturbed
-        hint = "install fluxbudget again: this command line is for its Python client"
+            return 0  # a hook never disturbs the session
+        hint = "install fluxbudget again: this command needs its Python client"
         return _fail(f"{sys.argv[0]}: {exc.strerror}", hint)
 
 
 def _run(arguments: list[str], native: str | None) -> int:
-    from fluxbudgetctl import hot  # noqa: PLC0415  so that an interrupt while importing is caught, too
+    from fluxbudgetctl import hot  # noqa: PLC0415  so that Ctrl-C during the import is caught, too
 
     options = hot.parse(arguments)
     if options is not None:
         return hot.run(options)
-    from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than a hot verb's whole answer
+    from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than answering a hot verb
 
-    return cli.run(arguments, native)
+    return cli.main(arguments, native)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The daemon's state files, for who cannot open its socket: a sandbox, or a socket that somebody has deleted.
+"""The daemon's state files, for when its socket cannot be opened: in a sandbox, or when the socket was deleted.
 
-A file says what was true at its `as_of`. It is believed while the daemon lives, which keeps it true; a file that a
-killed daemon has left behind is not. Nor is anything in a directory that somebody else could have made or changed: the
-socket may be meant to lie where everybody may write.
+A file says what was true at its `as_of`. It counts while the daemon, which keeps it up to date, is alive; the file of a
+killed daemon does not. Nothing in a directory that other users could have created or changed counts, because the
+socket's path may be in a directory that everyone can write to.
 """
 
 from __future__ import annotations
@@ -12,35 +12,34 @@ import os
 import stat
 
 from fluxbudgetctl import environment
-from fluxbudgetctl.failure import Failure, one_line, say
+from fluxbudgetctl.failure import Failure, one_line, print_stderr
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.short import short
 from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:
-    from fluxbudgetctl.hot import Options
     from fluxbudgetd.wire.packed import Value
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Not blocking: something else than a file may stand there.
+# O_NONBLOCK: the path may lead to a FIFO.
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST = 64 * 1024
 _MOST = 2**63 - 1
 _MOST_DIGITS = 19
-# As in the daemon's own line.
+# The same as in the daemon's line.
 _COLOURS = {"ok": "32", "warning": "33", "exceeded": "1;31", "unlimited": "36"}
 
 
 class State:
-    """What a state file says."""
+    """The contents of a state file."""
 
     def __init__(self, fields: dict[str, str]) -> None:
-        """Take a file's fields; raises `KeyError` and `ValueError` when they are not a state."""
+        """Check a file's fields; raises `KeyError` or `ValueError` if they are not a state."""
         self.run, self.phase, self.state, self.as_of = (fields[key] for key in ("run", "phase", "state", "as_of"))
         self.budget = _number(fields["budget"]) if fields["budget"] else None
         self.remaining = _number(fields["remaining"]) if fields["remaining"] else None
-        self.pct = _share(fields["pct"]) if fields["pct"] else None
+        self.pct = _percentage(fields["pct"]) if fields["pct"] else None
         self.spent = _number(fields["spent"])
         self.reserved = _number(fields["reserved"])
         self.stale = {"0": False, "1": True}[fields["stale"]]
@@ -52,7 +51,7 @@ class State:
             raise ValueError("a budget without its remainder")
 
     def answer(self) -> dict[str, Value]:
-        """Return what the daemon would have answered to `remaining`."""
+        """Return the answer the daemon would give to `remaining`."""
         spend: dict[str, Value] = {
             "budget": self.budget,
             "spent": self.spent,
@@ -68,21 +67,21 @@ class State:
         return {"run": self.run, "phase": self.phase, "spend": spend}
 
 
-def look(options: Options, failure: Failure, session: str | None = None) -> State:
-    """Return the state of the run that is meant, and say on stderr that it is from a file; raises `Failure`.
+def read_state(naming: dict[str, Value | bytes], failure: Failure, session: str | None = None) -> State:
+    """Return the state of the run that is meant, and report on stderr that it is from a file; raises `Failure`.
 
-    `failure` is what the socket said, and is raised again when there is nothing better to say. `session` is the one
-    that stdin names, if any.
+    `naming` holds the fields of a request that say which run is meant. `failure` says why the socket cannot be used; it
+    is raised again if the files do not help. `session` is the one named on stdin, if any.
     """
     try:
-        # The same directory for all that follows, whatever is put into its place meanwhile.
+        # All later steps use this descriptor, even if the directory is replaced meanwhile.
         directory = os.open(state_directory(environment.socket()), _DIRECTORY)
     except OSError:
         raise failure from None
     try:
         if not _is_private(directory):
             raise failure
-        places = _places(options, session)
+        places = _places(naming, session)
         found = next((state for place in places if (state := _read(directory, *place)) is not None), None)
         alive = _is_alive(directory)
     finally:
@@ -90,21 +89,22 @@ def look(options: Options, failure: Failure, session: str | None = None) -> Stat
     if found is None and not alive:
         raise failure
     if found is None:
-        hint = "name the run: --run ID" if options.names_none() else failure.hint
-        raise Failure(f"{failure.message}; no state file is about the run that is meant", hint, codes.UNREACHABLE)
+        is_named = any(field in naming for field in ("run", "scope", "session"))
+        hint = failure.hint if is_named else "name the run: --run ID"
+        raise Failure(f"{failure.message}; no state file describes the run", hint, codes.UNREACHABLE)
     if not alive:
-        words = f"{failure.message}; the daemon is gone, and its last state of run {found.run} is of {found.as_of}"
-        raise Failure(words, "start it with 'fluxbudgetd'", codes.UNREACHABLE)
-    say(f"fluxbudgetctl: from the state file, as of {one_line(found.as_of)}: {one_line(failure.message)}")
+        message = f"{failure.message}; the daemon is gone; its last state of run {found.run} is from {found.as_of}"
+        raise Failure(message, "start it with 'fluxbudgetd'", codes.UNREACHABLE)
+    print_stderr(f"fluxbudgetctl: from the state file, as of {one_line(found.as_of)}: {one_line(failure.message)}")
     return found
 
 
 def line(state: State, width: int | None, *, colour: bool) -> str:
     """Return a status line of at most `width` cells: `PHASE SPENT/BUDGET PCT%`.
 
-    When it is too long, the tokens go, then the phase; colours take no cell.
+    If that is too long, the tokens are left out, then the phase. Colours take no cells.
     """
-    # Phases are ASCII by rule; by this the line's length is its width whatever the file says.
+    # Phases are ASCII. Replacing anything else makes sure that the line's length is its width.
     phase = "".join(c if c.isascii() and c.isprintable() else "?" for c in state.phase)
     mark = " (stale)" if state.stale else ""
     if state.budget is None:
@@ -120,14 +120,15 @@ def line(state: State, width: int | None, *, colour: bool) -> str:
     return f"{before}{painted}{mark}"
 
 
-def _places(options: Options, session: str | None) -> list[tuple[str, str]]:
-    """Return the directories and names to look for, in the order that the daemon would take them in."""
+def _places(naming: dict[str, Value | bytes], session: str | None) -> list[tuple[str, str]]:
+    """Return the directories and names of the files to try, in the daemon's order."""
     kinds = (("run", "runs"), ("scope", "scopes"), ("session", "sessions"))
-    named = options.naming()
     for field, kind in kinds:
-        if isinstance(name := named.get(field), str):
+        if isinstance(name := naming.get(field), str):
             return [(kind, name)]
-    hints = environment.hints()
+    hints = naming["hints"]
+    if not isinstance(hints, dict):
+        return []
     if isinstance(run := hints.get("run"), str):
         return [("runs", run)]
     sessions = hints["sessions"] if isinstance(hints["sessions"], list) else []
@@ -135,26 +136,27 @@ def _places(options: Options, session: str | None) -> list[tuple[str, str]]:
     return [(kind, name) for kind, name in names if isinstance(name, str)]
 
 
-def _is_own(about: os.stat_result) -> bool:
-    return about.st_uid in (0, os.geteuid())
+def _is_trusted(status: os.stat_result) -> bool:
+    """True if the file belongs to this user or to root."""
+    return status.st_uid in (0, os.geteuid())
 
 
 def _is_private(directory: int) -> bool:
-    """Tell whether only root and this user could have put anything there."""
-    about = os.fstat(directory)
-    return _is_own(about) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    """True if only this user and root can create files in the directory."""
+    status = os.fstat(directory)
+    return _is_trusted(status) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _read(directory: int, kind: str, name: str) -> State | None:
-    """Return what the file says; None when there is none, or it is no state file."""
-    called = file_name(name)
-    if called is None:
+    """Return the contents of a state file; None if there is no valid one."""
+    filename = file_name(name)
+    if filename is None:
         return None
     try:
-        file = os.open(f"{kind}/{called}", _FILE, dir_fd=directory)
+        file = os.open(f"{kind}/{filename}", _FILE, dir_fd=directory)
         try:
-            about = os.fstat(file)
-            if not stat.S_ISREG(about.st_mode) or not _is_own(about):
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode) or not _is_trusted(status):
                 return None
             data = os.read(file, _LARGEST + 1)
         finally:
@@ -168,13 +170,13 @@ def _read(directory: int, kind: str, name: str) -> State | None:
 
 
 def _is_alive(directory: int) -> bool:
-    """Tell whether a daemon holds its lock. (It tries again when it meets a reader that holds it for a moment.)"""
+    """True if a daemon holds its lock. (A daemon that meets a reader's momentary lock tries again.)"""
     try:
         file = os.open(ALIVE, _FILE, dir_fd=directory)
     except OSError:
         return False
     try:
-        if _is_own(os.fstat(file)):
+        if _is_trusted(os.fstat(file)):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -187,11 +189,11 @@ def _is_alive(directory: int) -> bool:
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS) or int(text) > _MOST:
-        raise ValueError(f"{text} is no count")
+        raise ValueError(f"{text} is not a count")
     return int(text)
 
 
-def _share(text: str) -> float:
+def _percentage(text: str) -> float:
     if not (text.isascii() and text.replace(".", "", 1).isdigit() and len(text) <= _MOST_DIGITS):
-        raise ValueError(f"{text} is no percentage")
+        raise ValueError(f"{text} is not a percentage")
     return float(text)

@@ -5,7 +5,7 @@
 #include "environment.h"
 #include "failure.h"
 
-/* In the order in which they are printed. */
+/* The fields of a spend, in the order in which they are printed. */
 enum spend { BUDGET, SPENT, MEASURED, PROVISIONAL, RESERVED, REMAINING, PCT, STATE, STALE, STALE_WHY, SPEND_FIELDS };
 
 struct account {
@@ -13,15 +13,15 @@ struct account {
     struct value spend[SPEND_FIELDS];
 };
 
-/* What a state file says. */
+/* The contents of a state file. */
 struct state {
     struct account account;
     struct text as_of;
 };
 
-/* Find the state of the run that is meant among the daemon's state files, and say on stderr that it is from a file
-   (state_file.py). When there is none, `failure`, which holds what the socket said, is what there is to say. */
-bool look_up(const struct options *options, const char *socket, struct text session, struct state *found,
+/* Find the state file of the run that is meant, and report on stderr that it was used (state_file.py). If there is no
+   such file, return false. `failure` says why the socket cannot be used. */
+bool find_state(const struct options *options, const char *socket, struct text session, struct state *found,
              struct failure *failure);
 
 #endif

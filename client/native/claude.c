@@ -1,4 +1,4 @@
-/* `hook` and `statusline`: Claude Code's JSON to the daemon, the daemon's answer to Claude Code. */
+/* `hook` and `statusline`: pass Claude Code's JSON to the daemon, and the daemon's answer to Claude Code. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -12,22 +12,22 @@
 #include "output.h"
 #include "verbs.h"
 
-/* Of a longer input so many bytes are sent (pipes.py). */
-enum { KEPT = 256 * 1024, CHUNK = 64 * 1024 };
+/* This many bytes of a longer input are sent (stdio.py). */
+enum { INPUT_LIMIT = 256 * 1024, CHUNK = 64 * 1024 };
 
-/* The width of a line that has no limit. */
+/* The width limit of a line when none is given. */
 enum { MOST_CELLS = 64 * 1024 };
 
 struct given {
     struct text data;
-    bool whole; /* false: there was more, which has been thrown away */
-    bool ended; /* false: the end had not come when the time was up */
+    bool whole; /* false if there was more, which was discarded */
+    bool ended; /* false if the deadline came before the end of the input */
 };
 
-/* Read stdin to its end, or until the deadline. A terminal, and one that cannot be read, are empty. */
+/* Read stdin to its end, or until the deadline. A terminal or an unreadable stdin counts as empty. */
 static struct given read_input(double deadline)
 {
-    static char data[KEPT + CHUNK] = {0};
+    static char data[INPUT_LIMIT + CHUNK] = {0};
     struct given given = {{data, 0}, true, true};
     if (isatty(STDIN_FILENO))
         return given;
@@ -42,8 +42,8 @@ static struct given read_input(double deadline)
         if (size <= 0)
             return given;
         given.data.size += (size_t)size;
-        if (given.data.size > KEPT) {
-            given.data.size = KEPT;
+        if (given.data.size > INPUT_LIMIT) {
+            given.data.size = INPUT_LIMIT;
             given.whole = false;
         }
     }
@@ -56,15 +56,15 @@ static struct text without_space(struct text rest)
     return rest;
 }
 
-/* The text of the first field of that name, when it is a plain one (fields.py has the rule); its bytes null: none.
-   `key` has its quotes. */
-static struct text field_text(struct text data, const char *key)
+/* Return the value of the first field with this name if it is a plain string (json_fields.py has the rule); else its
+   bytes are null. `key` includes the quotes. */
+static struct text text_field(struct text data, const char *key)
 {
     static const struct text none = {NULL, 0};
     const char *end = data.bytes + data.size, *at = data.bytes;
     while ((at = memmem(at, (size_t)(end - at), key, strlen(key))) != NULL) {
-        const char *behind = at + strlen(key);
-        struct text rest = without_space((struct text){behind, (size_t)(end - behind)});
+        const char *after = at + strlen(key);
+        struct text rest = without_space((struct text){after, (size_t)(end - after)});
         at++;
         if (rest.size == 0 || *rest.bytes != ':')
             continue;
@@ -95,7 +95,7 @@ static void debug_error(const char *what, const char *why)
     debug((struct text[]){text(what), text(why)}, 2);
 }
 
-/* Append lines to an open file; return why not, or null. */
+/* Append lines to an open file; return null, or the error. */
 static const char *append(int file, struct text lines)
 {
     struct stat about;
@@ -106,7 +106,7 @@ static const char *append(int file, struct text lines)
         return "it is not a regular file";
     if (about.st_size > 0 && pread(file, &last, 1, about.st_size - 1) < 0)
         return strerror(errno);
-    /* One write, so that nobody's lines get in between. */
+    /* One write, so that the lines of other processes cannot get in between. */
     static char all[(1 << 20) + 2];
     size_t size = 0;
     if (last != '\n')
@@ -124,13 +124,13 @@ static void export_lines(struct text lines)
     const char *path = variable("CLAUDE_ENV_FILE");
     if (path == NULL)
         return;
-    /* Not blocking: something else than a file may stand there, which would keep the hook waiting. */
+    /* O_NONBLOCK: the path may lead to a FIFO or a device, which would block the hook. */
     int file = open(path, O_RDWR | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
     const char *why = file < 0 ? strerror(errno) : append(file, lines);
     if (file >= 0)
         close(file);
     if (why != NULL)
-        debug_error("the file that $CLAUDE_ENV_FILE names cannot be written: ", why);
+        debug_error("the file named by $CLAUDE_ENV_FILE cannot be written: ", why);
 }
 
 static void pack_whole(struct packer *to, const void *of)
@@ -139,13 +139,13 @@ static void pack_whole(struct packer *to, const void *of)
     pack_boolean(to, *(const bool *)of);
 }
 
-/* Ask; false with the failure, which is every kind of it. */
+/* Ask the daemon; return false with a failure for any kind of error. */
 static bool ask_hook(const struct options *options, const char *path, const struct given *given, double left,
                      struct text *output, struct text *exports, struct failure *failure)
 {
     if (!given->ended || left <= 0) {
         fail(failure, NO_ANSWER, "");
-        return words(failure, "the hook's input did not end in time");
+        return add_string(failure, "the hook's input did not end in time");
     }
     struct request request = {.path = path, .op = "hook", .options = options, .input = given->data,
                               .pairs = 1, .pack_rest = pack_whole, .of = &given->whole};
@@ -155,31 +155,31 @@ static bool ask_hook(const struct options *options, const char *path, const stru
     struct value op = field(&answer, "op"), printed = field(&answer, "output"), lines = field(&answer, "exports");
     bool are_texts = (printed.kind == TEXT || printed.kind == ABSENT) && (lines.kind == TEXT || lines.kind == ABSENT);
     if (op.kind != TEXT || !equals(op.text, "hook") || !are_texts)
-        return not_understood(failure, "it is no hook's");
+        return not_understood(failure, "it is not a hook's answer");
     *output = printed.text;
     *exports = lines.text;
     return true;
 }
 
-/* Tell whether this is the question before a sub-agent's start. */
-static bool launches(struct text data)
+/* True if this is the PreToolUse event of a sub-agent's launch. */
+static bool is_launch(struct text data)
 {
-    struct text tool = field_text(data, "\"tool_name\"");
-    return equals(field_text(data, "\"hook_event_name\""), "PreToolUse") &&
+    struct text tool = text_field(data, "\"tool_name\"");
+    return equals(text_field(data, "\"hook_event_name\""), "PreToolUse") &&
            (equals(tool, "Agent") || equals(tool, "Task"));
 }
 
-static void deny(const struct failure *failure)
+static void put_denial(const struct failure *failure)
 {
     put_string(&out, "{\"hookSpecificOutput\": {\"hookEventName\": \"PreToolUse\", \"permissionDecision\": \"deny\", "
                      "\"permissionDecisionReason\": \"fluxbudget: the daemon gave no answer (");
     for (size_t i = 0; i < failure->count; i++)
-        put_json_one_line(&out, failure->words[i]);
+        put_json_one_line(&out, failure->pieces[i]);
     put_string(&out, "), and FLUXBUDGET_FAIL_CLOSED=1\"}}\n");
 }
 
-/* Have stdout and stderr wait until the deadline, and no longer, for room. */
-static void bound_output(double deadline)
+/* Make writes to stdout and stderr give up at the deadline. */
+static void limit_output(double deadline)
 {
     out.bounded = err.bounded = true;
     out.deadline = err.deadline = deadline;
@@ -188,7 +188,7 @@ static void bound_output(double deadline)
 int verb_hook(const struct options *options, const char *path)
 {
     double deadline = now() + options->seconds;
-    bound_output(deadline);
+    limit_output(deadline);
     struct given given = read_input(deadline);
     struct text output = {NULL, 0}, exports = {NULL, 0};
     struct failure failure = {.count = 0};
@@ -196,12 +196,12 @@ int verb_hook(const struct options *options, const char *path)
         return OK;
     bool answered = ask_hook(options, path, &given, deadline - now(), &output, &exports, &failure);
     if (!answered)
-        debug(failure.words, failure.count);
+        debug(failure.pieces, failure.count);
     if (exports.size > 0)
         export_lines(exports);
     const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");
-    if (!answered && closed != NULL && strcmp(closed, "1") == 0 && launches(given.data))
-        deny(&failure);
+    if (!answered && closed != NULL && strcmp(closed, "1") == 0 && is_launch(given.data))
+        put_denial(&failure);
     if (output.size > 0) {
         put(&out, output);
         put_string(&out, "\n");
@@ -209,29 +209,29 @@ int verb_hook(const struct options *options, const char *path)
     flush(&out);
     if (out.error != 0)
         debug_error("the output cannot be written: ",
-                    out.error == ETIMEDOUT ? "nobody has read it in time" : strerror(out.error));
+                    out.error == ETIMEDOUT ? "the reader did not read it in time" : strerror(out.error));
     out.error = 0;
     return OK;
 }
 
-struct look_of_line {
+struct line_style {
     int width;
     bool colour;
 };
 
-static void pack_look(struct packer *to, const void *of)
+static void pack_style(struct packer *to, const void *of)
 {
-    const struct look_of_line *look = of;
+    const struct line_style *style = of;
     pack_string(to, "width");
-    if (look->width > 0)
-        pack_count(to, (uint64_t)look->width);
+    if (style->width > 0)
+        pack_count(to, (uint64_t)style->width);
     else
         pack_nil(to);
     pack_string(to, "colour");
-    pack_boolean(to, look->colour);
+    pack_boolean(to, style->colour);
 }
 
-/* Phases are ASCII by rule; with a question mark for everything else the line's length is its width in any case. */
+/* Phases are ASCII. Replacing anything else by a question mark makes sure that the line's length is its width. */
 static size_t width_of(struct text utf8)
 {
     size_t width = 0;
@@ -249,9 +249,9 @@ static void put_ascii(struct text utf8)
     }
 }
 
-/* Put a status line of at most so many cells: `PHASE SPENT/BUDGET PCT%` (state_file.py, `line`). When it is too long,
-   the tokens go, then the phase; colours take no cell. */
-static void put_state(const struct state *state, struct look_of_line look)
+/* Put a status line that fits into the width: `PHASE SPENT/BUDGET PCT%` (state_file.py, `line`). If it is too long, the
+   tokens are left out, then the phase. Colours take no cells. */
+static void put_state(const struct state *state, struct line_style style)
 {
     static const struct {
         const char *state, *colour;
@@ -269,7 +269,7 @@ static void put_state(const struct state *state, struct look_of_line look)
         snprintf(share, sizeof share, "%llu%%", (unsigned long long)spend[PCT].number);
         snprintf(tokens, sizeof tokens, "%s/%s ", spent, budget);
     }
-    size_t limit = look.width > 0 ? (size_t)look.width : MOST_CELLS;
+    size_t limit = style.width > 0 ? (size_t)style.width : MOST_CELLS;
     size_t least = strlen(share) + strlen(mark), named = width_of(phase) + 1 + least;
     if (named <= limit) {
         put_ascii(phase);
@@ -281,7 +281,7 @@ static void put_state(const struct state *state, struct look_of_line look)
         if (strlen(share) > limit)
             share[limit] = '\0';
     }
-    for (size_t i = 0; look.colour && i < sizeof colours / sizeof colours[0]; i++) {
+    for (size_t i = 0; style.colour && i < sizeof colours / sizeof colours[0]; i++) {
         if (equals(spend[STATE].text, colours[i].state)) {
             put_string(&out, "\x1b[");
             put_string(&out, colours[i].colour);
@@ -289,28 +289,28 @@ static void put_state(const struct state *state, struct look_of_line look)
         }
     }
     put_string(&out, share);
-    put_string(&out, look.colour ? "\x1b[0m" : "");
+    put_string(&out, style.colour ? "\x1b[0m" : "");
     put_string(&out, mark);
 }
 
-/* Ask for the line and put it; without a socket, put the state file's. */
+/* Ask for the line and put it; without a socket, put a line made from the state file. */
 static bool put_line(const struct options *options, const char *path, struct text input, double left,
                      struct failure *failure)
 {
     static struct state state;
     const char *terminal = variable("TERM"), *columns = variable("COLUMNS");
-    struct look_of_line look = {options->width, options->colour && variable("NO_COLOR") == NULL};
-    if (look.width == 0 && columns != NULL)
-        look.width = cells(columns);
+    struct line_style style = {options->width, options->colour && variable("NO_COLOR") == NULL};
+    if (style.width == 0 && columns != NULL)
+        style.width = cells(columns);
     if (terminal != NULL && strcmp(terminal, "dumb") == 0)
-        look.colour = false;
+        style.colour = false;
     struct request request = {.path = path, .op = "statusline", .options = options, .input = input,
-                              .pairs = 2, .pack_rest = pack_look, .of = &look};
+                              .pairs = 2, .pack_rest = pack_style, .of = &style};
     struct value answer;
     if (!ask(&request, left, &answer, failure)) {
-        if (!failure->no_socket || !look_up(options, path, field_text(input, "\"session_id\""), &state, failure))
+        if (!failure->no_socket || !find_state(options, path, text_field(input, "\"session_id\""), &state, failure))
             return false;
-        put_state(&state, look);
+        put_state(&state, style);
         return true;
     }
     struct value line = field(&answer, "line"), why = field(&answer, "stale_why");
@@ -328,24 +328,24 @@ static bool put_line(const struct options *options, const char *path, struct tex
 int verb_statusline(const struct options *options, const char *path)
 {
     double deadline = now() + options->seconds;
-    bound_output(deadline);
+    limit_output(deadline);
     struct given given = read_input(deadline);
     double left = deadline - now();
     struct failure failure = {.count = 0};
     if (!given.ended || left <= 0) {
         snprintf(failure.number, sizeof failure.number, "stdin did not end within %g s", options->seconds);
-        fail(&failure, NO_ANSWER, "give it </dev/null");
-        words(&failure, failure.number);
-        return tell(&failure);
+        fail(&failure, NO_ANSWER, "redirect stdin from /dev/null");
+        add_string(&failure, failure.number);
+        return report(&failure);
     }
     if (!put_line(options, path, given.data, left, &failure))
-        return tell(&failure);
+        return report(&failure);
     put_string(&out, "\n");
     flush(&out);
     if (out.error != ETIMEDOUT)
-        return OK; /* of any other error `main` tells, as of every verb's */
+        return OK; /* `main` reports any other error, as for every verb */
     out.error = 0;
-    fail(&failure, NO_ANSWER, "read stdout");
-    words(&failure, "the line cannot be written: nobody has read it in time");
-    return tell(&failure);
+    fail(&failure, NO_ANSWER, "make sure that stdout is read");
+    add_string(&failure, "the line cannot be written: the reader did not read it in time");
+    return report(&failure);
 }

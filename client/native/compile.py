@@ -10,23 +10,24 @@ from collections.abc import Sequence
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wvla")
-#: A static program starts in less time: nothing is linked when it does; in fewer segments, fewer pages are brought in.
-_WAYS = (("-static", "-s", "-Wl,-z,noseparate-code"), ("-s",))
+#: Linker flags to try in this order. A static program starts faster because nothing is linked at that time, and fewer
+#: segments mean fewer page faults.
+_LINKING = (("-static", "-s", "-Wl,-z,noseparate-code"), ("-s",))
 _COMPILERS = ("cc", "gcc", "clang")
 
 
-def compile(output: str, version: str) -> bool:  # noqa: A001  that is what it does
-    """Compile the client with `$CC`, or the first compiler that is there; tell whether there is a client that runs."""
+def compile(output: str, version: str) -> bool:  # noqa: A001  the name fits too well
+    """Compile the client with `$CC`, else with the first compiler that works; return True if the program runs."""
     chosen = os.environ.get("CC")
     for compiler in [shlex.split(chosen)] if chosen else [[name] for name in _COMPILERS]:
-        for way in _WAYS:
-            if build(compiler, output, version, way) and _runs(output):
+        for flags in _LINKING:
+            if build(compiler, output, version, flags) and _runs(output):
                 return True
     return False
 
 
 def build(compiler: Sequence[str], output: str, version: str, flags: Sequence[str]) -> bool:
-    """Compile with one compiler and with these flags; tell whether it has worked."""
+    """Compile with this compiler and these flags; return True if that succeeded."""
     with tempfile.TemporaryDirectory() as directory:
         write_table(directory)
         command = [
@@ -52,7 +53,7 @@ def sources() -> list[str]:
 
 
 def write_table(directory: str) -> None:
-    """Write `printable.h`: the characters at which `str.isprintable` changes. So both clients have one rule."""
+    """Write `printable.h`, the code points at which `str.isprintable` changes, so that both clients agree."""
     with open(os.path.join(directory, "printable.h"), "w", encoding="ascii") as file:
         file.write(f"static const uint32_t turns[] = {{{', '.join(map(str, _turns()))}}};\n")
 
@@ -68,7 +69,7 @@ def _turns() -> list[int]:
 
 
 def _runs(program: str) -> bool:
-    """Tell whether the program starts; without the Python client beside it, that is all that it does."""
+    """True if the program starts. (Without the Python client beside it, it cannot do more.)"""
     try:
         done = subprocess.run([os.path.abspath(program)], capture_output=True, check=False)  # noqa: S603
     except OSError:

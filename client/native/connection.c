@@ -14,10 +14,10 @@
 
 enum { VERSION = 1, HEADER = 4, MAX_FRAME = 1 << 20 };
 
-/* Between two attempts to get into the daemon's full queue of new connections. */
+/* The pause between two attempts to connect while the daemon's backlog is full. */
 static const double RETRY_SECONDS = 0.002;
 
-/* error code in an answer → exit code; every other one: INTERNAL */
+/* Error code in an answer → exit code. All others: INTERNAL. */
 static const struct {
     const char *code;
     int exit_code;
@@ -36,13 +36,13 @@ struct exchange {
     struct failure *failure;
 };
 
-static bool not_reached(const struct exchange *with, int error)
+static bool not_connected(const struct exchange *with, int error)
 {
-    away(with->failure, with->path, strerror(error));
-    /* The last two are what a filter says that would rather not be noticed. */
+    unreachable(with->failure, with->path, strerror(error));
+    /* Some sandboxes use the last two instead of the usual errors. */
     bool forbidden = error == EPERM || error == EACCES || error == EAFNOSUPPORT || error == ENOSYS;
     if (forbidden)
-        set_hint(with->failure, "a sandbox may forbid sockets: run it outside; else look at the socket's permissions");
+        set_hint(with->failure, "a sandbox may forbid sockets: run it outside, or check the socket's permissions");
     with->failure->no_socket = forbidden || error == ENOENT || error == ECONNREFUSED;
     return false;
 }
@@ -54,17 +54,17 @@ static bool too_late(const struct exchange *with)
 
 static bool lost(const struct exchange *with)
 {
-    return away(with->failure, with->path, strerror(errno));
+    return unreachable(with->failure, with->path, strerror(errno));
 }
 
-static bool dial(struct exchange *with)
+static bool connect_to_daemon(struct exchange *with)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     with->peer = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (with->peer < 0)
-        return not_reached(with, errno);
+        return not_connected(with, errno);
     if (strlen(with->path) >= sizeof address.sun_path)
-        return away(with->failure, with->path, "AF_UNIX path too long");
+        return unreachable(with->failure, with->path, "AF_UNIX path too long");
     strcpy(address.sun_path, with->path);
     for (;;) {
         double left = with->deadline - now();
@@ -73,8 +73,8 @@ static bool dial(struct exchange *with)
         if (connect(with->peer, (struct sockaddr *)&address, sizeof address) == 0)
             return true;
         if (errno != EAGAIN && errno != EINTR)
-            return not_reached(with, errno);
-        /* The queue is full; a Unix socket says so instead of waiting. */
+            return not_connected(with, errno);
+        /* The backlog is full: connecting to a Unix socket fails then, where TCP would wait. */
         double pause = left < RETRY_SECONDS ? left : RETRY_SECONDS;
         nanosleep(&(struct timespec){0, (long)(pause * 1e9)}, NULL);
     }
@@ -90,7 +90,7 @@ static bool require_owner(const struct exchange *with)
         return true;
     snprintf(with->failure->number, sizeof with->failure->number, "it is served by uid %lu, not by you",
              (unsigned long)owner.uid);
-    return away(with->failure, with->path, with->failure->number);
+    return unreachable(with->failure, with->path, with->failure->number);
 }
 
 static bool send_all(const struct exchange *with, struct iovec *pieces, size_t count)
@@ -99,7 +99,7 @@ static bool send_all(const struct exchange *with, struct iovec *pieces, size_t c
         struct msghdr message = {.msg_iov = pieces, .msg_iovlen = count};
         ssize_t sent = sendmsg(with->peer, &message, MSG_NOSIGNAL);
         if (sent < 0 && (errno == EPIPE || errno == ECONNRESET))
-            return true; /* refused before it was read: the answer says why */
+            return true; /* refused before it was read; the answer says why */
         if (sent < 0 && errno == EAGAIN) {
             if (!wait_for(with->peer, POLLOUT, with->deadline))
                 return too_late(with);
@@ -131,7 +131,7 @@ static bool receive(const struct exchange *with, struct text *body)
         if (size < 0)
             return lost(with);
         if (size == 0)
-            return away(with->failure, with->path, "the daemon closed the connection without an answer");
+            return unreachable(with->failure, with->path, "the daemon closed the connection without an answer");
         got += (size_t)size;
         if (got < HEADER)
             continue;
@@ -148,7 +148,7 @@ static bool receive(const struct exchange *with, struct text *body)
     return true;
 }
 
-/* The failure for the `error` of an answer. */
+/* Fail with the `error` of an answer. */
 static bool refused(struct failure *failure, struct value error)
 {
     struct value code = field(&error, "code"), message = field(&error, "message"), hint = field(&error, "hint");
@@ -158,12 +158,12 @@ static bool refused(struct failure *failure, struct value error)
             failure->exit_code = error_codes[i].exit_code;
     if (hint.kind == TEXT)
         failure->hint[0] = hint.text;
-    return words_of(failure, message.kind == TEXT ? message.text : text("the daemon failed"));
+    return add_piece(failure, message.kind == TEXT ? message.text : text("the daemon failed"));
 }
 
 static bool exchange(struct exchange *with, struct iovec pieces[3], struct text *body)
 {
-    bool done = dial(with) && require_owner(with) && send_all(with, pieces, 3) && receive(with, body);
+    bool done = connect_to_daemon(with) && require_owner(with) && send_all(with, pieces, 3) && receive(with, body);
     if (with->peer >= 0)
         close(with->peer);
     return done;
@@ -173,7 +173,7 @@ bool ask(const struct request *request, double seconds, struct value *answer, st
 {
     static char head[HEADER + MAX_FRAME];
     char rest[64];
-    struct packer to = {head, sizeof head, HEADER}, behind = {rest, sizeof rest, 0};
+    struct packer to = {head, sizeof head, HEADER}, after = {rest, sizeof rest, 0};
     struct exchange with = {request->path, seconds, now() + seconds, -1, failure};
     size_t naming = request->options != NULL ? naming_pairs(request->options) : 0;
     pack_map(&to, 3 + naming + (request->input.bytes != NULL) + request->pairs);
@@ -190,18 +190,18 @@ bool ask(const struct request *request, double seconds, struct value *answer, st
         pack_bytes_head(&to, request->input.size);
     }
     if (request->pack_rest != NULL)
-        request->pack_rest(request->input.bytes != NULL ? &behind : &to, request->of);
-    size_t size = to.size - HEADER + request->input.size + behind.size;
+        request->pack_rest(request->input.bytes != NULL ? &after : &to, request->of);
+    size_t size = to.size - HEADER + request->input.size + after.size;
     if (size > MAX_FRAME) {
         snprintf(failure->number, sizeof failure->number, "a message has 1 to %d bytes, this one %zu", MAX_FRAME, size);
-        fail(failure, BAD_INPUT, "shorten its arguments");
-        words(failure, "the request is too large: ");
-        return words(failure, failure->number);
+        fail(failure, BAD_INPUT, "shorten the arguments");
+        add_string(failure, "the request is too large: ");
+        return add_string(failure, failure->number);
     }
     for (int i = 0; i < HEADER; i++)
         head[i] = (char)(size >> 8 * (HEADER - 1 - i) & 0xFF);
     struct iovec pieces[3] = {
-        {head, to.size}, {(void *)(uintptr_t)request->input.bytes, request->input.size}, {rest, behind.size}};
+        {head, to.size}, {(void *)(uintptr_t)request->input.bytes, request->input.size}, {rest, after.size}};
     struct text body;
     if (!exchange(&with, pieces, &body))
         return false;

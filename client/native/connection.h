@@ -1,22 +1,22 @@
-/* One request, one answer, one deadline for connecting, writing and reading (asking.py, connection.py, framing.py). */
+/* One request, one answer, one deadline for connecting, writing and reading (request.py, connection.py, framing.py). */
 #ifndef FLUXBUDGET_CONNECTION_H
 #define FLUXBUDGET_CONNECTION_H
 
 #include "environment.h"
 #include "failure.h"
 
-/* A request: `input`, when its bytes are not null, is sent as it is, as a field of that name. */
+/* A request. `input`, unless its bytes are null, is sent unchanged as the field `input`. */
 struct request {
     const char *path; /* of the socket */
     const char *op;
-    const struct options *options; /* null: no run is meant */
+    const struct options *options; /* null: the request is not about a run */
     struct text input;
-    size_t pairs;                                                /* of which `pack_rest` adds so many */
+    size_t pairs;                                                /* how many `pack_rest` adds */
     void (*pack_rest)(struct packer *to, const void *of);        /* null: nothing */
     const void *of;
 };
 
-/* Ask the daemon; the answer is a map whose `ok` is true. It stays where it is until the next one. */
+/* Ask the daemon. The answer is a map whose `ok` is true; it is valid until the next request. */
 bool ask(const struct request *request, double seconds, struct value *answer, struct failure *failure);
 
 #endif

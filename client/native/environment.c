@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* No environment variable is longer (MAX_ARG_STRLEN), and no directory by far. */
+/* No environment variable is longer (MAX_ARG_STRLEN), and directories are much shorter. */
 enum { LONGEST = 128 * 1024 };
 
 static const char *const sessions[] = {"CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID"};
@@ -17,7 +17,7 @@ const char *variable(const char *name)
     return value != NULL && *value != '\0' ? value : NULL;
 }
 
-/* Tell whether Python's `abspath` would leave a path as it is. */
+/* True if Python's `abspath` would not change the path. */
 static bool is_plain(const char *path)
 {
     if (path[0] != '/')
@@ -40,7 +40,7 @@ static const char *joined(const char *directory, const char *rest)
     return path;
 }
 
-/* The directory that a login gives a user; null when it is not there. */
+/* Return the user's usual runtime directory; null if it does not exist. */
 static const char *usual_runtime(void)
 {
     static char directory[32];

@@ -1,4 +1,5 @@
-/* What the client's surroundings say: the socket, and which run is meant when none is named (environment.py). */
+/* What the environment says: where the socket is, and which run is meant when the command line names none
+   (environment.py). */
 #ifndef FLUXBUDGET_ENVIRONMENT_H
 #define FLUXBUDGET_ENVIRONMENT_H
 
@@ -6,7 +7,7 @@
 
 /* A hot command line. */
 struct options {
-    const char *run, *scope, *session; /* null: not named so */
+    const char *run, *scope, *session; /* null: the flag is not given */
     double seconds;                    /* the time limit */
     bool json;
     bool colour;
@@ -16,21 +17,21 @@ struct options {
     int width;            /* 0: none */
 };
 
-/* An environment variable; null when it is not set, or empty. */
+/* Return an environment variable; null if it is unset or empty. */
 const char *variable(const char *name);
 
-/* The path of the daemon's socket; null when that is not plain, and better left to Python. */
+/* Return the path of the daemon's socket; null if it is not plain, which is left to Python. */
 const char *socket_path(void);
 
-/* The width that digits say; 0 unless it is a whole number above 0 of at most five digits. */
+/* Return a width in cells; 0 unless it is a whole number above 0 of at most five digits. */
 int cells(const char *digits);
 
-/* How many of the pairs below a request has: which run is meant, and the hints. */
+/* Return how many pairs `pack_naming` adds to a request: which run is meant, and the hints. */
 size_t naming_pairs(const struct options *options);
 void pack_naming(struct packer *to, const struct options *options);
 
-/* The names of the run's, scope's or session's state file, in the order in which the daemon would take them:
-   directories (`kinds`) and names; return how many. `given` is the session that stdin names; its bytes null: none. */
+/* Find the state files to try, in the daemon's order: their directories (`kinds`) and names. Return how many there are.
+   `given` is the session named on stdin; its bytes are null if there is none. */
 enum { MOST_PLACES = 4 };
 size_t state_places(const struct options *options, struct text given, const char *kinds[MOST_PLACES],
                     struct text names[MOST_PLACES]);

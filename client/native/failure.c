@@ -20,46 +20,46 @@ bool fail(struct failure *failure, int exit_code, const char *hint)
     return false;
 }
 
-bool words_of(struct failure *failure, struct text piece)
+bool add_piece(struct failure *failure, struct text piece)
 {
-    if (failure->count < MOST_WORDS)
-        failure->words[failure->count++] = piece;
+    if (failure->count < MOST_PIECES)
+        failure->pieces[failure->count++] = piece;
     return false;
 }
 
-bool words(struct failure *failure, const char *piece)
+bool add_string(struct failure *failure, const char *piece)
 {
-    return words_of(failure, text(piece));
+    return add_piece(failure, text(piece));
 }
 
 bool not_understood(struct failure *failure, const char *reason)
 {
-    fail(failure, INTERNAL, "are daemon and client of one version?");
-    words(failure, "the daemon's answer is not understood: ");
-    return words(failure, reason);
+    fail(failure, INTERNAL, "are the daemon and the client the same version?");
+    add_string(failure, "the daemon's answer is not understood: ");
+    return add_string(failure, reason);
 }
 
 bool no_answer(struct failure *failure, const char *path, double seconds)
 {
     snprintf(failure->number, sizeof failure->number, " within %g s", seconds);
-    fail(failure, NO_ANSWER, "see 'fluxbudgetctl doctor', or give more --timeout");
-    words(failure, "no answer from ");
-    words(failure, path);
-    return words(failure, failure->number);
+    fail(failure, NO_ANSWER, "see 'fluxbudgetctl doctor', or use a longer --timeout");
+    add_string(failure, "no answer from ");
+    add_string(failure, path);
+    return add_string(failure, failure->number);
 }
 
-bool away(struct failure *failure, const char *path, const char *reason)
+bool unreachable(struct failure *failure, const char *path, const char *reason)
 {
     fail(failure, UNREACHABLE, "start it with 'fluxbudgetd'");
-    words(failure, "no daemon at ");
-    words(failure, path);
-    words(failure, ": ");
-    return words(failure, reason);
+    add_string(failure, "no daemon at ");
+    add_string(failure, path);
+    add_string(failure, ": ");
+    return add_string(failure, reason);
 }
 
 void begin_line(const char *start)
 {
-    /* On a terminal the answer stands before what is said about it. */
+    /* On a terminal the answer comes before the notes about it. */
     if (out.used > 0 && isatty(out.file))
         flush(&out);
     put_string(&err, start);
@@ -71,11 +71,11 @@ void end_line(void)
     flush(&err);
 }
 
-int tell(const struct failure *failure)
+int report(const struct failure *failure)
 {
     begin_line("fluxbudgetctl: ");
     for (size_t i = 0; i < failure->count; i++)
-        put_one_line(&err, failure->words[i]);
+        put_one_line(&err, failure->pieces[i]);
     end_line();
     if (failure->hint[0].size > 0) {
         begin_line("hint: ");

@@ -15,36 +15,36 @@ enum exit_code {
     BAD_CONFIG = 78,
 };
 
-enum { MOST_WORDS = 10 };
+enum { MOST_PIECES = 10 };
 
-/* The line is kept in the pieces that it is made of, which are not copied: neither may the failure be. */
+/* The line consists of pieces that point to their text, some of it in `number`. So a failure must not be copied. */
 struct failure {
-    struct text words[MOST_WORDS];
+    struct text pieces[MOST_PIECES];
     size_t count;
-    struct text hint[3]; /* likewise; empty: none */
+    struct text hint[3]; /* likewise; empty if there is none */
     int exit_code;
-    bool no_socket;  /* it did not get as far as the daemon: state files may still say something */
-    char number[96]; /* room for one of the words */
+    bool no_socket;  /* the daemon could not be reached: the state files may be used */
+    char number[96]; /* space for one of the pieces */
 };
 
-/* Begin a failure; return false, as everything that has failed does. */
+/* Begin a failure; always return false, so that a function can fail with `return fail(…)`. */
 bool fail(struct failure *failure, int exit_code, const char *hint);
 void set_hint(struct failure *failure, const char *hint);
 
-/* Add a piece to its line; return false. */
-bool words(struct failure *failure, const char *piece);
-bool words_of(struct failure *failure, struct text piece);
+/* Add a piece to the line; return false. */
+bool add_string(struct failure *failure, const char *piece);
+bool add_piece(struct failure *failure, struct text piece);
 
-/* The failures that have several reasons; each returns false. */
+/* Failures that occur in several places; each function returns false. */
 bool not_understood(struct failure *failure, const char *reason);
 bool no_answer(struct failure *failure, const char *path, double seconds);
-bool away(struct failure *failure, const char *path, const char *reason);
+bool unreachable(struct failure *failure, const char *path, const char *reason);
 
-/* Begin and end a line on stderr; one that cannot be written changes nothing. */
+/* Begin and end a line on stderr; an error there is ignored. */
 void begin_line(const char *start);
 void end_line(void);
 
 /* Write the line and the hint to stderr; return the exit code. */
-int tell(const struct failure *failure);
+int report(const struct failure *failure);
 
 #endif

@@ -1,20 +1,20 @@
 /* The native client of the verbs that hooks call: `remaining`, `env`, `check`, `ping`, `hook`, `statusline`.
 
-   A hook pays for the client's start on every tool call, and Python's costs many times what the answer does. This
-   program does what client/fluxbudgetctl does, byte for byte; tests/test_native.py compares them. The rules:
+   Claude Code starts a client for every tool call, and starting Python costs many times more than the answer. This
+   program does what client/fluxbudgetctl does, byte for byte; tests/test_native.py compares the two. The rules:
 
-   * Whatever is not a plain, correct hot command line is Python's: another verb, `--help`, a mistake, a number that the
-     two languages could read differently, surroundings that only Python knows how to read. `fluxbudgetctl-python` beside
-     this program is then executed in its place, before anything has been read or written.
-   * Nothing here grows with what others send: an answer is at most a frame, of stdin a beginning is kept, and buffers
-     are static. It allocates nothing, has no locale, and uses of stdio snprintf only.
-   * Everything has one deadline: connecting, writing and reading; of `hook` and `statusline`, which Claude Code waits
-     for, also stdin, stdout and stderr. (Every other verb waits until somebody reads what it prints.)
-   * What comes from outside is bytes. An answer is checked as a whole before anything is taken from it; what goes to a
-     terminal has its control characters written out.
+   * It handles only plain, correct hot command lines. For everything else it executes `fluxbudgetctl-python`, which is
+     installed beside it, before it has read or written anything: for other verbs, `--help`, mistakes, numbers that the
+     two languages could read differently, and environments that only Python can interpret.
+   * Its memory is bounded: an answer is at most one frame, only the beginning of stdin is kept, and all buffers are
+     static. It allocates nothing, sets no locale, and uses only snprintf of stdio.
+   * One deadline covers connecting, writing and reading. For `hook` and `statusline`, which Claude Code waits for, it
+     also covers stdin, stdout and stderr. (The other verbs wait until their output is read.)
+   * Input is bytes. An answer is checked completely before it is used. Control characters are escaped before they can
+     reach a terminal.
 
    text: UTF-8, names. output: stdout and stderr. failure: one line, a hint, an exit code. packed: MessagePack.
-   environment: the socket, which run is meant. connection: one question. state_file: when there is no socket.
+   environment: the socket, which run is meant. connection: one request. state_file: used without a socket.
    verbs: the four that only print. claude: the two that Claude Code calls. */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,14 +31,14 @@
 #include "verbs.h"
 
 #ifndef FLUXBUDGET_VERSION
-#error "compile.py says which version this is"
+#error "compile.py defines the version"
 #endif
 
 static const double QUICK = 0.2, PATIENT = 1.0, MOST_SECONDS = 3600.0;
 
 enum flag { RUN, SCOPE, SESSION, TIMEOUT, DEFAULT, OVERRIDE, WIDTH, JSON, NO_COLOUR, NO_COLOR, FLAGS };
 
-/* The flags from JSON on have no value. */
+/* JSON and the flags after it have no value. */
 static const char *const flag_names[FLAGS] = {"--run",      "--scope", "--session", "--timeout",   "--default",
                                               "--override", "--width", "--json",    "--no-colour", "--no-color"};
 
@@ -48,7 +48,7 @@ static const struct verb {
     const char *name;
     unsigned flags;
     double seconds;
-    int (*carry_out)(const struct options *options, const char *path);
+    int (*run)(const struct options *options, const char *path);
 } verbs[] = {
     {"remaining", NAMING | 1 << JSON | 1 << DEFAULT, QUICK, verb_remaining},
     {"env", NAMING, PATIENT, verb_env},
@@ -58,7 +58,7 @@ static const struct verb {
     {"statusline", NAMING | 1 << WIDTH | 1 << NO_COLOUR | 1 << NO_COLOR, QUICK, verb_statusline},
 };
 
-/* Read a time limit; 0 unless it is plain digits with at most one point, above 0 and at most an hour. */
+/* Return a time limit in seconds; 0 unless it is plain digits with at most one point, and at most an hour. */
 static double read_seconds(const char *written)
 {
     size_t digits = strspn(written, "0123456789");
@@ -69,7 +69,7 @@ static double read_seconds(const char *written)
     return seconds <= MOST_SECONDS ? seconds : 0;
 }
 
-/* Take the flags apart; false for anything that is not plain. `values` are null for what is not there. */
+/* Read the flags; return false unless all are plain. The `values` of flags that are not given stay null. */
 static bool take_flags(const struct verb *verb, char **arguments, const char *values[FLAGS])
 {
     for (; *arguments != NULL; arguments++) {
@@ -95,7 +95,7 @@ static bool take_flags(const struct verb *verb, char **arguments, const char *va
     return true;
 }
 
-/* Return the verb of a plain, correct hot command line, with its options; null for any other. */
+/* Return the verb of a plain, correct hot command line, and its options; null for any other command line. */
 static const struct verb *parse(char **arguments, struct options *options)
 {
     const char *values[FLAGS] = {NULL};
@@ -130,7 +130,7 @@ static const struct verb *parse(char **arguments, struct options *options)
     return verb;
 }
 
-/* Find out where this program itself is, not a link to it; false when the system does not say. */
+/* Find the path of this program with symlinks resolved; return false if the system does not provide it. */
 static bool find_self(char place[PATH_MAX])
 {
     ssize_t size = readlink("/proc/self/exe", place, PATH_MAX - 1);
@@ -138,13 +138,13 @@ static bool find_self(char place[PATH_MAX])
         place[size] = '\0';
         return true;
     }
-    /* There may be no /proc. The kernel also leaves behind the name by which the program was executed. */
+    /* There may be no /proc. The kernel also passes the name by which the program was executed. */
     const char *called = (const char *)getauxval(AT_EXECFN);
     return called != NULL && realpath(called, place) != NULL;
 }
 
-/* Become the Python client that stands beside this program; return the exit code when it does not. */
-static int become_python(char **arguments)
+/* Execute the Python client beside this program in its place; return an exit code if that fails. */
+static int run_python_client(char **arguments)
 {
     char place[PATH_MAX + 32] = "/proc/self/exe";
     struct failure failure = {.count = 0};
@@ -152,7 +152,7 @@ static int become_python(char **arguments)
     if (find_self(place)) {
         strcpy(strrchr(place, '/') + 1, "fluxbudgetctl-python");
         setenv("FLUXBUDGETCTL_NATIVE", FLUXBUDGET_VERSION, 1);
-        /* A Python that cannot start, or goes on after its end, has an exit code that means something else here. */
+        /* With these, Python may fail to start or continue after its end, with exit codes that have a meaning here. */
         unsetenv("PYTHONHOME");
         unsetenv("PYTHONINSPECT");
         arguments[0] = place;
@@ -160,15 +160,16 @@ static int become_python(char **arguments)
     }
     const char *why = strerror(errno);
     if (hook)
-        return OK; /* whatever is wrong, the session is not disturbed */
-    fail(&failure, INTERNAL, "install fluxbudget again: this command line is for its Python client");
-    words(&failure, place);
-    words(&failure, ": ");
-    words(&failure, why);
-    return tell(&failure);
+        return OK; /* a hook never disturbs the session */
+    fail(&failure, INTERNAL, "install fluxbudget again: this command needs its Python client");
+    add_string(&failure, place);
+    add_string(&failure, ": ");
+    add_string(&failure, why);
+    return report(&failure);
 }
 
-/* Whatever is closed would be the next file's number, which would then be read or written as stdin or stdout. */
+/* A closed standard file's number would be given to the next file that is opened, which would then be used as stdin or
+   stdout. */
 static void open_standard_files(void)
 {
     for (int file = STDIN_FILENO; file <= STDERR_FILENO; file++)
@@ -181,26 +182,26 @@ int main(int count, char **arguments)
     struct options options;
     open_standard_files();
     if (count == 0) {
-        /* Without a name of its own there is no room for the one that Python is to have. */
+        /* argv has no element that could be replaced by the Python client's path. */
         char *none[] = {NULL, NULL};
-        return become_python(none);
+        return run_python_client(none);
     }
     const struct verb *verb = parse(arguments + 1, &options);
     const char *path = verb != NULL ? socket_path() : NULL;
     if (path == NULL)
-        return become_python(arguments);
-    /* An output that cannot be written is an error to look at (of a reader that has gone, not even that), no end by a
-       signal; as in Python. Behind the handing on, which would pass it on. */
+        return run_python_client(arguments);
+    /* As in Python, output that cannot be written is an error, and not a signal that ends the program. Set only after
+       the Python client had its chance to be executed, because it would inherit this. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
-    int code = verb->carry_out(&options, path);
+    int code = verb->run(&options, path);
     flush(&out);
     if (out.error == 0 || out.error == EPIPE)
         return code;
     struct failure failure = {.count = 0};
     fail(&failure, INTERNAL, "is the disk full?");
-    words(&failure, "the output cannot be written: ");
-    words(&failure, strerror(out.error));
+    add_string(&failure, "the output cannot be written: ");
+    add_string(&failure, strerror(out.error));
     out.used = 0;
-    return tell(&failure);
+    return report(&failure);
 }

@@ -85,7 +85,7 @@ static void write_shortest(double number, char to[32])
         snprintf(to, 32, "%.*e", digits - 1, number);
         if (strtod(to, NULL) == number)
             return;
-        /* Above a power of two there is more room than below: there the next digit up may do, though it is farther. */
+        /* Above a power of two, floats are farther apart than below. There the next digit up may also read back. */
         char *last = strchr(to, 'e') - 1;
         if (*last < '9' && strtod(to, NULL) < number) {
             ++*last;
@@ -124,7 +124,7 @@ void put_float(struct output *to, double number)
         put_string(to, written);
         return;
     }
-    /* Python writes a point and a digit behind it even where none is needed. */
+    /* Python always writes a point and at least one digit after it. */
     for (int place = exponent < 0 ? 0 : exponent; place > exponent - count || place >= -1; place--) {
         if (place == -1)
             put_string(to, ".");
@@ -133,10 +133,10 @@ void put_float(struct output *to, double number)
     }
 }
 
-/* Write how a character that cannot be shown is written out, with a NUL. */
+/* Write the escape of a character that is not printable, with a NUL. */
 static void write_out(uint32_t code, char to[16])
 {
-    if (code >= 0xEF80 && code <= 0xEFFF) /* a foreign byte that is no UTF-8 */
+    if (code >= 0xEF80 && code <= 0xEFFF) /* stands for a byte that is not UTF-8 */
         snprintf(to, 16, "\\x%02x", (unsigned)(code - 0xEF00));
     else if (code == '\t' || code == '\n' || code == '\r')
         snprintf(to, 16, "\\%c", code == '\t' ? 't' : code == '\n' ? 'n' : 'r');
@@ -144,13 +144,13 @@ static void write_out(uint32_t code, char to[16])
         snprintf(to, 16, code < 0x100 ? "\\x%02x" : code < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)code);
 }
 
-/* Return the next piece of `one_line`, a character or its being written out, in `room`; move on behind it. */
+/* Return the next piece of `one_line`, a character or its escape (in `room`), and move past the character. */
 static struct text next_of_line(struct text *bytes, char room[16])
 {
     uint32_t code;
     size_t size = character(bytes->bytes, bytes->bytes + bytes->size, &code);
     if (size == 0) {
-        /* Python's os.fsdecode makes half a surrogate pair of such a byte. */
+        /* Not UTF-8: Python's os.fsdecode turns such a byte into a lone surrogate. */
         code = 0xDC00U + (unsigned char)*bytes->bytes;
         size = 1;
     }

@@ -1,4 +1,4 @@
-/* stdout and stderr: a buffer each, so that a line is one write. */
+/* stdout and stderr, each with a buffer, so that a line is one write. */
 #ifndef FLUXBUDGET_OUTPUT_H
 #define FLUXBUDGET_OUTPUT_H
 
@@ -8,32 +8,33 @@
 
 struct output {
     int file;
-    bool bounded;    /* nobody waits beyond the deadline for room */
+    bool bounded;    /* writing gives up at the deadline */
     double deadline; /* monotonic seconds */
-    int error;       /* the errno of what could not be written; what follows is thrown away */
+    int error;       /* the errno of a failed write; later output is discarded */
     size_t used;
-    char bytes[PIPE_BUF]; /* for more than this a pipe's room may be too small, and the writing waits */
+    char bytes[PIPE_BUF]; /* a writable pipe has room for this many bytes; writing more could block */
 };
 
 extern struct output out, err;
 
-/* Monotonic seconds. */
+/* Return the monotonic clock, in seconds. */
 double now(void);
 
-/* Wait until a file can be read or written (`events` as for poll); false when the deadline has come. */
+/* Wait until a file is ready (`events` as for poll); return false at the deadline. */
 bool wait_for(int file, short events, double deadline);
 
 void put(struct output *to, struct text bytes);
 void put_string(struct output *to, const char *string);
 void put_integer(struct output *to, bool negative, uint64_t magnitude);
 
-/* As Python's `repr`, the shortest that reads back. */
+/* Put a number as Python's `repr` does: the shortest text that reads back as the same number. */
 void put_float(struct output *to, double number);
 
-/* Fit for a terminal: what could move the cursor or break the line is written out (failure.py, `one_line`). */
+/* Put text that is safe on a terminal: characters that could move the cursor or end the line are escaped
+   (failure.py, `one_line`). */
 void put_one_line(struct output *to, struct text bytes);
 
-/* The inside of a JSON string, in ASCII; the second of what `put_one_line` writes. */
+/* Put the inside of a JSON string, in ASCII; the second function puts what `put_one_line` would write. */
 void put_json(struct output *to, struct text utf8);
 void put_json_one_line(struct output *to, struct text bytes);
 

@@ -24,7 +24,7 @@ static struct value truncated(struct reader *from)
     return broken(from, "truncated or damaged MessagePack");
 }
 
-/* Take a big-endian number of so many bytes. */
+/* Take a big-endian number of `width` bytes. */
 static uint64_t take(struct reader *from, size_t width)
 {
     uint64_t number = 0;
@@ -39,7 +39,7 @@ static uint64_t take(struct reader *from, size_t width)
     return number;
 }
 
-static struct value taken_integer(uint64_t number, size_t width, bool is_signed)
+static struct value make_integer(uint64_t number, size_t width, bool is_signed)
 {
     bool below = is_signed && (number >> (8 * width - 1)) != 0;
     if (below && width < 8)
@@ -70,14 +70,14 @@ static struct value container(const struct reader *from, enum kind kind, uint64_
     return (struct value){.kind = kind, .text = from->left, .items = (uint32_t)items};
 }
 
-/* Take a value; of an array or map, only its head. */
+/* Take a value; of an array or a map only its head. */
 static struct value take_value(struct reader *from)
 {
     unsigned type = (unsigned)take(from, 1);
     if (from->problem != NULL)
         return (struct value){.kind = ABSENT};
     if (type < 0x80 || type >= 0xE0)
-        return taken_integer(type, 1, true);
+        return make_integer(type, 1, true);
     if (type < 0x90)
         return container(from, MAP, type & 15);
     if (type < 0xA0)
@@ -97,12 +97,12 @@ static struct value take_value(struct reader *from)
     case 0xCD:
     case 0xCE:
     case 0xCF:
-        return taken_integer(take(from, (size_t)1 << (type - 0xCC)), (size_t)1 << (type - 0xCC), false);
+        return make_integer(take(from, (size_t)1 << (type - 0xCC)), (size_t)1 << (type - 0xCC), false);
     case 0xD0:
     case 0xD1:
     case 0xD2:
     case 0xD3:
-        return taken_integer(take(from, (size_t)1 << (type - 0xD0)), (size_t)1 << (type - 0xD0), true);
+        return make_integer(take(from, (size_t)1 << (type - 0xD0)), (size_t)1 << (type - 0xD0), true);
     case 0xD9:
     case 0xDA:
     case 0xDB:
@@ -122,7 +122,7 @@ static struct value take_value(struct reader *from)
     }
 }
 
-/* Check the value that comes next, to its end. */
+/* Check the next value, including its items. */
 static void check(struct reader *from, int depth)
 {
     struct value found = take_value(from);
@@ -153,7 +153,7 @@ const char *check_packed(struct text bytes, char room[64])
     return from.problem;
 }
 
-/* Go behind the value that comes next. */
+/* Skip the next value, including its items. */
 static void skip(struct reader *from)
 {
     for (uint64_t values = 1; values > 0 && from->problem == NULL; values--) {
@@ -189,7 +189,7 @@ static void add(struct packer *to, const char *bytes, size_t size)
     to->size += size;
 }
 
-/* Add a type's byte and a big-endian number behind it. */
+/* Add a type byte, then a big-endian number. */
 static void add_number(struct packer *to, unsigned type, uint64_t number, size_t width)
 {
     char bytes[9] = {(char)type};
@@ -198,10 +198,10 @@ static void add_number(struct packer *to, unsigned type, uint64_t number, size_t
     add(to, bytes, width + 1);
 }
 
-/* Add a head: the size in the type's own byte when it is below `below`, else behind the 1, 2 or 4 byte wide type. */
-static void add_head(struct packer *to, size_t size, unsigned fixed, size_t below, unsigned one, unsigned two)
+/* Add a head. A size below `limit` is part of the type byte; a larger one follows it in 1, 2 or 4 bytes. */
+static void add_head(struct packer *to, size_t size, unsigned fixed, size_t limit, unsigned one, unsigned two)
 {
-    if (size < below)
+    if (size < limit)
         add_number(to, fixed | (unsigned)size, 0, 0);
     else if (one != 0 && size <= UINT8_MAX)
         add_number(to, one, size, 1);

@@ -1,7 +1,6 @@
-/* MessagePack, as much of it as requests and answers are made of (wire/packed.py).
+/* The part of MessagePack that requests and answers use (wire/packed.py).
 
-   Answers are read where they lie: `check_packed` says that the bytes are one value that can be read, and from then on
-   nothing in it can go wrong. */
+   Answers are read in place. Once `check_packed` has accepted the bytes, reading cannot fail. */
 #ifndef FLUXBUDGET_PACKED_H
 #define FLUXBUDGET_PACKED_H
 
@@ -11,21 +10,21 @@ enum kind { ABSENT = 0, NIL = 1, BOOLEAN = 2, INTEGER = 4, FLOAT = 8, TEXT = 16,
 
 struct value {
     enum kind kind;
-    bool truth;         /* of a boolean; of an integer: it is below 0 */
+    bool truth;         /* the value of a boolean; of an integer: it is negative */
     uint64_t magnitude; /* of an integer */
     double number;      /* of a float */
-    struct text text;   /* of a text; of an array or a map: what lies from its first item on */
-    uint32_t items;     /* of an array; of a map: pairs */
+    struct text text;   /* of a text; of an array or a map: the bytes from its first item on */
+    uint32_t items;     /* of an array; of a map: its pairs */
 };
 
-/* Say why the bytes are not one value of the kinds above; null when they are. `room` is for the words. */
+/* Return why the bytes are not one value of the kinds above; null if they are. `room` is for the message. */
 const char *check_packed(struct text bytes, char room[64]);
 
-/* Return the value of bytes that have been checked, and of a map's key: the last one of that name, or ABSENT. */
+/* Return the value of bytes that have been checked; and the last value of a map's key, or ABSENT. */
 struct value read_packed(struct text bytes);
 struct value field(const struct value *map, const char *key);
 
-/* A request as it is built; beyond its room nothing is written, and only counted. */
+/* A request under construction. Bytes that exceed `room` are counted, but not written. */
 struct packer {
     char *bytes;
     size_t room;
@@ -39,10 +38,10 @@ void pack_boolean(struct packer *to, bool truth);
 void pack_count(struct packer *to, uint64_t count);
 void pack_string(struct packer *to, const char *string);
 
-/* Bytes as the protocol's text (`fold`). */
+/* Pack bytes as the protocol's text (`fold`). */
 void pack_folded(struct packer *to, struct text bytes);
 
-/* The head of bytes that are sent behind it. */
+/* Pack the head of bytes that are sent after it. */
 void pack_bytes_head(struct packer *to, size_t size);
 
 #endif

@@ -14,7 +14,7 @@ enum { LARGEST = 64 * 1024, MOST_DIGITS = 19 };
 
 enum { AS_OF = SPEND_FIELDS, RUN, PHASE, KEYS };
 
-/* Null: not in the file, and so null in the answer. */
+/* Null: the field is not in the file, and nil in the answer. */
 static const char *const keys[KEYS] = {
     [BUDGET] = "budget", [SPENT] = "spent", [RESERVED] = "reserved", [REMAINING] = "remaining", [PCT] = "pct",
     [STATE] = "state",   [STALE] = "stale", [AS_OF] = "as_of",       [RUN] = "run",             [PHASE] = "phase",
@@ -52,7 +52,7 @@ static bool read_share(struct text share, struct value *number)
     return is_digits((struct text){digits, share.size - (point != NULL)});
 }
 
-/* Take the lines `key=value`; of two with one key the last one counts, and other lines do not matter. */
+/* Read the lines `key=value`. The last line with a key counts; other lines are ignored. */
 static void take_lines(struct text content, struct text found[KEYS])
 {
     while (content.bytes != NULL) {
@@ -103,13 +103,13 @@ static bool read_state(struct text content, struct state *state)
     return true;
 }
 
-static bool is_own(const struct stat *about)
+static bool is_trusted(const struct stat *about)
 {
     return about->st_uid == 0 || about->st_uid == geteuid();
 }
 
-/* Open the directory of the state files, which is beside the socket: the same one for all that follows, whatever is put
-   into its place meanwhile. Below 0 unless only root and this user could have put anything there. */
+/* Open the directory of the state files, beside the socket. All later steps use this descriptor, even if the directory
+   is replaced meanwhile. Return -1 unless only this user and root can create files there. */
 static int open_directory(const char *socket)
 {
     static char path[256 * 1024];
@@ -121,13 +121,15 @@ static int open_directory(const char *socket)
     strcpy(path + size, "state");
     int directory = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     struct stat about;
-    if (directory < 0 || (fstat(directory, &about) == 0 && is_own(&about) && (about.st_mode & (S_IWGRP | S_IWOTH)) == 0))
+    if (directory < 0)
+        return -1;
+    if (fstat(directory, &about) == 0 && is_trusted(&about) && (about.st_mode & (S_IWGRP | S_IWOTH)) == 0)
         return directory;
     close(directory);
     return -1;
 }
 
-/* Open a file in it. Not blocking: something else than a file may stand there. */
+/* Open a file in the directory. O_NONBLOCK: the path may lead to a FIFO. */
 static int open_below(int directory, const char *name)
 {
     return openat(directory, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
@@ -145,27 +147,27 @@ static bool read_file(int directory, const char *kind, struct text name, struct 
         return false;
     struct stat about;
     ssize_t size = -1;
-    if (fstat(file, &about) == 0 && S_ISREG(about.st_mode) && is_own(&about))
+    if (fstat(file, &about) == 0 && S_ISREG(about.st_mode) && is_trusted(&about))
         size = read(file, content, sizeof content);
     close(file);
     struct text all = {content, (size_t)size};
     return size >= 0 && size <= LARGEST && is_utf8(all) && read_state(all, state);
 }
 
-/* Tell whether a daemon holds its lock. (It tries again when it meets a reader that holds it for a moment.) */
+/* True if a daemon holds its lock. (A daemon that meets a reader's momentary lock tries again.) */
 static bool is_alive(int directory)
 {
     int file = open_below(directory, "alive");
     if (file < 0)
         return false;
     struct stat about;
-    bool held = fstat(file, &about) == 0 && is_own(&about) && flock(file, LOCK_SH | LOCK_NB) != 0 &&
+    bool held = fstat(file, &about) == 0 && is_trusted(&about) && flock(file, LOCK_SH | LOCK_NB) != 0 &&
                 errno == EWOULDBLOCK;
     close(file);
     return held;
 }
 
-bool look_up(const struct options *options, const char *socket, struct text session, struct state *found,
+bool find_state(const struct options *options, const char *socket, struct text session, struct state *found,
              struct failure *failure)
 {
     const char *kinds[MOST_PLACES];
@@ -184,18 +186,18 @@ bool look_up(const struct options *options, const char *socket, struct text sess
         put_one_line(&err, found->as_of);
         put_string(&err, ": ");
         for (size_t i = 0; i < failure->count; i++)
-            put_one_line(&err, failure->words[i]);
+            put_one_line(&err, failure->pieces[i]);
         end_line();
         return true;
     }
     if (is_there) {
-        words(failure, "; the daemon is gone, and its last state of run ");
-        words_of(failure, found->account.run.text);
-        words(failure, " is of ");
-        words_of(failure, found->as_of);
+        add_string(failure, "; the daemon is gone; its last state of run ");
+        add_piece(failure, found->account.run.text);
+        add_string(failure, " is from ");
+        add_piece(failure, found->as_of);
         set_hint(failure, "start it with 'fluxbudgetd'");
     } else if (alive) {
-        words(failure, "; no state file is about the run that is meant");
+        add_string(failure, "; no state file describes the run");
         if (options->run == NULL && options->scope == NULL && options->session == NULL)
             set_hint(failure, "name the run: --run ID");
     }

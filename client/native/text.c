@@ -5,7 +5,7 @@
 
 #include "printable.h"
 
-enum { FOLDED = 0xEF00 };  /* a byte that is no part of UTF-8 becomes this character + byte */
+enum { FOLDED = 0xEF00 };  /* a byte that is not UTF-8 becomes the character FOLDED + byte */
 
 struct text text(const char *string)
 {
@@ -66,7 +66,7 @@ size_t encode(uint32_t code, char *to)
 
 bool is_printable(uint32_t code)
 {
-    /* `turns` are the characters at which it changes, beginning with "not printable" at 0. */
+    /* `turns` lists the code points at which it changes; it starts with "not printable" at 0. */
     size_t low = 0, high = sizeof turns / sizeof turns[0];
     while (high - low > 1) {
         size_t middle = (low + high) / 2;

@@ -1,4 +1,4 @@
-/* `remaining`, `env`, `check`, `ping`: one question, one answer, one line. */
+/* `remaining`, `env`, `check`, `ping`: one request, one answer, one line. */
 #include "verbs.h"
 
 #include <stdio.h>
@@ -8,7 +8,7 @@
 #include "connection.h"
 #include "output.h"
 
-/* What an answer has to hold to be believed: names, and the kinds that each may be of. */
+/* A field that an answer must have, with the kinds that its value may have. */
 struct wanted {
     const char *name;
     unsigned kinds;
@@ -53,7 +53,7 @@ static bool take(const struct value *map, const struct wanted *wanted, size_t co
 static bool take_spend(const struct value *answer, struct value *spend, struct failure *failure)
 {
     struct value map = field(answer, "spend");
-    return take(&map, spend_fields, SPEND_FIELDS, spend) || not_understood(failure, "its spend is not whole");
+    return take(&map, spend_fields, SPEND_FIELDS, spend) || not_understood(failure, "its spend is incomplete");
 }
 
 static void print(struct value value)
@@ -96,7 +96,7 @@ static void json_fields(const struct wanted *wanted, const struct value *values,
     }
 }
 
-/* Print that no run, or no daemon, has said anything: no number but what remains. */
+/* Print the JSON for an answer without numbers: no run, or no answer from the daemon. */
 static void json_without_numbers(uint64_t remaining, const char *state, bool stale)
 {
     static const char *const none[] = {"run",         "phase",    "budget", "spent",    "measured",
@@ -109,28 +109,28 @@ static void json_without_numbers(uint64_t remaining, const char *state, bool sta
     put_string(&out, "}\n");
 }
 
-static void tell_one(const char *start, struct value what)
+static void report_value(const char *start, struct value what)
 {
     begin_line(start);
     put_one_line(&err, what.kind == TEXT ? what.text : text("None"));
     end_line();
 }
 
-static void tell_stale(const struct value *spend)
+static void report_stale(const struct value *spend)
 {
     if (spend[STALE].truth)
-        tell_one("fluxbudgetctl: last known numbers: ", spend[STALE_WHY]);
+        report_value("fluxbudgetctl: last known numbers: ", spend[STALE_WHY]);
 }
 
-/* The answer to `remaining`; the state file's when the socket is out of reach. */
-static bool remainder_of(const struct options *options, const char *path, struct account *account,
+/* Get the answer to `remaining`, from the state file if the socket cannot be reached. */
+static bool ask_remaining(const struct options *options, const char *path, struct account *account,
                          struct failure *failure)
 {
     static struct state state;
     struct value answer;
     if (!ask(&(struct request){.path = path, .op = "remaining", .options = options}, options->seconds, &answer,
              failure)) {
-        if (!failure->no_socket || !look_up(options, path, (struct text){NULL, 0}, &state, failure))
+        if (!failure->no_socket || !find_state(options, path, (struct text){NULL, 0}, &state, failure))
             return false;
         *account = state.account;
         return true;
@@ -139,33 +139,33 @@ static bool remainder_of(const struct options *options, const char *path, struct
     if (!take_spend(&answer, account->spend, failure))
         return false;
     if (!take(&answer, run_fields, 2, run))
-        return not_understood(failure, "it is not whole");
+        return not_understood(failure, "it is incomplete");
     account->run = run[0];
     account->phase = run[1];
     return true;
 }
 
-/* Say what is to be said about an answer that has been printed; return the exit code. */
+/* Report what stderr should say about an answer that has been printed; return the exit code. */
 static int finish(const struct account *account, struct failure *failure)
 {
     const struct text run = account->run.text;
-    tell_stale(account->spend);
+    report_stale(account->spend);
     if (account->spend[BUDGET].kind != NIL)
         return OK;
     fail(failure, NO_RUN, "set one with 'fluxbudgetctl run set --run ");
     failure->hint[1] = run;
     failure->hint[2] = text(" --budget N'");
-    words(failure, "run ");
-    words_of(failure, run);
-    words(failure, " has no budget");
-    return tell(failure);
+    add_string(failure, "run ");
+    add_piece(failure, run);
+    add_string(failure, " has no budget");
+    return report(failure);
 }
 
 int verb_remaining(const struct options *options, const char *path)
 {
     struct account account;
     struct failure failure = {.count = 0};
-    if (remainder_of(options, path, &account, &failure)) {
+    if (ask_remaining(options, path, &account, &failure)) {
         static const struct value zero = {.kind = INTEGER};
         struct value left = account.spend[REMAINING];
         if (options->json) {
@@ -189,7 +189,7 @@ int verb_remaining(const struct options *options, const char *path)
             put_string(&out, "\n");
         }
     }
-    int code = tell(&failure);
+    int code = report(&failure);
     return given ? OK : code;
 }
 
@@ -197,11 +197,11 @@ int verb_env(const struct options *options, const char *path)
 {
     struct account account;
     struct failure failure = {.count = 0};
-    if (!remainder_of(options, path, &account, &failure))
-        return tell(&failure);
+    if (!ask_remaining(options, path, &account, &failure))
+        return report(&failure);
     struct value left = account.spend[REMAINING];
     if (left.kind == INTEGER) {
-        /* To its reader 0 means "no limit", so an exhausted budget is 1. */
+        /* Its readers take 0 as "no limit", so an exhausted budget is 1. */
         put_string(&out, "export FLUX_BUDGET_REMAINING=");
         put_integer(&out, left.truth, left.magnitude == 0 ? 1 : left.magnitude);
         put_string(&out, "\n");
@@ -227,16 +227,16 @@ int verb_check(const struct options *options, const char *path)
     struct value answer, spend[SPEND_FIELDS], found[CHECK_FIELDS];
     struct failure failure = {.count = 0};
     if (!ask(&request, options->seconds, &answer, &failure) || !take_spend(&answer, spend, &failure))
-        return tell(&failure);
+        return report(&failure);
     if (!take(&answer, check_fields, CHECK_FIELDS, found)) {
-        not_understood(&failure, "it is not whole");
-        return tell(&failure);
+        not_understood(&failure, "it is incomplete");
+        return report(&failure);
     }
-    tell_stale(spend);
+    report_stale(spend);
     if (found[NOTE].text.size > 0)
-        tell_one("fluxbudgetctl: ", found[NOTE]);
+        report_value("fluxbudgetctl: ", found[NOTE]);
     if (found[OVERRIDDEN].kind == TEXT && found[OVERRIDDEN].text.size > 0)
-        tell_one("fluxbudgetctl: the budget is exceeded; overridden: ", found[OVERRIDDEN]);
+        report_value("fluxbudgetctl: the budget is exceeded; overridden: ", found[OVERRIDDEN]);
     if (options->json) {
         json_fields(check_fields, found, CHECK_FIELDS);
         json_fields(spend_fields, spend, SPEND_FIELDS);
@@ -257,11 +257,11 @@ int verb_ping(const struct options *options, const char *path)
     struct failure failure = {.count = 0};
     double before = now();
     if (!ask(&(struct request){.path = path, .op = "ping"}, options->seconds, &answer, &failure))
-        return tell(&failure);
+        return report(&failure);
     double took = (now() - before) * 1000;
     if (!take(&answer, ping_fields, PING_FIELDS, found)) {
-        not_understood(&failure, "it is not whole");
-        return tell(&failure);
+        not_understood(&failure, "it is incomplete");
+        return report(&failure);
     }
     char written[32];
     snprintf(written, sizeof written, options->json ? "%.3f" : "%.2f", took);

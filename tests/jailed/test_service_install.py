@@ -194,7 +194,7 @@ def test_a_masked_unit_is_not_overwritten(installed: Installed, where: str | Non
     ended = installed.ctl("service", "install", "--force")
     assert (ended.returncode, "is masked" in ended.stderr) == (1, True), ended
     assert not (unit_directory() / "fluxbudgetd.service").exists()
-    assert "that is left as it is" in installed.ctl("service", "uninstall").stderr
+    assert "it stays as it is" in installed.ctl("service", "uninstall").stderr
     hint = ended.stderr.splitlines()[-1].removeprefix("hint: ")
     assert hint == f"systemctl --user unmask {'--runtime ' if where == '--runtime' else ''}fluxbudgetd.socket"
     subprocess.run(hint.split(), check=True)

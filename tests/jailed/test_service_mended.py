@@ -175,7 +175,7 @@ def test_units_from_elsewhere_are_used_and_left(installed: Installed) -> None:
         assert f"{SERVICE} comes from {elsewhere / SERVICE}" in installed.ok("service", "status")
         assert findings(installed) == {}
         ended = installed.ctl("service", "uninstall")
-        assert f"{SERVICE} comes from {elsewhere / SERVICE}: that is left as it is" in ended.stderr
+        assert f"{SERVICE} comes from {elsewhere / SERVICE}; it stays as it is" in ended.stderr
         assert is_active() == ["active", "active"]
     finally:
         systemctl("disable", "--now", *UNITS)
@@ -209,7 +209,7 @@ def test_another_program_than_the_units_file_says(installed: Installed) -> None:
     other.set_version("0.4.0")
     assert json.loads(other.ok("service", "status", "--json"))["outdated"]
     other.daemon.unlink()
-    assert f"{SERVICE} starts {other.daemon}, which is no program (any more)" in findings(installed)
+    assert f"{SERVICE} starts {other.daemon}, which is not a program" in findings(installed)
 
 
 def test_where_there_is_no_room_nothing_is_left_of_an_attempt(installed: Installed) -> None:

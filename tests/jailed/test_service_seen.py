@@ -46,7 +46,7 @@ def test_all_is_well(installed: Installed) -> None:
     assert lines[2].startswith("daemon    running since 20")
     assert f"pid {service['daemon']['pid']}, version" in lines[2]
     assert lines[3] == f"          it says: {service['daemon']['says']}"
-    assert lines[4:] == ["login     starts at login: yes", "logout    goes on after logout (lingering): unknown"]
+    assert lines[4:] == ["login     starts at login: yes", "logout    continues after logout (lingering): unknown"]
 
 
 def test_looking_starts_nothing(installed: Installed) -> None:
@@ -62,7 +62,7 @@ def test_what_was_killed_and_came_again(installed: Installed) -> None:
     systemctl("kill", "--signal=KILL", "fluxbudgetd.service")
     wait_for(lambda: systemctl("show", "--property=NRestarts", "--value", "fluxbudgetd.service") == "1", "a restart")
     wait_for(lambda: "running since" in installed.ok("service", "status"), "the daemon")
-    assert "restarted once by itself" in installed.ok("service", "status")
+    assert "restarted automatically once" in installed.ok("service", "status")
     assert findings(installed) == {}
 
 
@@ -84,7 +84,7 @@ def test_one_unit_missing(installed: Installed) -> None:
 def test_of_another_version(installed: Installed) -> None:
     installed.set_version("0.3.0")
     assert findings(installed) == {
-        "the installed units are not what this version writes": "fluxbudgetctl service install",
+        "the installed units differ from what this version writes": "fluxbudgetctl service install",
         "the daemon is version 0.1.0, the client 0.3.0": "fluxbudgetctl service install",
     }
     assert "installed by version 0.1.0; outdated" in status(installed)
@@ -107,7 +107,7 @@ def test_edited_by_hand(installed: Installed) -> None:
 
 def test_program_gone(installed: Installed) -> None:
     installed.daemon.rename(installed.daemon.with_name("gone"))
-    what = f"fluxbudgetd.service starts {installed.daemon}, which is no program (any more)"
+    what = f"fluxbudgetd.service starts {installed.daemon}, which is not a program"
     assert findings(installed, timeout="0.1")[what] == "fluxbudgetctl service install"
 
 
@@ -123,7 +123,7 @@ def test_masked(installed: Installed) -> None:
 def test_neither_enabled_nor_listening(installed: Installed) -> None:
     systemctl("disable", "--now", *UNITS)
     found = findings(installed)
-    assert found["fluxbudgetd.socket is not enabled: it does not listen after the next login"] == NOW
+    assert found["fluxbudgetd.socket is not enabled: it will not listen after the next login"] == NOW
     assert found["fluxbudgetd.socket does not listen (inactive)"] == "systemctl --user start fluxbudgetd.socket"
     ended = installed.ctl("service", "status")
     assert ended.returncode == 1

@@ -1,23 +1,23 @@
-"""What a daemon that was killed has left beside its socket, and what units that somebody deleted have left."""
+"""What a killed daemon leaves beside its socket, and what units leave whose files were deleted."""
 
 import glob
 import os
 import stat
 from contextlib import suppress
 
-from fluxbudgetctl.service import holders, manager
-from fluxbudgetctl.surroundings import is_dead
+from fluxbudgetctl.service import locks, manager
+from fluxbudgetctl.socket_check import is_dead
 from fluxbudgetd.wire.state_names import ALIVE, RUNS, SCOPES, SESSIONS, state_directory
 
 
-def clear(path: str) -> None:
-    """Remove what is fluxbudgetd's beside a socket's path, unless somebody serves there.
+def remove_leftovers(path: str) -> None:
+    """Remove fluxbudgetd's files beside the socket at this path, unless a daemon serves it.
 
-    By name, and through no link: a person who has chosen a directory may keep own files there, under `state`, too. The
-    directory itself goes only when it is the one in the runtime directory, and empty.
+    Files are removed by name and links are not followed, because the directory, and `state` in it, may also contain the
+    user's own files. The directory itself is removed only if it is the one in the runtime directory, and empty.
     """
-    lock = holders.socket_lock(path)
-    if holders.holder(lock) is not None or (os.path.lexists(path) and not is_dead(path)):
+    lock = locks.socket_lock(path)
+    if locks.holder(lock) is not None or (os.path.lexists(path) and not is_dead(path)):
         return
     with suppress(OSError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -33,14 +33,14 @@ def clear(path: str) -> None:
 
 
 def has_links(directory: str, name: str) -> bool:
-    """Tell whether a unit that is not there any more is still enabled in this directory."""
+    """True if a unit is still enabled in this directory (its file may be gone)."""
     wanted = os.path.join(directory, name)
     links = glob.glob(os.path.join(glob.escape(directory), "*.wants", name))
     return any(os.path.islink(link) and os.path.realpath(link) == os.path.realpath(wanted) for link in links)
 
 
 def _clear_state(state: str) -> None:
-    """Remove the files of runs that a daemon has left; `alive` is the sign that it was one."""
+    """Remove a daemon's state files; the file `alive` shows that they are a daemon's."""
     if not _is_directory(state):
         return
     alive = os.path.join(state, ALIVE)

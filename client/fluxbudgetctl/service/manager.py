@@ -1,4 +1,4 @@
-"""The user's service manager, by `systemctl --user`: with time limits, reading only what is made for machines."""
+"""The systemd user manager, through `systemctl --user`: with time limits, and reading only machine-readable output."""
 
 import os
 import re
@@ -14,10 +14,10 @@ from fluxbudgetctl.failure import Failure, one_line
 from fluxbudgetctl.service.units import UNITS
 from fluxbudgetd.wire import codes
 
-#: Seconds. A start or a stop takes as long as the daemon does (its own limits are below this).
-PATIENT_SECONDS = 120.0
+#: Seconds. A start or a stop lasts as long as the daemon needs (its own limits are shorter than this).
+LONG_SECONDS = 120.0
 _QUICK_SECONDS = 10.0
-# The manager's own directory of what is set for good lies beside that of the user's units.
+# The directory of units that `systemctl edit` and the like create is the directory of the user's units + `.control`.
 _CONTROL = re.compile(r" (/\S+/systemd/user)\.control(?= )")
 _STARTS = re.compile(r"\{ path=(.*?) ; argv\[\]=", re.DOTALL)
 _LISTENS = re.compile(r"(/.*) \(Stream\)")
@@ -41,7 +41,7 @@ _FIELDS = {
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
-    """What the manager says of a unit; see org.freedesktop.systemd1(5). Empty or 0: it does not say."""
+    """What the manager says about a unit; see org.freedesktop.systemd1(5). Empty or 0 if it does not say."""
 
     load: str = ""
     """`loaded`, `not-found`, `masked`, `bad-setting`, `error`."""
@@ -53,50 +53,50 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     fragment: str = ""
     """The unit's file."""
     listen: str = ""
-    """Where a socket listens: a path."""
+    """The path at which a socket listens."""
     start: str = ""
-    """The program that a service starts: a path."""
+    """The path of the program that a service starts."""
     needs_reload: str = ""
-    """`yes`: its file has changed since the manager read it."""
+    """`yes` if its file has changed since the manager read it."""
     pid: int = 0
     status: str = ""
-    """What the daemon says of itself; nothing when there is none."""
+    """What the daemon says about itself; empty if it does not run."""
     restarts: int = 0
     result: str = ""
-    """`success`, or how it failed."""
+    """`success`, or how the unit failed."""
     exit_kind: int = 0
-    """1: exited; 2, 3: killed by a signal."""
+    """1 if it exited; 2 or 3 if a signal ended it."""
     exit_status: int = 0
     """The exit code, or the signal."""
 
     @property
     def is_up(self) -> bool:
-        """The unit runs, or listens."""
+        """True if the unit runs or listens."""
         return self.active in ("active", "reloading")
 
     @property
     def has_failed(self) -> bool:
-        """The unit does not run because it failed; it may be tried again by itself."""
+        """True if the unit does not run because it failed; systemd may restart it."""
         return self.active == "failed" or self.sub == "auto-restart" or (not self.is_up and self.went_wrong)
 
     @property
     def went_wrong(self) -> bool:
-        """Its last run ended, or its last start failed, otherwise than it should have."""
+        """True if its last start or its last run ended in a failure."""
         return self.result not in ("", "success")
 
 
 def runtime_directory() -> str | None:
-    """Return the user's runtime directory, where the manager has its sockets; None: there is none.
+    """Return the user's runtime directory, which has the manager's sockets; None if it does not exist.
 
-    `$XDG_RUNTIME_DIR`; without it (`su`) the one that the system would have given.
+    That is `$XDG_RUNTIME_DIR`, or without it (as after `su`) the usual one.
     """
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     found = given if given.startswith("/") else f"/run/user/{os.geteuid()}"
     return found if os.path.isdir(found) else None
 
 
-def can_be_asked() -> bool:
-    """Tell whether there is a manager that may be asked, without asking it."""
+def is_available() -> bool:
+    """True if there seems to be a user manager; it is not contacted."""
     runtime = runtime_directory()
     if runtime is None or shutil.which("systemctl") is None:
         return False
@@ -104,21 +104,21 @@ def can_be_asked() -> bool:
 
 
 def unit_directory(seconds: float = _QUICK_SECONDS) -> str:
-    """Return the directory of the user's units, as the manager has it; raises `Failure` when it cannot be asked.
+    """Return the directory from which the manager reads the user's units; raises `Failure`.
 
-    That is `${XDG_CONFIG_HOME:-~/.config}/systemd/user` with the manager's variable, which a shell may have otherwise.
+    That is `${XDG_CONFIG_HOME:-~/.config}/systemd/user`, with the manager's variable, not the shell's.
     """
-    ended = call("show", "--property=UnitPath", seconds=seconds)
-    if ended.returncode != 0:
-        said = one_line(ended.stderr.strip().partition("\n")[0]) or f"exit code {ended.returncode}"
+    result = systemctl("show", "--property=UnitPath", seconds=seconds)
+    if result.returncode != 0:
+        error = one_line(result.stderr.strip().partition("\n")[0]) or f"exit code {result.returncode}"
         raise Failure(
-            f"no systemd user manager can be reached: {said}",
+            f"no systemd user manager can be reached: {error}",
             "log in directly or by ssh, or 'loginctl enable-linger', or 'machinectl shell USER@'; "
             "in a container, start 'fluxbudgetd' yourself",
             codes.UNREACHABLE,
         )
-    places = f" {ended.stdout.strip().partition('=')[2]} "
-    for known in (usual_unit_directory(os.environ), usual_unit_directory({})):  # in which a blank does no harm
+    places = f" {result.stdout.strip().partition('=')[2]} "
+    for known in (usual_unit_directory(os.environ), usual_unit_directory({})):  # found even if they contain a blank
         if f" {known}.control " in places:
             return known
     runtime = f"{runtime_directory()}/"
@@ -134,22 +134,22 @@ def unit_directory(seconds: float = _QUICK_SECONDS) -> str:
 
 
 def usual_unit_directory(environ: Mapping[str, str]) -> str:
-    """Return where a manager with this environment has the user's units."""
+    """Return the directory of the user's units for a manager with this environment."""
     given = environ.get("XDG_CONFIG_HOME", "")
     config = given if given.startswith("/") else os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(config, "systemd", "user")
 
 
 def environment() -> dict[str, str]:
-    """Return the environment that the manager gives to what it starts; raises `Failure`.
+    """Return the environment of the services that the manager starts; raises `Failure`.
 
-    (But for the variables that it has to write with escapes.)
+    Variables that systemctl prints with escapes (`$'…'`) are left out.
     """
-    ended = call("show-environment", seconds=_QUICK_SECONDS)
-    if ended.returncode != 0:
-        raise _failed("show-environment", ended)
+    result = systemctl("show-environment", seconds=_QUICK_SECONDS)
+    if result.returncode != 0:
+        raise _failed("show-environment", result)
     found: dict[str, str] = {}
-    for line in ended.stdout.splitlines():
+    for line in result.stdout.splitlines():
         name, _, value = line.partition("=")
         with suppress(ValueError):
             if not value.startswith("$'"):
@@ -157,44 +157,44 @@ def environment() -> dict[str, str]:
     return found
 
 
-def look(seconds: float = _QUICK_SECONDS) -> dict[str, Unit]:
-    """Return what the manager says of both units, by their names; raises `Failure`."""
-    ended = call("show", f"--property=Id,{','.join(_FIELDS)}", "--", *UNITS, seconds=seconds)
-    if ended.returncode != 0:
-        raise _failed("show", ended)
+def read_units(seconds: float = _QUICK_SECONDS) -> dict[str, Unit]:
+    """Return what the manager says about both units, by name; raises `Failure`."""
+    result = systemctl("show", f"--property=Id,{','.join(_FIELDS)}", "--", *UNITS, seconds=seconds)
+    if result.returncode != 0:
+        raise _failed("show", result)
     found: dict[str, Unit] = {}
-    for block in ended.stdout.split("\n\n"):
+    for block in result.stdout.split("\n\n"):
         pairs = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         fields = {field: pairs[name] for name, field in _FIELDS.items() if pairs.get(name)}
         fields["start"] = _first(_STARTS, fields.get("start", ""))
         fields["listen"] = _first(_LISTENS, fields.get("listen", ""))
         if fields.get("pid", "0") == "0":
-            fields.pop("status", None)  # it is its predecessor's
+            fields.pop("status", None)  # from the process before
         found[pairs.get("Id", "")] = msgspec.convert(fields, Unit, strict=False)
     return {name: found.get(name, Unit()) for name in UNITS}
 
 
-def do(verb: str, *arguments: str) -> None:
-    """Let the manager do something; raises `Failure` when it does not."""
-    ended = call(verb, *arguments, seconds=PATIENT_SECONDS)
-    if ended.returncode != 0:
-        raise _failed(f"{verb} {' '.join(arguments)}".rstrip(), ended)
+def run(verb: str, *arguments: str) -> None:
+    """Run a systemctl command; raises `Failure` if it fails."""
+    result = systemctl(verb, *arguments, seconds=LONG_SECONDS)
+    if result.returncode != 0:
+        raise _failed(f"{verb} {' '.join(arguments)}".rstrip(), result)
 
 
-def call(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run `systemctl --user`; raises `Failure` when it is not there or says nothing in time."""
+def systemctl(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run `systemctl --user` and return the result; raises `Failure` if it is missing or too slow."""
     program = shutil.which("systemctl")
     if program is None:
         raise Failure(
             "there is no systemctl here: this system does not run systemd",
-            "start 'fluxbudgetd' from your session's start-up (for instance 'nohup fluxbudgetd &'), or by a supervisor",
+            "start 'fluxbudgetd' when your session starts (for instance 'nohup fluxbudgetd &'), or by a supervisor",
             codes.UNREACHABLE,
         )
     environ = {**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""}
     if runtime := runtime_directory():
         environ["XDG_RUNTIME_DIR"] = runtime
     try:
-        return subprocess.run(  # noqa: S603  no shell, and what is called is the system's
+        return subprocess.run(  # noqa: S603  no shell, and systemctl is the system's own
             [program, "--user", "--quiet", "--no-ask-password", *arguments],
             env=environ,
             stdin=subprocess.DEVNULL,
@@ -207,7 +207,7 @@ def call(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
     except subprocess.TimeoutExpired:
         raise Failure(
             f"'systemctl --user {arguments[0]}' did not end within {seconds:g} s",
-            "see whether 'systemctl --user status' answers; 'fluxbudgetd' can be started without systemd, too",
+            "check that 'systemctl --user status' answers; 'fluxbudgetd' can also be started without systemd",
             codes.UNREACHABLE,
         ) from None
     except OSError as exc:
@@ -219,6 +219,6 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
     return found[1] if found else ""
 
 
-def _failed(what: str, ended: subprocess.CompletedProcess[str]) -> Failure:
-    said = one_line(ended.stderr.strip().partition("\n")[0]) or f"exit code {ended.returncode}"
-    return Failure(f"'systemctl --user {what}' failed: {said}", "see 'systemctl --user status'", codes.REFUSED)
+def _failed(what: str, result: subprocess.CompletedProcess[str]) -> Failure:
+    error = one_line(result.stderr.strip().partition("\n")[0]) or f"exit code {result.returncode}"
+    return Failure(f"'systemctl --user {what}' failed: {error}", "see 'systemctl --user status'", codes.REFUSED)

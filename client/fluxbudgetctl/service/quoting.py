@@ -1,7 +1,7 @@
-"""systemd's quoting: words that mean themselves in a unit file, whatever they are made of, and such words read back.
+"""systemd's quoting: writes any text as a word in a unit file, and reads such words back.
 
-From systemd.syntax(7), systemd.unit(5) and systemd.exec(5): a backslash escapes, quotes hold blanks together, `%`
-begins a specifier everywhere (`%%` is a percent sign), `$` a variable in the arguments of a command only (`$$`).
+From systemd.syntax(7), systemd.unit(5) and systemd.exec(5): a backslash escapes, quotes group words, `%` starts a
+specifier everywhere (`%%` is a percent sign), and `$` starts a variable in the arguments of a command (`$$`).
 """
 
 import re
@@ -12,7 +12,7 @@ from fluxbudgetd.wire import codes
 _PLAIN = re.compile(r"[A-Za-z0-9_./=:,+@^~-]+")
 _WORD = re.compile(r"""\s*((?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')+)""")
 _PIECE = re.compile(r"""\\(.)|"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|(.)""")
-# In the name of a program quotes and backslashes are refused, and `$` is neither replaced nor escaped.
+# systemd refuses quotes and backslashes in the name of a program, and takes `$` and `$$` there literally.
 _NO_PROGRAM = frozenset("\"'\\$")
 
 
@@ -37,23 +37,25 @@ def command(program: tuple[str, ...]) -> str:
 
 
 def whole(text: str) -> str:
-    """Return text as a setting's whole value, which knows no quotes (`ListenStream=`); raises `Failure`."""
+    """Return text as the whole value of a setting without quoting (`ListenStream=`); raises `Failure`."""
     _require_text(text)
     if text != text.strip() or text.endswith("\\"):
-        raise Failure(f"a unit cannot hold the path {text!r}", "use one with another end", codes.BAD_INPUT)
+        raise Failure(
+            f"a unit file cannot contain the path {text!r}", "use a path that ends otherwise", codes.BAD_INPUT
+        )
     return text.replace("%", "%%")
 
 
 def words(value: str) -> list[str]:
-    """Return a setting's words without their quotes. (What follows an unbalanced quote is left out.)"""
+    """Return a setting's words without their quotes; text after an unbalanced quote is left out."""
     return [_unquoted(found) for found in _WORD.findall(value)]
 
 
 def program_of(value: str) -> str | None:
-    """Return the program that a command line of `command` starts; None when there is none."""
+    """Return the program that a command line made by `command` starts; None if there is none."""
     found = words(value)
     if found[:2] == ["/bin/sh", "-c"]:
-        return found[3].replace("$$", "$") if len(found) > 3 else None  # noqa: PLR2004  behind -c and its script
+        return found[3].replace("$$", "$") if len(found) > 3 else None  # noqa: PLR2004  after -c and the script
     return found[0].lstrip("-@:+!") if found else None
 
 
@@ -67,4 +69,4 @@ def _unquoted(text: str) -> str:
 def _require_text(text: str) -> None:
     if any(not (character.isprintable() or character == " ") for character in text):
         hint = "use a path of printable UTF-8 characters"
-        raise Failure(f"a unit cannot hold the text {text!r}", hint, codes.BAD_INPUT)
+        raise Failure(f"a unit file cannot contain the text {text!r}", hint, codes.BAD_INPUT)

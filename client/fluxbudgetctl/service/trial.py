@@ -1,4 +1,4 @@
-"""Whether the daemon's program starts at all when it is the manager that starts it, and not a shell."""
+"""Tries whether the daemon's program starts in the manager's environment, which is not the shell's."""
 
 import subprocess
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ _SECONDS = 30.0
 
 
 def require_start(program: tuple[str, ...], environ: Mapping[str, str]) -> None:
-    """Raise `Failure` unless the program, with the manager's environment and no other, says its version."""
+    """Raise `Failure` unless the program prints its version when it has only the manager's environment."""
     try:
-        ended = subprocess.run(  # noqa: S603  no shell, and it is what the service will start
+        result = subprocess.run(  # noqa: S603  no shell, and the service will start the same
             [*program, "--version"],
             env=dict(environ),
             stdin=subprocess.DEVNULL,
@@ -27,9 +27,9 @@ def require_start(program: tuple[str, ...], environ: Mapping[str, str]) -> None:
     except OSError as exc:
         why = str(exc.strerror)
     else:
-        if ended.returncode == 0:
+        if result.returncode == 0:
             return
-        why = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+        why = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
     raise Failure(
         f"'{' '.join(program)}' does not start with systemd's environment: {one_line(why)}; nothing was written",
         "install fluxbudget in an environment of its own ('uv tool install', 'pipx install', a venv): systemd does not "

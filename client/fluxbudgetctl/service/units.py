@@ -1,4 +1,4 @@
-"""A unit's text from its template, and what lies where it belongs: nothing, ours, or something that is not ours."""
+"""Unit files: their text, made from the templates, and what is installed now: nothing, ours, or somebody else's."""
 
 import hashlib
 import os
@@ -16,7 +16,8 @@ SERVICE = "fluxbudgetd.service"
 SOCKET = "fluxbudgetd.socket"
 UNITS = (SOCKET, SERVICE)
 
-#: What tells the daemon where things are. systemd's manager does not know a shell's environment.
+#: The variables that tell the daemon where things are. They are written into the units, because systemd's manager does
+#: not know the shell's environment.
 CARRIED = (
     "CLAUDE_CONFIG_DIR",
     "FLUXBUDGET_SOCKET",
@@ -25,7 +26,7 @@ CARRIED = (
     "XDG_CONFIG_HOME",
     "XDG_STATE_HOME",
 )
-#: The templates' own words for the directories that the daemon writes in.
+#: The directories that the daemon writes to, as the templates write them.
 STATE, INTERBAND, INTERSTAT, RUNTIME = (
     "%h/.local/state/fluxbudget",
     "%h/.interband",
@@ -34,8 +35,8 @@ STATE, INTERBAND, INTERSTAT, RUNTIME = (
 )
 _PATHS = ("ReadWritePaths=", "ReadOnlyPaths=", "BindPaths=", "BindReadOnlyPaths=")
 _COMMANDS = ("ExecStartPre=", "ExecStartPost=", "ExecStopPost=")
-# What PrivateTmp= hides from the service.
-_HIDDEN = ("/tmp/", "/var/tmp/")  # noqa: S108  nothing is made there
+# PrivateTmp= hides these from the service.
+_HIDDEN = ("/tmp/", "/var/tmp/")  # noqa: S108  nothing is created there
 _MARKER = re.compile(
     r"# Written by 'fluxbudgetctl service install' of fluxbudget (\S+)\. To change it: 'systemctl --user edit \S+'\. "
     r"sha256 of the rest: ([0-9a-f]{64})"
@@ -44,17 +45,17 @@ _MOST_BYTES = 256 * 1024
 
 
 class State(StrEnum):
-    """What lies at a unit's path."""
+    """What is at a unit's path."""
 
     MISSING = "missing"
     OURS = "ours"
-    """Written by this program, as it is now."""
+    """Written by this program, and unchanged."""
     EDITED = "edited"
-    """Written by this program, and changed by somebody else."""
+    """Written by this program, and edited since."""
     FOREIGN = "foreign"
     """Not written by this program: another file, a symlink, a directory."""
     MASKED = "masked"
-    """A symlink to /dev/null, or an empty file: systemd's sign that a unit must not be started."""
+    """A symlink to /dev/null, or an empty file, by which systemd knows that a unit must not be started."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,22 +64,22 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     state: State
     text: str = ""
-    """Empty unless it is a regular file that can be read."""
+    """Empty unless it is a readable regular file."""
     version: str = ""
-    """fluxbudget's version that wrote it."""
+    """The version of fluxbudget that wrote it."""
 
     @property
     def body(self) -> str:
-        """The text behind the marker."""
+        """The text after the marker."""
         return self.text.partition("\n")[2] if _MARKER.match(self.text) else self.text
 
     def value(self, key: str) -> str | None:
-        """Return the last value of a setting; None when there is none."""
+        """Return the last value of a setting; None if it is not set."""
         values = self.values(key)
         return values[-1] if values else None
 
     def values(self, key: str) -> list[str]:
-        """Return each value of a setting, in the order of the file."""
+        """Return all values of a setting, in the order of the file."""
         lines = self.text.splitlines()
         return [line.partition("=")[2].strip() for line in lines if line.partition("=")[0].strip() == key]
 
@@ -90,9 +91,10 @@ def render(
     code: Sequence[str],
     version: str,
 ) -> dict[str, str]:
-    """Return the text of each unit; raises `Failure` for a path that a unit cannot hold.
+    """Return the text of each unit; raises `Failure` for a path that a unit file cannot contain.
 
-    `program` starts the daemon, `carried` is of `carried_over`, `code` are the directories that the program is made of.
+    `program` is the daemon's command line, `carried` comes from `carried_over`, and `code` names the directories that
+    the program consists of.
     """
     chosen = carried.get("FLUXBUDGET_SOCKET")
     places = _places(carried)
@@ -100,16 +102,16 @@ def render(
     if chosen is not None:
         socket = _replace_line(socket, "ListenStream=", [f"ListenStream={quoting.whole(chosen)}"])
     own = [f"Environment={quoting.word(f'{name}={carried[name]}')}" for name in sorted(carried)]
-    own += _seen_in_tmp(places, carried, code)
+    own += _tmp_bindings(places, carried, code)
     own.append(f"ExecStart={quoting.command(program)}")
     service = _replace_line(_moved(templates[SERVICE], places), "ExecStart=", own)
     return {SOCKET: _marked(SOCKET, socket, version), SERVICE: _marked(SERVICE, service, version)}
 
 
 def carried_over(environ: Mapping[str, str], uid: int) -> dict[str, str]:
-    """Return what of an environment the daemon has to know, as absolute paths.
+    """Return the variables of an environment that the daemon needs, as absolute paths.
 
-    A relative `$XDG_CONFIG_HOME` is invalid, and so ignored; a `$FLUXBUDGET_SOCKET` that changes nothing is left out.
+    A relative `$XDG_CONFIG_HOME` is invalid and is ignored. A `$FLUXBUDGET_SOCKET` that is the default is left out.
     """
     found = {name: os.path.abspath(environ[name]) for name in CARRIED if environ.get(name)}
     if not environ.get("XDG_CONFIG_HOME", "").startswith("/"):
@@ -121,13 +123,13 @@ def carried_over(environ: Mapping[str, str], uid: int) -> dict[str, str]:
 
 
 def carried_in(service: File) -> dict[str, str]:
-    """Return what an installed service has carried over."""
+    """Return the variables that an installed service sets for the daemon."""
     pairs = [found.partition("=") for value in service.values("Environment") for found in quoting.words(value)]
     return {name: value for name, _, value in pairs if name in CARRIED}
 
 
 def kept(installed: File, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what a service that is installed has carried over, and this environment does not name."""
+    """Return the variables that an installed service sets and this environment does not."""
     named = {name for name in CARRIED if environ.get(name)}
     if not environ.get("XDG_CONFIG_HOME", "").startswith("/"):
         named.discard("XDG_CONFIG_HOME")
@@ -135,12 +137,12 @@ def kept(installed: File, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def state_directory(carried: Mapping[str, str], home: str) -> str:
-    """Return the directory of the ledger of a daemon to which this is carried over."""
+    """Return the directory of the ledger for a daemon with these variables."""
     return _places(carried).get(STATE, os.path.join(home, ".local", "state", "fluxbudget"))
 
 
-def listens_at(socket: File, runtime: str) -> str | None:
-    """Return the path that an installed socket listens at; None when its file does not say so."""
+def listen_path(socket: File, runtime: str) -> str | None:
+    """Return the path at which an installed socket listens; None if its file does not say."""
     value = socket.value("ListenStream")
     if value is None:
         return None
@@ -148,9 +150,9 @@ def listens_at(socket: File, runtime: str) -> str | None:
 
 
 def read(directory: str, name: str, *also_masked_in: str) -> File:
-    """Return what lies at a unit's path; what cannot be looked at is foreign."""
+    """Return what is at a unit's path. A file that cannot be read is foreign."""
     path = os.path.join(directory, name)
-    if not os.path.lexists(path):  # which is read before those
+    if not os.path.lexists(path):  # a file here overrides masks elsewhere
         masked = next(filter(_is_mask, (os.path.join(place, name) for place in also_masked_in)), None)
         return File(path=masked or path, state=State.MASKED if masked else State.MISSING)
     if _is_mask(path):
@@ -176,18 +178,18 @@ def _is_mask(path: str) -> bool:
 
 def _text(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", opener=_without_waiting) as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=_open_nonblocking) as file:
             return file.read(_MOST_BYTES) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else ""
     except OSError:
         return ""
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe has nobody at its other end
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a FIFO would wait for a writer
 
 
 def _places(carried: Mapping[str, str]) -> dict[str, str]:
-    """Return the directories that lie elsewhere than the template says: its word → a path."""
+    """Return the directories that differ from the template: the template's text → the path."""
     found: dict[str, str] = {}
     if state := carried.get("XDG_STATE_HOME"):
         found[STATE] = os.path.join(state, "fluxbudget")
@@ -203,7 +205,7 @@ def _places(carried: Mapping[str, str]) -> dict[str, str]:
 
 
 def _moved(text: str, places: Mapping[str, str]) -> str:
-    """Return a template with the directories where they really are."""
+    """Return a template with the actual directories."""
     return "".join(_moved_line(line, places) for line in text.splitlines(keepends=True))
 
 
@@ -221,8 +223,8 @@ def _moved_line(line: str, places: Mapping[str, str]) -> str:
     return f"{key}={value}"
 
 
-def _seen_in_tmp(places: Mapping[str, str], carried: Mapping[str, str], code: Sequence[str]) -> list[str]:
-    """Return the settings that let the service see what lies in /tmp: it has a /tmp of its own."""
+def _tmp_bindings(places: Mapping[str, str], carried: Mapping[str, str], code: Sequence[str]) -> list[str]:
+    """Return the settings that show the service what it needs from /tmp, since it has a private /tmp."""
     read = [*code, *(carried[name] for name in ("CLAUDE_CONFIG_DIR", "XDG_CONFIG_HOME") if name in carried)]
     shown = [f"BindReadOnlyPaths={_bound(path)}" for path in read if path.startswith(_HIDDEN)]
     return shown + [f"BindPaths={_bound(path)}" for path in places.values() if path.startswith(_HIDDEN)]
@@ -233,7 +235,7 @@ def _bound(path: str) -> str:
 
 
 def _replace_line(text: str, key: str, new: Sequence[str]) -> str:
-    """Return text with its only line of this key replaced."""
+    """Return the text with its only line with this key replaced."""
     lines = text.splitlines()
     (index,) = (number for number, line in enumerate(lines) if line.startswith(key))
     return "\n".join([*lines[:index], *new, *lines[index + 1 :]]) + "\n"

@@ -1,4 +1,5 @@
 """`fluxbudgetctl top`: a live view of the runs on a terminal.
 
-`data` asks the daemon, `view` lays out, `terminal` and `keys` deal with the terminal, `app` is the loop.
+`app` is the main loop, `feed` asks the daemon, `view` lays out the lines, `formats` turns values into text, `terminal`
+and `keys` handle the terminal.
 """

@@ -1,4 +1,4 @@
-"""The loop: keys, signals and news in, lines out."""
+"""The main loop: keys, signals and new snapshots in, lines out."""
 
 import math
 import os
@@ -7,7 +7,7 @@ import signal
 import time
 
 from fluxbudgetctl.top import view
-from fluxbudgetctl.top.data import Feed, Shown
+from fluxbudgetctl.top.feed import Feed, Snapshot
 from fluxbudgetctl.top.keys import Keys
 from fluxbudgetctl.top.terminal import Signals, Terminal, require_terminal
 from fluxbudgetd.wire import codes
@@ -15,13 +15,13 @@ from fluxbudgetd.wire import codes
 _INPUT = 0
 _READ = 1024
 _KILLED = 128
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-#: So long an escape waits for what makes it a sequence.
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+#: An escape that nothing follows for this long is the Esc key.
 _ESCAPE_SECONDS = 0.1
 
 
 def show(path: str, seconds: float, run: str | None) -> int:
-    """Show the runs until a key or a signal ends it; return the exit code. `run` is chosen at first."""
+    """Show the runs until a key or a signal ends the view; return the exit code. `run` is selected at the start."""
     require_terminal()
     with Signals() as signals, Feed(path, seconds, signals.wake) as feed, Terminal(signals) as terminal:
         return _Loop(signals, feed, terminal, run).run()
@@ -39,65 +39,66 @@ class _Loop:
         self._poll = select.poll()
         self._poll.register(_INPUT, select.POLLIN)
         self._poll.register(signals.fd, select.POLLIN)
-        feed.choose(run)
+        feed.select(run)
 
     def run(self) -> int:
         """Return the exit code."""
         while True:
-            shown = self._feed.shown()
-            self._settle(shown)
+            snapshot = self._feed.snapshot()
+            self._keep_selection(snapshot)
             size = self._terminal.size()
-            place = view.Place(size.columns, size.lines, self._index, unicode=self._terminal.unicode)
-            self._page = view.visible_runs(shown, place)
-            self._terminal.show(view.lines(shown, place, time.strftime("%H:%M:%S")))
-            code = self._wait(shown)
+            screen = view.Screen(size.columns, size.lines, self._index, unicode=self._terminal.unicode)
+            self._page = view.visible_runs(snapshot, screen)
+            self._terminal.show(view.lines(snapshot, screen, time.strftime("%H:%M:%S")))
+            code = self._wait(snapshot)
             if code is not None:
                 return code
 
-    def _settle(self, shown: Shown) -> None:
-        """Stay on the run that was chosen while the others come and go; when it has gone, on its place."""
-        ids = [line.run.id for line in shown.runs]
+    def _keep_selection(self, snapshot: Snapshot) -> None:
+        """Stay on the selected run while others come and go; if it has gone, select the run in its place."""
+        ids = [line.run.id for line in snapshot.runs]
         if self._run in ids:
             self._index = ids.index(self._run)
-        elif shown.asked and (ids or not shown.away):
-            self._choose(shown, self._index)
+        elif snapshot.polled and (ids or not snapshot.away):
+            self._select(snapshot, self._index)
 
-    def _choose(self, shown: Shown, index: int) -> None:
-        self._index = max(min(index, len(shown.runs) - 1), 0)
-        self._run = shown.runs[self._index].run.id if shown.runs else None
-        self._feed.choose(self._run)
+    def _select(self, snapshot: Snapshot, index: int) -> None:
+        self._index = max(min(index, len(snapshot.runs) - 1), 0)
+        self._run = snapshot.runs[self._index].run.id if snapshot.runs else None
+        self._feed.select(self._run)
 
-    def _wait(self, shown: Shown) -> int | None:
-        """Wait for the next reason to draw; return an exit code when it is one to end."""
-        left = _ESCAPE_SECONDS if self._keys.waiting else 1 - time.time() % 1  # the clock's next second
+    def _wait(self, snapshot: Snapshot) -> int | None:
+        """Wait for a reason to draw again; return an exit code if it is a reason to end."""
+        until_next_second = 1 - time.time() % 1  # when the clock on the screen changes
+        left = _ESCAPE_SECONDS if self._keys.is_pending else until_next_second
         ready = dict(self._poll.poll(math.ceil(left * 1000)))
         if self._signals.fd in ready:
-            taken = self._signals.taken()
-            for number in _ENDING:
-                if number in taken:
+            received = self._signals.take()
+            for number in _ENDING_SIGNALS:
+                if number in received:
                     return _KILLED + number
-            if signal.SIGTSTP in taken:
-                self._terminal.stop()
-            if signal.SIGWINCH in taken:
-                self._terminal.forget()
+            if signal.SIGTSTP in received:
+                self._terminal.suspend()
+            if signal.SIGWINCH in received:
+                self._terminal.redraw()
         if _INPUT not in ready:
-            return self._press(self._keys.alone() if self._keys.waiting and not ready else [], shown)
+            return self._press(self._keys.end_of_sequence() if self._keys.is_pending and not ready else [], snapshot)
         data = os.read(_INPUT, _READ)
         if not data:
-            return _KILLED + signal.SIGHUP  # the terminal has gone
-        return self._press(self._keys.feed(data), shown)
+            return _KILLED + signal.SIGHUP  # the terminal is gone
+        return self._press(self._keys.feed(data), snapshot)
 
-    def _press(self, keys: list[str], shown: Shown) -> int | None:
+    def _press(self, keys: list[str], snapshot: Snapshot) -> int | None:
         for key in keys:
             match key:
                 case "quit":
                     return codes.OK
                 case "refresh":
-                    self._terminal.forget()
-                    self._feed.look()
+                    self._terminal.redraw()
+                    self._feed.refresh()
                 case _:
                     steps = {"up": -1, "down": 1, "page up": -self._page, "page down": self._page}
-                    everything = len(shown.runs)
-                    steps |= {"home": -everything, "end": everything}
-                    self._choose(shown, self._index + steps[key])
+                    every = len(snapshot.runs)
+                    steps |= {"home": -every, "end": every}
+                    self._select(snapshot, self._index + steps[key])
         return None

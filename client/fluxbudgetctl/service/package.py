@@ -1,4 +1,4 @@
-"""What the units are made from: the templates that come with this client, and the daemon that came with it."""
+"""What is installed together with this client: the templates of the units, and the daemon."""
 
 import importlib.metadata
 import os
@@ -9,13 +9,13 @@ from fluxbudgetctl.failure import Failure
 from fluxbudgetd.wire import codes
 
 _PACKAGE = os.path.dirname(os.path.abspath(fluxbudgetctl.__file__))
-#: In a wheel; in a source tree, which an editable install uses, too.
+#: In a wheel; in a source tree, also that of an editable install.
 _PLACES = (os.path.join(_PACKAGE, "systemd"), os.path.join(_PACKAGE, "..", "..", "systemd"))
 _DAEMON = "fluxbudgetd"
 
 
 def template(name: str) -> str:
-    """Return the text of the unit's template; raises `Failure` when it is not there."""
+    """Return the text of a unit's template; raises `Failure` if it is missing."""
     for place in _PLACES:
         try:
             with open(os.path.join(place, name), encoding="utf-8") as file:
@@ -27,11 +27,11 @@ def template(name: str) -> str:
     raise Failure(f"the template of {name} is missing", "install fluxbudget again", codes.INTERNAL)
 
 
-def program() -> tuple[str, ...]:
-    """Return how the daemon is started that was installed together with this client: an absolute path, arguments.
+def daemon_command() -> tuple[str, ...]:
+    """Return the command line of the daemon that was installed with this client: an absolute path, then arguments.
 
-    The distribution's record says where its scripts are, whoever has installed it; without one (or when the script is
-    gone) it is this very Python that runs the daemon.
+    The distribution's record says where the script is. Without a record, or without the script, this Python runs the
+    daemon as a module.
     """
     try:
         files = importlib.metadata.files("fluxbudget") or []
@@ -44,19 +44,19 @@ def program() -> tuple[str, ...]:
     return (os.path.abspath(sys.executable), "-m", _DAEMON)
 
 
-def code() -> tuple[str, ...]:
-    """Return the directories that the daemon's program is made of: its environment, the interpreter, the packages."""
+def code_directories() -> tuple[str, ...]:
+    """Return the directories the daemon's program consists of: its environment, the interpreter, the packages."""
     daemon = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(codes.__file__))))
     places = (sys.prefix, sys.base_prefix, os.path.dirname(_PACKAGE), daemon)
     return tuple(dict.fromkeys(os.path.abspath(place) for place in places))
 
 
-def passing(path: str, home: str, cache: str | None) -> str | None:
-    """Return why a program at this path will not be there for long; None when it may be."""
-    temporary = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108  nothing is made there
+def why_temporary(path: str, home: str, cache: str | None) -> str | None:
+    """Return why a program at this path will not stay there; None if it will."""
+    temporary = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108  nothing is created there
     if any(path.startswith(f"{above}/") for above in temporary):
-        return "lies in a directory that is emptied when the machine starts"
+        return "is in a directory that is emptied when the machine starts"
     above = cache or os.path.join(home, ".cache")
     if path.startswith(f"{above}/") or "/.cache/" in path:
-        return "lies in a cache, which is emptied now and then ('uvx' and 'pipx run' install nothing)"
+        return "is in a cache, which may be emptied at any time ('uvx' and 'pipx run' do not install)"
     return None

@@ -9,7 +9,7 @@ import sys
 from fluxbudgetd.wire import codes
 
 _NAME = "fluxbudgetctl"
-#: Claude Code's events at which fluxbudget has something to say or to learn, and for which tools.
+#: The events of Claude Code that fluxbudget answers or records, and the tools it wants them for.
 _EVENTS = {
     "SessionStart": None,
     "UserPromptSubmit": None,
@@ -19,31 +19,31 @@ _EVENTS = {
     "SubagentStop": None,
     "SessionEnd": None,
 }
-# Seconds; a hook is done within 0.2 unless the machine is very busy. Claude Code itself gives SessionEnd less.
-_LIMIT = 2
-_LIMITS = {"SessionEnd": 1}
+# Seconds. A hook takes at most 0.2 unless the machine is very busy. Claude Code itself gives SessionEnd less.
+_TIMEOUT = 2
+_TIMEOUTS = {"SessionEnd": 1}
 
 
-def show() -> int:
-    """Print the block as JSON; return the exit code."""
-    print(json.dumps(block(command()), indent=2))
+def print_settings() -> int:
+    """Print the settings as JSON; return the exit code."""
+    print(json.dumps(settings(command()), indent=2))
     return codes.OK
 
 
-def block(program: str) -> dict[str, object]:
-    """Return the settings in which Claude Code calls this program (a shell's words)."""
+def settings(program: str) -> dict[str, object]:
+    """Return the settings with which Claude Code calls this program, which is given as the shell reads it."""
     hooks: dict[str, object] = {}
     for event, matcher in _EVENTS.items():
-        call = {"type": "command", "command": f"{program} hook", "timeout": _LIMITS.get(event, _LIMIT)}
+        call = {"type": "command", "command": f"{program} hook", "timeout": _TIMEOUTS.get(event, _TIMEOUT)}
         entry: dict[str, object] = {} if matcher is None else {"matcher": matcher}
         hooks[event] = [{**entry, "hooks": [call]}]
     return {"hooks": hooks, "statusLine": {"type": "command", "command": f"{program} statusline"}}
 
 
 def command() -> str:
-    """Return how a shell calls this very program: by its name where $PATH leads to it, else by its absolute path.
+    """Return how a shell calls this program: by name if $PATH leads to it, else by its absolute path.
 
-    Called is what has handed the command line to this Python client, which lies beside it.
+    That is `fluxbudgetctl`, which passed the command line on to this Python client and is installed beside it.
     """
     started = os.path.realpath(sys.argv[0])
     if os.path.basename(started) == "__main__.py":  # python -m

@@ -1,4 +1,4 @@
-"""What a client can see of a daemon that does not answer: the socket's directory, the socket, the lock."""
+"""What the client itself can find wrong with the socket and the files beside it."""
 
 import os
 import socket
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 from fluxbudgetd.wire.messages import Finding
 
-_PROBE_SECONDS = 0.5
+_CONNECT_SECONDS = 0.5
 
 
-def look_around(path: str) -> Iterator[Finding]:
-    """Yield what is wrong with the socket and the files beside it."""
+def socket_findings(path: str) -> Iterator[Finding]:
+    """Yield what is wrong with the socket at this path and with its directory."""
     directory = os.path.dirname(path)
     try:
         mode = os.stat(directory).st_mode
     except OSError as exc:
         yield Finding(
-            what=f"the socket's directory {directory}: {exc.strerror}", hint="start 'fluxbudgetd': it makes it"
+            what=f"the socket's directory {directory}: {exc.strerror}", hint="start 'fluxbudgetd', which creates it"
         )
         return
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -31,14 +31,19 @@ def look_around(path: str) -> Iterator[Finding]:
     elif found is not None and found.st_uid not in (0, os.geteuid()):
         yield Finding(what=f"{path} belongs to uid {found.st_uid}", hint="set FLUXBUDGET_SOCKET to a path of your own")
     elif found is not None and is_dead(path):
-        yield Finding(what=f"{path} is a socket that no fluxbudgetd serves", hint="start 'fluxbudgetd': it replaces it")
+        yield Finding(
+            what=f"no fluxbudgetd listens at the socket {path}", hint="start 'fluxbudgetd', which replaces the socket"
+        )
 
 
 def is_dead(path: str) -> bool:
-    """Tell whether nobody listens. (Never by trying the daemon's lock: one that starts just now would lose it.)"""
+    """True if no process listens at the socket.
+
+    It connects rather than trying the daemon's lock: a daemon that is just starting would fail to get the lock.
+    """
     try:
-        with socket.socket(socket.AF_UNIX) as probe:  # which a sandbox may forbid
-            probe.settimeout(_PROBE_SECONDS)
+        with socket.socket(socket.AF_UNIX) as probe:  # a sandbox may forbid this
+            probe.settimeout(_CONNECT_SECONDS)
             probe.connect(path)
     except ConnectionRefusedError:
         return True

@@ -1,4 +1,4 @@
-"""Counts, times and events as few words."""
+"""Percentages, times and events as short text."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ _HOURS_FROM, _DAYS_FROM = 100, 6000  # minutes
 _MINUTES_A_DAY = 1440
 _WIDEST_PCT = 1000.0
 
-#: How a kind of event is told, from its data.
+#: The sentence for a kind of event, with places for its data.
 _SENTENCES = {
     "run.started": "started with a budget of {token_budget} in {phase}",
     "run.finished": "ended: {status}",
@@ -40,8 +40,8 @@ def percent(pct: float | None) -> str:
     return f"{pct:.1f}%" if pct < _WIDEST_PCT else f">{_WIDEST_PCT - 1:.0f}%"
 
 
-def lasting(minutes: int | None) -> str:
-    """Return how long something lasts, in at most six characters."""
+def duration(minutes: int | None) -> str:
+    """Return a duration in at most six characters."""
     if minutes is None:
         return "-"
     if minutes < _HOURS_FROM:
@@ -53,21 +53,21 @@ def lasting(minutes: int | None) -> str:
 
 
 def clock(at: str) -> str:
-    """Return the local time of day of a moment on the wire."""
+    """Return the local time of day of a timestamp from the daemon."""
     try:
         return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S")
     except (ValueError, OverflowError):
         return one_line(at)[:8]
 
 
-def event(told: messages.EventAnswer) -> str:
-    """Return what has happened, on one line."""
-    data = {name: _value(value) for name, value in told.data.items()}
-    if told.kind == "run.changed":
+def event_line(event: messages.EventAnswer) -> str:
+    """Return one line that says what has happened."""
+    data = {name: _value(value) for name, value in event.data.items()}
+    if event.kind == "run.changed":
         return one_line(_changed(data))
-    if told.kind in _SENTENCES:
-        return one_line(_SENTENCES[told.kind].format_map(_Known(data)))
-    return one_line(" ".join([told.kind, *(f"{name}={value}" for name, value in data.items())]))
+    if event.kind in _SENTENCES:
+        return one_line(_SENTENCES[event.kind].format_map(_Known(data)))
+    return one_line(" ".join([event.kind, *(f"{name}={value}" for name, value in data.items())]))
 
 
 class _Known(dict[str, str]):
@@ -76,8 +76,10 @@ class _Known(dict[str, str]):
 
 
 def _changed(data: dict[str, str]) -> str:
-    told = [_CHANGES[name].format(value) if name in _CHANGES else f"{name} now {value}" for name, value in data.items()]
-    return ", ".join(told) or "changed"
+    changes = [
+        _CHANGES[name].format(value) if name in _CHANGES else f"{name} now {value}" for name, value in data.items()
+    ]
+    return ", ".join(changes) or "changed"
 
 
 def _value(value: str | float | None) -> str:

@@ -1,6 +1,6 @@
-"""Who holds fluxbudgetd's locks, and whether that is the service.
+"""Which process holds fluxbudgetd's locks, and whether it is the service.
 
-The locks are read, never tried: a daemon that starts just now would lose one.
+The locks are never taken, not even for a test: a daemon that is just starting would fail to get them.
 """
 
 import os
@@ -14,22 +14,22 @@ _NAMED = re.compile(rb"fluxbudgetd pid ([1-9][0-9]{0,9})\n")
 
 
 def socket_lock(path: str) -> str:
-    """Return the lock of whoever serves the socket at this path."""
+    """Return the path of the lock that protects the socket at this path."""
     return f"{path}.lock"
 
 
 def state_lock(directory: str) -> str:
-    """Return the lock of whoever has the ledger in this directory."""
+    """Return the path of the lock that protects the ledger in this directory."""
     return os.path.join(directory, "fluxbudgetd.lock")
 
 
 def holder(lock: str) -> int | None:
-    """Return the pid of the daemon that a lock's file names, if that has the file open: one that hangs has it, too."""
+    """Return the pid of the daemon that holds a lock, even if it hangs: the file names it, and it has the file open."""
     with suppress(OSError):
         fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             named = _NAMED.fullmatch(os.read(fd, 1024))
-            # (A number may be another process's by now.)
+            # The pid may belong to another process by now.
             if named is not None and _has_open(int(named[1]), os.fstat(fd)):
                 return int(named[1])
         finally:
@@ -37,16 +37,16 @@ def holder(lock: str) -> int | None:
     return None
 
 
-def outside(locks: Iterable[str]) -> int | None:
-    """Return the pid of the first that holds one of the locks, and is not the service's."""
+def find_outside(locks: Iterable[str]) -> int | None:
+    """Return the pid of the first process that holds one of the locks and is not the service's."""
     pids = (holder(lock) for lock in locks)
     return next((pid for pid in pids if pid is not None and is_outside(pid)), None)
 
 
 def is_outside(pid: int) -> bool:
-    """Tell whether a process is there, and is not the service's, by its control group.
+    """True if the process exists and is not the service's, by its control group.
 
-    (The manager's word, asked before or after, is of another moment: the service may have been started in between.)
+    The manager's answer would be from another moment: the service may have started in between.
     """
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
@@ -58,7 +58,7 @@ def is_outside(pid: int) -> bool:
 def _has_open(pid: int, wanted: os.stat_result) -> bool:
     directory = f"/proc/{pid}/fd"
     for name in os.listdir(directory):
-        with suppress(OSError):  # it was closed just now
+        with suppress(OSError):  # it has just been closed
             if os.path.samestat(os.stat(f"{directory}/{name}"), wanted):
                 return True
     return False

@@ -1,0 +1,135 @@
+"""The building blocks of the command line: commands, argument types, and flags that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from fluxbudgetctl import environment, hot
+from fluxbudgetctl.failure import Failure, one_line
+from fluxbudgetd.wire import codes
+
+Options = argparse.Namespace
+Parser = argparse.ArgumentParser
+
+
+class FailingParser(Parser):
+    """A parser that reports a usage error as every other failure is reported: one line and a hint."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the usage exit code."""
+        hint = f"see '{self.prog} --help'"
+        raise SystemExit(Failure(message, hint, codes.USAGE).report())
+
+
+# argparse gives these classes no public names.
+if TYPE_CHECKING:
+    Subcommands = argparse._SubParsersAction[FailingParser]  # noqa: SLF001
+else:
+    Subcommands = argparse._SubParsersAction  # noqa: SLF001  generic only for type checkers
+Group = argparse._MutuallyExclusiveGroup  # noqa: SLF001
+
+
+def add_command(
+    commands: Subcommands,
+    name: str,
+    description: str,
+    run: Callable[[Options], int],
+    *,
+    timeout: float | None = hot.DEFAULT_SECONDS,
+    json: bool = True,
+) -> Parser:
+    """Add a command and return its parser.
+
+    `run` carries the command out and returns the exit code. `timeout` is the default of `--timeout` in seconds; with
+    None the command has no such flag. With `json` it has `--json`.
+    """
+    parser: Parser = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+    parser.set_defaults(run_command=run)
+    if timeout is not None:
+        add_timeout(parser, timeout, default=timeout)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def add_group(commands: Subcommands, name: str, description: str) -> Subcommands:
+    """Add a command that only has subcommands; return where to add them."""
+    parser = commands.add_parser(name, help=description, description=description, allow_abbrev=False)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def add_timeout(parser: Parser, shown: float, *, default: float | None) -> None:
+    """Add `--timeout`. `shown` is what the help calls the default, which may depend on the command."""
+    parser.add_argument(
+        "--timeout",
+        type=hot.seconds,
+        metavar="S",
+        default=default,
+        help=f"seconds to wait for the answer (default: {shown:g})",
+    )
+
+
+def add_naming(parser: Parser) -> None:
+    """Add the flags that name a run, of which at most one may be given."""
+    add_names(parser.add_mutually_exclusive_group())
+
+
+def add_names(group: Group) -> None:
+    """Add the flags that name a run to a group of exclusive flags."""
+    group.add_argument("--run", type=text, metavar="ID", help="the run's id")
+    group.add_argument("--scope", type=text, metavar="BEAD", help="the bead the run is about")
+    group.add_argument("--session", type=text, metavar="S", help="a session attached to the run")
+
+
+def add_override(parser: Parser) -> None:
+    """Add `--override` as `check` and `advance` have it."""
+    parser.add_argument(
+        "--override",
+        type=text,
+        metavar="REASON",
+        help="continue although the budget is exceeded, unless enforcement is hard (default: $CLAVAIN_SKIP_BUDGET)",
+    )
+
+
+def add_transcript(parser: Parser) -> None:
+    """Add `--transcript`, which belongs to `--session`."""
+    parser.add_argument(
+        "--transcript", type=path, metavar="FILE", help="the session's transcript (default: found by the session's id)"
+    )
+
+
+def add_model(parser: Parser) -> None:
+    """Add the flags that select the history estimates are made from."""
+    parser.add_argument(
+        "--model", type=text, metavar="M", help="use the history of this model (default: claude-opus-4-6)"
+    )
+    parser.add_argument("--slicing", action="store_true", help="agents get slices of the document")
+
+
+def path(value: str) -> str:
+    """Return a path as the operating system gave it; the protocol's text is made after symlinks are resolved."""
+    if not value:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return value
+
+
+def text(value: str) -> str:
+    """Return an argument as the protocol's text."""
+    if not value:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return environment.text(value)
+
+
+def budget(value: str) -> int | Literal["none"]:
+    """Return a budget in tokens, or `none`."""
+    if value == "none":
+        return "none"
+    try:
+        return int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is neither a whole number nor 'none'") from None
+
+
+def phases(value: str) -> tuple[str, ...]:
+    """Return the phases of a comma-separated list."""
+    return tuple(text(name.strip()) for name in value.split(","))

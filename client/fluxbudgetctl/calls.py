@@ -1,0 +1,62 @@
+"""Typed requests: a message to the daemon, its answer back. (The hot verbs use `request`, which imports less.)"""
+
+import os
+import time
+from typing import TypeVar
+
+import msgspec
+
+from fluxbudgetctl import environment
+from fluxbudgetctl.connection import exchange, not_understood
+from fluxbudgetctl.failure import Failure, failure_of
+from fluxbudgetd.wire import codes, messages
+
+A = TypeVar("A", bound=messages.Answer)
+
+
+def call(request: messages.AnyRequest, kind: type[A], timeout: float, path: str | None = None) -> A:
+    """Send a request and return its answer, which must be of this kind.
+
+    `timeout` is in seconds and covers connecting, sending and receiving. `path` is the socket's, by default the one the
+    environment names. Raises `Failure`, also for an error answer.
+    """
+    request = msgspec.structs.replace(request, wait_ms=int(timeout * 1000))
+    body = exchange(path or environment.socket(), messages.encode(request), timeout)
+    try:
+        answer = messages.decode_answer(body)
+    except msgspec.DecodeError as exc:
+        raise not_understood(str(exc)) from None
+    return expect(answer, kind)
+
+
+def expect(answer: messages.AnyAnswer | messages.ErrorAnswer, kind: type[A]) -> A:
+    """Return the answer if it is of this kind; raises `Failure` for an error answer and for any other kind."""
+    if isinstance(answer, messages.ErrorAnswer):
+        raise failure_of(msgspec.to_builtins(answer.error))
+    if not isinstance(answer, kind):
+        raise not_understood(f"it is a {type(answer).__name__}")
+    return answer
+
+
+class TimeLimit:
+    """One time limit for several requests."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left; raises `Failure` when there are none."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise Failure("not all runs arrived within the time limit", "use a longer --timeout", codes.NO_ANSWER)
+        return left
+
+
+def hints() -> messages.Hints:
+    """Return what the environment says about which run is meant."""
+    return msgspec.convert(environment.hints(), messages.Hints)
+
+
+def transcript(path: str | None) -> str | None:
+    """Return a transcript's path as the daemon expects it: absolute, with its symlinks left to the daemon."""
+    return None if path is None else environment.text(os.path.abspath(path))

@@ -1,0 +1,34 @@
+"""`version`: the versions of the client and the daemon."""
+
+from fluxbudgetctl.arguments import Options, Subcommands, add_command
+from fluxbudgetctl.calls import call
+from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.screens.output import print_json
+from fluxbudgetctl.versions import client_version, half_upgrade
+from fluxbudgetd.wire import codes, messages
+
+
+def add(commands: Subcommands) -> None:
+    """Add the command."""
+    add_command(commands, "version", "print the versions of the client and the daemon", _version)
+
+
+def _version(options: Options) -> int:
+    """Print the versions; the client's also when the daemon does not answer."""
+    client = {"client": options.native or client_version(), "client_kind": "native" if options.native else "python"}
+    line = f"fluxbudgetctl {client['client']} ({client['client_kind']})"
+    if half := half_upgrade(options.native):
+        half.report()
+    try:
+        answer = call(messages.Ping(), messages.PingAnswer, options.timeout)
+    except Failure:
+        if options.json:
+            print_json({**client, "daemon": None, "protocol": codes.VERSION})
+        else:
+            print(line, flush=True)
+        raise
+    if options.json:
+        print_json({**client, "daemon": answer.version, "protocol": answer.protocol})
+    else:
+        print(f"{line}\nfluxbudgetd {answer.version} (pid {answer.pid})")
+    return codes.OK

@@ -1,0 +1,56 @@
+"""What `doctor` has examined, and each problem with what to do about it."""
+
+from collections.abc import Sequence
+
+from fluxbudgetctl.failure import one_line
+from fluxbudgetd.wire import messages
+
+_MOST_SESSIONS = 20
+
+
+def print_doctor(
+    path: str, answer: messages.DoctorAnswer | None, service: str, findings: Sequence[messages.Finding]
+) -> None:
+    """Print what was examined, then the findings.
+
+    `path` is the socket's; `answer` is None if the daemon did not answer; `service` is a line about the systemd
+    service, or empty.
+    """
+    print(f"socket    {one_line(path)}")
+    if service:
+        print(f"service   {one_line(service)}")
+    if answer is not None:
+        _print_daemon(answer)
+    if not findings:
+        print("all is well")
+    for finding in findings:
+        print(f"problem   {one_line(finding.what)}")
+        if finding.hint:
+            print(f"          do: {one_line(finding.hint)}")
+
+
+def _print_daemon(answer: messages.DoctorAnswer) -> None:
+    print(f"daemon    fluxbudgetd {answer.version}, pid {answer.pid}, {answer.connections} connections")
+    print(f"ledger    {one_line(answer.ledger)}")
+    print(f"runs      {answer.active_runs} active, {answer.followed_runs} followed")
+    for channel in answer.channels:
+        detail = f": {channel.detail}" if channel.detail else ""
+        print(one_line(f"channel   {channel.name}: {channel.state}{detail}"))
+    for source in answer.sources:
+        print(f"source    {source.name}: {source.state} since {source.since} ({one_line(source.path)})")
+        if source.anomalies:
+            print(f"          {source.anomalies} counts dropped: negative, or not whole numbers")
+        if source.name != "interstat":  # interstat's notes are among the findings
+            for note in source.notes:
+                print(f"          {one_line(note)}")
+    _print_sessions(answer.sessions)
+
+
+def _print_sessions(sessions: Sequence[messages.SessionSources]) -> None:
+    """Print what transcripts and interstat say about the sessions that both know."""
+    both = [one for one in sessions if one.ratio is not None]
+    for one in both[:_MOST_SESSIONS]:
+        figures = f"{one.transcripts_total} in the transcripts, {one.interstat_total} in interstat, ratio {one.ratio:g}"
+        print(f"session   {one_line(one.session)}: {figures}{f'; {one.words}' if one.words else ''}")
+    if both[_MOST_SESSIONS:]:
+        print(f"          ({len(both) - _MOST_SESSIONS} more sessions: see --json)")

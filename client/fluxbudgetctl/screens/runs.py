@@ -1,0 +1,162 @@
+"""Runs: one line each, one run in full, and the line that a change prints."""
+
+from collections.abc import Iterable, Sequence
+
+from fluxbudgetctl.failure import one_line
+from fluxbudgetctl.screens.output import print_columns, tokens
+from fluxbudgetd.wire import messages
+
+
+def print_run_list(lines: Iterable[messages.RunLine]) -> None:
+    """Print one line per run."""
+    rows = [
+        (
+            line.run.id,
+            line.run.status,
+            line.run.phase,
+            f"{tokens(line.spend.spent)}/{tokens(line.spend.budget)}",
+            one_line(line.run.scope or "-"),
+            one_line(line.run.goal),
+        )
+        for line in lines
+    ]
+    if rows:
+        print_columns(("RUN", "STATUS", "PHASE", "SPENT/BUDGET", "SCOPE", "GOAL"), rows)
+    else:
+        print("no runs")
+
+
+def change_line(answer: messages.RunAnswer) -> str:
+    """Return the line that a change of a run prints."""
+    run = answer.run
+    suffix = "" if answer.changed else " (unchanged)"
+    budget = "unlimited" if run.token_budget is None else f"{tokens(run.token_budget)} {run.cost_basis} tokens"
+    return f"{run.id}: {run.status}, {run.phase}, {budget}, {run.enforcement}, warning at {run.warn_pct} %{suffix}"
+
+
+def print_run(answer: messages.RunShowAnswer) -> None:
+    """Print everything about a run."""
+    _print_facts(answer.run, answer.spend)
+    _print_phases(answer.by_phase)
+    _print_stages(answer.by_stage)
+    for title, sums in (
+        ("agent", answer.by_agent),
+        ("model", answer.by_model),
+        ("session", answer.by_session),
+    ):
+        _print_sums(title, sums)
+    _print_sources(answer.sources)
+    if answer.attachments:
+        print()
+        print_columns(
+            ("ATTACHED SESSION", "SINCE", "UNTIL", "BY"),
+            [
+                (one_line(one.session), one.since or "its start", one.until or "now", one.origin)
+                for one in answer.attachments
+            ],
+        )
+
+
+def _print_facts(run: messages.RunInfo, spend: messages.Spend) -> None:
+    facts = [
+        ("run", run.id),
+        ("goal", run.goal or "-"),
+        ("scope", run.scope or "-"),
+        ("project", run.project_dir),
+        ("status", f"{run.status} since {run.ended_at or run.started_at}"),
+        ("phase", f"{run.phase} (of {', '.join(run.phases)})"),
+        (
+            "budget",
+            f"{tokens(run.token_budget)} {run.cost_basis} tokens, {run.enforcement}, warning at {run.warn_pct} %",
+        ),
+        ("spent", f"{tokens(spend.spent)}{'' if spend.pct is None else f' ({spend.pct} %)'}, {spend.state}"),
+        ("measured", tokens(spend.measured)),
+        ("provisional", tokens(spend.provisional)),
+        ("reserved", tokens(spend.reserved)),
+        ("remaining", tokens(spend.remaining)),
+    ]
+    if spend.stale_why:
+        facts.append(("stale", spend.stale_why))
+    for name, value in facts:
+        print(f"{name + ':':<13}{one_line(value)}")
+    if spend.budget is not None and spend.pct is not None:
+        print(f"Budget: {spend.spent // 1000}k / {spend.budget // 1000}k ({int(spend.pct)}%)")
+
+
+def _print_phases(lines: Sequence[messages.PhaseLine]) -> None:
+    print()
+    print_columns(
+        ("PHASE", "STATE", "SPENT", "PROVISIONAL", "ESTIMATE", "FROM", "INPUT", "OUTPUT", "RECORDS", "PENDING"),
+        [
+            (
+                one_line(one.name),
+                one.state + (" (overridden)" if one.override else ""),
+                tokens(one.spent),
+                tokens(one.provisional),
+                tokens(one.estimate),
+                f"{one.sample_size} runs" if one.estimate_source == "calibration" else one.estimate_source,
+                tokens(one.input),
+                tokens(one.output),
+                str(one.records),
+                str(one.pending),
+            )
+            for one in lines
+        ],
+    )
+
+
+def _print_stages(lines: Sequence[messages.StageLine]) -> None:
+    print()
+    print_columns(
+        ("MACRO-STAGE", "SPENT", "ALLOCATED", "PROVISIONAL"),
+        [
+            (
+                one.name,
+                tokens(one.spent),
+                "-" if one.allocated is None else tokens(one.allocated),
+                tokens(one.provisional),
+            )
+            for one in lines
+        ],
+    )
+
+
+def _print_sums(title: str, sums: Sequence[messages.Tally]) -> None:
+    if not sums:
+        return
+    print()
+    print_columns(
+        (title.upper(), "BILLING", "TOTAL", "INPUT", "OUTPUT", "CACHE READ", "CACHE CREATION", "RECORDS", "PENDING"),
+        [
+            (
+                one_line(one.name) or "-",
+                *(
+                    tokens(count)
+                    for count in (one.billing, one.total, one.input, one.output, one.cache_read, one.cache_creation)
+                ),
+                str(one.records),
+                str(one.pending),
+            )
+            for one in sums
+        ],
+    )
+
+
+def _print_sources(lines: Sequence[messages.SessionSources]) -> None:
+    if not lines:
+        return
+    print()
+    print_columns(
+        ("SESSION", "COUNTS", "TRANSCRIPTS (TOTAL)", "INTERSTAT (TOTAL)", "RATIO", ""),
+        [
+            (
+                one_line(one.session),
+                one.counts,
+                tokens(one.transcripts_total),
+                tokens(one.interstat_total),
+                "-" if one.ratio is None else f"{one.ratio:g}",
+                one.words,
+            )
+            for one in lines
+        ],
+    )

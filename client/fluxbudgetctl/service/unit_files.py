@@ -1,0 +1,73 @@
+"""Writes and removes the units' files."""
+
+import os
+import tempfile
+from contextlib import suppress
+
+from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.service.units import UNITS, File, State
+from fluxbudgetd.wire import codes
+
+_MODE = 0o644
+
+
+def write(directory: str, texts: dict[str, str]) -> None:
+    """Write both units, each one atomically; raises `Failure`."""
+    made: list[tuple[str, str]] = []
+    try:
+        os.makedirs(directory, exist_ok=True)
+        for name in UNITS:  # added one by one, so that each can be removed after an error
+            made += [(_write_temporary(directory, texts[name]), os.path.join(directory, name))]
+        for temporary, path in made:
+            os.replace(temporary, path)
+        _sync(directory)
+    except OSError as exc:
+        for temporary, _ in made:
+            with suppress(OSError):
+                os.unlink(temporary)
+        message = f"{exc.filename or directory} cannot be written: {exc.strerror}"
+        raise Failure(message, "check the directory's permissions and free space", codes.REFUSED) from None
+
+
+def remove(path: str) -> None:
+    """Remove a unit's file, if it is there; raises `Failure`."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise Failure(f"{path} cannot be removed: {exc.strerror}", "check its permissions", codes.REFUSED) from None
+
+
+def require_no_directory(file: File) -> None:
+    """Raise `Failure` if a directory is in the file's place."""
+    if os.path.isdir(file.path) and not os.path.islink(file.path):
+        raise Failure(f"{file.path} is a directory; nothing was changed", "move it away", codes.REFUSED)
+
+
+def not_ours(file: File) -> str:
+    """Return why a file may only be replaced or removed with `--force`."""
+    return f"{file.path} was {'edited by hand' if file.state is State.EDITED else 'not written by this command'}"
+
+
+def _write_temporary(directory: str, text: str) -> str:
+    """Write a text durably to a new file in the directory and return its path; raises `OSError` and leaves nothing."""
+    fd, path = tempfile.mkstemp(prefix=".fluxbudgetd-", dir=directory)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(fd, _MODE)
+            os.fsync(fd)
+    except BaseException:
+        os.unlink(path)
+        raise
+    return path
+
+
+def _sync(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
