@@ -1,4 +1,4 @@
-"""`fluxbudgetctl hook`: what Claude Code's hooks get, and that they get nothing when anything is wrong."""
+"""`fluxbudgetctl hook`: the output that Claude Code gets, and that it gets none on any error."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ from fluxbudgetctl.commands import hook_settings
 from fluxbudgetctl.stdio import MAX_INPUT
 from harness.daemon import CTL, Home
 from harness.false_daemon import answering, frame
+from harness.imports import HEAVY
 from harness.native import both_clients
 from harness.pipes import fill, full_pipe
-from test_import_order import HEAVY
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
@@ -36,7 +36,7 @@ REFUSAL = frame({"ok": False, "error": {"code": "ledger", "message": 'it is "ful
 def hook(
     home: Home, *arguments: str, data: bytes | None = PROMPT, environ: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the hook as Claude Code does, with patience; `data` None: stdin is closed."""
+    """Run the hook as Claude Code does, with a long time limit. With `data` None, stdin is closed."""
     return subprocess.run(
         [*CTL, "hook", "--timeout", "20", *arguments] if "--timeout" not in arguments else [*CTL, "hook", *arguments],
         env={**home.environ, **(environ or {})},
@@ -56,7 +56,7 @@ def is_silent(result: subprocess.CompletedProcess[bytes]) -> bool:
 
 @contextmanager
 def failing(home: Home, how: str) -> Iterator[list[str]]:
-    """A daemon that fails in a way; gives the arguments with which the hook meets the failure soon."""
+    """Run a daemon that fails in this way; yield arguments with which the hook fails soon."""
     answers = {
         "refuses": REFUSAL,
         "talks garbage": b"\xff\xff\xff\xff",
@@ -69,7 +69,7 @@ def failing(home: Home, how: str) -> Iterator[list[str]]:
             stack.enter_context(answering(home, None))
         elif how == "is dead":
             with answering(home, b""):
-                pass  # what is left is a socket that nobody serves
+                pass  # leaves a socket without a daemon
         elif how != "is away":
             stack.enter_context(answering(home, answers[how]))
         yield ["--timeout", "0.5"] if how == "is silent" else []
@@ -88,7 +88,7 @@ FAILURES = {
 
 
 @both_clients
-def test_input_goes_to_the_daemon_and_its_answer_to_claude_code(home: Home) -> None:
+def test_input_is_sent_and_the_answer_is_printed(home: Home) -> None:
     environ = {"FLUXBUDGET_RUN": "r", "CLAVAIN_BEAD_ID": "b", "CLAUDE_CODE_SESSION_ID": "s1"}
     with answering(home, ANSWER) as asked:
         result = hook(home, environ=environ)
@@ -103,14 +103,14 @@ def test_input_goes_to_the_daemon_and_its_answer_to_claude_code(home: Home) -> N
 
 @both_clients
 @pytest.mark.parametrize("data", [b'{"broken": ', b"\xff\xfe\0 no text", b"[]", b" ", "{'ü': 1}\n".encode()])
-def test_input_is_passed_on_byte_by_byte(home: Home, data: bytes) -> None:
+def test_input_is_sent_unchanged(home: Home, data: bytes) -> None:
     with answering(home, SILENCE) as asked:
         assert is_silent(hook(home, data=data))
     assert [one["input"] for one in asked] == [data]
 
 
 @both_clients
-def test_long_input_is_read_to_its_end_and_its_beginning_is_sent(home: Home) -> None:
+def test_long_input_is_read_completely_but_only_its_beginning_is_sent(home: Home) -> None:
     data = LAUNCH + os.urandom(5_000_000)
     with answering(home, ANSWER) as asked:
         with subprocess.Popen(
@@ -132,15 +132,15 @@ def test_long_input_is_read_to_its_end_and_its_beginning_is_sent(home: Home) -> 
 
 @both_clients
 @pytest.mark.parametrize("data", [b"", None])
-def test_no_input_asks_nobody(home: Home, data: bytes | None) -> None:
-    """Empty stdin, and one that is closed."""
+def test_empty_input_is_not_sent(home: Home, data: bytes | None) -> None:
+    """Stdin is empty or closed."""
     with answering(home, ANSWER) as asked:
         assert is_silent(hook(home, data=data, environ={"FLUXBUDGET_DEBUG": "1"}))
     assert not asked
 
 
 @both_clients
-def test_terminal_is_no_input(home: Home) -> None:
+def test_stdin_that_is_a_terminal_is_not_read(home: Home) -> None:
     master, slave = os.openpty()
     try:
         with answering(home, ANSWER) as asked:
@@ -156,8 +156,8 @@ def test_terminal_is_no_input(home: Home) -> None:
 
 @both_clients
 @pytest.mark.parametrize(("begun", "closed"), [(b"", False), (PROMPT, False), (LAUNCH, False), (LAUNCH, True)])
-def test_input_that_does_not_end_is_left_at_the_deadline(home: Home, begun: bytes, closed: bool) -> None:
-    """Silently; a sub-agent's start that is to fail closed is refused."""
+def test_input_that_does_not_end_is_given_up_at_the_deadline(home: Home, begun: bytes, closed: bool) -> None:
+    """Without output, unless a sub-agent's launch must fail closed."""
     environ = {"FLUXBUDGET_FAIL_CLOSED": "1"} if closed else {}
     with answering(home, ANSWER) as asked:
         reading, writing = os.pipe()
@@ -187,8 +187,8 @@ def decision(result: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
 
 @both_clients
 @pytest.mark.parametrize("how", FAILURES)
-def test_without_an_answer_it_is_silent(home: Home, how: str) -> None:
-    """Unless it is asked for the reason, or to fail closed, and then only before a sub-agent's start."""
+def test_without_an_answer_nothing_is_printed(home: Home, how: str) -> None:
+    """Except in debug mode, and except for a sub-agent's launch that must fail closed."""
     with failing(home, how) as soon:
         for environ in ({}, {"FLUXBUDGET_FAIL_CLOSED": "yes"}, {"FLUXBUDGET_FAIL_CLOSED": ""}):
             assert is_silent(hook(home, *soon, data=LAUNCH, environ=environ))
@@ -222,7 +222,7 @@ def test_without_an_answer_it_is_silent(home: Home, how: str) -> None:
         (b"PreToolUse Agent", False),
     ],
 )
-def test_only_the_start_of_a_sub_agent_fails_closed(home: Home, data: bytes, denied: bool) -> None:
+def test_only_the_launch_of_a_sub_agent_fails_closed(home: Home, data: bytes, denied: bool) -> None:
     result = hook(home, data=data, environ={"FLUXBUDGET_FAIL_CLOSED": "1"})
     if denied:
         assert decision(result)["permissionDecision"] == "deny"
@@ -231,7 +231,7 @@ def test_only_the_start_of_a_sub_agent_fails_closed(home: Home, data: bytes, den
 
 
 @both_clients
-def test_an_answer_is_never_turned_into_a_refusal(home: Home) -> None:
+def test_an_answered_launch_is_not_denied(home: Home) -> None:
     with answering(home, SILENCE):
         assert is_silent(hook(home, data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"}))
 
@@ -246,7 +246,7 @@ def test_an_answer_is_never_turned_into_a_refusal(home: Home) -> None:
         ("export A=1", "export A=1\nexport FLUXBUDGET_RUN=r1\n"),
     ],
 )
-def test_exports_are_appended_to_claudes_file(home: Home, before: str | None, after: str) -> None:
+def test_exports_are_appended_to_the_env_file(home: Home, before: str | None, after: str) -> None:
     place = home.root / "env"
     if before is not None:
         place.write_text(before)
@@ -258,7 +258,7 @@ def test_exports_are_appended_to_claudes_file(home: Home, before: str | None, af
 
 
 @both_clients
-def test_exports_that_cannot_be_written_change_nothing(home: Home) -> None:
+def test_exports_that_cannot_be_written_are_ignored(home: Home) -> None:
     with answering(home, ANSWER):
         for place in (str(home.root / "no" / "such"), str(home.root), ""):
             result = hook(home, environ={"CLAUDE_ENV_FILE": place})
@@ -266,8 +266,8 @@ def test_exports_that_cannot_be_written_change_nothing(home: Home) -> None:
 
 
 @both_clients
-def test_exports_go_into_nothing_but_a_file(home: Home) -> None:
-    """A FIFO that nobody reads would keep the hook waiting; what stands there is left alone."""
+def test_exports_are_only_written_to_regular_files(home: Home) -> None:
+    """A FIFO without a reader would block the hook."""
     place = home.root / "env"
     os.mkfifo(place)
     fifo = os.open(place, os.O_RDWR)
@@ -289,7 +289,7 @@ def test_exports_go_into_nothing_but_a_file(home: Home) -> None:
 
 
 @both_clients
-def test_no_exports_no_file(home: Home) -> None:
+def test_without_exports_no_file_is_created(home: Home) -> None:
     place = home.root / "env"
     with answering(home, SILENCE):
         assert is_silent(hook(home, environ={"CLAUDE_ENV_FILE": str(place)}))
@@ -298,7 +298,7 @@ def test_no_exports_no_file(home: Home) -> None:
 
 @both_clients
 @pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| true", "2>&-"])
-def test_output_that_nobody_takes_changes_nothing(home: Home, redirection: str) -> None:
+def test_output_that_cannot_be_written_is_ignored(home: Home, redirection: str) -> None:
     with answering(home, ANSWER) as asked:
         result = subprocess.run(
             ["bash", "-c", f'"$@" {redirection}; exit "${{PIPESTATUS[0]}}"', "-", *CTL, "hook", "--timeout", "20"],
@@ -313,7 +313,7 @@ def test_output_that_nobody_takes_changes_nothing(home: Home, redirection: str) 
 
 @both_clients
 @pytest.mark.parametrize(("length", "room"), [(100, 0), (100_000, 8192)])
-def test_output_that_nobody_reads_is_left_at_the_deadline(home: Home, length: int, room: int) -> None:
+def test_output_that_is_not_read_is_given_up_at_the_deadline(home: Home, length: int, room: int) -> None:
     served = frame({"ok": True, "op": "hook", "output": "x" * length, "exports": ""})
     with answering(home, served), full_pipe(room) as pipe:
         result = subprocess.run(
@@ -330,15 +330,15 @@ def test_output_that_nobody_reads_is_left_at_the_deadline(home: Home, length: in
 
 
 @both_clients
-def test_long_output_is_written_whole(home: Home) -> None:
+def test_long_output_is_written_completely(home: Home) -> None:
     output = "x" * 300_000
     with answering(home, frame({"ok": True, "op": "hook", "output": output, "exports": ""})):
         assert hook(home).stdout.decode() == output + "\n"
 
 
 @both_clients
-def test_refusal_is_written_after_the_deadline_where_there_is_room(home: Home) -> None:
-    """The daemon has used up all the time; a sub-agent that is to fail closed is refused all the same."""
+def test_denial_is_written_even_after_the_deadline(home: Home) -> None:
+    """The daemon has used up the time limit; a launch that must fail closed is denied all the same."""
     with answering(home, None):
         result = hook(home, "--timeout", "0.3", data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"})
     assert decision(result)["permissionDecision"] == "deny"
@@ -352,15 +352,15 @@ def test_output_does_not_depend_on_the_locale(home: Home) -> None:
 
 
 @both_clients
-def test_wrong_flags_are_told(home: Home) -> None:
-    """Exit code 64, which Claude Code logs and goes on."""
+def test_wrong_flags_are_reported(home: Home) -> None:
+    """With exit code 64, which Claude Code logs before it continues."""
     for flags in (["--no-such"], ["--timeout", "0"], ["--run", "a", "--scope", "b"]):
         result = hook(home, "--timeout", "1", *flags)
         assert (result.returncode, result.stdout) == (64, b"")
 
 
 def test_hook_imports_nothing_heavy(home: Home) -> None:
-    """Neither does what it imports."""
+    """Directly or indirectly."""
     with answering(home, SILENCE):
         result = subprocess.run(
             [sys.executable, "-X", "importtime", *CTL[1:], "hook", "--timeout", "20"],
@@ -370,7 +370,7 @@ def test_hook_imports_nothing_heavy(home: Home) -> None:
             text=True,
             check=True,
         )
-    ready = result.stderr.partition("fluxbudgetctl")[2]  # what a bare Python imports is not ours to choose
+    ready = result.stderr.partition("fluxbudgetctl")[2]  # what Python itself imports before is not ours to choose
     names = {line.rpartition("|")[2].strip() for line in ready.splitlines()}
     assert "fluxbudgetctl.hook" in names
     assert not names & {*HEAVY, "typing", "collections.abc", "enum", "fluxbudgetctl.state_file", "fluxbudgetctl.cli"}
@@ -388,8 +388,8 @@ def settings(*command: str, path: str = "/nowhere") -> Any:
     return json.loads(made.stdout)
 
 
-def test_settings_call_this_very_program(tmp_path: Path) -> None:
-    """By its name when that leads here, else by its path, fit for a shell."""
+def test_settings_call_the_installed_program(tmp_path: Path) -> None:
+    """By name if $PATH leads to it, else by its path, quoted for the shell."""
     folder = tmp_path / "with space"
     folder.mkdir()
     link = folder / "fluxbudgetctl"
@@ -412,14 +412,14 @@ def test_settings_call_this_very_program(tmp_path: Path) -> None:
     assert settings(*CTL)["statusLine"]["command"] == f"{sys.executable} -m fluxbudgetctl statusline"
 
 
-def test_settings_shown_in_the_document_are_what_is_printed() -> None:
+def test_documented_settings_are_those_that_are_printed() -> None:
     shown = json.loads(blocks("json")[0])
     assert shown == settings(str(SCRIPT), path=str(SCRIPT.parent))
     assert shown["hooks"]["PreToolUse"][0]["matcher"] == "Agent|Task"
 
 
 def blocks(kind: str) -> list[str]:
-    """The document's blocks of a kind."""
+    """Return the document's code blocks of this kind."""
     pieces = (ROOT / "docs" / "hooks.md").read_text().split("```")[1::2]
     return [piece.removeprefix(kind + "\n") for piece in pieces if piece.startswith(kind + "\n")]
 
@@ -428,7 +428,7 @@ needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="the document's
 
 
 class ClaudesSettings:
-    """Claude Code's settings in a home directory of their own, and the document's commands upon them."""
+    """Claude Code's settings in a temporary home directory, and the commands of docs/hooks.md that change them."""
 
     def __init__(self, home: Path) -> None:
         self.place = home / ".claude" / "settings.json"
@@ -441,19 +441,19 @@ class ClaudesSettings:
         self.place.write_text(json.dumps(value))
 
     def install(self) -> Any:
-        return self._carry_out(self._install)
+        return self._run(self._install)
 
     def remove(self) -> Any:
-        return self._carry_out(self._remove)
+        return self._run(self._remove)
 
-    def _carry_out(self, script: str) -> Any:
+    def _run(self, script: str) -> Any:
         subprocess.run(["bash", "-e", "-c", script], env=self._environ, check=True)
         return json.loads(self.place.read_text())
 
 
 @needs_jq
-def test_install_and_remove_of_the_document(tmp_path: Path) -> None:
-    """Installing twice is installing once; what was there stays, in its order; removing leaves what was there."""
+def test_documented_install_and_removal(tmp_path: Path) -> None:
+    """Installing twice changes nothing; other settings stay in their order; removing restores the original."""
     claudes = ClaudesSettings(tmp_path)
     mine = {"hooks": [{"type": "command", "command": "mine"}]}
     bash = {"matcher": "Bash", **mine}
@@ -477,8 +477,8 @@ def test_install_and_remove_of_the_document(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "program", ["/old/bin/fluxbudgetctl", "'/old path/fluxbudgetctl'", "/usr/bin/python3 -m fluxbudgetctl"]
 )
-def test_earlier_install_is_replaced_and_removed(tmp_path: Path, program: str) -> None:
-    """Wherever it was, and of whatever events; what stands beside it stays."""
+def test_earlier_installation_is_replaced_and_removed(tmp_path: Path, program: str) -> None:
+    """Wherever it was installed, and for whatever events; other hooks stay."""
     claudes = ClaudesSettings(tmp_path)
     mine = {"type": "command", "command": "echo fluxbudgetctl hook; mine"}
     old = json.loads(json.dumps(hook_settings.settings(program)))
@@ -500,8 +500,8 @@ def test_earlier_install_is_replaced_and_removed(tmp_path: Path, program: str) -
     "command",
     ["mine", "mine; fluxbudgetctl statusline", "'/my' x; /bin/fluxbudgetctl statusline", "my-fluxbudgetctl statusline"],
 )
-def test_status_line_of_ones_own_stays(tmp_path: Path, command: str) -> None:
-    """Also one that calls ours for its part of the line."""
+def test_other_status_line_stays(tmp_path: Path, command: str) -> None:
+    """Even one that calls ours for a part of its line."""
     claudes = ClaudesSettings(tmp_path)
     mine = {"statusLine": {"type": "command", "command": command}}
     claudes.write(mine)

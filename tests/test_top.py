@@ -1,4 +1,4 @@
-"""`top` in a real terminal, over a daemon that says what a test wants to see."""
+"""`top` in a real terminal, with a daemon whose answers the tests choose."""
 
 import math
 import os
@@ -21,7 +21,7 @@ PHASES = ("brainstorm", "brainstorm-reviewed", "strategized", "planned", "execut
 
 
 class Numbers:
-    """What the false daemon answers from."""
+    """The numbers that the false daemon answers with."""
 
     def __init__(self) -> None:
         self.runs: list[messages.RunLine] = []

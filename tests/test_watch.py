@@ -1,4 +1,4 @@
-"""`watch` and `top` over a real daemon: killed, restarted, stopped, started without its ledger."""
+"""`watch` and `top` with a real daemon that is killed, restarted, stopped, and started without its ledger."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from harness.watch import Watch
 
 
 def written(home: Home) -> list[int]:
-    """Return the numbers of the events in the ledger, as SQLite has them."""
+    """Return the numbers of the events in the ledger, read with SQLite."""
     connection = sqlite3.connect(f"file:{home.state / 'ledger.db'}?mode=ro", uri=True)
     try:
         return [seq for (seq,) in connection.execute("SELECT seq FROM events ORDER BY seq")]
@@ -20,8 +20,8 @@ def written(home: Home) -> list[int]:
         connection.close()
 
 
-def test_events_are_those_of_the_ledger(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """From the first one, then as they happen; each kind with its data."""
+def test_events_are_printed_as_in_the_ledger(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """First the old ones, then the new ones as they happen, each with its data."""
     home.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1")
     with Watch(home, "--since", "0") as watch:
         watch.wait_for_numbers(written(home))
@@ -42,7 +42,7 @@ def test_events_are_those_of_the_ledger(home: Home, interstat: Interstat, daemon
         assert watch.err == b""
 
 
-def test_one_runs_events(home: Home, daemon: Daemon) -> None:
+def test_events_of_one_run(home: Home, daemon: Daemon) -> None:
     home.ok("run", "start", "--id", "r1")
     home.ok("run", "start", "--id", "r2")
     with Watch(home, "--run", "r2", "--since", "0") as watch:
@@ -52,12 +52,12 @@ def test_one_runs_events(home: Home, daemon: Daemon) -> None:
         assert {line["run"] for line in watch.printed()} == {"r2"}
 
 
-def test_unknown_run_is_no_run(home: Home, daemon: Daemon) -> None:
+def test_unknown_run_is_exit_code_3(home: Home, daemon: Daemon) -> None:
     result = home.ctl("watch", "--run", "no-such")
     assert (result.returncode, result.stdout) == (3, "")
 
 
-def test_heartbeats_come_in_silence(home: Home, daemon: Daemon) -> None:
+def test_heartbeats_are_printed_when_nothing_happens(home: Home, daemon: Daemon) -> None:
     with Watch(home, "--heartbeat", "0.1") as watch:
         wait_for(lambda: len(watch.printed()) >= 3, "heartbeats")
         assert {line["kind"] for line in watch.printed()} == {"heartbeat"}
@@ -65,7 +65,7 @@ def test_heartbeats_come_in_silence(home: Home, daemon: Daemon) -> None:
 
 
 def test_daemon_killed_and_restarted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Every event of the ledger is printed once, over three daemons, also those that nobody was there to hear."""
+    """Every event of three daemons is printed once, also those that happen while `watch` is disconnected."""
     present = daemon
     with Watch(home, "--since", "0") as watch, Watch(home, "--heartbeat", "0.1") as later:
         wait_for(later.printed, "a heartbeat: it listens")
@@ -95,7 +95,7 @@ def test_stopped_daemon_counts_as_lost(home: Home, daemon: Daemon) -> None:
         watch.wait_for_numbers(written(home))
 
 
-def test_ledger_that_begins_anew(home: Home, daemon: Daemon) -> None:
+def test_replaced_ledger(home: Home, daemon: Daemon) -> None:
     for number in range(5):
         home.ok("run", "start", "--id", f"r{number}")
     with Watch(home, "--since", "0") as watch:
@@ -105,13 +105,13 @@ def test_ledger_that_begins_anew(home: Home, daemon: Daemon) -> None:
         shutil.rmtree(home.state)
         home.start()
         watch.wait_for_said("the daemon has a new ledger")
-        home.ok("run", "start", "--id", "anew")
+        home.ok("run", "start", "--id", "new")
         wait_for(lambda: len(watch.numbers()) > before, "the new ledger's event")
-        assert watch.printed()[-1]["run"] == "anew"
+        assert watch.printed()[-1]["run"] == "new"
 
 
 def test_reader_of_a_damaged_ledger_misses_nothing_of_the_next(home: Home, daemon: Daemon) -> None:
-    """The next one's numbers go on above those that the reader knows, also after another restart."""
+    """The new ledger continues the numbering, also after another restart."""
     for number in range(3):
         home.ok("run", "start", "--id", f"old{number}")
     with Watch(home, "--since", "0") as watch, Watch(home, "--since", "0") as attentive:
@@ -136,11 +136,11 @@ def test_reader_of_a_damaged_ledger_misses_nothing_of_the_next(home: Home, daemo
             runs = [line["run"] for line in each.printed() if "data" in line]
             assert runs == [*(f"old{n}" for n in range(3)), *(f"new{n}" for n in range(5))]
             assert each.numbers() == sorted(set(each.numbers()))
-            assert b"a new one" not in each.err
+            assert b"new ledger" not in each.err
 
 
 def test_slow_reader_gets_everything(home: Home, daemon: Daemon) -> None:
-    """A reader that is stopped while much happens has every event in the end."""
+    """A reader that is stopped while many events happen gets all of them in the end."""
     home.ok("run", "start", "--id", "r1")
     with Watch(home, "--since", "0") as watch:
         watch.wait_for_numbers(written(home))
@@ -151,7 +151,7 @@ def test_slow_reader_gets_everything(home: Home, daemon: Daemon) -> None:
         watch.wait_for_numbers(written(home))
 
 
-def test_top_shows_a_real_run_and_outlives_its_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_top_shows_a_real_run_and_survives_its_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     home.ok("run", "start", "--id", "r1", "--budget", "250000", "--session", "s1", "--goal", "write the parser")
     with InTerminal(home, "top") as shown:
         shown.wait_for("> r1", "0/250k", "r1: write the parser", "▶ brainstorm", "started with a budget of 250k")
@@ -173,7 +173,7 @@ def test_top_shows_a_real_run_and_outlives_its_daemon(home: Home, interstat: Int
         assert shown.end() == 0
 
 
-def test_printed_lines_are_json_for_everybody(home: Home, daemon: Daemon) -> None:
+def test_lines_are_ascii_json(home: Home, daemon: Daemon) -> None:
     home.ok("run", "start", "--id", "r1", "--scope", "bead-ü")
     with Watch(home, "--since", "0") as watch:
         watch.wait_for_numbers(written(home))

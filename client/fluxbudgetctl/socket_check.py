@@ -32,7 +32,7 @@ def socket_findings(path: str) -> Iterator[Finding]:
         yield Finding(what=f"{path} belongs to uid {found.st_uid}", hint="set FLUXBUDGET_SOCKET to a path of your own")
     elif found is not None and is_dead(path):
         yield Finding(
-            what=f"no fluxbudgetd listens at the socket {path}", hint="start 'fluxbudgetd', which replaces the socket"
+            what=f"no fluxbudgetd serves the socket {path}", hint="start 'fluxbudgetd', which replaces the socket"
         )
 
 
