@@ -1,4 +1,4 @@
-"""The client: what it prints, where, and with which exit code."""
+"""The Python and native clients: output, error messages and exit codes."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from harness.odd_answers import CHECK, HOOK, STATUSLINE
 
 
 def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str = "") -> str:
-    """Require an exit code, an untouched stdout, one line and a hint on stderr; return the line."""
+    """Require this exit code and stdout, and one line with a hint on stderr; return the line."""
     assert (result.returncode, result.stdout) == (code, stdout), result
     line, hint, *rest = result.stderr.splitlines()
     assert line.startswith("fluxbudgetctl: "), result
@@ -39,7 +39,7 @@ def test_daemon_away(home: Home, verb: str) -> None:
 
 @both_clients
 @pytest.mark.parametrize("flag", [["--default", "4200"], ["--default=4200"]])
-def test_default_when_there_is_no_answer(home: Home, flag: list[str]) -> None:
+def test_default_without_an_answer(home: Home, flag: list[str]) -> None:
     clean_error(home.ctl("remaining", *flag), 0, "4200\n")
 
 
@@ -50,7 +50,7 @@ def test_default_does_not_hide_an_answer(home: Home, daemon: Daemon) -> None:
 
 @both_clients
 def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
-    """No answer in time: 75, or the default."""
+    """No answer in time: exit code 75, or the default."""
     run = started(home)
     daemon.signal(signal.SIGSTOP)
     try:
@@ -87,8 +87,8 @@ def test_no_budget(home: Home, daemon: Daemon) -> None:
 
 
 @both_clients
-def test_a_budget_to_its_end(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """remaining, env and check, from full to exhausted; check refuses the second time like the first."""
+def test_a_budget_until_it_is_exhausted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """`remaining`, `env` and `check`, from full to exhausted; `check` refuses every time."""
     home.ok("run", "start", "--budget", "100", "--session", "s1")
     row = interstat.insert("s1")
     for spent, left, state in ((0, 100, "ok"), (79, 21, "ok"), (80, 20, "warning"), (99, 1, "warning")):
@@ -151,14 +151,14 @@ def test_help(home: Home, arguments: list[str]) -> None:
     assert result.stdout.startswith("usage: fluxbudgetctl")
 
 
-def test_help_tells_naming_and_exit_codes(home: Home) -> None:
+def test_help_explains_naming_and_exit_codes(home: Home) -> None:
     text = home.ok("--help")
     for word in ("$FLUXBUDGET_RUN", "$CLAVAIN_BEAD_ID", "69 daemon not", "75 no answer"):
         assert word in text
 
 
-def test_quick_and_whole_parser_agree() -> None:
-    """Every hot command line that the quick parser takes means the same to argparse."""
+def test_quick_and_full_parser_agree() -> None:
+    """A hot command line that the quick parser accepts means the same to argparse."""
     lines = [
         "remaining", "remaining --run a", "remaining --scope=b --json", "remaining --session c --timeout 0.5",
         "remaining --default 5 --timeout=2", "env", "env --run a", "check --json", "check --scope x --timeout 1",
@@ -183,7 +183,7 @@ def test_quick_and_whole_parser_agree() -> None:
 
 @both_clients
 def test_naming_order(home: Home, daemon: Daemon) -> None:
-    """Flags, $FLUXBUDGET_RUN, $CLAVAIN_BEAD_ID, the sessions, the directory."""
+    """First flags, then $FLUXBUDGET_RUN, $CLAVAIN_BEAD_ID, the sessions, and the directory."""
     for number, name in enumerate(("by-flag", "by-env", "by-bead", "by-code", "by-session", "by-dir"), 1):
         started(home, id=name, scope=f"scope-{name}" if name == "by-bead" else None, token_budget=number, session=name)
     environ = {
@@ -277,7 +277,7 @@ def test_ending_a_run(home: Home, daemon: Daemon) -> None:
 
 
 def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:
-    """`| head` and a closed stdout end the client silently."""
+    """`| head` ends the client silently."""
     for number in range(60):
         started(home, id=f"run-{number}", goal="g" * 2000)
     command = f"{' '.join(CTL)} run list | head -1"
@@ -288,7 +288,7 @@ def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "run list"])
 def test_output_that_cannot_be_written(home: Home, daemon: Daemon, verb: str) -> None:
-    """A full disk is one line, a hint and 70; a closed stdout loses nothing but the output."""
+    """A full disk is an error with exit code 70; a closed stdout is not an error."""
     home.ok("run", "start")
     full, closed = shell(home, f"{verb} > /dev/full"), shell(home, f"{verb} >&-")
     assert "the output cannot be written" in clean_error(full, 70)
@@ -298,7 +298,7 @@ def test_output_that_cannot_be_written(home: Home, daemon: Daemon, verb: str) ->
 @both_clients
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_stderr_that_cannot_be_written_changes_no_exit_code(home: Home, redirection: str) -> None:
-    """Exit code 1 means "refused", and nothing else."""
+    """Exit code 1 always means "refused"."""
     for arguments, code, stdout in (
         ("check", 69, ""),
         ("remaining", 69, ""),
@@ -311,8 +311,8 @@ def test_stderr_that_cannot_be_written_changes_no_exit_code(home: Home, redirect
 
 
 @both_clients
-def test_refusal_is_a_refusal_whoever_reads_it(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """`check` in a pipe whose reader has gone."""
+def test_check_refuses_even_if_its_output_is_not_read(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """In a pipe whose reader has gone."""
     home.ok("run", "start", "--budget", "1", "--session", "s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     command = f"set -o pipefail; {' '.join(CTL)} check | true"
@@ -333,7 +333,7 @@ def shell(home: Home, command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_terminals_that_do_not_speak_utf_8(home: Home, daemon: Daemon) -> None:
+def test_terminal_without_utf_8(home: Home, daemon: Daemon) -> None:
     home.ok("run", "start", "--goal", "日本")
     latin = {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
     assert "\\u65e5" in home.ok("run", "list", environ=latin)
@@ -341,7 +341,7 @@ def test_terminals_that_do_not_speak_utf_8(home: Home, daemon: Daemon) -> None:
 
 
 @both_clients
-def test_directory_whose_name_is_no_text(home: Home, daemon: Daemon) -> None:
+def test_directory_whose_name_is_not_utf_8(home: Home, daemon: Daemon) -> None:
     odd = home.root / os.fsdecode(b"\xffdir")
     odd.mkdir()
     run = home.ok("run", "start", "--budget", "7", cwd=odd)
@@ -359,7 +359,7 @@ def test_json_of_a_default(home: Home) -> None:
 
 
 def test_more_runs_than_a_frame_holds(home: Home, daemon: Daemon) -> None:
-    """Lists come in pages; nobody sees them, and nothing is missing or there twice."""
+    """Lists are sent in pages, which the user does not see; no run is missing or listed twice."""
     phases = tuple(f"phase-{number}-{'x' * 52}" for number in range(64))
     for number in range(300):
         started(home, id=f"run-{number}", goal="g" * 4000, phases=phases)
@@ -369,8 +369,8 @@ def test_more_runs_than_a_frame_holds(home: Home, daemon: Daemon) -> None:
 
 
 @both_clients
-def test_client_waits_for_a_full_queue_until_its_time_is_up(home: Home) -> None:
-    """A daemon that accepts nobody: no answer in time, not "no daemon"."""
+def test_full_backlog_is_retried_until_the_deadline(home: Home) -> None:
+    """A daemon that accepts no connections is reported as too slow, not as missing."""
     home.socket.parent.mkdir(parents=True, mode=0o700)
     with socket.socket(socket.AF_UNIX) as listener, ExitStack() as waiting:
         listener.bind(str(home.socket))
@@ -416,7 +416,7 @@ def test_doctor(home: Home, interstat: Interstat, daemon: Daemon) -> None:
 
 
 def test_hot_verbs_do_not_import_what_is_heavy(home: Home, daemon: Daemon) -> None:
-    """What is not imported costs nothing: no argparse, msgspec, json, socket, anyio or rich for `remaining`."""
+    """No argparse, msgspec, json, socket, anyio or rich for `remaining`."""
     run = started(home)
     code = (
         "import sys; before = set(sys.modules); from fluxbudgetctl.main import main;"
@@ -441,10 +441,8 @@ def test_symlinks_in_a_projects_path_are_resolved(home: Home, daemon: Daemon) ->
 @pytest.mark.parametrize("length", [10, 9_000])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("json", [[], ["--json"]])
-def test_exit_code_stays_whatever_is_printed_to_a_reader_that_has_gone(
-    home: Home, json: list[str], unbuffered: str, length: int
-) -> None:
-    """At once or when the buffer is full: Python finds out at another time."""
+def test_check_refuses_if_its_reader_has_gone(home: Home, json: list[str], unbuffered: str, length: int) -> None:
+    """Whether Python notices it at once or when its buffer is full."""
     reading, writing = os.pipe()
     os.close(reading)
     with answering(home, frame({**CHECK, "refusal": "x" * length})):
@@ -460,8 +458,8 @@ def test_exit_code_stays_whatever_is_printed_to_a_reader_that_has_gone(
 
 
 @both_clients
-def test_output_beyond_the_largest_file_that_is_allowed(home: Home) -> None:
-    """The system would end the program by a signal; it is an output that cannot be written, and no more."""
+def test_output_beyond_the_file_size_limit(home: Home) -> None:
+    """It is reported as an error; by default, a signal would end the program."""
     place = home.root / "output"
     command = ["bash", "-c", f'ulimit -f 0; "$@" >{place}', "-", *CTL]
     for verb, answer in (("check", CHECK), ("hook", HOOK), ("statusline", STATUSLINE)):

@@ -1,6 +1,6 @@
-"""Whoever sends a little now and then, or reads nothing, does not keep a client: its deadline is one for everything.
+"""One deadline covers everything: peers that send slowly or do not read cannot hold up the client.
 
-(The limits of the subprocesses are far above; a client that does not end by itself is what they are for.)
+(The time limits of the subprocesses are much longer. They only catch a client that does not end.)
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from harness.odd_answers import HOOK, STATUSLINE
 from harness.pipes import full_pipe
 
 PATIENCE = 30
-#: Between two bytes: less than any deadline here, and with all that is announced, hours.
+#: Seconds between two bytes: less than any deadline here, but hours for the whole frame.
 STEP = 0.02
 BRIEF = ("--timeout", "0.5")
 
 
 @contextmanager
 def dripping_daemon(home: Home) -> Iterator[None]:
-    """Serve at the home's socket, a byte at a time, a frame as large as any, until the client hangs up."""
+    """Serve the largest possible frame at the home's socket, byte by byte, until the client disconnects."""
     home.socket.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(home.socket))
@@ -53,7 +53,7 @@ def dripping_daemon(home: Home) -> Iterator[None]:
 
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "check", "ping", "hook", "statusline"])
-def test_answer_that_drips_is_left_at_the_deadline(home: Home, verb: str) -> None:
+def test_slow_answer_is_given_up_at_the_deadline(home: Home, verb: str) -> None:
     with dripping_daemon(home):
         result = subprocess.run(
             [*CTL, verb, *BRIEF], env=home.environ, input=b"{}", capture_output=True, timeout=PATIENCE, check=False
@@ -64,7 +64,7 @@ def test_answer_that_drips_is_left_at_the_deadline(home: Home, verb: str) -> Non
 
 @both_clients
 @pytest.mark.parametrize(("verb", "code"), [("hook", 0), ("statusline", 75)])
-def test_input_that_drips_is_left_at_the_deadline(home: Home, verb: str, code: int) -> None:
+def test_slow_input_is_given_up_at_the_deadline(home: Home, verb: str, code: int) -> None:
     ended = threading.Event()
     with answering(home, frame(HOOK if verb == "hook" else STATUSLINE)) as asked:
         process = subprocess.Popen(
@@ -97,7 +97,7 @@ def test_input_that_drips_is_left_at_the_deadline(home: Home, verb: str, code: i
 
 @both_clients
 @pytest.mark.parametrize(("verb", "code"), [("hook", 0), ("statusline", 69)])
-def test_what_nobody_reads_on_stderr_is_left_at_the_deadline(home: Home, verb: str, code: int) -> None:
+def test_unread_stderr_is_given_up_at_the_deadline(home: Home, verb: str, code: int) -> None:
     with full_pipe() as pipe:
         result = subprocess.run(
             [*CTL, verb, *BRIEF],
@@ -112,8 +112,8 @@ def test_what_nobody_reads_on_stderr_is_left_at_the_deadline(home: Home, verb: s
 
 
 @both_clients
-def test_answer_is_printed_though_nobody_reads_what_is_said_about_it(home: Home) -> None:
-    """What is said comes first, and takes all the time that there is; there is room for the line."""
+def test_answer_is_printed_although_stderr_is_not_read(home: Home) -> None:
+    """Writing to stderr comes first and uses up the time limit; the line is written because there is room for it."""
     with answering(home, frame({**STATUSLINE, "stale_why": "w" * 9_000})), full_pipe(os.sysconf("SC_PAGESIZE")) as pipe:
         result = subprocess.run(
             [*CTL, "statusline", "--timeout", "2"],

@@ -1,4 +1,4 @@
-"""What a user gets by installing: real wheels, with and without a C compiler, in environments of their own."""
+"""Installing: real wheels, with and without a C compiler, each in its own environment."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def build(
     environ: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Build an sdist or a wheel as installers do, but for the environment of its own, which has to be downloaded."""
+    """Build an sdist or a wheel as installers do, but without build isolation, which would need downloads."""
     kept = {name: value for name, value in os.environ.items() if name not in {"CC", "FLUXBUDGET_NATIVE"}}
     return subprocess.run(
         [*prefix, sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", into],
@@ -49,7 +49,7 @@ def build(
 
 
 def built(target: str, into: Path, source: Path = ROOT, environ: Mapping[str, str] | None = None) -> Path:
-    """Return the only file that building has made."""
+    """Return the only file that was built."""
     result = build(target, into, source, environ)
     assert result.returncode == 0, result
     (made,) = into.iterdir()
@@ -57,7 +57,7 @@ def built(target: str, into: Path, source: Path = ROOT, environ: Mapping[str, st
 
 
 class Environment:
-    """A virtual environment with what fluxbudget depends on, and fluxbudget as it is installed there."""
+    """A virtual environment with fluxbudget's dependencies and an installed fluxbudget."""
 
     def __init__(self, place: Path, home: Home, *what: str | Path, environ: Mapping[str, str] | None = None) -> None:
         venv.create(place, symlinks=True)
@@ -78,7 +78,7 @@ class Environment:
         prefix: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run the client, by its own name or by a link to it; `prefix` is a command that starts it."""
+        """Run the client by its own name or by a link; `prefix` is a command that starts it."""
         return subprocess.run(
             [*prefix, program or self.scripts / "fluxbudgetctl", *arguments],
             env={**self._environ, **(environ or {})},
@@ -99,7 +99,7 @@ class Environment:
     ],
 )
 def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str, warned: bool) -> None:
-    """The client of the kind that can be had and is wanted, in a wheel for this kind of machine or for all."""
+    """The client is native where a compiler works and it is wanted; the wheel's tag is for this platform or for any."""
     result = build("wheel", tmp_path / "dist", environ=environ)
     assert ("no C compiler here" in result.stdout + result.stderr) == warned, result
     (wheel,) = (tmp_path / "dist").iterdir()
@@ -126,12 +126,12 @@ def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str
 
 @pytest.fixture
 def script(tmp_path: Path, home: Home) -> Environment:
-    """An environment with the script that is there without a compiler."""
+    """An environment with the script that replaces the native client."""
     return Environment(tmp_path / "venv", home, built("wheel", tmp_path / "dist", environ=NO_NATIVE))
 
 
-def test_script_knows_where_it_is_without_a_slash_in_its_name(script: Environment) -> None:
-    """A shell that is given the name looks where it is itself, and then in $PATH."""
+def test_script_finds_itself_without_a_slash_in_its_name(script: Environment) -> None:
+    """A shell looks in the working directory for a script, then in $PATH."""
     path = f"{script.scripts}:{os.environ['PATH']}"
     for shell, environ, place in (("sh", {}, "."), ("bash", {}, "."), ("bash", {"PATH": path}, "/")):
         line = ["sh", "-c", 'cd "$1" && exec "$2" fluxbudgetctl "$3"', "-", place, shell]
@@ -149,7 +149,7 @@ def test_script_knows_where_it_is_without_a_slash_in_its_name(script: Environmen
             assert result.stderr.startswith("fluxbudgetctl: no daemon at /no/such: ")
 
 
-def test_script_takes_the_packages_of_the_python_that_runs_and_nothing_before_its_own_modules(
+def test_script_uses_its_own_python_and_packages(
     script: Environment,
 ) -> None:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
@@ -171,8 +171,8 @@ def test_script_takes_the_packages_of_the_python_that_runs_and_nothing_before_it
     assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
 
 
-def test_script_without_the_python_client_says_so(script: Environment) -> None:
-    """But for a hook, whose session is not disturbed."""
+def test_script_reports_a_missing_python_client(script: Environment) -> None:
+    """Except for a hook, which stays silent."""
     (script.scripts / "fluxbudgetctl-python").unlink()
     for verb in ("ping", "status"):
         result = script.ctl(verb)
@@ -185,8 +185,8 @@ def test_script_without_the_python_client_says_so(script: Environment) -> None:
 
 
 @pytest.mark.parametrize(("verb", "code"), [("status", 70), ("hook", 0)])
-def test_what_cannot_be_handed_on_to_the_ordinary_client_is_no_refusal(verb: str, code: int) -> None:
-    """In the midst of the start that knows nothing but the hot verbs."""
+def test_failing_to_start_the_python_client_is_not_exit_code_1(verb: str, code: int) -> None:
+    """Even in the start that only knows the hot verbs."""
     line = "import sys; del sys.argv[0]; from fluxbudgetctl.main import bare; sys.exit(bare())"
     result = subprocess.run(
         [sys.executable, "-c", line, "/no/such", verb, "--help"], capture_output=True, text=True, check=False
@@ -199,7 +199,7 @@ def test_what_cannot_be_handed_on_to_the_ordinary_client_is_no_refusal(verb: str
 @needs_compiler
 @pytest.mark.skipif(bool(why_not()), reason=f"nothing can be mounted here: {why_not()}")
 def test_compiler_whose_programs_may_not_run(tmp_path: Path) -> None:
-    """The directory is named: it is not the compiler that is to be installed."""
+    """The message names the directory, because a compiler is not what is missing."""
     made, temporary = tmp_path / "made", tmp_path / "temporary"
     temporary.mkdir()
     result = build(
@@ -213,7 +213,7 @@ def test_compiler_whose_programs_may_not_run(tmp_path: Path) -> None:
 
 
 def clean_client(installed: Environment, kind: str) -> None:
-    """The client helps, says which it is, and misses the daemon."""
+    """The client prints help and its version, and reports the missing daemon."""
     assert installed.ctl("--help").stdout.startswith("usage: fluxbudgetctl ")
     result = installed.ctl("version")
     assert (result.returncode, result.stdout) == (69, f"fluxbudgetctl {__version__} ({kind})\n"), result
@@ -230,17 +230,17 @@ def clean_client(installed: Environment, kind: str) -> None:
 
 
 @needs_compiler
-def test_editable_install_has_the_native_client_too(tmp_path: Path, home: Home) -> None:
+def test_editable_install_has_the_native_client(tmp_path: Path, home: Home) -> None:
     clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT), "native")
 
 
 def test_editable_install_without_a_compiler(tmp_path: Path, home: Home) -> None:
-    """There the packages are not where they would be otherwise."""
+    """Its packages are not in site-packages."""
     clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT, environ=NO_NATIVE), "python")
 
 
 def test_wheel_of_the_sdist(tmp_path: Path) -> None:
-    """The sdist has all that the wheel is made of, the native client included."""
+    """The sdist has all sources of the wheel, including those of the native client."""
     subprocess.run(["tar", "-xf", built("sdist", tmp_path / "sdist")], cwd=tmp_path, check=True)
     made = built("wheel", tmp_path / "made", tmp_path / f"fluxbudget-{__version__}")
     expected = built("wheel", tmp_path / "expected")
@@ -256,7 +256,9 @@ def test_wheel_of_the_sdist(tmp_path: Path) -> None:
         ({"FLUXBUDGET_NATIVE": "yes"}, "FLUXBUDGET_NATIVE is 'yes'"),
     ],
 )
-def test_no_wheel_that_was_not_asked_for(tmp_path: Path, environ: Mapping[str, str], said: str) -> None:
+def test_build_fails_if_the_requested_client_cannot_be_built(
+    tmp_path: Path, environ: Mapping[str, str], said: str
+) -> None:
     result = build("wheel", tmp_path, environ=environ)
     assert result.returncode == 1, result
     assert said in result.stdout + result.stderr
@@ -264,8 +266,8 @@ def test_no_wheel_that_was_not_asked_for(tmp_path: Path, environ: Mapping[str, s
     assert not list(tmp_path.iterdir())
 
 
-def test_half_upgrade_is_said(home: Home, daemon: Daemon) -> None:
-    """A native client that hands on to a Python client of another version is told of; one of the same is not."""
+def test_half_upgrade_is_reported(home: Home, daemon: Daemon) -> None:
+    """If the native client and the Python client have different versions, and only then."""
     line = f"the native client is version 0.0.9, the Python client {__version__}"
     other, same = {"FLUXBUDGETCTL_NATIVE": "0.0.9"}, {"FLUXBUDGETCTL_NATIVE": __version__}
     result = home.ctl("version", environ=other)
@@ -280,8 +282,8 @@ def test_half_upgrade_is_said(home: Home, daemon: Daemon) -> None:
     assert json.loads(home.ctl("doctor", "--json", environ=same).stdout)["ok"] is True
 
 
-def test_native_client_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that the client starts do not take themselves for started by the native client."""
+def test_native_version_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that the client starts do not think that the native client has started them."""
     monkeypatch.setenv("FLUXBUDGETCTL_NATIVE", __version__)
     assert fluxbudgetctl.main.main(["--help"]) == 0
     assert "FLUXBUDGETCTL_NATIVE" not in os.environ

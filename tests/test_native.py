@@ -1,4 +1,4 @@
-"""The native client of the hot verbs does what Python's does, case by case; what is its own; how it is made."""
+"""The native client does the same as the Python client; what only the native one does; how it is compiled."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ def alone(program: Path, tmp_path: Path) -> Surroundings:
     return Surroundings(tmp_path, tuple(CTL), (str(program),))
 
 
-# --- what is answered
+# --- answers
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_integers_of_every_width(both: Surroundings, answerer: Answerer) -> None
     for number in EDGES:
         answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "remaining": number}})]
         assert both.require_alike("remaining", *PATIENT, answerer=answerer).stdout.decode() == f"{number}\n"
-    # Written wider than they need to be.
+    # Encoded with more bytes than necessary.
     none = msgspec.msgpack.encode({**REMAINING, "spend": {**SPEND, "remaining": None}})
     for wide in (b"\xcc\x05", b"\xce\0\0\0\x05", b"\xcf" + b"\0" * 7 + b"\x05", b"\xd0\x05", b"\xd2\xff\xff\xff\xff"):
         answerer.pieces = [encode_frame(none.replace(b"remaining\xc0", b"remaining" + wide))]
@@ -111,14 +111,14 @@ def test_integers_of_every_width(both: Surroundings, answerer: Answerer) -> None
         assert outcome.stdout == b"export FLUX_BUDGET_REMAINING=%d\n" % (-1 if wide[0] == 0xD2 else 5)
 
 
-def test_an_exhausted_budget_is_one_to_the_reader_of_the_environment(both: Surroundings, answerer: Answerer) -> None:
+def test_env_prints_one_when_exhausted(both: Surroundings, answerer: Answerer) -> None:
     answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "remaining": 0}})]
     outcome = both.require_alike("env", *PATIENT, answerer=answerer)
     assert outcome.stdout == b"export FLUX_BUDGET_REMAINING=1\n"
 
 
 def test_floats_as_python_writes_them(both: Surroundings, answerer: Answerer) -> None:
-    """The shortest writing that reads back, which is hardest to find at powers of two."""
+    """With the shortest text that reads back, which is hardest to find at powers of two."""
     for number in [*FLOATS, *(2.0**power for power in range(-1074, 1024, 131))]:
         answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "pct": number}})]
         outcome = both.require_alike("remaining", "--json", *PATIENT, answerer=answerer)
@@ -127,7 +127,7 @@ def test_floats_as_python_writes_them(both: Surroundings, answerer: Answerer) ->
 
 
 def test_text_on_stderr_and_in_json(both: Surroundings, answerer: Answerer) -> None:
-    """What could move the cursor is written out; JSON is ASCII."""
+    """Control characters are escaped; JSON is ASCII."""
     spend = {**SPEND, "stale": True, "stale_why": SPECIAL, "state": SPECIAL[::-1]}
     answerer.pieces = [framed({**CHECK, "note": SPECIAL, "overridden": SPECIAL, "refusal": SPECIAL, "spend": spend})]
     outcome = both.require_alike("check", "--json", *PATIENT, answerer=answerer)
@@ -170,7 +170,7 @@ BODIES = [
     b"\x81\xa2ok\x01",
     GOOD.replace(b"\xa2ok\xc3", b"\xa2ok\xff"),
     b"\x82\xa2ok\xc3" + GOOD[GOOD.index(b"\xa2op") :],
-    # The last one of a name counts.
+    # The last field of a name counts.
     *(bytes((GOOD[0] + 1,)) + GOOD[1:] + b"\xa5spend" + spend for spend in (b"\xc0", msgspec.msgpack.encode(SPEND))),
     bytes((GOOD[0] + 1,)) + b"\xa5spend\xc0" + GOOD[1:],
     bytes((GOOD[0] + 1,)) + GOOD[1:] + b"\xa2ok\xc2",
@@ -178,13 +178,13 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body[:12].hex())
-def test_bodies_that_are_odd_or_none(both: Surroundings, answerer: Answerer, body: bytes) -> None:
+def test_odd_and_invalid_bodies(both: Surroundings, answerer: Answerer, body: bytes) -> None:
     answerer.pieces = [encode_frame(body)]
     both.require_alike("env", *PATIENT, answerer=answerer)
 
 
 @pytest.mark.parametrize("length", [0, len(GOOD) - 1, len(GOOD) + 1, MAX_FRAME, MAX_FRAME + 1, 2**32 - 1])
-def test_frames_of_another_length(both: Surroundings, answerer: Answerer, length: int) -> None:
+def test_frames_of_the_wrong_length(both: Surroundings, answerer: Answerer, length: int) -> None:
     answerer.pieces = [length.to_bytes(4, "big") + GOOD]
     outcome = both.require_alike("env", *PATIENT, answerer=answerer)
     assert outcome.code == (70 if length < len(GOOD) or length > MAX_FRAME else 69)
@@ -226,11 +226,11 @@ def test_largest_answers(both: Surroundings, answerer: Answerer) -> None:
     assert both.require_alike("env", *PATIENT, answerer=answerer).code == 0
 
 
-# --- what is asked
+# --- requests
 
 
 def test_request_that_is_too_large(both: Surroundings, answerer: Answerer) -> None:
-    """Foreign bytes need three each: of 1 MiB that is exceeded, both clients say how many there were."""
+    """Bytes that are not UTF-8 need three bytes each; both clients report the same size."""
     names = ("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
     environ: dict[str, str | bytes] = dict.fromkeys(names, b"\xff" * 100_000)
     outcome = both.require_alike("check", *PATIENT, environ=environ, answerer=answerer)
@@ -250,7 +250,7 @@ def test_input_of_every_size(both: Surroundings, answerer: Answerer, size: int) 
 
 
 def test_names_of_other_encodings(both: Surroundings, answerer: Answerer) -> None:
-    """Bytes that are no UTF-8, and the characters that stand for such bytes."""
+    """Bytes that are not UTF-8, and the characters that stand for such bytes."""
     answerer.pieces = [framed(REMAINING)]
     special = SPECIAL.replace("\0", "").encode() + b"\xff\xe2\x82\xed\xa0\x80\xf4\x90\x80\x80"
     environ: dict[str, str | bytes] = {"FLUXBUDGET_RUN": special, "CLAUDE_SESSION_ID": special * 100}
@@ -262,7 +262,7 @@ def test_names_of_other_encodings(both: Surroundings, answerer: Answerer) -> Non
 
 
 def is_left_to_python(program: Path, line: Sequence[str | bytes], environ: dict[str, str]) -> bool:
-    """Tell whether the program becomes the one beside it, which is none of Python's here."""
+    """True if the program executes the one beside it, which is a script here."""
     result = subprocess.run(
         [program, *line], env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
     )
@@ -271,7 +271,7 @@ def is_left_to_python(program: Path, line: Sequence[str | bytes], environ: dict[
 
 @pytest.fixture
 def marked(program: Path, tmp_path: Path) -> Path:
-    """The native client with something else in the Python client's place."""
+    """Return the native client with a script in the Python client's place."""
     copy = tmp_path / "fluxbudgetctl"
     shutil.copy(program, copy)
     beside = tmp_path / "fluxbudgetctl-python"
@@ -280,8 +280,8 @@ def marked(program: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_mistakes_are_left_to_python_and_plain_lines_are_not(marked: Path, tmp_path: Path) -> None:
-    """It takes no command line that Python's quick parser would not take, and none of the plain ones goes to Python."""
+def test_only_plain_command_lines_are_handled_natively(marked: Path, tmp_path: Path) -> None:
+    """It handles every plain command line, and none that Python's quick parser rejects."""
     environ = {"FLUXBUDGET_SOCKET": str(tmp_path / "no-such")}
     lines: list[list[str | bytes]] = []
     for number in range(250):
@@ -300,7 +300,7 @@ def test_mistakes_are_left_to_python_and_plain_lines_are_not(marked: Path, tmp_p
         ["--json"],
     ]
     lines += [["remaining", "--json", "--json"], ["statusline", "--no-colour", "--no-color"], ["ping", "--run", "x"]]
-    # What the two languages read alike; of every other number Python says what it is.
+    # Numbers that the two languages read alike; all others are left to Python.
     read_alike = {"20", "20.", "0020.50", "3600", "5", "007", "0", "9" * 18}
     pythons = {*NUMBERS, *DEFAULTS} - read_alike
     plain = 0
@@ -313,22 +313,22 @@ def test_mistakes_are_left_to_python_and_plain_lines_are_not(marked: Path, tmp_p
 
 
 @pytest.mark.parametrize("line", [["remaining", "--help"], ["status"], ["version"], ["hook", "--print-settings"], []])
-def test_other_verbs_are_pythons(both: Surroundings, answerer: Answerer, line: list[str]) -> None:
+def test_other_verbs_are_left_to_python(both: Surroundings, answerer: Answerer, line: list[str]) -> None:
     answerer.pieces = [framed(PING)]
     environ: dict[str, str | bytes] = {"COLUMNS": "80"}
     python, found = (both.call(name, line, environ, b"", None) for name in both.clients)
     assert (found.code, found.stdout.count(b"\n")) == (python.code, python.stdout.count(b"\n"))
 
 
-def test_python_is_told_who_has_called_it(marked: Path, tmp_path: Path) -> None:
-    """With the same arguments, and with stdin as it was."""
+def test_python_client_gets_the_native_version(marked: Path, tmp_path: Path) -> None:
+    """And the same arguments and stdin."""
     (tmp_path / "fluxbudgetctl-python").write_text('#!/bin/sh\necho "$FLUXBUDGETCTL_NATIVE $# $3"; cat\n')
     line = ["hook", "--timeout", "1_0", "--run", "a b", "--json"]
     result = subprocess.run([marked, *line], input=b"given", env={}, capture_output=True, check=True)
     assert result.stdout == b"0.1.0 6 1_0\ngiven"
 
 
-def test_without_python_it_says_so(marked: Path) -> None:
+def test_missing_python_client_is_reported(marked: Path) -> None:
     (marked.parent / "fluxbudgetctl-python").unlink()
     result = subprocess.run([marked, "status"], env={}, capture_output=True, text=True, check=False)
     line, hint = result.stderr.splitlines()
@@ -337,7 +337,7 @@ def test_without_python_it_says_so(marked: Path) -> None:
     assert hint.startswith("hint: ")
 
 
-def test_python_is_looked_for_beside_the_program_itself(marked: Path, tmp_path: Path) -> None:
+def test_python_client_is_beside_the_program(marked: Path, tmp_path: Path) -> None:
     """Not beside a link to it."""
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "fluxbudgetctl"
@@ -346,8 +346,8 @@ def test_python_is_looked_for_beside_the_program_itself(marked: Path, tmp_path: 
 
 
 @pytest.mark.skipif(bool(why_not()), reason=f"nothing can be mounted here: {why_not()}")
-def test_python_is_found_without_proc(marked: Path, tmp_path: Path) -> None:
-    """By the name that the program was called by, which may be a link to it or relative."""
+def test_python_client_is_found_without_proc(marked: Path, tmp_path: Path) -> None:
+    """By the name that was executed, which may be a link or relative."""
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "fluxbudgetctl"
     link.symlink_to(marked)
@@ -360,21 +360,21 @@ def test_python_is_found_without_proc(marked: Path, tmp_path: Path) -> None:
     assert f"{marked}-python: No such file or directory" in result.stderr
 
 
-def test_hook_that_cannot_be_handed_on_is_silent(marked: Path) -> None:
-    """What is wrong with the installation does not disturb the session."""
+def test_hook_is_silent_without_the_python_client(marked: Path) -> None:
+    """A broken installation does not disturb the session."""
     (marked.parent / "fluxbudgetctl-python").unlink()
     result = subprocess.run([marked, "hook", "--timeout", "1_0"], input=b"{}", env={}, capture_output=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
-def test_python_is_started_without_what_keeps_it_from_starting_or_ending(marked: Path, tmp_path: Path) -> None:
+def test_python_client_does_not_get_harmful_variables(marked: Path, tmp_path: Path) -> None:
     (tmp_path / "fluxbudgetctl-python").write_text('#!/bin/sh\necho "${PYTHONHOME-}${PYTHONINSPECT-}${PYTHONUTF8-}"\n')
     environ = {"PYTHONHOME": "/nowhere", "PYTHONINSPECT": "1", "PYTHONUTF8": "0"}
     result = subprocess.run([marked, "status"], env=environ, capture_output=True, check=True)
     assert result.stdout == b"0\n"
 
 
-# --- the surroundings
+# --- the environment
 
 SOCKETS: list[str | bytes] = [
     *("/no/such", "relative/place", "/no/../such", "/no/./such", "/no//such", "/no/such/", "/no/such/.", "/no/such/.."),
@@ -405,7 +405,7 @@ def test_without_a_working_directory(both: Surroundings, answerer: Answerer, tmp
 
 
 def test_standard_files_that_are_closed(both: Surroundings, answerer: Answerer) -> None:
-    """The socket does not take their place, to be read or written as if it were one of them."""
+    """The socket does not get their descriptors."""
     for verb in ANSWERS:
         answerer.pieces = [framed(ANSWERS[verb])]
         for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
@@ -423,11 +423,11 @@ def test_standard_files_that_are_closed(both: Surroundings, answerer: Answerer) 
             assert outcomes[0] == outcomes[1], (verb, closed)
 
 
-# --- a daemon that is slow, or another's
+# --- a slow daemon, or another user's
 
 
-def test_hook_leaves_a_stopped_daemon_at_its_deadline(home: Home, program: Path, daemon: Daemon) -> None:
-    """Silently, within the 0.2 s that it has; the time limit of the test is far above."""
+def test_hook_gives_up_on_a_stopped_daemon_at_its_deadline(home: Home, program: Path, daemon: Daemon) -> None:
+    """Silently, after its 0.2 s; the time limit of the test is much longer."""
     started(home)
     daemon.signal(signal.SIGSTOP)
     try:
@@ -446,9 +446,9 @@ def test_hook_leaves_a_stopped_daemon_at_its_deadline(home: Home, program: Path,
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_daemon_of_another_user_is_refused(both: Surroundings, answerer: Answerer) -> None:
-    """Root trusts root only."""
+    """Root only trusts root."""
     place = both.home.root / "another"
-    # Who listens is who serves.
+    # The peer is the process that listens.
     code = (
         "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]);"
         "os.setresuid(4711, 4711, 4711); s.listen(); print(flush=True); sys.stdin.read()"
@@ -464,7 +464,7 @@ def test_daemon_of_another_user_is_refused(both: Surroundings, answerer: Answere
 
 
 def test_being_stopped_for_a_while_changes_nothing(both: Surroundings, answerer: Answerer) -> None:
-    """A signal interrupts what it waits for, and it waits on."""
+    """A signal that interrupts its waiting does not end it."""
     answerer.pieces = [framed(HOOK)]
     native_client = both.clients["native"]
     for _ in range(3):
@@ -487,7 +487,7 @@ def test_being_stopped_for_a_while_changes_nothing(both: Surroundings, answerer:
         assert (process.returncode, out.decode(), err) == (0, str(HOOK["output"]) + "\n", b"")
 
 
-# --- how it is made
+# --- compiling
 
 
 def warnings_of(compiler: str, directory: Path, *flags: str) -> str:
@@ -503,7 +503,7 @@ def warnings_of(compiler: str, directory: Path, *flags: str) -> str:
     return done.stderr
 
 
-def test_compiler_has_nothing_to_say(tmp_path: Path) -> None:
+def test_compiler_prints_no_warnings(tmp_path: Path) -> None:
     compilers = [name for name in ("cc", "gcc", "clang") if shutil.which(name)]
     if not compilers:
         pytest.skip("no C compiler here")
@@ -511,8 +511,8 @@ def test_compiler_has_nothing_to_say(tmp_path: Path) -> None:
         assert warnings_of(compiler, tmp_path) == ""
 
 
-def test_checker_has_nothing_to_say(tmp_path: Path) -> None:
-    """cppcheck, where there is one; else gcc's own analyzer."""
+def test_static_analysis_finds_nothing(tmp_path: Path) -> None:
+    """With cppcheck if it is installed, else with gcc's analyzer."""
     script = native.compiling()
     script.write_table(str(tmp_path))
     checks = ["--enable=warning,style,performance,portability", "--error-exitcode=1", "--inline-suppr", "--quiet"]
@@ -527,8 +527,8 @@ def test_checker_has_nothing_to_say(tmp_path: Path) -> None:
         pytest.skip("neither cppcheck nor gcc here")
 
 
-def test_without_a_compiler_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no exception, and nothing that does not run."""
+def test_without_a_compiler_there_is_no_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an exception, and without a program that does not run."""
     script = native.compiling()
     made = tmp_path / "made"
     broken = tmp_path / "cc"
@@ -559,8 +559,8 @@ def test_compiler_that_cannot_link_statically_makes_a_dynamic_client(
     assert b"1.2.3" in made.read_bytes()
 
 
-def test_characters_are_printable_by_one_rule(tmp_path: Path) -> None:
-    """Of this very Python: the table is made from it."""
+def test_both_clients_agree_on_printable_characters(tmp_path: Path) -> None:
+    """The table is made from this Python."""
     native.compiling().write_table(str(tmp_path))
     written = (tmp_path / "printable.h").read_text()
     turns = [int(number) for number in written.partition("{")[2].partition("}")[0].split(",")]

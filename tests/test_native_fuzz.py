@@ -1,6 +1,6 @@
-"""Both clients do the same, whatever the answer, the command line, the surroundings, stdin and the state files are.
+"""Both clients do the same for random answers, command lines, environments, stdin and state files.
 
-`FUZZ_EXAMPLES=5000 pytest tests/test_native_fuzz.py` looks longer; `FUZZ_FIRST=20000` besides, elsewhere.
+`FUZZ_EXAMPLES=5000 pytest tests/test_native_fuzz.py` runs longer; `FUZZ_FIRST=20000` starts with other numbers.
 """
 
 import fcntl
@@ -56,7 +56,7 @@ def test_same_command_line_same_outcome(both: Surroundings) -> None:
             verb = die.of(*ANSWERS)
             answerer.pieces = [framed(ANSWERS[verb])]
             line = die.line(verb, odd=True)
-            # Only one of the two asks when the time limit is not right; which, is no matter.
+            # With an invalid time limit, only one of the two sends a request; it does not matter which.
             both.require_alike(*line, environ=die.environment(), given=b"{}", answerer=answerer, number=number)
 
 

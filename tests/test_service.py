@@ -1,4 +1,4 @@
-"""`fluxbudgetctl service` where there is no systemd for it, and what `doctor` makes of what it sees."""
+"""`fluxbudgetctl service` without a usable systemd, and what `doctor` reports about the service."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from harness.daemon import Home, started
 
 
 def path_with(directory: Path, systemctl: str | None) -> dict[str, str]:
-    """Return an environment whose only program (but for what the client needs) is this systemctl, if any."""
+    """Return an environment whose $PATH only has this systemctl, or nothing."""
     directory.mkdir()
     if systemctl is not None:
         (directory / "systemctl").write_text(f"#!/bin/sh\n{systemctl}\n")
@@ -24,8 +24,8 @@ def path_with(directory: Path, systemctl: str | None) -> dict[str, str]:
     return {"PATH": str(directory)}
 
 
-def seen(**fields: object) -> ServiceStatus:
-    """Return a view in which all is well but for what is given."""
+def status_with(**fields: object) -> ServiceStatus:
+    """Return a status without problems, except for the given fields."""
     files = {name: units.File(path=f"/u/{name}", state=State.OURS, version="1") for name in UNITS}
     up = Unit(load="loaded", active="active", file_state="enabled", result="success")
     usual = {
@@ -55,7 +55,7 @@ def test_without_systemctl(home: Home, verb: str) -> None:
 
 @pytest.mark.parametrize("verb", ["install", "uninstall", "status"])
 def test_without_a_user_manager(home: Home, verb: str) -> None:
-    """What systemctl says of it is passed on, in one line."""
+    """The error includes systemctl's own message."""
     environ = path_with(home.root / "bin", "echo 'Failed to connect to bus: No medium found' >&2; exit 1")
     ended = home.ctl("service", verb, environ=environ)
     assert (ended.returncode, ended.stdout) == (69, "")
@@ -80,11 +80,11 @@ def test_printing_needs_no_systemd(home: Home) -> None:
             f"# {home.root}/.config/systemd/user/{name}\n# Written by 'fluxbudgetctl service install'" in ended.stdout
         )
     assert f"Environment=CLAUDE_CONFIG_DIR={home.root}/claude\n" in ended.stdout
-    assert f"ListenStream={home.socket}\n" not in ended.stdout  # it is where XDG_RUNTIME_DIR says anyway
+    assert f"ListenStream={home.socket}\n" not in ended.stdout  # the default for this XDG_RUNTIME_DIR
     assert not (home.root / ".config").exists()
 
 
-def test_doctor_says_nothing_of_systemd_where_there_is_none(home: Home) -> None:
+def test_doctor_does_not_mention_systemd_where_there_is_none(home: Home) -> None:
     home.interstat.touch()
     home.start()
     shown = json.loads(home.ctl("doctor", "--json").stdout)
@@ -92,7 +92,7 @@ def test_doctor_says_nothing_of_systemd_where_there_is_none(home: Home) -> None:
     assert not [one for one in shown["findings"] if "system" in one["what"]]
 
 
-def test_doctor_is_not_held_up_by_a_manager_that_hangs(home: Home) -> None:
+def test_doctor_does_not_wait_for_a_manager_that_hangs(home: Home) -> None:
     started_by_hand = home.start()
     run = started(home)
     private = home.root / "run" / "systemd" / "private"
@@ -113,13 +113,13 @@ def test_lingering_matters_while_a_run_is_active_and_the_login_is_not_graphical(
         ]
         return hints == ["loginctl enable-linger"]
 
-    assert found(seen(), 1)
-    assert found(seen(), 1, XDG_SESSION_TYPE="tty")
-    assert found(seen(), 1, XDG_SESSION_TYPE="x11", SSH_CONNECTION="1 2 3 4")
-    assert not found(seen(), 0)
-    assert not found(seen(), 1, XDG_SESSION_TYPE="wayland")
-    assert not found(seen(lingering=True), 1)
-    assert not found(seen(lingering=None), 1)
+    assert found(status_with(), 1)
+    assert found(status_with(), 1, XDG_SESSION_TYPE="tty")
+    assert found(status_with(), 1, XDG_SESSION_TYPE="x11", SSH_CONNECTION="1 2 3 4")
+    assert not found(status_with(), 0)
+    assert not found(status_with(), 1, XDG_SESSION_TYPE="wayland")
+    assert not found(status_with(lingering=True), 1)
+    assert not found(status_with(lingering=None), 1)
 
 
 def test_lingering_is_read_where_logind_keeps_it(tmp_path: Path) -> None:
@@ -147,6 +147,6 @@ def test_lingering_is_read_where_logind_keeps_it(tmp_path: Path) -> None:
         (Unit(result="something-new"), "something-new"),
     ],
 )
-def test_failures_in_words(unit: Unit, said: str | None) -> None:
+def test_failures_are_explained(unit: Unit, said: str | None) -> None:
     why = describe.failure(unit)
     assert (why is None) if said is None else (why is not None and why.startswith(said))

@@ -1,4 +1,4 @@
-"""Who holds the daemon's locks, and what is removed of what a daemon that was killed has left."""
+"""Which process holds the daemon's locks, and which files of a killed daemon are removed."""
 
 import os
 import socket
@@ -12,13 +12,13 @@ import pytest
 from fluxbudgetctl.service import leftovers, locks
 from harness.daemon import Home
 
-#: Above what Linux gives to processes.
-NOBODY = 1 << 22
+#: Above the largest pid on Linux.
+NO_PID = 1 << 22
 
 
 @contextmanager
 def other_process(open_file: Path | None = None) -> Iterator[int]:
-    """A process that has a file open, and nothing to do with the service; yields its pid."""
+    """Run a process outside the service that has a file open; yield its pid."""
     file = open_file or Path(os.devnull)
     with file.open("ab") as held, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=held) as process:
         yield process.pid
@@ -26,7 +26,7 @@ def other_process(open_file: Path | None = None) -> Iterator[int]:
         process.stdin.close()
 
 
-def test_the_holder_is_who_is_named_and_has_the_file_open(tmp_path: Path) -> None:
+def test_the_holder_is_named_in_the_file_and_has_it_open(tmp_path: Path) -> None:
     lock = tmp_path / "s.sock.lock"
     assert locks.holder(str(lock)) is None
     lock.touch()
@@ -38,28 +38,26 @@ def test_the_holder_is_who_is_named_and_has_the_file_open(tmp_path: Path) -> Non
         (tmp_path / "link").symlink_to(lock)
         assert locks.holder(str(tmp_path / "link")) is None
     assert locks.holder(str(lock)) is None
-    with other_process() as pid:  # which has got a number that was a daemon's once
+    with other_process() as pid:  # its pid was a daemon's before
         lock.write_text(f"fluxbudgetd pid {pid}\n")
         assert locks.holder(str(lock)) is None
     os.mkfifo(tmp_path / "fifo")
     assert locks.holder(str(tmp_path / "fifo")) is None
 
 
-def test_a_daemon_that_has_ended_is_nobodys() -> None:
+def test_a_process_that_has_ended_is_not_outside() -> None:
     assert locks.is_outside(os.getpid())
-    assert not locks.is_outside(NOBODY)
+    assert not locks.is_outside(NO_PID)
 
 
 def test_a_daemons_own_lock_files_are_read(home: Home) -> None:
-    """(Their names and what is written into them are the daemon's.)"""
+    """Their names and contents are as the daemon writes them."""
     daemon = home.start()
     for lock in (locks.socket_lock(str(home.socket)), locks.state_lock(str(home.state))):
         assert locks.holder(lock) == daemon.process.pid
 
 
-def test_of_a_daemon_that_was_killed_nothing_is_left_in_its_own_directory(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_daemons_files_are_removed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = home.start()
     assert home.ctl("run", "start", "--session", "s").returncode == 0
     leftovers.remove_leftovers(str(home.socket))
@@ -72,8 +70,8 @@ def test_of_a_daemon_that_was_killed_nothing_is_left_in_its_own_directory(
     assert not home.socket.parent.exists()
 
 
-def test_a_persons_own_files_stay(tmp_path: Path) -> None:
-    """In a directory that somebody has chosen for the socket, whatever it is called, and behind links."""
+def test_other_files_stay(tmp_path: Path) -> None:
+    """In a directory that the user has chosen for the socket, whatever its name, and behind links."""
     place = tmp_path / "fluxbudget"
     for name in ("state/runs/mine", "state/precious.txt", "elsewhere/precious.txt"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +84,13 @@ def test_a_persons_own_files_stay(tmp_path: Path) -> None:
     (place / "state" / "alive").touch()
     leftovers.remove_leftovers(str(place / "s.sock"))
     runs = place / "state" / "runs"
-    assert set(place.rglob("*")) == set(before) - {runs, runs / "mine"}  # where a daemon was those are its own
+    assert set(place.rglob("*")) == set(before) - {
+        runs,
+        runs / "mine",
+    }  # beside a daemon's `alive` they are the daemon's
 
 
-def test_a_socket_that_somebody_serves_stays(tmp_path: Path) -> None:
+def test_a_socket_with_a_daemon_stays(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     with socket.socket(socket.AF_UNIX) as serving:
         serving.bind(str(path))

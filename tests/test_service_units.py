@@ -1,4 +1,4 @@
-"""The units' texts: what is made from the templates, and what is found where they belong."""
+"""Unit files: the texts made from the templates, and what is recognized at their paths."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
 
 TEMPLATES = {name: package.template(name) for name in UNITS}
 PROGRAM = ("/opt/venv/bin/fluxbudgetd",)
-#: What can stand in a path that a unit can hold.
+#: Text that a unit can contain.
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")) | st.sampled_from(" \\\"'%$;#:=-"))
 NAMES = TEXT.map(lambda text: f"/{text}")
 
@@ -41,8 +41,8 @@ def words_of(text: str, key: str) -> set[str]:
 
 @given(st.lists(TEXT.filter(bool)))
 @example(["50%%", "%h"])
-def test_words_are_read_as_they_were_meant(texts: list[str]) -> None:
-    """(That systemd reads them so, too, the tests with a real manager show.)"""
+def test_quoted_words_are_read_back(texts: list[str]) -> None:
+    """(The tests with a real manager show that systemd reads them in the same way.)"""
     assert quoting.words(" ".join(map(quoting.word, texts))) == texts
 
 
@@ -52,19 +52,19 @@ def test_a_command_starts_its_program(program: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("text", ["/a\nb", "/a\x00", "/a\udcff", "/a\x1b[0m", "/a\u2028b"])
-def test_what_a_unit_cannot_hold_is_refused(text: str) -> None:
+def test_text_that_a_unit_cannot_contain_is_refused(text: str) -> None:
     for quote in (quoting.word, quoting.argument, quoting.whole):
         with pytest.raises(Failure, match="a unit file cannot contain"):
             quote(text)
 
 
 @pytest.mark.parametrize("text", ["/a ", "/a\\"])
-def test_a_value_without_quotes_needs_a_firm_end(text: str) -> None:
+def test_an_unquoted_value_cannot_end_in_a_blank_or_backslash(text: str) -> None:
     with pytest.raises(Failure, match="a unit file cannot contain"):
         quoting.whole(text)
 
 
-def test_the_rest_is_the_templates_text() -> None:
+def test_the_rest_is_taken_from_the_template() -> None:
     for name, text in rendered().items():
         marker, _, rest = text.partition("\n")
         assert marker.startswith("# Written by 'fluxbudgetctl service install' of fluxbudget 1.2.3. ")
@@ -75,8 +75,8 @@ def test_the_rest_is_the_templates_text() -> None:
         assert len(rest.splitlines()) == len(there)
 
 
-def test_every_place_moves_with_the_environment() -> None:
-    """No unit names a usual place any more: so nobody makes or opens directories that nobody uses."""
+def test_every_directory_follows_the_environment() -> None:
+    """No unit names a default directory then, so none is created or opened that is not used."""
     carried = {
         "CLAUDE_CONFIG_DIR": "/x/claude",
         "XDG_STATE_HOME": "/x/the state",
@@ -99,14 +99,14 @@ def test_every_place_moves_with_the_environment() -> None:
     assert units.carried_in(units.File(path="", state=State.OURS, text=texts[SERVICE])) == carried
 
 
-def test_interstats_database_decides_over_claudes_directory() -> None:
+def test_interstat_db_overrides_claude_config_dir() -> None:
     texts = rendered({"CLAUDE_CONFIG_DIR": "/x/claude", "INTERSTAT_DB": "/y/metrics.db"})
     places = words_of(texts[SERVICE], "ReadWritePaths")
     assert "-/y" in places
     assert "-/x/claude/interstat" not in places
 
 
-def test_what_lies_in_tmp_is_shown_to_the_service() -> None:
+def test_directories_in_tmp_are_bound_into_the_service() -> None:
     texts = rendered({"XDG_STATE_HOME": "/tmp/s", "CLAUDE_CONFIG_DIR": "/tmp/c"}, ("/var/tmp/v:1", "/opt/v"))  # noqa: S108
     assert settings(texts[SERVICE], "BindReadOnlyPaths") == ['"-/var/tmp/v\\\\:1"', "-/tmp/c"]
     assert settings(texts[SERVICE], "BindPaths") == ["-/tmp/s/fluxbudget", "-/tmp/c/interstat"]
@@ -130,7 +130,7 @@ def test_what_is_carried_over() -> None:
     }
 
 
-def test_what_was_written_is_ours_until_it_is_edited(tmp_path: Path) -> None:
+def test_a_written_unit_is_ours_until_it_is_edited(tmp_path: Path) -> None:
     found = written(tmp_path, rendered())
     assert {(one.state, one.version) for one in found.values()} == {(State.OURS, "1.2.3")}
     service = tmp_path / SERVICE
@@ -138,7 +138,7 @@ def test_what_was_written_is_ours_until_it_is_edited(tmp_path: Path) -> None:
     assert units.read(str(tmp_path), SERVICE).state is State.EDITED
 
 
-def test_what_lies_there_instead(tmp_path: Path) -> None:
+def test_other_files_are_foreign_or_masks(tmp_path: Path) -> None:
     def state(name: str) -> State:
         return units.read(str(tmp_path), name, str(tmp_path / "runtime")).state
 
@@ -159,7 +159,7 @@ def test_what_lies_there_instead(tmp_path: Path) -> None:
     (tmp_path / "runtime" / SERVICE).symlink_to(os.devnull)
     for name in ("null.service", "empty.service", SERVICE):
         assert state(name) is State.MASKED, name
-    (tmp_path / SERVICE).write_text(ours)  # which systemd reads before the runtime directory
+    (tmp_path / SERVICE).write_text(ours)  # systemd reads it before the runtime directory
     assert state(SERVICE) is State.OURS
 
 
@@ -171,7 +171,7 @@ def test_where_the_socket_listens(tmp_path: Path) -> None:
     assert units.listen_path(units.read(str(tmp_path), "nothing.socket"), "/run") is None
 
 
-def test_the_program_is_the_script_that_was_installed() -> None:
+def test_the_program_is_the_installed_script() -> None:
     (path,) = package.daemon_command()
     assert os.path.basename(path) == "fluxbudgetd"
     assert os.access(path, os.X_OK)
@@ -186,6 +186,6 @@ def test_the_program_is_the_script_that_was_installed() -> None:
         ("/home/u/.local/bin/fluxbudgetd", None),
     ],
 )
-def test_a_path_that_will_not_last_is_known(path: str, word: str | None) -> None:
+def test_temporary_paths_are_recognized(path: str, word: str | None) -> None:
     why = package.why_temporary(path, "/home/u", "/c")
     assert (why is None) if word is None else (why is not None and word in why)

@@ -1,4 +1,4 @@
-"""Runs as files for the shell: never half-written, never outside their directory, never of a daemon that is dead."""
+"""State files: never half-written, never outside their directory, and never valid when the daemon is dead."""
 
 import errno
 import fcntl
@@ -62,7 +62,7 @@ def state(run: str = "r1", **changes: object) -> State:
 
 
 def with_open_files(directory: Path, body: Callable[[StateFiles], Awaitable[None]]) -> None:
-    """Run a test's body over files that are opened before, and closed after."""
+    """Run a test's body with files that are opened before it and closed after it."""
 
     async def around() -> None:
         files = StateFiles(str(directory))
@@ -80,7 +80,7 @@ def entries(directory: Path) -> list[str]:
 
 
 def is_free(directory: Path) -> bool:
-    """Tell what a reader asks: whether no daemon lives."""
+    """True if no daemon is alive, as a reader finds out."""
     try:
         fd = os.open(directory / ALIVE, os.O_RDONLY)
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def is_free(directory: Path) -> bool:
 
 @contextmanager
 def process(code: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that has printed its first line, which ends with the block."""
+    """Run a Python process, which has printed its first line, until the block ends."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as made:
         try:
@@ -118,7 +118,7 @@ def test_different_names_have_different_files(one: str, two: str) -> None:
 
 
 @given(st.binary().map(fold) | st.text(alphabet=st.characters(codec=None)))
-def test_name_is_one_plain_component_or_none(name: str) -> None:
+def test_name_is_one_plain_component_or_missing(name: str) -> None:
     written = file_name(name)
     if written is not None:
         assert 0 < len(written) <= 200
@@ -147,7 +147,7 @@ def test_names(name: str, written: str | None) -> None:
     assert file_name(name) == written
 
 
-def test_directory_lies_beside_the_socket() -> None:
+def test_directory_is_beside_the_socket() -> None:
     assert state_directory("/run/user/1/fluxbudget/fluxbudgetd.sock") == "/run/user/1/fluxbudget/state"
 
 
@@ -171,7 +171,7 @@ def test_lines_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["$(touch pwned)", "a b", "a;b", "`x`", "a\nb=1", "a\n", "é", "'", "\0"])
-def test_value_that_a_shell_would_not_take_for_itself_is_left_out(tmp_path: Path, bad: str) -> None:
+def test_value_that_the_shell_would_interpret_is_left_out(tmp_path: Path, bad: str) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state(phase=bad, state=bad, as_of=bad)], {}, {})
         assert (tmp_path / "runs" / "r1").read_text() == (
@@ -226,7 +226,7 @@ def test_hostile_names_stay_inside_and_apart(tmp_path: Path) -> None:
     assert entries(directory) == []
 
 
-def test_name_that_is_too_long_has_no_file_and_hurts_nobody(tmp_path: Path) -> None:
+def test_name_that_is_too_long_has_no_file(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state("x" * 300), state()], {"y" * 300: "r1", "": "r1", "s": "x" * 300}, {"z": "r1"})
         assert entries(tmp_path) == [ALIVE, "runs/r1", "scopes/z"]
@@ -237,7 +237,7 @@ def test_name_that_is_too_long_has_no_file_and_hurts_nobody(tmp_path: Path) -> N
 # --- links and changes
 
 
-def test_links_are_relative_follow_their_run_and_go(tmp_path: Path) -> None:
+def test_links_are_relative_and_are_removed_with_their_run(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state("r1"), state("r2")], {"s": "r1", "t": "r1"}, {"b": "r1"})
         assert os.readlink(tmp_path / "sessions" / "s") == "../runs/r1"
@@ -248,7 +248,7 @@ def test_links_are_relative_follow_their_run_and_go(tmp_path: Path) -> None:
     with_open_files(tmp_path, body)
 
 
-def test_what_is_already_so_is_not_written_again(tmp_path: Path) -> None:
+def test_unchanged_files_are_not_written_again(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state()], {"s": "r1"}, {"b": "r1"})
         paths = [tmp_path / name for name in ("runs/r1", "sessions/s", "scopes/b")]
@@ -273,8 +273,8 @@ def test_removed_runs_lose_their_links_too(tmp_path: Path) -> None:
     with_open_files(tmp_path, body)
 
 
-def test_links_go_before_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The order is only seen from inside: the real call is written down.
+def test_links_are_removed_before_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The order cannot be observed from outside, so the real calls are recorded.
     removed: list[str] = []
     unlink = os.unlink
 
@@ -293,7 +293,7 @@ def test_links_go_before_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert removed == ["sessions", "runs", "state"]
 
 
-def test_single_file_that_was_deleted_comes_back(tmp_path: Path) -> None:
+def test_deleted_file_is_written_again(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state()], {"s": "r1"}, {})
         (tmp_path / "runs" / "r1").unlink()
@@ -305,7 +305,7 @@ def test_single_file_that_was_deleted_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deleted", ["", "runs", "sessions", "scopes", ALIVE])
-def test_directory_that_was_deleted_is_made_again_with_everything(tmp_path: Path, deleted: str) -> None:
+def test_deleted_directory_is_created_again_with_all_files(tmp_path: Path, deleted: str) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state("r1"), state("r2")], {"s": "r1"}, {"b": "r2"})
         if deleted == ALIVE:
@@ -334,7 +334,7 @@ def test_symbolic_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: P
     with_open_files(tmp_path / "state", body)
 
 
-def test_what_cannot_be_written_is_told_and_the_rest_is_written(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_is_reported_and_the_rest_is_written(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         (tmp_path / "runs" / "r1").mkdir()
         (tmp_path / "sessions" / "s").mkdir()
@@ -349,10 +349,8 @@ def test_what_cannot_be_written_is_told_and_the_rest_is_written(tmp_path: Path) 
     with_open_files(tmp_path, body)
 
 
-def test_write_that_failed_is_made_up_for_even_by_the_same_contents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A disk that is full for one call only cannot be had for real.
+def test_failed_write_is_repeated_even_with_the_same_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A disk that is full for only one call cannot be made.
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -389,7 +387,7 @@ print("fine", flush=True)
 """
 
 
-def test_reader_never_sees_half_a_file_or_none(tmp_path: Path) -> None:
+def test_reader_always_sees_a_whole_file(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state("r1", spent=0, reserved=0), state("r2", spent=0, reserved=0)], {"s": "r1"}, {})
         with process(READER, tmp_path / "runs" / "r1", tmp_path / "sessions" / "s") as reader:
@@ -408,7 +406,7 @@ def test_reader_never_sees_half_a_file_or_none(tmp_path: Path) -> None:
     with_open_files(tmp_path, body)
 
 
-# --- who lives
+# --- the lock
 
 DAEMON = """
 import sys, anyio
@@ -431,7 +429,7 @@ sys.stdin.readline()
 """
 
 
-def test_lock_says_that_the_daemon_lives_and_is_gone_after_it(tmp_path: Path) -> None:
+def test_lock_is_held_while_the_daemon_lives(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state()], {"s": "r1"}, {"b": "r1"})
         assert not is_free(tmp_path)
@@ -441,7 +439,7 @@ def test_lock_says_that_the_daemon_lives_and_is_gone_after_it(tmp_path: Path) ->
     assert entries(tmp_path) == []
 
 
-def test_killed_daemon_leaves_the_lock_free_and_the_next_one_clears_up(tmp_path: Path) -> None:
+def test_killed_daemon_releases_the_lock_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         assert entries(tmp_path) == [ALIVE]
         assert not is_free(tmp_path)
@@ -472,7 +470,7 @@ def test_readers_hold_the_lock_only_for_a_moment_and_are_waited_for(tmp_path: Pa
         files = StateFiles(str(tmp_path))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(files.open)
-            # The old file goes while the reader holds the lock: it must not be believed in the meantime.
+            # The old file must be removed while the reader holds the lock, or it would count meanwhile.
             await anyio.to_thread.run_sync(
                 wait_for, lambda: not (tmp_path / "runs" / "old").exists(), "the old file to go"
             )
@@ -486,7 +484,7 @@ def test_readers_hold_the_lock_only_for_a_moment_and_are_waited_for(tmp_path: Pa
         anyio.run(body)
 
 
-def test_reader_that_does_not_let_go_is_told_and_the_next_put_opens(tmp_path: Path) -> None:
+def test_reader_that_keeps_the_lock_is_reported_and_the_next_put_opens(tmp_path: Path) -> None:
     async def body() -> None:
         files = StateFiles(str(tmp_path))
         locked = pytest.raises(ChannelError, match="alive is locked by another process")
@@ -507,7 +505,7 @@ def test_closing_what_was_never_opened_touches_nothing(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["runs/r1"]
 
 
-def test_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ChannelError, match="file/state/runs cannot be made: Not a directory"):
         anyio.run(StateFiles(str(tmp_path / "file" / "state")).open)
@@ -547,8 +545,8 @@ sys.stdin.readline()
 """
 
 
-def test_file_system_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
-    """A lease makes the kernel hold up whoever opens the file, as a network file system without its server would."""
+def test_file_system_that_hangs_does_not_block_the_daemon(tmp_path: Path) -> None:
+    """A lease makes opening the file block, as on a network file system whose server is gone."""
 
     async def body() -> None:
         files = StateFiles(str(tmp_path), seconds=0.3)

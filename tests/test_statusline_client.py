@@ -1,4 +1,4 @@
-"""`fluxbudgetctl statusline`: what is asked, what is printed, and where errors go."""
+"""`fluxbudgetctl statusline`: its request, its output and its errors."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ def statusline(
 
 @both_clients
 @pytest.mark.parametrize("stale_why", [None, "interstat: locked"])
-def test_line_is_printed_as_it_is(home: Home, stale_why: str | None) -> None:
-    """Numbers that are the last known ones are called that on stderr."""
+def test_line_is_printed_unchanged(home: Home, stale_why: str | None) -> None:
+    """If the numbers are the last known ones, stderr says so."""
     data = '{"session_id": "sé", broken'
     with answering(home, answer(stale_why)) as asked:
         result = statusline(home, "--session", "s1", data=data, environ={"FLUXBUDGET_RUN": "r"})
@@ -99,7 +99,7 @@ def test_daemon_away_and_daemon_silent(home: Home) -> None:
 
 
 @both_clients
-def test_terminal_is_no_input_and_a_stalled_one_is_an_error(home: Home) -> None:
+def test_terminal_is_not_read_and_stalled_input_is_an_error(home: Home) -> None:
     def run(stdin: int, seconds: str) -> Any:
         return subprocess.run(
             [*CTL, "statusline", "--timeout", seconds], env=home.environ, stdin=stdin, capture_output=True, check=False
@@ -120,7 +120,7 @@ def test_terminal_is_no_input_and_a_stalled_one_is_an_error(home: Home) -> None:
 
 @both_clients
 def test_output_does_not_depend_on_the_locale(home: Home) -> None:
-    """What was printed in another encoding would not be what Claude Code reads."""
+    """Claude Code reads UTF-8."""
     environ = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     with answering(home, answer()):
         result = subprocess.run(
@@ -135,8 +135,8 @@ def test_output_does_not_depend_on_the_locale(home: Home) -> None:
 
 @both_clients
 @pytest.mark.parametrize(("redirection", "code"), [(">&-", 0), (">/dev/full", 70)])
-def test_output_that_nobody_takes(home: Home, redirection: str, code: int) -> None:
-    """A closed stdout is taken for a wish; a full one is an error."""
+def test_output_that_cannot_be_written(home: Home, redirection: str, code: int) -> None:
+    """A closed stdout counts as intentional; a full disk is an error."""
     with answering(home, answer()) as asked:
         result = subprocess.run(
             ["bash", "-c", f'"$@" {redirection}', "-", *CTL, "statusline", "--timeout", "20"],
@@ -150,7 +150,7 @@ def test_output_that_nobody_takes(home: Home, redirection: str, code: int) -> No
 
 
 @both_clients
-def test_line_that_nobody_reads_is_left_at_the_deadline(home: Home) -> None:
+def test_unread_line_is_given_up_at_the_deadline(home: Home) -> None:
     with answering(home, answer()) as asked, full_pipe() as pipe:
         result = subprocess.run(
             [*CTL, "statusline", "--timeout", "2"],

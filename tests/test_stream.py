@@ -1,4 +1,4 @@
-"""`watch` over a daemon that cuts, vanishes, is mute, repeats itself, begins anew: every event once, in order."""
+"""`watch` with a daemon that disconnects, goes away, does not answer, repeats itself, or has a new ledger."""
 
 import json
 import os
@@ -42,8 +42,8 @@ def test_event_is_one_line_of_ascii_with_these_keys(home: Home, served: Scripted
         assert watch.err == b""
 
 
-def test_what_is_asked_for(home: Home, served: ScriptedDaemon) -> None:
-    """Without --since: from now on. The daemon's heartbeats are never rarer than 15 s, and divide those printed."""
+def test_subscription_request(home: Home, served: ScriptedDaemon) -> None:
+    """Without --since it starts now. The daemon's heartbeats come at least every 15 s, and divide the given interval."""
     served.events = some(1, 5)
     cases = {
         (): (None, None, 15_000),
@@ -61,8 +61,8 @@ def test_what_is_asked_for(home: Home, served: ScriptedDaemon) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "vanish"])
-def test_nothing_is_missed_and_nothing_told_twice(home: Home, served: ScriptedDaemon, how: str) -> None:
-    """What happens while nobody is connected comes after; each loss and return is said once."""
+def test_no_event_is_missed_or_repeated(home: Home, served: ScriptedDaemon, how: str) -> None:
+    """Events during a disconnection are printed afterwards; each disconnection and reconnection is reported once."""
     served.events = some(1, 3)
     with Watch(home, "--since", "0") as watch:
         watch.wait_for_numbers(range(1, 4))
@@ -73,7 +73,7 @@ def test_nothing_is_missed_and_nothing_told_twice(home: Home, served: ScriptedDa
                 served.cut()
             else:
                 served.close()
-                watch.wait_for_said("connection lost", round_ + 1)
+                watch.wait_for_stderr("connection lost", round_ + 1)
                 served.events += some(first, first)
                 served.open()
             watch.wait_for_numbers(range(1, first + 1))
@@ -92,7 +92,7 @@ def test_nothing_is_missed_and_nothing_told_twice(home: Home, served: ScriptedDa
 
 
 def test_loss_before_the_first_event_misses_nothing(home: Home, served: ScriptedDaemon) -> None:
-    """Asked for "from now on", now stays the moment of the first answer."""
+    """Without --since, the start is the moment of the first answer, also after a reconnection."""
     served.events = some(1, 3)
     with Watch(home) as watch:
         served.wait_for_subscriber()
@@ -111,8 +111,8 @@ def test_repeated_events_are_dropped(home: Home, served: ScriptedDaemon) -> None
         watch.wait_for_numbers([1, 2, 3, 4, 5])
 
 
-def test_heartbeats_move_the_place_to_go_on_from(home: Home, served: ScriptedDaemon) -> None:
-    """The daemon has told everything of this run up to there: it need not look through that once more."""
+def test_heartbeats_advance_the_position(home: Home, served: ScriptedDaemon) -> None:
+    """The daemon need not search events again that it has already skipped for this run."""
     with Watch(home, "--run", "r2", "--since", "0") as watch:
         served.wait_for_subscriber()
         served.send(messages.HeartbeatAnswer(at=AT, seq=40))
@@ -120,12 +120,12 @@ def test_heartbeats_move_the_place_to_go_on_from(home: Home, served: ScriptedDae
         wait_for(watch.printed, "lagged")
         served.events = some(1, 41)
         served.cut()
-        watch.wait_for_said("connected again")
+        watch.wait_for_stderr("connected again")
     assert [(request.since, request.run) for request in served.subscriptions()] == [(0, "r2"), (41, "r2")]
 
 
 def test_heartbeats_are_printed_as_often_as_asked(home: Home, served: ScriptedDaemon) -> None:
-    """Of the daemon's heartbeats every second one here; an event begins the silence anew."""
+    """Here every second heartbeat of the daemon is printed; an event restarts the interval."""
     beat = messages.HeartbeatAnswer(at=AT, seq=0)
     with Watch(home, "--heartbeat", "30") as watch, Watch(home, "--heartbeat", "0") as silent:
         served.wait_for_subscriber(2)
@@ -143,26 +143,26 @@ def test_heartbeats_are_printed_as_often_as_asked(home: Home, served: ScriptedDa
         assert "heartbeat" not in {line["kind"] for line in silent.printed()}
 
 
-def test_mute_daemon_is_left_and_found_again(home: Home, served: ScriptedDaemon) -> None:
-    """Neither closed nor heard of, as a stopped process is: after three heartbeats the connection counts as lost."""
+def test_silent_daemon_counts_as_lost_until_it_answers_again(home: Home, served: ScriptedDaemon) -> None:
+    """After three missing heartbeats of a stopped process, although the connection is open."""
     with Watch(home, "--heartbeat", "0.1", "--timeout", "60") as watch:
         served.wait_for_subscriber()
         served.mute.set()
-        watch.wait_for_said("connection lost (nothing came for 2 s), waiting for the daemon")
+        watch.wait_for_stderr("connection lost (nothing came for 2 s), waiting for the daemon")
         served.events = some(1, 2)
         served.speak()
         watch.wait_for_numbers([1, 2])
-        watch.wait_for_said("connected again")
+        watch.wait_for_stderr("connected again")
 
 
-def test_new_ledger_is_said_and_followed(home: Home, served: ScriptedDaemon) -> None:
+def test_new_ledger_is_reported_and_followed(home: Home, served: ScriptedDaemon) -> None:
     served.events = some(1, 50)
     with Watch(home, "--since", "48") as watch:
         watch.wait_for_numbers([49, 50])
         served.close()
         served.events = some(1, 2)
         served.open()
-        watch.wait_for_said("the daemon has a new ledger; continuing after event 2")
+        watch.wait_for_stderr("the daemon has a new ledger; continuing after event 2")
         served.wait_for_subscriber()
         served.happen(event(3))
         watch.wait_for_numbers([49, 50, 3])
@@ -188,7 +188,7 @@ def test_error_answers_end_it(home: Home, served: ScriptedDaemon, code: str, exi
     assert (result.returncode, result.stdout, result.stderr) == (exit_code, "", "fluxbudgetctl: m\nhint: h\n")
 
 
-def test_error_answers_end_it_after_a_loss_too(home: Home, served: ScriptedDaemon) -> None:
+def test_error_answers_end_it_after_a_reconnection_too(home: Home, served: ScriptedDaemon) -> None:
     with Watch(home) as watch:
         served.wait_for_subscriber()
         served.refusal = error("no_run", "there is no such run")
@@ -197,7 +197,7 @@ def test_error_answers_end_it_after_a_loss_too(home: Home, served: ScriptedDaemo
         assert watch.err.decode().splitlines()[-2:] == ["fluxbudgetctl: there is no such run", "hint: h"]
 
 
-def test_busy_daemon_is_waited_for_after_a_loss(home: Home, served: ScriptedDaemon) -> None:
+def test_busy_daemon_is_retried_after_a_disconnection(home: Home, served: ScriptedDaemon) -> None:
     with Watch(home) as watch:
         served.wait_for_subscriber()
         served.refusal = error("busy")
@@ -220,7 +220,7 @@ def test_error_in_the_stream_loses_nothing_before_it(home: Home, served: Scripte
         assert "fluxbudgetctl: no more\n" in watch.err.decode()
 
 
-def test_garbage_behind_events_loses_nothing_before_it(home: Home, served: ScriptedDaemon) -> None:
+def test_garbage_after_events_loses_nothing_before_it(home: Home, served: ScriptedDaemon) -> None:
     with Watch(home) as watch:
         served.wait_for_subscriber()
         served.send(event(1), messages.PingAnswer(version="1", protocol=1, pid=1, started_at=AT))
@@ -234,7 +234,7 @@ def test_garbage_behind_events_loses_nothing_before_it(home: Home, served: Scrip
 def test_signals_end_it_quietly(
     home: Home, served: ScriptedDaemon, number: signal.Signals, code: int, where: str
 ) -> None:
-    """While it waits for events, for the daemon, or for a reader that does not read."""
+    """While it waits for events, for the daemon, or for its reader."""
     if where == "writing":
         read_end, write_end = os.pipe()
         process = subprocess.Popen(
@@ -253,14 +253,14 @@ def test_signals_end_it_quietly(
         served.wait_for_subscriber()
         if where == "waiting":
             served.close()
-            watch.wait_for_said("waiting for the daemon")
+            watch.wait_for_stderr("waiting for the daemon")
         said = watch.err
         assert watch.end(number) == code
         assert watch.err == said
 
 
 def test_reader_that_has_gone_ends_it_quietly(home: Home, served: ScriptedDaemon) -> None:
-    """At once, not only with the next event."""
+    """At once, not only when the next event happens."""
     command = f"{' '.join(CTL)} watch --since 0 | head -1; echo ${{PIPESTATUS[0]}}"
     served.events = some(1, 3)
     result = subprocess.run(
@@ -272,7 +272,7 @@ def test_reader_that_has_gone_ends_it_quietly(home: Home, served: ScriptedDaemon
     assert (code, result.stderr) == ("0", "")
 
 
-def test_output_that_cannot_be_written_is_said(home: Home, served: ScriptedDaemon) -> None:
+def test_output_that_cannot_be_written_is_reported(home: Home, served: ScriptedDaemon) -> None:
     served.events = some(1, 1)
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
@@ -282,8 +282,8 @@ def test_output_that_cannot_be_written_is_said(home: Home, served: ScriptedDaemo
     assert b"the output cannot be written" in result.stderr
 
 
-def test_waiting_uses_no_processor(home: Home, served: ScriptedDaemon) -> None:
-    """Connected and silent, it is not woken: the voluntary switches of its one thread stay what they are."""
+def test_waiting_does_not_wake_up(home: Home, served: ScriptedDaemon) -> None:
+    """While nothing happens, the number of voluntary context switches does not change."""
     with Watch(home) as watch:
         served.wait_for_subscriber()
         served.happen(event(1))

@@ -110,8 +110,8 @@ def row_of(lines: list[str], text: str) -> int:
     return next(number for number, line in enumerate(lines) if text in line)
 
 
-def test_everything_is_on_eighty_by_twenty_four(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """Runs with all their figures, phases, agents, events; each thing on its own line, none cut that has a number."""
+def test_everything_fits_on_eighty_by_twenty_four(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+    """Runs with all their numbers, phases, agents and events; no number is cut."""
     numbers.runs = [
         run_line("20261121-k3f9a", goal="write the parser"),
         run_line("second", 10, None),
@@ -154,10 +154,10 @@ def test_everything_is_on_eighty_by_twenty_four(home: Home, numbers: Numbers, se
 
 
 @pytest.mark.parametrize("size", [(40, 10), (60, 15), (80, 24), (132, 50), (200, 60)])
-def test_every_size_shows_the_figures(
+def test_every_size_shows_the_numbers(
     home: Home, numbers: Numbers, served: ScriptedDaemon, size: tuple[int, int]
 ) -> None:
-    """From the smallest on, spent, budget and percentage are there, with a phase, an event and the keys."""
+    """Even the smallest shows the spend, budget and percentage, a phase, an event and the keys."""
     numbers.runs = [run_line(f"5b1c7d9e-0000-4000-8000-aaaabbbbccc{number}", goal="g" * 150) for number in range(3)]
     numbers.agents[numbers.runs[0].run.id] = (tally("fd-" + "quality" * 20, 38_000),)
     served.events = [event(1, "budget.threshold", "5b1c7d9e-0000-4000-8000-aaaabbbbccc0", threshold=50)]
@@ -172,7 +172,7 @@ def test_every_size_shows_the_figures(
         assert shown.end() == 0
 
 
-def test_resize_draws_anew(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+def test_resize_redraws(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
     numbers.runs = [run_line(f"r{number}") for number in range(30)]
     with InTerminal(home, "top") as shown:
         shown.wait_for("30 active runs", "1.8k/min")
@@ -189,8 +189,8 @@ def test_resize_draws_anew(home: Home, numbers: Numbers, served: ScriptedDaemon)
         assert shown.end() == 0
 
 
-def test_select_shows_another_runs_details(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """Arrows, j and k move; the selection is a highlighted row, and stays on its run when a newer one comes."""
+def test_selecting_a_run_shows_its_details(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+    """Arrows, j and k move the highlighted row, which stays on its run when a newer run starts."""
     numbers.runs = [run_line("r1"), run_line("r2"), run_line("r3")]
     numbers.agents = {name: (tally(f"agent-of-{name}", 5),) for name in ("r1", "r2", "r3")}
     with InTerminal(home, "top") as shown:
@@ -216,7 +216,7 @@ def test_select_shows_another_runs_details(home: Home, numbers: Numbers, served:
         assert shown.end() == 0
 
 
-def test_run_is_selected_at_first(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+def test_run_flag_selects_a_run(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
     numbers.runs = [run_line("r1"), run_line("r2")]
     with InTerminal(home, "watch", "--tui", "--run", "r2") as shown:
         shown.wait_for("> r2", "r2 ─", "2/2")
@@ -225,7 +225,7 @@ def test_run_is_selected_at_first(home: Home, numbers: Numbers, served: Scripted
 
 
 def test_two_hundred_runs_scroll(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """All pages are read; the selected row is always seen."""
+    """All pages are read; the selected row is always visible."""
     numbers.runs = [run_line(f"run-{number:03}") for number in range(200)]
     with InTerminal(home, "top") as shown:
         shown.wait_for("200 active runs", "> run-000", "1/200")
@@ -241,7 +241,7 @@ def test_two_hundred_runs_scroll(home: Home, numbers: Numbers, served: ScriptedD
         assert shown.end() == 0
 
 
-def test_events_are_shown_as_they_come(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+def test_events_are_shown_as_they_happen(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
     numbers.runs = [run_line("r1")]
     with InTerminal(home, "top") as shown:
         shown.wait_for("208k/250k")
@@ -274,7 +274,7 @@ def test_an_event_a_selection_and_a_refresh_poll_at_once(home: Home, numbers: Nu
         wait_for(lambda: not feed.snapshot().runs, "the poll after the request")
 
 
-def test_only_the_last_events_are_asked_for(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+def test_only_the_latest_events_are_requested(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
     served.events = [event(number, "budget.threshold", threshold=number) for number in range(1, 1001)]
     with InTerminal(home, "top") as shown:
         shown.wait_for("1000 % of the budget spent", "no active runs")
@@ -283,8 +283,8 @@ def test_only_the_last_events_are_asked_for(home: Home, numbers: Numbers, served
         assert shown.end() == 0
 
 
-def test_daemon_goes_and_comes_back(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """Its last numbers stay, without colour; what has happened since comes when it is back."""
+def test_daemon_goes_away_and_comes_back(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+    """Meanwhile the last known numbers are shown in grey; afterwards, what has happened since."""
     numbers.runs = [run_line("r1")]
     served.events = [event(1, "budget.threshold", threshold=50)]
     with InTerminal(home, "top") as shown:
@@ -315,7 +315,7 @@ def test_starts_without_a_daemon(home: Home, numbers: Numbers) -> None:
             assert shown.end() == 0
 
 
-def test_mute_daemon_blocks_no_key(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+def test_keys_work_while_the_daemon_does_not_answer(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
     numbers.runs = [run_line("r1"), run_line("r2")]
     with InTerminal(home, "top", "--timeout", "3600") as shown:
         shown.wait_for("> r1", "2 active runs")
@@ -330,7 +330,7 @@ def test_mute_daemon_blocks_no_key(home: Home, numbers: Numbers, served: Scripte
         assert shown.end() == 0
 
 
-def test_stale_numbers_are_called_that(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+def test_stale_numbers_are_marked(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
     numbers.runs = [run_line("r1", stale=True)]
     numbers.sources = (
         messages.SourceInfo(
@@ -343,8 +343,8 @@ def test_stale_numbers_are_called_that(home: Home, numbers: Numbers, served: Scr
         assert shown.end() == 0
 
 
-def test_other_peoples_text_stays_text(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """Control characters are written out, markup is no markup, wide characters move nothing."""
+def test_text_from_outside_is_escaped(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+    """Control characters are escaped, markup is printed as text, and wide characters do not shift columns."""
     numbers.runs = [run_line("r1", goal="[bold red]x[/] \x1b[2J\x1b]0;owned\x07 日本語" + "語" * 60)]
     numbers.agents["r1"] = (tally("[/]\x1b[31mfd\n-evil", 5), tally("語" * 60, 4))
     served.events = [
@@ -392,7 +392,7 @@ def test_terminal_without_unicode_gets_plain_characters(home: Home, numbers: Num
     ("number", "code"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)],
 )
-def test_signals_give_the_terminal_back(
+def test_signals_restore_the_terminal(
     home: Home, numbers: Numbers, served: ScriptedDaemon, number: signal.Signals, code: int
 ) -> None:
     with InTerminal(home, "top") as shown:
@@ -408,7 +408,7 @@ def test_ctrl_c_is_130(home: Home, served: ScriptedDaemon) -> None:
         assert shown.end() == 130
 
 
-def test_ctrl_z_gives_the_terminal_back_for_a_while(home: Home, served: ScriptedDaemon) -> None:
+def test_ctrl_z_restores_the_terminal_until_continued(home: Home, served: ScriptedDaemon) -> None:
     with InTerminal(home, "top") as shown:
         shown.wait_for("no active runs")
         shown.press("\x1a")
@@ -421,8 +421,8 @@ def test_ctrl_z_gives_the_terminal_back_for_a_while(home: Home, served: Scripted
         assert shown.end() == 0
 
 
-def test_defect_gives_the_terminal_back(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """Numbers that no daemon sends, and that break the view, end it like any defect: terminal first, then the line."""
+def test_internal_error_restores_the_terminal(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+    """Numbers that no daemon sends break the view: the terminal is restored, then the error is printed."""
     numbers.runs = [run_line("r1")]
     with InTerminal(home, "top") as shown:
         shown.wait_for("> r1")
@@ -430,12 +430,12 @@ def test_defect_gives_the_terminal_back(home: Home, numbers: Numbers, served: Sc
         numbers.runs = [msgspec.structs.replace(numbers.runs[0], spend=spend)]
         shown.press("r")
         assert shown.end() == 70
-        wait_for(lambda: b"internal error" in shown.raw.split(MAIN_SCREEN)[-1], "the line behind the view")
+        wait_for(lambda: b"internal error" in shown.raw.split(MAIN_SCREEN)[-1], "the error after the view")
 
 
 @pytest.mark.parametrize("verb", [["top"], ["watch", "--tui"]])
 @pytest.mark.parametrize("which", ["stdin", "stdout"])
-def test_without_a_terminal_it_is_usage(home: Home, verb: list[str], which: str) -> None:
+def test_without_a_terminal_it_is_a_usage_error(home: Home, verb: list[str], which: str) -> None:
     master, slave = os.openpty()
     result = subprocess.run(
         [*CTL, *verb],
@@ -454,22 +454,22 @@ def test_without_a_terminal_it_is_usage(home: Home, verb: list[str], which: str)
     )
 
 
-def test_dumb_terminal_is_usage(home: Home) -> None:
+def test_dumb_terminal_is_a_usage_error(home: Home) -> None:
     with InTerminal(home, "top", environ={"TERM": "dumb"}) as shown:
         assert shown.process.wait(timeout=20) == 64
         shown.wait_for("cannot move its cursor")
         assert ALTERNATE_SCREEN not in shown.raw
 
 
-def test_times_and_percentages_by_example() -> None:
+def test_durations_and_percentages() -> None:
     times = {None: "-", 0: "0 min", 99: "99 min", 100: "1.6 h", 5999: "99.9 h", 6000: "4 d", 10**9: "years"}
     assert {minutes: formats.duration(minutes) for minutes in times} == times
     shares = {None: "-", 0.0: "0.0%", 83.2: "83.2%", 999.9: "999.9%", 1000.0: ">999%"}
     assert {pct: formats.percent(pct) for pct in shares} == shares
 
 
-def test_keys_in_any_pieces() -> None:
-    """A sequence that comes byte by byte is one key; an escape alone is one; what is unknown is swallowed whole."""
+def test_keys_arrive_in_any_pieces() -> None:
+    """A sequence that arrives byte by byte is one key, and so is an escape alone; unknown sequences are skipped."""
     keys = Keys()
     assert [keys.feed(bytes([byte])) for byte in b"\x1b[A"] == [[], [], ["up"]]
     assert keys.feed(b"j\x1b[1;5Dk\x1bOBx\x1b[6~") == ["down", "up", "down", "page down"]

@@ -73,11 +73,11 @@ def test_daemon_killed_and_restarted(home: Home, interstat: Interstat, daemon: D
             home.ok("run", "start", "--id", f"r{number}")
             watch.wait_for_numbers(written(home))
             present.kill()
-            watch.wait_for_said("connection lost", number + 1)
+            watch.wait_for_stderr("connection lost", number + 1)
             present = home.start()
             home.ok("run", "finish", "--run", f"r{number}")
             watch.wait_for_numbers(written(home))
-            watch.wait_for_said("connected again\n", number + 1)
+            watch.wait_for_stderr("connected again\n", number + 1)
         later.wait_for_numbers(written(home))
         assert watch.err.decode().count("connection lost") == 3
 
@@ -88,9 +88,9 @@ def test_stopped_daemon_counts_as_lost(home: Home, daemon: Daemon) -> None:
         home.ok("run", "start", "--id", "r1")
         watch.wait_for_numbers(written(home))
         daemon.signal(signal.SIGSTOP)
-        watch.wait_for_said("connection lost (nothing came for 2 s)")
+        watch.wait_for_stderr("connection lost (nothing came for 2 s)")
         daemon.signal(signal.SIGCONT)
-        watch.wait_for_said("connected again")
+        watch.wait_for_stderr("connected again")
         home.ok("run", "finish", "--run", "r1")
         watch.wait_for_numbers(written(home))
 
@@ -104,7 +104,7 @@ def test_replaced_ledger(home: Home, daemon: Daemon) -> None:
         daemon.kill()
         shutil.rmtree(home.state)
         home.start()
-        watch.wait_for_said("the daemon has a new ledger")
+        watch.wait_for_stderr("the daemon has a new ledger")
         home.ok("run", "start", "--id", "new")
         wait_for(lambda: len(watch.numbers()) > before, "the new ledger's event")
         assert watch.printed()[-1]["run"] == "new"
@@ -123,7 +123,7 @@ def test_reader_of_a_damaged_ledger_misses_nothing_of_the_next(home: Home, daemo
         for name in ("ledger.db-wal", "ledger.db-shm"):
             (home.state / name).unlink(missing_ok=True)
         second = home.start()
-        attentive.wait_for_said("connected again")
+        attentive.wait_for_stderr("connected again")
         for number in range(3):
             home.ok("run", "start", "--id", f"new{number}")
         second.kill()

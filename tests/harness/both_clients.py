@@ -1,4 +1,4 @@
-"""One command line, given to both clients in the same surroundings: what each one says, prints, asks and writes."""
+"""Runs one command line with both clients in the same environment, and compares everything they do."""
 
 import contextlib
 import re
@@ -25,7 +25,7 @@ _TIMES = (
 
 
 class Outcome(NamedTuple):
-    """Everything that can be seen of one call."""
+    """Everything that can be observed of one call."""
 
     code: int
     stdout: bytes
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 class Answerer:
-    """A daemon that reads a request and sends bytes back, in pieces, whatever they are."""
+    """A daemon that reads a request and answers with any bytes, in pieces."""
 
     def __init__(self, path: Path) -> None:
         self.pieces: Sequence[bytes] = ()
@@ -84,7 +84,7 @@ class Answerer:
 
 
 class Surroundings:
-    """A home in which both clients are called."""
+    """A home directory in which both clients run."""
 
     def __init__(self, root: Path, python: Sequence[str], native: Sequence[str]) -> None:
         self.home = Home(root)

@@ -14,20 +14,20 @@ import pytest
 from harness.daemon import CTL
 
 SOURCES = Path(__file__).parents[2] / "client" / "native"
-#: Where the tests run against an installed package, its own client is tried.
+#: Against an installed package, its own client is tested.
 INSTALLED = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
 
-#: Memory that is misused, and what C leaves undefined, end the program.
+#: Memory errors and undefined behaviour end the program.
 SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
-#: For tests of what hot verbs do: they hold for either client.
+#: For tests of hot verbs, which must pass with either client.
 both_clients = pytest.mark.usefixtures("client")
 
 _PYTHON = tuple(CTL)
 
 
 class Compiling(Protocol):
-    """`client/native/compile.py`, which is no part of a package."""
+    """`client/native/compile.py`, which is not part of a package."""
 
     WARNINGS: Sequence[str]
 
@@ -52,7 +52,7 @@ def _is_native(program: Path) -> bool:
 
 
 def can_be_had() -> bool:
-    """Tell whether there is a native client to be tested: sources, or an installed one."""
+    """True if there is a native client to test: its sources, or an installed one."""
     return SOURCES.is_dir() or _is_native(INSTALLED)
 
 
@@ -90,5 +90,5 @@ def _put_python_beside(directory: Path) -> None:
 
 
 def use(program: Path | None) -> None:
-    """Have all tests call this client; None: Python's."""
+    """Make all tests call this client; None stands for the Python client."""
     CTL[:] = _PYTHON if program is None else [str(program)]

@@ -1,4 +1,4 @@
-"""Answers, command lines, surroundings and state files at random: good ones, odd ones, and what is none at all."""
+"""Random answers, command lines, environments and state files: valid, odd and invalid ones."""
 
 import random
 from collections.abc import Mapping

@@ -53,7 +53,7 @@ class Watch:
         wait_for(lambda: len(self.numbers()) >= len(numbers), f"{len(numbers)} events")
         assert self.numbers() == list(numbers)
 
-    def wait_for_said(self, text: str, times: int = 1) -> None:
+    def wait_for_stderr(self, text: str, times: int = 1) -> None:
         wait_for(lambda: self.err.decode().count(text) >= times, f"{text} ({times})")
 
     def end(self, number: signal.Signals | None = None) -> int:
