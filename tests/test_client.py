@@ -273,7 +273,7 @@ def test_ending_a_run(home: Home, daemon: Daemon) -> None:
     clean_error(home.ctl("run", "set", "--run", run, "--budget", "5"), 65)
     assert home.ok("run", "list") == "no runs"
     assert run in home.ok("run", "list", "--all")
-    clean_error(home.ctl("run", "detach", "--session", "nobody"), 65)
+    clean_error(home.ctl("run", "detach", "--session", "unknown"), 65)
 
 
 def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:

@@ -18,7 +18,7 @@ from fluxbudgetctl import hot
 from fluxbudgetd.wire.codes import ERROR_CODES
 from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
 from harness import native
-from harness.both_clients import Answerer, Surroundings
+from harness.both_clients import Answerer, ClientPair
 from harness.daemon import CTL, Daemon, Home, started
 from harness.mounts import why_not, with_empty
 from harness.odd_answers import (
@@ -50,20 +50,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def both(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Surroundings:
-    return Surroundings(tmp_path_factory.mktemp("both"), tuple(CTL), (str(program),))
+def both(program: Path, tmp_path_factory: pytest.TempPathFactory) -> ClientPair:
+    return ClientPair(tmp_path_factory.mktemp("both"), tuple(CTL), (str(program),))
 
 
 @pytest.fixture(scope="module")
-def answerer(both: Surroundings) -> Iterator[Answerer]:
+def answerer(both: ClientPair) -> Iterator[Answerer]:
     with Answerer(both.home.socket) as made:
         yield made
 
 
 @pytest.fixture
-def alone(program: Path, tmp_path: Path) -> Surroundings:
+def alone(program: Path, tmp_path: Path) -> ClientPair:
     """Without a socket."""
-    return Surroundings(tmp_path, tuple(CTL), (str(program),))
+    return ClientPair(tmp_path, tuple(CTL), (str(program),))
 
 
 # --- answers
@@ -85,7 +85,7 @@ def alone(program: Path, tmp_path: Path) -> Surroundings:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value if isinstance(value, str) else "",
 )
 def test_every_field_with_every_type_of_value(
-    both: Surroundings, answerer: Answerer, arguments: Sequence[str], good: dict[str, Any], inside: str
+    both: ClientPair, answerer: Answerer, arguments: Sequence[str], good: dict[str, Any], inside: str
 ) -> None:
     """And without it."""
     fields = good[inside] if inside else good
@@ -99,7 +99,7 @@ def test_every_field_with_every_type_of_value(
     assert codes >= ({0} if arguments[0] == "hook" else {70})
 
 
-def test_integers_of_every_width(both: Surroundings, answerer: Answerer) -> None:
+def test_integers_of_every_width(both: ClientPair, answerer: Answerer) -> None:
     for number in EDGES:
         answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "remaining": number}})]
         assert both.require_alike("remaining", *PATIENT, answerer=answerer).stdout.decode() == f"{number}\n"
@@ -111,13 +111,13 @@ def test_integers_of_every_width(both: Surroundings, answerer: Answerer) -> None
         assert outcome.stdout == b"export FLUX_BUDGET_REMAINING=%d\n" % (-1 if wide[0] == 0xD2 else 5)
 
 
-def test_env_prints_one_when_exhausted(both: Surroundings, answerer: Answerer) -> None:
+def test_env_prints_one_when_exhausted(both: ClientPair, answerer: Answerer) -> None:
     answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "remaining": 0}})]
     outcome = both.require_alike("env", *PATIENT, answerer=answerer)
     assert outcome.stdout == b"export FLUX_BUDGET_REMAINING=1\n"
 
 
-def test_floats_as_python_writes_them(both: Surroundings, answerer: Answerer) -> None:
+def test_floats_as_python_writes_them(both: ClientPair, answerer: Answerer) -> None:
     """With the shortest text that reads back, which is hardest to find at powers of two."""
     for number in [*FLOATS, *(2.0**power for power in range(-1074, 1024, 131))]:
         answerer.pieces = [framed({**REMAINING, "spend": {**SPEND, "pct": number}})]
@@ -126,7 +126,7 @@ def test_floats_as_python_writes_them(both: Surroundings, answerer: Answerer) ->
         assert f'"pct": {written},' in outcome.stdout.decode()
 
 
-def test_text_on_stderr_and_in_json(both: Surroundings, answerer: Answerer) -> None:
+def test_text_on_stderr_and_in_json(both: ClientPair, answerer: Answerer) -> None:
     """Control characters are escaped; JSON is ASCII."""
     spend = {**SPEND, "stale": True, "stale_why": SPECIAL, "state": SPECIAL[::-1]}
     answerer.pieces = [framed({**CHECK, "note": SPECIAL, "overridden": SPECIAL, "refusal": SPECIAL, "spend": spend})]
@@ -178,20 +178,20 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body[:12].hex())
-def test_odd_and_invalid_bodies(both: Surroundings, answerer: Answerer, body: bytes) -> None:
+def test_odd_and_invalid_bodies(both: ClientPair, answerer: Answerer, body: bytes) -> None:
     answerer.pieces = [encode_frame(body)]
     both.require_alike("env", *PATIENT, answerer=answerer)
 
 
 @pytest.mark.parametrize("length", [0, len(GOOD) - 1, len(GOOD) + 1, MAX_FRAME, MAX_FRAME + 1, 2**32 - 1])
-def test_frames_of_the_wrong_length(both: Surroundings, answerer: Answerer, length: int) -> None:
+def test_frames_of_the_wrong_length(both: ClientPair, answerer: Answerer, length: int) -> None:
     answerer.pieces = [length.to_bytes(4, "big") + GOOD]
     outcome = both.require_alike("env", *PATIENT, answerer=answerer)
     assert outcome.code == (70 if length < len(GOOD) or length > MAX_FRAME else 69)
 
 
 @pytest.mark.parametrize("depth", [31, 32])
-def test_nesting(both: Surroundings, answerer: Answerer, depth: int) -> None:
+def test_nesting(both: ClientPair, answerer: Answerer, depth: int) -> None:
     """The answer's map is the first level of 32."""
     nested: Any = None
     for _ in range(depth):
@@ -202,12 +202,12 @@ def test_nesting(both: Surroundings, answerer: Answerer, depth: int) -> None:
 
 
 @pytest.mark.parametrize("code", ERROR_CODES)
-def test_every_error_code_has_its_exit_code(both: Surroundings, answerer: Answerer, code: str) -> None:
+def test_every_error_code_has_its_exit_code(both: ClientPair, answerer: Answerer, code: str) -> None:
     answerer.pieces = [framed({"ok": False, "error": {"code": code, "message": "m"}})]
     assert both.require_alike("check", *PATIENT, answerer=answerer).code == ERROR_CODES[code][0]
 
 
-def test_largest_answers(both: Surroundings, answerer: Answerer) -> None:
+def test_largest_answers(both: ClientPair, answerer: Answerer) -> None:
     """A whole frame of text, and one of ten thousand values."""
     for filling, verb, name in (
         ("\x1b", "check", "note"),
@@ -229,7 +229,7 @@ def test_largest_answers(both: Surroundings, answerer: Answerer) -> None:
 # --- requests
 
 
-def test_request_that_is_too_large(both: Surroundings, answerer: Answerer) -> None:
+def test_request_that_is_too_large(both: ClientPair, answerer: Answerer) -> None:
     """Bytes that are not UTF-8 need three bytes each; both clients report the same size."""
     names = ("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
     environ: dict[str, str | bytes] = dict.fromkeys(names, b"\xff" * 100_000)
@@ -242,14 +242,14 @@ def test_request_that_is_too_large(both: Surroundings, answerer: Answerer) -> No
 
 
 @pytest.mark.parametrize("size", [1, 255, 65_535, 65_536, 256 * 1024, 256 * 1024 + 1, 700_000])
-def test_input_of_every_size(both: Surroundings, answerer: Answerer, size: int) -> None:
+def test_input_of_every_size(both: ClientPair, answerer: Answerer, size: int) -> None:
     answerer.pieces = [framed(HOOK)]
     outcome = both.require_alike("hook", *PATIENT, given=b"x" * size, answerer=answerer)
     asked = dict(outcome.asked[0])
     assert (asked["input"], asked["whole"]) == (b"x" * min(size, 256 * 1024), size <= 256 * 1024)
 
 
-def test_names_of_other_encodings(both: Surroundings, answerer: Answerer) -> None:
+def test_names_of_other_encodings(both: ClientPair, answerer: Answerer) -> None:
     """Bytes that are not UTF-8, and the characters that stand for such bytes."""
     answerer.pieces = [framed(REMAINING)]
     special = SPECIAL.replace("\0", "").encode() + b"\xff\xe2\x82\xed\xa0\x80\xf4\x90\x80\x80"
@@ -313,7 +313,7 @@ def test_only_plain_command_lines_are_handled_natively(marked: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("line", [["remaining", "--help"], ["status"], ["version"], ["hook", "--print-settings"], []])
-def test_other_verbs_are_left_to_python(both: Surroundings, answerer: Answerer, line: list[str]) -> None:
+def test_other_verbs_are_left_to_python(both: ClientPair, answerer: Answerer, line: list[str]) -> None:
     answerer.pieces = [framed(PING)]
     environ: dict[str, str | bytes] = {"COLUMNS": "80"}
     python, found = (both.call(name, line, environ, b"", None) for name in both.clients)
@@ -389,11 +389,11 @@ PLACES += [{"FLUXBUDGET_SOCKET": "", "XDG_RUNTIME_DIR": "", "HOME": path} for pa
 
 
 @pytest.mark.parametrize("environ", PLACES, ids=lambda environ: str(environ)[:60])
-def test_where_the_socket_is(alone: Surroundings, environ: dict[str, str | bytes]) -> None:
+def test_where_the_socket_is(alone: ClientPair, environ: dict[str, str | bytes]) -> None:
     assert alone.require_alike("remaining", *PATIENT, environ=environ).code == 69
 
 
-def test_without_a_working_directory(both: Surroundings, answerer: Answerer, tmp_path: Path) -> None:
+def test_without_a_working_directory(both: ClientPair, answerer: Answerer, tmp_path: Path) -> None:
     answerer.pieces = [framed(REMAINING)]
     for client in both.clients.values():
         gone = tmp_path / "gone"
@@ -404,7 +404,7 @@ def test_without_a_working_directory(both: Surroundings, answerer: Answerer, tmp
         assert dict(answerer.asked[0])["hints"]["cwd"] is None
 
 
-def test_standard_files_that_are_closed(both: Surroundings, answerer: Answerer) -> None:
+def test_standard_files_that_are_closed(both: ClientPair, answerer: Answerer) -> None:
     """The socket does not get their descriptors."""
     for verb in ANSWERS:
         answerer.pieces = [framed(ANSWERS[verb])]
@@ -444,8 +444,8 @@ def test_hook_gives_up_on_a_stopped_daemon_at_its_deadline(home: Home, program: 
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_daemon_of_another_user_is_refused(both: Surroundings, answerer: Answerer) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its uid")
+def test_daemon_of_another_user_is_refused(both: ClientPair, answerer: Answerer) -> None:
     """Root only trusts root."""
     place = both.home.root / "another"
     # The peer is the process that listens.
@@ -463,7 +463,7 @@ def test_daemon_of_another_user_is_refused(both: Surroundings, answerer: Answere
     assert place.exists()
 
 
-def test_being_stopped_for_a_while_changes_nothing(both: Surroundings, answerer: Answerer) -> None:
+def test_being_stopped_for_a_while_changes_nothing(both: ClientPair, answerer: Answerer) -> None:
     """A signal that interrupts its waiting does not end it."""
     answerer.pieces = [framed(HOOK)]
     native_client = both.clients["native"]
@@ -516,9 +516,9 @@ def test_static_analysis_finds_nothing(tmp_path: Path) -> None:
     script = native.compiling()
     script.write_table(str(tmp_path))
     checks = ["--enable=warning,style,performance,portability", "--error-exitcode=1", "--inline-suppr", "--quiet"]
-    surroundings = ["--std=c11", "-D_GNU_SOURCE", "-DFLUXBUDGET_VERSION=x", "-I", str(tmp_path)]
+    flags = ["--std=c11", "-D_GNU_SOURCE", "-DFLUXBUDGET_VERSION=x", "-I", str(tmp_path)]
     if shutil.which("cppcheck"):
-        command = ["cppcheck", *checks, *surroundings, *script.sources()]
+        command = ["cppcheck", *checks, *flags, *script.sources()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
     elif shutil.which("gcc"):

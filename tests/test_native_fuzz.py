@@ -12,7 +12,7 @@ import pytest
 from fluxbudgetd.wire.state_names import ALIVE, file_name
 from fluxbudgetd.wire.text import fold
 from harness import native
-from harness.both_clients import Answerer, Surroundings
+from harness.both_clients import Answerer, ClientPair
 from harness.daemon import CTL
 from harness.odd_answers import ANSWERS, RAW, Dice, framed
 
@@ -26,12 +26,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", params=["plain", "sanitized"])
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Surroundings:
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ClientPair:
     program = native.native_client(tmp_path_factory, request.param)
-    return Surroundings(tmp_path_factory.mktemp("both"), tuple(CTL), (str(program),))
+    return ClientPair(tmp_path_factory.mktemp("both"), tuple(CTL), (str(program),))
 
 
-def dice(usual: int, both: Surroundings) -> Iterator[tuple[int, Dice]]:
+def dice(usual: int, both: ClientPair) -> Iterator[tuple[int, Dice]]:
     """Give so many dice, each with its number; the sanitized client has fewer and other ones."""
     sanitized = "sanitized" in str(both.clients["native"])
     first = FIRST + 1_000_000 * sanitized
@@ -39,7 +39,7 @@ def dice(usual: int, both: Surroundings) -> Iterator[tuple[int, Dice]]:
         yield number, Dice(number)
 
 
-def test_same_answer_same_outcome(both: Surroundings) -> None:
+def test_same_answer_same_outcome(both: ClientPair) -> None:
     with Answerer(both.home.socket) as answerer:
         for number, die in dice(100, both):
             verb = die.of(*ANSWERS)
@@ -50,7 +50,7 @@ def test_same_answer_same_outcome(both: Surroundings) -> None:
             )
 
 
-def test_same_command_line_same_outcome(both: Surroundings) -> None:
+def test_same_command_line_same_outcome(both: ClientPair) -> None:
     with Answerer(both.home.socket) as answerer:
         for number, die in dice(18, both):
             verb = die.of(*ANSWERS)
@@ -60,7 +60,7 @@ def test_same_command_line_same_outcome(both: Surroundings) -> None:
             both.require_alike(*line, environ=die.environment(), given=b"{}", answerer=answerer, number=number)
 
 
-def test_same_state_files_same_outcome(both: Surroundings) -> None:
+def test_same_state_files_same_outcome(both: ClientPair) -> None:
     """The socket is not there."""
     for number, die in dice(60, both):
         verb = die.of("remaining", "remaining", "env", "statusline", "statusline", "check", "hook")

@@ -43,7 +43,7 @@ def test_event_is_one_line_of_ascii_with_these_keys(home: Home, served: Scripted
 
 
 def test_subscription_request(home: Home, served: ScriptedDaemon) -> None:
-    """Without --since it starts now. The daemon's heartbeats come at least every 15 s, and divide the given interval."""
+    """Without --since it starts now. Daemon heartbeats come at least every 15 s and divide the given interval."""
     served.events = some(1, 5)
     cases = {
         (): (None, None, 15_000),

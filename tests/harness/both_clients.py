@@ -83,7 +83,7 @@ class Answerer:
             peer.sendall(piece)
 
 
-class Surroundings:
+class ClientPair:
     """A home directory in which both clients run."""
 
     def __init__(self, root: Path, python: Sequence[str], native: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Unit files: their text, made from the templates, and what is installed now: nothing, ours, or somebody else's."""
+"""Unit files: their text, made from the templates, and what is installed at their paths."""
 
 import hashlib
 import os
