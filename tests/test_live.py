@@ -25,7 +25,7 @@ from fluxbudgetd.ledger import TranscriptChanges, open_ledger
 from fluxbudgetd.ledger.transcripts import StoredTranscripts
 from fluxbudgetd.model import TranscriptFile
 from fluxbudgetd.service import Service
-from fluxbudgetd.sources.transcripts import look as look_module
+from fluxbudgetd.sources.transcripts import reading as reading_module
 from fluxbudgetd.totals import transcript_store as store_module
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
@@ -461,7 +461,7 @@ def append(directory: Path, session: str, first: int, count: int, tokens: int = 
 
 def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session is read in many looks; it is moved, and its run goes on, between them: nothing twice, nothing lost."""
-    monkeypatch.setattr(look_module, "LOOK_BYTES", 3000)
+    monkeypatch.setattr(reading_module, "MAX_BYTES", 3000)
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
@@ -491,6 +491,38 @@ def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.
                 await anyio.sleep(0.005)
                 await service.lifecycle.detach("s1", None, within(10))
             assert (await service.totals.standing(one, within(10))).balance.measured == 2000
+
+    anyio.run(body)
+
+
+def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sources are no longer read, but a failed read of the ledger is repeated with the next question."""
+    failing = False
+    real = StoredTranscripts.responses
+
+    async def responses(stored: StoredTranscripts, session: str) -> Any:
+        if failing:
+            raise LedgerError("disk I/O error", "try again")
+        return await real(stored, session)
+
+    monkeypatch.setattr(StoredTranscripts, "responses", responses)
+
+    async def body() -> None:
+        nonlocal failing
+        Interstat(tmp_path / "metrics.db").close()
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            append(tmp_path, "s1", 0, 50)
+            await service.totals.standing(service.accounts.runs[run.id], within(5))
+        async with service_over(tmp_path) as (service, _):
+            account = service.accounts.put_run(msgspec.structs.replace(run, status="done", ended_at=1))
+            failing = True
+            with pytest.raises(RequestTimeoutError):
+                await service.totals.standing(account, within(5))
+            failing = False
+            assert (await service.totals.standing(account, within(5))).balance.measured == 50
 
     anyio.run(body)
 

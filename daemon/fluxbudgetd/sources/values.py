@@ -1,4 +1,4 @@
-"""Values of foreign data as ours: nothing in a row or a line is taken at its word."""
+"""Converting foreign values to our own: nothing in a row or a line is trusted."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,7 +10,7 @@ from fluxbudgetd.wire.text import fold
 
 
 def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
-    """Return counts with 0 for none and for what is no count, and how many were no count (negative, real, text)."""
+    """Return counts, with 0 for null and for what is no count, and how many were no counts (negative, real, text)."""
     counts, dropped = [], 0
     for value in values:
         good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
@@ -20,7 +20,7 @@ def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
 
 
 def text(value: object) -> str:
-    """Return a foreign value as text: none is empty, bytes are folded, a number is written out."""
+    """Return a foreign value as text: null is empty, bytes are folded, a number is written out."""
     if isinstance(value, str):
         return value if value.isascii() else fold(value.encode())
     if value is None:

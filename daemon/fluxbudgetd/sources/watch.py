@@ -1,4 +1,4 @@
-"""Noticing that files may have changed without being asked. Answers never depend on it: they look for themselves."""
+"""Noticing without a request that files may have changed. Answers never depend on it: each checks the files itself."""
 
 import os
 from collections.abc import AsyncGenerator, Iterable
@@ -16,7 +16,7 @@ log = structlog.get_logger()
 # watchfiles wakes up once per step even when nothing happens: 50 ms costs 0.2 % of a core.
 _STEP_MS = 50
 _DEBOUNCE_MS = 100
-# However quiet it is, look this often: inotify says nothing of a network file system, nor of a renamed parent.
+# Yield at least this often: inotify reports neither changes on a network file system nor a renamed parent.
 _PATIENCE_MS = 5_000
 _POLL_SECONDS = 2.0
 # How often to poll, if polling were asked for.
@@ -27,8 +27,8 @@ async def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> A
     """Yield whenever the database at `path`, or anything in the directories, may have changed, until `stop` is set.
 
     The database's directory is watched, or the nearest one that exists; other directories as far as they exist. Where
-    the system has no watches left, it polls. The first time is as soon as the watch is armed: what has changed until
-    then is to be looked for then. (So watchfiles' lower half is used: `awatch` does not say when it is armed.)
+    the system has no watches left, it polls. It first yields as soon as the watch is armed, so that the caller can look
+    for changes made before. (`awatch` does not say when it is armed, so watchfiles' lower half is used.)
     """
     others = tuple(directories)
     while not stop.is_set():
@@ -41,7 +41,7 @@ async def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> A
                     seen = await anyio.to_thread.run_sync(watcher.watch, _DEBOUNCE_MS, _STEP_MS, _PATIENCE_MS, stop)
                     if isinstance(seen, str) or any(place.concerns(changed) for _, changed in seen):
                         yield
-                    # The directory may have come to be, or another may have taken its name.
+                    # The directory may have been created or replaced.
                     if isinstance(seen, str) or not place.is_parent:
                         if await anyio.to_thread.run_sync(_place, path) != place:
                             break
@@ -65,12 +65,12 @@ class _Place(NamedTuple):
     names: frozenset[str]
 
     def concerns(self, changed: str) -> bool:
-        """Tell whether a changed path is the database's, or lies in another directory than the database's."""
+        """Return True if a changed path is the database's, or is in another directory than the database's."""
         return not self.is_parent or changed in self.names or os.path.dirname(changed) != self.directory
 
 
 def _place(path: str) -> _Place:
-    target = os.path.realpath(path)  # a WAL lies beside the file that a symlink leads to
+    target = os.path.realpath(path)  # the WAL is beside the file that a symlink leads to
     names = frozenset((target, f"{target}-wal", f"{target}-journal"))
     parent = directory = os.path.dirname(target)
     while not os.path.isdir(directory) and directory != "/":

@@ -1,4 +1,4 @@
-"""Every way in which the database cannot be read, as a named state with its hint."""
+"""Why the database cannot be read, as a named state with a hint."""
 
 import sqlite3
 

@@ -14,27 +14,27 @@ from fluxbudgetd.sources.values import moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, Spread
 from fluxbudgetd.wire.text import unfold
 
-#: Of one agent, so many of the newest rows are looked at singly: a bound that does not grow with the table.
+#: At most this many of an agent's newest rows are read singly: a bound that does not grow with the table.
 NEWEST_ROWS = 20_000
 
-# A name may stand there as text or as a blob.
+# A name may be stored as text or as a blob.
 _TEXT = "CAST(agent_name AS TEXT)"
 _NAME = (
     f"CASE WHEN substr({_TEXT}, 1, {len(AGENT_PREFIX)}) = '{AGENT_PREFIX}' "
     f"THEN substr({_TEXT}, {len(AGENT_PREFIX) + 1}) ELSE {_TEXT} END"
 )
-# A count that is negative or no integer is none; a row whose total is none says nothing.
+# A value that is negative or no integer is no count; a row whose total is no count is left out.
 _INPUT, _OUTPUT = (
     f"CASE WHEN typeof({name}) = 'integer' AND {name} >= 0 THEN {name} ELSE 0 END"
     for name in ("input_tokens", "output_tokens")
 )
-# The sum of two absurd ones stops at what is an integer.
+# The sum of two absurd counts is capped, so that it stays an integer.
 _BILLING = f"min({_INPUT}, {MAX_TOKENS} - ({_OUTPUT})) + {_OUTPUT}"
 _COUNTS = "typeof(total_tokens) = 'integer' AND total_tokens >= 0"
 
 
 def has_totals(columns: Columns) -> bool:
-    """Tell whether rows have a total; in a file from before that column, no row says anything."""
+    """Return True if rows have a total; in a file from before that column, no row counts."""
     return "total_tokens" in columns.present
 
 

@@ -1,11 +1,11 @@
-"""Two read-only connections to one database file, and the cheap question whether it has changed since.
+"""Two read-only connections to one database file, and a cheap check whether it has changed.
 
-`reader` belongs to the worker thread that reads snapshots. The other connection does nothing but `PRAGMA data_version`,
-on the event loop's thread, about 3 µs a time: so the loop never waits for a reader's mutex.
+`reader` belongs to the worker thread that reads snapshots. The other connection only runs `PRAGMA data_version`, on the
+event loop's thread, for about 3 µs each time, so the loop never waits for a reader's mutex.
 
-A WAL database that nobody has open consists of its main file alone. SQLite would create `-wal` and `-shm` files to read
-it, and could not read it at all in a directory without write permission. Such a file is opened `immutable`, which
-creates nothing, and is looked at again as soon as a `-wal` appears or the main file changes.
+A WAL database that no program has open consists of its main file alone. SQLite would create `-wal` and `-shm` files to
+read it, and could not read it at all in a directory without write permission. Such a file is opened `immutable`, which
+creates nothing, and is opened again as soon as a `-wal` appears or the main file changes.
 """
 
 import os
@@ -14,12 +14,12 @@ import stat
 import time
 from urllib.parse import quote
 
-# How long the worker waits for a lock before it says `locked`. Short against the client's 200 ms: the answer with the
-# last known numbers has to be there in time.
+# How long the worker waits for a lock before the state is `locked`. It must leave enough of the client's 200 ms for an
+# answer with the last known numbers.
 READER_BUSY_SECONDS = 0.06
 
 # File times have the granularity of a clock tick, on some file systems of two seconds: a file that was written just
-# before it was looked at may be written again without its times showing it, so its signature is not relied on.
+# before its times were read may be written again without changing them, so its signature is not relied on.
 _RACY_NANOSECONDS = 2_000_000_000
 
 _HEADER_BYTES = 20
@@ -37,7 +37,7 @@ class NotRegularError(OSError):
 def signature(path: str) -> Signature:
     """Return what identifies a file's present content; raises `OSError`, or `NotRegularError` for a directory or FIFO.
 
-    A FIFO in the database's place would block whoever opens it, for ever.
+    Opening a FIFO in the database's place would block for ever.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -46,7 +46,7 @@ def signature(path: str) -> Signature:
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode, or None when there is no such file."""
+    """Return device and inode, or None if there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -80,7 +80,7 @@ class Link:
             raise
 
     def settle(self) -> None:
-        """Note the state that the next snapshot will at least have; call it before the first read, in the worker."""
+        """Record the state that the next snapshot will include; call it before the first read, in the worker."""
         self._version = self._data_version()
         self._probe.execute("PRAGMA busy_timeout = 0")  # from here on it is used on the event loop
         self._wal_identity = file_identity(self._wal)
@@ -89,20 +89,20 @@ class Link:
         return int(self._probe.execute("PRAGMA data_version").fetchone()[0])
 
     def replaced(self) -> bool:
-        """Tell whether the path names something else by now: a new file, a new WAL, an immutable file that changed."""
+        """Return True if the path names something else now: a new file, a new WAL, an immutable file that changed."""
         if self.immutable:
             return not self._settled or self.moved_on()
         return file_identity(self._path) != self._signature[:2] or file_identity(self._wal) != self._wal_identity
 
     def moved_on(self) -> bool:
-        """Tell whether an immutable file has been opened for writing: what was read meanwhile is worth nothing."""
+        """Return True if an immutable file has been opened for writing, so that what was read since is void."""
         try:
             return signature(self._path) != self._signature or os.path.lexists(self._wal)
         except OSError:
             return True
 
     def changed(self) -> bool:
-        """Tell whether anybody has committed since this was last asked; True when that cannot be told."""
+        """Return True if a commit may have landed since the last call."""
         if self.replaced():
             return True
         if self.immutable:

@@ -22,12 +22,12 @@ MINIMUM_USER_VERSION = 1
 
 Row = Sequence[object]
 
-# An id is bound as its bytes, since Python cannot bind text that is not UTF-8; it may stand there as text or as a blob.
+# An id is bound as its bytes, since Python cannot bind text that is not UTF-8. It may be stored as text or as a blob.
 _IS = "IN (CAST(?1 AS TEXT), ?1)"
 
 
 class Columns(msgspec.Struct, frozen=True):
-    """What this file's table has. `drift` says what is wrong when it cannot be read at all."""
+    """What this file's table has. `drift` says why it cannot be read at all."""
 
     user_version: int
     present: frozenset[str]
@@ -45,7 +45,7 @@ class Columns(msgspec.Struct, frozen=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what is readable but not as it should be."""
+        """What is readable, but not as it should be."""
         absent = [f"no column {name}" for name in (*OPTIONAL, "total_tokens") if name not in self.present]
         wanted = [name for name in ("session_id", "bead_id") if name in self.present and name not in self.indexed]
         return (*absent, *(f"no index on {name}: reading is slow" for name in wanted))
@@ -79,7 +79,7 @@ class Columns(msgspec.Struct, frozen=True):
 
 
 def fetch(connection: sqlite3.Connection, sql: str, parameter: object) -> list[Any]:
-    """Return a query's rows. Where a text is no UTF-8, all texts come as bytes: `text` makes the same of both."""
+    """Return a query's rows. If any text is not UTF-8, all texts are bytes; `text` converts both alike."""
     connection.text_factory = str
     try:
         return connection.execute(sql, (parameter,)).fetchall()
@@ -97,7 +97,7 @@ def digest(rows: list[Any]) -> int:
 
 
 def read_columns(connection: sqlite3.Connection) -> Columns | None:
-    """Return the table's columns, and those that an index begins with; None when there is no such table."""
+    """Return the table's columns, and those that an index begins with; None if there is no such table."""
     connection.text_factory = fold
     info = connection.execute(f"PRAGMA table_info({TABLE})").fetchall()
     if not info:

@@ -1,7 +1,7 @@
-"""Reading `metrics.db`: an epoch that says whether anything changed, and snapshots of whole sessions.
+"""Reading `metrics.db`: an epoch that grows with each change, and snapshots of whole sessions.
 
-Two threads use a source. The event loop asks `epoch()`, which never waits. One worker thread at a time calls `read` and
-`recent`; what goes wrong there is a state of the source, never an exception.
+Two threads use a source. The event loop calls `epoch()`, which never waits. One worker thread at a time calls `read`
+and `recent`; what goes wrong there is a state of the source, never an exception.
 """
 
 import sqlite3
@@ -25,7 +25,7 @@ from fluxbudgetd.sources.values import text, token_counts
 from fluxbudgetd.wire.messages import AgentCalibration
 from fluxbudgetd.wire.text import shown_path, unfold
 
-#: Unattributed usage is looked for among this many of the newest rows: a bound that does not grow with the table.
+#: Unattributed usage is searched for in this many of the newest rows: a bound that does not grow with the table.
 RECENT_ROWS = 10_000
 
 # An immutable file may be opened for writing while it is read; then it is read once more, as a live one.
@@ -50,15 +50,15 @@ class InterstatSource:
         self.status = self._fault("unread", "not read yet")
         self._link: Link | None = None
         self._columns: rows.Columns | None = None
-        self._working = threading.Lock()  # one worker at a time, even when one was given up on and still hangs
-        self._swap = threading.Lock()  # the loop's thread tries it only: a link is not closed under its question
+        self._working = threading.Lock()  # one worker at a time, even if an abandoned one still hangs
+        self._swap = threading.Lock()  # the event loop only tries it: no link is closed while it is asked
         self._epoch = 0
 
     def epoch(self) -> int:
-        """Return a number that has grown whenever a commit may have landed since it was last asked.
+        """Return a number that grows whenever a commit may have landed since the last call.
 
-        A snapshot read after `epoch()` returned N shows everything that was committed before that call. Microseconds:
-        one or two `stat` calls and one `PRAGMA data_version`.
+        A snapshot read after `epoch()` returned N includes everything that was committed before that call. It takes
+        microseconds: one or two `stat` calls and one `PRAGMA data_version`.
         """
         if self._changed():
             self._epoch += 1
@@ -81,9 +81,9 @@ class InterstatSource:
             self._swap.release()
 
     def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
-        """Return the wanted sessions' snapshots and those of every session with a row that names one of the scopes.
+        """Return the wanted sessions' snapshots, and those of every session with a row that names one of the scopes.
 
-        `wanted` is session → the digest that is known of it (its records are left out when they have not changed).
+        `wanted` maps each session to the digest that is known of it. Records that have not changed are left out.
         For a worker thread; never raises for what the file is or holds.
         """
 
@@ -93,10 +93,10 @@ class InterstatSource:
             found = {name: _snapshot(connection, columns, name, known) for name, known in sessions.items()}
             return Reading(status=self._ok(columns), sessions=found, by_scope=by_scope)
 
-        return self._look(snapshots, lambda status: Reading(status=status))
+        return self._run(snapshots, lambda status: Reading(status=status))
 
     def recent(self) -> tuple[RecentUsage, ...] | None:
-        """Return the newest rows' usage, summed by session and bead; None when the file cannot be read."""
+        """Return the newest rows' usage, summed by session and bead; None if the file cannot be read."""
 
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...] | None:
             found: dict[tuple[str, str], Counts] = {}
@@ -107,30 +107,30 @@ class InterstatSource:
                 found[key] = found.get(key, Counts()) + Counts(1, int(pending), *counts)
             return tuple(RecentUsage(*key, counts) for key, counts in found.items())
 
-        return self._look(sums, lambda _status: None)
+        return self._run(sums, lambda _status: None)
 
     def samples(self, model: str) -> tuple[AgentSample, ...] | None:
-        """Return what each agent's rows of a model come to; None when the file cannot be read. For a worker thread."""
+        """Return the sums of each agent's rows of a model; None if the file cannot be read. For a worker thread."""
 
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[AgentSample, ...] | None:
             return history.samples(connection, model) if history.has_totals(columns) else ()
 
-        return self._look(sums, lambda _status: None)
+        return self._run(sums, lambda _status: None)
 
     def calibration(self, agents: Iterable[str]) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
-        """Return what every agent's rows have cost, and these agents' newest rows; None: it cannot be read."""
+        """Return what every agent's rows have cost, and these agents' newest rows; None if the file cannot be read."""
 
-        def look(
+        def scan(
             connection: sqlite3.Connection, columns: rows.Columns
         ) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
             if not history.has_totals(columns):
                 return {}, ()
             return history.spreads(connection), history.agent_rows(connection, agents)
 
-        return self._look(look, lambda _status: None)
+        return self._run(scan, lambda _status: None)
 
     def slow(self) -> SourceStatus:
-        """Return the status to show while a read does not come to an end."""
+        """Return the status to show while a read does not finish."""
         return self._fault("slow", "a read has been under way for more than a second")
 
     def _fault(self, state: SourceState, detail: str) -> SourceStatus:
@@ -138,14 +138,14 @@ class InterstatSource:
         return SourceStatus(name=faults.NAME, path=shown_path(self.path), state=state, detail=detail, hint=hint)
 
     def reopen(self) -> None:
-        """Forget the open file; the next read opens it anew. For a worker thread."""
+        """Close the file; the next read opens it again. For a worker thread."""
         if self._working.acquire(timeout=_HUNG_SECONDS):
             try:
                 self._forget()
             finally:
                 self._working.release()
 
-    def _look(self, read: Callable[[sqlite3.Connection, rows.Columns], T], otherwise: Callable[[SourceStatus], T]) -> T:
+    def _run(self, read: Callable[[sqlite3.Connection, rows.Columns], T], otherwise: Callable[[SourceStatus], T]) -> T:
         if not self._working.acquire(timeout=_HUNG_SECONDS):
             return otherwise(self.slow())
         try:
@@ -169,7 +169,7 @@ class InterstatSource:
                 result = self._in_one_transaction(link, read)
             except sqlite3.Error:
                 if link.immutable and link.moved_on():
-                    continue  # torn by a writer that came meanwhile, not damaged
+                    continue  # torn by a writer that opened it meanwhile, not damaged
                 raise
             if not (link.immutable and link.moved_on()):
                 return result
@@ -183,7 +183,7 @@ class InterstatSource:
             result = read(connection, columns)
             self._ok(columns)
         finally:
-            # COMMIT of a read transaction only lets go of the snapshot; after an I/O error there is nothing to commit.
+            # COMMIT of a read transaction only releases the snapshot; after an I/O error there is nothing to commit.
             if connection.in_transaction:
                 connection.execute("COMMIT")
         return result

@@ -1,4 +1,4 @@
-"""Reading one transcript on from where reading stopped."""
+"""Reading one transcript from where the last reading stopped."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from fluxbudgetd.sources.transcripts import stamps
 from fluxbudgetd.sources.transcripts.lines import Harvest
 from fluxbudgetd.wire.text import fold
 
-#: A longer line is passed over without being held.
+#: A longer line is skipped, and never held in memory.
 LINE_BYTES = 8 << 20
 
 _CHUNK_BYTES = 256 << 10
@@ -27,28 +27,28 @@ class NotRegularError(OSError):
 
 
 class ReplacedError(Exception):
-    """The file is not the one that was read before: it was cut, rewritten, or another one has its name."""
+    """The file is not the one that was read before: it was cut, rewritten, or replaced."""
 
 
-class Seen(NamedTuple):
+class ReadFile(NamedTuple):
     """A file as far as it has been read.
 
-    `scanned`: so many bytes behind the last complete line are known to hold no line's end, when they are so many that
-    it matters; `scanned_mark` is the digest of the last of them. `stamp` is the file's at that time, unless there was
-    more to read; `meta` is its companion's.
+    `scanned` is how many bytes after the last complete line are known to hold no end of a line (0 if only a few), and
+    `scanned_mark` the digest of the last of them. `stamp` is the file's stamp at that time, unless there was more to
+    read; `meta` is its companion's.
     """
 
     file: TranscriptFile
     scanned: int = 0
     scanned_mark: bytes = b""
-    stamp: stamps.Stamp = stamps.UNSETTLED
-    meta: stamps.Stamp = stamps.UNSETTLED
+    stamp: stamps.PathStamp = stamps.UNSETTLED
+    meta: stamps.PathStamp = stamps.UNSETTLED
 
 
-class Part(NamedTuple):
-    """What reading on gave. `took`: so many bytes were looked at for the first time."""
+class NewPart(NamedTuple):
+    """What resumed reading gave. `took` is how many bytes were read for the first time."""
 
-    seen: Seen
+    file: ReadFile
     copies: list[Copy]
     took: int
     more: bool
@@ -73,7 +73,7 @@ def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
 
 
 def is_openable(path: str) -> bool:
-    """Tell whether a file can be opened now."""
+    """Return True if a file can be opened now."""
     try:
         with opened(path):
             return True
@@ -82,22 +82,22 @@ def is_openable(path: str) -> bool:
 
 
 def require_same(path: str, file: TranscriptFile) -> None:
-    """Raise `ReplacedError` when the file is not the one that was read, `OSError` when that cannot be told."""
+    """Raise `ReplacedError` if the file is not the one that was read, `OSError` if that cannot be determined."""
     with opened(path) as (fd, found):
         _require_same(fd, found, file)
 
 
-def read_on(path: str, seen: Seen, limit: int) -> Part:
-    """Read a file's new complete lines, within so many new bytes; raises `OSError` or `ReplacedError`.
+def read_new(path: str, known: ReadFile, limit: int) -> NewPart:
+    """Read a file's new complete lines, from at most `limit` new bytes; raises `OSError` or `ReplacedError`.
 
     The cost depends on what is new, not on what was read before.
     """
     with opened(path) as (fd, found):
-        file = seen.file
+        file = known.file
         _require_same(fd, found, file)
         start = file.offset
-        if seen.scanned and _is_same(fd, found, file, start + seen.scanned, seen.scanned_mark):
-            start += seen.scanned
+        if known.scanned and _is_same(fd, found, file, start + known.scanned, known.scanned_mark):
+            start += known.scanned
         stop = min(found.st_size, start + limit)
         harvest = Harvest(file.number, file.agent)
         offset, end = _take_lines(fd, harvest, file.offset, start, stop)
@@ -112,8 +112,8 @@ def read_on(path: str, seen: Seen, limit: int) -> Part:
         )
         scanned = end - offset if end - offset >= _CHUNK_BYTES else 0
         stamp = stamps.of(found) if end == found.st_size else stamps.UNSETTLED
-        now = Seen(after, scanned, _mark(fd, end) if scanned else b"", stamp, seen.meta)
-        return Part(now, harvest.copies, end - start, end == stop < found.st_size)
+        now = ReadFile(after, scanned, _mark(fd, end) if scanned else b"", stamp, known.meta)
+        return NewPart(now, harvest.copies, end - start, end == stop < found.st_size)
 
 
 def _take_lines(fd: int, harvest: Harvest, offset: int, start: int, stop: int) -> tuple[int, int]:
@@ -139,7 +139,7 @@ def _take_lines(fd: int, harvest: Harvest, offset: int, start: int, stop: int) -
 
 
 def _take_long(fd: int, harvest: Harvest, begin: int, end: int) -> bool:
-    """Harvest a line that began in an earlier chunk; tell whether it is still there."""
+    """Harvest a line that began in an earlier chunk. Return true if it is still there."""
     if end - begin > LINE_BYTES:
         harvest.skipped += 1
         return True
@@ -157,13 +157,13 @@ def _take_whole(harvest: Harvest, lines: bytes, begin: int) -> None:
 
 
 def _mark(fd: int, offset: int) -> bytes:
-    """Return a digest of the bytes just before an offset; another one when the file ends before it."""
+    """Return a digest of the bytes just before an offset. It differs if the file ends before the offset."""
     begin = max(0, offset - _MARK_BYTES)
     return blake2b(os.pread(fd, offset - begin, begin), digest_size=_DIGEST_BYTES).digest() if offset else b""
 
 
 def _require_same(fd: int, found: os.stat_result, file: TranscriptFile) -> None:
-    # A file from which nothing came may as well be another.
+    # Nothing was read from the file, so it does not matter if it was replaced.
     if file.offset and not _is_same(fd, found, file, file.offset, file.mark):
         raise ReplacedError
 

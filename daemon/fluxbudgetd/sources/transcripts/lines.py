@@ -1,4 +1,4 @@
-"""What a line of a transcript says, when it is one with usage."""
+"""What a line of a transcript says if it has usage."""
 
 import re
 from hashlib import blake2b
@@ -8,18 +8,17 @@ import msgspec
 from fluxbudgetd.model import Copy
 from fluxbudgetd.sources.values import moment, text, token_counts
 
-# A line without this has no usage, and is not looked at any closer. (Inside a string the quotes would be escaped.)
+# A line without this has no usage, and is not parsed. (Inside a string the quotes would be escaped.)
 _HINT = b'"usage"'
 _NO_MODEL = "<synthetic>"
 _ID_BYTES = 8
 
-# A JSON escape: a pair of surrogates; a surrogate that has lost its other half, as in an emoji that was cut; any other.
+# A JSON escape: a pair of surrogates; a lone surrogate, as in an emoji that was cut; any other.
 _ESCAPE = re.compile(
     rb"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
 
-# Values are taken as they stand, and decoded when they turn out to be plain ones: whatever a line holds, it never
-# becomes a tree of objects.
+# Values stay raw, and are decoded only if they are plain ones, so that no line becomes a tree of objects.
 _ABSENT = msgspec.Raw(b"null")
 _decode_plain = msgspec.json.Decoder(str | int | float | bool | None).decode
 
@@ -62,7 +61,7 @@ _decode_cache_creation = msgspec.json.Decoder(_CacheCreation).decode
 
 
 class Harvest:
-    """What the lines of one file give: copies, how many lines could not be read, and how many counts were none."""
+    """The copies that one file's lines give, with the number of unreadable lines and of values that are no counts."""
 
     def __init__(self, file: int, agent: str) -> None:
         self.file = file
@@ -72,7 +71,7 @@ class Harvest:
         self.anomalies = 0
 
     def add(self, line: bytes, offset: int) -> None:
-        """Take in a line that begins at an offset; never raises for what it holds."""
+        """Add the line that begins at an offset; never raises for what it holds."""
         if _HINT not in line:
             return
         try:
@@ -106,7 +105,7 @@ class Harvest:
 
 
 def _decoded(line: bytes) -> _Line | None:
-    """Return an assistant's line; None for another's, whose shape is nobody's business. Raises `ValueError`."""
+    """Return an assistant's line. Return None for any other line, valid or not. Raises `ValueError`."""
     try:
         found = _decode_line(line)
     except msgspec.ValidationError:
@@ -121,7 +120,7 @@ def _decoded(line: bytes) -> _Line | None:
     if not _is_assistants(found.type):
         return None
     if not line.isascii():
-        line.decode()  # msgspec passes over what it does not decode without asking whether it is UTF-8
+        line.decode()  # msgspec does not check that what it skips is UTF-8
     return found
 
 
@@ -134,7 +133,7 @@ def _mend(escape: re.Match[bytes]) -> bytes:
 
 
 def _counts(usage: _Usage) -> tuple[list[int], int]:
-    """Return input, output, cache reads and cache creation, and how many counts were none."""
+    """Return input, output, cache reads and cache creation, and how many values were no counts."""
     named = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
     creation = _cache_creation(usage)
     counts, dropped = token_counts(_plain(value) for value in (*named, *creation))
@@ -144,7 +143,7 @@ def _counts(usage: _Usage) -> tuple[list[int], int]:
 
 
 def _cache_creation(usage: _Usage) -> list[msgspec.Raw]:
-    """Return what cache creation is the sum of: its parts by lifetime when they are there, else the whole."""
+    """Return what cache creation is the sum of: its parts by lifetime if there are any, otherwise the whole."""
     try:
         parts = _decode_cache_creation(usage.cache_creation)
     except msgspec.ValidationError:
@@ -155,7 +154,7 @@ def _cache_creation(usage: _Usage) -> list[msgspec.Raw]:
 
 
 def _plain(raw: msgspec.Raw) -> object:
-    """Return a string, number, boolean or null as what it is; anything else as something that is none of these."""
+    """Return a string, number, boolean or null decoded, and anything else raw."""
     try:
         return _decode_plain(raw)
     except msgspec.ValidationError:

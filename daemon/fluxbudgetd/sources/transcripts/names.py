@@ -1,4 +1,4 @@
-"""What files are called, and which agent a file is of."""
+"""What files are called, and which agent a file belongs to."""
 
 import os
 
@@ -23,7 +23,7 @@ class _Meta(msgspec.Struct):
 
 
 def session_name(session: str) -> str | None:
-    """Return a session's id as a part of paths, or None when it cannot be one."""
+    """Return a session's id as a path component, or None if it cannot be one."""
     try:
         raw = unfold(session)
     except UnicodeEncodeError:
@@ -34,12 +34,12 @@ def session_name(session: str) -> str | None:
 
 
 def is_agents(name: str) -> bool:
-    """Tell whether a file of this name is a sub-agent's transcript."""
+    """Return True if a file of this name is a sub-agent's transcript."""
     return name.startswith(_AGENT) and name.endswith(SUFFIX)
 
 
 def plain_agent(path: str) -> str:
-    """Return the agent's name as far as the transcript's own name tells it."""
+    """Return the agent's name as the transcript's own file name gives it."""
     return fold(os.fsencode(os.path.basename(path).removesuffix(SUFFIX)))
 
 
@@ -55,7 +55,7 @@ def companion(path: str) -> str:
 
 
 def agent_type(path: str) -> str:
-    """Return the agent's name that a companion file gives; nothing when it is not there or broken."""
+    """Return the agent's name that a companion file gives; empty if the file is missing or broken."""
     try:
         with opened(path) as (fd, _):
             raw = os.read(fd, _META_BYTES + 1)

@@ -1,9 +1,9 @@
 """Which copies of a response count.
 
-A copy that is not a sidechain's comes before one that is. Of the former, each request's largest counts; as long as
-there are only sidechain copies, the largest of them all; of equally large ones that with more input and output, so that
-totals do not depend on which file was found first. That is a maximum in a total order: what remains does not
-depend on the order in which copies come, nor on how often.
+A copy from outside a sidechain takes precedence. Of such copies, the largest of each request counts. If there are only
+sidechain copies, the largest of them all counts. Of equally large copies, the one with more input and output counts, so
+that totals do not depend on which file was found first. This is a maximum in a total order: the result depends neither
+on the order in which copies are read, nor on how often each is read.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ _Rank = tuple[int, int, bool, int, int, str, str, int, int, int, int, int]
 
 
 def merged(known: Iterable[Copy], new: Copy) -> tuple[tuple[Copy, ...], tuple[Copy, ...]]:
-    """Return which copies no longer count and which do from now on, as a new one joins those kept of its message."""
+    """Return which copies no longer count, and which count from now on, when a new copy joins those of its message."""
     before = tuple(known)
     after = _kept((*before, new))
     return tuple(copy for copy in before if copy not in after), tuple(copy for copy in after if copy not in before)

@@ -1,8 +1,7 @@
-"""Following the transcripts of sessions: what is new in them, and whether anything is.
+"""Following the transcripts of sessions: whether anything is new in them, and what.
 
-Two threads use a source. The event loop asks `changed`, and says what it knows (`restore`) and what it no longer wants
-(`forget`). One worker thread at a time calls `read` and `name`. What is remembered of a session is never changed, only
-replaced as a whole.
+Two threads use a source. The event loop calls `changed`, `restore` and `forget`; one worker thread at a time calls
+`read` and `name`. What is known of a session is never changed, only replaced as a whole.
 """
 
 import os
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.model import TranscriptFile, TranscriptReading
 from fluxbudgetd.sources.transcripts import names
-from fluxbudgetd.sources.transcripts.look import Memory, look, remembered
+from fluxbudgetd.sources.transcripts.reading import KnownSession, read_session, restored
 from fluxbudgetd.sources.transcripts.stamps import UNSETTLED, stamp
 from fluxbudgetd.sources.transcripts.survey import is_below
 from fluxbudgetd.wire.text import fold, shown_path, unfold
@@ -23,38 +22,38 @@ class TranscriptSource:
 
     def __init__(self, claude_dir: str) -> None:
         self._claude_dir = claude_dir
-        self._sessions: dict[str, Memory] = {}
+        self._sessions: dict[str, KnownSession] = {}
         self._swap = threading.Lock()  # never held over a system call
         self._working = threading.Lock()
 
     @property
     def path(self) -> str:
-        """Return where the transcripts are, for people."""
+        """Where the transcripts are, as shown to people."""
         return shown_path(os.path.join(self._claude_dir, "projects"))
 
     def path_count(self, session: str) -> int:
-        """Return how many paths `changed` looks at."""
+        """Return how many paths `changed` compares."""
         known = self._sessions.get(session)
         return 0 if known is None or known.stamps is None else len(known.stamps)
 
     def restore(self, session: str, files: Sequence[TranscriptFile]) -> None:
-        """Take up a session where it was left: these files are read on from these positions.
+        """Continue a session where it was left: these files are read on from these positions.
 
-        To be called before its first look; later, to go back to what was kept of a reading.
+        Call it before the first reading, or later to discard readings after these positions.
         """
         with self._swap:
             known = self._sessions.get(session)
-            self._sessions[session] = remembered(None if known is None else known.named, files)
+            self._sessions[session] = restored(None if known is None else known.named, files)
 
     def name(self, session: str, path: str) -> str:
-        """Take the path of a session's main file as a hook gives it; returns where it leads. For a worker thread.
+        """Set the path of a session's main file as a hook gives it; return where it leads. For a worker thread.
 
-        Raises `BadInputError` for what is no transcript below the Claude directory.
+        Raises `BadInputError` unless it is a transcript below the Claude directory.
         """
         with self._working:
             real = self._real(path)
             with self._swap:
-                known = self._sessions.get(session, Memory())
+                known = self._sessions.get(session, KnownSession())
                 stamps = known.stamps
                 if stamps is not None and real not in stamps:
                     stamps = {**stamps, real: UNSETTLED}
@@ -77,10 +76,10 @@ class TranscriptSource:
         return real
 
     def changed(self, session: str) -> bool:
-        """Tell whether there may be anything that the session's last reading did not see.
+        """Return True if there may be anything that the session's last reading did not include.
 
-        A reading that begins after this call shows whatever was there before it. One `stat` for each file and directory
-        of the session, no more.
+        A reading that begins after this call includes everything written before it. This costs one `stat` for each file
+        and directory of the session.
         """
         known = self._sessions.get(session)
         if known is None or known.stamps is None:
@@ -88,23 +87,23 @@ class TranscriptSource:
         return any(stamp(path) != before for path, before in known.stamps.items())
 
     def read(self, session: str) -> TranscriptReading:
-        """Return what has come since the last reading; never raises for what files are or hold. For a worker thread."""
+        """Return what is new since the last reading; never raises for what files are or hold. For a worker thread."""
         with self._working:
             with self._swap:
-                before = self._sessions.setdefault(session, Memory())
-            after, reading = look(os.path.realpath(self._claude_dir), session, before)
+                before = self._sessions.setdefault(session, KnownSession())
+            after, reading = read_session(os.path.realpath(self._claude_dir), session, before)
             with self._swap:
-                # Whoever has forgotten or restored the session meanwhile wants nothing of this look to be remembered.
+                # If the session was forgotten or restored meanwhile, this reading must leave no trace.
                 if self._sessions.get(session) is before:
                     self._sessions[session] = after
         return reading
 
     def forget(self, session: str) -> None:
-        """Let go of a session."""
+        """Drop what is known of a session."""
         with self._swap:
             self._sessions.pop(session, None)
 
     def directories(self, session: str) -> tuple[str, ...]:
-        """Return the directories in which something may happen to the session, as its last reading found them."""
+        """Return the directories in which the session's files may change, as of its last reading."""
         known = self._sessions.get(session)
         return () if known is None else known.directories

@@ -1,4 +1,4 @@
-"""What a look at a session's transcripts says of the source."""
+"""What a reading of a session's transcripts says about the source."""
 
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +17,7 @@ _LISTED = 5
 
 
 def of(root: str, session: str, survey: Survey, files: Iterable[TranscriptFile]) -> SourceStatus:
-    """Return the status: unreadable when any file is, absent when there is none."""
+    """Return the status: unreadable if any file is, absent if there is none."""
     state: SourceState = "ok"
     detail = ""
     if survey.faults:

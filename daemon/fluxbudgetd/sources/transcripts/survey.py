@@ -1,7 +1,7 @@
-"""Where a session's transcripts lie: one look at the directories in which they may be.
+"""Where a session's transcripts are: one search of the directories in which they may be.
 
-Directories that are symbolic links are not followed; a file that is one counts when it leads to somewhere below the
-Claude directory, under the path that it leads to.
+Symbolic links to directories are not followed. A symbolic link to a file counts if it leads to somewhere below the
+Claude directory, and it counts under the path that it leads to.
 """
 
 import os
@@ -9,10 +9,10 @@ import stat
 from collections.abc import Iterator, Mapping
 
 from fluxbudgetd.sources.transcripts import names
-from fluxbudgetd.sources.transcripts.stamps import Stamp, directory_stamp, stamp
+from fluxbudgetd.sources.transcripts.stamps import PathStamp, directory_stamp, stamp
 from fluxbudgetd.wire.text import shown_path
 
-#: So many files of a session are read, out of as many directories, nested so deep.
+#: At most this many files of a session are read, from as many directories, nested this deep.
 MAX_FILES = 10_000
 MAX_DEPTH = 16
 
@@ -20,34 +20,34 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 
 
 def is_below(path: str, root: str) -> bool:
-    """Tell whether a real path lies below a real directory."""
+    """Return True if a real path is below a real directory."""
     return path.startswith(root.rstrip("/") + "/")
 
 
 def projects_directory(root: str) -> str:
-    """Return the directory in which every project has one."""
+    """Return the directory that has one directory for each project."""
     return os.path.join(root, "projects")
 
 
 class Survey:
     """What was found below `root`, the Claude directory's real path.
 
-    `files`: path → the agent's name as far as it can be told from there. `stamps`: whatever may change when there is
-    something new, as it was before it was looked at. `directories`: where that may be. `faults`: what could not be
-    looked at. `notes`: what was left out.
+    `files` maps each path to the agent's name as the path gives it. `stamps` has every path whose change may mean
+    something new, as it was before it was searched; `directories` are where that may happen. `faults` says what could
+    not be searched, `notes` what was left out.
     """
 
     def __init__(self, root: str) -> None:
         self.files: dict[str, str] = {}
-        self.stamps: dict[str, Stamp] = {}
+        self.stamps: dict[str, PathStamp] = {}
         self.directories: dict[str, None] = {}
         self.faults: list[str] = []
         self.notes: dict[str, None] = {}
         self._root = root
         self._left_out = 0
 
-    def look(self, session: str, named: str | None, known: Mapping[str, str]) -> None:
-        """Look for a session's files: the named one, the known ones (path → agent), and what lies where they lie."""
+    def search(self, session: str, named: str | None, known: Mapping[str, str]) -> None:
+        """Find a session's files: the named one, the known ones (path → agent), and those beside them."""
         known = {path: agent for path, agent in known.items() if is_below(path, self._root)}
         for path, agent in known.items():
             self._add(path, agent, known=True)
@@ -59,13 +59,13 @@ class Survey:
             mains.append(named)
             self._add(named, names.MAIN)
         projects = [entry.path for entry in self._listed(projects_directory(self._root)) if _is_directory(entry)]
-        self._look_beside(name, {*map(os.path.dirname, mains), *self._homes(name, projects)})
+        self._search_beside(name, {*map(os.path.dirname, mains), *self._homes(name, projects)})
         if not self.files:
-            # As long as there is none, the first one may come to be in any of them.
+            # While there is none, the first one may appear in any of them.
             for directory in projects:
                 self.stamps[directory] = directory_stamp(directory)
                 self.directories[directory] = None
-            self._look_beside(name, self._homes(name, projects))
+            self._search_beside(name, self._homes(name, projects))
         if self._left_out:
             self.notes[f"more than {MAX_FILES} files or directories: {self._left_out} are left out"] = None
 
@@ -84,12 +84,12 @@ class Survey:
         except _GONE:
             return False
         except OSError as exc:
-            # Nothing says that the session has anything there.
-            self.notes[told(os.path.dirname(path), exc)] = None
+            # Nothing indicates that the session has anything there.
+            self.notes[describe(os.path.dirname(path), exc)] = None
             return False
         return True
 
-    def _look_beside(self, name: str, homes: set[str]) -> None:
+    def _search_beside(self, name: str, homes: set[str]) -> None:
         for home in sorted(homes):
             self.directories[home] = None
             self._add(os.path.join(home, name + names.SUFFIX), names.MAIN)
@@ -128,21 +128,21 @@ class Survey:
         except FileNotFoundError:
             return
         except OSError as exc:
-            self.faults.append(told(directory, exc))
+            self.faults.append(describe(directory, exc))
 
     def _add(self, path: str, agent: str, *, known: bool = False) -> None:
-        """Add a file if there is one. What is no file at all shows when it is opened."""
+        """Add a file if there is one. Opening it shows whether it is a regular file."""
         self.stamps[path] = before = stamp(path)
         try:
             is_link = stat.S_ISLNK(os.lstat(path).st_mode)
         except _GONE:
             return
         except OSError as exc:
-            self.faults.append(told(path, exc))
+            self.faults.append(describe(path, exc))
             return
         if is_link:
             if known:
-                return  # the file itself has gone
+                return  # the file itself is gone
             target = os.path.realpath(path)
             if not is_below(target, self._root):
                 self.notes[f"{shown_path(path)}: leads outside the Claude directory"] = None
@@ -168,6 +168,6 @@ def _is_directory(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def told(path: str, error: OSError) -> str:
-    """Return what is wrong with a path."""
+def describe(path: str, error: OSError) -> str:
+    """Return an error as shown to people."""
     return f"{shown_path(path)}: {error.strerror or error}"
