@@ -15,7 +15,7 @@ import pytest
 
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.notify.desktop import Bubble, Desktop, Urgency
-from fluxbudgetd.notify.memory import Memory, Server
+from fluxbudgetd.notify.shown_bubbles import NotificationServer, ShownBubbles
 from harness.bus import PrivateBus, private_bus
 from harness.daemon import wait_for
 
@@ -165,7 +165,7 @@ def test_bus_on_which_nobody_shows_notifications(bus: PrivateBus) -> None:
     desktop = desktop_at(bus.address)
     error = refusal(desktop)
     assert error.resting
-    assert error.message == "nobody on the session bus shows notifications"
+    assert error.message == "no notification server is on the session bus"
     server = bus.serve()
     tell(desktop, bubble())
     assert len(server.shown) == 1
@@ -202,7 +202,7 @@ def test_server_that_was_asked_is_the_one_that_is_told(bus: PrivateBus) -> None:
             "--refuse",
             r"the notification server refused Notify: org.freedesktop.Error.Refused: no more\nof that\x1b[2J",
         ),
-        ("--odd", "an answer of the notification server is of another kind than specified: s"),
+        ("--odd", "the notification server gave an answer of the wrong type: s"),
     ],
 )
 def test_server_that_answers_otherwise(bus: PrivateBus, option: str, message: str) -> None:
@@ -226,7 +226,7 @@ def test_server_that_answers_otherwise(bus: PrivateBus, option: str, message: st
 def test_address_that_is_none(address: str) -> None:
     error = refusal(desktop_at(address))
     assert not error.resting
-    assert error.message.startswith("the session bus's address is no address that can be connected to: ")
+    assert error.message.startswith("the session bus's address is not a valid D-Bus address: ")
     assert error.hint == "look at $DBUS_SESSION_BUS_ADDRESS"
 
 
@@ -269,13 +269,21 @@ def heard(peer: socket.socket, what: bytes | None = None) -> None:
     [
         (b"", b"", "the session bus did not answer in time"),
         (b"OK 00\r\n", b"", "the session bus did not answer in time"),
-        (b"REJECTED EXTERNAL\r\n", b"", "the session bus lets nobody in: authentication failed: REJECTED"),
-        (b"HTTP/1.1 400\x1b\r\n", b"", "the session bus lets nobody in: authentication failed: unknown response"),
-        (b"\xff\r\n", b"", "the session bus says what is not D-Bus: "),
-        (b"x" * 100_000, b"", "the session bus lets nobody in: auth line exceeded maximum size"),
-        (b"OK 00\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", "the session bus says what is not D-Bus: "),
-        (b"OK 00\r\n", b"\0" * 1000, "the session bus says what is not D-Bus: "),
-        (b"OK 00\r\n", b"l\2\1\1\xff\xff\xff\xff\1\0\0\0\xff\xff\xff\xff", "the session bus says what is not D-Bus: "),
+        (b"REJECTED EXTERNAL\r\n", b"", "the session bus refused the connection: authentication failed: REJECTED"),
+        (
+            b"HTTP/1.1 400\x1b\r\n",
+            b"",
+            "the session bus refused the connection: authentication failed: unknown response",
+        ),
+        (b"\xff\r\n", b"", "the session bus sent something that is not D-Bus: "),
+        (b"x" * 100_000, b"", "the session bus refused the connection: auth line exceeded maximum size"),
+        (b"OK 00\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", "the session bus sent something that is not D-Bus: "),
+        (b"OK 00\r\n", b"\0" * 1000, "the session bus sent something that is not D-Bus: "),
+        (
+            b"OK 00\r\n",
+            b"l\2\1\1\xff\xff\xff\xff\1\0\0\0\xff\xff\xff\xff",
+            "the session bus sent something that is not D-Bus: ",
+        ),
     ],
 )
 def test_something_else_at_the_address(tmp_path: Path, auth: bytes, then: bytes, message: str) -> None:
@@ -447,7 +455,7 @@ def test_thread_that_hangs_is_given_up_on(bus: PrivateBus) -> None:
     """Whoever tells next hears so at once, and no other thread is lost to it; when it goes on, so does the channel."""
     server = bus.serve()
     desktop = HangingDesktop(bus.address)
-    message = "^a notification is under way and does not come to an end$"
+    message = "^an earlier notification hangs$"
 
     async def body() -> None:
         with pytest.raises(ChannelError, match=message):
@@ -498,12 +506,12 @@ def test_loop_is_never_blocked_and_dbus_is_imported_late(bus: PrivateBus) -> Non
     assert [each["summary"] for each in server.shown] == ["watched"]
 
 
-def test_memory_is_bounded_and_forgets_the_oldest() -> None:
-    memory = Memory()
-    server = Server("bus", ":1.1")
+def test_shown_bubbles_are_bounded_and_the_oldest_is_forgotten() -> None:
+    shown = ShownBubbles()
+    server = NotificationServer("bus", ":1.1")
     for number in range(1, 1001):
-        memory.keep(f"k{number}", server, number)
-    memory.keep("k1", server, 5000)
-    memory.keep("another", server, 6000)
-    assert [memory.id_of(key, server) for key in ("k1", "k2", "k3", "another")] == [5000, 0, 3, 6000]
-    assert memory.id_of("k3", Server("another bus", ":1.1")) == 0
+        shown.remember(f"k{number}", server, number)
+    shown.remember("k1", server, 5000)
+    shown.remember("another", server, 6000)
+    assert [shown.id_of(key, server) for key in ("k1", "k2", "k3", "another")] == [5000, 0, 3, 6000]
+    assert shown.id_of("k3", NotificationServer("another bus", ":1.1")) == 0

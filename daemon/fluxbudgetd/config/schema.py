@@ -141,7 +141,7 @@ class Warnings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require_different("thresholds", self.thresholds, "each threshold once")
 
 
-class Channel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChannelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A place where warnings are told, and which percentages are told there (`all`: those of `warnings`)."""
 
     enabled: bool = True
@@ -152,13 +152,13 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             _require_different("thresholds", self.thresholds, "each threshold once")
 
 
-class Desktop(Channel, frozen=True, kw_only=True):
+class DesktopConfig(ChannelConfig, frozen=True, kw_only=True):
     """Bubbles on the desktop."""
 
     timeout: Seconds = 5.0
 
 
-class Interband(Channel, frozen=True, kw_only=True):
+class InterbandConfig(ChannelConfig, frozen=True, kw_only=True):
     """The files that interline, Claude Code's status line of the Interverse plugins, reads."""
 
     thresholds: ChannelThresholds = "all"
@@ -166,7 +166,7 @@ class Interband(Channel, frozen=True, kw_only=True):
     """Empty: `$INTERBAND_ROOT`, else `~/.interband`."""
 
 
-class Command(Channel, frozen=True, kw_only=True):
+class CommandConfig(ChannelConfig, frozen=True, kw_only=True):
     """A program of the person's own, started for each warning; none when `argv` is empty."""
 
     argv: Annotated[
@@ -175,7 +175,7 @@ class Command(Channel, frozen=True, kw_only=True):
     timeout: Seconds = 10.0
 
 
-class Log(Channel, frozen=True, kw_only=True):
+class LogConfig(ChannelConfig, frozen=True, kw_only=True):
     """The daemon's log."""
 
     thresholds: ChannelThresholds = "all"
@@ -184,11 +184,11 @@ class Log(Channel, frozen=True, kw_only=True):
 class Channels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where warnings are told. `hook`: in Claude Code's sessions, by its hooks."""
 
-    desktop: Desktop = Desktop()
-    interband: Interband = Interband()
-    command: Command = Command()
-    hook: Channel = Channel()
-    log: Log = Log()
+    desktop: DesktopConfig = DesktopConfig()
+    interband: InterbandConfig = InterbandConfig()
+    command: CommandConfig = CommandConfig()
+    hook: ChannelConfig = ChannelConfig()
+    log: LogConfig = LogConfig()
 
 
 class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

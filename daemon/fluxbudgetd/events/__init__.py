@@ -1,1 +1,1 @@
-"""The event log in memory, and everything that is told of its events."""
+"""The event log, the delivery of events to channels, session warnings, and the state files."""

@@ -105,7 +105,7 @@ class SessionWarnings:
             for threshold, event in self._warnings.get(account.run.id, {}).items()
             if event.seq > given
             and threshold in account.fired
-            and thresholds.is_told(event, channel.thresholds, config.warnings.thresholds)
+            and thresholds.is_wanted(event, channel.thresholds, config.warnings.thresholds)
         ]
 
     async def _catch_up(self) -> None:
@@ -117,7 +117,7 @@ class SessionWarnings:
 
     def _add(self, events: Iterable[Event]) -> None:
         for event in events:
-            threshold = thresholds.mark(event)
+            threshold = thresholds.of_event(event)
             if event.run is not None and threshold is not None:
                 self._warnings.setdefault(event.run, {})[threshold] = event
             elif event.run is not None and event.kind == "run.finished":

@@ -1,4 +1,4 @@
-"""Opening the ledger: schema steps, a newer file refused, a damaged one moved aside by name."""
+"""Open the ledger: upgrade its schema, refuse a newer file, move a damaged one aside."""
 
 import os
 import sqlite3
@@ -18,10 +18,10 @@ from fluxbudgetd.wire.codes import BAD_INPUT
 
 FILE_NAME = "ledger.db"
 
-# A whole-file check reads the whole file; above this size only the small tables are checked, so that the daemon is
-# ready within its second.
+# A full check reads the whole file. Above this size only the small tables are checked, so that the daemon is ready
+# within a second.
 _FULL_CHECK_BYTES = 32 << 20
-# Nobody else writes to the ledger; whoever looks into it with a tool and holds it is not waited for longer.
+# Only the daemon writes to the ledger; a tool that locks it is not waited for any longer.
 _BUSY_SECONDS = 2.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # The file itself last: a kill in between must not leave an old WAL beside a new ledger.
@@ -46,7 +46,7 @@ async def open_ledger(directory: str, on_committed: OnCommitted = lambda _events
         except _DamagedError:
             moved = await anyio.to_thread.run_sync(_move_aside, path)
             await anyio.to_thread.run_sync(_prepare, path)
-            await anyio.to_thread.run_sync(_number_on, path)
+            await anyio.to_thread.run_sync(_start_numbers_later, path)
         connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
     except (sqlite3.Error, OSError) as exc:
         raise StartError(f"the ledger {path} cannot be opened: {exc}", "check the directory and the disk") from exc
@@ -54,13 +54,13 @@ async def open_ledger(directory: str, on_committed: OnCommitted = lambda _events
 
 
 def moved_aside(directory: str) -> tuple[str, ...]:
-    """Return the damaged ledgers that lie in a directory."""
+    """Return the paths of the damaged ledgers in a directory."""
     names = (name for name in os.listdir(directory) if name.startswith(f"{FILE_NAME}.damaged-"))
     return tuple(sorted(os.path.join(directory, name) for name in names if not name.endswith(("-wal", "-shm"))))
 
 
 def _prepare(path: str) -> None:
-    """Make the file a sound ledger of this version; raises `_DamagedError` or `StartError`."""
+    """Create, upgrade and check the file; raises `_DamagedError` or `StartError`."""
     try:
         connection = sqlite3.connect(path, isolation_level=None, timeout=5)
         try:
@@ -75,8 +75,8 @@ def _prepare(path: str) -> None:
     os.chmod(path, 0o600)
 
 
-def _number_on(path: str) -> None:
-    """Let the events of a new ledger have higher numbers than those of the one before, which nobody can read."""
+def _start_numbers_later(path: str) -> None:
+    """Make a new ledger number its events higher than the damaged one, whose last number is unknown."""
     connection = sqlite3.connect(path, timeout=5)
     try:
         with connection:
@@ -100,7 +100,7 @@ def _upgrade(connection: sqlite3.Connection, path: str) -> None:
         )
     connection.execute("PRAGMA journal_mode = WAL")
     for number in range(version, VERSION):
-        # One transaction per step, the version in it: a kill leaves a file of one version or of the next.
+        # One transaction per step, including the version: a kill leaves a file of one version or the next.
         connection.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; {STEPS[number]}"
             f"PRAGMA user_version = {number + 1}; COMMIT;"
@@ -120,11 +120,11 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
         verdict = connection.execute(check).fetchone()[0]
         if verdict != "ok":
             raise _DamagedError(str(verdict))
-    _rehearse(connection)
+    _check_contents(connection)
 
 
-def _rehearse(connection: sqlite3.Connection) -> None:
-    """Read what the daemon reads at its start: a byte that has turned over in a text is no damage to SQLite."""
+def _check_contents(connection: sqlite3.Connection) -> None:
+    """Decode what the daemon reads at its start: to SQLite, a damaged byte within a text is no damage."""
     try:
         for now_is, started_as in connection.execute("SELECT run, started_as FROM runs"):
             msgspec.json.decode(now_is, type=Run)
@@ -139,7 +139,7 @@ def _rehearse(connection: sqlite3.Connection) -> None:
     except (msgspec.DecodeError, ValueError, TypeError) as exc:
         raise _DamagedError(str(exc)) from exc
     except sqlite3.OperationalError as exc:
-        if getattr(exc, "sqlite_errorcode", None) is None:  # Python's own complaint: a text that is no UTF-8
+        if getattr(exc, "sqlite_errorcode", None) is None:  # raised by Python: a text that is not UTF-8
             raise _DamagedError(str(exc)) from exc
         raise
 

@@ -1,10 +1,10 @@
 """The ledger's schema, as steps: step N takes a file from `user_version` N to N + 1.
 
-A step that has landed is never edited; a change is a new step at the end. Each version that ever landed is kept as a
-fixture in `tests/fixtures/` and must go on opening.
+A released step is never edited; a change is a new step at the end. Every version has a fixture in `tests/fixtures/`
+that must still open.
 """
 
-#: `PRAGMA application_id` of a ledger ("flxb"): a SQLite file of somebody else's is not taken for one.
+#: `PRAGMA application_id` of a ledger ("flxb"): another program's SQLite file is not taken for one.
 APPLICATION_ID = 0x666C7862
 
 STEPS: tuple[str, ...] = (

@@ -1,1 +1,1 @@
-"""The channels on which events are told: each one translates its own errors into `ChannelError`."""
+"""Outputs that events are delivered to. Each raises its own failures as `ChannelError`."""

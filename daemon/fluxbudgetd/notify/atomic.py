@@ -1,7 +1,7 @@
-"""Files that nobody sees half-written: each is made under another name, and renamed.
+"""Write files that are never seen half-written: each is made under a temporary name and renamed.
 
-What is made here is not waited for until it is on the disk: it is about the present, and made again after a power cut.
-All of it blocks: call it in a worker thread.
+Nothing is synced to disk: these files describe the present, and are made again after a power cut. All functions block,
+so call them in a worker thread.
 """
 
 import errno
@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.errors import ChannelError
 
-#: What the names of files that are being made begin with; a kill may leave such a file.
+#: The prefix of temporary names; a kill may leave such a file.
 TEMPORARY = ".fluxbudget-"
 
 _NO_ROOM = "make room on its file system"
-_NOT_ALLOWED = "check who may write there"
+_NOT_ALLOWED = "check its permissions"
 _HINTS = {
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,
@@ -30,20 +30,20 @@ _HINTS = {
 
 
 def write(path: str, content: bytes, scratch: str) -> None:
-    """Give a file this content and mode 0600; raises `OSError`, and then leaves everything as it was.
+    """Give a file this content and mode 0600; raises `OSError`, and then nothing has changed.
 
-    Whatever file has the name is replaced; a symbolic link is, too, and never followed. `scratch` is the directory in
-    which the content is written, on the same file system.
+    A file or symbolic link of that name is replaced; a link is never followed. `scratch` is the directory for the
+    temporary file, on the same file system.
     """
     made = _new_name(scratch)
     fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with _renamed(made, path), open(fd, "wb") as file:
-        os.fchmod(fd, 0o600)  # whatever the umask took away
+        os.fchmod(fd, 0o600)  # whatever the umask is
         file.write(content)
 
 
 def link(path: str, target: str, scratch: str) -> None:
-    """Make a symbolic link, or replace what has its name; raises `OSError`."""
+    """Make a symbolic link, replacing what has its name; raises `OSError`."""
     made = _new_name(scratch)
     os.symlink(target, made)
     with _renamed(made, path):
@@ -51,7 +51,7 @@ def link(path: str, target: str, scratch: str) -> None:
 
 
 def private_directories(path: str) -> None:
-    """Make a directory, and those above it that are missing, for this user alone; raises `OSError`."""
+    """Make a directory and its missing parents with mode 0700; raises `OSError`."""
     if os.path.isdir(path):
         return
     above = os.path.dirname(path)
@@ -59,18 +59,18 @@ def private_directories(path: str) -> None:
         private_directories(above)
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)  # likewise
+        os.chmod(path, 0o700)  # whatever the umask is
 
 
 class Failures:
-    """What went wrong with some of many files. The first is told when all have had their turn."""
+    """Collects failures while many files are handled; the first one is raised at the end."""
 
     def __init__(self) -> None:
         self._first: ChannelError | None = None
 
     @contextmanager
     def at(self, path: str, deed: str) -> Iterator[None]:
-        """Keep the `OSError` of what is done to a path; `deed` is that, as a participle: written, removed."""
+        """Collect an `OSError` of the block. `deed` is what it does to the path, as a participle: written, removed."""
         try:
             yield
         except OSError as exc:
@@ -79,8 +79,8 @@ class Failures:
                 self._first = ChannelError(f"{shown_file(path)} cannot be {deed}: {exc.strerror or exc}", hint)
                 self._first.__cause__ = exc
 
-    def conclude(self) -> None:
-        """Raise the first failure as a `ChannelError`, if there was one."""
+    def raise_first(self) -> None:
+        """Raise the first failure, if there was one, as a `ChannelError`."""
         if self._first is not None:
             raise self._first
 

@@ -1,7 +1,7 @@
-"""Deliver an event to a program of the user's: it is started without a shell, with the event on its standard input.
+"""Start the user's program without a shell, with an event on its standard input.
 
-The program has a process group of its own, which is ended when it takes too long. Nobody waits for children that it
-has left behind. What it prints is thrown away, but for the first line of its standard error, which says why it failed.
+The program has a process group of its own, which is killed if it takes too long. Children that outlive it are left
+alone. Its output is discarded, except the first line of its standard error, which explains a failure.
 """
 
 import errno
@@ -19,15 +19,15 @@ from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.notify.worker import Worker
 from fluxbudgetd.wire.text import fold
 
-# How often it is looked whether the program has ended.
+# How often the program is polled.
 _STEP_SECONDS = 0.02
-# A program that floods its standard error is slowed down to this.
+# A program that floods its standard error is slowed down to this rate.
 _DRAIN_BYTES = 64 << 10
 _DRAIN_SECONDS = 0.05
 _GRACE_SECONDS = 0.5
 # Starting and reaping a program takes milliseconds; a file system that hangs may make it hang.
 _SLACK_SECONDS = 2.0
-# A program that is about to end is let do so when the daemon stops: it need not be told the same again.
+# When the daemon stops, a program that is about to end may do so: otherwise its event is delivered again.
 _PATIENCE_SECONDS = 1.0
 _MOST_CHARACTERS = 300
 _MOST_LINE_BYTES = 4 * _MOST_CHARACTERS
@@ -36,7 +36,7 @@ _NOT_FOR_CHILDREN = ("LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET")
 
 _SHORT = "the machine is short of memory or of processes"
 _HINTS = {
-    errno.ENOENT: "give the program's whole path; of a script, look at its first line, too",
+    errno.ENOENT: "give the program's full path; for a script, check its first line, too",
     errno.EACCES: "make it executable (chmod +x), and check its directories",
     errno.ENOEXEC: "a script needs a first line such as #!/bin/sh",
     errno.E2BIG: "its arguments and the environment are too long",
@@ -46,7 +46,7 @@ _HINTS = {
 
 
 class Command:
-    """The channel to a program; one runs at a time."""
+    """Runs the user's program, one at a time."""
 
     def __init__(self) -> None:
         hint = "check the file system that the program is on"
@@ -55,9 +55,9 @@ class Command:
     async def run(self, argv: Sequence[str], payload: bytes, seconds: float) -> None:
         """Start a program with the payload on its standard input, and wait for it to end.
 
-        `argv[0]` is a path (a `~/` at its beginning is expanded) or is looked for in PATH. Raises `ChannelError` when
-        it cannot be started, fails, or takes longer than `seconds`: then it is killed with its children, and so it is
-        a moment after the call is cancelled.
+        `argv[0]` is a path (a leading `~/` is expanded) or is searched in PATH. Raises `ChannelError` if it cannot be
+        started, fails, or takes longer than `seconds`. Then, or a second after the call is cancelled, it is killed with
+        its children.
         """
         if not argv or not argv[0]:
             raise ChannelError("the command is empty", "name a program")
@@ -66,7 +66,7 @@ class Command:
 
 
 class _Program:
-    """One program, from its start to its end, in a worker thread."""
+    """One start of the program, in a worker thread."""
 
     def __init__(self, argv: tuple[str, ...], payload: bytes, seconds: float) -> None:
         self._argv = argv
@@ -112,7 +112,7 @@ class _Program:
         except OSError as exc:
             hint = _HINTS.get(exc.errno or 0, "check the program")
             raise ChannelError(f"{self._name} cannot be started: {exc.strerror or exc}", hint) from exc
-        except ValueError as exc:  # a zero byte, or text that stands for no bytes
+        except ValueError as exc:  # a null byte, or a character that cannot be encoded
             raise ChannelError(f"{self._name} cannot be started: {exc}", "check the command's arguments") from exc
 
     def _kill(self, process: subprocess.Popen[bytes], streams: "_Streams") -> None:
@@ -126,7 +126,7 @@ class _Program:
 
 
 class _Streams:
-    """A program's standard input and error. Neither is ever waited for longer than asked."""
+    """A program's standard input and error; reading and writing never block."""
 
     def __init__(self, process: subprocess.Popen[bytes], payload: bytes) -> None:
         self._input = cast("IO[bytes]", process.stdin)
@@ -134,18 +134,18 @@ class _Streams:
         self._left = memoryview(payload)
         self._line = b""
         self._drain_at: float | None = 0.0  # None: there is nothing left to drain
-        self._selector = selectors.PollSelector()  # it needs no file descriptor, of which there may be no more
+        self._selector = selectors.PollSelector()  # needs no file descriptor of its own
         for stream in (self._input, self._errors):
             os.set_blocking(stream.fileno(), False)
         self._selector.register(self._input, selectors.EVENT_WRITE)
 
     @property
     def first_line(self) -> str:
-        """Return the first line of the program's standard error as one that can be shown, at most 300 characters."""
+        """Return the first line of the program's standard error, made printable, at most 300 characters."""
         return shortened(one_line(fold(self._line.strip().split(b"\n")[0].strip())), _MOST_CHARACTERS)
 
     def serve(self, seconds: float) -> None:
-        """Pass on what can be passed on, and return as soon as something was, or after so long."""
+        """Wait until data can be passed on, at most this long, and pass it on."""
         is_due = self._drain_at is not None and time.monotonic() >= self._drain_at
         if is_due:
             self._selector.register(self._errors, selectors.EVENT_READ)
@@ -160,7 +160,7 @@ class _Streams:
             self._drain()
 
     def finish(self) -> None:
-        """Take what the program said last."""
+        """Read the end of the program's standard error."""
         if self._drain_at is not None:
             self._drain()
 
@@ -169,7 +169,7 @@ class _Streams:
             self._left = self._left[os.write(self._input.fileno(), self._left) :]
         except BlockingIOError:
             return
-        except BrokenPipeError:  # it has read as much as it wanted
+        except BrokenPipeError:  # the program has closed its standard input
             self._left = self._left[:0]
         if not self._left:
             self._selector.unregister(self._input)
@@ -186,7 +186,7 @@ class _Streams:
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Tell whether a process has ended, and leave it to be waited for."""
+    """Return True if a process has ended, without reaping it."""
     try:
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:  # the daemon was started with SIGCHLD ignored
@@ -194,7 +194,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # one that runs as another user is not ours to end
+    with suppress(ProcessLookupError, PermissionError):  # a process of another user cannot be killed
         os.killpg(process.pid, number)
 
 

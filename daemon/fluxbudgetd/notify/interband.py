@@ -1,6 +1,6 @@
-"""The side-band that an existing status line reads: a file for each session, `<root>/interstat/budget/<session>.json`.
+"""The side-band that an existing status line reads: a file per session, `<root>/interstat/budget/<session>.json`.
 
-Its reader rejects percentages above 100 and never looks at a file's age, so what is no longer so has to be removed.
+Its reader rejects percentages above 100 and ignores a file's age, so files that are no longer true must be removed.
 """
 
 import os
@@ -37,33 +37,32 @@ class Alert(NamedTuple):
 
 
 class Interband:
-    """The side-band below a root; a `~` at its beginning is expanded. `seconds`: the most that a call takes."""
+    """The side-band below a root, whose leading `~` is expanded. A call takes at most `seconds`."""
 
     def __init__(self, root: str, *, seconds: float = _SECONDS) -> None:
         self._root = root
         self._seconds = seconds
         self._worker = Worker("writing interband's files", f"check the file system of {shown_file(root)}")
 
-    async def put(self, alerts: Sequence[Alert], gone: Sequence[str], at: int, lasting: Collection[str] = ()) -> None:
-        """Write the alerts, remove the files of the sessions that are gone, and what is old. `at` is now, see `model`.
+    async def put(self, alerts: Sequence[Alert], gone: Sequence[str], at: int, current: Collection[str] = ()) -> None:
+        """Write the alerts, and remove the files of sessions that are gone and files that are a week old.
 
-        `lasting`: the sessions whose files, however old, are still true.
-
-        A file that cannot be written keeps none of the others from being: its `ChannelError` comes at the end. A file
-        system that does not answer is one, too.
+        `at` is the time in microseconds since the epoch. Files of `current` sessions are kept however old they are.
+        Raises `ChannelError` for the first file that failed, after all others have been handled, or if the file system
+        does not answer.
         """
-        names = frozenset(map(file_name, lasting))
+        names = frozenset(map(file_name, current))
         await self._worker.run(partial(self._put, tuple(alerts), tuple(gone), at, names), self._seconds)
 
-    def _put(self, alerts: tuple[Alert, ...], gone: tuple[str, ...], at: int, lasting: frozenset[str]) -> None:
+    def _put(self, alerts: tuple[Alert, ...], gone: tuple[str, ...], at: int, current: frozenset[str]) -> None:
         directory = self._directory()
         contents = {file_name(alert.session): _content(alert, at) for alert in alerts}
         failures = Failures()
         with failures.at(directory, "made"):
             if contents:
                 private_directories(directory)
-        failures.conclude()
-        # Before anything is written: two sessions may share a file.
+        failures.raise_first()
+        # Removals first: two sessions may share a file.
         for session in gone:
             path = os.path.join(directory, file_name(session))
             with failures.at(path, "removed"):
@@ -72,8 +71,8 @@ class Interband:
             path = os.path.join(directory, name)
             with failures.at(path, "written"):
                 write(path, content, directory)
-        _prune(directory, at / _MICROS, lasting, failures)
-        failures.conclude()
+        _prune(directory, at / _MICROS, current, failures)
+        failures.raise_first()
 
     def _directory(self) -> str:
         root = os.path.expanduser(self._root)
@@ -83,7 +82,7 @@ class Interband:
 
 
 def file_name(session: str) -> str:
-    """Return what a session's file is called; the reader makes the same of the session's id."""
+    """Return the name of a session's file; the reader derives the same name from the session's id."""
     name = _FOREIGN.sub("_", session[:_MOST_CHARACTERS]) or "_"
     return f"_{name[1:]}{_SUFFIX}" if name.startswith(".") else f"{name}{_SUFFIX}"
 
@@ -106,16 +105,16 @@ def _content(alert: Alert, at: int) -> bytes:
     )
 
 
-def _prune(directory: str, now: float, lasting: frozenset[str], failures: Failures) -> None:
-    """Remove files that nobody has written for a week, and what a kill has left of files that were being made."""
-    with failures.at(directory, "looked through"):
+def _prune(directory: str, now: float, current: frozenset[str], failures: Failures) -> None:
+    """Remove files that were not written for a week, and temporary files that a kill has left."""
+    with failures.at(directory, "scanned"):
         if not os.path.isdir(directory):
             return
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.name.startswith(TEMPORARY):
                     most = _LEFT_SECONDS
-                elif entry.name.endswith(_SUFFIX) and entry.name not in lasting:
+                elif entry.name.endswith(_SUFFIX) and entry.name not in current:
                     most = _OLD_SECONDS
                 else:
                     continue

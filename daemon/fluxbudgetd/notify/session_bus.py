@@ -17,45 +17,47 @@ from dbus_fast.errors import AuthError, DBusFastError, InvalidAddressError
 from fluxbudgetd.config.shown import one_line, shortened, shown_file
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.notify.bubble import LOOKS, Bubble, body_of, title_of
-from fluxbudgetd.notify.memory import Memory, Server
+from fluxbudgetd.notify.shown_bubbles import NotificationServer, ShownBubbles
 
 T = TypeVar("T")
 
 _BUS = "org.freedesktop.DBus"
 _SERVER = "org.freedesktop.Notifications"
-_NOBODY = (f"{_BUS}.Error.ServiceUnknown", f"{_BUS}.Error.NameHasNoOwner")
+_NO_SERVER = (f"{_BUS}.Error.ServiceUnknown", f"{_BUS}.Error.NameHasNoOwner")
 # What dbus_fast raises on bytes that are not D-Bus, besides its own errors.
 _FOREIGN = (DBusFastError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 _CLOSING_SECONDS = 1.0
-_MOST_TOLD = 200
+_MOST_CHARACTERS = 200
 
 # It logs what it also raises; without a handler that would come out as plain text between the log's lines.
 logging.getLogger("dbus_fast").addHandler(logging.NullHandler())
 
 
-async def show(address: str, bubble: Bubble, memory: Memory, seconds: float) -> None:
-    """Show a bubble, in place of its key's last one; raises `ChannelError`, after `seconds` at the latest."""
-    silent = "the session bus"
+async def show(address: str, bubble: Bubble, shown: ShownBubbles, seconds: float) -> None:
+    """Show a bubble in place of its key's last one; raises `ChannelError`, after at most `seconds`."""
+    silent_part = "the session bus"
     try:
         with anyio.fail_after(seconds):
             async with _connected(address) as bus:
-                silent = "the notification server"
-                await _notify(bus, bubble, memory)
+                silent_part = "the notification server"
+                await _notify(bus, bubble, shown)
     except TimeoutError as exc:
-        raise ChannelError(f"{silent} did not answer in time", f"does it hang? The bus is {_shown(address)}") from exc
+        raise ChannelError(
+            f"{silent_part} did not answer in time", f"does it hang? The bus is {_shown(address)}"
+        ) from exc
     except InvalidAddressError as exc:
-        message = f"the session bus's address is no address that can be connected to: {_told(exc)}"
+        message = f"the session bus's address is not a valid D-Bus address: {_shown_error(exc)}"
         raise ChannelError(message, "look at $DBUS_SESSION_BUS_ADDRESS") from exc
     except AuthError as exc:
-        message = f"the session bus lets nobody in: {_told(exc)}"
+        message = f"the session bus refused the connection: {_shown_error(exc)}"
         raise ChannelError(message, "is it the bus of the user that the daemon runs as?") from exc
     except OSError as exc:
-        message = f"the session bus cannot be reached: {_told(exc)}"
+        message = f"the session bus cannot be reached: {_shown_error(exc)}"
         raise ChannelError(message, f"is it running? Its address is {_shown(address)}") from exc
     except EOFError as exc:
         raise ChannelError("the session bus closed the connection", "it may have been stopped") from exc
     except _FOREIGN as exc:
-        message = f"the session bus says what is not D-Bus: {_told(exc)}"
+        message = f"the session bus sent something that is not D-Bus: {_shown_error(exc)}"
         raise ChannelError(message, "look at $DBUS_SESSION_BUS_ADDRESS") from exc
 
 
@@ -71,14 +73,14 @@ async def _connected(address: str) -> AsyncIterator[MessageBus]:
             await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
 
 
-async def _notify(bus: MessageBus, bubble: Bubble, memory: Memory) -> None:
+async def _notify(bus: MessageBus, bubble: Bubble, shown: ShownBubbles) -> None:
     bus_id = await _asked(bus, Message(destination=_BUS, path="/org/freedesktop/DBus", interface=_BUS, member="GetId"))
     found = await _asked(bus, _to_server(_SERVER, "GetCapabilities"))
-    server = Server(_first(bus_id, str), found.sender or "")
+    server = NotificationServer(_first(bus_id, str), found.sender or "")
     number, icon = LOOKS[bubble.urgency]
     body: list[object] = [
         "fluxbudget",
-        memory.id_of(bubble.key, server),
+        shown.id_of(bubble.key, server),
         icon,
         title_of(bubble),
         body_of(bubble, markup="body-markup" in _first(found, list)),
@@ -87,9 +89,9 @@ async def _notify(bus: MessageBus, bubble: Bubble, memory: Memory) -> None:
         {"urgency": Variant("y", number)},
         -1,
     ]
-    # To the server that was asked, not to whoever has its name by now: an id means nothing to another one.
-    shown = await _asked(bus, _to_server(server.name, "Notify", "susssasa{sv}i", body))
-    memory.keep(bubble.key, server, _first(shown, int))
+    # To the server that was asked, not to the name's present owner: another server does not know the id.
+    answer = await _asked(bus, _to_server(server.name, "Notify", "susssasa{sv}i", body))
+    shown.remember(bubble.key, server, _first(answer, int))
 
 
 def _to_server(name: str, member: str, signature: str = "", body: list[object] | None = None) -> Message:
@@ -108,29 +110,29 @@ async def _asked(bus: MessageBus, question: Message) -> Message:
     if answer.message_type is not MessageType.ERROR:
         return answer
     name = answer.error_name or ""
-    if question.destination == _SERVER and name in _NOBODY:
+    if question.destination == _SERVER and name in _NO_SERVER:
         raise ChannelError(
-            "nobody on the session bus shows notifications",
-            "desktops do; elsewhere a notification server such as dunst or mako has to be started",
+            "no notification server is on the session bus",
+            "desktops have one; elsewhere start one, such as dunst or mako",
             resting=True,
         )
-    told = shortened(one_line(f"{name}: {answer.body[0]}" if answer.body else name), _MOST_TOLD)
+    error = shortened(one_line(f"{name}: {answer.body[0]}" if answer.body else name), _MOST_CHARACTERS)
     who = "session bus" if question.destination == _BUS else "notification server"
-    raise ChannelError(f"the {who} refused {question.member}: {told}", "its own log may say more")
+    raise ChannelError(f"the {who} refused {question.member}: {error}", "its own log may say more")
 
 
 def _first(answer: Message, kind: type[T]) -> T:
     value = answer.body[0] if answer.body else None
     if not isinstance(value, kind):
-        told = f"an answer of the notification server is of another kind than specified: {one_line(answer.signature)}"
-        raise ChannelError(told, "another notification server may be needed")
+        message = f"the notification server gave an answer of the wrong type: {one_line(answer.signature)}"
+        raise ChannelError(message, "another notification server may be needed")
     return value
 
 
 def _shown(address: str) -> str:
-    return shortened(shown_file(address), _MOST_TOLD)
+    return shortened(shown_file(address), _MOST_CHARACTERS)
 
 
-def _told(error: BaseException) -> str:
+def _shown_error(error: BaseException) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return shortened(one_line(text), _MOST_TOLD)
+    return shortened(one_line(text), _MOST_CHARACTERS)

@@ -1,7 +1,7 @@
 """Runs as files of `key=value` lines, for shells and sandboxes that cannot open a Unix socket.
 
-`runs/<run>` has the lines; `sessions/<session>` and `scopes/<scope>` are links to it. Files of a daemon that was killed
-say nothing: whoever reads tries `alive` for a shared lock first, and gets it when no daemon lives.
+`runs/<run>` has the lines; `sessions/<session>` and `scopes/<scope>` are links to it. The files of a killed daemon mean
+nothing: a reader first tries to get a shared lock on `alive`, and succeeds only if no daemon is running.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ _SECONDS = 5.0
 # Readers hold the lock for microseconds.
 _LOCK_SECONDS = 2.0
 _LOCK_STEP = 0.005
-# A shell takes such a value for what it is, in quotes or without.
+# A shell takes these characters literally, quoted or not.
 _PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:+-]*")
 
 
@@ -45,10 +45,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateFiles:
-    """The state files in a directory, which is made. `seconds`: the most that a call takes.
+    """The state files in a directory, which is created. A call takes at most `seconds`.
 
-    What cannot be done raises `ChannelError`, after everything else has been done. Whatever is put is tried again by
-    putting it again.
+    Calls raise `ChannelError` for the first file that failed, after all others have been handled; call again to retry.
     """
 
     def __init__(self, directory: str, *, seconds: float = _SECONDS) -> None:
@@ -56,13 +55,13 @@ class StateFiles:
         self._seconds = seconds
         self._alive = os.path.join(directory, ALIVE)
         self._lock: int | None = None
-        # What is there: path → a file's content, path → a link's target.
+        # What has been written: path → a file's content, path → a link's target.
         self._contents: dict[str, bytes] = {}
         self._targets: dict[str, str] = {}
         self._worker = Worker("writing state files", f"check the file system of {shown_file(directory)}")
 
     async def open(self) -> None:
-        """Remove what a killed daemon has left, and say that a daemon lives; `ChannelError` when another one does."""
+        """Remove what a killed daemon has left, and lock `alive`; `ChannelError` if another daemon holds the lock."""
         await self._worker.run(self._open, self._seconds)
 
     async def put(
@@ -70,16 +69,16 @@ class StateFiles:
     ) -> None:
         """Write the runs' files, then the links: session or scope → run, None to remove it.
 
-        What is already so is not written again. When somebody has deleted the directory, everything is made again.
+        Unchanged files are not rewritten. If the directory was deleted, everything is made again.
         """
         await self._worker.run(partial(self._put, tuple(states), dict(links), dict(scopes)), self._seconds)
 
     async def remove(self, runs: Sequence[str]) -> None:
-        """Remove the links to runs, then their files; what is missing is fine."""
+        """Remove the links to runs, then their files; missing ones are ignored."""
         await self._worker.run(partial(self._remove, tuple(runs)), self._seconds)
 
     async def close(self) -> None:
-        """Remove all files and links, then the lock. What has not been opened is left alone."""
+        """Remove all files and links, then the lock; does nothing before `open`."""
         await self._worker.run(self._close, self._seconds)
 
     def _path(self, directory: str, name: str) -> str | None:
@@ -92,26 +91,26 @@ class StateFiles:
             path = os.path.join(self._directory, directory)
             with failures.at(path, "made"):
                 private_directories(path)
-        failures.conclude()
-        self._let_go()
+        failures.raise_first()
+        self._unlock()
         with failures.at(self._alive, "locked"):
             deadline = time.monotonic() + _LOCK_SECONDS
-            # One that was removed before it was locked says nothing to those who open the next.
+            # If the file was removed before it was locked, readers open another one.
             while not self._is_held():
-                self._let_go()
+                self._unlock()
                 self._take(deadline)
-        failures.conclude()
+        failures.raise_first()
 
     def _take(self, deadline: float) -> None:
-        """Lock `alive`, once what is there has been removed; raises `OSError` or `ChannelError`."""
+        """Remove the old files and lock `alive`; raises `OSError` or `ChannelError`."""
         self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            # Until the old files are gone readers still get their shared lock, and so do not believe them.
+            # Until the old files are gone, readers still get their shared lock and so ignore them.
             self._flock(self._lock, fcntl.LOCK_SH, deadline)
             self._clear()
             self._flock(self._lock, fcntl.LOCK_EX, deadline)
         except (OSError, ChannelError):
-            self._let_go()
+            self._unlock()
             raise
 
     def _flock(self, fd: int, kind: int, deadline: float) -> None:
@@ -123,13 +122,13 @@ class StateFiles:
                 )
             time.sleep(_LOCK_STEP)
 
-    def _let_go(self) -> None:
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _is_held(self) -> bool:
-        """Tell whether the file that is locked here still goes by its name."""
+        """Return True if the locked file is still the one called `alive`."""
         if self._lock is None:
             return False
         try:
@@ -137,7 +136,7 @@ class StateFiles:
         except FileNotFoundError:
             return False
 
-    def _is_whole(self) -> bool:
+    def _is_intact(self) -> bool:
         directories = (os.path.join(self._directory, directory) for directory in (RUNS, SESSIONS, SCOPES))
         return self._is_held() and all(map(os.path.isdir, directories))
 
@@ -147,13 +146,13 @@ class StateFiles:
         for path in self._found(failures):
             with failures.at(path, "removed"):
                 remove(path)
-        failures.conclude()
+        failures.raise_first()
 
     def _found(self, failures: Failures) -> Iterator[str]:
-        """Yield the files and links that are there: links before what they lead to."""
+        """Yield the files and links that exist, links before their targets."""
         for directory, prefix in ((SESSIONS, ""), (SCOPES, ""), (RUNS, ""), ("", TEMPORARY)):
             place = os.path.join(self._directory, directory)
-            with failures.at(place, "looked through"), suppress(FileNotFoundError), os.scandir(place) as entries:
+            with failures.at(place, "scanned"), suppress(FileNotFoundError), os.scandir(place) as entries:
                 for entry in entries:
                     if entry.name.startswith(prefix) and not entry.is_dir(follow_symlinks=False):
                         yield entry.path
@@ -166,7 +165,7 @@ class StateFiles:
                 if path := self._path(directory, name):
                     written = None if run is None else file_name(run)
                     targets[path] = None if written is None else f"../{RUNS}/{written}"
-        if not self._is_whole():
+        if not self._is_intact():
             self._open()
             contents = {**self._contents, **contents}
             targets = {**self._targets, **targets}
@@ -177,12 +176,12 @@ class StateFiles:
         for path, target in targets.items():
             with failures.at(path, "removed" if target is None else "made"):
                 self._link(path, target)
-        failures.conclude()
+        failures.raise_first()
 
     def _write(self, path: str, content: bytes) -> None:
         if self._contents.get(path) == content and _is_file(path):
             return
-        # When this fails it is not known what is there, and the next time it is written whatever it says.
+        # If this fails the present content is unknown, so the next call writes in any case.
         self._contents.pop(path, None)
         write(path, content, self._directory)
         self._contents[path] = content
@@ -207,7 +206,7 @@ class StateFiles:
             self._contents.pop(path, None)
             with failures.at(path, "removed"):
                 remove(path)
-        failures.conclude()
+        failures.raise_first()
 
     def _close(self) -> None:
         if self._lock is None:
@@ -221,8 +220,8 @@ class StateFiles:
                 if self._is_held():
                     remove(self._alive)
         finally:
-            self._let_go()
-        failures.conclude()
+            self._unlock()
+        failures.raise_first()
 
 
 def _locked(fd: int, kind: int) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from fluxbudgetd.config.schema import Channel as ChannelConfig
+from fluxbudgetd.config.schema import ChannelConfig
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.events.channels.threshold_channel import ThresholdChannel
 from fluxbudgetd.model import Event

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
-from fluxbudgetd.config.schema import Channel as ChannelConfig
+from fluxbudgetd.config.schema import ChannelConfig
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ChannelError, RequestTimeoutError
 from fluxbudgetd.events.channels.threshold_channel import ThresholdChannel
@@ -150,7 +150,7 @@ class InterbandChannel(ThresholdChannel):
         config = self._settings.config
         percentages = config.warnings.thresholds if self._config.thresholds == "all" else self._config.thresholds
         wanted = {run.warn_pct if one == "warn_pct" else one for one in percentages}
-        candidates = [one for one in thresholds.marks(percentages, run.warn_pct) if one.pct in wanted]
+        candidates = [one for one in thresholds.of_run(percentages, run.warn_pct) if one.pct in wanted]
         passed = thresholds.passed(candidates, account.balance())
         if not passed:
             return _NO_ALERTS

@@ -2,7 +2,7 @@
 
 import structlog
 
-from fluxbudgetd.config.schema import Channel as ChannelConfig
+from fluxbudgetd.config.schema import ChannelConfig
 from fluxbudgetd.events.channels.threshold_channel import ThresholdChannel
 from fluxbudgetd.model import Event
 from fluxbudgetd.policy import words

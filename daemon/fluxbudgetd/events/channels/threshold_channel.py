@@ -1,7 +1,6 @@
 """What the channels that report passed thresholds share."""
 
-from fluxbudgetd.config.schema import Channel as ChannelConfig
-from fluxbudgetd.config.schema import Channels
+from fluxbudgetd.config.schema import ChannelConfig, Channels
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.model import Event, Run
 from fluxbudgetd.policy import thresholds
@@ -36,7 +35,7 @@ class ThresholdChannel:
     def wants(self, event: Event) -> bool:
         """Return True if an event reports one of the channel's thresholds."""
         configured = self._settings.config.warnings.thresholds
-        return self.enabled and thresholds.is_told(event, self._config.thresholds, configured)
+        return self.enabled and thresholds.is_wanted(event, self._config.thresholds, configured)
 
     @property
     def is_incomplete(self) -> bool:
