@@ -29,7 +29,7 @@ class Records:
         if self.hold is not None:
             await self.hold.wait()
         if self.fault is not None:
-            raise LedgerError(self.fault)
+            raise LedgerError(self.fault, "check the disk")
         self.written += batch
         del self.waiting[: len(batch)]
 
@@ -153,7 +153,7 @@ def test_flush_writes_what_is_left_and_gives_up_on_what_fails() -> None:
 
 def test_failed_read_is_a_fault_until_a_read_succeeds() -> None:
     writer = LedgerWriter()
-    writer.note_unreadable(LedgerError("malformed"))
+    writer.note_unreadable(LedgerError("malformed", "check the disk"))
     assert writer.fault == "malformed"
     writer.note_readable()
     assert writer.fault is None
