@@ -13,7 +13,7 @@ _MAX_REASON = 1000
 
 
 class Verdict(NamedTuple):
-    """`refusal` is the line that says why not, None when the run may go on. `override`: the reason that was needed."""
+    """`refusal` is the line that says why not (None: the run may go on). `override` is the reason that was needed."""
 
     refusal: str | None
     override: str | None = None
@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
 
     @property
     def allowed(self) -> bool:
-        """Tell whether the run may go on."""
+        """Return True if the run may go on."""
         return self.refusal is None
 
 
@@ -47,12 +47,12 @@ def advanced(run: Run, balance: Balance, phase: str, override: str | None) -> Ve
 
 
 def reason(text: str | None) -> str | None:
-    """Return a reason that was given, cut to what is kept; a blank one is none."""
+    """Return a reason, cut to the length that is kept; None for a blank one."""
     return text[:_MAX_REASON] if text and not text.isspace() else None
 
 
 def refusal_data(run: Run, balance: Balance, verdict: Verdict, by: str) -> EventData:
-    """Return the data of the event that a refusal is."""
+    """Return the data of a refusal's event."""
     return {
         "by": by,
         "reason": (verdict.refusal or "").split("|")[0],
@@ -64,7 +64,7 @@ def refusal_data(run: Run, balance: Balance, verdict: Verdict, by: str) -> Event
 
 
 def override_data(run: Run, balance: Balance, verdict: Verdict, by: str) -> EventData:
-    """Return the data of the event that an override is."""
+    """Return the data of an override's event."""
     return {
         "by": by,
         "override": verdict.override,

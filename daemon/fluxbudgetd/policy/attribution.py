@@ -9,8 +9,8 @@ A session's first attachment reaches back to the session's start. A session with
 to the run that its earliest row with a known bead names (`implied_attachment`). What matches nothing belongs to no run
 and is counted as unattributed.
 
-Several runs may have had one scope, one after the other: a record belongs to the last of them that had started at its
-time, or to the first when it is older than all. A record without a readable time counts as the newest.
+Several runs may have had one scope, one after the other: a record belongs to the last one that had started at its time,
+or to the first if it is older than all. A record without a readable time counts as the newest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ def run_of_scope(bead: str, at: int | None, scopes: Scopes) -> Run | None:
 
 
 def implied_attachment(session: str, records: Iterable[Usage], scopes: Scopes) -> Attachment | None:
-    """Return the attachment that a session's rows with a bead stand for, or None when no row names a known run."""
+    """Return the attachment that a session's rows imply, or None if no row names a known run."""
     named = [
         (record.at is None, record.at or 0, record.key, run)
         for record in records
@@ -57,7 +57,7 @@ def owner(record: Usage, scopes: Scopes, attachments: Iterable[Attachment]) -> s
 
 
 def phase_of(record: Usage, timeline: Timeline | None) -> str:
-    """Return the phase that a record counts for: its own when it is one of the run's, else the run's at its time."""
+    """Return the phase that a record counts for: its own if the run has it, otherwise the run's at that time."""
     if timeline is None or record.phase in timeline.run.phases:
         return record.phase
     return timeline.phase_at(record.at)
@@ -86,14 +86,14 @@ def tally(
 
 
 def earliest(records: Iterable[Usage]) -> int | None:
-    """Return the time of a session's first record, or None when no record has one."""
+    """Return the time of a session's first record, or None if no record has one."""
     return min((record.at for record in records if record.at is not None), default=None)
 
 
 def stint(attachment: Attachment, first_record: int | None, *, measured: bool) -> Stint:
-    """Return the time that an attachment stands for: a first one reaches back to the session's first record."""
+    """Return the time from which an attachment counts: a first one reaches back to the session's first record."""
     since = attachment.since
     if attachment.first and first_record is not None:
-        # What rows imply has no beginning of its own.
+        # An implied attachment has no beginning of its own.
         since = first_record if attachment.origin == "bead" else min(since, first_record)
     return Stint(since, attachment.until, measured)

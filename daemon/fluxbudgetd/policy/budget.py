@@ -7,8 +7,8 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, BudgetState
 def balance(run: Run, measured: int, provisional: int = 0, reserved: int = 0) -> Balance:
     """Return where a run stands.
 
-    spent = measured + provisional; remaining = max(0, budget - spent - reserved); the state looks at what is spent,
-    not at what is reserved. All in tokens of the run's cost basis, each stopping at `MAX_TOKENS`.
+    spent = measured + provisional; remaining = max(0, budget - spent - reserved); the state depends on what is spent,
+    not on what is reserved. All in tokens of the run's cost basis, each stopping at `MAX_TOKENS`.
     """
     measured, provisional = min(measured, MAX_TOKENS), min(provisional, MAX_TOKENS)
     spent = min(measured + provisional, MAX_TOKENS)
@@ -42,7 +42,7 @@ def state(run: Run, spent: int) -> BudgetState:
 
 
 def refusal(run: Run, standing: Balance) -> str | None:
-    """Return the line `budget_exceeded|PHASE|SPENT/BUDGET billing tokens`, or None when the run may go on.
+    """Return the line `budget_exceeded|PHASE|SPENT/BUDGET billing tokens`, or None if the run may go on.
 
     Level-triggered: it depends on the standing alone, so the second check of an exceeded run is refused like the first.
     """

@@ -1,4 +1,4 @@
-"""The burn rate: tokens per minute of late, and how long what remains lasts at that rate."""
+"""The burn rate: tokens per minute recently, and how long what remains lasts at that rate."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,16 +9,16 @@ Minutes = Mapping[int, int]
 
 #: How far back the rate looks, in minutes: the present one, and those before it.
 WINDOW = 10
-#: What lasts longer than this, in minutes, is not foretold.
+#: No estimate is given for what lasts longer than this, in minutes.
 LONGEST = 7 * 24 * 60
 
-#: In microseconds.
+#: A minute, in microseconds.
 MINUTE = 60 * 1_000_000
 _HOUR = 60
 
 
 def by_minute(records: Iterable[Usage], now: int) -> dict[int, Counts]:
-    """Return what records say of the last `WINDOW` minutes (and of the future, by a clock that is ahead)."""
+    """Return the usage of the last `WINDOW` minutes by minute (and of the future, if another clock is ahead)."""
     oldest = (now // MINUTE - WINDOW + 1) * MINUTE
     found: dict[int, Counts] = {}
     for record in records:
@@ -31,7 +31,7 @@ def by_minute(records: Iterable[Usage], now: int) -> dict[int, Counts]:
 def shifted(
     minutes: Mapping[int, Counts], less: Mapping[int, Counts], more: Mapping[int, Counts], now: int
 ) -> dict[int, Counts]:
-    """Return minutes without what counts no more, with what counts now, and without those that are too old."""
+    """Return minutes less what no longer counts, plus what counts now, without those that are too old."""
     found = dict(minutes)
     for minute, counts in more.items():
         found[minute] = found.get(minute, Counts()) + counts
@@ -41,7 +41,7 @@ def shifted(
 
 
 def rate(minutes: Minutes, now: int) -> int:
-    """Return the tokens per minute of the last `WINDOW` minutes, rounded down; 0 when nothing was used.
+    """Return the tokens per minute of the last `WINDOW` minutes, rounded down; 0 if nothing was used.
 
     They are spread over the time since the window's first usage (from the start of its minute on), at least a minute.
     Minutes in the future, by a clock that is ahead, count as the present one.
@@ -50,7 +50,7 @@ def rate(minutes: Minutes, now: int) -> int:
     recent = {minute: tokens for minute, tokens in minutes.items() if tokens > 0 and minute > present - WINDOW}
     if not recent:
         return 0
-    # With nothing but future minutes the time is negative, and a minute is the least.
+    # If all minutes are in the future the time is negative; it is at least a minute.
     elapsed = max(now - min(recent) * MINUTE, MINUTE)
     return sum(recent.values()) * MINUTE // elapsed
 

@@ -1,7 +1,7 @@
-"""Learning from history: what phases and agents have really cost, and how much slicing really saves.
+"""Learning from history: what phases and agents actually cost, and how much slicing actually saves.
 
 A phase is measured by a run when the run has completed it (or has ended in it, as done) with measured tokens. Means are
-rounded half away from zero; p50 and p90 are the nearest rank, so they are costs that have really occurred.
+rounded half away from zero; p50 and p90 are the nearest rank, so they are costs that have occurred.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ def measured_phases(timeline: Timeline, sums: Mapping[str, Counts]) -> dict[str,
     """Return a run's completed phases with what was measured of each; `sums` is its usage by phase."""
     completed = {record.phase for record in timeline.completed}
     if timeline.run.status == "done":
-        # Nothing more is coming but late numbers; phases that rows have named count, too.
+        # Only late numbers can still arrive. Phases that rows name count, too.
         completed |= sums.keys()
     return {phase: counts for phase, counts in sums.items() if phase in completed and counts.total}
 
@@ -73,7 +73,7 @@ def sliced_agents(triages: Iterable[Triage]) -> set[str]:
 
 
 def slicing(triages: Sequence[Triage], rows: Iterable[AgentRow], multiplier: float) -> SlicingCalibration:
-    """Return what slicing really saves: each sliced run against the median of the same agent's full runs.
+    """Return what slicing actually saves: each sliced run against the median of the same agent's full runs.
 
     A row is a sliced run when the last triage of its session before it that launched the agent gave it a slice; any
     other row of the agent is a full one. A new multiplier is proposed when there are enough sliced runs and the median

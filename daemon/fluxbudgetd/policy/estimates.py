@@ -1,7 +1,7 @@
-"""What an agent is expected to cost: the mean of what it has cost so far, else the default of its category.
+"""What an agent is expected to cost: the mean of what it has cost so far, otherwise the default of its category.
 
-The rules are those of flux-drive's own estimator: rows whose total is there and whose model is the asked one (or not
-noted), at least three of them, means rounded half away from zero.
+The rules are those of flux-drive's own estimator: rows that have a total and the requested model (or none), at least
+three of them, means rounded half away from zero.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,14 +15,14 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis
 DEFAULT_MODEL = "claude-opus-4-6"
 #: Two names of one agent: with this plugin's prefix, and without.
 AGENT_PREFIX = "interflux:"
-#: Fewer rows than this say nothing.
+#: Fewer rows than this are not enough for a mean.
 MIN_ROWS = 3
 #: The categories of the estimator's own output, in its order.
 CATEGORIES = ("review", "cognitive", "research", "oracle", "generated")
 
 _COGNITIVE = frozenset({"fd-systems", "fd-decisions", "fd-people", "fd-resilience", "fd-perception"})
 _RESEARCH = ("-researcher", "-analyzer", "-analyst")
-#: These always read everything, also when documents are sliced for the others.
+#: These always read whole documents, even if they are sliced for the others.
 _READ_EVERYTHING = frozenset({"fd-architecture", "fd-quality"})
 
 

@@ -3,7 +3,7 @@
 Tokens of a completed phase count as measured, or, until anything has been measured, as the phase's estimate
 (`provisional`). Never both: an estimate ends with the first token of the phase itself, or of a session that worked for
 the run while the phase lasted. (A session's own row comes last and covers all of its phases, so any token of such a
-session may already stand for this phase.)
+session may already include this phase.)
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ MACRO_STAGES = ("discover", "design", "build", "ship", "reflect", "done")
 #: The phases of a run's own chain that belong to no macro-stage.
 OTHER_STAGE = "other"
 
-#: So many measured runs make a phase's calibration worth more than the table.
+#: A phase's calibration takes precedence over the table if it rests on at least this many measured runs.
 MIN_MEASURED_RUNS = 3
 
 _STAGE_OF_PHASE = {
@@ -64,7 +64,7 @@ def allocations(stages: Stages, budget: int) -> dict[str, int]:
 def estimate(
     phase: str, basis: CostBasis, table: PhaseEstimates, calibrated: Mapping[str, PhaseCalibration]
 ) -> PhaseEstimate:
-    """Return a phase's estimate: the calibrated mean when it rests on enough measured runs, else the table's."""
+    """Return a phase's estimate: the calibrated mean if it rests on enough measured runs, otherwise the table's."""
     known = calibrated.get(phase)
     if known is not None and known.sample_size >= MIN_MEASURED_RUNS:
         spread = known.billing if basis == "billing" else known.total
@@ -87,7 +87,7 @@ def provisional(
 
 
 def stale_refusal(run: Run, phase: str) -> str | None:
-    """Return `stale_phase|PHASE|…` when the run is not in the phase that somebody thinks it is in, else None."""
+    """Return `stale_phase|PHASE|…` if the run is not in the phase that the caller expects, otherwise None."""
     if phase == run.phase:
         return None
     if phase not in run.phases:

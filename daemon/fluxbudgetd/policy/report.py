@@ -22,7 +22,7 @@ from fluxbudgetd.wire.messages import (
 
 _SECOND = 1_000_000
 _STAGES = (1, 2)
-#: So many agents, the latest, are listed, so that a report fits into a frame; sums are over all of them.
+#: At most this many agents, the latest, are listed, so that a report fits into a frame. Sums are over all of them.
 MOST_LISTED = 1000
 
 #: plain agent name → the sum of its rows since the triage
@@ -40,7 +40,7 @@ def actuals(triage: Triage, records: Iterable[Usage]) -> dict[str, Counts]:
 
 
 def is_since(record: Usage | AgentRow, triage: Triage) -> bool:
-    """Tell whether a record of the triage's session is newer than the triage.
+    """Return True if a record of the triage's session is newer than the triage.
 
     Where the time does not say it (there is none, or it is cut to the whole second of the triage), the record's key
     does: keys grow as records come.
@@ -88,7 +88,7 @@ def of_run(
 
 
 class _Entry(NamedTuple):
-    """An agent of a triage, and the sum of its rows; None when there are none."""
+    """An agent of a triage, and the sum of its rows; None if there are none."""
 
     triage: Triage
     line: TriageLine
@@ -176,7 +176,7 @@ def delta_pct(actual: int, estimated: int) -> int | None:
 
 
 def _sum(values: Iterable[Arrived]) -> Arrived:
-    """Return the sum of what is there; of agents none of which is there, `pending`."""
+    """Return the sum of what has arrived, or `pending` if nothing has."""
     given = list(values)
     there = [value for value in given if value != "pending"]
     return "pending" if given and not there else _capped(sum(there))

@@ -1,14 +1,15 @@
-"""Reservations: a sub-agent that was admitted counts with its estimate before anything of it is measured.
+"""Reservations: an admitted sub-agent counts with its estimate until its usage is measured.
 
-It does so until its own usage is measured, it ends, or half an hour passes. Nobody says which measured sub-agent was
-admitted by which reservation, and several of one kind may run at once in a session; so the measured ones are given out:
-in the order of their first usage, those without a time last, each to one reservation of its session.
+It also stops counting when it ends, or after half an hour. No record says which measured sub-agent was admitted by
+which reservation, and several of one kind may run at once in a session. So the measured instances are assigned in the
+order of their first usage, those without a time last, each to one reservation of its session.
 
-1. One whose id a reservation has goes to that reservation, whatever the names.
+1. An instance whose id a reservation has goes to that reservation, regardless of the names.
 2. Any other goes to the earliest reservation of its plain name that has no other id and no instance yet, and was made
-   no later than its first usage. One without an id is a row; rows come at the end, so it is rather of one that ended.
+   no later than its first usage. An instance without an id is a row. Rows are written at the end of a sub-agent, so
+   reservations that have ended are preferred.
 
-Reservations that have ended or expired take theirs too: otherwise what was measured of them would close another's.
+Reservations that have ended or expired take an instance, too; otherwise their usage would close another reservation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,10 +20,10 @@ from fluxbudgetd.model import Balance, Instance, Reservation, Run
 from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.policy.words import grouped
 
-#: A reservation of this age counts no more, in microseconds: nobody may ever tell that its sub-agent has ended.
+#: A reservation of this age no longer counts, in microseconds: the end of its sub-agent may never be reported.
 LIFETIME = 30 * 60 * 1_000_000
 
-#: What is older than this can have no instance any more that is still to come.
+#: No instance can still appear for a reservation that is older than this.
 KEPT = 2 * LIFETIME
 
 _MAX_AGENT = 60
@@ -53,7 +54,7 @@ def open_ones(reservations: Sequence[Reservation], instances: Sequence[Instance]
 def kept(reservations: Iterable[Reservation], now: int) -> tuple[Reservation, ...]:
     """Return the reservations that still matter: those younger than twice `LIFETIME`.
 
-    What counts no more still takes its own instance, which may be measured late.
+    A reservation that no longer counts still takes its instance, which may be measured late.
     """
     return tuple(one for one in reservations if now - one.at < KEPT)
 
@@ -89,7 +90,7 @@ def _measured(ordered: Sequence[Reservation], instances: Iterable[Instance]) -> 
         by_name.setdefault((one.session, plain_name(one.agent)), []).append(place)
     taken: set[int] = set()
     unnamed = []
-    # Of one moment those with an id come first: they have less to choose from.
+    # Of the same moment, those with an id come first: fewer reservations fit them.
     for instance in sorted(instances, key=lambda one: (one.at is None, one.at or 0, one.agent_id is None)):
         own = by_id.get((instance.session, instance.agent_id))
         if own is None:
@@ -105,7 +106,7 @@ def _measured(ordered: Sequence[Reservation], instances: Iterable[Instance]) -> 
 
 
 def _may_be(reservation: Reservation, instance: Instance) -> bool:
-    """Tell whether an instance whose id no reservation has may be what a reservation was made for."""
+    """Return True if a reservation may have been made for an instance whose id no reservation has."""
     other = reservation.agent_id is not None and instance.agent_id is not None
     return not other and (instance.at is None or reservation.at <= instance.at)
 

@@ -13,10 +13,10 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis, Enforcement, RunSet
 
 _COMPLEXITIES = range(1, 6)
 FOLLOW_ENDED_MICROS = 48 * 3600 * 1_000_000
-"""A finished run goes on following its sources for this long: late numbers are the rule."""
+"""The sources of a finished run are read for this long, since late numbers are the rule."""
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# A phase stands between bars in a refusal line and between commas on the command line.
+# A phase is delimited by bars in a refusal line and by commas on the command line.
 _PHASE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _MAX_PHASES = 64
 _MAX_ID = 512
@@ -24,7 +24,7 @@ _MAX_GOAL = 4096
 
 
 def is_followed(run: Run, now: int) -> bool:
-    """Tell whether the run's usage is still read from its sources."""
+    """Return True if the run's usage is still read from its sources."""
     return run.ended_at is None or now - run.ended_at < FOLLOW_ENDED_MICROS
 
 
@@ -98,7 +98,7 @@ def require_same(asked: RunStart, now_is: Run, was: Run, defaults: RunDefaults) 
 
 
 def foreign_id(what: str, value: str) -> str:
-    """Return a session id or scope; other people choose them, so only empty and absurdly long ones are refused."""
+    """Return a session id or scope. Other programs choose them, so only empty and absurdly long ones are refused."""
     if not 0 < len(value) <= _MAX_ID:
         raise BadInputError(f"a {what} of {len(value)} characters is not allowed", f"1 to {_MAX_ID} characters")
     return value

@@ -10,7 +10,7 @@ from fluxbudgetd.policy import burn
 from fluxbudgetd.wire.messages import BudgetState
 from fluxbudgetd.wire.short import short
 
-#: What gives way when the line is too long, first to last. The percentage (spent, without a budget) stays.
+#: What is dropped if the line is too long, first to last. The percentage (without a budget: what is spent) stays.
 DROPPED = ("forecast", "reserved", "rate", "bar", "amount", "phase", "stale")
 
 _CELLS = 8
@@ -22,7 +22,7 @@ _COLOURS: dict[BudgetState, str] = {"ok": "32", "warning": "33", "exceeded": "1;
 class _Part(NamedTuple):
     text: str
     glue: str
-    """What stands between the part before and this one."""
+    """What separates the part before from this one."""
     colour: str = ""
 
 
@@ -45,10 +45,10 @@ def line(
 
 
 def _parts(run: Run, balance: Balance, rate: int, *, stale: bool, unicode: bool) -> dict[str, _Part]:
-    """Return what there is to tell, in the order of the line."""
+    """Return the parts, in the order of the line."""
     between = " · " if unicode else " | "
     colour = _COLOURS[balance.state]
-    # Of an ended run it is not the phase that matters.
+    # The phase of an ended run does not matter.
     parts = {"phase": _Part(_phase(run.phase if run.status == "active" else run.status, unicode=unicode), "")}
     if balance.budget is None:
         parts["share"] = _Part(short(balance.spent), " ", colour)
@@ -74,7 +74,7 @@ def _outlook(balance: Balance, rate: int) -> str:
 
 
 def _phase(phase: str, *, unicode: bool) -> str:
-    # Phases are ASCII by rule; by this the line's length is its width whatever comes.
+    # Phases are ASCII by rule. This makes the line's length its width in any case.
     text = "".join(c if "!" <= c <= "~" else "?" for c in phase[: _LONGEST_PHASE + 1])
     if len(text) <= _LONGEST_PHASE:
         return text

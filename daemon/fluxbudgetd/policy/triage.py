@@ -2,10 +2,10 @@
 
 Protected agents (Stage 1, and exempt ones of either stage) are always selected; what they cost is counted first. Then
 Stage 2 by score, highest first, equal scores by name: each is selected while it fits, or while fewer than `min_agents`
-are selected in all. One that does not fit is deferred; a cheaper one behind it may still fit.
+are selected in all. One that does not fit is deferred; a cheaper one after it may still fit.
 
-Soft enforcement launches a protected set that does not fit, with a warning, and an override selects everybody. Hard
-enforcement blocks: nobody is selected, and no override passes.
+Soft enforcement launches a protected set that does not fit, with a warning, and an override selects all agents. Hard
+enforcement blocks: no agent is selected, and no override helps.
 """
 
 import math
@@ -21,7 +21,7 @@ from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAction, TriageAgent, TriageLine, TriageVerdict
 
 MAX_AGENTS = 1000
-# So an answer fits into a frame.
+# A bound, so that an answer fits into a frame.
 _MAX_NAME = 200
 _MAX_CATEGORY = 64
 _STAGES = (1, 2)
@@ -104,7 +104,7 @@ def candidates(
 def cut(
     lines: Iterable[TriageLine], budget: int, min_agents: int, enforcement: Enforcement, override: str | None
 ) -> Cut:
-    """Decide. The lines come back in the order in which they were considered, whatever order they came in."""
+    """Decide. The lines are returned in the order in which they were considered, regardless of their original order."""
     ordered = sorted(lines, key=_order)
     protected = tokens(line for line in ordered if line.protected)
     if enforcement == "hard" and protected > budget:
@@ -128,7 +128,7 @@ def cut(
 
 
 def tokens(lines: Iterable[TriageLine]) -> int:
-    """Return what agents are expected to cost together."""
+    """Return what agents are expected to cost in total."""
     return sum(line.est_tokens for line in lines)
 
 

@@ -30,7 +30,7 @@ def warning(run: Run, event: Event) -> str:
 
 
 def reminder(run: Run, balance: Balance, event: Event) -> str:
-    """Return a warning for a session that hears of it late: what it is about, and where the run stands now."""
+    """Return a warning that reaches a session late: what it is about, and where the run stands now."""
     return f"fluxbudget: {title(event)}: run {run.id}, phase {run.phase}: {_amounts(run, balance)}"
 
 
