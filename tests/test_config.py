@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from fluxbudgetd.config import settings as settings_module
 from fluxbudgetd.config.calibration import Calibration, load_calibration
 from fluxbudgetd.config.loading import load_config
-from fluxbudgetd.config.reading import mark
+from fluxbudgetd.config.reading import file_stamp
 from fluxbudgetd.config.schema import Config, Stage
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ConfigError
@@ -166,10 +166,10 @@ NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
         ("[phases]\ndefault = -1", f"phases.default is -1; allowed: 0 to {MAX}"),
         ("[phases]\nestimates = 1", "phases.estimates is 1; allowed: a table"),
         ("[phases.estimates]\nown = -1", f"phases.estimates.own is -1; allowed: 0 to {MAX}"),
-        ("[phases.estimates]\n'a b' = 1", f'phases.estimates."a b" is not a name that can be; allowed: {NAMES}'),
+        ("[phases.estimates]\n'a b' = 1", f'phases.estimates."a b" is not an allowed name; allowed: {NAMES}'),
         ("[stages.build]\nshare = 101", "stages.build.share is 101; allowed: 0 to 100"),
         ("[stages.build]\nfloor = -1", f"stages.build.floor is -1; allowed: 0 to {MAX}"),
-        ("[stages.build]\nshare = 41", "stages has shares of 101 together; allowed: shares of at most 100 together"),
+        ("[stages.build]\nshare = 41", "stages has shares of 101 in total; allowed: shares of at most 100 in total"),
         ("[stages.test]\nshare = 1", "stages.test is not a key; allowed: build, design, discover, reflect, ship"),
         ("[warnings]\nthresholds = [0]", 'warnings.thresholds[0] is 0; allowed: 1 to 1000, or "warn_pct"'),
         ("[warnings]\nthresholds = [1, 1001]", 'warnings.thresholds[1] is 1001; allowed: 1 to 1000, or "warn_pct"'),
@@ -214,7 +214,7 @@ def test_nearest_key_is_suggested(tmp_path: Path) -> None:
     path.write_text("[runs]\nzzz = 1")
     with pytest.raises(ConfigError) as caught:
         load_config(str(path), required=False)
-    assert caught.value.hint == "remove it, or look for a newer fluxbudget"
+    assert caught.value.hint == "remove it, or update fluxbudget"
 
 
 @pytest.mark.parametrize(("make", "said"), IN_THE_WAY)
@@ -229,7 +229,7 @@ def test_something_else_in_the_files_place(tmp_path: Path, make: Callable[[Path]
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 300)
     assert wrong(lambda: load_config(str(path), required=False), path) == "it cannot be read: File name too long"
-    with pytest.raises(ConfigError, match="this is no path"):
+    with pytest.raises(ConfigError, match="this is not a path"):
         load_config("/a\0b", required=False)
     strange = os.fsdecode(bytes(tmp_path) + b"/\xff\n")
     with pytest.raises(ConfigError) as caught:
@@ -460,7 +460,7 @@ def test_file_that_has_not_changed_is_not_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(settings_module, "load_config", counted)
     live = Live(tmp_path)
     live.config.write_text("")
-    wait_for(lambda: mark(str(live.config)), "the file to have been left alone for a while")
+    wait_for(lambda: file_stamp(str(live.config)), "the file to have been left alone for a while")
     live.settings.load_first()
     live.refresh()
     assert len(reads) == 1
@@ -483,20 +483,20 @@ def test_error_that_passes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(settings_module, "load_config", failing)
     live = Live(tmp_path)
     live.config.write_text("[runs]\nwarn_pct = 70\n")
-    wait_for(lambda: mark(str(live.config)), "the file to have been left alone for a while")
+    wait_for(lambda: file_stamp(str(live.config)), "the file to have been left alone for a while")
     assert (live.refresh(), live.warn_pct) == (BROKEN, 80)
     assert (live.refresh(), live.warn_pct, live.faults) == (RELOADED, 70, [])
 
 
 def test_marks(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    assert mark(str(path)) == ()
+    assert file_stamp(str(path)) == ()
     path.touch()
-    assert mark(str(path)) is None, "another write within the tick would leave the mark as it is"
-    assert mark("/a\0b") is None
+    assert file_stamp(str(path)) is None, "another write within the tick would leave the stamp as it is"
+    assert file_stamp("/a\0b") is None
 
 
-def test_file_system_that_does_not_answer_holds_nobody_up(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_that_does_not_answer_delays_no_request(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that hangs cannot be had from a real file system here, so the loader waits for the test instead."""
     hangs, release = threading.Event(), threading.Event()
 
@@ -504,7 +504,7 @@ def test_file_system_that_does_not_answer_holds_nobody_up(live: Live, monkeypatc
         hangs.set()
         release.wait()
 
-    monkeypatch.setattr(settings_module, "mark", hang)
+    monkeypatch.setattr(settings_module, "file_stamp", hang)
 
     async def look() -> None:
         began = anyio.current_time()
@@ -514,7 +514,7 @@ def test_file_system_that_does_not_answer_holds_nobody_up(live: Live, monkeypatc
         before = threading.active_count()
         for _ in range(10):
             await live.settings.refresh(anyio.current_time() + 0.2)
-        assert threading.active_count() <= before + 1, "whoever gives up must not leave a thread behind each time"
+        assert threading.active_count() <= before + 1, "a request that gives up must not leave another thread each time"
         release.set()
 
     anyio.run(look)
@@ -559,7 +559,7 @@ def test_check_config_with_every_file(tmp_path: Path) -> None:
     assert (result.returncode, len(result.stdout.splitlines())) == (78, 2)
     assert result.stderr.splitlines() == [
         f"fluxbudgetd: {review}: min_agents is -3; allowed: 0 to 1000",
-        "hint: write what is allowed, or remove the key",
+        "hint: write an allowed value, or remove the key",
     ]
 
 
@@ -571,7 +571,7 @@ def test_broken_config_is_exit_code_78(tmp_path: Path, arguments: tuple[str, ...
     assert result.returncode == 78
     assert result.stderr.splitlines() == [
         f"fluxbudgetd: {config}: runs.warn_pct is 120; allowed: 1 to 99",
-        "hint: write what is allowed, or remove it to have the default",
+        "hint: write an allowed value, or remove the key to get the default",
     ]
 
 

@@ -206,12 +206,12 @@ def test_reload_is_not_over_before_the_configuration_is_read(tmp_path: Path) -> 
         async with service_over(tmp_path) as (service, _source):
             manager = Recorded()
             configure_at(tmp_path, "[runs]\nwarn_pct = 61\n")
-            service.settings._looking.acquire()  # noqa: SLF001  a file system that does not answer has it
+            service.settings.reading.acquire()  # as a thread does whose file system does not answer
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(Supervision(manager, service).reload)
                 await anyio.sleep(0.2)
                 assert manager.told == ["reloading"]
-                service.settings._looking.release()  # noqa: SLF001
+                service.settings.reading.release()
             assert manager.told == ["reloading", "ready"]
             assert service.settings.config.runs.warn_pct == 61
 
@@ -226,7 +226,7 @@ def test_reload_whose_files_do_not_answer_ends_and_says_so(
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             manager = Recorded()
-            service.settings._looking.acquire()  # noqa: SLF001
+            service.settings.reading.acquire()
             await Supervision(manager, service).reload()
             assert manager.told == ["reloading", "ready"]
 

@@ -35,7 +35,7 @@ class Watched:
     def change(self, **fields: object) -> list[tuple[str, object]]:
         self.run = msgspec.structs.replace(self.run, **fields)
         if "token_budget" in fields:
-            self.fired = thresholds.rearmed(self.fired, self.balance)
+            self.fired = thresholds.still_fired(self.fired, self.balance)
         return self._told()
 
     def _told(self) -> list[tuple[str, object]]:

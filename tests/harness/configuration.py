@@ -69,7 +69,7 @@ def _loop(path: Path) -> None:
 #: what stands in a file's place, and what is said of it; nothing of it may make a loader wait
 IN_THE_WAY = [
     pytest.param(_directory, "it is a directory; allowed: a regular file", id="directory"),
-    pytest.param(_fifo, "it is no regular file; allowed: a regular file", id="fifo"),
-    pytest.param(_device, "it is no regular file; allowed: a regular file", id="device"),
+    pytest.param(_fifo, "it is not a regular file; allowed: a regular file", id="fifo"),
+    pytest.param(_device, "it is not a regular file; allowed: a regular file", id="device"),
     pytest.param(_loop, "it cannot be read: Too many levels of symbolic links", id="loop"),
 ]

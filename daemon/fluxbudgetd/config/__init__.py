@@ -1,1 +1,1 @@
-"""What the daemon is told from outside."""
+"""The configuration: settings, review budgets, calibration, and where the files are."""

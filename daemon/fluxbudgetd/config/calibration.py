@@ -1,6 +1,6 @@
-"""calibration.json: what history has taught. The client writes it, the daemon reads it.
+"""calibration.json: costs measured so far. The client writes it, the daemon reads it.
 
-The structs are the protocol's, held to what can be true: counts are not negative, a multiplier can be multiplied with.
+The structs are the protocol's, with constraints: counts are not negative, multipliers are in their range.
 """
 
 import re
@@ -19,13 +19,13 @@ from fluxbudgetd.wire.messages import MAX_TOKENS
 
 _JSON = Dialect(text="text", mapping="an object", sequence="an array", nothing="null")
 _BYTE = re.compile(r" \(byte (\d+)\)\Z")
-_HINT = "write it anew with 'fluxbudgetctl calibrate --write', or remove it"
+_HINT = "write it again with 'fluxbudgetctl calibrate --write', or remove it"
 
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Spread(messages.Spread, frozen=True, kw_only=True):
-    """What something has cost, in tokens."""
+    """The distribution of a cost, in tokens."""
 
     mean: Count
     p50: Count
@@ -49,7 +49,7 @@ class AgentCalibration(messages.AgentCalibration, frozen=True, kw_only=True):
 
 
 class SlicingCalibration(messages.SlicingCalibration, frozen=True, kw_only=True):
-    """What slicing saves. `multiplier` is None when no new one is proposed."""
+    """What slicing saves. `multiplier` is None if no new one is proposed."""
 
     multiplier: Multiplier | None
     median: Annotated[float, Meta(ge=0)] | None
@@ -59,7 +59,7 @@ class SlicingCalibration(messages.SlicingCalibration, frozen=True, kw_only=True)
 
 
 class Provenance(messages.Provenance, frozen=True, kw_only=True):
-    """What a calibration came from."""
+    """The data that a calibration is based on."""
 
     runs: Count
     rows: Count
@@ -77,9 +77,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_calibration(path: str) -> Calibration | None:
-    """Return what calibration.json says, None when it is absent; raises `ConfigError`.
+    """Return the calibration, or None if the file does not exist; raise `ConfigError`.
 
-    It blocks: call it in a worker thread.
+    Blocks: call it in a worker thread.
     """
     text = read_text(path)
     return None if text is None else checked(_parsed(text, path), Calibration, path, _JSON, _HINT)

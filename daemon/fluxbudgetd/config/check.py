@@ -1,4 +1,4 @@
-"""What `fluxbudgetd --check-config` looks at, without a daemon."""
+"""What `fluxbudgetd --check-config` checks, without a daemon."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,35 +17,35 @@ from fluxbudgetd.errors import ConfigError
 T = TypeVar("T")
 
 
-class Verdict(NamedTuple):
-    """What is to be said of a file: a line, or what is wrong with it."""
+class Checked(NamedTuple):
+    """The result for one file: a line to print, or an error."""
 
     line: str
     error: ConfigError | None
 
 
-def check(locations: Locations) -> Iterator[Verdict]:
-    """Yield a verdict for config.toml, calibration.json and flux-drive's file."""
-    config, verdict = _tried(
+def check(locations: Locations) -> Iterator[Checked]:
+    """Yield the results for config.toml, calibration.json and flux-drive's file."""
+    config, result = _tried(
         locations.config, partial(load_config, locations.config, required=locations.config_is_chosen)
     )
-    yield verdict
+    yield result
     beside = calibration_path(locations.config)
     yield _tried(beside, partial(load_calibration, beside))[1]
     chosen = (config or Config()).flux_drive.budget_file
     try:
         found = budget_file(chosen, locations.claude_dir)
     except ConfigError as exc:
-        yield Verdict("", exc)
+        yield Checked("", exc)
         return
     path = os.path.join(locations.claude_dir, IN_CACHE) if found is None else found
     yield _tried(path, partial(load_review_budget, found, None))[1]
 
 
-def _tried(path: str, load: Callable[[], T]) -> tuple[T | None, Verdict]:
+def _tried(path: str, load: Callable[[], T]) -> tuple[T | None, Checked]:
     try:
         value = load()
     except ConfigError as exc:
-        return None, Verdict("", exc)
+        return None, Checked("", exc)
     shown = shown_file(path)
-    return value, Verdict(f"ok: {shown}" if os.path.exists(path) else f"absent: {shown} (defaults)", None)
+    return value, Checked(f"ok: {shown}" if os.path.exists(path) else f"absent: {shown} (defaults)", None)

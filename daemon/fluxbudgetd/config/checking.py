@@ -1,4 +1,4 @@
-"""Data from a file, laid over its defaults, as a struct; what is wrong is said by its key."""
+"""Convert a file's data, laid over the defaults, to a struct; name the key of a wrong value."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ Keys = tuple[str | int, ...]
 
 
 class UnfitError(ValueError):
-    """Fields that do not fit together, each of which is allowed. Structs raise it; `key` is one of theirs, or empty."""
+    """Fields that are allowed one by one but not together. Raised by structs; `key` is one of theirs, or empty."""
 
     def __init__(self, key: str, what: str, allowed: str) -> None:
         super().__init__(f"{key} {what}; allowed: {allowed}")
@@ -29,18 +29,18 @@ class _Wrong(NamedTuple):
     what: str
     allowed: str
     instead: str = ""
-    """The hint when there is a better one than the file's."""
+    """A better hint than the file's; may be empty."""
 
 
 def overlay(below: object, above: object) -> object:
-    """Return `above` laid over `below`, key by key as far down as both have keys; anything else replaces."""
+    """Return `above` laid over `below`: maps are merged key by key, other values are replaced."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return {**below, **{key: overlay(below.get(key), value) for key, value in above.items()}}
 
 
 def checked(data: object, kind: type[T], path: str, dialect: Dialect, hint: str) -> T:
-    """Return the data as a struct of this kind; raises `ConfigError` that names the first key that is wrong."""
+    """Return the data as a struct of this kind; raise `ConfigError` naming the first wrong key."""
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError:
@@ -52,7 +52,7 @@ def checked(data: object, kind: type[T], path: str, dialect: Dialect, hint: str)
 
 
 def fits(value: object, kind: object) -> bool:
-    """Tell whether a value is one of this kind."""
+    """Return True if a value is of this kind."""
     return _refusal(value, kind) is None
 
 
@@ -65,7 +65,7 @@ def _refusal(value: object, kind: object) -> msgspec.ValidationError | None:
 
 
 def _find(value: object, kind: object, keys: Keys, dialect: Dialect) -> _Wrong:
-    """Return what is wrong about a value that is not of this kind: the deepest, then the first."""
+    """Return what is wrong with a value that is not of this kind: the deepest, then the first error."""
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if isinstance(bare, type) and issubclass(bare, msgspec.Struct) and isinstance(value, Mapping):
         return _find_in_struct(value, bare, keys, dialect)
@@ -73,8 +73,8 @@ def _find(value: object, kind: object, keys: Keys, dialect: Dialect) -> _Wrong:
         if not fits(item, of_item):
             return _find(item, of_item, (*keys, key), dialect)
         if isinstance(key, str) and not fits(key, get_args(bare)[0]):
-            return _Wrong((*keys, key), "is not a name that can be", _allowed(get_args(bare)[0], key, dialect))
-    if get_origin(bare) is tuple and isinstance(value, list | tuple):  # each value for itself is allowed
+            return _Wrong((*keys, key), "is not an allowed name", _allowed(get_args(bare)[0], key, dialect))
+    if get_origin(bare) is tuple and isinstance(value, list | tuple):  # each value is allowed by itself
         return _Wrong(keys, f"has {len(value)} values", _allowed(kind, value, dialect))
     return _Wrong(keys, f"is {_found(value, kind, dialect)}", _allowed(kind, value, dialect))
 
@@ -98,7 +98,7 @@ def _find_in_struct(value: Mapping[str, object], kind: type[msgspec.Struct], key
 
 
 def _items(value: object, bare: object) -> Iterable[tuple[str | int, object, object]]:
-    """Return key, value and kind of what a map or list holds; nothing when the kind or the value is neither."""
+    """Return key, value and kind of each item of a map or list; nothing for other kinds or values."""
     if get_origin(bare) is dict and isinstance(value, Mapping):
         return ((key, item, get_args(bare)[1]) for key, item in value.items())
     if get_origin(bare) is tuple and isinstance(value, list | tuple):
@@ -109,7 +109,7 @@ def _items(value: object, bare: object) -> Iterable[tuple[str | int, object, obj
 def _unknown(key: str, keys: Keys, known: Iterable[str]) -> _Wrong:
     names = sorted(known)
     near = get_close_matches(shortened(key), names, n=1)
-    hint = f"did you mean {shown_key((*keys, near[0]))}?" if near else "remove it, or look for a newer fluxbudget"
+    hint = f"did you mean {shown_key((*keys, near[0]))}?" if near else "remove it, or update fluxbudget"
     return _Wrong((*keys, key), "is not a key", ", ".join(names), hint)
 
 
@@ -119,7 +119,7 @@ def _found(value: object, kind: object, dialect: Dialect) -> str:
 
 
 def _allowed(kind: object, value: object, dialect: Dialect) -> str:
-    """Return what is allowed, in the light of the value that is not."""
+    """Return what is allowed instead of this value, in words."""
     return _described(inspect.type_info(kind), value, dialect)
 
 

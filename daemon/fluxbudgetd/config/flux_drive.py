@@ -1,6 +1,6 @@
-"""flux-drive's budgets: what is built in, the plugin's file, the calibrated multiplier, the project's file.
+"""flux-drive's budgets: built-in defaults, the plugin's file, the calibrated multiplier, the project's file.
 
-Each is laid over the one before, key by key.
+Each is laid over the previous one, key by key.
 """
 
 import glob
@@ -26,9 +26,9 @@ _PLUGIN = "interflux"
 _IN_PLUGIN = os.path.join("config", "flux-drive", "budget.yaml")
 _IN_PROJECT = os.path.join(".claude", "flux-drive-budget.yaml")
 IN_CACHE = os.path.join("plugins", "cache", "*", _PLUGIN, "*", _IN_PLUGIN)
-"""Where the installed plugin's file is looked for in Claude's directory."""
+"""Where the installed plugin's file is, below Claude's directory."""
 
-_HINT = "write what is allowed, or remove the key"
+_HINT = "write an allowed value, or remove the key"
 _MAX_VERSION = 64
 _VERSION_PART = re.compile(r"([0-9]*)(.*)", re.DOTALL)
 
@@ -36,14 +36,14 @@ MinAgents = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class ReactionBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """What the reaction round may cost: a fraction of the review's budget."""
+    """What the reaction round may cost, as a fraction of the review's budget."""
 
     fraction: Annotated[float, Meta(ge=0, le=1)] = 0.25
     min_agents: MinAgents = 2
 
 
 class ReviewBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """What reviews may cost, by input type, and what an agent is expected to cost, by category; in tokens."""
+    """Budgets of reviews by input type, and estimates of agents by category; in tokens."""
 
     budgets: dict[str, Tokens] = msgspec.field(
         default_factory=lambda: {
@@ -74,11 +74,11 @@ class ReviewBudget(msgspec.Struct, frozen=True, kw_only=True):
     exempt_agents: tuple[Annotated[str, Meta(min_length=1)], ...] = ("fd-safety", "fd-correctness")
     reaction_budget: ReactionBudget = ReactionBudget()
     files: tuple[str, ...] = ()
-    """Which files it was made from, lowest first."""
+    """The files that it was made from, lowest first."""
 
 
 _KEYS = frozenset(ReviewBudget.__struct_fields__) - {"files"}
-#: map → its kind of value, and the names that are known; others are further ones when their value is of that kind
+#: map → the kind of its values, and its known names. Unknown names count if their value is of that kind.
 _OPEN_MAPS = {
     "budgets": (Tokens, ReviewBudget().budgets.keys()),
     "agent_defaults": (Estimate, ReviewBudget().agent_defaults.keys()),
@@ -88,9 +88,9 @@ _OPEN_MAPS = {
 def load_review_budget(
     plugin_file: str | None, project_dir: str | None, slicing_multiplier: float | None = None
 ) -> ReviewBudget:
-    """Return the budgets that hold in a project; what is not given, and what has no file, has nothing to say.
+    """Return the budgets that apply in a project. Arguments that are None and missing files change nothing.
 
-    `project_dir` is as runs have it (`wire.text`). Raises `ConfigError`. It blocks: call it in a worker thread.
+    `project_dir` is a run's (see `wire.text`). Raises `ConfigError`. Blocks: call it in a worker thread.
     """
     review = ReviewBudget()
     if plugin_file is not None:
@@ -103,9 +103,9 @@ def load_review_budget(
 
 
 def budget_file(chosen: str, claude_dir: str) -> str | None:
-    """Return the file that was chosen (with `~/`, perhaps), else the installed plugin's, if there is one.
+    """Return the chosen file (which may start with `~/`), else the installed plugin's, if there is one.
 
-    Raises `ConfigError` for a chosen one that does not exist. It blocks.
+    Raises `ConfigError` if the chosen file does not exist. Blocks.
     """
     if not chosen:
         return installed_budget_file(claude_dir)
@@ -119,13 +119,13 @@ def budget_file(chosen: str, claude_dir: str) -> str | None:
 
 
 def installed_budget_file(claude_dir: str) -> str | None:
-    """Return where the installed plugin has its budget file, or None.
+    """Return the path of the installed plugin's budget file, or None.
 
-    What Claude notes of its plugins is often stale; then the newest version in its cache counts. It blocks.
+    Claude's list of installed plugins is often stale; then the newest version in its cache is used. Blocks.
     """
-    noted = [(version, os.path.join(root, _IN_PLUGIN)) for version, root in _noted(claude_dir)]
+    listed = [(version, os.path.join(root, _IN_PLUGIN)) for version, root in _listed(claude_dir)]
     cached = [(path.split(os.sep)[-4], path) for path in glob.glob(os.path.join(glob.escape(claude_dir), IN_CACHE))]
-    return _newest(noted) or _newest(cached)
+    return _newest(listed) or _newest(cached)
 
 
 def _laid_over(below: ReviewBudget, path: str) -> ReviewBudget:
@@ -138,7 +138,7 @@ def _laid_over(below: ReviewBudget, path: str) -> ReviewBudget:
 
 
 def _given(nodes: dict[str, yaml.Node]) -> dict[str, object]:
-    """Return what a file gives of our keys. The file is flux-drive's own: whatever else it holds is passed over."""
+    """Return the values of our keys. The file is flux-drive's, so other keys are ignored."""
     given: dict[str, object] = {}
     for name in sorted(_KEYS & nodes.keys()):
         value = value_of(nodes[name])
@@ -158,14 +158,14 @@ def _is_ours(name: str, key: str, value: object) -> bool:
     return key in ReactionBudget.__struct_fields__
 
 
-def _noted(claude_dir: str) -> Iterator[tuple[str, str]]:
-    """Yield version and directory of the plugin, wherever Claude notes it; what is not understood is passed over."""
+def _listed(claude_dir: str) -> Iterator[tuple[str, str]]:
+    """Yield the version and directory of each listed installation of the plugin; ignore unknown formats."""
     try:
         text = read_text(os.path.join(claude_dir, "plugins", "installed_plugins.json"))
-        noted = msgspec.json.decode(text or "{}")
+        content = msgspec.json.decode(text or "{}")
     except (ConfigError, msgspec.DecodeError, RecursionError):
         return
-    plugins = noted.get("plugins") if isinstance(noted, dict) else None
+    plugins = content.get("plugins") if isinstance(content, dict) else None
     for name, entry in plugins.items() if isinstance(plugins, dict) else ():
         for one in entry if isinstance(entry, list) else [entry]:
             if name.partition("@")[0] == _PLUGIN and isinstance(one, dict):
@@ -180,7 +180,7 @@ def _newest(candidates: list[tuple[str, str]]) -> str | None:
 
 
 def _order(version: str) -> list[tuple[int, bool, str]]:
-    """Return what versions are compared by: 0.2.10 is above 0.2.10-rc1, which is above 0.2.9."""
+    """Return a version's sort key: 0.2.10 is above 0.2.10-rc1, which is above 0.2.9."""
     parts = (_VERSION_PART.fullmatch(part) for part in version[:_MAX_VERSION].split("."))
     return [(int(part[1] or -1), not part[2], part[2]) for part in parts if part is not None]
 

@@ -1,4 +1,4 @@
-"""config.toml, read and checked."""
+"""Read and check config.toml."""
 
 import re
 import tomllib
@@ -14,21 +14,21 @@ from fluxbudgetd.errors import ConfigError
 
 _TOML = Dialect(text="text", mapping="a table", sequence="an array", nothing="nothing")
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)\Z")
-# Python refuses to read a longer one, without saying where it is.
+# Python refuses to parse longer numbers, without saying where they are.
 _LONG_NUMBER = re.compile(r"[0-9][0-9_]{4300,}")
 _MOST_WORDS = 200
 
 
 def load_config(path: str, *, required: bool) -> Config:
-    """Return what config.toml says, laid over the defaults, which a file that is absent leaves as they are.
+    """Return config.toml laid over the defaults; a missing file changes nothing unless it is required.
 
-    Raises `ConfigError`. It blocks: call it in a worker thread.
+    Raises `ConfigError`. Blocks: call it in a worker thread.
     """
     text = read_text(path)
     if text is None and required:
-        raise ConfigError(f"{shown_file(path)}: the file does not exist", "make it, or leave --config out")
+        raise ConfigError(f"{shown_file(path)}: the file does not exist", "create it, or leave out --config")
     data = overlay(msgspec.to_builtins(Config()), {} if text is None else _parsed(text, path))
-    return checked(data, Config, path, _TOML, "write what is allowed, or remove it to have the default")
+    return checked(data, Config, path, _TOML, "write an allowed value, or remove the key to get the default")
 
 
 def _parsed(text: str, path: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _parsed(text: str, path: str) -> dict[str, Any]:
         raise _broken(text, path, str(exc)) from exc
     except RecursionError as exc:
         raise ConfigError(
-            f"{shown_file(path)}: arrays or tables are nested too deep", "nothing here is nested"
+            f"{shown_file(path)}: arrays or tables are nested too deep", "no key needs that: remove it"
         ) from exc
     except ValueError as exc:
         found = _LONG_NUMBER.search(text)

@@ -1,4 +1,4 @@
-"""Where everything lies: command line first, then the environment, then the defaults."""
+"""Where all files are: by the command line, then the environment, then the defaults."""
 
 import os
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
 
     socket: str
     socket_dir_is_ours: bool
-    """The socket's directory is fluxbudget's own: nobody chose it, or it is called so."""
+    """The socket's directory is fluxbudget's own: it is the default, or is named `fluxbudget`."""
     state_dir: str
     state_dir_is_ours: bool
-    """Likewise for the state."""
+    """The state directory is fluxbudget's own: no option chose it."""
     interstat_db: str
     config: str
     config_is_chosen: bool
-    """Somebody named it on the command line, so it has to exist."""
+    """An option chose the configuration, so it must exist."""
     claude_dir: str
     interband_root: str
-    """Unless the configuration names another."""
+    """The configuration may name another."""
 
 
 def locate(
@@ -36,7 +36,7 @@ def locate(
     claude_dir: str | None = None,
     config: str | None = None,
 ) -> Locations:
-    """Return the locations for these arguments (None: not given) and this environment.
+    """Return the locations for these options (None: not given) and this environment.
 
     State: `$STATE_DIRECTORY` (set by systemd), else `${XDG_STATE_HOME:-~/.local/state}/fluxbudget`. interstat's
     database: `$INTERSTAT_DB`, else `interstat/metrics.db` in Claude's directory, which is `$CLAUDE_CONFIG_DIR`, else
@@ -46,7 +46,7 @@ def locate(
     home = environ.get("HOME") or os.path.expanduser("~")
     state_home = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
     given_config = environ.get("XDG_CONFIG_HOME", "")
-    # A relative one is invalid, and so ignored.
+    # The XDG specification says to ignore relative paths.
     config_home = given_config if given_config.startswith("/") else os.path.join(home, ".config")
     # systemd gives a colon-separated list when a unit names several directories; ours is the first.
     given_state = environ.get("STATE_DIRECTORY", "").split(":")[0]

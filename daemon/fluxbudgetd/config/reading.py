@@ -1,4 +1,4 @@
-"""Files that other programs and people write: read whole, or refused in one line."""
+"""Read files that people and other programs write; refuse what is not a regular, small text file."""
 
 import os
 import stat
@@ -10,12 +10,12 @@ from fluxbudgetd.errors import ConfigError
 _MAX_BYTES = 1 << 20
 _RECENTLY_NS = 2_000_000_000
 
-Mark = tuple[int, ...]
-"""Changes whenever the file does; empty when there is none."""
+FileStamp = tuple[int, ...]
+"""Differs if the file has changed; empty if there is no file."""
 
 
 def read_text(path: str) -> str | None:
-    """Return a file's text, or None when there is none; raises `ConfigError`. Nothing that is no file makes it wait."""
+    """Return a file's text, or None if it does not exist; raise `ConfigError`. Never waits for a FIFO or a device."""
     shown = shown_file(path)
     try:
         data = _read(path, shown)
@@ -28,7 +28,7 @@ def read_text(path: str) -> str | None:
     except OSError as exc:
         raise ConfigError(f"{shown}: it cannot be read: {exc.strerror}", "check the path and its file system") from exc
     except ValueError as exc:  # a NUL in it, or half a surrogate pair
-        raise ConfigError(f"{shown}: this is no path: {exc}", "give the path of a file") from exc
+        raise ConfigError(f"{shown}: this is not a path: {exc}", "give the path of a file") from exc
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as exc:
@@ -38,11 +38,11 @@ def read_text(path: str) -> str | None:
         ) from exc
 
 
-def mark(path: str) -> Mark | None:
-    """Return the file's mark; None when the next look has to read the file, whatever its mark is then.
+def file_stamp(path: str) -> FileStamp | None:
+    """Return the file's stamp, or None if the file must be read again next time.
 
-    That is so when the file cannot be looked at, and while it was written so recently that another change could leave
-    its times as they are.
+    That is the case if the file cannot be examined, or was written so recently that another change could leave its
+    times the same.
     """
     try:
         found = os.stat(path)
@@ -56,12 +56,12 @@ def mark(path: str) -> Mark | None:
 
 
 def _read(path: str, shown: str) -> bytes:
-    # Without O_NONBLOCK a FIFO would make this wait for somebody who writes to it.
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+            kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
             raise ConfigError(f"{shown}: it is {kind}; allowed: a regular file", "move it away, or give another path")
         data = b""
         while piece := os.read(fd, _MAX_BYTES + 1 - len(data)):

@@ -1,4 +1,4 @@
-"""config.toml: every key, what it may be, and its default, once."""
+"""config.toml: every key with its allowed values and its default."""
 
 from collections import Counter
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ _NAME = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
 
 Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 Estimate = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
-#: A phase stands between bars in a refusal line and between commas on the command line.
+#: Phases are separated by bars in refusal lines and by commas on the command line.
 PhaseName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z", description=_NAME)]
 Phases = Annotated[
     tuple[PhaseName, ...], Meta(min_length=1, max_length=_PHASES, description=f"1 to {_PHASES} different names")
@@ -63,7 +63,7 @@ class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class RunDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run is started with when nobody says otherwise."""
+    """The settings of a new run, unless the request gives others."""
 
     complexity: Annotated[int, Meta(ge=1, le=5)] = 3
     warn_pct: Annotated[int, Meta(ge=1, le=99)] = 80
@@ -87,10 +87,10 @@ class RunDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class PhaseEstimates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a phase is expected to cost before anything has been measured, in tokens."""
+    """What a phase is expected to cost before it is measured, in tokens."""
 
     default: Estimate = 30_000
-    """A phase that `estimates` does not name."""
+    """For phases that `estimates` does not name."""
     estimates: dict[PhaseName, Estimate] = msgspec.field(
         default_factory=lambda: {
             "brainstorm": 30_000,
@@ -111,14 +111,14 @@ class PhaseEstimates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A macro-stage's share of a run's budget in percent, and the tokens that it gets at least."""
+    """A macro-stage's share of a run's budget in percent, and its minimum in tokens."""
 
     share: Annotated[int, Meta(ge=0, le=_ALL)]
     floor: Estimate
 
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The macro-stages that a budget is shared out among."""
+    """The macro-stages that share a budget."""
 
     discover: Stage = Stage(10, 2_000)
     design: Stage = Stage(25, 5_000)
@@ -129,11 +129,11 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         together = sum(stage.share for stage in (self.discover, self.design, self.build, self.ship, self.reflect))
         if together > _ALL:
-            raise UnfitError("", f"has shares of {together} together", f"shares of at most {_ALL} together")
+            raise UnfitError("", f"has shares of {together} in total", f"shares of at most {_ALL} in total")
 
 
 class Warnings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The percentages of a budget at which something is told; `warn_pct` stands for the run's own."""
+    """The percentages of a budget that fire an event; `warn_pct` stands for the run's own."""
 
     thresholds: tuple[Threshold, ...] = (50, "warn_pct", 95, 100)
 
@@ -142,7 +142,7 @@ class Warnings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ChannelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A place where warnings are told, and which percentages are told there (`all`: those of `warnings`)."""
+    """A channel that delivers warnings, and the percentages that it delivers (`all`: those of `warnings`)."""
 
     enabled: bool = True
     thresholds: ChannelThresholds = ("warn_pct", 100)
@@ -153,13 +153,13 @@ class ChannelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class DesktopConfig(ChannelConfig, frozen=True, kw_only=True):
-    """Bubbles on the desktop."""
+    """Desktop notifications."""
 
     timeout: Seconds = 5.0
 
 
 class InterbandConfig(ChannelConfig, frozen=True, kw_only=True):
-    """The files that interline, Claude Code's status line of the Interverse plugins, reads."""
+    """The files for interline, the status line of the Interverse plugins for Claude Code."""
 
     thresholds: ChannelThresholds = "all"
     root: Directory = ""
@@ -167,7 +167,7 @@ class InterbandConfig(ChannelConfig, frozen=True, kw_only=True):
 
 
 class CommandConfig(ChannelConfig, frozen=True, kw_only=True):
-    """A program of the person's own, started for each warning; none when `argv` is empty."""
+    """A program that is started for each warning; none if `argv` is empty."""
 
     argv: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^[^\x00]*\Z")], ...], Meta(max_length=64, description="up to 64 texts")
@@ -182,7 +182,7 @@ class LogConfig(ChannelConfig, frozen=True, kw_only=True):
 
 
 class Channels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where warnings are told. `hook`: in Claude Code's sessions, by its hooks."""
+    """The channels that deliver warnings. `hook`: in Claude Code's sessions, by its hooks."""
 
     desktop: DesktopConfig = DesktopConfig()
     interband: InterbandConfig = InterbandConfig()
@@ -192,7 +192,7 @@ class Channels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where flux-drive's own settings are."""
+    """Where flux-drive's settings are."""
 
     budget_file: BudgetFile = ""
     """Empty: the installed interflux plugin's."""
@@ -210,9 +210,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def thresholds(self) -> tuple[Threshold, ...]:
-        """Return every percentage that anybody wants to be told of.
+        """Return every percentage that `warnings` or a channel names.
 
-        (The warning and the used-up budget are events of their own kinds, whether they are here or not.)
+        The warning and the exceeded budget are events of their own kinds, whether they are here or not.
         """
         channels = self.channels
         wanted: dict[Threshold, None] = dict.fromkeys(self.warnings.thresholds)

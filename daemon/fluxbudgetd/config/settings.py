@@ -1,4 +1,4 @@
-"""The configuration as it is now: files are looked at when they are needed, and a broken one changes nothing."""
+"""The present configuration: files are read again when they change, and a broken file changes nothing."""
 
 import math
 import os
@@ -14,7 +14,7 @@ import structlog
 from fluxbudgetd.config.calibration import Calibration, load_calibration
 from fluxbudgetd.config.flux_drive import ReviewBudget, budget_file, load_review_budget
 from fluxbudgetd.config.loading import load_config
-from fluxbudgetd.config.reading import Mark, mark
+from fluxbudgetd.config.reading import FileStamp, file_stamp
 from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.errors import ConfigError, RequestTimeoutError
@@ -23,38 +23,38 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-# A project in a file system that does not answer keeps its thread; so many of them leave the others theirs.
+# A project on a file system that does not answer occupies a thread. At most this many may be occupied.
 _REVIEW_THREADS = 8
 _HUNG_SECONDS = 0.05
 
 
 class Fault(NamedTuple):
-    """What is wrong with a file now, and what to do."""
+    """A problem with a file, and what to do."""
 
     what: str
     hint: str
 
 
 def calibration_path(config_path: str) -> str:
-    """Return where the calibration is: beside the configuration."""
+    """Return the calibration's path, which is beside the configuration."""
     return os.path.join(os.path.dirname(config_path), "calibration.json")
 
 
 class Settings:
-    """config.toml and calibration.json: what they last said that was right, and what is wrong with them now."""
+    """config.toml and calibration.json: their last good contents, and their present faults."""
 
     def __init__(self, config_path: str, *, required: bool, claude_dir: str) -> None:
         self.config_path = config_path
         self.calibration_path = calibration_path(config_path)
         self._changed: anyio.Event | None = None
         self._claude_dir = claude_dir
-        self._config = _Followed(config_path, partial(load_config, config_path, required=required), Config())
-        self._calibration: _Followed[Calibration | None] = _Followed(
+        self._config = _WatchedFile(config_path, partial(load_config, config_path, required=required), Config())
+        self._calibration: _WatchedFile[Calibration | None] = _WatchedFile(
             self.calibration_path, partial(load_calibration, self.calibration_path), None
         )
-        # Held by threads, not by those who wait for them: whoever gives up on a file system that does not answer leaves
-        # its thread behind, and the next one must not add another.
-        self._looking = threading.Lock()
+        # Held by the threads, not by the requests that wait for them. If a file system does not answer, a request gives
+        # up but its thread stays; the next request must not add another.
+        self.reading = threading.Lock()
         self._reviewing = threading.BoundedSemaphore(_REVIEW_THREADS)
 
     @property
@@ -64,36 +64,36 @@ class Settings:
 
     @property
     def calibration(self) -> Calibration | None:
-        """Return the last good calibration; None when there is none."""
+        """Return the last good calibration, or None."""
         return self._calibration.value
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """Return what is wrong with the two files now."""
+        """Return the present faults of the two files."""
         return tuple(fault for fault in (self._config.fault, self._calibration.fault) if fault is not None)
 
     def load_first(self) -> None:
-        """Read both files; raises `ConfigError` for config.toml, while a broken calibration is a fault. It blocks."""
-        config, calibration = self._config.look(), self._calibration.look()
+        """Read both files. Raise `ConfigError` if config.toml is broken; a broken calibration is a fault. Blocks."""
+        config, calibration = self._config.read(), self._calibration.read()
         if isinstance(config.found, ConfigError):
             raise config.found
         self._config.take(config)
         self._calibration.take(calibration)
 
     async def refresh(self, deadline: float = math.inf, *, force: bool = False) -> bool:
-        """Read what has changed since the last look, or with `force` everything; tells whether that was possible.
+        """Read the files that have changed, or with `force` both; return True if that was possible.
 
-        A file system that has not answered in half of the time until the deadline (of the loop's clock), or since an
-        earlier look, leaves everything as it was.
+        If the file system does not answer within half of the time until the deadline (by the loop's clock), or has not
+        answered an earlier call yet, nothing changes.
         """
         now = anyio.current_time()
         with anyio.CancelScope(deadline=now + (deadline - now) / 2):
-            looks = await anyio.to_thread.run_sync(self._look, force, abandon_on_cancel=True)
-            if looks is None:
+            results = await anyio.to_thread.run_sync(self._read, force, abandon_on_cancel=True)
+            if results is None:
                 return False
             before = self.config
-            self._config.take(looks[0])
-            self._calibration.take(looks[1])
+            self._config.take(results[0])
+            self._calibration.take(results[1])
             if self.config != before and self._changed is not None:
                 self._changed.set()
                 self._changed = None
@@ -109,27 +109,27 @@ class Settings:
         return self.config
 
     async def review_budget(self, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
-        """Return the review budgets that hold in a project now (without what calibration says, if so asked).
+        """Return the review budgets that apply in a project now, with or without the calibrated multiplier.
 
-        Raises `ConfigError`, or `RequestTimeoutError` when so many files do not answer that this one is not tried.
+        Raises `ConfigError`, or `RequestTimeoutError` if too many files do not answer to try another.
         """
         slicing = None if self.calibration is None or not calibrated else self.calibration.slicing.multiplier
         return await anyio.to_thread.run_sync(
             self._review_budget, self.config, project_dir, slicing, abandon_on_cancel=True
         )
 
-    def _look(self, force: bool) -> tuple["_Look[Config] | None", "_Look[Calibration | None] | None"] | None:
-        if not self._looking.acquire(timeout=_HUNG_SECONDS):
+    def _read(self, force: bool) -> tuple["_Read[Config] | None", "_Read[Calibration | None] | None"] | None:
+        if not self.reading.acquire(timeout=_HUNG_SECONDS):
             return None
         try:
-            return self._config.look_again(force=force), self._calibration.look_again(force=force)
+            return self._config.read_if_changed(force=force), self._calibration.read_if_changed(force=force)
         finally:
-            self._looking.release()
+            self.reading.release()
 
     def _review_budget(self, config: Config, project_dir: str | None, slicing: float | None) -> ReviewBudget:
         if not self._reviewing.acquire(timeout=_HUNG_SECONDS):
             raise RequestTimeoutError(
-                "flux-drive's budget files do not answer", "is their file system reachable? ask again when it is"
+                "flux-drive's budget files do not answer", "is their file system reachable? try again when it is"
             )
         try:
             return load_review_budget(
@@ -139,53 +139,53 @@ class Settings:
             self._reviewing.release()
 
 
-class _Look(NamedTuple, Generic[T]):
-    """What one look at a file gave."""
+class _Read(NamedTuple, Generic[T]):
+    """The result of reading a file once."""
 
-    mark: Mark | None
+    stamp: FileStamp | None
     found: T | ConfigError
 
 
-class _Followed(Generic[T]):
-    """A file, and what it last said that was right. Looks block and change nothing."""
+class _WatchedFile(Generic[T]):
+    """A file and its last good contents. `read` and `read_if_changed` block and change nothing; `take` applies."""
 
     def __init__(self, path: str, load: Callable[[], T], value: T) -> None:
         self.value = value
         self.error: ConfigError | None = None
         self._path = path
         self._load = load
-        self._mark: Mark | None = None
+        self._stamp: FileStamp | None = None
 
     @property
     def fault(self) -> Fault | None:
-        """Return what is wrong with it now."""
+        """Return the file's present fault, or None."""
         return None if self.error is None else Fault(self.error.message, self.error.hint)
 
-    def look_again(self, *, force: bool) -> _Look[T] | None:
-        """Read the file if it has changed, or could have."""
-        now = mark(self._path)
-        return None if not force and now is not None and now == self._mark else self.look()
+    def read_if_changed(self, *, force: bool) -> _Read[T] | None:
+        """Read the file if it has changed, or may have."""
+        now = file_stamp(self._path)
+        return None if not force and now is not None and now == self._stamp else self.read()
 
-    def look(self) -> _Look[T]:
+    def read(self) -> _Read[T]:
         """Read the file."""
-        # The mark is taken first: a file that changes while it is read has another one the next time.
-        now = mark(self._path)
+        # The stamp is taken first: if the file changes while it is read, its next stamp differs.
+        now = file_stamp(self._path)
         try:
-            return _Look(now, self._load())
+            return _Read(now, self._load())
         except ConfigError as exc:
-            # What was in the way may pass without the file's changing.
-            return _Look(None, exc)
+            # The cause may disappear without a change of the file.
+            return _Read(None, exc)
 
-    def take(self, look: _Look[T] | None) -> None:
-        """Keep what a look has given, and log what is new about it."""
-        if look is None:
+    def take(self, read: _Read[T] | None) -> None:
+        """Apply what was read, and log changes."""
+        if read is None:
             return
-        self._mark = look.mark
-        if isinstance(look.found, ConfigError):
-            if self.error is None or self.error.message != look.found.message:
-                log.error("configuration broken, keeping the last good one", what=look.found.message)
-            self.error = look.found
+        self._stamp = read.stamp
+        if isinstance(read.found, ConfigError):
+            if self.error is None or self.error.message != read.found.message:
+                log.error("configuration broken, keeping the last good one", what=read.found.message)
+            self.error = read.found
         else:
-            if self.error is not None or self.value != look.found:
+            if self.error is not None or self.value != read.found:
                 log.info("configuration reloaded", file=shown_file(self._path))
-            self.value, self.error = look.found, None
+            self.value, self.error = read.found, None

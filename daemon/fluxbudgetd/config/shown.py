@@ -1,4 +1,4 @@
-"""Values, keys and paths as they stand in a message: one line, short, nothing that moves a terminal's cursor."""
+"""Values, keys and paths in messages: one short line, without control characters."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Dialect(NamedTuple):
-    """What a file's format calls its values."""
+    """A file format's words for its kinds of values."""
 
     text: str
     mapping: str
@@ -21,7 +21,7 @@ class Dialect(NamedTuple):
 
 
 def shown(value: object, dialect: Dialect) -> str:
-    """Return a value with at most 60 characters. What holds other values is only named, never written out."""
+    """Return a value in at most 60 characters. Maps and lists are named, not written out."""
     if isinstance(value, str):
         return f'"{shortened(one_line(value[: _MOST + 1]), _MOST - 2)}"'
     if isinstance(value, bool) or value is None:
@@ -36,7 +36,7 @@ def shown(value: object, dialect: Dialect) -> str:
 
 
 def shown_key(keys: Sequence[str | int]) -> str:
-    """Return a key as one writes it: `runs.warn_pct`, `warnings.thresholds[2]`, `phases.estimates."a b"`."""
+    """Return a key as it is written: `runs.warn_pct`, `warnings.thresholds[2]`, `phases.estimates."a b"`."""
     text = ""
     for key in keys:
         if isinstance(key, int):
@@ -54,18 +54,18 @@ def shown_file(path: str) -> str:
 
 
 def shortened(text: str, most: int = _MOST) -> str:
-    """Return at most so many characters of a text."""
+    """Return a text cut to so many characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def one_line(text: str) -> str:
-    r"""Return text with everything written out that is not printable; a folded foreign byte becomes `\xff`."""
+    r"""Return text with unprintable characters escaped; a folded foreign byte becomes `\xff`."""
     if text.isprintable():
         return text
-    return "".join(character if character.isprintable() else _written_out(character) for character in text)
+    return "".join(character if character.isprintable() else _escaped(character) for character in text)
 
 
-def _written_out(character: str) -> str:
+def _escaped(character: str) -> str:
     if "\uef80" <= character <= "\uefff":  # see fluxbudgetd.wire.text
         return f"\\x{ord(character) - 0xEF00:02x}"
     return character.encode("unicode_escape").decode()

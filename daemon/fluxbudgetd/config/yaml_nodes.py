@@ -1,7 +1,7 @@
-"""YAML as nodes, of which only what is asked for becomes a value.
+"""YAML as nodes. Only those that are needed are converted to values.
 
-Nothing is expanded: aliases stay shared, and a merge key (`<<`) visits each map once. So a small file that stands for a
-gigantic one costs no more than its own size.
+Nothing is expanded: aliases stay shared, and a merge key (`<<`) visits each map once. So a small file that expands to a
+huge document costs no more than its own size.
 """
 
 import re
@@ -16,29 +16,29 @@ from fluxbudgetd.errors import ConfigError
 DIALECT = Dialect(text="text in YAML 1.1", mapping="a map", sequence="a list", nothing="null")
 
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# libyaml's composer recurses on the C stack; deep enough, it takes the process with it.
+# libyaml's composer recurses on the C stack, so deep nesting would crash the process.
 _MAX_DEPTH = 64
-# No number that is allowed is longer, and reading a very long one takes very long.
+# No allowed number is longer, and parsing a very long one takes very long.
 _MAX_SCALAR = 100
 _MOST_WORDS = 200
 _STANDARD = "tag:yaml.org,2002:"
 _CODE = f"{_STANDARD}python/"
 _CONSTRUCTED = {f"{_STANDARD}{name}" for name in ("bool", "int", "float")}
-# Of what YAML allows, the byte order mark is missing: the two loaders disagree about it.
+# YAML also allows the byte order mark, but the two loaders disagree about it.
 _UNPRINTABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
-_HINT = "correct the line: the file has to be YAML"
+_HINT = "correct the line: the file must be YAML"
 
 
 class _Mark(Protocol):
-    """Either loader's idea of a place."""
+    """A place in the file, as either loader gives it."""
 
     line: int
     column: int
 
 
 class Other:
-    """A value that no key of ours can have, as it is shown."""
+    """A value that none of our keys may have, as text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -48,7 +48,7 @@ class Other:
 
 
 def top_level(text: str, path: str) -> dict[str, yaml.Node]:
-    """Return a document's top-level map, which is empty when the document is; raises `ConfigError`."""
+    """Return a document's top-level map, which is empty if the document is; raise `ConfigError`."""
     found = _UNPRINTABLE.search(text)
     if found:
         line = text.count("\n", 0, found.start()) + 1
@@ -73,11 +73,11 @@ def top_level(text: str, path: str) -> dict[str, yaml.Node]:
 
 
 def entries(node: yaml.MappingNode) -> dict[str, yaml.Node]:
-    """Return a map's entries whose key is text, as PyYAML has them: the last of equal keys, merge keys followed."""
+    """Return a map's entries whose key is text. As in PyYAML, the last of equal keys wins; merge keys are applied."""
     found: dict[str, yaml.Node] = {}
     ahead: list[yaml.Node] = [node]
     seen: set[int] = set()
-    # What counts most comes first. So a map that is merged a second time has nothing more to say.
+    # Entries with precedence come first, so a map that is merged a second time adds nothing.
     while ahead:
         at = ahead.pop()
         if id(at) in seen or not isinstance(at, yaml.MappingNode):
@@ -87,14 +87,14 @@ def entries(node: yaml.MappingNode) -> dict[str, yaml.Node]:
         for key, value in at.value:
             if key.tag == f"{_STANDARD}merge":
                 ahead += reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]
-            elif key.tag == f"{_STANDARD}str" and _is_sound(key.value):
+            elif key.tag == f"{_STANDARD}str" and _is_valid(key.value):
                 own[key.value] = value
         found = {**own, **found}
     return found
 
 
 def value_of(node: yaml.Node) -> object:
-    """Return a node as a plain value, two levels deep; what lies deeper, or is of another type, is an `Other`."""
+    """Return a node as a plain value, two levels deep. Deeper nodes and other types become an `Other`."""
     if isinstance(node, yaml.MappingNode) and node.tag == f"{_STANDARD}map":
         return {key: _flat(item) for key, item in entries(node).items()}
     if isinstance(node, yaml.SequenceNode) and node.tag == f"{_STANDARD}seq":
@@ -109,12 +109,12 @@ def _flat(node: yaml.Node) -> object:
         return Other(kind if standard else f"{kind} with the tag {_short_tag(node)}")
     if node.tag == f"{_STANDARD}null":
         return None
-    if node.tag == f"{_STANDARD}str" and _is_sound(node.value):
+    if node.tag == f"{_STANDARD}str" and _is_valid(node.value):
         return str(node.value)
     if node.tag in _CONSTRUCTED and len(node.value) <= _MAX_SCALAR:
         try:
             return SafeConstructor().construct_object(node)
-        except (ValueError, LookupError):  # `!!int x` says that it is a number, and is none
+        except (ValueError, LookupError):  # `!!int x` is tagged as a number but is not one
             pass
     return Other(f"{shortened(node.value)} ({_short_tag(node)})")
 
@@ -124,8 +124,8 @@ def _short_tag(node: yaml.Node) -> str:
     return f"!!{tag.removeprefix(_STANDARD)}" if tag.startswith(_STANDARD) else tag
 
 
-def _is_sound(text: str) -> bool:
-    """Tell whether it is text throughout: an escape can stand for half a surrogate pair."""
+def _is_valid(text: str) -> bool:
+    """Return True if it is valid text: an escape can produce half a surrogate pair."""
     return not _HALF_A_PAIR.search(text)
 
 
@@ -141,7 +141,7 @@ def _require_shallow(text: str, path: str) -> None:
 
 
 def _require_no_code(root: yaml.Node, path: str) -> None:
-    """Refuse a file that asks for code to be run; nothing here would run it, but another reader of the file might."""
+    """Refuse a file with tags that run code. Nothing here would run it, but another reader of the file might."""
     ahead = [root]
     seen: set[int] = set()
     while ahead:

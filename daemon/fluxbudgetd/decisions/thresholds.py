@@ -61,7 +61,7 @@ class Thresholds:
         """
         balance = account.balance(changed)
         same_budget = changed.token_budget == account.run.token_budget
-        kept = account.fired if same_budget else thresholds.rearmed(account.fired, balance)
+        kept = account.fired if same_budget else thresholds.still_fired(account.fired, balance)
         passed = thresholds.passed(self._of(changed), balance)
         return kept | passed, thresholds.events(changed, balance, passed - kept)
 

@@ -34,7 +34,7 @@ def passed(of: Collection[BudgetThreshold], balance: Balance) -> frozenset[Budge
     return frozenset(one for one in of if spent >= one.pct * budget)
 
 
-def rearmed(fired: Collection[BudgetThreshold], balance: Balance) -> frozenset[BudgetThreshold]:
+def still_fired(fired: Collection[BudgetThreshold], balance: Balance) -> frozenset[BudgetThreshold]:
     """Return the thresholds that stay fired under another budget."""
     return passed(fired, balance)
 
