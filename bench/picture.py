@@ -1,4 +1,4 @@
-"""The README's picture: medians of whole processes as horizontal bars with whiskers, on a logarithmic axis."""
+"""The picture in docs/performance.md: medians of whole processes as bars with whiskers, on a logarithmic axis."""
 
 import math
 from collections.abc import Iterable, Iterator

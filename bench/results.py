@@ -1,4 +1,4 @@
-"""Where the figures go: bench/RESULTS.md, the README's table, the picture."""
+"""Where the figures go: bench/RESULTS.md, the table in docs/performance.md, the picture."""
 
 import os
 import platform
@@ -20,15 +20,15 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def write(rows: Sequence[Row], root: Path) -> None:
-    """Write all figures into the tree; the README's table has those with a target."""
+    """Write all figures into the tree; docs/performance.md has those with a target."""
     versions = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     (root / "bench" / "RESULTS.md").write_text(
         f"# Figures\n\nWritten by `make bench` ({versions}, {os.cpu_count()} cores, {platform.machine()}).\n"
         f"Ratios are of interleaved runs; absolute times only explain.\n\n{table(rows)}"
     )
-    readme = root / "README.md"
-    before, _, rest = readme.read_text().partition(_BEGIN)
+    page = root / "docs" / "performance.md"
+    before, _, rest = page.read_text().partition(_BEGIN)
     _, end, after = rest.partition(_END)
-    assert end, "the README has no place for the figures"
-    readme.write_text(before + _BEGIN + table(row for row in rows if row.target) + _END + after)
+    assert end, f"{page} has no place for the figures"
+    page.write_text(before + _BEGIN + table(row for row in rows if row.target) + _END + after)
     (root / "docs" / "latency.svg").write_text(picture(rows))

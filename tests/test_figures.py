@@ -1,4 +1,4 @@
-"""The figures that the README shows are those of the last `make bench`."""
+"""The figures in docs/performance.md are those of the last `make bench`."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,8 +17,9 @@ def results() -> list[list[str]]:
     return table((ROOT / "bench" / "RESULTS.md").read_text())
 
 
-def test_readme_has_the_figures_with_a_target() -> None:
-    shown = (ROOT / "README.md").read_text().partition("<!-- figures -->")[2].partition("<!-- /figures -->")[0]
+def test_performance_page_has_the_figures_with_a_target() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    shown = page.partition("<!-- figures -->")[2].partition("<!-- /figures -->")[0]
     head, *rows = results()
     with_target = [row for row in rows if row[2]]
     assert with_target
