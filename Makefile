@@ -1,14 +1,14 @@
-# Every target does the set-up that it needs. PYTHON is only used to make the virtual environments.
+# Every target does the setup that it needs. PYTHON is only used to create the virtual environments.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Half of the time a test waits for other processes.
+# A test spends about half of its time waiting for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
 
 .PHONY: help demo test lint suite wheel-test bench docs install clean
 
 help:
-	@echo 'make demo     the main job as a story, in a throw-away home'
+	@echo 'make demo     show what fluxbudget does, as a story in a throw-away home'
 	@echo 'make test     lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    measure, as ratios in one run (takes a few minutes)'
@@ -22,7 +22,7 @@ $(VENV)/.made:
 	  || { echo 'Python has no venv here; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	@touch $@
 
-# An editable install does not compile by itself: the native client is made anew when one of these has changed.
+# An editable install does not compile by itself: the native client is compiled again when one of these has changed.
 $(VENV)/.runtime: $(VENV)/.made pyproject.toml hatch_build.py $(wildcard client/native/*.*)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
@@ -40,12 +40,12 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests docs hatch_build.py client/native
 
-# (What runs in a user's service manager takes a minute; it is shown once, against the wheel.)
+# (The tests in a real user manager take a minute; they run once, against the wheel.)
 suite: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/test_user_manager.py
 
-# Against what a user installs: a wheel in an environment of its own, the source tree nowhere on the path. Not all over
-# again: the tests that start the programs as a user does, which need every part of the package between them.
+# The wheel in an environment of its own, as a user installs it, with the source tree nowhere on the path. This runs only the
+# tests that start the programs as a user does; together they need every part of the package.
 WHEEL := build/wheel
 WHEEL_TESTS := client hook_client import_order ledger lifecycle project sandbox service service_units statusline \
   terminal top units user_manager
@@ -67,7 +67,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python docs/make_protocol.py > docs/protocol.md
 	$(BIN)/python docs/make_map.py docs/ARCHITECTURE.md
 
-# Into the user's own environment: pipx or uv when there, else pip --user; never into a system's Python by force.
+# Into the user's own environment, with pipx or uv if installed, otherwise pip --user; never by force into the system's Python.
 install:
 	@if command -v pipx >/dev/null; then pipx install --force .; \
 	elif command -v uv >/dev/null; then uv tool install --force .; \
