@@ -1,4 +1,4 @@
-"""What the parts of the benchmark share: homes with a daemon as users run it, rows of the table, spreads."""
+"""What the parts of the benchmark share: homes with a daemon, rows of the table, spreads."""
 
 import statistics
 import sys
@@ -13,12 +13,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from harness import daemon as harness  # noqa: E402
 
-# The daemon as users run it, without the tests' detector.
+# Run the daemon as users do, without the tests' detector of blocking calls.
 harness.DAEMON[:] = [sys.executable, "-m", "fluxbudgetd"]
 
 
 class Bar(NamedTuple):
-    """A row's bar in the picture: quartiles in seconds, and whether it is fluxbudget's."""
+    """A row's bar in the picture: quartiles in seconds. `ours` is true for fluxbudget's own programs."""
 
     q1: float
     median: float
@@ -27,7 +27,7 @@ class Bar(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the table; `bar` when it is in the picture, too."""
+    """One line of the table. `bar` is None if it is not in the picture."""
 
     what: str
     figure: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 @contextmanager
 def world(name: str, base: Path) -> Iterator[harness.Home]:
-    """Make a home whose daemons are ended."""
+    """Make a home, and stop its daemons at the end."""
     home = harness.Home(base / name)
     try:
         yield home
@@ -53,7 +53,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Return median, quartiles and p99, in microseconds or, from 10 ms on, in milliseconds."""
+    """Return median, quartiles and p99, in microseconds, or in milliseconds if the median is 10 ms or more."""
     quartiles = statistics.quantiles(seconds, n=4)
     unit, factor, digits = ("µs", 1e6, 0) if quartiles[1] < 0.01 else ("ms", 1e3, 1)
     q1, q2, q3, last = (f"{time * factor:.{digits}f}" for time in (*quartiles, p99(seconds)))
@@ -61,7 +61,7 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def grouped(number: int) -> str:
-    """Write a count with a space after each three digits."""
+    """Return a number with its digits in groups of three."""
     return f"{number:,}".replace(",", " ")
 
 
@@ -71,6 +71,6 @@ def p99(seconds: Sequence[float]) -> float:
 
 
 def ratio(what: str, ours: Sequence[float], theirs: Sequence[float], most: float | None = None) -> Row:
-    """Return the row of two medians' ratio, which is to be at most `most`."""
+    """Return a row with the ratio of two medians. `most` is its target, if it has one."""
     found = statistics.median(ours) / statistics.median(theirs)
     return Row(what, f"{found:.2f}", "" if most is None else f"≤ {most:g}", None if most is None else found <= most)

@@ -1,4 +1,4 @@
-"""interstat's databases of any size: made once, copied to where they are read."""
+"""interstat's databases of any size: each is made once and copied for each use."""
 
 import shutil
 import sqlite3
@@ -9,14 +9,14 @@ from harness.interstat import FULL_SCHEMA
 
 SMALL, MIDDLE, LARGE = 10_000, 100_000, 1_000_000
 SESSION_ROWS = 20
-#: The session that has a large share of the rows: what a long sprint's looks like.
+#: A session with a large share of the rows, like that of a long sprint.
 SPRINT = "sprint"
-#: What each row spends, in billing tokens.
+#: The billing tokens of each row.
 ROW_TOKENS = 110
 
 
 def database(base: Path, path: Path, rows: int) -> None:
-    """Put a database of so many rows at `path`; the first of each size is made beside the parts' directories."""
+    """Put a database with this many rows at `path`. The first of each size is made beside `base` and kept."""
     made = base.parent / f"{rows}.db"
     if not made.exists():
         _make(made, rows)
@@ -25,12 +25,12 @@ def database(base: Path, path: Path, rows: int) -> None:
 
 
 def sprint_rows(rows: int) -> int:
-    """Return how many of so many rows are the sprint's: one in a hundred."""
+    """Return how many of the rows belong to the sprint: one in a hundred."""
     return rows // 100
 
 
 def _sessions(rows: int) -> Iterator[str]:
-    """Give each row its session: twenty rows each, and among the last tenth of all rows every tenth is the sprint's."""
+    """Yield each row's session: twenty rows each, but of the last tenth of all rows every tenth is the sprint's."""
     for number in range(rows):
         recent = number >= rows - rows // 10
         yield SPRINT if recent and number % 10 == 0 else f"s{number // SESSION_ROWS}"

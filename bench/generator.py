@@ -1,7 +1,7 @@
-"""Ask a server over many connections at once: `python generator.py SOCKET CONNECTIONS SECONDS <FRAME`.
+"""Send requests over many connections at once: `python generator.py SOCKET CONNECTIONS SECONDS <FRAME`.
 
-Each connection asks again as soon as it has its answer. On stdout come the times of the answers, as doubles.
-It imports nothing of fluxbudget: the same process asks any server that answers a frame with a frame.
+Each connection sends its next request as soon as it has its answer. The response times go to stdout, as doubles.
+This script imports nothing of fluxbudget: it works with any server that answers a frame with a frame.
 """
 
 from __future__ import annotations  # array[float] is only a type checker's
@@ -12,12 +12,12 @@ import sys
 import time
 from array import array
 
-#: What comes before that is not counted: connections are accepted, caches warm.
+#: Responses in the first moments are not counted: connections are being accepted, and caches fill.
 WARM_SECONDS = 0.1
 
 
 def main(path: str, connections: int, seconds: float, frame: bytes) -> array[float]:
-    """Return how long each answer took, in seconds; raises `EOFError` when the server closes a connection."""
+    """Return the response times in seconds; raises `EOFError` if the server closes a connection."""
     epoll = select.epoll()
     peers: dict[int, socket.socket] = {}
     received: dict[int, bytes] = {}

@@ -10,12 +10,12 @@ from common import Row, world
 from databases import SMALL, database
 from harness import daemon as harness
 
-#: How often threads are looked at: what one does between the last look and its end is not counted.
-_LOOK_SECONDS = 0.25
+#: How often threads are sampled. What a thread does between its last sample and its end is not counted.
+_SAMPLE_SECONDS = 0.25
 
 
 def switches(pid: int) -> dict[int, int]:
-    """Return how often each of the process's threads has given up the processor by itself."""
+    """Return the number of voluntary context switches of each thread of a process."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -27,12 +27,12 @@ def switches(pid: int) -> dict[int, int]:
 
 
 def wake_ups(pid: int, seconds: float) -> Counter[int]:
-    """Count for so long how often each thread wakes up: threads that end meanwhile, and new ones, are in the count."""
+    """Count the wake-ups of each thread for so many seconds, including threads that start or end meanwhile."""
     counted: Counter[int] = Counter()
     last = switches(pid)
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(_LOOK_SECONDS, left))
+        time.sleep(min(_SAMPLE_SECONDS, left))
         now = switches(pid)
         counted.update({thread: count - last.get(thread, 0) for thread, count in now.items()})
         last = now
@@ -40,13 +40,13 @@ def wake_ups(pid: int, seconds: float) -> Counter[int]:
 
 
 def processor(pid: int) -> float:
-    """Return the seconds of processor time used, by threads that have ended, too."""
+    """Return the processor time used so far in seconds, including threads that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def idle(base: Path, seconds: float) -> Iterator[Row]:
-    """Wake-ups and processor time when nothing happens, without and with active runs."""
+    """Measure wake-ups and processor time when nothing happens, without and with active runs."""
     with world("idle", base) as home:
         database(base, home.interstat, SMALL)
         daemon = home.start()

@@ -1,4 +1,4 @@
-"""What one more row costs its writer, and whoever asks after it, by the size of the file."""
+"""What one more row costs its writer and the next request, by the size of the file."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -37,12 +37,12 @@ def _side(stack: ExitStack, base: Path, rows: int) -> _Side:
 
 
 def insert_cost(base: Path, rounds: int) -> Iterator[Row]:
-    """Commit one row, ask what remains: in files of three sizes, turn by turn."""
+    """Commit one row and ask what remains, with files of three sizes in turn."""
     with ExitStack() as stack:
         sides = {rows: _side(stack, base, rows) for rows in (SMALL, MIDDLE, LARGE)}
         turns = [*sides.values()]
         for number in range(rounds):
-            # Most rows are somebody else's: the run's own session is read all the same.
+            # Most rows belong to other sessions; the run's own session is read all the same.
             session = "s5" if number % 20 == 0 else "s6"
             for side in turns[:: 1 if number % 2 else -1]:
                 request = messages.Remaining(run=side.run, wait_ms=5000)

@@ -1,4 +1,4 @@
-"""fluxbudget as users have it: wheels from this tree, installed into environments of their own."""
+"""fluxbudget as users install it: wheels of this tree, each in an environment of its own."""
 
 import os
 import subprocess
@@ -10,16 +10,17 @@ from common import ROOT
 
 
 def install(place: Path, native: bool) -> Path | None:
-    """Install the client, native or as without a C compiler; return its directory of programs, None when impossible.
+    """Install the native client, or the one for machines without a C compiler; return the directory of its programs.
 
-    What hot verbs do not import is not there: an environment without it starts as one with it.
+    Return None if there is no C compiler here. The dependencies are left out: hot verbs do not import them, so they
+    start equally fast without.
     """
     setting = {"FLUXBUDGET_NATIVE": "1" if native else "0"}
     wheels = place / "dist"
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(wheels)]
     built = subprocess.run(build, cwd=ROOT, env={**os.environ, **setting}, capture_output=True, text=True, check=False)
     if built.returncode != 0:
-        # Of all that can go wrong, only this is the machine's.
+        # Any other failure is a defect of ours.
         assert "no C compiler" in built.stdout + built.stderr, built
         return None
     venv.create(place, symlinks=True)

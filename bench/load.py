@@ -1,4 +1,4 @@
-"""Warm requests, beside a bare echo through the same kind of server: one after the other, and many at once."""
+"""Warm requests, compared with a bare echo by the same kind of server: one at a time, and many at once."""
 
 from __future__ import annotations  # array[float] is only a type checker's
 
@@ -38,10 +38,10 @@ anyio.run(main)
 
 @contextmanager
 def _servers(base: Path) -> Iterator[tuple[Path, Path, messages.Remaining]]:
-    """Start the daemon and the echo; give their sockets, and the question for the daemon."""
+    """Start the daemon and the echo server; yield their sockets, and a request for the daemon."""
     with world("warm", base) as home:
         database(base, home.interstat, SMALL)
-        # The times of a file that was written within the last two seconds are not relied on: it is read each time.
+        # A file that was written within the last two seconds is read again for each request.
         time.sleep(2.5)
         home.start()
         run = harness.started(home, session="s5", token_budget="none")
@@ -56,7 +56,7 @@ def _servers(base: Path) -> Iterator[tuple[Path, Path, messages.Remaining]]:
 
 
 def warm_request(base: Path, rounds: int) -> Iterator[Row]:
-    """Ask when nothing has changed."""
+    """Send requests while nothing changes."""
     with (
         _servers(base) as (daemon, echo, request),
         harness.Wire(daemon) as wire,
@@ -81,7 +81,7 @@ def warm_request(base: Path, rounds: int) -> Iterator[Row]:
 
 
 def load(base: Path, slices: int, seconds: float) -> Iterator[Row]:
-    """Ask over 1, 10 and 100 connections at once, each again as soon as it has its answer; slice by slice in turn."""
+    """Send requests over 1, 10 and 100 connections at once, in alternating slices of time with the echo."""
     with _servers(base) as (daemon, echo, request):
         frame = encode_frame(messages.encode(request))
         for connections in (1, 10, 100):

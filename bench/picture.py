@@ -6,14 +6,14 @@ from html import escape
 
 from common import Bar, Row
 
-# Of about the same contrast on white and on black; the background is the page's.
+# About the same contrast on white and on black; the page provides the background.
 _TEXT, _OURS, _OTHER = "#768390", "#2f81f7", "#8b949e"
 _WIDTH, _LABELS, _FIGURES, _ROW, _TOP = 900, 440, 80, 24, 30
 _FONT = "font-family=\"system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif\" font-size=\"13\""
 
 
 class _Axis:
-    """Milliseconds to x: whole steps of 1, 2, 5, 10, … around all that is shown."""
+    """The axis from milliseconds to x, in steps of 1, 2, 5, 10, … around everything that is shown."""
 
     def __init__(self, bars: Iterable[Bar]) -> None:
         steps = [factor * 10.0**power for power in range(-2, 5) for factor in (1, 2, 5)]
@@ -29,7 +29,7 @@ class _Axis:
 
 
 def picture(rows: Iterable[Row]) -> str:
-    """Return the SVG of all rows that have a bar."""
+    """Return an SVG with the rows that have a bar."""
     shown = [(row, row.bar) for row in rows if row.bar is not None]
     axis = _Axis(bar for _, bar in shown)
     bottom = _TOP + _ROW * len(shown)
@@ -54,7 +54,7 @@ def _bar(row: Row, bar: Bar, axis: _Axis, top: int) -> Iterator[str]:
     name = row.what.replace("`", "")
     weight = ' font-weight="bold"' if bar.ours else ""
     yield f'<text x="{_LABELS - 8}" y="{base}" text-anchor="end">{escape(name)}</text>'
-    # Not opaque, so that the whisker is seen on it.
+    # Translucent, so that the whisker is visible on it.
     colour = f'fill="{_OURS}" fill-opacity="0.7"' if bar.ours else f'fill="{_OTHER}" fill-opacity="0.45"'
     yield f'<rect x="{_LABELS}" y="{top + 5}" width="{median - _LABELS:.1f}" height="{_ROW - 10}" {colour}/>'
     ends = f"M{q1:.1f} {middle - 4}v8M{q1:.1f} {middle}H{q3:.1f}M{q3:.1f} {middle - 4}v8"

@@ -1,4 +1,4 @@
-"""Whole processes, as a hook pays for them: from the start of the program until its end has been waited for."""
+"""Whole processes, as a hook pays for them: from starting the program until it has been waited for."""
 
 import contextlib
 import json
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from common import Bar, Row, grouped, ratio, spread, timed, world
 from databases import LARGE, MIDDLE, ROW_TOKENS, SMALL, SPRINT, database, sprint_rows
+from events import HOOKS, SESSION, hook_input
 from harness import daemon as harness
 from installed import install
-from telling import HOOKS, SESSION, hook_input
 from turns import Program, Turns
 
 _BUDGET = 1_000_000_000
 _QUERY = f"SELECT SUM(input_tokens+output_tokens) AS spent FROM agent_runs WHERE session_id='{SPRINT}'"
-#: What somebody without fluxbudget would write into a hook; $1 is the database, $2 a file with the budget.
+#: What a hook would contain without fluxbudget; $1 is the database, $2 a file with the budget.
 _BY_HAND = f"""
 spent=$(sqlite3 -json "$1" "{_QUERY}" | jq '.[0].spent // 0')
 budget=$(jq .budget "$2")
 echo $((budget - spent))
 """
-#: The installed Python client without what its script and the environment's site module cost.
+#: The installed Python client, without the cost of its script and of the environment's site module.
 _DIRECTLY = "import sys; sys.path.append(sys.argv.pop(1)); from fluxbudgetctl.main import main; sys.exit(main())"
 
 _TRUE, _BARE, _HAND = "/bin/true", "python -I -S -c pass", "bash, sqlite3 and jq, 100 000 rows"
@@ -39,13 +39,13 @@ _SIZES = {f"sqlite3, {grouped(rows)} rows": rows for rows in (SMALL, MIDDLE, LAR
 _SQLITE = f"sqlite3, {grouped(MIDDLE)} rows"
 _HOOK_NAMES = tuple(f"`hook`, native client, {name}" for name, _ in HOOKS)
 
-#: Who takes turns with whom. What has run before decides what a program finds in the processor's caches, and client and
-#: daemon, being two, lose more there than /bin/true: it is measured among short programs and among all.
-#: After hooks that write, the daemon has still something to do; nobody else is to pay for that.
+#: Programs take turns in sets. What ran before decides what a program finds in the processor's caches, and client and
+#: daemon together lose more there than /bin/true, so there is a set of short programs and a set of almost all.
+#: Hooks that write have a set of their own: the daemon works on after its answer, which would slow the others down.
 _SHORT = frozenset((_TRUE, _NATIVE, _STATUSLINE, _HOOK_NAMES[0], _AWAY))
 _WRITING = frozenset((_TRUE, *_HOOK_NAMES[1:]))
 
-#: Every contender, in the table's order. Those that are true are in the picture: all of one set of turns.
+#: Every contender, in the order of the table. True: it is in the picture, which shows a single set.
 _CONTENDERS = {
     _TRUE: True,
     _NATIVE: True,
@@ -58,7 +58,7 @@ _CONTENDERS = {
     _FALLBACK: True,
     _HAND: True,
 }
-#: Who is compared with whom, and the target. Those that are compared with /bin/true took their turns among their like.
+#: Which programs are compared, and the target. Comparisons with /bin/true are within a set of similar programs.
 _COMPARISONS: tuple[tuple[str, str, float | None], ...] = (
     (_NATIVE, _TRUE, 1.25),
     (_NATIVE, _SQLITE, 0.5),
@@ -73,10 +73,10 @@ _COMPARISONS: tuple[tuple[str, str, float | None], ...] = (
 
 
 def processes(base: Path, rounds: int) -> Iterator[Row]:
-    """Run every contender in shuffled turns; last, a hook while the daemon is stopped."""
+    """Run every contender in shuffled turns, and at last a hook while the daemon is stopped."""
     with world("processes", base) as home, contextlib.ExitStack() as stack:
         files = {name: base / f"{rows}.db" for name, rows in _SIZES.items()}
-        # One of them is the daemon's; the daemon has it open, so the others are open somewhere, too.
+        # The daemon keeps its own file open, so the other files are kept open as well.
         files[_SQLITE] = home.interstat
         for name, path in files.items():
             database(base, path, _SIZES[name])
@@ -105,8 +105,8 @@ def processes(base: Path, rounds: int) -> Iterator[Row]:
 
 
 def _programs(base: Path, home: harness.Home, files: Mapping[str, Path]) -> tuple[dict[str, Program], dict[str, str]]:
-    """Return what can be measured, and of the rest why not."""
-    # Without it the client of the tree would run, not the one that is installed.
+    """Return the programs that can be measured, and for each other one the reason why not."""
+    # PYTHONPATH would run the client of the source tree instead of the installed one.
     environ = {name: value for name, value in home.environ.items() if name != "PYTHONPATH"}
     sprint = {**environ, "CLAUDE_CODE_SESSION_ID": SPRINT}
     scripts = install(base / "python", native=False)
@@ -138,7 +138,7 @@ def _programs(base: Path, home: harness.Home, files: Mapping[str, Path]) -> tupl
 
 
 def _native(program: str, base: Path, home: harness.Home, environ: Mapping[str, str]) -> Iterator[tuple[str, Program]]:
-    """Give the native client's programs that read stdin, each with its file."""
+    """Yield the programs of the native client that read stdin, each with its input file."""
     for number, (name, (_, fields)) in enumerate(zip(_HOOK_NAMES, HOOKS, strict=True)):
         given = base / f"hook-{number}.json"
         given.write_bytes(hook_input(home, fields))
@@ -151,7 +151,7 @@ def _native(program: str, base: Path, home: harness.Home, environ: Mapping[str, 
 
 
 def _require_equal_answers(programs: Mapping[str, Program]) -> None:
-    """Fail unless all who are asked the same say the same."""
+    """Fail unless all programs give the expected answers."""
     for name in (_NATIVE, _FALLBACK, _DIRECT, _HAND):
         if name in programs:
             assert programs[name].output() == str(_BUDGET - sprint_rows(MIDDLE) * ROW_TOKENS), name

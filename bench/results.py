@@ -1,4 +1,4 @@
-"""Where the figures go: bench/RESULTS.md, the table in docs/performance.md, the picture."""
+"""Write the figures: bench/RESULTS.md, the table in docs/performance.md, and the picture."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def write(rows: Sequence[Row], root: Path) -> None:
-    """Write all figures into the tree; docs/performance.md has those with a target."""
+    """Write the figures into the source tree. docs/performance.md has those with a target."""
     versions = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     (root / "bench" / "RESULTS.md").write_text(
         f"# Figures\n\nWritten by `make bench` ({versions}, {os.cpu_count()} cores, {platform.machine()}).\n"

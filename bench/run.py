@@ -1,7 +1,7 @@
-"""Measure fluxbudget: python bench/run.py [--quick] [--only PART]; a whole run writes what results.py says.
+"""Measure fluxbudget: python bench/run.py [--quick] [--only PART]. A complete run writes its results (see results.py).
 
-Machines are shared and noisy, so what counts is a ratio: both sides of a comparison run in this one run, interleaved.
-Absolute times explain. Nothing here is asserted; a missed target is shown as missed.
+Machines are shared and noisy, so ratios count: both sides of a comparison are measured in the same run, interleaved.
+Absolute times only explain. Nothing is asserted; a missed target is shown as missed.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common import ROOT, Row, timed, world
 from databases import LARGE, SESSION_ROWS, database
+from events import hooks, push
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
 from idle import idle
@@ -20,12 +21,11 @@ from ingest import insert_cost
 from load import load, warm_request
 from processes import processes
 from results import write
-from telling import hooks, push
 from transcripts import live_totals
 
 
 def start_up(base: Path, rounds: int) -> Iterator[Row]:
-    """From the start of the process to the first answer: a large world against an empty one."""
+    """Measure the time from starting the daemon to its first answer, with much data and with none."""
     with world("empty", base) as empty, world("full", base) as full:
         database(base, full.interstat, LARGE)
         full.start()
@@ -68,7 +68,7 @@ def start_up(base: Path, rounds: int) -> Iterator[Row]:
 
 
 def memory(base: Path) -> Iterator[Row]:
-    """Resident memory with 100 active runs of 10 sessions each, after a `status` of all."""
+    """Measure resident memory with 100 active runs of 10 sessions each, after a `status` of all runs."""
     with world("memory", base) as home:
         database(base, home.interstat, 100 * 10 * SESSION_ROWS)
         daemon = home.start()
@@ -100,7 +100,7 @@ PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
 
 
 def measured(parts: Iterable[str], quick: bool) -> Iterator[Row]:
-    """Run these parts, each in a directory of its own that is gone when the next one begins."""
+    """Run these parts, each in a directory of its own, which is removed before the next part begins."""
     with tempfile.TemporaryDirectory(prefix="fluxbudget-bench-") as whole:
         for name in parts:
             with tempfile.TemporaryDirectory(dir=whole) as directory:
@@ -109,8 +109,8 @@ def measured(parts: Iterable[str], quick: bool) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, for a first look; writes no file")
-    parser.add_argument("--only", choices=PARTS, help="one part; writes no file")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds; writes no file")
+    parser.add_argument("--only", choices=PARTS, help="only this part; writes no file")
     options = parser.parse_args()
     rows: list[Row] = []
     for row in measured([options.only] if options.only else PARTS, options.quick):

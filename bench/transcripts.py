@@ -1,4 +1,4 @@
-"""Live totals: a large set of transcripts from nothing and from saved positions, and what one more response costs."""
+"""Transcripts: reading a large set for the first time and from saved positions, and what one more response costs."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ _TOOL_OUTPUT = "x" * 6000
 
 
 def _session(number: int, megabytes: float) -> bytes:
-    """Return a session's own transcript: of its bytes, most are tools' output, as in real ones."""
+    """Return a session's own transcript. As in real ones, most of it is the output of tools."""
     session, parts, size, count = f"s{number}", [], 0, 0
     while size < megabytes * 1e6:
         count += 1
@@ -31,7 +31,7 @@ def _session(number: int, megabytes: float) -> bytes:
 
 
 def _whole(home: harness.Home, run: str, expected: int | None) -> int:
-    """Ask until the run's numbers are all there; return what is spent."""
+    """Ask until the run's numbers are fresh, and return what is spent."""
     while True:
         answer = home.ask(messages.Remaining(run=run, wait_ms=20_000), 60)
         if isinstance(answer, messages.RemainingAnswer) and not answer.spend.stale:
@@ -40,7 +40,7 @@ def _whole(home: harness.Home, run: str, expected: int | None) -> int:
 
 
 def live_totals(base: Path, sessions: int, rounds: int) -> Iterator[Row]:
-    """Start over many transcripts without and with saved positions; append one response to a small and a large one."""
+    """Read many transcripts without and with saved positions; append one response to a small and to a large one."""
     with world("live", base) as home:
         Interstat(home.interstat).close()
         claude = home.root / "claude"
@@ -79,7 +79,7 @@ def live_totals(base: Path, sessions: int, rounds: int) -> Iterator[Row]:
 
 
 def _append_cost(base: Path, rounds: int) -> Iterator[Row]:
-    """Append one response, ask what remains: to a large transcript against a small one, turn by turn."""
+    """Append one response and ask what remains, with a large and a small transcript in turn."""
     with world("append", base) as home:
         Interstat(home.interstat).close()
         claude = home.root / "claude"

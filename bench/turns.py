@@ -1,4 +1,4 @@
-"""Programs that are started in turns, and how long each takes."""
+"""Run programs in turns and measure how long each takes."""
 
 import os
 import random
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 
 class Program(NamedTuple):
-    """A contender that can be measured: its command with the program's path, its environment and stdin."""
+    """A program to measure: its command with the absolute path, its environment, and the file for stdin."""
 
     command: list[str]
     environ: Mapping[str, str]
     stdin: str = os.devnull
 
     def run(self) -> int:
-        """Run it to its end, its output nowhere; return its exit code."""
+        """Run it to its end without its output; return its exit code."""
         files = (
             (os.POSIX_SPAWN_OPEN, 0, self.stdin, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -26,7 +26,7 @@ class Program(NamedTuple):
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def output(self) -> str:
-        """Run it once and return what it prints; it must not fail."""
+        """Run it once and return its output; it must succeed."""
         with open(self.stdin, "rb") as stdin:
             done = subprocess.run(self.command, env=self.environ, stdin=stdin, capture_output=True, check=False)
         assert done.returncode == 0, done
@@ -34,7 +34,7 @@ class Program(NamedTuple):
 
 
 class Turns:
-    """Runs the programs again and again, in a new order each time."""
+    """Runs programs repeatedly, each time in a new random order."""
 
     def __init__(self, programs: Mapping[str, Program]) -> None:
         self._programs = programs

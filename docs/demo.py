@@ -41,7 +41,7 @@ AGENTS = """{"agents": [
 
 
 class Story:
-    """Prints what happens, and lets it happen."""
+    """Says what happens next, and makes it happen."""
 
     def __init__(self, home: Path) -> None:
         self.database = home / ".claude" / "interstat" / "metrics.db"
@@ -60,7 +60,7 @@ class Story:
         print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
     def ctl(self, *arguments: str, expected: int = 0, given: str | None = None) -> None:
-        """Run the client, showing the command and what it prints, on the same terminal; `given` is its input."""
+        """Show a command of the client and run it; its output goes to the same terminal. `given` is its input."""
         where = "" if given is None else f" < {'agents' if given is AGENTS else 'hook'}.json"
         print(f"  $ fluxbudgetctl {shlex.join(arguments)}{where}", flush=True)
         command = [sys.executable, "-m", "fluxbudgetctl", *arguments]
@@ -76,12 +76,12 @@ class Story:
         self.ctl(verb, given=json.dumps({**common, **fields}))
 
     def watch(self) -> "subprocess.Popen[str]":
-        """Begin to watch, in what would be another terminal."""
+        """Start `watch`, as if in another terminal."""
         command = [sys.executable, "-m", "fluxbudgetctl", "watch", "--since", "0", "--run", "demo"]
         return subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE, text=True)
 
     def interstat(self, *arguments: str) -> None:
-        """Write to the database as interstat does: in a process of its own that knows nothing of fluxbudget."""
+        """Write to the database as interstat does: in a separate process that does not know fluxbudget."""
         command = [sys.executable, __file__, "--interstat", str(self.database), *arguments]
         subprocess.run(command, env=self.environ, check=True)
 
@@ -117,28 +117,28 @@ class Story:
 
 
 def tell_story(home: Path) -> None:
-    """Tell it from an empty home to an exhausted budget, and on to a review."""
+    """Tell the story from an empty home to an exhausted budget, and on to a review."""
     story = Story(home)
     story.interstat("init")
-    story.tell("fluxbudgetd is started; it tails interstat's database and answers on a Unix socket.")
+    story.tell("fluxbudgetd starts. It follows interstat's database and answers on a Unix socket.")
     daemon = story.start_daemon()
     try:
-        story.tell("A sprint begins: one run, with a budget of 250 000 tokens, for the bead demo-42.")
+        story.tell("A sprint begins: one run for the bead demo-42, with a budget of 250 000 tokens.")
         story.ctl(
             "run", "start", "--id", "demo", "--scope", BEAD, "--budget", "250000", "--session", SESSION,
             "--goal", "write the parser",
         )  # fmt: skip
         story.ctl("remaining")
 
-        story.tell("A review agent ends. interstat's hook writes its row, but nobody has counted its tokens yet.")
+        story.tell("A review agent ends. interstat's hook writes its row, but its tokens are not counted yet.")
         story.interstat("hook", "interflux:fd-safety", "planned")
         story.ctl("remaining")
 
-        story.tell("interstat's parser fills the row in, in place: the next answer has it. No event is waited for.")
+        story.tell("interstat's parser fills in the row. The very next answer includes it.")
         story.interstat("parser", "interflux:fd-safety", "30000", "8500")
         story.ctl("remaining")
 
-        story.tell("Three more agents, and the main session, whose row nobody had announced.")
+        story.tell("Three more agents end, and so does the main session, whose row appears only now.")
         for agent, phase in (
             ("fd-quality", "planned"),
             ("fd-architecture", "planned"),
@@ -151,22 +151,22 @@ def tell_story(home: Path) -> None:
         story.ctl("status")
         story.ctl("check")
 
-        story.tell("A second parse finds that fd-quality used less. Numbers go down, too.")
+        story.tell("A second parse finds that fd-quality used less. Numbers may also go down.")
         story.interstat("parser", "fd-quality", "30000", "6000")
         story.ctl("remaining")
 
         story.tell("The last agent turns out to be expensive.")
         story.interstat("parser", "fd-performance", "61000", "19000")
         story.ctl("status")
-        story.tell("May the sprint go on? No; and asking again does not make it a yes.")
+        story.tell("May the sprint go on? No, however often it asks.")
         story.ctl("check", expected=1)
         story.ctl("check", expected=1)
-        story.tell("For flux-drive, to which 0 would mean 'no limit', an exhausted budget is 1.")
+        story.tell("flux-drive treats 0 as 'no limit', so an exhausted budget is exported as 1.")
         story.ctl("env")
 
-        story.tell("Where did it go?")
+        story.tell("Where did the tokens go?")
         story.ctl("run", "show")
-        story.tell("Somebody decides that it is worth more.")
+        story.tell("The work is worth more, so the budget is raised.")
         story.ctl("run", "set", "--budget", "400000")
         story.ctl("check")
         story.ctl("remaining")
@@ -177,18 +177,20 @@ def tell_story(home: Path) -> None:
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(timeout=10)
-    story.tell("The daemon was stopped; everything it knew is in its ledger. That was fluxbudget.")
+    story.tell("The daemon has stopped. Everything it knows is in its ledger. That was fluxbudget.")
 
 
 def tell_of_a_review(story: Story) -> None:
-    """Go on with the next phase, and a review whose agents are cut to what is left."""
-    story.tell("So the run moves on. Whoever thinks that it is still where it was is told so.")
+    """Go on with the next phase, and a review whose agents are cut to what is left of the budget."""
+    story.tell("The run moves on. A caller that expects the old phase is refused.")
     story.ctl("advance", "--from", "brainstorm", "--to", "plan-reviewed")
     story.ctl("advance", "--from", "brainstorm", expected=1)
 
-    story.tell("A review: which agents may be launched? The input type allows 150 000; the sprint has less left.")
+    story.tell(
+        "A review: which agents may be launched? The input type allows 150 000 tokens; the sprint has less left."
+    )
     story.ctl("triage", "--input-type", "plan", "--table", "--session", SESSION, given=AGENTS)
-    story.tell("Two of those that were launched have ended. What was not measured yet is pending, never 0.")
+    story.tell("Two of the launched agents have ended. What is not measured yet is pending, never 0.")
     for agent, given, made in (("fd-safety", 33_000, 4_000), ("fd-correctness", 47_000, 5_500)):
         story.interstat("hook", f"interflux:{agent}", "plan-reviewed")
         story.interstat("parser", f"interflux:{agent}", str(given), str(made))
@@ -196,33 +198,33 @@ def tell_of_a_review(story: Story) -> None:
 
 
 def tell_of_a_running_session(story: Story) -> None:
-    """Let a session run: its tokens count with each response, long before interstat hears of them."""
-    story.tell("Another session begins. interstat will have its numbers when it ends; its transcript has them now.")
+    """Let a session run: its tokens count with each response, long before interstat has them."""
+    story.tell("Another session begins. interstat gets its numbers when it ends; its transcript has them now.")
     story.ctl("run", "attach", "--run", "demo", "--session", RUNNING)
     story.ctl("remaining")
-    story.tell("It answers. A response is written line by line, each with its usage so far: it counts once.")
+    story.tell("Claude answers. A response is written on several lines, each with the usage so far. It counts once.")
     for made in (40, 1_200):
         story.transcript("msg_1", 9_000, made)
         story.ctl("remaining")
-    story.tell("It starts a sub-agent, which has a transcript of its own.")
+    story.tell("The session starts a sub-agent, which has its own transcript.")
     story.transcript("msg_2", 4_000, 800, agent="fd-quality")
     story.ctl("remaining")
     story.tell("The session is still running.")
 
 
 def tell_of_warnings(story: Story) -> None:
-    """Let Claude Code's hooks ask, and show what was pushed meanwhile."""
-    story.tell("With its hooks installed, Claude Code asks by itself. A session begins, and finds its run:")
+    """Call Claude Code's hooks, and show the events of the whole story."""
+    story.tell("With the hooks installed, Claude Code asks by itself. A session begins and joins its run:")
     story.hook("SessionStart", source="startup")
-    story.tell("At its first prompt it is warned, once. (So was the desktop, if there is one, and whoever watches.)")
+    story.tell("Its first prompt brings a warning, once. (A desktop, and `watch`, had it at once.)")
     story.hook("UserPromptSubmit", prompt="go on")
     story.hook("UserPromptSubmit", prompt="and on")
-    story.tell("Its status line:")
+    story.tell("The session's status line:")
     story.hook("", "statusline")
-    story.tell("Under hard enforcement, a sub-agent that does not fit is not started.")
+    story.tell("With hard enforcement, a sub-agent that does not fit is denied.")
     story.ctl("run", "set", "--enforcement", "hard")
     story.hook("PreToolUse", tool_name="Agent", tool_input={"subagent_type": "fd-architecture"})
-    story.tell("In another terminal, `fluxbudgetctl watch --since 0 --run demo` has said, among other things:")
+    story.tell("In another terminal, `fluxbudgetctl watch --since 0 --run demo` has printed, among others:")
     with story.watch() as watching:
         for line in watching.stdout or ():
             event = json.loads(line)
@@ -234,7 +236,7 @@ def tell_of_warnings(story: Story) -> None:
 
 
 def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:
-    """Do what interstat's hook and parser do, each in one commit."""
+    """Write what interstat's hook or parser writes, in one commit."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA busy_timeout=5000")
@@ -267,7 +269,7 @@ def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Tell the story, or (with --interstat) write one commit of it."""
+    """Tell the story, or with --interstat make one commit of it."""
     if sys.argv[1:2] == ["--interstat"]:
         _, _, path, what, *arguments = sys.argv
         write_as_interstat(path, what, arguments)

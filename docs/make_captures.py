@@ -1,8 +1,8 @@
-"""Draw what the screens look like: real commands against a real daemon, as SVG pictures of a terminal.
+"""Draw the screens as SVG pictures of a terminal, from real commands and a real daemon.
 
     python docs/make_captures.py docs
 
-Everything runs in a throw-away home. Nothing that differs from one run of this script to the next is shown.
+Everything runs in a throw-away home. The pictures show nothing that changes between two runs of this script.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from rich.text import Text
 
 WIDTH = 100
 PHASE = "executing"
-#: run → its project's directory and budget; then what its session's agents used, as (agent, input, output).
+#: run → its project directory, its budget, and what was used: (agent, input, output), where "" is the session itself.
 RUNS = {
     "parser-42": (
         "parser",
@@ -39,7 +39,7 @@ RUNS = {
 
 
 def main() -> None:
-    """Write the pictures into the directory that is named."""
+    """Write the pictures into the directory that the command line names."""
     target = Path(sys.argv[1])
     with tempfile.TemporaryDirectory(prefix="fluxbudget-captures-") as directory:
         home = Path(directory)

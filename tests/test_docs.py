@@ -79,9 +79,7 @@ def test_commands_exist_with_their_flags(document: Path, capsys: pytest.CaptureF
     assert wrong == []
 
 
-def help_of(
-    parse: Callable[[list[str]], object], words: list[str], capsys: pytest.CaptureFixture[str]
-) -> str | None:
+def help_of(parse: Callable[[list[str]], object], words: list[str], capsys: pytest.CaptureFixture[str]) -> str | None:
     """Return what `--help` prints for the command that the words begin with; None if there is no such command."""
     command = []
     for word in words:

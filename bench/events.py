@@ -1,4 +1,4 @@
-"""From a commit to whoever is told of it, and what hooks cost."""
+"""How long an event takes from the commit to a subscriber, and what hooks cost the daemon."""
 
 import json
 import sqlite3
@@ -31,7 +31,7 @@ def push(base: Path, rounds: int) -> Iterator[Row]:
             times = []
             for number in range(rounds):
                 run = harness.started(home, session=f"s{number}", token_budget=_BUDGET)
-                time.sleep(0.3)  # the watch is at rest
+                time.sleep(0.3)  # the watcher is idle again
                 before = time.perf_counter()
                 plain.execute(_ROW, (f"s{number}", _BUDGET * 9 // 10))
                 while True:
@@ -60,17 +60,17 @@ HOOKS: tuple[tuple[str, dict[str, object]], ...] = (
 )
 
 
-#: The session that the hooks are called in.
+#: The session of the hooks.
 SESSION = "s"
 
 
 def hook_input(home: harness.Home, fields: dict[str, object]) -> bytes:
-    """Return what Claude Code writes to a hook."""
+    """Return the input that Claude Code gives a hook."""
     return json.dumps({"session_id": SESSION, "cwd": str(home.project), **fields}).encode()
 
 
 def hooks(base: Path, rounds: int) -> Iterator[Row]:
-    """Ask as a hook does, without its process: the daemon's part alone."""
+    """Send hooks' requests without starting processes: the daemon's part alone."""
     with world("hooks", base) as home:
         Interstat(home.interstat).close()
         home.start()
