@@ -13,33 +13,33 @@ from fluxbudgetd.wire.messages import base, budget, calibration, events, hooks, 
 INTRODUCTION = f"""\
 # The protocol
 
-*Generated from `daemon/fluxbudgetd/wire` by `make docs`; a test keeps it true.*
+*Generated from `daemon/fluxbudgetd/wire` by `make docs`; a test keeps it up to date.*
 
 `fluxbudgetd` answers on a Unix stream socket: `$FLUXBUDGET_SOCKET`, else
 `$XDG_RUNTIME_DIR/fluxbudget/fluxbudgetd.sock`; without `XDG_RUNTIME_DIR`, `/run/user/UID` takes its place if it exists,
 else the socket is `~/.local/state/fluxbudget/run/fluxbudgetd.sock`. The directory is 0700, the socket 0600, and peers
-of another user (root excepted; in the service's sandbox root is nobody in particular, too) are refused.
+of another user are refused (except root; in the service's sandbox root is an ordinary user, and refused too).
 
 **Frame**: a big-endian `u32` that counts the bytes of the body, then the body: one
-[MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests; they
+[MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests, which
 are answered in order. `subscribe` turns its connection into a stream of events, which ends when either side closes
-it; what is sent on it afterwards is not read.
+it; further requests on it are ignored.
 
 **Request**: `{{"v": {codes.VERSION}, "op": "…", …}}`. **Answer**: `{{"ok": true, "op": "…", …}}` or
 `{{"ok": false, "error": {{"code", "message", "hint"}}}}`. Fields that a side does not know are ignored. Fields with a
 default may be left out. A request with another `v` gets `unsupported_version`, with the version that is served in the
 message.
 
-**Limits**: 1 024 connections, the next gets `busy`; a frame has to be complete 10 s after its first byte; an answer
-has to be read within 10 s (the events of a stream whenever the reader likes); a request is given up after 30 s;
-unfinished requests and unread answers above 16 kB share 16 MiB each. Behind an error that concerns the frame or the
-connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection or a request) the connection
-is closed; behind any other error it goes on.
+**Limits**: 1 024 connections, the next gets `busy`. A frame must be complete 10 s after its first byte, and an answer
+must be read within 10 s (a stream's events have no limit). A request is given up after 30 s. Unfinished requests of
+more than 16 KiB share 16 MiB, and so do unread answers. After an error that concerns the frame or the connection itself
+(`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection or a request) the connection is closed; after
+any other error it stays open.
 
-**Pages**: `status` and `run_list` answer with at most 64 runs; `next` is what to ask for the following page with.
+**Pages**: `status` and `run_list` return at most 64 runs; send `next` as `after` to get the following page.
 
-**Text** is UTF-8. A byte of a foreign id that is not valid UTF-8 travels as the private-use character U+EF00 + byte,
-and so do the bytes of a character U+EF80 … U+EFFF itself: so every byte string has exactly one text.
+**Text** is UTF-8. A byte of a foreign id that is not valid UTF-8 is sent as the private-use character U+EF00 + byte,
+and so are the bytes of a character U+EF80 … U+EFFF itself. So every byte string has exactly one text.
 
 Tokens are integers (sums stop at {messages.MAX_TOKENS}); percentages are floats with one decimal, rounded down,
 above 100 when more is spent; times are ISO-8601 UTC text.

@@ -149,7 +149,7 @@ const char *check_packed(struct text bytes, char room[64])
     struct reader from = {bytes, NULL, room};
     check(&from, 0);
     if (from.left.size > 0)
-        broken(&from, "bytes left over behind the MessagePack value");
+        broken(&from, "bytes follow the MessagePack value");
     return from.problem;
 }
 

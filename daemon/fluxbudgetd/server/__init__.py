@@ -1,1 +1,1 @@
-"""The socket: who may connect, requests in, answers out."""
+"""The socket: listening, connections and their limits, requests in, answers out."""

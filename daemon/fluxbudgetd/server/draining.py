@@ -10,7 +10,7 @@ import anyio
 
 
 class Draining:
-    """The connections that wait for a request, and the streams; ends them when told to."""
+    """Knows the streams and the connections that wait for a request, and ends them when the server stops."""
 
     def __init__(self) -> None:
         self._idle: dict[socket.socket, bool] = {}

@@ -10,9 +10,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The server's limits. They hold for each connection, or for all of them together where that is said."""
 
     connections: int = 1024
-    """How many may be open. The next ones are told `busy`."""
+    """How many may be open. The next ones get the error `busy`."""
     refusals: int = 64
-    """How many connections may be told why they are refused at the same time. Others are closed without an answer."""
+    """How many refused connections may wait for their error at the same time. Others are closed without one."""
     refusal_seconds: float = 1.0
     """How long the server tries to send a last error before it closes a connection."""
     first_request_seconds: float = 1.0

@@ -55,7 +55,7 @@ def private_directory(path: str, *, ours: bool) -> None:
             raise StartError(f"{path} is writable by others", f"chmod go-w {path}, or use another directory")
         above = os.stat(os.path.dirname(path)).st_mode
         if above & stat.S_IWOTH and not above & stat.S_ISVTX:
-            raise StartError(f"{os.path.dirname(path)} is writable by everybody", "use a directory of your own")
+            raise StartError(f"{os.path.dirname(path)} is writable by everyone", "use a directory of your own")
     except OSError as exc:
         # The service's sandbox can only write to directories that existed when it was set up; the socket unit
         # creates the missing ones.

@@ -1,4 +1,4 @@
-"""The server: accepts connections, refuses those it must, ends them in order."""
+"""The server: accepts connections, refuses those beyond its limits, ends them in order."""
 
 import os
 import socket
@@ -44,7 +44,7 @@ class Server:
         return self._draining.idle
 
     async def serve(self, listening: socket.socket) -> None:
-        """Accept connections of a listening, non-blocking socket until told to stop; then serve those that are open.
+        """Accept connections of a listening, non-blocking socket until `stop_accepting`, and serve them.
 
         Accepting never waits half-way: a connection is either served here or still in the kernel's queue, for the
         next process that serves the socket.

@@ -1,6 +1,5 @@
-"""What goes over the socket: frames, messages, names of files, codes.
+"""The protocol: frames, messages, codes, and the names of the socket and the state files.
 
-Shared by the daemon and the client. Nothing here does I/O, and nothing is imported here, so that the client's hot path
-pays only for the module that it names: `framing`, `packed`, `paths`, `state_names`, `codes` and `text` need no
-third-party package; `messages` needs msgspec.
+Shared by the daemon and the client. Nothing here does I/O. Nothing is imported here either, so that the client's hot
+path only loads the modules that it uses: `messages` needs msgspec, the others need no third-party package.
 """

@@ -1,4 +1,4 @@
-"""The protocol's version, exit codes, and the error codes of answers with the exit code that each one means."""
+"""The protocol's version, the exit codes, and the error codes of answers with their exit codes."""
 
 VERSION = 1
 
@@ -14,18 +14,18 @@ BAD_CONFIG = 78
 
 #: error code in an answer → (exit code of the client, what it means)
 ERROR_CODES: dict[str, tuple[int, str]] = {
-    "no_run": (NO_RUN, "no run goes by that name, or none (or several) by the hints"),
+    "no_run": (NO_RUN, "no run has that name, or the hints name none, or several"),
     "bad_request": (BAD_INPUT, "the message is not a request of this protocol"),
     "bad_input": (BAD_INPUT, "a field has a value that is not allowed"),
-    "conflict": (BAD_INPUT, "what is asked contradicts what is already there"),
+    "conflict": (BAD_INPUT, "the request contradicts what exists already"),
     "unavailable": (UNREACHABLE, "the daemon that was started for this request cannot serve; the message says why"),
-    "busy": (UNREACHABLE, "the daemon serves as many connections, or holds as many bytes, as it will"),
+    "busy": (UNREACHABLE, "the daemon has reached its limit of connections or bytes"),
     "forbidden": (UNREACHABLE, "the peer is another user"),
     "too_large": (BAD_INPUT, "a frame's length is zero or above 1 MiB; the connection is closed"),
-    "answer_too_large": (INTERNAL, "the answer would be larger than a frame may be"),
+    "answer_too_large": (INTERNAL, "the answer does not fit into a frame"),
     "timeout": (NO_ANSWER, "a frame did not arrive in time, or a request took too long"),
     "unknown_op": (INTERNAL, "this daemon does not know the operation (it is older than its client)"),
-    "unsupported_version": (INTERNAL, "this daemon does not speak the protocol version asked for"),
+    "unsupported_version": (INTERNAL, "this daemon does not speak the request's protocol version"),
     "bad_config": (BAD_CONFIG, "a configuration file is wrong; the message names the file and the line or key"),
     "ledger": (INTERNAL, "the ledger could not be written; nothing was changed"),
     "internal": (INTERNAL, "a defect; the daemon's log has the details"),

@@ -1,17 +1,16 @@
-"""Frames: a big-endian u32 that counts the bytes of the MessagePack map behind it.
+"""Frames: a big-endian u32 with the length of the MessagePack map that follows.
 
-Sans-io: feed bytes in, take whole frames out. The rules:
+No I/O: feed bytes, take whole frames. The rules:
 
 * a frame's body is 1 to `MAX_FRAME` bytes;
-* the declared length is judged as soon as its four bytes are there, before anything is kept for the body;
-* after a `FrameError` the decoder is spent: the bytes that follow have no known meaning.
+* a length is checked as soon as its four bytes have arrived, before memory is used for the body;
+* after a `FrameError` the decoder cannot be used: the bytes that follow have no known meaning.
 """
 
 HEADER_BYTES = 4
 
-# The largest real message is a hook's JSON with a tool's output in it; Claude Code cuts what it shows at 10 000
-# characters, and a status answer for a thousand runs is about 400 kB. One MiB is far above both and small enough that
-# a thousand clients cannot make the daemon large.
+# The largest real message is a hook's JSON with a tool's output. Claude Code cuts that at 10 000 characters, and a page
+# of `status` is far below 1 MiB. The limit is small enough that a thousand clients cannot exhaust the memory.
 MAX_FRAME = 1 << 20
 
 
@@ -20,16 +19,16 @@ class FrameError(ValueError):
 
 
 def encode_frame(body: bytes) -> bytes:
-    """Return the frame for a message body; raises `FrameError` when it is empty or too large."""
+    """Return a message's frame; raise `FrameError` if the message is empty or too large."""
     if not 0 < len(body) <= MAX_FRAME:
         raise FrameError(f"a message has 1 to {MAX_FRAME} bytes, this one {len(body)}")
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
 class FrameDecoder:
-    """Cuts a stream of bytes into message bodies.
+    """Splits a stream of bytes into messages.
 
-    `feed` what arrived, then call `next` until it returns None (more bytes are needed).
+    Call `feed` with the bytes that arrived, then `next` until it returns None: more bytes are needed.
     """
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
@@ -38,15 +37,15 @@ class FrameDecoder:
 
     @property
     def buffered(self) -> int:
-        """Bytes held back because their frame is not complete."""
+        """Return how many bytes are held because their frame is not complete."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Add bytes as they arrived, in pieces of any size."""
+        """Add bytes, in pieces of any size."""
         self._buffer += data
 
     def next(self) -> bytes | None:
-        """Return the next whole message body, or None; raises `FrameError` on an impossible length."""
+        """Return the next whole message, or None; raise `FrameError` if a length is impossible."""
         if len(self._buffer) < HEADER_BYTES:
             return None
         length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")

@@ -1,9 +1,8 @@
-"""A small MessagePack codec for the client's hot verbs.
+"""A small MessagePack codec for the client's hot commands.
 
-Importing msgspec costs a Python client about 20 ms, twice what the rest of it takes, on every tool call of every day.
-This module knows exactly what requests and answers are made of: maps, arrays, text, integers, floats, true, false and
-nil; and bytes, which requests carry and no answer does. It is slower per message than msgspec and far quicker to
-import; everything that is not hot uses `messages`.
+Importing msgspec takes a Python client about 20 ms, twice as long as everything else, on every tool call. This module
+supports exactly what requests and answers consist of: maps, arrays, text, integers, floats, true, false and nil, and
+bytes in requests. It is slower than msgspec but much faster to import. All other commands use `messages`.
 """
 
 TYPE_CHECKING = False  # typing costs 3 ms to import; type checkers know this name
@@ -21,7 +20,7 @@ class PackedError(ValueError):
 
 
 def pack(value: "Value | bytes | dict[str, Value | bytes]") -> bytes:
-    """Return the MessagePack encoding; raises `PackedError` for what the protocol does not carry."""
+    """Return the MessagePack encoding; raise `PackedError` for values that the protocol does not have."""
     if value is None:
         return b"\xc0"
     if isinstance(value, bool):
@@ -42,13 +41,13 @@ def pack(value: "Value | bytes | dict[str, Value | bytes]") -> bytes:
 
 
 def unpack(data: bytes) -> Value:
-    """Return the one value that these bytes are; raises `PackedError` when they are anything else."""
+    """Return the value that these bytes encode; raise `PackedError` if they are not exactly one value."""
     try:
         value, end = _read(data, 0, 0)
     except (IndexError, UnicodeDecodeError) as exc:
         raise PackedError("truncated or damaged MessagePack") from exc
     if end != len(data):
-        raise PackedError("bytes left over behind the MessagePack value")
+        raise PackedError("bytes follow the MessagePack value")
     return value
 
 

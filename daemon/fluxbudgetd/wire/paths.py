@@ -1,4 +1,4 @@
-"""Where the socket is: one rule for both ends."""
+"""The path of the socket: one rule for the daemon and the client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def socket_path(environ: Mapping[str, str], uid: int) -> str:
     if chosen := environ.get("FLUXBUDGET_SOCKET"):
         return os.path.abspath(chosen)
     given = environ.get("XDG_RUNTIME_DIR", "")
-    runtime = given if given.startswith("/") else f"/run/user/{uid}"  # a relative one is invalid, and so ignored
+    runtime = (
+        given if given.startswith("/") else f"/run/user/{uid}"
+    )  # the XDG specification says to ignore relative paths
     if runtime == given or os.path.isdir(runtime):
         return os.path.join(runtime, "fluxbudget", SOCKET_NAME)
     home = environ.get("HOME") or os.path.expanduser("~")

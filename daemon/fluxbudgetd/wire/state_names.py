@@ -1,10 +1,10 @@
-"""Where the state files are, and what they are called: one rule for the daemon that writes them and for who reads."""
+"""Where the state files are and how they are named: one rule for the daemon, which writes them, and the readers."""
 
 import os
 
 from fluxbudgetd.wire.text import unfold
 
-#: The file in the state directory that a living daemon holds locked (`flock`, exclusively).
+#: A file in the state directory that a running daemon holds locked (`flock`, exclusively).
 ALIVE = "alive"
 #: The state directory's own directories: files of runs, and symbolic links to them.
 RUNS = "runs"
@@ -22,14 +22,14 @@ def state_directory(socket_path: str) -> str:
 
 
 def file_name(name: str) -> str | None:
-    """Return what the file of a run, session or scope is called; None when there is none of it.
+    """Return the name of the file of a run, session or scope; None if it can have no file.
 
-    The bytes outside `A-Za-z0-9._:-`, and a dot at the beginning, are written as `%XX`: two names never share a file,
-    and none leads out of the directory. An empty name, and one of more than 200 characters as written, has no file.
+    Bytes outside `A-Za-z0-9._:-`, and a leading dot, are written as `%XX`. So two names never share a file, and no
+    name leads out of the directory. An empty name, or one that needs more than 200 characters, has no file.
     """
     try:
         raw = unfold(name)
-    except UnicodeEncodeError:  # half of a surrogate pair stands for no bytes
+    except UnicodeEncodeError:  # half of a surrogate pair represents no bytes
         return None
     plain = _PLAIN.issuperset(raw) and not raw.startswith(b".")
     written = raw.decode("ascii") if plain else "".join(map(_written, range(len(raw)), raw))

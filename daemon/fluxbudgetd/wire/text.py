@@ -1,6 +1,6 @@
-"""Other people's bytes as text, losslessly.
+"""Foreign bytes as text, without loss.
 
-Session ids, agent names and bead ids come out of a database and off command lines that promise no encoding. Inside
+Session ids, agent names and bead ids come from databases and command lines, whose encoding is unknown. Inside
 fluxbudget they are ordinary `str`, fit for MessagePack, JSON and a terminal. A byte that is not part of valid UTF-8
 becomes the private-use character U+EF00 + byte (U+EF80 … U+EFFF, the range that MirBSD's OPTU encoding uses for the
 same purpose). Text that itself contains such a character has that character's bytes folded too, so that
@@ -13,7 +13,7 @@ _LAST = chr(_BASE + 0xFF)
 
 
 def fold(raw: bytes) -> str:
-    """Return the text that stands for these bytes."""
+    """Return the text that represents these bytes."""
     if raw.isascii():
         return raw.decode("ascii")
     text = raw.decode("utf-8", "surrogateescape")
@@ -21,12 +21,12 @@ def fold(raw: bytes) -> str:
 
 
 def shown_path(path: str) -> str:
-    """Return a path as the operating system gave it, as text that can be sent and shown."""
+    """Return an operating system path as text that can be sent and shown."""
     return path if path.isascii() else fold(path.encode("utf-8", "surrogateescape"))
 
 
 def unfold(text: str) -> bytes:
-    """Return the bytes that `fold` was given."""
+    """Return the bytes that a text from `fold` represents."""
     if text.isascii():
         return text.encode("ascii")
     parts = (chr(0xDC00 + ord(c) - _BASE) if _FIRST <= c <= _LAST else c for c in text)

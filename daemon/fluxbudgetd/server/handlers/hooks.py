@@ -46,7 +46,7 @@ def _handle(context: Context, request: wire.Hook, given: HookInput) -> HookAnswe
 
 
 async def _session_start(call: HookCall) -> HookAnswer:
-    """Attach the session to its run, and tell it where the run stands."""
+    """Attach the session to its run, and return the run's balance as context."""
     account = await call.find_run()
     if account is None:
         return wire.HookAnswer()

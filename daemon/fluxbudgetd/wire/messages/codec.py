@@ -89,7 +89,7 @@ OPERATIONS = frozenset(kind.__struct_config__.tag for kind in get_args(AnyReques
 
 
 def decode_request(body: bytes) -> AnyRequest:
-    """Return the request; raise `msgspec.DecodeError` if it is not one (`decode_envelope` can tell why)."""
+    """Return the request; raise `msgspec.DecodeError` if it is not one (`decode_envelope` may say why)."""
     return _request_decoder.decode(body)
 
 
