@@ -445,6 +445,18 @@ def test_channel_as_configured(home: Home, interstat: Interstat) -> None:
     assert is_warning(claude.call("UserPromptSubmit"), "the budget is used up")
 
 
+def test_warning_of_a_new_threshold_is_in_the_answer_that_finds_it(home: Home, interstat: Interstat) -> None:
+    """The hook reads the changed configuration, and reports what it newly passes in the same answer."""
+    configure(home, '[warnings]\nthresholds = [90]\n[channels.hook]\nthresholds = "all"\n')
+    home.start()
+    started(home, session="s1", token_budget=1000)
+    uses(home, 550)
+    claude = Claude(home)
+    assert claude.call("UserPromptSubmit") == SILENT
+    configure(home, '[warnings]\nthresholds = [50]\n[channels.hook]\nthresholds = "all"\n')
+    assert claude.call("UserPromptSubmit").context.startswith("fluxbudget: 50 %")
+
+
 def test_channel_that_is_switched_off_is_silent_from_then_on(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     uses(home, 820)

@@ -299,6 +299,20 @@ def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat
     wait_for(lambda: not sessions_in(new), "the file to go")
 
 
+def test_interband_is_removed_when_a_request_finds_it_switched_off(
+    home: Home, interstat: Interstat, program: Program
+) -> None:
+    """Any request that reads the configuration is enough: no SIGHUP, and no new usage."""
+    configure(home)
+    home.start()
+    started(home, session="s1", token_budget=1000)
+    interstat.insert("s1", input_tokens=900, output_tokens=0)
+    wait_for(lambda: alerts(home) == {"s1": (90.0, 900)}, "the file")
+    configure(home, "[channels.interband]\nenabled = false\n")
+    home.ctl("doctor")
+    wait_for(lambda: not alerts(home), "the file to go")
+
+
 def test_interband_file_that_cannot_be_written_stops_no_other(
     home: Home, interstat: Interstat, program: Program
 ) -> None:
