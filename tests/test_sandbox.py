@@ -205,7 +205,7 @@ def test_file_of_a_dead_daemon_is_not_believed(home: Home, states: States, verb:
     assert (result.returncode, result.stdout) == (69, "")
     line, hint = result.stderr.splitlines()
     assert os.strerror(errno.ENOENT) in line
-    assert f"{GONE}, and its last state of run r1 is of {AS_OF}" in line
+    assert f"{GONE}; its last state of run r1 is from {AS_OF}" in line
     assert hint == "hint: start it with 'fluxbudgetd'"
 
 
@@ -311,7 +311,7 @@ def test_which_run_is_meant(home: Home, alive: States) -> None:
     ):
         result = home.ctl("remaining", *arguments, environ=environ)
         assert (result.returncode, result.stdout) == (69, "")
-        assert "no state file is about the run" in result.stderr.splitlines()[0]
+        assert "no state file describes the run" in result.stderr.splitlines()[0]
         assert result.stderr.splitlines()[1].startswith(f"hint: {hint}")
 
 
@@ -354,7 +354,7 @@ def test_names_that_are_no_text_find_their_files(home: Home, alive: States) -> N
 def require_no_state(home: Home) -> None:
     result = home.ctl("remaining", "--run", "r1")
     assert (result.returncode, result.stdout) == (69, ""), result
-    assert "no state file is about the run" in result.stderr
+    assert "no state file describes the run" in result.stderr
 
 
 @both_clients
