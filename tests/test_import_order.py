@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
 #: Each layer may import the layers before it, and itself; parts of one layer (a set) never import each other.
 LAYERS: tuple[set[str], ...] = (
     {"wire", "threads", "lean", "systemd"},
@@ -102,35 +100,43 @@ def layer(path: Path) -> str:
     return path.relative_to(root("fluxbudgetd")).with_suffix("").parts[0]
 
 
-@pytest.mark.parametrize("path", modules("fluxbudgetd"), ids=str)
-def test_daemon_imports_only_downwards(path: Path) -> None:
-    own = layer(path)
-    if own == "__init__":
-        assert not list(imported(path))
-        return
-    for name in imported(path):
-        other = part(name)
-        if other is not None and other != own:
-            assert RANK[other] < RANK[own], f"{path.name} ({own}) imports {name}"
-        top = name.split(".")[0]
-        assert own in ONLY_IN.get(top, {own}), f"{path.name} ({own}) imports {name}"
+def test_daemon_imports_only_downwards() -> None:
+    wrong = []
+    for path in modules("fluxbudgetd"):
+        own = layer(path)
+        names = list(imported(path))
+        if own == "__init__":
+            wrong += [f"{path} imports {name}" for name in names]
+            continue
+        for name in names:
+            other = part(name)
+            upwards = other not in (None, own) and RANK[str(other)] >= RANK[own]
+            if upwards or own not in ONLY_IN.get(name.split(".")[0], {own}):
+                wrong.append(f"{path} ({own}) imports {name}")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", modules("fluxbudgetctl"), ids=str)
-def test_client_imports_only_the_wire(path: Path) -> None:
-    for name in imported(path):
-        if name.split(".")[0] == "fluxbudgetd":
-            assert name.startswith("fluxbudgetd.wire"), f"{path.name} imports {name}"
+def test_client_imports_only_the_wire() -> None:
+    wrong = [
+        f"{path} imports {name}"
+        for path in modules("fluxbudgetctl")
+        for name in imported(path)
+        if name.split(".")[0] == "fluxbudgetd" and not name.startswith("fluxbudgetd.wire")
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in modules("fluxbudgetctl") if p.stem in HOT]
-    + [p for p in modules("fluxbudgetd") if p.parent.name == "wire" and p.stem in LIGHT],
-    ids=str,
-)
-def test_hot_path_imports_nothing_heavy(path: Path) -> None:
-    assert not HEAVY.intersection(imported(path, top_level_only=True))
+def test_hot_path_imports_nothing_heavy() -> None:
+    hot = [path for path in modules("fluxbudgetctl") if path.stem in HOT]
+    light = [path for path in modules("fluxbudgetd") if path.parent.name == "wire" and path.stem in LIGHT]
+    assert {path.stem for path in hot} == HOT
+    assert {path.stem for path in light} == LIGHT
+    wrong = [
+        f"{path} imports {name}"
+        for path in (*hot, *light)
+        for name in sorted(HEAVY.intersection(imported(path, top_level_only=True)))
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_module_has_a_layer() -> None:

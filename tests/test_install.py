@@ -17,6 +17,7 @@ import fluxbudgetctl.main
 from fluxbudgetd import __version__
 from harness.daemon import Daemon, Home
 from harness.mounts import why_not, with_empty
+from harness.privilege import needs_root
 
 ROOT = Path(__file__).parents[1]
 #: Nothing is found there, a C compiler least of all.
@@ -197,7 +198,7 @@ def test_what_cannot_be_handed_on_to_the_ordinary_client_is_no_refusal(verb: str
 
 
 @needs_compiler
-@pytest.mark.skipif(bool(why_not()), reason=f"nothing can be mounted here: {why_not()}")
+@needs_root("mount a file system", why_not)
 def test_compiler_whose_programs_may_not_run(tmp_path: Path) -> None:
     """The directory is named: it is not the compiler that is to be installed."""
     made, temporary = tmp_path / "made", tmp_path / "temporary"

@@ -16,6 +16,7 @@ from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.daemon import DAEMON, Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
+from harness.privilege import needs_root
 
 NOBODY = 65534
 
@@ -241,7 +242,7 @@ def become_nobody(directory: Path) -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user for this test")
+@needs_root("become another user")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
 def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
     """Somebody else's socket in the daemon's place is no daemon."""
@@ -267,7 +268,7 @@ def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
         os.waitpid(child, 0)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user for this test")
+@needs_root("become another user")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
 def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
     """Even one that the permissions let through; root is served."""

@@ -38,6 +38,7 @@ from harness.odd_answers import (
     Dice,
     framed,
 )
+from harness.privilege import needs_root
 
 pytestmark = pytest.mark.skipif(not native.SOURCES.is_dir(), reason="the sources of the native client are not here")
 
@@ -345,7 +346,7 @@ def test_python_is_looked_for_beside_the_program_itself(marked: Path, tmp_path: 
     assert is_left_to_python(link, ["status"], {})
 
 
-@pytest.mark.skipif(bool(why_not()), reason=f"nothing can be mounted here: {why_not()}")
+@needs_root("mount a file system", why_not)
 def test_python_is_found_without_proc(marked: Path, tmp_path: Path) -> None:
     """By the name that the program was called by, which may be a link to it or relative."""
     (tmp_path / "elsewhere").mkdir()
@@ -444,7 +445,7 @@ def test_hook_leaves_a_stopped_daemon_at_its_deadline(home: Home, program: Path,
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@needs_root("become another user")
 def test_daemon_of_another_user_is_refused(both: Surroundings, answerer: Answerer) -> None:
     """Root trusts root only."""
     place = both.home.root / "another"
