@@ -20,7 +20,7 @@ PIP_OURSELVES := $(PIP) install --no-deps --no-build-isolation
 SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak)
 PYTEST := -m pytest -n $(JOBS) $(if $(SELECTED),-m '$(SELECTED)')
 
-.PHONY: help demo test lint suite wheel-test test-newest test-lowest test-all lock bench docs install clean always
+.PHONY: help demo test lint suite wheel-test test-newest test-lowest test-all pythons lock bench docs install clean always
 
 help:
 	@echo 'make demo         the main job as a story, in a throw-away home'
@@ -96,9 +96,15 @@ test-newest:
 test-lowest:
 	@$(MAKE) suite VENV=build/env/lowest RUNTIME=lowest TEST=lowest
 
-# (An interpreter of Debian without python3-venv cannot make an environment, and is not used.)
+# Debian's Python without python3-venv cannot make an environment and is left out. pyenv's shims run only what
+# PYENV_VERSION lists.
 PYTHONS ?= $(shell for name in python3.11 python3.12 python3.13; do \
-  $$name -c 'import ensurepip, venv' 2>/dev/null && echo $$name; done)
+  PYENV_VERSION=$$(pyenv versions --bare 2>/dev/null | paste -sd:) \
+  $$name -c 'import ensurepip, sys, venv; print(sys.executable)' 2>/dev/null; done)
+
+pythons:
+	@printf '%s\n' $(PYTHONS)
+
 test-all:
 	@failed=; for python in $(or $(PYTHONS),$(PYTHON)); do \
 	  version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit; \
