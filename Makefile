@@ -31,8 +31,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	@touch $@
 
+# A Ctrl-C that came before Python runs the script would print a traceback: env holds it back (coreutils 8.31 and newer).
+HOLD_SIGINT := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-signal=INT)
 demo: $(VENV)/.runtime
-	@$(BIN)/python docs/demo.py
+	@$(HOLD_SIGINT) $(BIN)/python docs/demo.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
