@@ -59,8 +59,10 @@ $(VENV)/.ourselves: $(VENV)/.$(RUNTIME) pyproject.toml hatch_build.py $(wildcard
 	@$(BIN)/python $(PIP_OURSELVES) --editable .
 	@touch $@
 
+# A Ctrl-C that came before Python runs the script would print a traceback: env holds it back (coreutils 8.31 and newer).
+HOLD_SIGINT := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-signal=INT)
 demo: $(VENV)/.ourselves
-	@$(BIN)/python docs/demo.py
+	@$(HOLD_SIGINT) $(BIN)/python docs/demo.py
 
 lint: $(VENV)/.ourselves $(VENV)/.dev
 	$(BIN)/ruff check .

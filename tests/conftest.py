@@ -1,6 +1,7 @@
 """Fixtures, and the rule that in CI nothing is skipped."""
 
 import os
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -19,6 +20,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped, which in CI is a failure: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a directory like pytest's own fixture, but with a short name.
+
+    A Unix socket's path has at most 107 bytes, and the user's name and TMPDIR, which are in it, may be long.
+    """
+    name = re.sub(r"\W", "_", request.node.name.removeprefix("test_"))
+    return tmp_path_factory.mktemp(name[:8])
 
 
 @pytest.fixture
