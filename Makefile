@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # Half of the time a test waits for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
 
-.PHONY: help demo test lint suite wheel-test bench docs install clean
+.PHONY: help demo test lint suite yaml-test wheel-test bench docs install clean
 
 help:
 	@echo 'make demo     the main job as a story, in a throw-away home'
 	@echo 'make test     lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
 	@echo 'make lint     ruff and mypy --strict'
+	@echo 'make yaml-test  our rules for YAML with each version of PyYAML in requirements/pyyaml'
 	@echo 'make bench    measure, as ratios in one run (takes a few minutes)'
 	@echo 'make docs     write docs/protocol.md anew from the structs'
 	@echo 'make install  fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
@@ -44,6 +45,22 @@ lint: $(VENV)/.dev
 suite: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/test_user_manager.py
 
+# Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 and later and
+# cannot be compiled there: of the wheel for 3.12, such a Python uses the loader that is written in Python.
+PYYAML := 6.0.1 6.0.3 6.0.4
+PYYAML_6.0.1 = $(shell $(BIN)/python -c 'import sys; print("--python-version=3.12" * (sys.version_info >= (3, 13)))')
+$(VENV)/pyyaml/%/.made: requirements/pyyaml/%.txt $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --only-binary :all: \
+	  --require-hashes $(PYYAML_$*) --target $(@D) --requirement $<
+	@touch $@
+
+yaml-test: $(PYYAML:%=$(VENV)/pyyaml/%/.made)
+	@for version in $(PYYAML); do \
+	  echo "PyYAML $$version"; \
+	  FLUXBUDGET_PYYAML=$$version PYTHONPATH=$(VENV)/pyyaml/$$version $(BIN)/python -m pytest -n $(JOBS) -q \
+	    tests/test_yaml_rules.py tests/test_flux_drive_budget.py || exit 1; \
+	done
+
 # Against what a user installs: a wheel in an environment of its own, the source tree nowhere on the path. Not all over
 # again: the tests that start the programs as a user does, which need every part of the package between them.
 WHEEL := build/wheel
@@ -58,7 +75,7 @@ wheel-test: $(VENV)/.dev
 	cd $(WHEEL)/elsewhere && FLUXBUDGET_TESTED=wheel ../venv/bin/python -m pytest -n $(JOBS) -p no:cacheprovider \
 	  $(WHEEL_TESTS:%=tests/test_%.py)
 
-test: lint suite wheel-test
+test: lint suite yaml-test wheel-test
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/run.py
