@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
@@ -11,6 +12,10 @@ from fluxbudgetd.config import yaml_nodes
 from harness import native
 from harness.daemon import Daemon, Home
 from harness.interstat import Interstat
+
+# On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)
