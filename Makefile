@@ -20,12 +20,13 @@ PIP_OURSELVES := $(PIP) install --no-deps --no-build-isolation
 SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak)
 PYTEST := -m pytest -n $(JOBS) $(if $(SELECTED),-m '$(SELECTED)')
 
-.PHONY: help demo test lint suite wheel-test test-newest test-lowest test-all pythons lock bench docs install clean always
+.PHONY: help demo test lint suite yaml-test wheel-test test-newest test-lowest test-all pythons lock bench docs install clean always
 
 help:
 	@echo 'make demo         the main job as a story, in a throw-away home'
 	@echo 'make test         lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
 	@echo 'make lint         ruff and mypy --strict'
+	@echo 'make yaml-test    our rules for YAML with each version of PyYAML in requirements/pyyaml'
 	@echo 'make test-newest  the suite with the newest version of every dependency'
 	@echo 'make test-lowest  the suite with the lowest version that pyproject.toml allows'
 	@echo 'make test-all     the suite and the tests of the wheel on each of Python 3.11, 3.12 and 3.13 that is installed'
@@ -74,6 +75,22 @@ lint: $(VENV)/.ourselves $(VENV)/.dev
 suite: $(VENV)/.ourselves $(VENV)/.$(TEST)
 	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py
 
+# Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 and later and
+# cannot be compiled there: of the wheel for 3.12, such a Python uses the loader that is written in Python.
+PYYAML := 6.0.1 6.0.3 6.0.4
+PYYAML_6.0.1 = $(shell $(BIN)/python -c 'import sys; print("--python-version=3.12" * (sys.version_info >= (3, 13)))')
+$(VENV)/pyyaml/%/.made: requirements/pyyaml/%.txt $(VENV)/.ourselves $(VENV)/.$(TEST)
+	@$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: \
+	  --require-hashes $(PYYAML_$*) --target $(@D) --requirement $<
+	@touch $@
+
+yaml-test: $(PYYAML:%=$(VENV)/pyyaml/%/.made)
+	@for version in $(PYYAML); do \
+	  echo "PyYAML $$version"; \
+	  FLUXBUDGET_PYYAML=$$version PYTHONPATH=$(VENV)/pyyaml/$$version $(BIN)/python $(PYTEST) -q \
+	    tests/test_yaml_rules.py tests/test_flux_drive_budget.py || exit 1; \
+	done
+
 # Against what a user installs: a wheel in an environment of its own, the source tree nowhere on the path. Not all over
 # again: the tests that start the programs as a user does, which need every part of the package between them.
 WHEEL := build/wheel
@@ -89,7 +106,7 @@ wheel-test: $(VENV)/.ourselves
 	cd $(WHEEL)/elsewhere && FLUXBUDGET_TESTED=wheel ../venv/bin/python $(PYTEST) -p no:cacheprovider \
 	  $(WHEEL_TESTS:%=tests/test_%.py)
 
-test: lint suite wheel-test
+test: lint suite yaml-test wheel-test
 
 test-newest:
 	@$(MAKE) suite VENV=build/env/newest RUNTIME=newest TEST=newest

@@ -5,11 +5,18 @@ import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+import yaml
 
+from fluxbudgetd.config import yaml_nodes
 from harness import native
 from harness.daemon import Daemon, Home
 from harness.interstat import Interstat
+
+# On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -61,3 +68,11 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         native.use(native.native_client(tmp_path_factory))
     yield request.param
     native.use(None)
+
+
+@pytest.fixture(params=["C", "Python"] if yaml.__with_libyaml__ else ["Python"])
+def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of PyYAML's loaders, which give the same result; PyYAML may have been built without libyaml."""
+    if request.param == "Python":
+        monkeypatch.setattr(yaml_nodes, "LOADER", yaml.SafeLoader)
+    return str(request.param)
