@@ -2,7 +2,8 @@
 PYTHON ?= python3
 # Half of the time a test waits for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
-# Tests to run: MARKS takes pytest's expressions, FAST=1 leaves out the soak tests.
+# Tests to run: MARKS is an expression for pytest's -m; FAST=1 leaves out the tests that take long, and those of the
+# native client, on which the version of a package or of Python has no influence.
 MARKS ?=
 FAST ?=
 
@@ -17,7 +18,7 @@ PIP := -m pip --disable-pip-version-check --quiet
 PIP_LOCKED := $(PIP) install --require-hashes --requirement
 # Installs fluxbudget itself. The build backend comes from the lock, too, so that nothing else is downloaded.
 PIP_OURSELVES := $(PIP) install --no-deps --no-build-isolation
-SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak)
+SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak and not native)
 PYTEST := -m pytest -n $(JOBS) $(if $(SELECTED),-m '$(SELECTED)')
 
 .PHONY: help demo test lint suite yaml-test wheel-test test-newest test-lowest test-all pythons lock bench docs install clean always
@@ -35,7 +36,7 @@ help:
 	@echo 'make docs         write docs/protocol.md from the structs'
 	@echo 'make install      fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
-	@echo "FAST=1 leaves out the soak tests; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
+	@echo "FAST=1 leaves out the soak tests and those of the native client; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
 # A changed lock makes a new environment, so that no package of the old one is left in it.
 $(VENV)/.made: $(wildcard requirements/*.txt)

@@ -61,7 +61,10 @@ def daemon(home: Home, interstat: Interstat) -> Daemon:
     return home.start()
 
 
-@pytest.fixture(params=["python", "native"] if native.can_be_had() else ["python"])
+_NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.can_be_had() else []
+
+
+@pytest.fixture(params=["python", *_NATIVE])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One of the two clients of the hot verbs, which behave alike: whatever a test calls, it calls this one."""
     if request.param == "native":

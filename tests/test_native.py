@@ -40,7 +40,10 @@ from harness.odd_answers import (
 )
 from harness.privilege import needs_root
 
-pytestmark = pytest.mark.skipif(not native.SOURCES.is_dir(), reason="the sources of the native client are not here")
+pytestmark = [
+    pytest.mark.skipif(not native.SOURCES.is_dir(), reason="the sources of the native client are not here"),
+    pytest.mark.native,
+]
 
 PATIENT = ("--timeout", "20")
 
