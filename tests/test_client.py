@@ -54,9 +54,9 @@ def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
     run = started(home)
     daemon.signal(signal.SIGSTOP)
     try:
-        assert "within 0.2 s" in clean_error(home.ctl("remaining", "--run", run), 75)
+        assert "within 0.2 s" in clean_error(home.ctl("remaining", "--run", run, own_deadline=True), 75)
         assert "within 0.3 s" in clean_error(home.ctl("check", "--run", run, "--timeout", "0.3"), 75)
-        clean_error(home.ctl("remaining", "--run", run, "--default", "1"), 0, "1\n")
+        clean_error(home.ctl("remaining", "--run", run, "--default", "1", own_deadline=True), 0, "1\n")
     finally:
         daemon.signal(signal.SIGCONT)
 

@@ -250,7 +250,7 @@ def false_bus(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[De
         thread.start()
         yield desktop_at(f"unix:path={path}")
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

@@ -440,7 +440,7 @@ def test_hook_leaves_a_stopped_daemon_at_its_deadline(home: Home, program: Path,
             env=home.environ,
             input=b'{"hook_event_name": "Stop"}',
             capture_output=True,
-            timeout=10,
+            timeout=60,
             check=False,
         )
     finally:

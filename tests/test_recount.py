@@ -127,7 +127,7 @@ class History:
             left = self.recount.left[run]
             chain = self.recount.chains[run]
             here = chain[len(left)]
-            answer = self.ask(messages.Advance(run=run, from_phase=here, wait_ms=5000))
+            answer = self.ask(messages.Advance(run=run, from_phase=here, wait_ms=30_000))
             assert isinstance(answer, messages.AdvanceAnswer) == (here != chain[-1]), answer
             if isinstance(answer, messages.AdvanceAnswer):
                 assert answer.completed is not None
@@ -143,7 +143,7 @@ class History:
     def look(self) -> None:
         expected = self.recount.totals()
         for run in self.recount.runs:
-            shown = self.ask(messages.RunShow(run=run.name, wait_ms=5000))
+            shown = self.ask(messages.RunShow(run=run.name, wait_ms=30_000))
             assert not shown.spend.stale, shown.spend
             assert (shown.totals.billing, shown.totals.total) == expected[run.name], run
             by_phase = {line.name: (line.billing, line.provisional) for line in shown.by_phase}

@@ -60,7 +60,7 @@ class InTerminal:
             self.process.kill()
             self.process.wait()
         os.close(self.slave)
-        self._reader.join(timeout=10)
+        self._reader.join(timeout=60)
         os.close(self._master)
 
     def _read(self) -> None:
@@ -112,7 +112,7 @@ class InTerminal:
 
     def end(self) -> int:
         """Wait for the process's end, require that the terminal is as it was, and return the exit code."""
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=60)
         assert termios.tcgetattr(self.slave) == self.before
         wait_for(lambda: self.raw.count(MAIN_SCREEN) == self.raw.count(ALTERNATE_SCREEN), "the main screen")
         assert self.raw.rfind(b"\x1b[?25h") > self.raw.rfind(b"\x1b[?25l")
