@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 # Half of the time a test waits for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
 
-.PHONY: help demo test lint suite wheel-test bench docs install clean
+.PHONY: help demo test lint suite wheel-test release-check bench docs install clean
 
 help:
-	@echo 'make demo     the main job as a story, in a throw-away home'
-	@echo 'make test     lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
-	@echo 'make lint     ruff and mypy --strict'
-	@echo 'make bench    measure, as ratios in one run (takes a few minutes)'
-	@echo 'make docs     write docs/protocol.md anew from the structs'
-	@echo 'make install  fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
+	@echo 'make demo           the main job as a story, in a throw-away home'
+	@echo 'make test           lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
+	@echo 'make lint           ruff and mypy --strict'
+	@echo 'make release-check  sdist, wheel and SBOM into dist/, compared, installed and used'
+	@echo 'make bench          measure, as ratios in one run (takes a few minutes)'
+	@echo 'make docs           write docs/protocol.md anew from the structs'
+	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -59,6 +60,13 @@ wheel-test: $(VENV)/.dev
 	  $(WHEEL_TESTS:%=tests/test_%.py)
 
 test: lint suite wheel-test
+
+$(VENV)/.release: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
+	@touch $@
+
+release-check: $(VENV)/.release
+	@$(BIN)/python tests/release_check.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/run.py
