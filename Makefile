@@ -21,20 +21,21 @@ PIP_OURSELVES := $(PIP) install --no-deps --no-build-isolation
 SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak and not native)
 PYTEST := -m pytest -n $(JOBS) $(if $(SELECTED),-m '$(SELECTED)')
 
-.PHONY: help demo test lint suite yaml-test wheel-test test-newest test-lowest test-all pythons lock bench docs install clean always
+.PHONY: help demo test lint suite yaml-test wheel-test release-check test-newest test-lowest test-all pythons lock bench docs install clean always
 
 help:
-	@echo 'make demo         the main job as a story, in a throw-away home'
-	@echo 'make test         lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
-	@echo 'make lint         ruff and mypy --strict'
-	@echo 'make yaml-test    our rules for YAML with each version of PyYAML in requirements/pyyaml'
-	@echo 'make test-newest  the suite with the newest version of every dependency'
-	@echo 'make test-lowest  the suite with the lowest version that pyproject.toml allows'
-	@echo 'make test-all     the suite and the tests of the wheel on each of Python 3.11, 3.12 and 3.13 that is installed'
-	@echo 'make lock         write requirements/*.txt after a change of the dependencies; UPGRADE=1 updates all versions'
-	@echo 'make bench        measure, as ratios in one run (takes a few minutes)'
-	@echo 'make docs         write docs/protocol.md from the structs'
-	@echo 'make install      fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
+	@echo 'make demo           the main job as a story, in a throw-away home'
+	@echo 'make test           lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
+	@echo 'make lint           ruff and mypy --strict'
+	@echo 'make yaml-test      our rules for YAML with each version of PyYAML in requirements/pyyaml'
+	@echo 'make test-newest    the suite with the newest version of every dependency'
+	@echo 'make test-lowest    the suite with the lowest version that pyproject.toml allows'
+	@echo 'make test-all       the suite and the tests of the wheel on each of Python 3.11, 3.12 and 3.13 that is installed'
+	@echo 'make release-check  sdist, wheel and SBOM into dist/, compared, installed and used'
+	@echo 'make lock           write requirements/*.txt after a change of the dependencies; UPGRADE=1 updates all versions'
+	@echo 'make bench          measure, as ratios in one run (takes a few minutes)'
+	@echo 'make docs           write docs/protocol.md from the structs'
+	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
 	@echo "FAST=1 leaves out the soak tests and those of the native client; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
@@ -46,7 +47,7 @@ $(VENV)/.made: $(wildcard requirements/*.txt)
 	  || { echo 'Python has no venv here; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	@touch $@
 
-LOCKED := runtime test dev lowest
+LOCKED := runtime test dev release lowest
 $(LOCKED:%=$(VENV)/.%): $(VENV)/.%: requirements/%.txt $(VENV)/.made
 	@$(BIN)/python $(PIP_LOCKED) $<
 	@touch $@
@@ -133,6 +134,9 @@ test-all:
 	done; \
 	[ -z "$$failed" ] || { echo "failed on Python$$failed" >&2; exit 1; }
 
+release-check: $(VENV)/.ourselves $(VENV)/.release
+	@$(BIN)/python tests/release_check.py
+
 # One resolution for every Python and machine, with the hashes of all files. The smaller sets repeat the versions of dev.
 UV := build/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
@@ -141,6 +145,7 @@ lock: $(UV)
 	$(COMPILE) --extra test --extra lint --output-file requirements/dev.txt
 	$(COMPILE) --extra test --constraint requirements/dev.txt --output-file requirements/test.txt
 	$(COMPILE) --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	$(COMPILE) --extra release --constraint requirements/dev.txt --output-file requirements/release.txt
 	$(COMPILE) --extra test --resolution lowest-direct --output-file requirements/lowest.txt
 
 $(UV):

@@ -18,7 +18,8 @@ BUILD = PYPROJECT["dependency-groups"]["build"]
 RUNTIME = [*PROJECT["dependencies"], *BUILD]
 TEST = [*RUNTIME, *PROJECT["optional-dependencies"]["test"]]
 DEV = [*TEST, *PROJECT["optional-dependencies"]["lint"]]
-LOCKS = {"runtime": RUNTIME, "test": TEST, "dev": DEV, "lowest": TEST}
+RELEASE = [*RUNTIME, *PROJECT["optional-dependencies"]["release"]]
+LOCKS = {"runtime": RUNTIME, "test": TEST, "dev": DEV, "release": RELEASE, "lowest": TEST}
 each_lock = pytest.mark.parametrize("name", LOCKS)
 each_python = pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 
