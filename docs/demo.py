@@ -1,6 +1,7 @@
 """fluxbudget's main job, as a story: a throw-away home, the real daemon and client, and interstat's way of writing.
 
-Run it with `make demo`. Nothing outside a temporary directory is touched.
+Run it with `make demo`. Nothing outside a temporary directory is touched. Ctrl-C ends it at its next step, and leaves
+neither the daemon nor the directory.
 """
 
 import json
@@ -13,9 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 SCHEMA = """
 CREATE TABLE agent_runs(id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT NOT NULL, session_id TEXT NOT NULL,
@@ -40,21 +44,73 @@ AGENTS = """{"agents": [
 """
 
 
+class Interruptible:
+    """Runs commands until a signal asks for the end.
+
+    A signal only ends the command that runs, and is remembered for `check`. It raises no exception by itself, which
+    could come between two statements that belong together: `mkdtemp`, and the `try` that removes the directory.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._command: subprocess.Popen[str] | None = None
+
+    def arm(self) -> None:
+        """Take the signals that ask for the end, among them a SIGINT that `make demo` has held back until now."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._signal = number
+        if self._command is not None:
+            self._command.terminate()
+
+    def check(self) -> None:
+        """Exit as a shell reports a program that a signal has ended, if a signal has come."""
+        if self._signal:
+            raise SystemExit(128 + self._signal)
+
+    @contextmanager
+    def running(self, command: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[str]"]:
+        """Start a command that ends with this block at the latest; check for signals before and after it."""
+        self.check()
+        # In a session of its own: the terminal's Ctrl-C is for this process alone.
+        with subprocess.Popen(command, text=True, start_new_session=True, **options) as process:
+            self._command = process
+            try:
+                if self._signal:
+                    process.terminate()
+                yield process
+            finally:
+                self._command = None
+                process.terminate()
+        self.check()
+
+    def run(self, command: Sequence[str], given: str | None = None, **options: Any) -> int:
+        """Run a command to its end; return its exit code."""
+        stdin = None if given is None else subprocess.PIPE
+        with self.running(command, stdin=stdin, **options) as process:
+            process.communicate(given)
+        return process.returncode
+
+
 class Story:
     """Says what happens next, and makes it happen."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, interruptible: Interruptible) -> None:
+        self._commands = interruptible
         self.database = home / ".claude" / "interstat" / "metrics.db"
         self.project = home / "project"
         self.project.mkdir(parents=True)
         self.environ = {
             **{name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TERM", "COLUMNS") if name in os.environ},
             "HOME": str(home),
-            "XDG_RUNTIME_DIR": str(home / "runtime"),
+            "XDG_RUNTIME_DIR": str(home / "run"),  # short, because the path of the socket in it must be
             "PYTHONUTF8": "1",
             **({} if sys.stdout.isatty() else {"NO_COLOR": "1"}),
         }
-        (home / "runtime").mkdir(mode=0o700)
+        (home / "run").mkdir(mode=0o700)
 
     def tell(self, text: str) -> None:
         print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
@@ -64,9 +120,9 @@ class Story:
         where = "" if given is None else f" < {'agents' if given is AGENTS else 'hook'}.json"
         print(f"  $ fluxbudgetctl {shlex.join(arguments)}{where}", flush=True)
         command = [sys.executable, "-m", "fluxbudgetctl", *arguments]
-        result = subprocess.run(command, env=self.environ, cwd=self.project, input=given, text=True, check=False)
-        if result.returncode != expected:
-            raise SystemExit(f"the demo failed: exit {result.returncode} instead of {expected}")
+        code = self._commands.run(command, given, env=self.environ, cwd=self.project)
+        if code != expected:
+            raise SystemExit(f"the demo failed: exit {code} instead of {expected}")
         if expected:
             print(f"  (exit code {expected})", flush=True)
 
@@ -75,15 +131,18 @@ class Story:
         common = {"session_id": HOOKED, "cwd": str(self.project), "hook_event_name": event}
         self.ctl(verb, given=json.dumps({**common, **fields}))
 
-    def watch(self) -> "subprocess.Popen[str]":
-        """Start `watch`, as if in another terminal."""
+    @contextmanager
+    def watching(self) -> Iterator[Iterator[str]]:
+        """Start `watch`, as if in another terminal; give the lines that it prints."""
         command = [sys.executable, "-m", "fluxbudgetctl", "watch", "--since", "0", "--run", "demo"]
-        return subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE, text=True)
+        with self._commands.running(command, env=self.environ, stdout=subprocess.PIPE) as watch:
+            yield iter(watch.stdout or ())
 
     def interstat(self, *arguments: str) -> None:
         """Write to the database as interstat does: in a separate process that does not know fluxbudget."""
         command = [sys.executable, __file__, "--interstat", str(self.database), *arguments]
-        subprocess.run(command, env=self.environ, check=True)
+        if code := self._commands.run(command, env=self.environ):
+            raise SystemExit(f"the demo failed: its interstat ended with exit {code}")
 
     def transcript(self, message: str, given: int, made: int, agent: str | None = None) -> None:
         """Append a line to a running session's transcript, as Claude Code does."""
@@ -105,24 +164,34 @@ class Story:
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def start_daemon(self) -> subprocess.Popen[bytes]:
-        log = (self.project.parent / "daemon.log").open("wb")
-        daemon = subprocess.Popen([sys.executable, "-m", "fluxbudgetd"], env=self.environ, stderr=log)
-        ping = [sys.executable, "-m", "fluxbudgetctl", "ping"]
-        for _ in range(200):
-            if subprocess.run(ping, env=self.environ, capture_output=True, check=False).returncode == 0:
-                return daemon
-            time.sleep(0.05)
-        raise SystemExit("the daemon did not start: see " + log.name)
+    @contextmanager
+    def daemon(self) -> Iterator[None]:
+        """Run the daemon, once it answers and until the end of this block."""
+        log = self.project.parent / "daemon.log"
+        command = [sys.executable, "-m", "fluxbudgetd"]
+        with log.open("wb") as stderr:
+            daemon = subprocess.Popen(command, env=self.environ, stderr=stderr, start_new_session=True)
+        try:
+            ping = [sys.executable, "-m", "fluxbudgetctl", "ping"]
+            deadline = time.monotonic() + 60
+            while self._commands.run(ping, env=self.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+                if daemon.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"the daemon did not start:\n{log.read_text()}")
+                time.sleep(0.05)
+            yield
+        finally:
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=20)
+            finally:
+                daemon.kill()
 
 
-def tell_story(home: Path) -> None:
+def tell_story(story: Story) -> None:
     """Tell the story from an empty home to an exhausted budget, and on to a review."""
-    story = Story(home)
     story.interstat("init")
     story.tell("fluxbudgetd starts. It follows interstat's database and answers on a Unix socket.")
-    daemon = story.start_daemon()
-    try:
+    with story.daemon():
         story.tell("A sprint begins: one run for the bead demo-42, with a budget of 250 000 tokens.")
         story.ctl(
             "run", "start", "--id", "demo", "--scope", BEAD, "--budget", "250000", "--session", SESSION,
@@ -174,9 +243,6 @@ def tell_story(home: Path) -> None:
         tell_of_a_review(story)
         tell_of_a_running_session(story)
         tell_of_warnings(story)
-    finally:
-        daemon.send_signal(signal.SIGTERM)
-        daemon.wait(timeout=10)
     story.tell("The daemon has stopped. Everything it knows is in its ledger. That was fluxbudget.")
 
 
@@ -225,14 +291,13 @@ def tell_of_warnings(story: Story) -> None:
     story.ctl("run", "set", "--enforcement", "hard")
     story.hook("PreToolUse", tool_name="Agent", tool_input={"subagent_type": "fd-architecture"})
     story.tell("In another terminal, `fluxbudgetctl watch --since 0 --run demo` has printed, among others:")
-    with story.watch() as watching:
-        for line in watching.stdout or ():
+    with story.watching() as lines:
+        for line in lines:
             event = json.loads(line)
             if event["kind"].startswith(("budget.", "phase.")):
                 print(f"  {json.dumps({name: event[name] for name in ('seq', 'kind')})}")
             if event["data"].get("enforcement") == "hard":
                 break
-        watching.terminate()
 
 
 def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:
@@ -274,9 +339,11 @@ def main() -> None:
         _, _, path, what, *arguments = sys.argv
         write_as_interstat(path, what, arguments)
         return
-    home = Path(tempfile.mkdtemp(prefix="fluxbudget-demo-"))
+    interruptible = Interruptible()
+    interruptible.arm()
+    home = Path(tempfile.mkdtemp(prefix="fluxbudget-"))
     try:
-        tell_story(home)
+        tell_story(Story(home, interruptible))
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -1,14 +1,22 @@
 """Fixtures, and the rule that in CI nothing is skipped."""
 
 import os
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+import yaml
 
+from fluxbudgetd.config import yaml_nodes
 from harness import native
 from harness.daemon import Daemon, Home
 from harness.interstat import Interstat
+
+# On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -19,6 +27,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped, which in CI is a failure: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a directory like pytest's own fixture, but with a short name.
+
+    A Unix socket's path has at most 107 bytes, and the user's name and TMPDIR, which are in it, may be long.
+    """
+    name = re.sub(r"\W", "_", request.node.name.removeprefix("test_"))
+    return tmp_path_factory.mktemp(name[:8])
 
 
 @pytest.fixture
@@ -43,10 +61,21 @@ def daemon(home: Home, interstat: Interstat) -> Daemon:
     return home.start()
 
 
-@pytest.fixture(params=["python", "native"] if native.can_be_had() else ["python"])
+_NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.can_be_had() else []
+
+
+@pytest.fixture(params=["python", *_NATIVE])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One of the two clients of the hot verbs, which behave alike: whatever a test calls, it calls this one."""
     if request.param == "native":
         native.use(native.native_client(tmp_path_factory))
     yield request.param
     native.use(None)
+
+
+@pytest.fixture(params=["C", "Python"] if yaml.__with_libyaml__ else ["Python"])
+def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of PyYAML's loaders, which give the same result; PyYAML may have been built without libyaml."""
+    if request.param == "Python":
+        monkeypatch.setattr(yaml_nodes, "LOADER", yaml.SafeLoader)
+    return str(request.param)

@@ -266,7 +266,7 @@ def test_estimate_by_what_the_agent_has_cost(
 
 
 def _estimates(home: Home) -> Any:
-    answer = home.ask(messages.Estimates(wait_ms=10_000))
+    answer = home.ask(messages.Estimates(wait_ms=30_000))
     assert isinstance(answer, messages.EstimatesAnswer), answer
     return answer.estimates
 

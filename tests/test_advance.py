@@ -29,7 +29,7 @@ def events(home: Home, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def show(home: Home, run: str) -> messages.RunShowAnswer:
-    answer = home.ask(messages.RunShow(run=run, wait_ms=10_000))
+    answer = home.ask(messages.RunShow(run=run, wait_ms=30_000))
     assert isinstance(answer, messages.RunShowAnswer), answer
     return answer
 
@@ -39,7 +39,7 @@ def phase(home: Home, run: str, name: str) -> messages.PhaseLine:
 
 
 def advance(home: Home, run: str, from_phase: str, **fields: Any) -> messages.AdvanceAnswer:
-    answer = home.ask(messages.Advance(run=run, from_phase=from_phase, wait_ms=10_000, **fields))
+    answer = home.ask(messages.Advance(run=run, from_phase=from_phase, wait_ms=30_000, **fields))
     assert isinstance(answer, messages.AdvanceAnswer), answer
     return answer
 
@@ -165,7 +165,7 @@ def test_fifty_at_once(home: Home, daemon: Daemon) -> None:
     def ask() -> None:
         with Wire(home.socket) as wire:
             together.wait()
-            answer = wire.ask(messages.Advance(run=run, from_phase="brainstorm", wait_ms=10_000))
+            answer = wire.ask(messages.Advance(run=run, from_phase="brainstorm", wait_ms=30_000))
             assert isinstance(answer, messages.AdvanceAnswer)
             answers.append(answer)
 

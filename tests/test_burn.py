@@ -123,7 +123,7 @@ def burns(home: Home) -> dict[str, int]:
 
 
 def statusline(home: Home, run: str) -> str:
-    answer = home.ask(messages.StatusLine(run=run, width=200, wait_ms=10_000))
+    answer = home.ask(messages.StatusLine(run=run, width=200, wait_ms=30_000))
     assert isinstance(answer, messages.StatusLineAnswer), answer
     return answer.line
 

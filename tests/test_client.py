@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fluxbudgetctl import cli, hot
+from fluxbudgetd import __version__
 from fluxbudgetd.wire import codes
 from harness.daemon import CTL, Daemon, Home, started
 from harness.false_daemon import answering, frame
@@ -33,7 +34,7 @@ def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str
 
 @pytest.mark.parametrize("verb", ["remaining", "env", "check", "ping", "statusline", "status", "version"])
 def test_daemon_away(home: Home, verb: str) -> None:
-    printed = "fluxbudgetctl 0.1.0 (python)\n" if verb == "version" else ""
+    printed = f"fluxbudgetctl {__version__} (python)\n" if verb == "version" else ""
     assert "no daemon at" in clean_error(home.ctl(verb), 69, printed)
 
 
@@ -54,9 +55,9 @@ def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
     run = started(home)
     daemon.signal(signal.SIGSTOP)
     try:
-        assert "within 0.2 s" in clean_error(home.ctl("remaining", "--run", run), 75)
+        assert "within 0.2 s" in clean_error(home.ctl("remaining", "--run", run, own_deadline=True), 75)
         assert "within 0.3 s" in clean_error(home.ctl("check", "--run", run, "--timeout", "0.3"), 75)
-        clean_error(home.ctl("remaining", "--run", run, "--default", "1"), 0, "1\n")
+        clean_error(home.ctl("remaining", "--run", run, "--default", "1", own_deadline=True), 0, "1\n")
     finally:
         daemon.signal(signal.SIGCONT)
 
@@ -394,9 +395,9 @@ def test_every_error_code_has_a_documented_exit_code() -> None:
 def test_ping_and_version(home: Home, daemon: Daemon) -> None:
     assert f"pid {daemon.process.pid}" in home.ok("ping")
     assert home.json("ping")["protocol"] == 1
-    assert home.ok("version").splitlines()[0] == "fluxbudgetctl 0.1.0 (python)"
+    assert home.ok("version").splitlines()[0] == f"fluxbudgetctl {__version__} (python)"
     shown = home.json("version")
-    assert (shown["client"], shown["daemon"]) == ("0.1.0", "0.1.0")
+    assert (shown["client"], shown["daemon"]) == (__version__, __version__)
 
 
 def test_doctor(home: Home, interstat: Interstat, daemon: Daemon) -> None:

@@ -16,7 +16,7 @@ def configure(home: Home, text: str) -> None:
 
 
 def budget_of_a_new_run(home: Home) -> int | None:
-    answer = home.ask(messages.RunStart(project_dir="/p", wait_ms=10_000))
+    answer = home.ask(messages.RunStart(project_dir="/p", wait_ms=30_000))
     assert isinstance(answer, messages.RunAnswer), answer
     return answer.run.token_budget
 
@@ -60,7 +60,7 @@ def test_broken_at_the_start(home: Home, interstat: Interstat) -> None:
     """Exit 78, one line that names file and key, nothing left behind."""
     configure(home, "[runs]\nwarnpct = 50\n")
     daemon = home.start(wait=False)
-    assert daemon.process.wait(timeout=30) == 78
+    assert daemon.process.wait(timeout=60) == 78
     assert "config.toml: runs.warnpct is not a key" in daemon.log
     assert "runs.warn_pct" in daemon.log
     assert "Traceback" not in daemon.log

@@ -35,7 +35,7 @@ def false_daemon(home: Home, serve: Callable[[socket.socket], None]) -> Iterator
         thread.start()
         yield
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 def frame(value: object) -> bytes:

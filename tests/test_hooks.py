@@ -42,7 +42,7 @@ def now() -> str:
 
 def sessions(home: Home, run: str) -> dict[str, bool]:
     """Return a run's sessions, and whether they belong to it now."""
-    answer = home.ask(messages.RunShow(run=run, wait_ms=10_000))
+    answer = home.ask(messages.RunShow(run=run, wait_ms=30_000))
     assert isinstance(answer, messages.RunShowAnswer), answer
     return {one.session: one.until is None for one in answer.attachments}
 
@@ -96,7 +96,7 @@ def test_environment_goes_before_the_directory(home: Home, daemon: Daemon) -> No
     """The run, then the bead, then the run that the session belongs to, then the directory's."""
     here = started(home, id="here")
     for name, scope in (("named", None), ("bead", "b-1"), ("own", None)):
-        answer = home.ask(messages.RunStart(project_dir="/elsewhere", id=name, scope=scope, wait_ms=10_000))
+        answer = home.ask(messages.RunStart(project_dir="/elsewhere", id=name, scope=scope, wait_ms=30_000))
         assert isinstance(answer, messages.RunAnswer)
     home.ok("run", "attach", "--run", "own", "--session", "s4")
     for session, environ, run in (
@@ -203,7 +203,7 @@ def test_session_that_was_moved_by_hand_stays_where_it_was_put(home: Home, daemo
     """Its environment names the run that it was started with; that counts again only when it is started anew."""
     started(home, id="a", token_budget=1_000_000, enforcement="hard")
     answer = home.ask(
-        messages.RunStart(project_dir="/b", id="b", token_budget=50_000, enforcement="hard", wait_ms=10_000)
+        messages.RunStart(project_dir="/b", id="b", token_budget=50_000, enforcement="hard", wait_ms=30_000)
     )
     assert isinstance(answer, messages.RunAnswer)
     claude = Claude(home)
@@ -250,7 +250,7 @@ def test_two_runs_above_the_directory_of_the_json_are_none(home: Home, daemon: D
     deeper = home.project / "sub"
     deeper.mkdir()
     outer = started(home, id="outer", token_budget=1000, enforcement="hard")
-    answer = home.ask(messages.RunStart(project_dir=str(deeper), id="inner", token_budget=1000, wait_ms=10_000))
+    answer = home.ask(messages.RunStart(project_dir=str(deeper), id="inner", token_budget=1000, wait_ms=30_000))
     assert isinstance(answer, messages.RunAnswer)
     uses(home, 1000)
     claude = Claude(home, cwd=deeper)
@@ -332,7 +332,7 @@ def test_each_session_of_the_run_is_told(home: Home, daemon: Daemon) -> None:
     for session in ("s1", "s2", "s3"):
         assert is_warning(Claude(home, session).call("UserPromptSubmit"), "80 %"), session
         assert Claude(home, session).call("UserPromptSubmit") == SILENT
-    answer = home.ask(messages.RunStart(project_dir="/elsewhere", session="s9", token_budget=10, wait_ms=10_000))
+    answer = home.ask(messages.RunStart(project_dir="/elsewhere", session="s9", token_budget=10, wait_ms=30_000))
     assert isinstance(answer, messages.RunAnswer)
     assert Claude(home, "s9").call("UserPromptSubmit") == SILENT
 

@@ -34,7 +34,7 @@ def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
 
 def failed_start(home: Home, *arguments: str, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
     daemon = home.start(*arguments, wait=False, prefix=prefix)
-    code = daemon.process.wait(timeout=20)
+    code = daemon.process.wait(timeout=60)
     return code, daemon.log
 
 

@@ -44,7 +44,7 @@ def now() -> str:
 
 
 def show(home: Home, run: str) -> messages.RunShowAnswer:
-    answer = home.ask(messages.RunShow(run=run, wait_ms=10_000))
+    answer = home.ask(messages.RunShow(run=run, wait_ms=30_000))
     assert isinstance(answer, messages.RunShowAnswer), answer
     return answer
 
@@ -279,7 +279,7 @@ def test_what_cannot_be_understood_is_skipped(home: Home, interstat: Interstat, 
     loop = writer.subagents / "loop"
     loop.symlink_to(writer.subagents)
     (writer.subagents / "agent-x.jsonl").symlink_to("agent-x.jsonl")
-    spend = home.spend(run, timeout=30)
+    spend = home.spend(run)
     assert spend.spent == 40
     transcript(home, "s2").response("m", tokens=(7, 0, 0, 0))
     assert spent(home, other) == 7
@@ -664,7 +664,7 @@ def total(files: dict[int, tuple[bytes, str]]) -> int:
     return sum(sum(one.tokens[:2]) for one in recount(files))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=lines, seed=st.integers(0, 1000))
 def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], seed: int) -> None:
     """Another process appends in random pieces meanwhile.
@@ -699,7 +699,7 @@ def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], s
     with Wire(live_home.socket) as wire:
         while process.poll() is None:
             before = sizes()
-            answer = wire.ask(messages.Remaining(run=run, wait_ms=10_000))
+            answer = wire.ask(messages.Remaining(run=run, wait_ms=30_000))
             after = sizes()
             assert isinstance(answer, messages.RemainingAnswer)
             possible = {
@@ -757,7 +757,7 @@ def test_killed_while_appending(home: Home, interstat: Interstat) -> None:
     try:
         for _ in range(20):
             time.sleep(chance.random() * 0.2)
-            home.ask(messages.Remaining(run=run, wait_ms=5000))
+            home.ask(messages.Remaining(run=run, wait_ms=30_000))
             daemon.kill()
             daemon = home.start()
         process.wait(timeout=60)

@@ -1,18 +1,25 @@
 """The project itself: the protocol's document, the demo, the console scripts, where the tested code comes from."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 import fluxbudgetctl
 import fluxbudgetd
 from fluxbudgetd.wire import messages
+from harness.daemon import Home, wait_for
+from harness.terminal import InTerminal
 
 ROOT = Path(__file__).parents[1]
+#: Holds a Ctrl-C back until the demo's own handler is set.
+HOLD_SIGINT = ("env", "--block-signal=INT")
 
 
 def test_protocol_document_is_what_the_structs_say() -> None:
@@ -67,6 +74,35 @@ def test_demo_tells_its_story() -> None:
     for number in ("46500\n", "37460\n", "36300\n", "31500\n"):
         assert number in result.stdout
     assert "| **all** | | 135000 | 89500 (partial) | " in result.stdout
+
+
+def processes_with(text: bytes) -> list[str]:
+    """Return the command lines of all processes that have this text in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if text in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+    return found
+
+
+@pytest.mark.parametrize("moment", [b"", b"fluxbudgetd starts", b"A sprint begins", b"fluxbudgetctl status"])
+def test_demo_ends_at_ctrl_c_and_leaves_nothing(
+    tmp_path_factory: pytest.TempPathFactory, home: Home, moment: bytes
+) -> None:
+    """At its start, as `make demo` starts it, and after each kind of step."""
+    temporary = tmp_path_factory.mktemp("d")  # short, because the daemon's socket is in there
+    environ = {"TMPDIR": str(temporary)}
+    demo = (*HOLD_SIGINT, sys.executable, str(ROOT / "docs" / "demo.py"))
+    with InTerminal(home, program=demo, size=(120, 500), environ=environ) as terminal:
+        wait_for(lambda: moment in terminal.raw, str(moment))
+        terminal.press("\x03")
+        # At its very start the signal itself ends it, for which a shell reports the same code.
+        assert terminal.process.wait(timeout=60) in (130, -signal.SIGINT)
+    assert b"Traceback" not in terminal.raw
+    assert b"demo failed" not in terminal.raw
+    assert list(temporary.iterdir()) == []
+    assert processes_with(os.fsencode(temporary)) == []
 
 
 def test_console_scripts() -> None:

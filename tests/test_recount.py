@@ -127,7 +127,7 @@ class History:
             left = self.recount.left[run]
             chain = self.recount.chains[run]
             here = chain[len(left)]
-            answer = self.ask(messages.Advance(run=run, from_phase=here, wait_ms=5000))
+            answer = self.ask(messages.Advance(run=run, from_phase=here, wait_ms=30_000))
             assert isinstance(answer, messages.AdvanceAnswer) == (here != chain[-1]), answer
             if isinstance(answer, messages.AdvanceAnswer):
                 assert answer.completed is not None
@@ -143,7 +143,7 @@ class History:
     def look(self) -> None:
         expected = self.recount.totals()
         for run in self.recount.runs:
-            shown = self.ask(messages.RunShow(run=run.name, wait_ms=5000))
+            shown = self.ask(messages.RunShow(run=run.name, wait_ms=30_000))
             assert not shown.spend.stale, shown.spend
             assert (shown.totals.billing, shown.totals.total) == expected[run.name], run
             by_phase = {line.name: (line.billing, line.provisional) for line in shown.by_phase}
@@ -163,7 +163,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Inte
     home.stop_all()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions)
 def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], actions: list[tuple[Any, ...]]) -> None:
     """After every look, and at the end, each run has exactly the tokens that the sentences of the rules give it."""

@@ -494,7 +494,7 @@ def test_reviews_hold_nobody_up(home: Home, interstat: Interstat, daemon: Daemon
     def review() -> None:
         with Wire(home.socket) as wire:
             while not stop.is_set():
-                answer = wire.ask(messages.Estimates(wait_ms=10_000))
+                answer = wire.ask(messages.Estimates(wait_ms=30_000))
                 if not isinstance(answer, messages.EstimatesAnswer) or len(answer.estimates) != 40:
                     failures.append(answer)
 

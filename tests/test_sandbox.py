@@ -20,7 +20,7 @@ from harness.daemon import CTL, Daemon, Home, started, wait_for
 from harness.false_daemon import answering, frame
 from harness.interstat import Interstat
 from harness.native import both_clients
-from harness.privilege import OBEDIENT
+from harness.privilege import OBEDIENT, needs_root
 from harness.sandbox import SANDBOX, sandbox, why_not
 
 AS_OF = "2026-11-22T00:12:26Z"
@@ -435,7 +435,7 @@ def test_something_else_in_the_files_place(home: Home, alive: States) -> None:
 
 
 @both_clients
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@needs_root("give a file away")
 def test_file_of_another_user_is_not_believed(home: Home, alive: States) -> None:
     os.chown(alive.write(), 12345, 12345)
     result = home.ctl("remaining", "--run", "r1")
@@ -460,7 +460,7 @@ def test_directory_that_others_may_write_to_is_not_believed(home: Home, alive: S
 
 
 @both_clients
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@needs_root("give a directory away")
 def test_directory_of_another_user_is_not_believed(home: Home, alive: States) -> None:
     """What a link there leads to may well be one's own."""
     alive.write()
@@ -469,7 +469,7 @@ def test_directory_of_another_user_is_not_believed(home: Home, alive: States) ->
 
 
 @both_clients
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@needs_root("give a file away")
 def test_lock_of_another_user_is_no_sign_of_life(home: Home, alive: States) -> None:
     alive.write()
     os.chown(alive.directory / ALIVE, 12345, 12345)

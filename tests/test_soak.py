@@ -94,7 +94,7 @@ def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None
         with Wire(home.socket) as wire:
             while not over.is_set():
                 for run in (by_session, by_bead):
-                    answer = wire.ask(messages.Remaining(run=run, wait_ms=10_000))
+                    answer = wire.ask(messages.Remaining(run=run, wait_ms=30_000))
                     assert isinstance(answer, messages.RemainingAnswer)
                     answers.append(answer.spend.spent)
 

@@ -49,7 +49,7 @@ def line(home: Home, *arguments: str, **more: object) -> str:
 def elsewhere(home: Home, **fields: object) -> str:
     """Start a run of another project, in a phase that is called as the run."""
     name = str(fields["id"])
-    answer = home.ask(messages.RunStart(project_dir="/elsewhere", phases=(name, "done"), wait_ms=10_000, **fields))  # type: ignore[arg-type]
+    answer = home.ask(messages.RunStart(project_dir="/elsewhere", phases=(name, "done"), wait_ms=30_000, **fields))  # type: ignore[arg-type]
     assert isinstance(answer, messages.RunAnswer), answer
     return answer.run.id
 
@@ -143,7 +143,7 @@ def test_any_width_fits(home: Home, daemon: Daemon) -> None:
     Claude(home).launch()
     lengths = []
     for width in range(10, 201):
-        answer = home.ask(messages.StatusLine(run=run, width=width, colour=True, wait_ms=10_000))
+        answer = home.ask(messages.StatusLine(run=run, width=width, colour=True, wait_ms=30_000))
         assert isinstance(answer, messages.StatusLineAnswer), answer
         plain = COLOUR.sub("", answer.line)
         assert len(plain) <= width, (width, plain)

@@ -244,7 +244,7 @@ def test_signals_end_it_quietly(
         served.happen(*(event(number, text="x" * 1000) for number in range(1, 200)))
         wait_for(lambda: not select.select([], [write_end], [], 0)[1], "the pipe to be full")
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         os.close(read_end)
         os.close(write_end)
         assert (process.returncode, err) == (code, b"")

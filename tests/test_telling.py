@@ -87,7 +87,7 @@ def test_one_commit_over_the_mark_tells_every_channel_once(home: Home, interstat
             interstat.insert("s1", input_tokens=1, output_tokens=0)
         assert home.spend(run).spent == 910
 
-        changed(home, messages.RunSet(run=run, token_budget=10_000, wait_ms=10_000))
+        changed(home, messages.RunSet(run=run, token_budget=10_000, wait_ms=30_000))
         wait_for(lambda: alerts(home) == {}, "interband's files to go")
         assert (hooked(home, "s1"), hooked(home, "s2")) == ("", "")
         interstat.insert("s2", input_tokens=7190, output_tokens=0)
@@ -95,9 +95,9 @@ def test_one_commit_over_the_mark_tells_every_channel_once(home: Home, interstat
         wait_for(lambda: alerts(home) == {"s1": (81.0, 8100), "s2": (81.0, 8100)}, "interband's files once more")
         assert "80 % of the budget spent" in hooked(home, "s2")
 
-        changed(home, messages.RunSet(run=run, token_budget=8500, wait_ms=10_000))
+        changed(home, messages.RunSet(run=run, token_budget=8500, wait_ms=30_000))
         stream.until("budget.threshold", 95)
-        changed(home, messages.RunSet(run=run, token_budget=8000, wait_ms=10_000))
+        changed(home, messages.RunSet(run=run, token_budget=8000, wait_ms=30_000))
         assert stream.until("budget.exceeded").data["budget"] == 8000
         wait_for(lambda: alerts(home) == {"s1": (100.0, 8100), "s2": (100.0, 8100)}, "a full bar")
         assert "the budget is used up" in hooked(home, "s1")
@@ -256,9 +256,9 @@ def test_interband_below_the_marks_is_removed_and_above_half_rewritten(
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
     wait_for(lambda: alerts(home) == {"s1": (90.0, 900)}, "the file")
-    changed(home, messages.RunSet(run=run, token_budget=1500, wait_ms=10_000))
+    changed(home, messages.RunSet(run=run, token_budget=1500, wait_ms=30_000))
     wait_for(lambda: alerts(home) == {"s1": (60.0, 900)}, "the file of what holds now")
-    changed(home, messages.RunSet(run=run, token_budget="none", wait_ms=10_000))
+    changed(home, messages.RunSet(run=run, token_budget="none", wait_ms=30_000))
     wait_for(lambda: alerts(home) == {}, "the file of an unlimited run to go")
 
 
@@ -503,7 +503,7 @@ def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, program: P
         assert "80 %" in hooked(home, "s1")
         wait_for(lambda: state_file(home, "runs", run), "the state file")
     daemon.signal(signal.SIGTERM)
-    assert daemon.process.wait(timeout=10) == 0
+    assert daemon.process.wait(timeout=60) == 0
     for pid in pids.read_text().split():
         wait_for(partial(_is_dead, pid), f"process {pid} to end")
     configure(home, argv=program.argv)
@@ -520,7 +520,7 @@ def test_command_that_is_about_to_end_is_let_do_so(home: Home, interstat: Inters
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     wait_for(lambda: program.told == [WARNING], "the command to have read what it is told")
     daemon.signal(signal.SIGTERM)
-    assert daemon.process.wait(timeout=10) == 0
+    assert daemon.process.wait(timeout=60) == 0
     home.start()
     require_quiet(home)
     assert program.told == [WARNING]
@@ -803,7 +803,7 @@ def test_subscriber_of_one_run(home: Home, exceeded: str) -> None:
     with Stream(home, since=0, run=other, heartbeat_ms=100) as stream, Stream(home, run=exceeded) as present:
         assert isinstance(stream.next(), messages.EventAnswer)
         refused(home, exceeded, 4)
-        changed(home, messages.RunSet(run=other, token_budget=7, wait_ms=10_000))
+        changed(home, messages.RunSet(run=other, token_budget=7, wait_ms=30_000))
         last = numbers(home)[-1]
 
         def caught_up() -> bool:
@@ -831,7 +831,7 @@ def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home,
         busy.start()
         places: list[int] = []
         try:
-            while len(places) < 3:
+            while len(set(places)) < 3:
                 answer = stream.next()
                 if isinstance(answer, messages.HeartbeatAnswer):
                     places.append(answer.seq)
@@ -839,7 +839,7 @@ def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home,
             enough.set()
             busy.join()
         assert stream.events == []
-        assert all(before < after for before, after in pairwise(places))
+        assert places == sorted(places)
 
 
 def test_subscriber_of_a_run_that_there_is_not(home: Home, exceeded: str) -> None:
@@ -897,7 +897,7 @@ def test_many_subscribers_of_whom_some_vanish(home: Home, exceeded: str) -> None
     first = numbers(home)[-1]
 
     def connections() -> int:
-        answer = home.ask(messages.Doctor(wait_ms=10_000))
+        answer = home.ask(messages.Doctor(wait_ms=30_000))
         assert isinstance(answer, messages.DoctorAnswer)
         return answer.connections
 
@@ -923,7 +923,7 @@ def test_vanishing_in_the_middle_of_a_flood(home: Home, exceeded: str) -> None:
         reader.close()
 
     def connections() -> int:
-        answer = home.ask(messages.Doctor(wait_ms=10_000))
+        answer = home.ask(messages.Doctor(wait_ms=30_000))
         assert isinstance(answer, messages.DoctorAnswer)
         return answer.connections
 
@@ -938,7 +938,7 @@ def test_end_of_the_daemon_ends_the_streams(home: Home, served: Daemon, exceeded
         stream.up_to(last + 2000)
         beating.up_to(last + 2000)
         served.signal(signal.SIGTERM)
-        assert served.process.wait(timeout=10) == 0
+        assert served.process.wait(timeout=60) == 0
         assert all(isinstance(answer, messages.HeartbeatAnswer) for answer in beating.rest())
         assert stream.rest() == []
         assert (stream.wire.unfinished, beating.wire.unfinished) == (0, 0)
@@ -1003,7 +1003,7 @@ def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon:
     shows(budget="500000", state="ok", remaining="499190")
     given = {"session_id": "s1", "hook_event_name": "PreToolUse", "cwd": "/x", "tool_name": "Agent"}
     asked = messages.Hook(
-        input=json.dumps({**given, "tool_input": {"subagent_type": "fd-quality"}}).encode(), wait_ms=10_000
+        input=json.dumps({**given, "tool_input": {"subagent_type": "fd-quality"}}).encode(), wait_ms=30_000
     )
     assert home.ask(asked) == messages.HookAnswer()
     reserved = home.spend(run).reserved
@@ -1015,7 +1015,7 @@ def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon:
     home.ok("run", "finish", "--run", run)
     wait_for(lambda: state_files(home) == {"runs/r2", "sessions/o1", "sessions/s1"}, "the ended run's files to go")
     daemon.signal(signal.SIGTERM)
-    assert daemon.process.wait(timeout=10) == 0
+    assert daemon.process.wait(timeout=60) == 0
     assert state_files(home) == set()
     assert not (home.socket.parent / "state" / "alive").exists()
 
@@ -1153,14 +1153,14 @@ def test_scope_that_goes_on_in_another_run_keeps_its_state_file(
     wait_for(lambda: len(state_files(home)) == 40, "the files")
     with Wire(home.socket) as wire:
         for scope in scopes:
-            wire.ask(messages.RunFinish(run=f"old-{scope}", wait_ms=10_000))
+            wire.ask(messages.RunFinish(run=f"old-{scope}", wait_ms=30_000))
             wire.ask(
-                messages.RunStart(id=f"new-{scope}", scope=scope, project_dir="/p", token_budget=7, wait_ms=10_000)
+                messages.RunStart(id=f"new-{scope}", scope=scope, project_dir="/p", token_budget=7, wait_ms=30_000)
             )
     expected = {scope: f"new-{scope}" for scope in scopes}
 
     def shown() -> dict[str, str]:
         return {scope: (state_file(home, "scopes", scope) or {}).get("run", "") for scope in scopes}
 
-    wait_for(lambda: shown() == expected, "each scope's state file to be the new run's", seconds=10)
+    wait_for(lambda: shown() == expected, "each scope's state file to be the new run's")
     wait_for(lambda: not any("/old" in name for name in state_files(home)), "the old runs' files to go")

@@ -76,14 +76,14 @@ def test_no_event_is_lost_between_commit_and_delivery(
             doom = threading.Timer(chance.uniform(0.0, 0.03), daemon.process.kill)
             with contextlib.suppress(OSError, EOFError), Wire(home.socket) as wire:
                 if life % 2:
-                    wire.ask(messages.RunSet(run=run, token_budget=10**9, wait_ms=10_000))
+                    wire.ask(messages.RunSet(run=run, token_budget=10**9, wait_ms=30_000))
                     doom.start()
-                    wire.ask(messages.RunSet(run=run, token_budget=chance.choice([1000, 1100, 1200]), wait_ms=10_000))
+                    wire.ask(messages.RunSet(run=run, token_budget=chance.choice([1000, 1100, 1200]), wait_ms=30_000))
                 else:
                     fresh = started(home, session=f"f{life}", token_budget=1000)
                     doom.start()
                     interstat.insert(f"f{life}", input_tokens=1000, output_tokens=0)
-                    wire.ask(messages.Remaining(run=fresh, wait_ms=10_000))
+                    wire.ask(messages.Remaining(run=fresh, wait_ms=30_000))
             doom.join()
             daemon.kill()
             program.wait_until_ended()

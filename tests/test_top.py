@@ -456,7 +456,7 @@ def test_without_a_terminal_it_is_a_usage_error(home: Home, verb: list[str], whi
 
 def test_dumb_terminal_is_a_usage_error(home: Home) -> None:
     with InTerminal(home, "top", environ={"TERM": "dumb"}) as shown:
-        assert shown.process.wait(timeout=20) == 64
+        assert shown.process.wait(timeout=60) == 64
         shown.wait_for("cannot move its cursor")
         assert ALTERNATE_SCREEN not in shown.raw
 

@@ -9,11 +9,12 @@ import pytest
 
 from harness import jail
 from harness.daemon import wait_for
+from harness.privilege import needs_root
 
 HERE = Path(__file__).parent
 MODULES = sorted(path.name for path in (HERE / "jailed").glob("test_*.py"))
 
-jailed = pytest.mark.skipif(bool(jail.why_not()), reason=f"no jail here: {jail.why_not()}")
+jailed = needs_root("make a jail", jail.why_not)
 
 
 def environ() -> dict[str, str]:

@@ -41,7 +41,7 @@ class Reports:
         self._receiving = receiving
         self.seen: list[dict[str, str]] = []
 
-    def next(self, *names: str, seconds: float = 30.0) -> dict[str, str]:
+    def next(self, *names: str, seconds: float = 60.0) -> dict[str, str]:
         """Return the next message that has all these names; the ones before it are thrown away."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:

@@ -15,7 +15,7 @@ from fluxbudgetd.wire.framing import FrameDecoder
 from fluxbudgetd.wire.state_names import ALIVE, state_directory
 from harness.daemon import Home
 
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 # What differs between two runs of one program: how long it took.
 _TIMES = (
     (re.compile(rb"within [0-9.]+ s"), b"within T s"),

@@ -12,7 +12,7 @@ import msgspec
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.daemon import Home
 
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 
 
 def frame(value: object) -> bytes:

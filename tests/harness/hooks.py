@@ -86,7 +86,7 @@ class Claude:
     def answer(self, raw: bytes, *, whole: bool = True, hints: messages.Hints | None = None) -> messages.HookAnswer:
         """Return the daemon's answer to an input."""
         asked = hints or messages.Hints(cwd=str(self.cwd))
-        answer = self.home.ask(messages.Hook(input=raw, whole=whole, hints=asked, wait_ms=20_000), 30.0)
+        answer = self.home.ask(messages.Hook(input=raw, whole=whole, hints=asked, wait_ms=30_000), 30.0)
         assert isinstance(answer, messages.HookAnswer), answer
         return answer
 

@@ -21,8 +21,8 @@ UNITS = next(place / "systemd" for place in _PLACES if (place / "systemd").is_di
 SERVICE = "fluxbudgetd.service"
 SOCKET = "fluxbudgetd.socket"
 #: Long enough for a daemon that has to be started on a machine that is busy with other tests.
-PATIENT = ("--timeout", "30")
-_PATIENCE = 30.0
+PATIENT = ("--timeout", "60")
+_PATIENCE = 60.0
 
 
 class Account(Home):

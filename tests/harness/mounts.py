@@ -14,6 +14,6 @@ def with_empty(directory: str, *, options: str = "mode=1777") -> tuple[str, ...]
 
 @cache
 def why_not() -> str:
-    """Return why nothing can be mounted here; empty when it can."""
+    """Return why root cannot mount anything here; empty if root can."""
     tried = subprocess.run([*with_empty("/proc"), "true"], capture_output=True, text=True, check=False)
     return tried.stderr.strip().rpartition("\n")[2] if tried.returncode else ""

@@ -68,7 +68,7 @@ class ScriptedDaemon:
         self.speak()
         self.cut()
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=60)
             assert not thread.is_alive()
         self._threads.clear()
 

@@ -28,7 +28,7 @@ class Stream:
         self.wire = Wire(home.socket)
         request = messages.Subscribe(since=since, run=run, heartbeat_ms=heartbeat_ms)
         try:
-            answer = self.wire.ask(request, timeout=30)
+            answer = self.wire.ask(request)
         except (OSError, EOFError):
             self.close()
             raise
@@ -167,7 +167,7 @@ def alerts(home: Home) -> dict[str, tuple[float, int]]:
 
 def channels(home: Home) -> dict[str, messages.ChannelInfo]:
     """Return each channel as doctor sees it."""
-    answer = home.ask(messages.Doctor(wait_ms=10_000))
+    answer = home.ask(messages.Doctor(wait_ms=30_000))
     assert isinstance(answer, messages.DoctorAnswer), answer
     return {one.name: one for one in answer.channels}
 
@@ -184,14 +184,14 @@ def require_quiet(home: Home) -> None:
 def hooked(home: Home, session: str, event: str = "UserPromptSubmit") -> str:
     """Return what a session's hook is answered; empty: nothing."""
     given = json.dumps({"session_id": session, "hook_event_name": event, "cwd": "/elsewhere", "prompt": "go on"})
-    answer = home.ask(messages.Hook(input=given.encode(), wait_ms=10_000))
+    answer = home.ask(messages.Hook(input=given.encode(), wait_ms=30_000))
     assert isinstance(answer, messages.HookAnswer), answer
     return str(json.loads(answer.output)["systemMessage"]) if answer.output else ""
 
 
 def changed(home: Home, request: messages.AnyRequest) -> messages.RunInfo:
     """Change a run and return it as it is then."""
-    answer = home.ask(request, timeout=20)
+    answer = home.ask(request)
     assert isinstance(answer, messages.RunAnswer), answer
     return answer.run
 

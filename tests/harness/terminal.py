@@ -7,7 +7,7 @@ import struct
 import subprocess
 import termios
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pyte
@@ -19,7 +19,10 @@ ALTERNATE_SCREEN = b"\x1b[?1049h"
 
 
 class InTerminal:
-    """The client in a terminal of its own, which it controls: Ctrl-C and resizes reach it as signals."""
+    """A program in a terminal of its own, which it controls: Ctrl-C and resizes reach it as signals.
+
+    The program is the client, unless `program` is another command.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class InTerminal:
         *arguments: str,
         size: tuple[int, int] = (80, 24),
         environ: Mapping[str, str] | None = None,
+        program: Sequence[str] = CTL,
     ) -> None:
         self._master, self.slave = os.openpty()
         self.screen = pyte.Screen(*size)
@@ -36,7 +40,7 @@ class InTerminal:
         self.before = termios.tcgetattr(self.slave)
         self.raw = b""
         self.process = subprocess.Popen(
-            [*CTL, *arguments],
+            [*program, *arguments],
             env={**home.environ, "TERM": "xterm-256color", "TZ": "UTC", **(environ or {})},
             cwd=home.project,
             stdin=self.slave,
@@ -56,7 +60,7 @@ class InTerminal:
             self.process.kill()
             self.process.wait()
         os.close(self.slave)
-        self._reader.join(timeout=10)
+        self._reader.join(timeout=60)
         os.close(self._master)
 
     def _read(self) -> None:
@@ -108,7 +112,7 @@ class InTerminal:
 
     def end(self) -> int:
         """Wait for the process's end, require that the terminal is as it was, and return the exit code."""
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=60)
         assert termios.tcgetattr(self.slave) == self.before
         wait_for(lambda: self.raw.count(MAIN_SCREEN) == self.raw.count(ALTERNATE_SCREEN), "the main screen")
         assert self.raw.rfind(b"\x1b[?25h") > self.raw.rfind(b"\x1b[?25l")

@@ -60,7 +60,7 @@ class Watch:
         """Wait for its end, after a signal; return the exit code."""
         if number is not None:
             self.process.send_signal(number)
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=60)
         for reader in self._readers:
-            reader.join(timeout=10)
+            reader.join(timeout=60)
         return code
