@@ -12,7 +12,7 @@ help:
 	@echo 'make test     lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make bench    measure, as ratios in one run (takes a few minutes)'
-	@echo 'make docs     write docs/protocol.md and the map in docs/ARCHITECTURE.md'
+	@echo 'make docs     write docs/protocol.md, the map in docs/ARCHITECTURE.md and docs/status.svg'
 	@echo 'make install  fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 
 $(VENV)/.made:
@@ -66,6 +66,7 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_protocol.py > docs/protocol.md
 	$(BIN)/python docs/make_map.py docs/ARCHITECTURE.md
+	$(BIN)/python docs/make_captures.py docs
 
 # Into the user's own environment, with pipx or uv if installed, otherwise pip --user; never by force into the system's Python.
 install:
