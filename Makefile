@@ -34,7 +34,7 @@ help:
 	@echo 'make release-check  sdist, wheel and SBOM into dist/, compared, installed and used'
 	@echo 'make lock           write requirements/*.txt after a change of the dependencies; UPGRADE=1 updates all versions'
 	@echo 'make bench          measure, as ratios in one run (takes a few minutes)'
-	@echo 'make docs           write docs/protocol.md and the map in docs/ARCHITECTURE.md'
+	@echo 'make docs           write docs/protocol.md, the map in docs/ARCHITECTURE.md and docs/status.svg'
 	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
 	@echo "FAST=1 leaves out the soak tests and those of the native client; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
@@ -158,6 +158,7 @@ bench: $(VENV)/.ourselves $(VENV)/.test
 docs: $(VENV)/.ourselves
 	$(BIN)/python docs/make_protocol.py > docs/protocol.md
 	$(BIN)/python docs/make_map.py docs/ARCHITECTURE.md
+	$(BIN)/python docs/make_captures.py docs
 
 # Into the user's own environment, with pipx or uv if installed, otherwise pip --user; never by force into the system's Python.
 install:

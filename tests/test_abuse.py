@@ -1,4 +1,4 @@
-"""Garbage, half frames, slow senders, too many connections, readers that never read: nobody else notices."""
+"""Garbage, half frames, slow senders, too many connections, clients that never read: no other client notices."""
 
 import os
 import random
@@ -55,7 +55,7 @@ def ended(peer: socket.socket) -> bool:
         (b"\x91" * 100_000, "bad_request"),
     ],
 )
-def test_messages_that_are_none_get_an_error_and_the_next_one_an_answer(
+def test_invalid_message_gets_an_error_and_the_next_one_an_answer(
     home: Home, run: str, body: bytes, code: str | None
 ) -> None:
     with Wire(home.socket) as wire:
@@ -88,7 +88,7 @@ def test_random_garbage(home: Home, run: str) -> None:
     for _ in range(200):
         with Wire(home.socket) as wire:
             data = chance.randbytes(chance.randrange(1, 200))
-            # Mostly short lengths, so that garbage reaches the decoder behind the framing.
+            # Mostly short lengths, so that garbage gets past the framing to the decoder.
             wire.socket.sendall((b"\0\0\0" if chance.random() < 0.7 else b"") + data)
             wire.socket.shutdown(socket.SHUT_WR)
             assert ended(wire.socket)
@@ -104,7 +104,7 @@ def test_requests_in_one_piece_and_in_many_are_answered_in_order(home: Home, run
 
 
 def test_half_frames_time_out_while_others_are_answered(home: Home, run: str) -> None:
-    """Each slow sender is told after ten seconds; until then, everybody else is served."""
+    """Each slow sender gets an error after ten seconds; meanwhile all other clients are served."""
     with ExitStack() as stack:
         slow = [stack.enter_context(Wire(home.socket)) for _ in range(20)]
         for wire in slow:

@@ -1,4 +1,4 @@
-"""config.toml as a running daemon heeds it: live, by SIGHUP, and with the last good one kept."""
+"""How a running daemon applies config.toml: live, by SIGHUP, and keeping the last good one."""
 
 import json
 import signal
@@ -57,7 +57,7 @@ def test_broken_on_reload(home: Home, daemon: Daemon) -> None:
 
 
 def test_broken_at_the_start(home: Home, interstat: Interstat) -> None:
-    """Exit 78, one line that names file and key, nothing left behind."""
+    """Exit 78, one line that names file and key, and no files."""
     configure(home, "[runs]\nwarnpct = 50\n")
     daemon = home.start(wait=False)
     assert daemon.process.wait(timeout=60) == 78

@@ -80,7 +80,7 @@ def test_new_connection_may_still_send_its_first_request(tmp_path: Path) -> None
     anyio.run(body)
 
 
-def test_who_never_asks_holds_nobody_up(tmp_path: Path) -> None:
+def test_connection_without_a_request_does_not_delay_the_end(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path / "s") as it:
             with await it.connected() as wire, anyio.fail_after(30):
@@ -101,8 +101,8 @@ def test_answered_connection_without_a_request_ends_at_once(tmp_path: Path) -> N
     anyio.run(body)
 
 
-def test_what_was_sent_before_the_end_is_answered(tmp_path: Path) -> None:
-    """Also when the server has not read it yet, on a connection that it has answered before."""
+def test_request_sent_before_the_end_is_answered(tmp_path: Path) -> None:
+    """Even if the server has not read it yet, on a connection that was answered before."""
 
     async def body() -> None:
         async with served(tmp_path / "s") as it:

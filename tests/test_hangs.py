@@ -1,4 +1,4 @@
-"""A request or a source that hangs or fails hurts nobody else.
+"""A request or a source that hangs or fails harms no other request.
 
 The one thing that cannot be had for real here is a file system that does not answer, so the source's reading function
 is held up by hand; everything around it is the real thing, in this process.
@@ -127,8 +127,8 @@ def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) ->
     anyio.run(body)
 
 
-def test_look_that_gave_nothing_is_no_look(tmp_path: Path) -> None:
-    """While somebody else's abandoned read still holds the reader, answers are stale, and right afterwards."""
+def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
+    """While an abandoned read still occupies the reader, answers are stale; afterwards they are right."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -148,7 +148,7 @@ def test_look_that_gave_nothing_is_no_look(tmp_path: Path) -> None:
 
 
 def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
-    """Late numbers of a finished run reach the ledger although nobody asks for it."""
+    """Late numbers of a finished run reach the ledger although no request asks for it."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -164,7 +164,7 @@ def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
 
 
 def test_session_without_a_run_is_not_read_again_and_again(tmp_path: Path) -> None:
-    """A hook outside of any run is answered at once, leaves nothing behind, and is found when a bead names its run."""
+    """A hook outside any run is answered at once and stores nothing; its session is found once a bead names its run."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -310,7 +310,7 @@ def test_numbers_that_were_never_read_are_not_called_known(tmp_path: Path) -> No
     anyio.run(body)
 
 
-def test_defect_in_a_read_reaches_those_who_wait_and_nobody_else(
+def test_defect_in_a_read_reaches_only_the_requests_that_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def body() -> None:
@@ -361,7 +361,7 @@ PONG = messages.PingAnswer(version="v", protocol=1, pid=1, started_at="now")
 
 
 def test_request_that_fails_or_hangs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A defect is an `internal` error, a hang a `timeout`; meanwhile and afterwards everybody is answered."""
+    """A defect is an `internal` error, a hang a `timeout`; other requests are answered meanwhile and afterwards."""
 
     async def handler(request: messages.AnyRequest) -> messages.AnyAnswer:
         if isinstance(request, messages.Doctor):
@@ -397,7 +397,7 @@ def test_request_that_fails_or_hangs(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
-    """Once its transaction has begun, a change is carried out whole, whether anybody waits for the answer or not."""
+    """Once its transaction has begun, a change is completed, even if no client waits for the answer."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
@@ -416,7 +416,7 @@ def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
 
 
 def test_connections_of_the_source_are_closed(tmp_path: Path) -> None:
-    """`reopen` leaves no descriptor of the database behind."""
+    """`reopen` closes all descriptors of the database."""
     interstat = Interstat(tmp_path / "metrics.db")
     source = InterstatSource(str(tmp_path / "metrics.db"))
     assert source.read({"s": None}, ()).status.readable

@@ -93,7 +93,7 @@ def test_every_beginning_of_a_real_input(ascii_only: bool) -> None:
     assert parse(raw) == UNDERSTOOD
 
 
-def test_what_stands_behind_the_cut_is_not_there() -> None:
+def test_fields_after_the_cut_are_absent() -> None:
     raw = json.dumps({"session_id": "s", "tool_response": "x" * 300_000, "hook_event_name": "Stop"}).encode()
     assert parse_beginning(raw[: 256 << 10]) == HookInput(session="s")
     assert parse(raw) == HookInput(session="s", event="Stop")
@@ -141,7 +141,7 @@ def test_text_that_is_none(field: bytes) -> None:
         assert found.cwd in ("/c", None)
 
 
-def test_half_a_character_where_nobody_looks_does_no_harm() -> None:
+def test_half_a_character_in_an_unread_field_does_no_harm() -> None:
     """JavaScript cuts strings between the halves of a character, and writes the half as an escape."""
     raw = rb'{"prompt": "cut \ud83d", "tool_input": {"description": "\ud83d", "subagent_type": "x"}, "session_id": "s"}'
     assert read(raw) == HookInput(session="s", subagent_type="x")

@@ -56,7 +56,7 @@ def test_directory_of_ours_is_closed_again(home: Home) -> None:
     assert mode(home.socket.parent) == 0o700
 
 
-def test_directory_that_everybody_can_write_to_is_refused(home: Home) -> None:
+def test_world_writable_directory_is_refused(home: Home) -> None:
     home.socket.parent.mkdir(parents=True)
     home.socket.parent.chmod(0o777)
     code, log = failed_start(home)
@@ -127,7 +127,7 @@ def test_signals_end_it_cleanly(home: Home, interstat: Interstat, number: signal
     assert "stopped" in daemon.log
 
 
-def test_stop_does_not_remove_somebody_elses_socket(home: Home, daemon: Daemon) -> None:
+def test_stop_does_not_remove_another_daemons_socket(home: Home, daemon: Daemon) -> None:
     home.socket.unlink()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(home.socket))
@@ -135,7 +135,7 @@ def test_stop_does_not_remove_somebody_elses_socket(home: Home, daemon: Daemon) 
         assert home.socket.exists()
 
 
-def test_log_reader_that_stands_still_holds_nobody_up(home: Home, interstat: Interstat) -> None:
+def test_stalled_log_reader_delays_no_request(home: Home, interstat: Interstat) -> None:
     """A pipe that is full (a pager, Ctrl-S): lines are lost, answers and the end come."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -164,7 +164,7 @@ def held(daemon: Daemon, name: str) -> bool:
     return any(name in os.readlink(fd) for fd in descriptors.iterdir() if os.path.lexists(fd))
 
 
-def test_hangup_opens_the_sources_anew(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_hangup_reopens_the_sources(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     assert home.spend(run).spent == 5
@@ -200,7 +200,7 @@ def test_request_under_way_is_answered_before_the_end(home: Home, interstat: Int
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_during_the_start_ends_it_cleanly(home: Home, number: signal.Signals) -> None:
-    """From the moment that the socket's file is there, a signal leaves nothing behind and no traceback."""
+    """Once the socket file exists, a signal leaves no file and no traceback."""
     for _ in range(5):
         daemon = home.start(wait=False)
         wait_for(home.socket.exists, "the socket")
@@ -210,7 +210,7 @@ def test_signal_during_the_start_ends_it_cleanly(home: Home, number: signal.Sign
         assert not home.socket.exists()
 
 
-def test_log_reader_that_goes_away_takes_nobody_along(home: Home, interstat: Interstat) -> None:
+def test_closed_log_reader_does_not_end_the_daemon(home: Home, interstat: Interstat) -> None:
     """A daemon whose stderr is closed, full or a broken pipe serves on."""
     reader, writer = os.pipe()
     for stderr in (subprocess.DEVNULL, os.open("/dev/full", os.O_WRONLY), writer):
@@ -234,7 +234,7 @@ def test_logs_are_json_without_a_terminal(home: Home, daemon: Daemon) -> None:
         assert line.startswith("{"), line
 
 
-def become_nobody(directory: Path) -> None:
+def drop_root(directory: Path) -> None:
     """Become another user, in a directory that this one might not reach by its path."""
     os.chdir(directory)
     os.setgroups([])
@@ -251,7 +251,7 @@ def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
     child = os.fork()
     if child == 0:
         try:
-            become_nobody(home.socket.parent)
+            drop_root(home.socket.parent)
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(home.socket.name)
                 listener.listen()
@@ -278,7 +278,7 @@ def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
     child = os.fork()
     if child == 0:
         try:
-            become_nobody(home.socket.parent)
+            drop_root(home.socket.parent)
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.connect(home.socket.name)
                 os.write(writer, peer.recv(65536))

@@ -495,6 +495,42 @@ def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.
     anyio.run(body)
 
 
+def test_transcript_that_was_read_but_not_summed_yet_is_not_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file no longer shows that it has changed, so a question must be told by the required generation."""
+    applying, proceed = anyio.Event(), anyio.Event()
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            append(tmp_path, "s1", 0, 50)
+            account = service.accounts.runs[run.id]
+            assert (await service.totals.standing(account, within(5))).balance.measured == 50
+            await service.lifecycle.end(account, "done", within(5))  # so that no watcher notices the change first
+            with anyio.fail_after(10):  # a directory that has changed only just now is read again
+                while service.totals.transcripts.changed("s1"):
+                    await service.totals.standing(account, within(5))
+                    await anyio.sleep(0.01)
+            real = service.totals.transcripts.apply
+
+            async def apply(session: str, reading: Any) -> Any:
+                applying.set()
+                await proceed.wait()
+                return await real(session, reading)
+
+            monkeypatch.setattr(service.totals.transcripts, "apply", apply)
+            append(tmp_path, "s1", 50, 7)
+            service.totals.refresher.request_refresh([run.id])
+            with anyio.fail_after(10):
+                await applying.wait()
+            assert service.totals.standing_now(run.id, None, None, messages.Hints()) is None
+            proceed.set()
+            assert (await service.totals.standing(account, within(5))).balance.measured == 57
+
+    anyio.run(body)
+
+
 def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

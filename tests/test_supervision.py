@@ -427,7 +427,7 @@ def test_who_wakes_a_second_daemon_is_told_who_holds_the_state(
     assert second.process.wait(20) == 1
 
 
-def test_without_anybody_who_waits_a_daemon_that_cannot_start_ends_at_once(home: Home) -> None:
+def test_daemon_that_cannot_start_ends_at_once_if_no_client_waits(home: Home) -> None:
     place = configure(home, "[runs]\nwarn = 70\n")
     daemon = home.start("--config", str(place), wait=False, prefix=activation(home.socket))
     assert daemon.process.wait(20) == 78

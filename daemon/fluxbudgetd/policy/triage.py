@@ -164,7 +164,7 @@ def require_sound(agents: Sequence[TriageAgent], categories: Collection[str]) ->
             raise BadInputError(f"{place}.name has {size} bytes", f"1 to {_MAX_NAME} are allowed")
         name = estimates.plain_name(one.name)
         if not name:
-            raise BadInputError(f"{place}.name is {one.name!r}", "a name has to stand behind the prefix")
+            raise BadInputError(f"{place}.name is {one.name!r}", "give a name after the prefix")
         if name in seen:
             raise BadInputError(
                 f"{place}.name is {one.name!r}, as agents[{seen[name]}].name is", "name each agent once"

@@ -11,9 +11,10 @@ Numbers carry a `Stamp`, a point in the histories of both sources:
 A run is fresh if its stamp is at least the required stamp, in both parts, and its sums are made of what was read. A
 question fixes the required stamps when it begins, so its answer includes everything that was written before it.
 
-Runs that ended more than 48 hours ago are not followed; their numbers need only be loaded. All marks that say how
-current something is are set and compared here, except the two that belong to one cache each: `History` and
-`InterstatReader` keep what they found with the epoch it was found at.
+Runs that ended more than 48 hours ago are not followed; their numbers need only be loaded.
+
+Stamps are compared here alone. `Accounts.put_attachments` resets one, and `Tallier` sets a session's `sums`. `History`
+and `InterstatReader` each keep a result with the epoch at which it was found; that is their own business.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
