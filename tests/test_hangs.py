@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 import pytest
 
+from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.events.newest import NewestEvents
@@ -143,6 +144,29 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
             standing = await service.totals.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (5, None)
         interstat.close()
+
+    anyio.run(body)
+
+
+def test_slowly_read_budget_file_counts_if_the_caller_has_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With less time, the built-in defaults count."""
+    file = tmp_path / "project" / ".claude" / "flux-drive-budget.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("agent_defaults:\n  review: 12345\n")
+    review_budget = Settings.review_budget
+
+    async def slowly(settings: Settings, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
+        await anyio.sleep(0.1)
+        return await review_budget(settings, project_dir, calibrated=calibrated)
+
+    monkeypatch.setattr(Settings, "review_budget", slowly)
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _source):
+            asked = messages.RunStart(project_dir=str(tmp_path / "project"))
+            run, _ = await service.lifecycle.start(asked, within(5))
+            assert await service.reviews.expected("fd-quality", run, within(60)) == 12_345
+            assert await service.reviews.expected("fd-quality", run, within(0.1)) == 40_000
 
     anyio.run(body)
 
