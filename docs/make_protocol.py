@@ -29,7 +29,8 @@ it; what is sent on it afterwards is not read.
 default may be left out. A request with another `v` gets `unsupported_version`, with the version that is served in the
 message.
 
-**Limits**: 1 024 connections, the next gets `busy`; a frame has to be complete 10 s after its first byte; an answer
+**Limits**: 1 024 connections (fewer if the limit of open files is below 1 280), the next gets `busy`; a frame has to be
+complete 10 s after its first byte; an answer
 has to be read within 10 s (the events of a stream whenever the reader likes); a request is given up after 30 s;
 unfinished requests and unread answers above 16 kB share 16 MiB each. Behind an error that concerns the frame or the
 connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection or a request) the connection

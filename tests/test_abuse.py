@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -119,11 +120,21 @@ def test_half_frames_time_out_while_others_are_answered(home: Home, run: str) ->
             assert ended(wire.socket)
 
 
-def test_1100_connections(home: Home, run: str, daemon: Daemon) -> None:
-    """1 024 are served, the others hear `busy`; when some close, there is room again."""
+@pytest.fixture
+def descriptors() -> Iterator[int]:
+    """Let this process open as many files as its hard limit allows; give that number."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = before[1] if before[1] != resource.RLIM_INFINITY else 1 << 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, before[1]))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def require_limit(home: Home, run: str, limit: int) -> None:
+    """So many connections are served, the others hear `busy`; when some close, there is room again."""
     with ExitStack() as stack:
         served, refused = [], 0
-        for _ in range(1100):
+        for _ in range(limit + 76):
             wire = stack.enter_context(Wire(home.socket))
             try:
                 answer = wire.ask(messages.Ping())
@@ -135,14 +146,27 @@ def test_1100_connections(home: Home, run: str, daemon: Daemon) -> None:
                 refused += 1
             else:
                 served.append(wire)
-        assert (len(served), refused) == (1024, 76)
+        assert (len(served), refused) == (limit, 76)
         result = home.ctl("remaining", "--run", run)
         assert (result.returncode, result.stdout) == (69, "")
         assert isinstance(served[0].ask(messages.Remaining(run=run)), messages.RemainingAnswer)
         for wire in served[:10]:
             wire.socket.close()
         assert home.ok("remaining", "--run", run) == str(250_000 - 1)
+
+
+def test_more_connections_than_are_served(home: Home, run: str, daemon: Daemon, descriptors: int) -> None:
+    """1 024 are, if that many files may be open beside the daemon's own."""
+    require_limit(home, run, min(1024, descriptors - 256))
     assert daemon.status("VmRSS") < 100_000
+
+
+def test_few_open_files_mean_fewer_connections(home: Home, interstat: Interstat) -> None:
+    """The daemon keeps descriptors for what it reads: nobody waits in vain, and numbers stay fresh."""
+    home.start(prefix=("prlimit", "--nofile=200"))
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    require_limit(home, run, 100)
 
 
 def test_reader_that_never_reads(home: Home, run: str, daemon: Daemon) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import shutil
 import stat
 import subprocess
@@ -397,19 +398,20 @@ def test_settings_call_this_very_program(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(SCRIPT, other / "fluxbudgetctl")
+    by_path = shlex.quote(str(SCRIPT.resolve()))
     for command, path, expected in (
         (str(SCRIPT), str(SCRIPT.parent), "fluxbudgetctl"),
         (str(link), str(SCRIPT.parent), "fluxbudgetctl"),
-        (str(SCRIPT), "/nowhere", str(SCRIPT.resolve())),
-        (str(SCRIPT), str(other), str(SCRIPT.resolve())),
-        (str(link), "/nowhere", str(SCRIPT.resolve())),
+        (str(SCRIPT), "/nowhere", by_path),
+        (str(SCRIPT), str(other), by_path),
+        (str(link), "/nowhere", by_path),
     ):
         found = settings(command, path=path)
         assert found["statusLine"] == {"type": "command", "command": f"{expected} statusline"}, (command, path)
         assert found["hooks"]["SessionEnd"] == [
             {"hooks": [{"type": "command", "command": f"{expected} hook", "timeout": 1}]}
         ]
-    assert settings(*CTL)["statusLine"]["command"] == f"{sys.executable} -m fluxbudgetctl statusline"
+    assert settings(*CTL)["statusLine"]["command"] == shlex.join([*CTL, "statusline"])
 
 
 def test_settings_shown_in_the_document_are_what_is_printed() -> None:

@@ -218,11 +218,9 @@ def test_full_disk(home: Home, interstat: Interstat) -> None:
 
 
 def test_state_directory_that_cannot_be_made(home: Home) -> None:
-    home.root.chmod(0o555)
-    try:
-        code, log = failed_start(home, "--state-dir", str(home.root / "new" / "state"), prefix=OBEDIENT)
-    finally:
-        home.root.chmod(0o755)
+    closed = home.root / "closed"
+    closed.mkdir(mode=0o555)
+    code, log = failed_start(home, "--state-dir", str(closed / "new" / "state"), prefix=OBEDIENT)
     assert code == 1
     assert "cannot be made" in log
     assert "Traceback" not in log

@@ -20,7 +20,7 @@ from fluxbudgetd.wire.codes import ERROR_CODES
 from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
 from harness import native
 from harness.both_clients import Answerer, Surroundings
-from harness.daemon import CTL, Daemon, Home, started
+from harness.daemon import CTL, Daemon, Home, killed, started
 from harness.mounts import why_not, with_empty
 from harness.odd_answers import (
     ANSWERS,
@@ -458,11 +458,11 @@ def test_daemon_of_another_user_is_refused(both: Surroundings, answerer: Answere
         "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]);"
         "os.setresuid(4711, 4711, 4711); s.listen(); print(flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    command = [sys.executable, "-c", code, str(place)]
+    with killed(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as server:
         assert server.stdout is not None
         server.stdout.readline()
         outcome = both.require_alike("remaining", *PATIENT, environ={"FLUXBUDGET_SOCKET": str(place)})
-        server.kill()
     assert outcome.code == 69
     assert b"it is served by uid 4711, not by you" in outcome.stderr
     assert place.exists()

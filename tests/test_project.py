@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -77,13 +79,17 @@ def processes_with(text: bytes) -> list[str]:
     return found
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose path is short enough for the demo to make its own, with a socket, in there."""
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
 @pytest.mark.parametrize("moment", [b"", b"fluxbudgetd is started", b"A sprint begins", b"fluxbudgetctl status"])
-def test_demo_ends_at_ctrl_c_and_leaves_nothing(
-    tmp_path_factory: pytest.TempPathFactory, home: Home, moment: bytes
-) -> None:
+def test_demo_ends_at_ctrl_c_and_leaves_nothing(home: Home, short: Path, moment: bytes) -> None:
     """At its start, as `make demo` starts it, and after each kind of step."""
-    temporary = tmp_path_factory.mktemp("d")  # short, because the daemon's socket is in there
-    environ = {"TMPDIR": str(temporary)}
+    environ = {"TMPDIR": str(short)}
     demo = (*HOLD_SIGINT, sys.executable, str(ROOT / "docs" / "demo.py"))
     with InTerminal(home, program=demo, size=(120, 500), environ=environ) as terminal:
         wait_for(lambda: moment in terminal.raw, str(moment))
@@ -92,8 +98,8 @@ def test_demo_ends_at_ctrl_c_and_leaves_nothing(
         assert terminal.process.wait(timeout=60) in (130, -signal.SIGINT)
     assert b"Traceback" not in terminal.raw
     assert b"demo failed" not in terminal.raw
-    assert list(temporary.iterdir()) == []
-    assert processes_with(os.fsencode(temporary)) == []
+    assert list(short.iterdir()) == []
+    assert processes_with(os.fsencode(short)) == []
 
 
 def test_console_scripts() -> None:

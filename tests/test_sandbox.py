@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
 from fluxbudgetd.wire.text import fold
-from harness.daemon import CTL, Daemon, Home, started, wait_for
+from harness.daemon import CTL, Daemon, Home, killed, started, wait_for
 from harness.false_daemon import answering, frame
 from harness.interstat import Interstat
 from harness.native import both_clients
@@ -213,9 +213,8 @@ def test_file_of_a_dead_daemon_is_not_believed(home: Home, states: States, verb:
 def test_lock_of_a_killed_process_is_free(home: Home, states: States) -> None:
     states.write()
     holds = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(600)"
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", holds, states.directory / ALIVE], stdout=subprocess.PIPE
-    ) as process:
+    command = [sys.executable, "-u", "-c", holds, str(states.directory / ALIVE)]
+    with killed(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
         assert process.stdout is not None
         process.stdout.readline()
         assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"

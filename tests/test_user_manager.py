@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import jail
-from harness.daemon import wait_for
+from harness.daemon import killed, wait_for
 from harness.privilege import needs_root
 
 HERE = Path(__file__).parent
@@ -45,13 +45,12 @@ def runs(pid: int) -> bool:
 @jailed
 def test_nothing_is_left_of_a_jail_whose_owner_is_killed() -> None:
     command = [sys.executable, jail.__file__, "sh", "-c", "sleep 600"]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}) as owner:
+    with killed(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ":".join(sys.path)})) as owner:
         group = jail.control_group(owner.pid)
         managers = group / "user.slice"
         wait_for(lambda: [file for file in managers.rglob("cgroup.procs") if file.read_text()], "the jail")
         processes = [int(pid) for file in group.rglob("cgroup.procs") for pid in file.read_text().split()]
         assert len(processes) >= 4
-        owner.kill()
     wait_for(lambda: not group.exists(), "its end")
     assert [pid for pid in processes if runs(pid)] == []
 

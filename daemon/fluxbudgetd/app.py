@@ -126,7 +126,7 @@ async def _serve(
         engine=engine, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections
     )
 
-    server = Server(lambda request: handle(context, request))
+    server = Server(lambda request: handle(context, request), _allow_connections())
     supervision = Supervision(manager, engine)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(engine.serve)
@@ -169,8 +169,20 @@ async def _until_told_to_stop(
 def _prepare_process() -> None:
     os.umask(0o077)
     sys.setswitchinterval(_SWITCH_SECONDS)
+
+
+def _allow_connections() -> int:
+    """Raise the limit of open files as far as needed and possible; return how many connections it allows.
+
+    Connections never take the last descriptors: one that is over the limit hears `busy` instead of nothing, and those
+    that are served get numbers that are read from files.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + _SPARE_DESCRIPTORS
-    if soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    # (An unlimited number is -1 here.)
+    if 0 <= soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return min(MAX_CONNECTIONS, max(soft - _SPARE_DESCRIPTORS, soft // 2))

@@ -59,8 +59,9 @@ class _Frame(NamedTuple):
 class Server:
     """Serves a listener until cancelled."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, max_connections: int = MAX_CONNECTIONS) -> None:
         self._handler = handler
+        self._max_connections = max_connections
         self._connections = 0
         self._refusing = 0
         self._buffered = 0
@@ -155,8 +156,8 @@ class Server:
             return errors.ForbiddenError(
                 f"this daemon serves uid {os.geteuid()}, not {uid}", "start your own fluxbudgetd"
             )
-        if self._connections >= MAX_CONNECTIONS:
-            return errors.BusyError(f"{MAX_CONNECTIONS} connections are open", "close some, or try again")
+        if self._connections >= self._max_connections:
+            return errors.BusyError(f"{self._max_connections} connections are open", "close some, or try again")
         return None
 
     async def _refuse(self, stream: anyio.abc.SocketStream, refusal: errors.FluxError) -> None:

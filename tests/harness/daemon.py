@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +43,16 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
             return value
         time.sleep(0.005)
     raise AssertionError(f"waited {seconds} s in vain for: {what}")
+
+
+@contextmanager
+def killed(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Kill the process at the end of the block; `with process` alone would wait for it if the test has failed."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Home:
@@ -249,4 +260,4 @@ def started(home: Home, **fields: Any) -> str:
     return answer.run.id
 
 
-__all__ = ["CTL", "PATIENCE", "Daemon", "Home", "Wire", "started", "wait_for"]
+__all__ = ["CTL", "PATIENCE", "Daemon", "Home", "Wire", "killed", "started", "wait_for"]
