@@ -293,7 +293,7 @@ def test_what_was_carried_over_is_kept_and_said(installed: Installed) -> None:
     assert ended.stderr == shown.stderr == kept
     assert (unit_directory() / "fluxbudgetd.service").read_text() == before
     ended = installed.ctl("service", "install", XDG_STATE_HOME="/y/state")
-    assert "the ledger is in /y/state/fluxbudget from now on; that in /x/state/fluxbudget stays" in ended.stderr
+    assert "the ledger is in /y/state/fluxbudget from now on; the one in /x/state/fluxbudget stays" in ended.stderr
     installed.ok("service", "uninstall")
     assert installed.ctl("service", "install").stderr == ""
 
