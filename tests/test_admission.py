@@ -21,9 +21,9 @@ from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.hooks import SILENT, Claude, Said, launching, understood
 from harness.interstat import Interstat
+from harness.service import service_over, within
 from harness.telling import configure, require_quiet
 from harness.transcripts import Transcript
-from test_hangs import service_over, within
 
 #: What a review agent, and any other, is expected to cost while nothing is known (flux-drive's defaults).
 REVIEW, GENERATED, RESEARCH, ORACLE = 40_000, 40_000, 15_000, 80_000

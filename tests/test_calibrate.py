@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from fluxbudgetd.model import AgentRow, Counts, PhaseRecord, Timeline, Triage
 from fluxbudgetd.policy import calibrate
 from fluxbudgetd.wire.messages import PhaseCalibration, RunStatus, Spread, encode
-from test_policy import NOW, a_run
-from test_report import a_triage, launched
+from harness.values import NOW, a_run, a_triage, launched
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ is held up by hand; everything around it is the real thing, in this process.
 import os
 import socket
 import sqlite3
-import threading
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,59 +19,18 @@ import pytest
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
-from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
 from fluxbudgetd.server.handlers import Context, handle
 from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.requests import Handler
 from fluxbudgetd.server.server import Server
-from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
-from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.totals.account import NEVER, Stamp
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.interstat import Interstat
-
-
-class HangingSource(InterstatSource):
-    """Reads like the real one, but only while it is let."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.let = threading.Event()
-        self.let.set()
-
-    def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
-        self.let.wait(timeout=60)
-        return super().read(wanted, scopes)
-
-
-def within(seconds: float) -> float:
-    return anyio.current_time() + seconds
-
-
-@asynccontextmanager
-async def service_over(directory: Path) -> AsyncIterator[tuple[Service, HangingSource]]:
-    newest = NewestEvents()
-    ledger, _ = await open_ledger(str(directory), newest.add)
-    source = HangingSource(str(directory / "metrics.db"))
-    settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
-    service = Service(source, TranscriptSource(str(directory)), ledger, newest, settings)
-    await service.load()
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(service.serve)
-            try:
-                yield service, source
-            finally:
-                source.let.set()
-                tasks.cancel_scope.cancel()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await ledger.close()
-        source.reopen()
+from harness.service import service_over, within
 
 
 def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
@@ -84,7 +42,7 @@ def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
             interstat.insert("s1", input_tokens=10, output_tokens=0)
             standing = await service.totals.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (10, None)
-            source.let.clear()
+            source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(3):
                 standing = await service.totals.standing(state, within(0.02))
@@ -97,7 +55,7 @@ def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
             # Changes go on, too.
             changed, _ = await service.lifecycle.change(state, messages.RunSet(token_budget=50), within(0.2))
             assert changed.token_budget == 50
-            source.let.set()
+            source.resume()
             standing = await service.totals.standing(state, within(10))
             assert (standing.balance.spent, standing.stale_why) == (15, None)
         interstat.close()
@@ -113,14 +71,14 @@ def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) ->
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             state = service.accounts.runs[run.id]
-            source.let.clear()
+            source.hang()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, state, within(5))
                 await anyio.sleep(0.05)  # the batch is with the reader now
                 attachments = service.lifecycle._attachments_to_move("s2", run.id)  # noqa: SLF001  an attach between two looks
                 await service.lifecycle._save_attachments(attachments, "s2", {}, run.id)  # noqa: SLF001  likewise
                 interstat.insert("s2", input_tokens=77, output_tokens=0)
-                source.let.set()
+                source.resume()
             standing = await service.totals.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (77, None)
         interstat.close()
@@ -200,11 +158,11 @@ def test_session_without_a_run_is_not_read_again_and_again(tmp_path: Path) -> No
             found = await service.totals.find(None, None, None, hints, within(5))
             assert found.run.id == run.id
             await service.totals.standing(found, within(5))
-            source.let.clear()
+            source.hang()
             standing = service.totals.standing_now(None, None, None, hints)
             assert standing is not None
             assert standing.balance.spent == 0
-            source.let.set()
+            source.resume()
             assert "stranger" not in service.accounts.sessions
             assert await service.ledger.usage.of_session("stranger", "interstat") == ()
             interstat.insert("stranger", bead_id="b1", input_tokens=1, output_tokens=0)
@@ -224,7 +182,7 @@ def test_one_deadline_for_all_that_a_request_waits_for(tmp_path: Path) -> None:
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
             context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
-            source.let.clear()
+            source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.lifecycle.attach, "s1", service.accounts.runs[run.id], within(5))
@@ -235,7 +193,7 @@ def test_one_deadline_for_all_that_a_request_waits_for(tmp_path: Path) -> None:
                     assert isinstance(answer, Awaitable)
                     assert getattr(await answer, "spend").stale  # noqa: B009  one of many kinds of answers
                     await service.lifecycle.start(messages.RunStart(id="another", project_dir="/p"), within(5))
-                source.let.set()
+                source.resume()
         interstat.close()
 
     anyio.run(body)
@@ -323,11 +281,11 @@ def test_numbers_that_were_never_read_are_not_called_known(tmp_path: Path) -> No
             state = service.accounts.runs[run.id]
             with pytest.raises(RequestTimeoutError):
                 await service.totals.standing(state, within(0))
-            source.let.clear()
+            source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             standing = await service.totals.standing(state, within(0.5))
             assert (standing.balance.spent, standing.stale_why is None) == (5, False)
-            source.let.set()
+            source.resume()
             assert (await service.totals.standing(state, within(5))).balance.spent == 10
         interstat.close()
 

@@ -31,8 +31,8 @@ from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
 from harness.privilege import OBEDIENT
+from harness.service import service_over, within
 from harness.transcripts import Transcript, assistant_line, encoded, recount
-from test_hangs import service_over, within
 
 
 def transcript(home: Home, session: str = "s1", project: str = "-home-me-work") -> Transcript:

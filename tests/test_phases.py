@@ -12,7 +12,7 @@ from fluxbudgetd.errors import BadInputError, ConflictError
 from fluxbudgetd.model import Attachment, Counts, PhaseRecord, Stint, Timeline
 from fluxbudgetd.policy import advance, attribution, budget, phases
 from fluxbudgetd.wire.messages import CostBasis, Enforcement, PhaseCalibration, Spread
-from test_policy import NOW, a_record, a_run
+from harness.values import NOW, a_record, a_run
 
 #: phase → its macro-stage, and its estimate when nothing was measured
 DEFAULT = {

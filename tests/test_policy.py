@@ -7,24 +7,12 @@ from hypothesis import strategies as st
 
 from fluxbudgetd.config.schema import RunDefaults
 from fluxbudgetd.errors import BadInputError, ConflictError
-from fluxbudgetd.model import Attachment, Counts, Run, Timeline, Usage
+from fluxbudgetd.model import Attachment, Counts, Timeline
 from fluxbudgetd.policy import attribution, budget, phases, runs
 from fluxbudgetd.wire.messages import RunSet, RunStart
+from harness.values import NOW, a_record, a_run
 
-NOW = 1_771_606_000_000_000
 DEFAULTS = RunDefaults()
-
-
-def a_run(**fields: object) -> Run:
-    return msgspec.structs.replace(runs.new_run(RunStart(project_dir="/p"), "r1", NOW, DEFAULTS), **fields)
-
-
-def a_record(**fields: object) -> Usage:
-    blank = Usage(
-        key=1, at=NOW, agent="a", model="m", bead="", phase="", pending=False,
-        input=0, output=0, cache_read=0, cache_creation=0,
-    )  # fmt: skip
-    return msgspec.structs.replace(blank, **fields)
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.model import Counts, Triage, Usage
+from fluxbudgetd.model import Counts, Usage
 from fluxbudgetd.policy import report
-from fluxbudgetd.wire.messages import ReportDeferred, ReportStage, TriageAction, TriageLine
-from test_policy import NOW, a_record
-from test_triage import a_line
+from fluxbudgetd.wire.messages import ReportDeferred, ReportStage
+from harness.values import NOW, a_record, a_triage, launched
 
 SECOND = 1_000_000
-
-
-def launched(name: str, tokens: int, stage: int = 1, action: TriageAction = "Selected", **fields: Any) -> TriageLine:
-    return a_line(name, tokens, stage=stage, action=action, **fields)
-
-
-def a_triage(*lines: TriageLine, **fields: Any) -> Triage:
-    blank = Triage(
-        id="triage-1", at=NOW, run="r", session="s", last_key=0, input_type="plan", model="m", slicing=False,
-        cost_basis="billing", enforcement="soft", min_agents=2, type_budget=150_000, sprint_remaining=None,
-        sprint_constrained=False, budget=150_000, verdict="ok", override=None, agents=lines,
-    )  # fmt: skip
-    return msgspec.structs.replace(blank, **fields)
 
 
 def used(given: int, made: int, cache: int = 0, *, rows: int = 1, pending: int = 0) -> Counts:

@@ -11,7 +11,7 @@ from fluxbudgetd.model import Instance, Reservation
 from fluxbudgetd.policy import budget
 from fluxbudgetd.policy.reservations import LIFETIME, Admission, admission, kept, open_ones
 from fluxbudgetd.wire.messages import MAX_TOKENS
-from test_policy import NOW, a_run
+from harness.values import NOW, a_run
 
 MINUTE = 60 * 1_000_000
 

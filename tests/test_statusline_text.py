@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fluxbudgetd.policy import budget
 from fluxbudgetd.policy.statusline import line
 from fluxbudgetd.wire.short import short
-from test_policy import a_run
+from harness.values import a_run
 
 SGR = re.compile(r"\x1b\[([0-9;]*)m")
 FULL = "executing ██████▋░ 208k/250k 83% (+40k reserved) · 1.8k/min · about 1 min at this rate (stale)"

@@ -23,7 +23,7 @@ from fluxbudgetd.wire import messages
 from harness.activation import Reports, activation, reports
 from harness.daemon import Home, Wire, started, wait_for
 from harness.interstat import Interstat
-from test_hangs import HangingSource, service_over, within
+from harness.service import HangingSource, service_over, within
 
 WATCHED = 0.4
 
@@ -155,13 +155,13 @@ def test_hanging_reader_starves_the_watchdog_while_the_loop_goes_on(tmp_path: Pa
     async def body() -> None:
         async with supervised(tmp_path) as (service, source, is_fed):
             hanging = Interstat(tmp_path / "metrics.db")
-            source.let.clear()
+            source.hang()
             hanging.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(2):
                 standing = await service.totals.standing(service.accounts.runs["r1"], within(WATCHED))
                 assert standing.stale_why is not None
             assert not await is_fed()
-            source.let.set()
+            source.resume()
             await service.totals.standing(service.accounts.runs["r1"], within(30))
             assert await is_fed()
             hanging.close()
@@ -243,14 +243,14 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
 
     async def body() -> None:
         async with supervised(tmp_path) as (service, source, is_fed):
-            source.let.clear()
+            source.hang()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, service.accounts.runs["r1"], within(30))
                 while not service.totals.refresher.has_stalled(WATCHED / 2):  # noqa: ASYNC110  it comes by the clock
                     await anyio.sleep(0.01)
                 service.totals.refresher.note_progress()  # as at the end of each piece of work
                 assert await is_fed()
-                source.let.set()
+                source.resume()
 
     anyio.run(body)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fluxbudgetd.config.schema import Threshold, Warnings
 from fluxbudgetd.model import Balance, BudgetThreshold, Run
 from fluxbudgetd.policy import budget, thresholds
-from test_policy import a_run
+from harness.values import a_run
 
 CONFIGURED = Warnings().thresholds
 

@@ -13,21 +13,13 @@ from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.policy import triage
 from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAgent, TriageLine, encode
+from harness.values import a_line
 
 RULES = ReviewBudget()
 
 
 def an_agent(name: str, score: float = 1.0, stage: int = 2, **fields: Any) -> TriageAgent:
     return TriageAgent(name=name, score=score, stage=stage, **fields)
-
-
-def a_line(name: str, tokens: int, score: float = 1.0, stage: int = 2, **fields: Any) -> TriageLine:
-    """An agent with its estimate."""
-    blank = TriageLine(
-        name=name, score=score, stage=stage, category="review", protected=stage == 1, est_tokens=tokens,
-        source="default", sample_size=0, sliced=False, action="Deferred (budget)",
-    )  # fmt: skip
-    return msgspec.structs.replace(blank, **fields)
 
 
 def lines_of(*agents: TriageAgent, slicing: bool = False) -> list[TriageLine]:

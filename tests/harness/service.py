@@ -1,0 +1,63 @@
+"""The real service inside the test's own process, without a socket, for what cannot be observed from outside."""
+
+import threading
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.events.newest import NewestEvents
+from fluxbudgetd.ledger import open_ledger
+from fluxbudgetd.model import Reading
+from fluxbudgetd.service import Service
+from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.sources.transcripts import TranscriptSource
+
+
+class HangingSource(InterstatSource):
+    """The real source, whose reads hang after `hang`, as on a file system that does not answer, until `resume`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._answering = threading.Event()
+        self._answering.set()
+
+    def hang(self) -> None:
+        self._answering.clear()
+
+    def resume(self) -> None:
+        self._answering.set()
+
+    def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
+        self._answering.wait(timeout=60)
+        return super().read(wanted, scopes)
+
+
+def within(seconds: float) -> float:
+    """Return a deadline on the event loop's clock."""
+    return anyio.current_time() + seconds
+
+
+@asynccontextmanager
+async def service_over(directory: Path) -> AsyncIterator[tuple[Service, HangingSource]]:
+    """Serve from a directory that holds interstat's metrics.db, Claude's projects/ and the ledger."""
+    newest = NewestEvents()
+    ledger, _ = await open_ledger(str(directory), newest.add)
+    source = HangingSource(str(directory / "metrics.db"))
+    settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
+    service = Service(source, TranscriptSource(str(directory)), ledger, newest, settings)
+    await service.load()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service.serve)
+            try:
+                yield service, source
+            finally:
+                source.resume()
+                tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await ledger.close()
+        source.reopen()
