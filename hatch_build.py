@@ -7,6 +7,7 @@ native client is left out; with `FLUXBUDGET_NATIVE=1` the build fails if it cann
 
 import os
 import runpy
+import shutil
 import struct
 import sys
 import tempfile
@@ -29,41 +30,9 @@ _STATIC_TAGS = ("manylinux_2_17", "musllinux_1_1")
 _ELFCLASS64 = 2
 _PT_INTERP = 3
 
-# Not `#!python`, which installers rewrite: what pip makes of it does not run when the path is long or has a space.
-_SCRIPT = """\
-#!/bin/sh
-# Made without a C compiler: every verb is the Python client's, which lies beside this file (or the one it links to).
-self=$0
-case $self in */*) ;; *) if [ -f "./$self" ]; then self=./$self; else self=$(command -v -- "$self"); fi ;; esac
-[ ! -L "$self" ] || self=$(readlink -f -- "$self")
-here=${self%/*}
-client=$here/fluxbudgetctl-python
-# A Python that cannot start, or goes on after its end, has an exit code that means something else here.
-unset PYTHONHOME PYTHONINSPECT
-if [ ! -x "$client" ]; then
-    [ "$1" != hook ] || exit 0
-    echo "fluxbudgetctl: $client cannot be executed" >&2
-    echo "hint: install fluxbudget again" >&2
-    exit 70
-fi
-case $1 in remaining | env | check | ping | hook | statusline)
-    # In an environment of its own it is known where the packages are. Python takes longer to find out than to answer.
-    [ ! -f "$here/../pyvenv.cfg" ] || [ ! -x "$here/python" ] || exec "$here/python" -I -S -c 'import os, sys
-del sys.argv[0]
-place = os.path.dirname(sys.argv[0]) + "/../lib/python%d.%d/site-packages" % sys.version_info[:2]
-if not os.path.isfile(place + "/fluxbudgetctl/main.py"):
-    try:
-        os.execv(sys.argv[0], sys.argv)
-    except OSError as exc:
-        if sys.argv[1] != "hook":
-            print("fluxbudgetctl: %s: %s" % (sys.argv[0], exc.strerror), file=sys.stderr)
-        sys.exit(0 if sys.argv[1] == "hook" else 70)
-sys.path.append(place)
-from fluxbudgetctl.main import bare
-sys.exit(bare())' "$client" "$@"
-esac
-exec "$client" "$@"
-"""
+# A shell script instead of one that starts with `#!python`, which installers rewrite: pip's result does not run if the
+# path is long or has a space.
+_SCRIPT = "client/script/fluxbudgetctl.sh"
 
 
 class Client(BuildHookInterface[Any]):
@@ -76,7 +45,7 @@ class Client(BuildHookInterface[Any]):
                 build_data["force_include"][os.path.join(self.root, source)] = target
         setting = os.environ.get(_SETTING, "")
         if setting not in {"", "0", "1"}:
-            self.app.abort(f"fluxbudget: {_SETTING} is {setting!r}: 0 is without the native client, 1 only with it")
+            self.app.abort(f"fluxbudget: {_SETTING} is {setting!r}: 0 leaves out the native client, 1 requires it")
         self._made = tempfile.TemporaryDirectory(prefix="fluxbudget-")
         program = os.path.join(self._made.name, _NAME)
         if setting != "0" and self._compile(program):
@@ -87,9 +56,8 @@ class Client(BuildHookInterface[Any]):
         else:
             if setting != "0":
                 self.app.display_warning(f"fluxbudget: {self._why_not()}; fluxbudgetctl is the Python client")
-            with open(program, "w", encoding="utf-8") as file:
-                file.write(_SCRIPT)
-        os.chmod(program, 0o755)  # noqa: S103  a program, for everybody on the machine
+            shutil.copyfile(os.path.join(self.root, _SCRIPT), program)
+        os.chmod(program, 0o755)  # noqa: S103  a program, for every user of the machine
         build_data["shared_scripts"][program] = _NAME
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002

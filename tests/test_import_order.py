@@ -43,6 +43,7 @@ ONLY_IN = {
 HOT = {
     "fluxbudgetctl",
     "fluxbudgetctl.__main__",
+    "fluxbudgetctl.bare",
     "fluxbudgetctl.connection",
     "fluxbudgetctl.environment",
     "fluxbudgetctl.failure",

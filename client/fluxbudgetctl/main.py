@@ -59,25 +59,6 @@ def _discard_stdout() -> None:
     discard(1)
 
 
-def bare() -> int:
-    """Carry out a plain hot verb, and restart Python normally for everything else.
-
-    This is the entry point of the script that stands in for the native client. It starts Python without `site`, which
-    is faster, but then only this package can be imported.
-    """
-    from fluxbudgetctl import hot  # noqa: PLC0415
-
-    if hot.parse(sys.argv[1:]) is not None:
-        return main()
-    try:
-        os.execv(sys.argv[0], sys.argv)  # noqa: S606  deliberately without a shell
-    except OSError as exc:
-        if sys.argv[1:2] == ["hook"]:
-            return 0  # a hook never disturbs the session
-        hint = "install fluxbudget again: this command needs its Python client"
-        return _fail(f"{sys.argv[0]}: {exc.strerror}", hint)
-
-
 def _run(arguments: list[str], native: str | None) -> int:
     from fluxbudgetctl import hot  # noqa: PLC0415  so that Ctrl-C during the import is caught, too
 
