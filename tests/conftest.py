@@ -12,6 +12,7 @@ import yaml
 from fluxbudgetd.config import yaml_nodes
 from harness import native
 from harness.daemon import Daemon, Home
+from harness.events import Program, configure
 from harness.interstat import Interstat
 
 # On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
@@ -59,6 +60,14 @@ def interstat(home: Home) -> Iterator[Interstat]:
 def daemon(home: Home, interstat: Interstat) -> Daemon:
     """A running daemon over an existing, empty interstat database."""
     return home.start()
+
+
+@pytest.fixture
+def command(home: Home) -> Program:
+    """Configure the command channel, and return the program that it runs."""
+    made = Program(home)
+    configure(home, argv=made.argv)
+    return made
 
 
 _NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.can_be_had() else []

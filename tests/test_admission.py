@@ -19,10 +19,10 @@ from fluxbudgetd.policy import reservations
 from fluxbudgetd.service import Service
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started, wait_for
+from harness.events import configure, require_quiet
 from harness.hooks import SILENT, Claude, Said, launching, understood
 from harness.interstat import Interstat
 from harness.service import service_over, within
-from harness.telling import configure, require_quiet
 from harness.transcripts import Transcript
 
 #: What a review agent, and any other, is expected to cost while nothing is known (flux-drive's defaults).

@@ -14,10 +14,24 @@ from fluxbudgetd.model import Balance, BudgetThreshold, Event, EventData, Run
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 from harness.bus import private_bus
+from harness.daemon import Home, started, wait_for
+from harness.events import (
+    EXCEEDED,
+    NEARLY,
+    Program,
+    Stream,
+    Told,
+    alerts,
+    channels,
+    configure,
+    hooked,
+    logged,
+    require_quiet,
+)
+from harness.interstat import Interstat
 
 NOW = 1_795_000_000_000_000
 MINUTE = 60 * 1_000_000
-WARNING = BudgetThreshold("budget.warning", 80)
 
 
 def settings(directory: Path) -> Settings:
@@ -43,7 +57,7 @@ def a_run(accounts: Accounts, *, ended_at: int | None = None) -> RunAccount:
         ended_at=ended_at,
     )
     state = accounts.put_run(run)
-    state.fired = frozenset((WARNING,))
+    state.fired = frozenset((BudgetThreshold("budget.warning", 80),))
     state.has_sessions = True
     return state
 
@@ -79,3 +93,61 @@ def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
     assert channel.is_outdated(state)
     accounts.put_run(msgspec.structs.replace(state.run, status="done", ended_at=NOW))
     assert not channel.is_outdated(state)
+
+
+def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat, command: Program) -> None:
+    """90 is told by the command alone, though `warnings` does not have it; the log has those of `warnings`."""
+    configure(
+        home,
+        "[warnings]\nthresholds = [30]\n[channels.hook]\nthresholds = [100]\n[channels.interband]\nthresholds = [70]\n",
+        argv=command.argv,
+        command="thresholds = [90]",
+    )
+    daemon = home.start()
+    started(home, session="s1", token_budget=1000)
+    with Stream(home) as stream:
+        interstat.insert("s1", input_tokens=650, output_tokens=0)
+        stream.until("budget.threshold", 30)
+        require_quiet(home)
+        assert alerts(home) == {}
+        interstat.insert("s1", input_tokens=180, output_tokens=0)
+        stream.until("budget.warning")
+        wait_for(lambda: alerts(home) == {"s1": (83.0, 830)}, "the file")
+        assert hooked(home, "s1") == ""
+        interstat.insert("s1", input_tokens=100, output_tokens=0)
+        stream.until("budget.threshold", 90)
+        wait_for(lambda: command.told == [Told("budget.threshold", 90)], "the command")
+        interstat.insert("s1", input_tokens=100, output_tokens=0)
+        stream.until("budget.exceeded")
+    require_quiet(home)
+    assert "the budget is used up" in hooked(home, "s1")
+    daemon.stop()
+    assert command.told == [Told("budget.threshold", 90)]
+    assert logged(daemon) == [Told("budget.threshold", 30)]
+
+
+def test_channel_that_was_off_does_not_tell_old_events(home: Home, interstat: Interstat, command: Program) -> None:
+    configure(
+        home,
+        "[channels.log]\nenabled = false\n[channels.interband]\nenabled = false\n",
+        argv=command.argv,
+        command="enabled = false",
+    )
+    daemon = home.start()
+    run = started(home, session="s1", token_budget=1000)
+    with Stream(home) as stream:
+        interstat.insert("s1", input_tokens=810, output_tokens=0)
+        stream.until("budget.warning")
+        require_quiet(home)
+        assert {name for name, one in channels(home).items() if one.state != "off"} == {"state files"}
+        configure(home, argv=command.argv)
+        require_quiet(home)
+        assert {name for name, one in channels(home).items() if one.state == "off"} == {"desktop"}
+        interstat.insert("s1", input_tokens=200, output_tokens=0)
+        stream.until("budget.exceeded")
+    wait_for(lambda: alerts(home) == {"s1": (100.0, 1010)}, "interband's file")
+    require_quiet(home)
+    assert home.spend(run).spent == 1010
+    daemon.stop()
+    assert command.told == [EXCEEDED]
+    assert logged(daemon) == [NEARLY, EXCEEDED]

@@ -7,8 +7,8 @@ import pytest
 
 from harness.bus import PrivateBus, private_bus
 from harness.daemon import Daemon, Home, started, wait_for
+from harness.events import channels, require_quiet
 from harness.interstat import Interstat
-from harness.telling import channels, require_quiet
 
 
 @pytest.fixture

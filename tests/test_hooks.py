@@ -16,9 +16,9 @@ import pytest
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import Daemon, Home, started, wait_for
+from harness.events import Stream, require_quiet
 from harness.hooks import SILENT, Claude, Said, launching, understood
 from harness.interstat import Interstat
-from harness.telling import Stream, require_quiet
 from harness.transcripts import Transcript, assistant_line, encoded
 
 TELLING = ("UserPromptSubmit", "PostToolBatch", "SubagentStart")

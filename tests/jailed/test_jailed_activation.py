@@ -10,9 +10,9 @@ from fluxbudgetctl.connection import exchange
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import CTL, Wire, started, wait_for
+from harness.events import Stream
 from harness.interstat import Interstat
 from harness.jail_service import PATIENT, SERVICE, SOCKET, Account, systemctl
-from harness.telling import Stream
 
 
 def ping_processes(service: Account, count: int) -> list[subprocess.Popen[bytes]]:

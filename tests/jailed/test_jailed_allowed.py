@@ -6,9 +6,9 @@ from pathlib import Path
 
 from harness.bus import NotificationServer
 from harness.daemon import started, wait_for
+from harness.events import Program, Stream, Told, alerts, require_quiet, state_file
 from harness.interstat import Interstat
 from harness.jail_service import PATIENT, SERVICE, Account, systemctl
-from harness.telling import Program, Stream, Told, alerts, require_quiet, state_file
 from harness.transcripts import Transcript
 
 BUDGET = "budgets:\n  plan: 77000\n"

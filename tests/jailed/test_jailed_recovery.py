@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 from fluxbudgetd.wire import messages
 from harness.daemon import Wire, started, wait_for
+from harness.events import committed
 from harness.interstat import Interstat
 from harness.jail_service import PATIENT, SERVICE, SOCKET, Account, systemctl
-from harness.telling import committed
 from harness.watch import Watch
 
 

@@ -11,8 +11,8 @@ import pytest
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
 from harness.daemon import Home, Wire, started, wait_for
+from harness.events import Program, Stream, Told, channels, committed, configure, is_threshold
 from harness.interstat import Interstat
-from harness.telling import Program, Stream, Told, channels, committed, configure, is_threshold
 
 pytestmark = pytest.mark.soak
 

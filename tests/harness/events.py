@@ -21,6 +21,14 @@ class Told(NamedTuple):
     pct: int
 
 
+HALF = Told("budget.threshold", 50)
+EIGHTY = Told("budget.threshold", 80)
+WARNING = Told("budget.warning", 80)
+NEARLY = Told("budget.threshold", 95)
+ALL = Told("budget.threshold", 100)
+EXCEEDED = Told("budget.exceeded", 100)
+
+
 class Stream:
     """A subscriber. `events` is what it has been told so far, `began` the stream's first answer."""
 
