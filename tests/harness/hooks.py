@@ -1,13 +1,16 @@
 """Claude Code's side of hooks: the inputs that it gives, and how it understands what it gets."""
 
 import json
+import sqlite3
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxbudgetd.wire import messages
 from harness.daemon import CTL, Home
+from harness.transcripts import Transcript
 
 #: Claude Code cuts longer strings.
 _LONGEST = 10_000
@@ -127,3 +130,44 @@ def launching(agent: str | None) -> dict[str, str]:
 
 def _subagent(agent_id: str | None, agent: str) -> dict[str, Any]:
     return {"agent_type": agent} if agent_id is None else {"agent_id": agent_id, "agent_type": agent}
+
+
+TELLING = ("UserPromptSubmit", "PostToolBatch", "SubagentStart")
+LAUNCH = {"tool_name": "Agent", "tool_input": launching("fd-quality")}
+#: Everything that Claude Code calls hooks for.
+EVENTS = (
+    "SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "PostToolBatch", "PostToolUseFailure",
+    "SubagentStart", "SubagentStop", "Stop", "StopFailure", "SessionEnd", "Notification", "PreCompact", "PostCompact",
+    "PermissionRequest", "WorktreeCreate", "SomethingNew", "",
+)  # fmt: skip
+
+
+def uses(home: Home, tokens: int, session: str = "s1", message: str = "m1", **more: str) -> None:
+    """Write a response into a session's transcript."""
+    Transcript(home.root / "claude", session).response(message, tokens=(tokens, 0, 0, 0), **more)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def sessions(home: Home, run: str) -> dict[str, bool]:
+    """Return a run's sessions, and whether they belong to it now."""
+    answer = home.ask(messages.RunShow(run=run, wait_ms=30_000))
+    assert isinstance(answer, messages.RunShowAnswer), answer
+    return {one.session: one.until is None for one in answer.attachments}
+
+
+def told_place(home: Home, session: str) -> int:
+    """Return the number of the last warning that is on disk as told to a session."""
+    connection = sqlite3.connect(home.state / "ledger.db")
+    try:
+        found = connection.execute("SELECT max(seq) FROM told WHERE session = ?", (session,)).fetchone()[0]
+    finally:
+        connection.close()
+    return found or 0
+
+
+def is_warning(said: Said, words: str) -> bool:
+    """Tell whether it is this warning, the same for model and person."""
+    return words in said.context and said.message == said.context and not said.decision
