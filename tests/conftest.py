@@ -12,7 +12,7 @@ import yaml
 from fluxbudgetd.config import yaml_nodes
 from harness import native
 from harness.daemon import Daemon, Home
-from harness.events import Program, configure
+from harness.events import CommandProgram, configure
 from harness.interstat import Interstat
 
 # On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
@@ -63,9 +63,9 @@ def daemon(home: Home, interstat: Interstat) -> Daemon:
 
 
 @pytest.fixture
-def command(home: Home) -> Program:
+def command(home: Home) -> CommandProgram:
     """Configure the command channel, and return the program that it runs."""
-    made = Program(home)
+    made = CommandProgram(home)
     configure(home, argv=made.argv)
     return made
 

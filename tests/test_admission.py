@@ -14,13 +14,13 @@ from harness.admission import (
     ORACLE,
     RESEARCH,
     REVIEW,
-    kept_reservations,
+    concurrently,
     reserved,
-    together,
+    stored_reservations,
 )
 from harness.daemon import Daemon, Home, started, wait_for
-from harness.events import configure, require_quiet
-from harness.hooks import SILENT, Claude, Said, launching, understood
+from harness.events import configure, wait_until_delivered
+from harness.hooks import SILENT, Claude, HookOutput, launch_input, parse_output
 from harness.interstat import Interstat
 from harness.transcripts import Transcript
 
@@ -33,9 +33,9 @@ def test_hard_denies_what_does_not_fit(home: Home, daemon: Daemon, tool: str) ->
     claude = Claude(home)
     Transcript(home.root / "claude", "s1").response("m1", tokens=(5_000, 0, 0, 0))
     assert claude.launch(tool=tool) == SILENT
-    said = claude.run("PreToolUse", tool_name=tool, tool_input=launching("fd-safety"))
-    assert (said.decision, said.context, said.message) == ("deny", "", "")
-    assert said.reason == (
+    output = claude.run("PreToolUse", tool_name=tool, tool_input=launch_input("fd-safety"))
+    assert (output.decision, output.context, output.message) == ("deny", "", "")
+    assert output.reason == (
         "fluxbudget: fd-safety does not fit into the budget: estimated at 40 000 billing tokens, 5 000/50 000 (10 %)"
         " spent, 40 000 reserved, 5 000 remaining; raise the budget with"
         f" `fluxbudgetctl run set --run {run} --budget N`, or finish without it"
@@ -58,9 +58,9 @@ def test_soft_asks_once_the_budget_is_used_up(home: Home, daemon: Daemon) -> Non
     assert claude.launch() == claude.launch() == SILENT
     assert reserved(home, run) == 2 * REVIEW
     Transcript(home.root / "claude", "s1").response("m1", tokens=(50_000, 0, 0, 0))
-    said = claude.run("PreToolUse", tool_name="Agent", tool_input=launching("fd-safety"))
-    assert said.decision == "ask"
-    assert said.reason.startswith("fluxbudget: the budget is spent, fd-safety goes beyond it: estimated at 40 000 ")
+    output = claude.run("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-safety"))
+    assert output.decision == "ask"
+    assert output.reason.startswith("fluxbudget: the budget is spent, fd-safety goes beyond it: estimated at 40 000 ")
     assert reserved(home, run) == 2 * REVIEW
     claude.starts("a1", "fd-safety")
     assert reserved(home, run) == 3 * REVIEW
@@ -107,22 +107,22 @@ def test_ledger_in_somebodys_hands_delays_no_decision(home: Home, interstat: Int
     run = started(home, session="s1", token_budget=2 * REVIEW + 20_000, enforcement="hard")
     claude = Claude(home)
     claude.call("SessionStart", source="startup")
-    require_quiet(home)
-    raw = json.dumps(claude.given("PreToolUse", tool_name="Agent", tool_input=launching("fd-quality"))).encode()
+    wait_until_delivered(home)
+    raw = json.dumps(claude.hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-quality"))).encode()
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         closed = {"FLUXBUDGET_FAIL_CLOSED": "1"}
-        said = [
-            understood("PreToolUse", claude.printed(raw, environ=closed, seconds="1.5")).reason.partition(":")[2][:35]
+        output = [
+            parse_output("PreToolUse", claude.run_raw(raw, environ=closed, seconds="1.5")).reason.partition(":")[2][:35]
             for _ in range(5)
         ]
-        assert said == ["", "", *3 * [" fd-quality does not fit into the b"]]
-        assert kept_reservations(home) == []
+        assert output == ["", "", *3 * [" fd-quality does not fit into the b"]]
+        assert stored_reservations(home) == []
         other.execute("ROLLBACK")
     if when == "while the daemon runs":
-        wait_for(lambda: len(kept_reservations(home)) == 2, "the reservations to be on disk")
+        wait_for(lambda: len(stored_reservations(home)) == 2, "the reservations to be on disk")
     assert daemon.stop() == 0
-    assert len(kept_reservations(home)) == 2
+    assert len(stored_reservations(home)) == 2
     home.start()
     assert reserved(home, run) == 2 * REVIEW
 
@@ -133,20 +133,20 @@ def test_reservation_that_could_not_be_written_is_written_later(home: Home, daem
         other.execute("BEGIN IMMEDIATE")
         assert Claude(home).launch() == SILENT
         wait_for(lambda: '"what": "reservations"' in daemon.log, "the ledger to be missed")
-        assert kept_reservations(home) == []
+        assert stored_reservations(home) == []
         other.execute("ROLLBACK")
-    wait_for(lambda: len(kept_reservations(home)) == 1, "the reservation to be on disk")
+    wait_for(lambda: len(stored_reservations(home)) == 1, "the reservation to be on disk")
 
 
 def test_admission_that_nobody_has_heard_of_is_taken_back(home: Home, daemon: Daemon) -> None:
     """The hook has given up, and gone: whoever starts the sub-agent all the same is reserved for then."""
     run = started(home, session="s1", token_budget=1_000_000)
     claude = Claude(home)
-    raw = json.dumps(claude.given("PreToolUse", tool_name="Agent", tool_input=launching("fd-quality"))).encode()
+    raw = json.dumps(claude.hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-quality"))).encode()
     daemon.signal(signal.SIGSTOP)
-    assert claude.printed(raw, seconds="0.3") == ""
+    assert claude.run_raw(raw, seconds="0.3") == ""
     daemon.signal(signal.SIGCONT)
-    wait_for(lambda: [ended for _, _, ended in kept_reservations(home) if ended], "the admission to be taken back")
+    wait_for(lambda: [ended for _, _, ended in stored_reservations(home) if ended], "the admission to be taken back")
     assert reserved(home, run) == 0
     claude.starts("a1")
     assert reserved(home, run) == REVIEW
@@ -160,7 +160,7 @@ def test_launch_that_is_asked_about_twice_is_reserved_once(home: Home, interstat
 
     def launch(call: str) -> str:
         return claude.call(
-            "PreToolUse", tool_name="Agent", tool_use_id=call, tool_input=launching("fd-quality")
+            "PreToolUse", tool_name="Agent", tool_use_id=call, tool_input=launch_input("fd-quality")
         ).decision
 
     assert [launch("t1"), launch("t1")] == ["", ""]
@@ -239,13 +239,13 @@ def test_ten_at_once_into_a_gap_for_three(home: Home, daemon: Daemon, processes:
     for session in ("s1", "s2"):
         home.ok("run", "attach", "--run", run, "--session", session)
 
-    def launch(number: int) -> Said:
+    def launch(number: int) -> HookOutput:
         claude = Claude(home, f"s{1 + number % 2}")
         if processes:
-            return claude.run("PreToolUse", tool_name="Agent", tool_input=launching("fd-quality"))
+            return claude.run("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-quality"))
         return claude.launch()
 
-    decisions = [said.decision for said in together(10, launch)]
+    decisions = [output.decision for output in concurrently(10, launch)]
     assert sorted(decisions) == [""] * 3 + ["deny"] * 7
     assert reserved(home, run) == 3 * REVIEW
 

@@ -12,8 +12,8 @@ from fluxbudgetd.wire import messages
 from harness.admission import (
     RESEARCH,
     REVIEW,
-    measures,
-    now,
+    timestamp,
+    write_agent_usage,
 )
 from harness.daemon import Home, started
 from harness.hooks import Claude
@@ -102,7 +102,7 @@ class History:
         self.daemon = home.start()
         self.run = started(home, session="ids", token_budget=self.BUDGET, enforcement="hard")
         home.ok("run", "attach", "--run", self.run, "--session", "rows")
-        Transcript(home.root / "claude", "ids").response("m0", tokens=(0, 1, 0, 0), at=now())
+        Transcript(home.root / "claude", "ids").response("m0", tokens=(0, 1, 0, 0), at=timestamp())
         self.everybody: list[SubAgent] = []
         self.spent = 1
         self.deeds = (
@@ -155,7 +155,7 @@ class History:
 
     def transcribe(self, one: SubAgent) -> None:
         if not one.measured:
-            measures(self.home, "ids", one.agent_id, one.agent, tokens=10)
+            write_agent_usage(self.home, "ids", one.agent_id, one.agent, tokens=10)
             one.measured = True
             self.spent += 10
 

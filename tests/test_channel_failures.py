@@ -11,18 +11,18 @@ import pytest
 from harness.daemon import Home, started, wait_for
 from harness.events import (
     EXCEEDED,
-    HALF,
-    NEARLY,
+    FIFTY,
+    NINETY_FIVE,
     WARNING,
-    Program,
-    Stream,
-    alerts,
+    CommandProgram,
+    Subscriber,
     channels,
     configure,
-    hooked,
-    logged,
-    require_quiet,
-    state_file,
+    hook_message,
+    interband_files,
+    logged_crossings,
+    read_state_file,
+    wait_until_delivered,
 )
 from harness.interstat import Interstat
 
@@ -43,13 +43,13 @@ BROKEN = [
 @pytest.mark.parametrize("told", ["by SIGHUP", "by the next look"])
 @pytest.mark.parametrize(("argv", "complaint"), BROKEN)
 def test_broken_channel_costs_nobody_else_anything(
-    home: Home, interstat: Interstat, command: Program, argv: list[str], complaint: str, told: str
+    home: Home, interstat: Interstat, command: CommandProgram, argv: list[str], complaint: str, told: str
 ) -> None:
     """The others are told, answers are right, doctor names it; once it is mended it is told what it has missed."""
     configure(home, argv=argv, command="timeout = 0.2")
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
-    with Stream(home) as stream:
+    with Subscriber(home) as stream:
         interstat.insert("s1", input_tokens=810, output_tokens=0)
         stream.until("budget.warning")
         wait_for(lambda: channels(home)["command"].state == "failing", "the command to fail")
@@ -57,9 +57,9 @@ def test_broken_channel_costs_nobody_else_anything(
         assert home.ok("remaining", "--run", run) == "0"
         assert home.spend(run).spent == 1010
         stream.until("budget.exceeded")
-        wait_for(lambda: alerts(home) == {"s1": (100.0, 1010)}, "interband's file")
-        wait_for(lambda: logged(daemon) == [HALF, WARNING, NEARLY, EXCEEDED], "the log")
-        assert "the budget is used up" in hooked(home, "s1")
+        wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
+        wait_for(lambda: logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED], "the log")
+        assert "the budget is used up" in hook_message(home, "s1")
     code, said = doctor(home)
     assert code == 1
     assert f"channel command: {complaint}" in said
@@ -72,20 +72,20 @@ def test_broken_channel_costs_nobody_else_anything(
     configure(home, argv=command.argv)
     if told == "by SIGHUP":
         daemon.signal(signal.SIGHUP)
-        wait_for(lambda: command.told == [WARNING, EXCEEDED], "what was missed")
-    require_quiet(home)
-    assert command.told == [WARNING, EXCEEDED]
+        wait_for(lambda: command.crossings == [WARNING, EXCEEDED], "what was missed")
+    wait_until_delivered(home)
+    assert command.crossings == [WARNING, EXCEEDED]
     assert doctor(home)[0] == 0
 
 
-def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: Program) -> None:
+def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     """Exit 0, no child left behind; and what it was not done with is told again."""
     pids = home.root / "pids"
     hanging = ["sh", "-c", 'sleep 1000 & echo $! $$ > "$1.new"; mv "$1.new" "$1"; wait', "sh", str(pids)]
     configure(home, argv=hanging, command="timeout = 60")
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
-    with Stream(home) as stream:
+    with Subscriber(home) as stream:
         interstat.insert("s1", input_tokens=810, output_tokens=0)
         stream.until("budget.warning")
         wait_for(pids.exists, "the command to hang")
@@ -93,37 +93,37 @@ def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: P
         interstat.insert("s1", input_tokens=150, output_tokens=0)
         assert home.spend(run).spent == 960
         stream.until("budget.threshold", 95)
-        wait_for(lambda: alerts(home) == {"s1": (96.0, 960)}, "interband's file")
-        wait_for(lambda: logged(daemon) == [HALF, WARNING, NEARLY], "the log")
-        assert "80 %" in hooked(home, "s1")
-        wait_for(lambda: state_file(home, "runs", run), "the state file")
+        wait_for(lambda: interband_files(home) == {"s1": (96.0, 960)}, "interband's file")
+        wait_for(lambda: logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE], "the log")
+        assert "80 %" in hook_message(home, "s1")
+        wait_for(lambda: read_state_file(home, "runs", run), "the state file")
     daemon.signal(signal.SIGTERM)
     assert daemon.process.wait(timeout=60) == 0
     for pid in pids.read_text().split():
         wait_for(partial(_is_dead, pid), f"process {pid} to end")
     configure(home, argv=command.argv)
     home.start()
-    wait_for(lambda: command.told == [WARNING], "what was not done")
+    wait_for(lambda: command.crossings == [WARNING], "what was not done")
 
 
-def test_command_that_is_about_to_end_is_let_do_so(home: Home, interstat: Interstat, command: Program) -> None:
+def test_command_that_is_about_to_end_is_let_do_so(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     """SIGTERM while it does what it was told: it is not told the same again."""
     told = home.root / "told.jsonl"
     configure(home, argv=["sh", "-c", 'cat >> "$1"; sleep 0.3', "sh", str(told)])
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: command.told == [WARNING], "the command to have read what it is told")
+    wait_for(lambda: command.crossings == [WARNING], "the command to have read what it is told")
     daemon.signal(signal.SIGTERM)
     assert daemon.process.wait(timeout=60) == 0
     home.start()
-    require_quiet(home)
-    assert command.told == [WARNING]
+    wait_until_delivered(home)
+    assert command.crossings == [WARNING]
 
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
 def test_place_that_cannot_be_saved_is_saved_later(
-    home: Home, interstat: Interstat, command: Program, when: str
+    home: Home, interstat: Interstat, command: CommandProgram, when: str
 ) -> None:
     """Somebody holds the ledger just when the command was told: it is told once all the same."""
     go = home.root / "go"
@@ -132,7 +132,7 @@ def test_place_that_cannot_be_saved_is_saved_later(
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: command.told == [WARNING], "the command")
+    wait_for(lambda: command.crossings == [WARNING], "the command")
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None, timeout=10)) as other:
         other.execute("BEGIN IMMEDIATE")
         go.touch()
@@ -144,8 +144,8 @@ def test_place_that_cannot_be_saved_is_saved_later(
     assert daemon.stop() == 0
     assert saved_place(home, "command") >= command.events[0]["seq"]
     home.start()
-    require_quiet(home)
-    assert command.told == [WARNING]
+    wait_until_delivered(home)
+    assert command.crossings == [WARNING]
 
 
 def saved_place(home: Home, channel: str) -> int:
@@ -162,10 +162,12 @@ def _is_dead(pid: str) -> bool:
         return True
 
 
-def test_state_file_that_cannot_be_written_is_a_finding(home: Home, interstat: Interstat, command: Program) -> None:
+def test_state_file_that_cannot_be_written_is_a_finding(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
     home.start()
     run = started(home, session="s1", token_budget=1000)
-    wait_for(lambda: state_file(home, "runs", run), "the state file")
+    wait_for(lambda: read_state_file(home, "runs", run), "the state file")
     path = home.socket.parent / "state" / "runs" / run
     path.unlink()
     (path / "in-the-way").mkdir(parents=True)
@@ -173,16 +175,18 @@ def test_state_file_that_cannot_be_written_is_a_finding(home: Home, interstat: I
     wait_for(lambda: channels(home)["state files"].state == "failing", "the state files to fail")
     code, said = doctor(home)
     assert (code, "channel state files: " in said, run in said) == (1, True, True)
-    wait_for(lambda: command.told == [WARNING], "the command all the same")
+    wait_for(lambda: command.crossings == [WARNING], "the command all the same")
     (path / "in-the-way").rmdir()
     path.rmdir()
     wait_for(lambda: doctor(home)[0] == 0, "the daemon to try again")
-    found = state_file(home, "runs", run)
+    found = read_state_file(home, "runs", run)
     assert found is not None
     assert found["spent"] == "810"
 
 
-def test_interband_that_cannot_be_written_is_a_finding(home: Home, interstat: Interstat, command: Program) -> None:
+def test_interband_that_cannot_be_written_is_a_finding(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
     home.start()
     (home.root / ".interband").write_text("a file in the directory's place")
     started(home, session="s1", token_budget=1000)
@@ -190,7 +194,7 @@ def test_interband_that_cannot_be_written_is_a_finding(home: Home, interstat: In
     wait_for(lambda: channels(home)["interband"].state == "failing", "interband to fail")
     code, said = doctor(home)
     assert (code, "channel interband: " in said) == (1, True)
-    wait_for(lambda: command.told == [WARNING], "the command all the same")
+    wait_for(lambda: command.crossings == [WARNING], "the command all the same")
     (home.root / ".interband").unlink()
-    wait_for(lambda: alerts(home) == {"s1": (81.0, 810)}, "the file, once it is tried again")
-    require_quiet(home)
+    wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "the file, once it is tried again")
+    wait_until_delivered(home)

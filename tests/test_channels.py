@@ -17,16 +17,16 @@ from harness.bus import private_bus
 from harness.daemon import Home, started, wait_for
 from harness.events import (
     EXCEEDED,
-    NEARLY,
-    Program,
-    Stream,
-    Told,
-    alerts,
+    NINETY_FIVE,
+    CommandProgram,
+    Crossing,
+    Subscriber,
     channels,
     configure,
-    hooked,
-    logged,
-    require_quiet,
+    hook_message,
+    interband_files,
+    logged_crossings,
+    wait_until_delivered,
 )
 from harness.interstat import Interstat
 
@@ -95,7 +95,7 @@ def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
     assert not channel.is_outdated(state)
 
 
-def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat, command: Program) -> None:
+def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     """90 is told by the command alone, though `warnings` does not have it; the log has those of `warnings`."""
     configure(
         home,
@@ -105,28 +105,30 @@ def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat,
     )
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
-    with Stream(home) as stream:
+    with Subscriber(home) as stream:
         interstat.insert("s1", input_tokens=650, output_tokens=0)
         stream.until("budget.threshold", 30)
-        require_quiet(home)
-        assert alerts(home) == {}
+        wait_until_delivered(home)
+        assert interband_files(home) == {}
         interstat.insert("s1", input_tokens=180, output_tokens=0)
         stream.until("budget.warning")
-        wait_for(lambda: alerts(home) == {"s1": (83.0, 830)}, "the file")
-        assert hooked(home, "s1") == ""
+        wait_for(lambda: interband_files(home) == {"s1": (83.0, 830)}, "the file")
+        assert hook_message(home, "s1") == ""
         interstat.insert("s1", input_tokens=100, output_tokens=0)
         stream.until("budget.threshold", 90)
-        wait_for(lambda: command.told == [Told("budget.threshold", 90)], "the command")
+        wait_for(lambda: command.crossings == [Crossing("budget.threshold", 90)], "the command")
         interstat.insert("s1", input_tokens=100, output_tokens=0)
         stream.until("budget.exceeded")
-    require_quiet(home)
-    assert "the budget is used up" in hooked(home, "s1")
+    wait_until_delivered(home)
+    assert "the budget is used up" in hook_message(home, "s1")
     daemon.stop()
-    assert command.told == [Told("budget.threshold", 90)]
-    assert logged(daemon) == [Told("budget.threshold", 30)]
+    assert command.crossings == [Crossing("budget.threshold", 90)]
+    assert logged_crossings(daemon) == [Crossing("budget.threshold", 30)]
 
 
-def test_channel_that_was_off_does_not_tell_old_events(home: Home, interstat: Interstat, command: Program) -> None:
+def test_channel_that_was_off_does_not_tell_old_events(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
     configure(
         home,
         "[channels.log]\nenabled = false\n[channels.interband]\nenabled = false\n",
@@ -135,19 +137,19 @@ def test_channel_that_was_off_does_not_tell_old_events(home: Home, interstat: In
     )
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
-    with Stream(home) as stream:
+    with Subscriber(home) as stream:
         interstat.insert("s1", input_tokens=810, output_tokens=0)
         stream.until("budget.warning")
-        require_quiet(home)
+        wait_until_delivered(home)
         assert {name for name, one in channels(home).items() if one.state != "off"} == {"state files"}
         configure(home, argv=command.argv)
-        require_quiet(home)
+        wait_until_delivered(home)
         assert {name for name, one in channels(home).items() if one.state == "off"} == {"desktop"}
         interstat.insert("s1", input_tokens=200, output_tokens=0)
         stream.until("budget.exceeded")
-    wait_for(lambda: alerts(home) == {"s1": (100.0, 1010)}, "interband's file")
-    require_quiet(home)
+    wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
+    wait_until_delivered(home)
     assert home.spend(run).spent == 1010
     daemon.stop()
-    assert command.told == [EXCEEDED]
-    assert logged(daemon) == [NEARLY, EXCEEDED]
+    assert command.crossings == [EXCEEDED]
+    assert logged_crossings(daemon) == [NINETY_FIVE, EXCEEDED]

@@ -7,7 +7,7 @@ import pytest
 
 from harness.bus import PrivateBus, private_bus
 from harness.daemon import Daemon, Home, started, wait_for
-from harness.events import channels, require_quiet
+from harness.events import channels, wait_until_delivered
 from harness.interstat import Interstat
 
 
@@ -34,7 +34,7 @@ def test_one_bubble_for_each_time_that_the_mark_is_passed(home: Home, interstat:
     for _ in range(100):
         interstat.insert("s1", input_tokens=1, output_tokens=0)
     assert home.spend(run).spent == 910
-    require_quiet(home)
+    wait_until_delivered(home)
     (first,) = server.shown
     assert (first["app_name"], first["urgency"], first["replaces_id"]) == ("fluxbudget", 1, 0)
     assert first["summary"] == "fluxbudget: 80 % of the budget spent"
@@ -45,7 +45,7 @@ def test_one_bubble_for_each_time_that_the_mark_is_passed(home: Home, interstat:
     interstat.insert("s1", input_tokens=700, output_tokens=0)
     interstat.insert("s2", input_tokens=1000, output_tokens=0)
     wait_for(lambda: len(server.shown) >= 3, "a bubble for each run")
-    require_quiet(home)
+    wait_until_delivered(home)
     by_run = {bubble["body"].split()[0].rstrip(":"): bubble for bubble in server.shown[1:]}
     assert set(by_run) == {"r1", other}
     assert (by_run["r1"]["replaces_id"], by_run["r1"]["urgency"]) == (first["id"], 1)
@@ -73,5 +73,5 @@ def test_bubbles_wait_for_a_desktop_that_comes_later(home: Home, interstat: Inte
     server = bus.serve()
     started(home, id="r2", session="s2", token_budget=1000)
     wait_for(lambda: server.shown, "the bubble")
-    require_quiet(home)
+    wait_until_delivered(home)
     assert [bubble["body"].split()[0] for bubble in server.shown] == ["r1"]

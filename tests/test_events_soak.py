@@ -11,7 +11,7 @@ import pytest
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
 from harness.daemon import Home, Wire, started, wait_for
-from harness.events import Program, Stream, Told, channels, committed, configure, is_threshold
+from harness.events import CommandProgram, Crossing, Subscriber, channels, committed_events, configure, is_threshold
 from harness.interstat import Interstat
 
 pytestmark = pytest.mark.soak
@@ -32,8 +32,8 @@ class Resuming:
 
     def _read(self) -> None:
         while not self._over.wait(0.002):
-            with contextlib.suppress(OSError, EOFError), Stream(self._home, self.last, heartbeat_ms=100) as stream:
-                assert stream.began.since == self.last
+            with contextlib.suppress(OSError, EOFError), Subscriber(self._home, self.last, heartbeat_ms=100) as stream:
+                assert stream.subscribed.since == self.last
                 while not self._over.is_set():
                     answer = stream.next()
                     if isinstance(answer, messages.EventAnswer):
@@ -60,7 +60,7 @@ def test_no_event_is_lost_between_commit_and_delivery(
     # The detector has its say in the other tests; here are a hundred starts.
     monkeypatch.setattr(harness, "DAEMON", [sys.executable, "-m", "fluxbudgetd"])
     chance = random.Random(7)
-    program = Program(home)
+    program = CommandProgram(home)
     configure(home, argv=program.argv)
     daemon = home.start()
     runs = [started(home, id=f"r{number}", session=f"s{number}", token_budget=10_000) for number in range(4)]
@@ -90,12 +90,12 @@ def test_no_event_is_lost_between_commit_and_delivery(
             told_at_kill.append(len(program.events))
         home.start()
         wait_for(lambda: channels(home)["command"].waiting == 0, "the command to be told everything")
-        last = committed(home)[-1][0]
+        last = committed_events(home)[-1][0]
         wait_for(lambda: reader.last >= last, "the subscriber to have everything")
     finally:
         reader.end()
 
-    events = committed(home)
+    events = committed_events(home)
     assert list(zip(reader.seqs, reader.kinds, strict=True)) == [(seq, kind) for seq, kind, _ in events]
     crossings = [(seq, kind) for seq, kind, _ in events if is_threshold(kind)]
     assert len(crossings) > KILLS
@@ -108,4 +108,4 @@ def test_no_event_is_lost_between_commit_and_delivery(
         lived = [event["seq"] for event in program.events[begin:end]]
         assert lived == sorted(set(lived))
     assert len(home.ok("doctor")) > 0
-    assert Told("budget.exceeded", 100) in program.told
+    assert Crossing("budget.exceeded", 100) in program.crossings

@@ -9,50 +9,50 @@ import pytest
 
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started, wait_for
-from harness.events import Stream, require_quiet
+from harness.events import Subscriber, wait_until_delivered
 from harness.hooks import (
     EVENTS,
     SILENT,
-    TELLING,
+    WARNING_EVENTS,
     Claude,
-    Said,
+    HookOutput,
     is_warning,
-    told_place,
-    uses,
+    saved_warning_seq,
+    write_usage,
 )
 from harness.interstat import Interstat
 
 # --- warnings
 
 
-@pytest.mark.parametrize("event", TELLING)
+@pytest.mark.parametrize("event", WARNING_EVENTS)
 def test_warning_is_told_once_by_what_was_just_written(home: Home, daemon: Daemon, event: str) -> None:
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call(event) == SILENT
-    uses(home, 820)
-    said = claude.call(event)
+    write_usage(home, 820)
+    output = claude.call(event)
     words = f"fluxbudget: 80 % of the budget spent: run {run}, phase brainstorm: 820 of 1 000 billing tokens (82 %)"
-    assert is_warning(said, words), said
-    for again in TELLING:
+    assert is_warning(output, words), output
+    for again in WARNING_EVENTS:
         assert claude.call(again) == SILENT
-    uses(home, 10, message="m2")
+    write_usage(home, 10, message="m2")
     assert claude.call(event) == SILENT
 
 
 def test_other_events_tell_nothing_and_use_nothing_up(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
-    uses(home, 820)
+    write_usage(home, 820)
     claude = Claude(home)
     for event in EVENTS:
-        if event not in (*TELLING, "SessionStart"):
+        if event not in (*WARNING_EVENTS, "SessionStart"):
             assert claude.call(event, reason="clear", tool_name="Bash", tool_input={"command": "ls"}) == SILENT, event
     assert is_warning(claude.call("UserPromptSubmit"), "80 %")
 
 
 def test_gravest_of_several_is_told_and_the_rest_with_it(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
-    uses(home, 1200)
+    write_usage(home, 1200)
     claude = Claude(home)
     assert is_warning(claude.call("PostToolBatch"), "the budget is used up")
     assert claude.call("PostToolBatch") == SILENT
@@ -61,9 +61,9 @@ def test_gravest_of_several_is_told_and_the_rest_with_it(home: Home, daemon: Dae
 def test_exceeding_tells_again(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
-    uses(home, 820)
+    write_usage(home, 820)
     assert is_warning(claude.call("PostToolBatch"), "80 %")
-    uses(home, 230, message="m2")
+    write_usage(home, 230, message="m2")
     expected = f"fluxbudget: the budget is used up: run {run}, phase brainstorm: 1 050 of 1 000 billing tokens (105 %)"
     assert is_warning(claude.run("PostToolBatch"), expected)
     assert claude.call("PostToolBatch") == SILENT
@@ -72,24 +72,24 @@ def test_exceeding_tells_again(home: Home, daemon: Daemon) -> None:
 def test_parallel_hooks_of_one_session_tell_once(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     for number, tokens in enumerate((820, 230, 500)):
-        uses(home, tokens, message=f"m{number}")
+        write_usage(home, tokens, message=f"m{number}")
         together = threading.Barrier(12)
 
-        def call(event: str, together: threading.Barrier = together) -> Said:
+        def call(event: str, together: threading.Barrier = together) -> HookOutput:
             together.wait()
             return Claude(home).call(event)
 
         with ThreadPoolExecutor(12) as pool:
-            said = list(pool.map(call, TELLING * 4))
+            output = list(pool.map(call, WARNING_EVENTS * 4))
         # Once it is used up there is nothing left to tell.
-        assert len([one for one in said if one != SILENT]) == (number < 2), number
+        assert len([one for one in output if one != SILENT]) == (number < 2), number
 
 
 def test_each_session_of_the_run_is_told(home: Home, daemon: Daemon) -> None:
     """Also one that comes later; one of another run is not."""
     run = started(home, session="s1", token_budget=1000)
     home.ok("run", "attach", "--run", run, "--session", "s2")
-    uses(home, 820)
+    write_usage(home, 820)
     for session in ("s1", "s2", "s3"):
         assert is_warning(Claude(home, session).call("UserPromptSubmit"), "80 %"), session
         assert Claude(home, session).call("UserPromptSubmit") == SILENT
@@ -102,11 +102,11 @@ def test_raised_budget_warns_anew(home: Home, daemon: Daemon) -> None:
     """What it has not reached any more is taken back; when it is reached again, it is told again."""
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
-    uses(home, 820)
+    write_usage(home, 820)
     assert is_warning(claude.call("UserPromptSubmit"), "80 %")
     home.ok("run", "set", "--run", run, "--budget", "10000")
     assert claude.call("UserPromptSubmit") == SILENT
-    uses(home, 7300, message="m2")
+    write_usage(home, 7300, message="m2")
     assert is_warning(claude.call("UserPromptSubmit"), "8 120 of 10 000")
     assert claude.call("UserPromptSubmit") == SILENT
     home.ok("run", "set", "--run", run, "--budget", "8000")
@@ -115,7 +115,7 @@ def test_raised_budget_warns_anew(home: Home, daemon: Daemon) -> None:
 
 def test_warning_that_was_taken_back_is_not_told_late(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=1000)
-    uses(home, 1200)
+    write_usage(home, 1200)
     assert home.spend(run).state == "exceeded"
     home.ok("run", "set", "--run", run, "--budget", "100000")
     assert Claude(home).call("UserPromptSubmit") == SILENT
@@ -125,16 +125,16 @@ def test_reminder_has_the_present_numbers(home: Home, daemon: Daemon) -> None:
     """A session that hears of a warning late is not told where the run stood then."""
     run = started(home, id="r1", session="s1", token_budget=100_000)
     home.ok("run", "attach", "--run", run, "--session", "s2")
-    uses(home, 81_000)
+    write_usage(home, 81_000)
     assert is_warning(Claude(home).call("UserPromptSubmit"), "81 000 of 100 000 billing tokens (81 %), 19 000 left")
-    uses(home, 11_000, message="m2")
+    write_usage(home, 11_000, message="m2")
     home.ok("advance", "--run", run, "--from", "brainstorm")
     expected = (
         "fluxbudget: 80 % of the budget spent: run r1, phase brainstorm-reviewed:"
         " 92 000 of 100 000 billing tokens (92 %), 8 000 left"
     )
-    said = Claude(home, "s2").call("UserPromptSubmit")
-    assert (said.context, said.message) == (expected, expected)
+    output = Claude(home, "s2").call("UserPromptSubmit")
+    assert (output.context, output.message) == (expected, expected)
 
 
 def test_what_is_left_is_what_remaining_says(home: Home, daemon: Daemon) -> None:
@@ -143,9 +143,9 @@ def test_what_is_left_is_what_remaining_says(home: Home, daemon: Daemon) -> None
     claude = Claude(home)
     claude.launch()
     for tokens, left in ((10_000, "50 000"), (45_000, "5 000"), (30_000, "0")):
-        uses(home, tokens, message=f"m{tokens}")
-        said = claude.call("SessionStart", source="resume").context
-        assert f", {left} left (40 000 reserved)" in said, said
+        write_usage(home, tokens, message=f"m{tokens}")
+        output = claude.call("SessionStart", source="resume").context
+        assert f", {left} left (40 000 reserved)" in output, output
         assert home.ok("remaining", "--run", run) == left.replace(" ", "")
     assert ", 0 left (40 000 reserved)" in claude.call("UserPromptSubmit").context
 
@@ -155,9 +155,9 @@ def test_told_once_over_restarts(home: Home, interstat: Interstat, killed: bool)
     """Who was told is not told again; who was not is; and what comes later is told everybody."""
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
-    uses(home, 820)
+    write_usage(home, 820)
     assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
-    wait_for(lambda: told_place(home, "s1"), "what s1 was told to be on disk")
+    wait_for(lambda: saved_warning_seq(home, "s1"), "what s1 was told to be on disk")
     if killed:
         daemon.kill()
     else:
@@ -166,7 +166,7 @@ def test_told_once_over_restarts(home: Home, interstat: Interstat, killed: bool)
     assert Claude(home).call("UserPromptSubmit") == SILENT
     home.ok("run", "attach", "--run", run, "--session", "s2")
     assert is_warning(Claude(home, "s2").call("UserPromptSubmit"), "80 %")
-    uses(home, 500, message="m2")
+    write_usage(home, 500, message="m2")
     for session in ("s1", "s2"):
         assert is_warning(Claude(home, session).call("PostToolBatch"), "the budget is used up")
 
@@ -174,7 +174,7 @@ def test_told_once_over_restarts(home: Home, interstat: Interstat, killed: bool)
 def test_warning_of_before_a_kill_is_told_after_it(home: Home, interstat: Interstat) -> None:
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
-    uses(home, 820)
+    write_usage(home, 820)
     assert home.spend(run).state == "warning"
     daemon.kill()
     home.start()
@@ -194,11 +194,11 @@ def test_channel_as_configured(home: Home, interstat: Interstat) -> None:
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     for tokens, words in ((550, ""), (60, "60 %"), (300, "")):
-        uses(home, tokens, message=f"m{tokens}")
+        write_usage(home, tokens, message=f"m{tokens}")
         assert (claude.call("UserPromptSubmit").context[:16] == "fluxbudget: 60 %") == bool(words)
     configure(home, "[channels.hook]\nenabled = false\n")
     home.ctl("doctor")
-    uses(home, 500, message="m4")
+    write_usage(home, 500, message="m4")
     assert home.spend(run).state == "exceeded"
     assert claude.call("UserPromptSubmit") == SILENT
     configure(home, "")
@@ -211,7 +211,7 @@ def test_warning_of_a_new_threshold_is_in_the_answer_that_finds_it(home: Home, i
     configure(home, '[warnings]\nthresholds = [90]\n[channels.hook]\nthresholds = "all"\n')
     home.start()
     started(home, session="s1", token_budget=1000)
-    uses(home, 550)
+    write_usage(home, 550)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit") == SILENT
     configure(home, '[warnings]\nthresholds = [50]\n[channels.hook]\nthresholds = "all"\n')
@@ -220,7 +220,7 @@ def test_warning_of_a_new_threshold_is_in_the_answer_that_finds_it(home: Home, i
 
 def test_channel_that_is_switched_off_is_silent_from_then_on(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
-    uses(home, 820)
+    write_usage(home, 820)
     assert "820 of 1 000" in Claude(home).call("SessionStart").context
     configure(home, "[channels.hook]\nenabled = false\n")
     assert Claude(home).call("UserPromptSubmit") == SILENT
@@ -234,13 +234,13 @@ def test_warning_is_waited_for_until_it_is_on_disk(home: Home, daemon: Daemon) -
     other = sqlite3.connect(home.state / "ledger.db", isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")
-        uses(home, 820)
+        write_usage(home, 820)
         with ThreadPoolExecutor(1) as pool:
-            said = pool.submit(claude.call, "UserPromptSubmit")
+            output = pool.submit(claude.call, "UserPromptSubmit")
             with contextlib.suppress(TimeoutError):
-                said.result(timeout=0.5)
+                output.result(timeout=0.5)
             other.execute("ROLLBACK")
-            assert is_warning(said.result(), "80 %")
+            assert is_warning(output.result(), "80 %")
     finally:
         other.close()
 
@@ -251,11 +251,11 @@ def test_what_a_session_was_told_is_kept_once_the_ledger_is_free(home: Home, int
     configure(home, "[channels.desktop]\nenabled = false\n")
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
-    uses(home, 820)
-    with Stream(home, since=0) as stream:
+    write_usage(home, 820)
+    with Subscriber(home, since=0) as stream:
         assert home.spend(run).state == "warning"
         stream.until("budget.warning")
-    require_quiet(home)
+    wait_until_delivered(home)
     with contextlib.closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
@@ -264,9 +264,9 @@ def test_what_a_session_was_told_is_kept_once_the_ledger_is_free(home: Home, int
         assert (found.returncode, "database is locked" in found.stdout) == (1, True)
         other.execute("ROLLBACK")
     if when == "while the daemon runs":
-        wait_for(lambda: told_place(home, "s1"), "what the session was told to be on disk")
+        wait_for(lambda: saved_warning_seq(home, "s1"), "what the session was told to be on disk")
         wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find nothing wrong")
     assert daemon.stop() == 0
-    assert told_place(home, "s1")
+    assert saved_warning_seq(home, "s1")
     home.start()
     assert Claude(home).call("UserPromptSubmit") == SILENT

@@ -15,15 +15,15 @@ from harness.hooks import (
     EVENTS,
     LAUNCH,
     SILENT,
-    TELLING,
+    WARNING_EVENTS,
     Claude,
-    Said,
+    HookOutput,
+    attached_sessions,
     is_warning,
-    launching,
-    now,
-    sessions,
-    understood,
-    uses,
+    launch_input,
+    parse_output,
+    timestamp,
+    write_usage,
 )
 from harness.interstat import Interstat
 from harness.transcripts import Transcript, assistant_line, encoded
@@ -37,15 +37,15 @@ def test_session_is_attached_to_the_run_of_its_directory(home: Home, daemon: Dae
     run = started(home, token_budget=1000)
     deeper = home.project / "src" / "deep"
     deeper.mkdir(parents=True)
-    uses(home, 300)
+    write_usage(home, 300)
     place = home.root / "env"
     place.write_text("export A=1")
     claude = Claude(home, cwd=deeper)
-    said = claude.run("SessionStart", environ={"CLAUDE_ENV_FILE": str(place)}, source=source)
+    output = claude.run("SessionStart", environ={"CLAUDE_ENV_FILE": str(place)}, source=source)
     expected = f"fluxbudget: run {run}, phase brainstorm: spent 300 of 1 000 billing tokens (30 %), 700 left"
-    assert said == Said(context=expected)
+    assert output == HookOutput(context=expected)
     assert place.read_text() == f"export A=1\nexport FLUXBUDGET_RUN={run}\n"
-    assert sessions(home, run) == {"s1": True}
+    assert attached_sessions(home, run) == {"s1": True}
 
 
 @pytest.mark.parametrize("cwd_is_a_link", [False, True])
@@ -73,10 +73,10 @@ def test_environment_goes_before_the_directory(home: Home, daemon: Daemon) -> No
         ("s5", {}, here),
         ("s4", {"FLUXBUDGET_RUN": "named"}, "named"),
     ):
-        said = Claude(home, session).run("SessionStart", environ=environ, source="startup")
-        assert f"run {run}," in said.context, (session, said)
-        assert sessions(home, run)[session], session
-    assert sessions(home, "own") == {"s4": False}
+        output = Claude(home, session).run("SessionStart", environ=environ, source="startup")
+        assert f"run {run}," in output.context, (session, output)
+        assert attached_sessions(home, run)[session], session
+    assert attached_sessions(home, "own") == {"s4": False}
 
 
 def test_session_without_a_run_is_told_nothing(home: Home, daemon: Daemon) -> None:
@@ -91,12 +91,12 @@ def test_session_without_a_run_is_told_nothing(home: Home, daemon: Daemon) -> No
     assert claude.run("SessionStart", environ=environ, source="startup") == SILENT
     assert claude.run("SessionStart", environ={**environ, "FLUXBUDGET_RUN": run}, source="startup") == SILENT
     one, two = started(home, id="one"), started(home, id="two")
-    uses(home, 10)
+    write_usage(home, 10)
     assert claude.run("SessionStart", environ=environ, source="startup") == SILENT
-    for event in TELLING:
+    for event in WARNING_EVENTS:
         assert claude.call(event) == SILENT
     assert claude.launch() == SILENT
-    assert sessions(home, one) == sessions(home, two) == sessions(home, run) == {}
+    assert attached_sessions(home, one) == attached_sessions(home, two) == attached_sessions(home, run) == {}
     assert not place.exists()
 
 
@@ -105,7 +105,7 @@ def test_directory_beside_the_project_is_not_below_it(home: Home, daemon: Daemon
     beside = home.root / "project2"
     beside.mkdir()
     assert Claude(home, cwd=beside).call("SessionStart", source="startup") == SILENT
-    assert sessions(home, run) == {}
+    assert attached_sessions(home, run) == {}
 
 
 def test_transcript_is_followed_whatever_it_is_called(home: Home, daemon: Daemon) -> None:
@@ -128,20 +128,20 @@ def test_transcript_elsewhere_is_not_followed(home: Home, daemon: Daemon, path: 
     claude = Claude(home)
     assert "0 of 1 000" in claude.call("SessionStart", source="startup", transcript_path=given).context
     assert home.spend(run).spent == 0
-    assert sessions(home, run) == {"s1": True}
-    uses(home, 20)
+    assert attached_sessions(home, run) == {"s1": True}
+    write_usage(home, 20)
     assert home.spend(run).spent == 20
 
 
 def test_session_is_attached_at_its_first_prompt(home: Home, daemon: Daemon) -> None:
-    """When nothing was said at its start; one that was detached stays so."""
+    """When nothing was output at its start; one that was detached stays so."""
     run = started(home, token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit", prompt="hello") == SILENT
-    assert sessions(home, run) == {"s1": True}
+    assert attached_sessions(home, run) == {"s1": True}
     home.ok("run", "detach", "--session", "s1")
     assert claude.call("UserPromptSubmit", prompt="hello") == SILENT
-    assert sessions(home, run) == {"s1": False}
+    assert attached_sessions(home, run) == {"s1": False}
 
 
 @pytest.mark.parametrize("environ", [None, "r1"])
@@ -151,16 +151,16 @@ def test_session_that_was_detached_by_hand_is_let_alone(home: Home, daemon: Daem
     hints = messages.Hints(cwd=str(home.project), run=environ)
     for session in ("s1", "s2"):
         Claude(home, session).call("SessionStart", source="startup")
-    uses(home, 990)
+    write_usage(home, 990)
     home.ok("run", "detach", "--session", "s2")
     claude = Claude(home, "s2")
     for source in ("startup", "resume", "clear", "compact"):
         assert claude.call("SessionStart", hints=hints, source=source) == SILENT, source
-    for event in TELLING:
+    for event in WARNING_EVENTS:
         assert claude.call(event, hints=hints, agent_id="a1", agent_type="fd-quality") == SILENT, event
     assert claude.call("PreToolUse", hints=hints, **LAUNCH) == SILENT
     assert home.spend(run).reserved == 0
-    assert sessions(home, run) == {"s1": True, "s2": False}
+    assert attached_sessions(home, run) == {"s1": True, "s2": False}
     assert is_warning(Claude(home).call("UserPromptSubmit", hints=hints), "80 %")
     assert Claude(home).call("PreToolUse", hints=hints, **LAUNCH).decision == "deny"
 
@@ -176,16 +176,16 @@ def test_session_that_was_moved_by_hand_stays_where_it_was_put(home: Home, daemo
     hints = messages.Hints(cwd=str(home.project), run="a")
     assert "run a," in claude.call("SessionStart", hints=hints, source="startup").context
     home.ok("run", "attach", "--session", "s1", "--run", "b")
-    uses(home, 50_000, at=now())
+    write_usage(home, 50_000, at=timestamp())
     assert "--run b " in claude.call("PreToolUse", hints=hints, **LAUNCH).reason
     assert is_warning(claude.call("UserPromptSubmit", hints=hints), "run b,")
     assert {run: (home.spend(run).spent, home.spend(run).reserved) for run in "ab"} == {"a": (0, 0), "b": (50_000, 0)}
     for source in ("compact", "clear"):
         assert "run b," in claude.call("SessionStart", hints=hints, source=source).context
-        assert (sessions(home, "a"), sessions(home, "b")) == ({"s1": False}, {"s1": True})
+        assert (attached_sessions(home, "a"), attached_sessions(home, "b")) == ({"s1": False}, {"s1": True})
     for source in ("startup", "resume"):
         assert "run a," in claude.call("SessionStart", hints=hints, source=source).context
-        assert sessions(home, "a") == {"s1": True}
+        assert attached_sessions(home, "a") == {"s1": True}
         home.ok("run", "attach", "--session", "s1", "--run", "b")
 
 
@@ -193,7 +193,7 @@ def test_variable_of_an_ended_run_means_the_run_that_the_session_has_gone_on_to(
     """A session keeps the variable that it was started with; without such a session the ended run is meant."""
     run = started(home, id="old", token_budget=100_000)
     Claude(home).call("SessionStart", source="startup")
-    uses(home, 10_000)
+    write_usage(home, 10_000)
     assert home.spend(run).spent == 10_000
     home.ok("run", "finish", "--run", run)
     variable = {"FLUXBUDGET_RUN": run}
@@ -202,7 +202,7 @@ def test_variable_of_an_ended_run_means_the_run_that_the_session_has_gone_on_to(
     started(home, id="next", token_budget=500_000)
     assert home.ok("remaining", environ=mine) == "90000"  # it has not gone on yet
     assert Claude(home).call("UserPromptSubmit") == SILENT
-    uses(home, 50_000, message="m2", at=now())
+    write_usage(home, 50_000, message="m2", at=timestamp())
     assert home.ok("remaining", environ=mine) == "450000"
     assert home.ok("check", environ=mine) == "ok"
     for environ in (variable, {**variable, "CLAUDE_CODE_SESSION_ID": "s9"}):
@@ -218,13 +218,13 @@ def test_two_runs_above_the_directory_of_the_json_are_none(home: Home, daemon: D
     outer = started(home, id="outer", token_budget=1000, enforcement="hard")
     answer = home.ask(messages.RunStart(project_dir=str(deeper), id="inner", token_budget=1000, wait_ms=30_000))
     assert isinstance(answer, messages.RunAnswer)
-    uses(home, 1000)
+    write_usage(home, 1000)
     claude = Claude(home, cwd=deeper)
     hints = messages.Hints(cwd=str(home.project))
-    for event in ("SessionStart", *TELLING):
+    for event in ("SessionStart", *WARNING_EVENTS):
         assert claude.call(event, hints=hints, source="startup") == SILENT, event
     assert claude.call("PreToolUse", hints=hints, **LAUNCH) == SILENT
-    assert sessions(home, outer) == sessions(home, "inner") == {}
+    assert attached_sessions(home, outer) == attached_sessions(home, "inner") == {}
 
 
 # --- anything at all
@@ -234,10 +234,10 @@ def test_unknown_events_and_fields(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     for event in EVENTS:
-        said = claude.call(
+        output = claude.call(
             event, reason=["x"], source={"a": 1}, new_field={"deep": [1, {"er": None}]}, tool_name="Read"
         )
-        assert (said == SILENT) == (event != "SessionStart"), event
+        assert (output == SILENT) == (event != "SessionStart"), event
 
 
 #: Values that Claude Code does not give today.
@@ -249,15 +249,15 @@ def test_fields_of_any_type(home: Home, daemon: Daemon, event: str) -> None:
     """Each field in turn; the answer is silent or right, and the daemon's log stays clean."""
     started(home, session="s1", token_budget=1000, enforcement="hard")
     claude = Claude(home)
-    names = (*claude.given(event), "tool_name", "tool_input", "agent_id", "agent_type", "source")
+    names = (*claude.hook_input(event), "tool_name", "tool_input", "agent_id", "agent_type", "source")
     for name in names:
         for value in ODD:
-            fields = {"tool_name": "Agent", "tool_input": launching("fd-quality"), "agent_id": "a", name: value}
-            raw = json.dumps({**claude.given(event), **fields}).encode()
-            said = understood(event if name != "hook_event_name" else str(value), claude.answer(raw).output)
-            assert said.decision in ("", "deny"), (name, value)
+            fields = {"tool_name": "Agent", "tool_input": launch_input("fd-quality"), "agent_id": "a", name: value}
+            raw = json.dumps({**claude.hook_input(event), **fields}).encode()
+            output = parse_output(event if name != "hook_event_name" else str(value), claude.answer(raw).output)
+            assert output.decision in ("", "deny"), (name, value)
             if event == "PreToolUse" and name in ("permission_mode", "transcript_path", "agent_id", "source"):
-                assert said.decision == "deny", (name, value)
+                assert output.decision == "deny", (name, value)
 
 
 NONSENSE = (
@@ -276,7 +276,7 @@ def test_what_is_no_input_is_answered_with_nothing(home: Home, daemon: Daemon, w
     started(home)
     claude = Claude(home)
     for raw in NONSENSE:
-        found = understood("SessionStart", claude.answer(raw, whole=whole).output)
+        found = parse_output("SessionStart", claude.answer(raw, whole=whole).output)
         assert found == SILENT or not whole, raw[:60]
 
 
@@ -284,7 +284,7 @@ def test_process_is_silent_on_nonsense(home: Home, daemon: Daemon) -> None:
     started(home)
     claude = Claude(home)
     for raw in NONSENSE:
-        assert claude.printed(raw) == "", raw[:60]
+        assert claude.run_raw(raw) == "", raw[:60]
 
 
 @pytest.mark.parametrize("session", ['it\'s "mine"', "two\nlines", "\x1b[2J\r", "-x", "ü" * 80])
@@ -296,7 +296,7 @@ def test_odd_session_ids_are_sessions(home: Home, daemon: Daemon, session: str) 
     assert f"run {run}" in claude.run("SessionStart", source="startup").context
     assert is_warning(claude.call("UserPromptSubmit"), "80 %")
     assert claude.launch() == claude.starts("a'\n\0") == claude.stops("a'\n\0") == claude.call("SessionEnd") == SILENT
-    assert sessions(home, run) == {session: True}
+    assert attached_sessions(home, run) == {session: True}
     assert home.ctl("run", "show", "--run", run).returncode == 0
 
 
@@ -307,9 +307,9 @@ def test_session_ids_that_cannot_be_files(home: Home, interstat: Interstat, daem
     claude = Claude(home, session)
     for event in EVENTS:
         claude.call(
-            event, transcript_path="", tool_name="Agent", tool_input=launching("x"), agent_id="a", agent_type="x"
+            event, transcript_path="", tool_name="Agent", tool_input=launch_input("x"), agent_id="a", agent_type="x"
         )
-    assert sessions(home, run) == {session: True}
+    assert attached_sessions(home, run) == {session: True}
     assert home.ctl("run", "show", "--run", run).returncode == 0
     interstat.insert(session, input_tokens=820, output_tokens=0)
     assert is_warning(claude.run("UserPromptSubmit"), "80 %")
@@ -320,21 +320,21 @@ def test_ids_that_are_none_are_nobody(home: Home, daemon: Daemon, session: str) 
     run = started(home)
     for event in EVENTS:
         assert Claude(home, session).call(event, transcript_path="", tool_name="Agent") == SILENT
-    assert sessions(home, run) == {}
+    assert attached_sessions(home, run) == {}
 
 
 def test_five_megabytes_of_output(home: Home, daemon: Daemon) -> None:
     """What stands before it counts; what stands behind it has been cut away, and then there is nothing to say."""
     started(home, session="s1", token_budget=1000, enforcement="hard")
-    uses(home, 820)
+    write_usage(home, 820)
     claude = Claude(home)
     huge = {"tool_response": {"stdout": 'x"\n\\ü' * 700_000}}
-    fields = claude.given("PostToolBatch")
-    assert claude.printed(json.dumps({**huge, **fields}).encode()) == ""
-    assert is_warning(understood("PostToolBatch", claude.printed(json.dumps({**fields, **huge}).encode())), "80 %")
-    launch = {**claude.given("PreToolUse"), "tool_name": "Agent"}
+    fields = claude.hook_input("PostToolBatch")
+    assert claude.run_raw(json.dumps({**huge, **fields}).encode()) == ""
+    assert is_warning(parse_output("PostToolBatch", claude.run_raw(json.dumps({**fields, **huge}).encode())), "80 %")
+    launch = {**claude.hook_input("PreToolUse"), "tool_name": "Agent"}
     long = {"tool_input": {"prompt": "p" * 5_000_000, "subagent_type": "fd-quality"}}
-    denied = understood("PreToolUse", claude.printed(json.dumps({**launch, **long}).encode()))
+    denied = parse_output("PreToolUse", claude.run_raw(json.dumps({**launch, **long}).encode()))
     assert denied.decision == "deny"
     assert "general-purpose" in denied.reason  # its kind stands behind the cut
 
@@ -343,7 +343,7 @@ def test_half_a_character_in_a_prompt_stops_no_admission(home: Home, daemon: Dae
     """JavaScript cuts strings between the halves of a character, and writes the half as an escape."""
     started(home, session="s1", token_budget=1000, enforcement="hard")
     claude = Claude(home)
-    tool_input = {**launching("fd-quality"), "prompt": "cut \ud83d"}
+    tool_input = {**launch_input("fd-quality"), "prompt": "cut \ud83d"}
     assert claude.call("PreToolUse", tool_name="Agent", tool_input=tool_input).decision == "deny"
 
 
@@ -355,7 +355,7 @@ def test_without_a_daemon(home: Home, interstat: Interstat, how: str) -> None:
     """Silence and exit code 0; on request a sub-agent's start is denied, and nothing else."""
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
-    uses(home, 5000)
+    write_usage(home, 5000)
     if how == "away":
         daemon.stop()
     else:
@@ -363,13 +363,13 @@ def test_without_a_daemon(home: Home, interstat: Interstat, how: str) -> None:
     claude = Claude(home)
     closed = {"FLUXBUDGET_FAIL_CLOSED": "1"}
     for event in ("SessionStart", "UserPromptSubmit", "PreToolUse", "SubagentStop"):
-        raw = json.dumps(claude.given(event, **LAUNCH)).encode()
-        assert claude.printed(raw, seconds="0.3") == ""
-        said = understood(event, claude.printed(raw, seconds="0.3", environ=closed))
-        assert said.decision == ("deny" if event == "PreToolUse" else "")
+        raw = json.dumps(claude.hook_input(event, **LAUNCH)).encode()
+        assert claude.run_raw(raw, seconds="0.3") == ""
+        output = parse_output(event, claude.run_raw(raw, seconds="0.3", environ=closed))
+        assert output.decision == ("deny" if event == "PreToolUse" else "")
     for tool, decision in (("Task", "deny"), ("Bash", ""), ("AgentX", "")):
-        raw = json.dumps(claude.given("PreToolUse", tool_name=tool)).encode()
-        assert understood("PreToolUse", claude.printed(raw, seconds="0.3", environ=closed)).decision == decision
+        raw = json.dumps(claude.hook_input("PreToolUse", tool_name=tool)).encode()
+        assert parse_output("PreToolUse", claude.run_raw(raw, seconds="0.3", environ=closed)).decision == decision
 
 
 def test_warning_that_nobody_heard_is_told_the_next_time(home: Home, daemon: Daemon) -> None:
@@ -377,9 +377,9 @@ def test_warning_that_nobody_heard_is_told_the_next_time(home: Home, daemon: Dae
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit") == SILENT
-    uses(home, 820)
+    write_usage(home, 820)
     daemon.signal(signal.SIGSTOP)
-    assert claude.printed(json.dumps(claude.given("UserPromptSubmit")).encode(), seconds="0.3") == ""
+    assert claude.run_raw(json.dumps(claude.hook_input("UserPromptSubmit")).encode(), seconds="0.3") == ""
     daemon.signal(signal.SIGCONT)
     assert is_warning(claude.run("UserPromptSubmit"), "80 %")
 
@@ -387,10 +387,10 @@ def test_warning_that_nobody_heard_is_told_the_next_time(home: Home, daemon: Dae
 def test_hooks_that_are_killed_break_nothing(home: Home, daemon: Daemon) -> None:
     """In the middle of the question, or before the answer."""
     started(home, session="s1", token_budget=1000)
-    uses(home, 820)
+    write_usage(home, 820)
     claude = Claude(home)
     for event in EVENTS:
-        raw = json.dumps(claude.given(event, tool_name="Agent", agent_id=event, reason="other")).encode()
+        raw = json.dumps(claude.hook_input(event, tool_name="Agent", agent_id=event, reason="other")).encode()
         frame = encode_frame(messages.encode(messages.Hook(input=raw)))
         for length in (len(frame), len(frame) // 2):
             with socket.socket(socket.AF_UNIX) as peer:

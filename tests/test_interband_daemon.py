@@ -8,17 +8,17 @@ from pathlib import Path
 from fluxbudgetd.wire import messages
 from harness.daemon import Home, started, wait_for
 from harness.events import (
-    Program,
-    alerts,
-    changed,
+    CommandProgram,
+    change_run,
     channels,
     configure,
-    require_quiet,
+    interband_files,
+    wait_until_delivered,
 )
 from harness.interstat import Interstat
 
 
-def test_interband_follows_sessions_and_runs(home: Home, interstat: Interstat, command: Program) -> None:
+def test_interband_follows_sessions_and_runs(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     """Files come with a session, go when it leaves or the run ends; those of others are left alone."""
     home.start()
     run = started(home, session="s1", token_budget=1000)
@@ -30,67 +30,69 @@ def test_interband_follows_sessions_and_runs(home: Home, interstat: Interstat, c
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     interstat.insert("o1", input_tokens=900, output_tokens=0)
     others = {"o1": (90.0, 900), **stranger}
-    wait_for(lambda: alerts(home) == {"s1": (81.0, 810), **others}, "a file of each run's session")
+    wait_for(lambda: interband_files(home) == {"s1": (81.0, 810), **others}, "a file of each run's session")
     home.ok("run", "attach", "--run", run, "--session", "s2")
-    wait_for(lambda: alerts(home) == {"s1": (81.0, 810), "s2": (81.0, 810), **others}, "the new session's file")
+    wait_for(
+        lambda: interband_files(home) == {"s1": (81.0, 810), "s2": (81.0, 810), **others}, "the new session's file"
+    )
     home.ok("run", "detach", "--session", "s2")
-    wait_for(lambda: alerts(home) == {"s1": (81.0, 810), **others}, "the detached session's file to go")
+    wait_for(lambda: interband_files(home) == {"s1": (81.0, 810), **others}, "the detached session's file to go")
     home.ok("run", "attach", "--run", other, "--session", "s1")
     # What s1 has used stays with its run; its status line shows the run that it is in now.
-    wait_for(lambda: alerts(home) == {"s1": (90.0, 900), **others}, "the moved session's file")
+    wait_for(lambda: interband_files(home) == {"s1": (90.0, 900), **others}, "the moved session's file")
     home.ok("run", "attach", "--run", run, "--session", "s3")
-    wait_for(lambda: "s3" in alerts(home), "the third session's file")
+    wait_for(lambda: "s3" in interband_files(home), "the third session's file")
     home.ok("run", "finish", "--run", run)
-    wait_for(lambda: alerts(home) == {"s1": (90.0, 900), **others}, "only the ended run's files to go")
+    wait_for(lambda: interband_files(home) == {"s1": (90.0, 900), **others}, "only the ended run's files to go")
     home.ok("run", "cancel", "--run", other)
-    wait_for(lambda: alerts(home) == stranger, "all but the stranger's file to go")
+    wait_for(lambda: interband_files(home) == stranger, "all but the stranger's file to go")
 
 
 def test_session_that_its_rows_bring_along_gets_an_interband_file(
-    home: Home, interstat: Interstat, command: Program
+    home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     """A row that names the run's bead attaches its session, whose status line then shows the warned run."""
     home.start()
     run = started(home, session="s1", scope="b1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: alerts(home) == {"s1": (81.0, 810)}, "the file")
+    wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "the file")
     interstat.insert("s2", input_tokens=20, output_tokens=0, bead_id="b1")
     assert home.spend(run).spent == 830
-    wait_for(lambda: set(alerts(home)) == {"s1", "s2"}, "the file of the session that has come along")
+    wait_for(lambda: set(interband_files(home)) == {"s1", "s2"}, "the file of the session that has come along")
 
 
 def test_interband_below_the_marks_is_removed_and_above_half_rewritten(
-    home: Home, interstat: Interstat, command: Program
+    home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
-    wait_for(lambda: alerts(home) == {"s1": (90.0, 900)}, "the file")
-    changed(home, messages.RunSet(run=run, token_budget=1500, wait_ms=30_000))
-    wait_for(lambda: alerts(home) == {"s1": (60.0, 900)}, "the file of what holds now")
-    changed(home, messages.RunSet(run=run, token_budget="none", wait_ms=30_000))
-    wait_for(lambda: alerts(home) == {}, "the file of an unlimited run to go")
+    wait_for(lambda: interband_files(home) == {"s1": (90.0, 900)}, "the file")
+    change_run(home, messages.RunSet(run=run, token_budget=1500, wait_ms=30_000))
+    wait_for(lambda: interband_files(home) == {"s1": (60.0, 900)}, "the file of what holds now")
+    change_run(home, messages.RunSet(run=run, token_budget="none", wait_ms=30_000))
+    wait_for(lambda: interband_files(home) == {}, "the file of an unlimited run to go")
 
 
 def test_interband_does_not_show_a_run_that_ended_while_it_was_off(
-    home: Home, interstat: Interstat, command: Program
+    home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     """Its reader never looks at a file's age: what was written before has to go, at the latest when it is on again."""
     home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
-    wait_for(lambda: alerts(home) == {"s1": (90.0, 900)}, "the file")
+    wait_for(lambda: interband_files(home) == {"s1": (90.0, 900)}, "the file")
     configure(home, "[channels.interband]\nenabled = false\n")
     assert channels(home)["interband"].state == "off"
     home.ok("run", "finish", "--run", run)
     configure(home)
     assert channels(home)["interband"].state == "ok"
     started(home, session="s2", token_budget=1000)
-    require_quiet(home)
-    assert alerts(home) == {}
+    wait_until_delivered(home)
+    assert interband_files(home) == {}
 
 
-def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat, command: Program) -> None:
+def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     """Nothing is left where it was: nobody would ever take it away there."""
     old, new = home.root / "old", home.root / "new"
 
@@ -110,21 +112,21 @@ def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat
 
 
 def test_interband_is_removed_when_a_request_finds_it_switched_off(
-    home: Home, interstat: Interstat, command: Program
+    home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     """Any request that reads the configuration is enough: no SIGHUP, and no new usage."""
     configure(home)
     home.start()
     started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
-    wait_for(lambda: alerts(home) == {"s1": (90.0, 900)}, "the file")
+    wait_for(lambda: interband_files(home) == {"s1": (90.0, 900)}, "the file")
     configure(home, "[channels.interband]\nenabled = false\n")
     home.ctl("doctor")
-    wait_for(lambda: not alerts(home), "the file to go")
+    wait_for(lambda: not interband_files(home), "the file to go")
 
 
 def test_interband_file_that_cannot_be_written_stops_no_other(
-    home: Home, interstat: Interstat, command: Program
+    home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     """Neither those of its own run nor those of others, which are warned of later; and it is tried again."""
     home.start()
@@ -154,25 +156,27 @@ def test_interband_file_that_cannot_be_written_stops_no_other(
     (blocked / "in-the-way").rmdir()
     blocked.rmdir()
     expected = {**dict.fromkeys(["s1", "s2"], (90.0, 900)), **dict.fromkeys(others, (95.1, 951))}
-    wait_for(lambda: alerts(home) == expected, "all of them")
-    require_quiet(home)
+    wait_for(lambda: interband_files(home) == expected, "all of them")
+    wait_until_delivered(home)
 
 
-def test_interband_file_that_is_true_is_never_too_old(home: Home, interstat: Interstat, command: Program) -> None:
+def test_interband_file_that_is_true_is_never_too_old(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
     """Nobody has used anything for more than a week, and the run is still above its mark."""
     home.start()
     for name in ("1", "2"):
         started(home, id=f"r{name}", session=f"s{name}", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
-    wait_for(lambda: set(alerts(home)) == {"s1"}, "the first run's file")
-    require_quiet(home)
+    wait_for(lambda: set(interband_files(home)) == {"s1"}, "the first run's file")
+    wait_until_delivered(home)
     directory = home.root / ".interband" / "interstat" / "budget"
     (directory / "forgotten.json").write_text('{"payload": {"pct_consumed": 1, "total_tokens": 2}}')
     long_ago = time.time() - 8 * 24 * 3600
     for name in ("s1.json", "forgotten.json"):
         os.utime(directory / name, (long_ago, long_ago))
     interstat.insert("s2", input_tokens=900, output_tokens=0)
-    wait_for(lambda: "s2" in alerts(home), "the second run's file")
-    wait_for(lambda: "forgotten" not in alerts(home), "what is old to go")
-    require_quiet(home)
-    assert set(alerts(home)) == {"s1", "s2"}
+    wait_for(lambda: "s2" in interband_files(home), "the second run's file")
+    wait_for(lambda: "forgotten" not in interband_files(home), "what is old to go")
+    wait_until_delivered(home)
+    assert set(interband_files(home)) == {"s1", "s2"}

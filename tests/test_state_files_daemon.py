@@ -10,7 +10,7 @@ from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
 from harness.events import (
     channels,
-    state_file,
+    read_state_file,
 )
 from harness.interstat import Interstat
 
@@ -46,7 +46,7 @@ def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon:
 
     def shows(**expected: str) -> None:
         def does() -> bool:
-            found = state_file(home, "runs", "r1") or {}
+            found = read_state_file(home, "runs", "r1") or {}
             return {name: found.get(name) for name in expected} == expected
 
         wait_for(does, f"the state file to say {expected}")
@@ -54,7 +54,11 @@ def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon:
     shows(run="r1", phase="brainstorm", state="ok", budget="1000", spent="0", remaining="1000", pct="0.0", reserved="0")
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     shows(state="warning", spent="810", remaining="190", pct="81.0", stale="0")
-    assert state_file(home, "sessions", "s1") == state_file(home, "scopes", "b1") == state_file(home, "runs", "r1")
+    assert (
+        read_state_file(home, "sessions", "s1")
+        == read_state_file(home, "scopes", "b1")
+        == read_state_file(home, "runs", "r1")
+    )
     home.ok("run", "attach", "--run", run, "--session", "s2")
     wait_for(lambda: "sessions/s2" in state_files(home), "the new session's link")
     home.ok("run", "detach", "--session", "s2")
@@ -73,7 +77,7 @@ def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon:
     shows(reserved=str(reserved), remaining=str(499_190 - reserved))
     other = started(home, id="r2", session="o1", token_budget=7)
     home.ok("run", "attach", "--run", other, "--session", "s1")
-    wait_for(lambda: (state_file(home, "sessions", "s1") or {}).get("run") == "r2", "the moved session's link")
+    wait_for(lambda: (read_state_file(home, "sessions", "s1") or {}).get("run") == "r2", "the moved session's link")
     home.ok("run", "finish", "--run", run)
     wait_for(lambda: state_files(home) == {"runs/r2", "sessions/o1", "sessions/s1"}, "the ended run's files to go")
     daemon.signal(signal.SIGTERM)
@@ -104,7 +108,8 @@ def test_state_files_after_a_kill_and_a_restart(home: Home, interstat: Interstat
 
     def is_right() -> bool:
         return (
-            state_files(home) == {"runs/r1", "sessions/s1"} and (state_file(home, "runs", run) or {})["spent"] == "810"
+            state_files(home) == {"runs/r1", "sessions/s1"}
+            and (read_state_file(home, "runs", run) or {})["spent"] == "810"
         )
 
     wait_for(is_right, "what holds now")
@@ -122,7 +127,7 @@ def test_state_files_of_hostile_names_stay_inside(home: Home, interstat: Interst
     state = home.socket.parent / "state"
     for path in (state / "sessions", state / "scopes"):
         for link in path.iterdir():
-            found = state_file(home, path.name, link.name)
+            found = read_state_file(home, path.name, link.name)
             assert found is not None
             assert found["run"] in names
             assert Path(os.path.realpath(link)).parent == state / "runs"
@@ -222,7 +227,7 @@ def test_scope_that_goes_on_in_another_run_keeps_its_state_file(
     expected = {scope: f"new-{scope}" for scope in scopes}
 
     def shown() -> dict[str, str]:
-        return {scope: (state_file(home, "scopes", scope) or {}).get("run", "") for scope in scopes}
+        return {scope: (read_state_file(home, "scopes", scope) or {}).get("run", "") for scope in scopes}
 
     wait_for(lambda: shown() == expected, "each scope's state file to be the new run's")
     wait_for(lambda: not any("/old" in name for name in state_files(home)), "the old runs' files to go")

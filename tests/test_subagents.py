@@ -8,11 +8,11 @@ from harness.admission import (
     ORACLE,
     REVIEW,
     age_reservations,
-    kept_reservations,
-    measures,
-    now,
+    concurrently,
     reserved,
-    together,
+    stored_reservations,
+    timestamp,
+    write_agent_usage,
 )
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.hooks import SILENT, Claude
@@ -37,9 +37,9 @@ def test_it_ends_when_the_sub_agent_is_measured(
     writer = Transcript(home.root / "claude", "s1").agent("a1", *deeper)
     writer.meta(agentType="fd-quality")
     writer.line(b'{"type":"user","isSidechain":true}\n')
-    measures(home, "s1", "other", "fd-safety")
+    write_agent_usage(home, "s1", "other", "fd-safety")
     assert reserved(home, run) == REVIEW
-    writer.response("m1", tokens=(100, 0, 0, 0), at=now())
+    writer.response("m1", tokens=(100, 0, 0, 0), at=timestamp())
     assert reserved(home, run) == 0
     assert home.spend(run).spent == 200
 
@@ -60,7 +60,7 @@ def test_it_ends_with_a_row_of_interstats(home: Home, interstat: Interstat, daem
 def test_what_was_measured_before_is_anothers(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     home.ok("run", "attach", "--run", run, "--session", "s2")
-    measures(home, "s1", "old")
+    write_agent_usage(home, "s1", "old")
     interstat.insert("s2", "fd-quality", input_tokens=10, output_tokens=0)
     for session in ("s1", "s2"):
         Claude(home, session).launch()
@@ -130,7 +130,7 @@ def test_reservation_of_the_future_lasts_no_longer_than_others(home: Home, inter
     daemon = home.start()
     assert reserved(home, run) == REVIEW
     claude.starts("a1")
-    wait_for(lambda: kept_reservations(home)[0][0] == "a1", "its start to be on disk")
+    wait_for(lambda: stored_reservations(home)[0][0] == "a1", "its start to be on disk")
     daemon.stop()
     age_reservations(home, HALF_AN_HOUR)
     home.start()
@@ -180,7 +180,7 @@ def test_it_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -
     claude.starts("a1")
     claude.starts("a2")
     claude.stops("a2")
-    measures(home, "s1", "a1", tokens=10)
+    write_agent_usage(home, "s1", "a1", tokens=10)
     assert reserved(home, run) == REVIEW
     if killed:
         daemon.kill()
@@ -257,25 +257,25 @@ def test_parallel_sub_agents_of_one_kind_are_told_apart(home: Home, daemon: Daem
         claude.launch()
     for agent_id in ("a1", "a2", "a3"):
         claude.starts(agent_id)
-    measures(home, "s1", "a3")
+    write_agent_usage(home, "s1", "a3")
     assert reserved(home, run) == 2 * REVIEW
     claude.stops("a3")
     assert reserved(home, run) == 2 * REVIEW
     claude.stops("a2")
-    measures(home, "s1", "a2")
+    write_agent_usage(home, "s1", "a2")
     assert reserved(home, run) == REVIEW
     claude.launch()
-    measures(home, "s1", "a1")
+    write_agent_usage(home, "s1", "a1")
     assert reserved(home, run) == REVIEW
 
 
 def test_parallel_starts_and_stops(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1")
-    assert set(together(12, lambda _: Claude(home).launch())) == {SILENT}
+    assert set(concurrently(12, lambda _: Claude(home).launch())) == {SILENT}
     assert reserved(home, run) == 12 * REVIEW
-    together(24, lambda number: Claude(home).starts(f"a{number % 12}"))
+    concurrently(24, lambda number: Claude(home).starts(f"a{number % 12}"))
     assert reserved(home, run) == 12 * REVIEW
-    together(20, lambda number: Claude(home).stops(f"a{number % 10}"))
+    concurrently(20, lambda number: Claude(home).stops(f"a{number % 10}"))
     assert reserved(home, run) == 2 * REVIEW
 
 
@@ -285,7 +285,7 @@ def test_end_of_a_measured_one_without_a_known_id_ends_no_other(home: Home, daem
     claude = Claude(home)
     claude.launch()
     claude.launch()
-    measures(home, "s1", "a1")
+    write_agent_usage(home, "s1", "a1")
     assert reserved(home, run) == REVIEW
     claude.stops("a1")
     assert reserved(home, run) == REVIEW
@@ -309,7 +309,7 @@ def test_start_that_is_told_after_the_first_usage(home: Home, daemon: Daemon) ->
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()
-    measures(home, "s1", "a1")
+    write_agent_usage(home, "s1", "a1")
     assert reserved(home, run) == 0
     claude.starts("a1")
     claude.stops("a1")

@@ -9,9 +9,9 @@ import pytest
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started, wait_for
 from harness.events import (
-    Stream,
-    changed,
-    committed,
+    Subscriber,
+    change_run,
+    committed_events,
     configure,
 )
 from harness.interstat import Interstat
@@ -19,13 +19,13 @@ from harness.interstat import Interstat
 
 def refused(home: Home, run: str, times: int) -> None:
     """Make so many events: refusals of a run whose budget is used up; wait until they are committed."""
-    before = len(committed(home))
+    before = len(committed_events(home))
     with Wire(home.socket) as wire:
         for _ in range(times):
             answer = wire.ask(messages.Check(run=run, wait_ms=0))
             assert isinstance(answer, messages.CheckAnswer), answer
             assert answer.refusal is not None
-    wait_for(lambda: len(committed(home)) >= before + times, "the events")
+    wait_for(lambda: len(committed_events(home)) >= before + times, "the events")
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def served(home: Home, interstat: Interstat) -> Daemon:
 def exceeded(home: Home, interstat: Interstat, served: Daemon) -> str:
     """Start a run and use its budget up."""
     run = started(home, id="full", session="s1", token_budget=10)
-    with Stream(home, since=0) as stream:
+    with Subscriber(home, since=0) as stream:
         interstat.insert("s1", input_tokens=10, output_tokens=0)
         stream.until("budget.exceeded")
     return run
 
 
 def numbers(home: Home) -> list[int]:
-    return [seq for seq, _, _ in committed(home)]
+    return [seq for seq, _, _ in committed_events(home)]
 
 
 def test_subscriber_begins_where_it_says(home: Home, exceeded: str) -> None:
@@ -55,13 +55,13 @@ def test_subscriber_begins_where_it_says(home: Home, exceeded: str) -> None:
     cases = ((0, 0), (3, 3), (last, last), (None, last), (last + 1, 0), (10**12, 0), (-5, 0))
     streams = []
     for since, begins in cases:
-        stream = Stream(home, since=since)
-        assert (stream.began.since, stream.began.last) == (begins, last), since
+        stream = Subscriber(home, since=since)
+        assert (stream.subscribed.since, stream.subscribed.last) == (begins, last), since
         streams.append((stream, begins))
     refused(home, exceeded, 3)
     everything = numbers(home)
     for stream, begins in streams:
-        assert stream.up_to(everything[-1]) == [seq for seq in everything if seq > begins]
+        assert stream.read_to(everything[-1]) == [seq for seq in everything if seq > begins]
         stream.close()
 
 
@@ -70,24 +70,24 @@ def test_subscriber_begins_near_the_oldest_event_in_memory(home: Home, exceeded:
     refused(home, exceeded, 700)
     everything = numbers(home)
     for since in range(everything[-1] - 516, everything[-1] - 508):
-        with Stream(home, since=since) as stream:
-            assert stream.up_to(everything[-1]) == list(range(since + 1, everything[-1] + 1))
+        with Subscriber(home, since=since) as stream:
+            assert stream.read_to(everything[-1]) == list(range(since + 1, everything[-1] + 1))
 
 
 def test_subscriber_gets_what_is_in_the_ledger(home: Home, exceeded: str) -> None:
-    with Stream(home, since=0) as stream:
-        stream.up_to(numbers(home)[-1])
-        assert [(one.seq, one.kind, one.run or "") for one in stream.events] == committed(home)
+    with Subscriber(home, since=0) as stream:
+        stream.read_to(numbers(home)[-1])
+        assert [(one.seq, one.kind, one.run or "") for one in stream.events] == committed_events(home)
         assert stream.events[0].at < stream.events[-1].at
 
 
 def test_subscriber_of_one_run(home: Home, exceeded: str) -> None:
     """Only that run's events; heartbeats tell how far the stream is, so that it can go on there."""
     other = started(home, id="other", token_budget=1000)
-    with Stream(home, since=0, run=other, heartbeat_ms=100) as stream, Stream(home, run=exceeded) as present:
+    with Subscriber(home, since=0, run=other, heartbeat_ms=100) as stream, Subscriber(home, run=exceeded) as present:
         assert isinstance(stream.next(), messages.EventAnswer)
         refused(home, exceeded, 4)
-        changed(home, messages.RunSet(run=other, token_budget=7, wait_ms=30_000))
+        change_run(home, messages.RunSet(run=other, token_budget=7, wait_ms=30_000))
         last = numbers(home)[-1]
 
         def caught_up() -> bool:
@@ -96,7 +96,7 @@ def test_subscriber_of_one_run(home: Home, exceeded: str) -> None:
 
         wait_for(caught_up, "a heartbeat that says that everything was told")
         assert [(one.kind, one.run) for one in stream.events] == [("run.started", other), ("run.changed", other)]
-        present.up_to(last - 1)
+        present.read_to(last - 1)
         assert [(one.kind, one.run) for one in present.events] == 4 * [("phase.blocked", exceeded)]
 
 
@@ -111,7 +111,7 @@ def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home,
                 wire.ask(messages.Check(run=exceeded, wait_ms=0))
 
     busy = threading.Thread(target=be_busy)
-    with Stream(home, run="quiet", heartbeat_ms=500) as stream:
+    with Subscriber(home, run="quiet", heartbeat_ms=500) as stream:
         busy.start()
         places: list[int] = []
         try:
@@ -137,14 +137,14 @@ def test_subscriber_of_a_run_that_there_is_not(home: Home, exceeded: str) -> Non
 
 def test_heartbeats(home: Home, exceeded: str) -> None:
     """They come while nothing happens, at most every 100 ms, and never change what is told."""
-    with Stream(home, heartbeat_ms=1) as stream:
+    with Subscriber(home, heartbeat_ms=1) as stream:
         last = numbers(home)[-1]
         beats = [stream.next() for _ in range(3)]
         assert all(isinstance(one, messages.HeartbeatAnswer) and one.seq == last for one in beats)
         times = [one.at for one in beats if isinstance(one, messages.HeartbeatAnswer)]
         assert all(before < after for before, after in pairwise(times))
         refused(home, exceeded, 1)
-        assert stream.up_to(last + 1) == [last + 1]
+        assert stream.read_to(last + 1) == [last + 1]
         after = stream.next()
         assert isinstance(after, messages.HeartbeatAnswer)
         assert after.seq == last + 1
@@ -153,7 +153,7 @@ def test_heartbeats(home: Home, exceeded: str) -> None:
 def test_slow_reader_is_told_that_it_lags_and_misses_nothing(home: Home, exceeded: str) -> None:
     """5 200 events happen while it does not read; nobody else notices, and who reads along never lags."""
     first = numbers(home)[-1]
-    with Stream(home) as slow, Stream(home) as attentive:
+    with Subscriber(home) as slow, Subscriber(home) as attentive:
         lagged = []
         for _ in range(26):
             refused(home, exceeded, 200)
@@ -172,7 +172,7 @@ def test_slow_reader_is_told_that_it_lags_and_misses_nothing(home: Home, exceede
         assert len(lagged) == 1
         # It has caught up: what comes now comes as to everybody.
         refused(home, exceeded, 1)
-        slow.up_to(last + 1)
+        slow.read_to(last + 1)
         assert slow.seqs[-2:] == [last, last + 1]
 
 
@@ -185,23 +185,23 @@ def test_many_subscribers_of_whom_some_vanish(home: Home, exceeded: str) -> None
         assert isinstance(answer, messages.DoctorAnswer)
         return answer.connections
 
-    streams = [Stream(home) for _ in range(50)]
+    streams = [Subscriber(home) for _ in range(50)]
     refused(home, exceeded, 20)
     for stream in streams:
-        assert stream.up_to(first + 20) == list(range(first + 1, first + 21))
+        assert stream.read_to(first + 20) == list(range(first + 1, first + 21))
     for stream in streams[::2]:
         stream.close()
     wait_for(lambda: connections() == 1 + 25, "those who have gone to be forgotten")
     refused(home, exceeded, 20)
     for stream in streams[1::2]:
-        assert stream.up_to(first + 40) == list(range(first + 1, first + 41))
+        assert stream.read_to(first + 40) == list(range(first + 1, first + 41))
         stream.close()
     wait_for(lambda: connections() == 1, "all to be forgotten")
 
 
 def test_vanishing_in_the_middle_of_a_flood(home: Home, exceeded: str) -> None:
     """A reader that goes while the daemon waits for it to read is forgotten, too."""
-    readers = [Stream(home) for _ in range(5)]
+    readers = [Subscriber(home) for _ in range(5)]
     refused(home, exceeded, 1500)
     for reader in readers:
         reader.close()
@@ -217,18 +217,18 @@ def test_vanishing_in_the_middle_of_a_flood(home: Home, exceeded: str) -> None:
 def test_end_of_the_daemon_ends_the_streams(home: Home, served: Daemon, exceeded: str) -> None:
     """At a frame's end for who reads; one that does not read does not keep the daemon from ending."""
     last = numbers(home)[-1]
-    with Stream(home) as stream, Stream(home, heartbeat_ms=100) as beating, Stream(home) as stuck:
+    with Subscriber(home) as stream, Subscriber(home, heartbeat_ms=100) as beating, Subscriber(home) as stuck:
         refused(home, exceeded, 2000)
-        stream.up_to(last + 2000)
-        beating.up_to(last + 2000)
+        stream.read_to(last + 2000)
+        beating.read_to(last + 2000)
         served.signal(signal.SIGTERM)
         assert served.process.wait(timeout=60) == 0
-        assert all(isinstance(answer, messages.HeartbeatAnswer) for answer in beating.rest())
-        assert stream.rest() == []
+        assert all(isinstance(answer, messages.HeartbeatAnswer) for answer in beating.read_to_end())
+        assert stream.read_to_end() == []
         assert (stream.wire.unfinished, beating.wire.unfinished) == (0, 0)
-        stuck.rest()
+        stuck.read_to_end()
         assert stuck.seqs == list(range(last + 1, last + 1 + len(stuck.seqs)))
         assert 0 < len(stuck.seqs) < 2000
     home.start()
-    with Stream(home, since=stuck.seqs[-1]) as resumed:
-        assert resumed.up_to(last + 2000) == list(range(stuck.seqs[-1] + 1, last + 2001))
+    with Subscriber(home, since=stuck.seqs[-1]) as resumed:
+        assert resumed.read_to(last + 2000) == list(range(stuck.seqs[-1] + 1, last + 2001))

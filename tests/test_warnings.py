@@ -8,75 +8,79 @@ import pytest
 from fluxbudgetd.wire import messages
 from harness.daemon import Home, started, wait_for
 from harness.events import (
-    ALL,
     EIGHTY,
     EXCEEDED,
-    HALF,
-    NEARLY,
+    FIFTY,
+    HUNDRED,
+    NINETY_FIVE,
     WARNING,
-    Program,
-    Stream,
-    alerts,
-    changed,
+    CommandProgram,
+    Subscriber,
+    change_run,
     channels,
-    committed,
+    committed_events,
     configure,
-    hooked,
-    logged,
-    require_quiet,
+    hook_message,
+    interband_files,
+    logged_crossings,
+    wait_until_delivered,
 )
 from harness.interstat import Interstat
 from harness.transcripts import Transcript
 
 
-def test_one_commit_over_the_mark_tells_every_channel_once(home: Home, interstat: Interstat, command: Program) -> None:
+def test_one_commit_over_the_mark_tells_every_channel_once(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
     """More commits above it tell nothing more; another budget tells again; a lower one at once."""
     daemon = home.start()
     run = started(home, id="r1", session="s1", token_budget=1000, scope="b1", goal="the parser")
     home.ok("run", "attach", "--run", run, "--session", "s2")
-    with Stream(home) as stream:
+    with Subscriber(home) as stream:
         interstat.insert("s1", input_tokens=700, output_tokens=110)
         warning = stream.until("budget.warning")
-        assert stream.thresholds == [HALF, EIGHTY, WARNING]
+        assert stream.crossings == [FIFTY, EIGHTY, WARNING]
         assert (warning.run, warning.data["spent"], warning.data["budget"], warning.data["pct"]) == (
             "r1",
             810,
             1000,
             81,
         )
-        wait_for(lambda: command.told == [WARNING], "the command")
-        wait_for(lambda: alerts(home) == {"s1": (81.0, 810), "s2": (81.0, 810)}, "interband's files")
+        wait_for(lambda: command.crossings == [WARNING], "the command")
+        wait_for(lambda: interband_files(home) == {"s1": (81.0, 810), "s2": (81.0, 810)}, "interband's files")
         for session in ("s1", "s2"):
-            assert "80 % of the budget spent: run r1" in hooked(home, session)
-            assert hooked(home, session) == ""
+            assert "80 % of the budget spent: run r1" in hook_message(home, session)
+            assert hook_message(home, session) == ""
         for _ in range(100):
             interstat.insert("s1", input_tokens=1, output_tokens=0)
         assert home.spend(run).spent == 910
 
-        changed(home, messages.RunSet(run=run, token_budget=10_000, wait_ms=30_000))
-        wait_for(lambda: alerts(home) == {}, "interband's files to go")
-        assert (hooked(home, "s1"), hooked(home, "s2")) == ("", "")
+        change_run(home, messages.RunSet(run=run, token_budget=10_000, wait_ms=30_000))
+        wait_for(lambda: interband_files(home) == {}, "interband's files to go")
+        assert (hook_message(home, "s1"), hook_message(home, "s2")) == ("", "")
         interstat.insert("s2", input_tokens=7190, output_tokens=0)
         assert stream.until("budget.warning").data["spent"] == 8100
-        wait_for(lambda: alerts(home) == {"s1": (81.0, 8100), "s2": (81.0, 8100)}, "interband's files once more")
-        assert "80 % of the budget spent" in hooked(home, "s2")
+        wait_for(
+            lambda: interband_files(home) == {"s1": (81.0, 8100), "s2": (81.0, 8100)}, "interband's files once more"
+        )
+        assert "80 % of the budget spent" in hook_message(home, "s2")
 
-        changed(home, messages.RunSet(run=run, token_budget=8500, wait_ms=30_000))
+        change_run(home, messages.RunSet(run=run, token_budget=8500, wait_ms=30_000))
         stream.until("budget.threshold", 95)
-        changed(home, messages.RunSet(run=run, token_budget=8000, wait_ms=30_000))
+        change_run(home, messages.RunSet(run=run, token_budget=8000, wait_ms=30_000))
         assert stream.until("budget.exceeded").data["budget"] == 8000
-        wait_for(lambda: alerts(home) == {"s1": (100.0, 8100), "s2": (100.0, 8100)}, "a full bar")
-        assert "the budget is used up" in hooked(home, "s1")
-        assert "the budget is used up" in hooked(home, "s2")
-        require_quiet(home)
-        assert (hooked(home, "s1"), hooked(home, "s2")) == ("", "")
+        wait_for(lambda: interband_files(home) == {"s1": (100.0, 8100), "s2": (100.0, 8100)}, "a full bar")
+        assert "the budget is used up" in hook_message(home, "s1")
+        assert "the budget is used up" in hook_message(home, "s2")
+        wait_until_delivered(home)
+        assert (hook_message(home, "s1"), hook_message(home, "s2")) == ("", "")
 
-        again = [HALF, EIGHTY, WARNING, HALF, EIGHTY, WARNING, NEARLY, ALL, EXCEEDED]
-        assert stream.thresholds == again
-        assert [entry[0] for entry in committed(home)][-len(stream.events) :] == stream.seqs
+        again = [FIFTY, EIGHTY, WARNING, FIFTY, EIGHTY, WARNING, NINETY_FIVE, HUNDRED, EXCEEDED]
+        assert stream.crossings == again
+        assert [entry[0] for entry in committed_events(home)][-len(stream.events) :] == stream.seqs
     assert daemon.stop() == 0
-    assert command.told == [WARNING, WARNING, EXCEEDED]
-    assert logged(daemon) == [HALF, WARNING, HALF, WARNING, NEARLY, EXCEEDED]
+    assert command.crossings == [WARNING, WARNING, EXCEEDED]
+    assert logged_crossings(daemon) == [FIFTY, WARNING, FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
     said = command.events[0]
     assert (said["run"], said["scope"], said["goal"], said["project_dir"]) == (
         "r1",
@@ -88,65 +92,69 @@ def test_one_commit_over_the_mark_tells_every_channel_once(home: Home, interstat
     assert (said["seq"], said["at"], said["data"]) == (warning.seq, warning.at, warning.data)
 
 
-def test_jump_over_every_mark_tells_each_once(home: Home, interstat: Interstat, command: Program) -> None:
+def test_jump_over_every_mark_tells_each_once(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
-    with Stream(home) as stream:
+    with Subscriber(home) as stream:
         interstat.insert("s1", input_tokens=100, output_tokens=0)
         assert home.spend(run).spent == 100
         interstat.insert("s1", input_tokens=900, output_tokens=0)
         stream.until("budget.exceeded")
-        assert stream.thresholds == [HALF, EIGHTY, WARNING, NEARLY, ALL, EXCEEDED]
-    require_quiet(home)
-    assert "the budget is used up" in hooked(home, "s1")  # the gravest, and only that
-    assert hooked(home, "s1") == ""
+        assert stream.crossings == [FIFTY, EIGHTY, WARNING, NINETY_FIVE, HUNDRED, EXCEEDED]
+    wait_until_delivered(home)
+    assert "the budget is used up" in hook_message(home, "s1")  # the gravest, and only that
+    assert hook_message(home, "s1") == ""
     assert daemon.stop() == 0
-    assert command.told == [WARNING, EXCEEDED]
-    assert logged(daemon) == [HALF, WARNING, NEARLY, EXCEEDED]
+    assert command.crossings == [WARNING, EXCEEDED]
+    assert logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
 
 
-def test_transcript_that_grows_over_the_mark_is_told(home: Home, command: Program) -> None:
+def test_transcript_that_grows_over_the_mark_is_told(home: Home, command: CommandProgram) -> None:
     """Nobody asks anything: the daemon sees it by itself."""
     home.start()
     writer = Transcript(home.root / "claude", "s1")
     writer.response("m1", tokens=(10, 0, 0, 0))
     started(home, session="s1", token_budget=1000)
-    with Stream(home, since=0) as stream:
+    with Subscriber(home, since=0) as stream:
         writer.response("m2", tokens=(800, 0, 0, 0))
         stream.until("budget.warning")
-    wait_for(lambda: command.told == [WARNING], "the command")
+    wait_for(lambda: command.crossings == [WARNING], "the command")
 
 
-def test_restart_tells_nothing_again(home: Home, interstat: Interstat, command: Program) -> None:
+def test_restart_tells_nothing_again(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: command.told == [WARNING], "the command")
-    assert hooked(home, "s1")
-    require_quiet(home)
+    wait_for(lambda: command.crossings == [WARNING], "the command")
+    assert hook_message(home, "s1")
+    wait_until_delivered(home)
     daemon.stop()
     second = home.start()
     assert home.spend(run).spent == 810
-    assert hooked(home, "s1") == ""
+    assert hook_message(home, "s1") == ""
     interstat.insert("s1", input_tokens=150, output_tokens=0)
-    wait_for(lambda: NEARLY in logged(second), "the log")
-    require_quiet(home)
+    wait_for(lambda: NINETY_FIVE in logged_crossings(second), "the log")
+    wait_until_delivered(home)
     second.stop()
-    assert (command.told, logged(second)) == ([WARNING], [NEARLY])
+    assert (command.crossings, logged_crossings(second)) == ([WARNING], [NINETY_FIVE])
 
 
-def test_what_happened_while_the_daemon_was_away_is_told(home: Home, interstat: Interstat, command: Program) -> None:
+def test_what_happened_while_the_daemon_was_away_is_told(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     daemon.kill()
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     home.start()
-    wait_for(lambda: command.told == [WARNING], "the command")
-    wait_for(lambda: alerts(home) == {"s1": (81.0, 810)}, "interband's file")
+    wait_for(lambda: command.crossings == [WARNING], "the command")
+    wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "interband's file")
 
 
 @pytest.mark.parametrize("kind", ["budget.warning", "budget.threshold"])
-def test_event_in_which_a_byte_has_turned_over(home: Home, interstat: Interstat, command: Program, kind: str) -> None:
+def test_event_in_which_a_byte_has_turned_over(
+    home: Home, interstat: Interstat, command: CommandProgram, kind: str
+) -> None:
     """It keeps its number and says no more; the daemon starts, and what comes later is told everywhere."""
     configure(home, argv=["false"])
     daemon = home.start()
@@ -159,13 +167,13 @@ def test_event_in_which_a_byte_has_turned_over(home: Home, interstat: Interstat,
         assert connection.execute(turned, ('{"threshold"', '{!threshold"', kind)).rowcount
     configure(home, argv=command.argv)
     home.start()
-    with Stream(home, since=0) as stream:
-        stream.up_to(committed(home)[-1][0])
-        assert [(one.seq, one.kind, one.run or "") for one in stream.events] == committed(home)
+    with Subscriber(home, since=0) as stream:
+        stream.read_to(committed_events(home)[-1][0])
+        assert [(one.seq, one.kind, one.run or "") for one in stream.events] == committed_events(home)
         assert {one.kind: one.data for one in stream.events}[kind] == {}
         interstat.insert("s1", input_tokens=200, output_tokens=0)
         stream.until("budget.exceeded")
-    wait_for(lambda: alerts(home) == {"s1": (100.0, 1010)}, "interband's file")
-    wait_for(lambda: command.told[-1:] == [EXCEEDED], "the command")
-    assert "the budget is used up" in hooked(home, "s1")
-    require_quiet(home)
+    wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
+    wait_for(lambda: command.crossings[-1:] == [EXCEEDED], "the command")
+    assert "the budget is used up" in hook_message(home, "s1")
+    wait_until_delivered(home)

@@ -1,4 +1,4 @@
-"""Reservations seen from outside, and what ends them."""
+"""Reservations of sub-agents, observed from outside the daemon."""
 
 import sqlite3
 import threading
@@ -9,17 +9,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness.daemon import Home
-from harness.hooks import Said
+from harness.hooks import HookOutput
 from harness.transcripts import Transcript
 
-#: What a review agent, and any other, is expected to cost while nothing is known (flux-drive's defaults).
+#: Estimates of billing tokens by category of agent, used while there is no history (flux-drive's defaults).
 REVIEW, GENERATED, RESEARCH, ORACLE = 40_000, 40_000, 15_000, 80_000
-#: How many random histories are played; more of them by hand, after a change.
-SEEDS = 3
+#: How long a reservation counts at most, in microseconds.
 HALF_AN_HOUR = 30 * 60 * 1_000_000
 
 
-def now() -> str:
+def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -27,7 +26,7 @@ def reserved(home: Home, run: str) -> int:
     return home.spend(run).reserved
 
 
-def measures(
+def write_agent_usage(
     home: Home,
     session: str,
     agent_id: str,
@@ -39,11 +38,11 @@ def measures(
     """Write a response into a sub-agent's transcript."""
     writer = Transcript(home.root / "claude", session).agent(agent_id, *deeper)
     writer.meta(agentType=agent)
-    writer.response(f"m-{agent_id}", tokens=(tokens, 0, 0, 0), at=now())
+    writer.response(f"m-{agent_id}", tokens=(tokens, 0, 0, 0), at=timestamp())
 
 
 def age_reservations(home: Home, micros: int) -> None:
-    """Make every reservation in the ledger of a stopped daemon older."""
+    """Make every reservation in a stopped daemon's ledger older by this much."""
     connection = sqlite3.connect(home.state / "ledger.db")
     try:
         with connection:
@@ -52,11 +51,11 @@ def age_reservations(home: Home, micros: int) -> None:
         connection.close()
 
 
-def together(count: int, call: Callable[[int], Said]) -> list[Said]:
-    """Call so many at once, and return what each was told."""
+def concurrently(count: int, call: Callable[[int], HookOutput]) -> list[HookOutput]:
+    """Make this many calls at the same moment; return the outputs."""
     barrier = threading.Barrier(count)
 
-    def one(number: int) -> Said:
+    def one(number: int) -> HookOutput:
         barrier.wait()
         return call(number)
 
@@ -64,7 +63,7 @@ def together(count: int, call: Callable[[int], Said]) -> list[Said]:
         return list(pool.map(one, range(count)))
 
 
-def kept_reservations(home: Home) -> list[tuple[Any, ...]]:
-    """Return what the ledger has of reservations: agent's id, time, end."""
+def stored_reservations(home: Home) -> list[tuple[Any, ...]]:
+    """Return the reservations in the ledger: the agent's id, when it was made, when it ended."""
     with closing(sqlite3.connect(home.state / "ledger.db")) as connection:
         return connection.execute("SELECT agent_id, at, ended_at FROM reservations ORDER BY id").fetchall()

@@ -1,4 +1,4 @@
-"""What is told, seen from outside: subscribers, a program that notes its events, the ledger's own list."""
+"""Events and what the channels deliver, observed from outside the daemon."""
 
 import contextlib
 import json
@@ -10,27 +10,27 @@ from typing import Any, NamedTuple, Self
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, wait_for
 
-#: A program that appends what it is told to the file that it is given.
+#: A program that appends its standard input to the file named by its argument.
 APPENDING = '#!/bin/sh\nexec cat >> "$1"\n'
 
 
-class Told(NamedTuple):
-    """A threshold's event: its kind and percentage."""
+class Crossing(NamedTuple):
+    """An event about a threshold: its kind and its percentage."""
 
     kind: str
     pct: int
 
 
-HALF = Told("budget.threshold", 50)
-EIGHTY = Told("budget.threshold", 80)
-WARNING = Told("budget.warning", 80)
-NEARLY = Told("budget.threshold", 95)
-ALL = Told("budget.threshold", 100)
-EXCEEDED = Told("budget.exceeded", 100)
+FIFTY = Crossing("budget.threshold", 50)
+EIGHTY = Crossing("budget.threshold", 80)
+WARNING = Crossing("budget.warning", 80)
+NINETY_FIVE = Crossing("budget.threshold", 95)
+HUNDRED = Crossing("budget.threshold", 100)
+EXCEEDED = Crossing("budget.exceeded", 100)
 
 
-class Stream:
-    """A subscriber. `events` is what it has been told so far, `began` the stream's first answer."""
+class Subscriber:
+    """A subscriber. `events` has what it has received, `subscribed` is the daemon's first answer."""
 
     def __init__(self, home: Home, since: int | None = None, run: str | None = None, heartbeat_ms: int = 0) -> None:
         self.wire = Wire(home.socket)
@@ -41,7 +41,7 @@ class Stream:
             self.close()
             raise
         assert isinstance(answer, messages.SubscribedAnswer), answer
-        self.began = answer
+        self.subscribed = answer
         self.events: list[messages.EventAnswer] = []
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class Stream:
         self.wire.socket.close()
 
     def next(self) -> messages.AnyAnswer:
-        """Return what comes next; raises EOFError at the end of the stream."""
+        """Return the next answer; raises EOFError at the end of the stream."""
         answer = messages.decode_answer(self.wire.receive())
         assert not isinstance(answer, messages.ErrorAnswer), answer
         if isinstance(answer, messages.EventAnswer):
@@ -62,21 +62,21 @@ class Stream:
         return answer
 
     def until(self, kind: str, pct: int | None = None) -> messages.EventAnswer:
-        """Return the next event of this kind."""
+        """Read up to the next event of this kind (and of this threshold, if one is given), and return it."""
         while True:
             answer = self.next()
             is_it = isinstance(answer, messages.EventAnswer) and answer.kind == kind
             if is_it and pct in (None, self.events[-1].data.get("threshold")):
                 return self.events[-1]
 
-    def up_to(self, seq: int) -> list[int]:
-        """Read until an event's number is reached; return the numbers of all that have come."""
+    def read_to(self, seq: int) -> list[int]:
+        """Read until the event with this number has come; return the numbers of all events so far."""
         while not self.events or self.events[-1].seq < seq:
             self.next()
         return self.seqs
 
-    def rest(self) -> list[messages.AnyAnswer]:
-        """Read to the end of the stream, and return what has come until then."""
+    def read_to_end(self) -> list[messages.AnyAnswer]:
+        """Read until the stream ends; return the answers that were left."""
         found = []
         with contextlib.suppress(EOFError):
             while True:
@@ -88,9 +88,9 @@ class Stream:
         return [event.seq for event in self.events]
 
     @property
-    def thresholds(self) -> list[Told]:
+    def crossings(self) -> list[Crossing]:
         return [
-            Told(event.kind, int(event.data["threshold"] or 0)) for event in self.events if is_threshold(event.kind)
+            Crossing(event.kind, int(event.data["threshold"] or 0)) for event in self.events if is_threshold(event.kind)
         ]
 
 
@@ -99,9 +99,9 @@ def is_threshold(kind: str) -> bool:
 
 
 def configure(home: Home, text: str = "", *, argv: list[str] | None = None, command: str = "") -> None:
-    """Write a configuration; `argv` is the command channel's, `command` the other lines of its table.
+    """Write the configuration file. `argv` and `command` (more lines) make the table of the command channel.
 
-    Bubbles are off: whoever runs the tests may have a desktop.
+    Desktop notifications are off, because the person who runs the tests may have a desktop.
     """
     file = home.root / ".config" / "fluxbudget" / "config.toml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,12 +111,12 @@ def configure(home: Home, text: str = "", *, argv: list[str] | None = None, comm
     new.replace(file)
 
 
-class Program:
-    """The command channel's program, which appends each event to a file."""
+class CommandProgram:
+    """The command channel's program. It appends each event to a file."""
 
     def __init__(self, home: Home) -> None:
-        self.path = home.root / "told.jsonl"
-        script = home.root / "tell-me"
+        self.path = home.root / "events.jsonl"
+        script = home.root / "append-event"
         script.write_text(APPENDING)
         script.chmod(0o700)
         self.argv = [str(script), str(self.path)]
@@ -124,37 +124,39 @@ class Program:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Return what it was told, in that order; half a line is none yet."""
+        """Return the events that it was given, in order. An incomplete last line is not counted yet."""
         text = self.path.read_text() if self.path.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     @property
-    def told(self) -> list[Told]:
-        return [Told(event["kind"], event["data"]["threshold"]) for event in self.events]
+    def crossings(self) -> list[Crossing]:
+        return [Crossing(event["kind"], event["data"]["threshold"]) for event in self.events]
 
     def wait_until_ended(self) -> None:
-        """Wait until nothing of it runs any more: it outlives a daemon that is killed, and may be appending just then.
+        """Wait until no process of the program is left. It outlives a killed daemon and may still be appending.
 
-        It is known by the environment that it has from the daemon: before the program is there, a new process is still
-        called like the daemon, and behind the script's `exec` like `cat`.
+        Its processes are found by the environment that they inherit from the daemon. Their names would not do: a new
+        process has the daemon's name before `exec`, and the script becomes `cat`.
         """
-        wait_for(lambda: not any(map(self._is_of_it, Path("/proc").glob("[0-9]*"))), "the program to end")
+        wait_for(
+            lambda: not any(map(self._belongs_to_it, Path("/proc").glob("[0-9]*"))), "the command's program to end"
+        )
 
-    def _is_of_it(self, process: Path) -> bool:
+    def _belongs_to_it(self, process: Path) -> bool:
         try:
             return self._mark in (process / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended meanwhile, or is another user's
+        except OSError:  # the process has ended, or is another user's
             return False
 
 
-def logged(daemon: Daemon) -> list[Told]:
-    """Return what the log channel has told."""
+def logged_crossings(daemon: Daemon) -> list[Crossing]:
+    """Return the crossings in the daemon's log."""
     lines = [json.loads(line) for line in daemon.log.split("\n")[:-1] if line.startswith("{")]
-    return [Told(line["kind"], line["threshold"]) for line in lines if line["event"] == "budget"]
+    return [Crossing(line["kind"], line["threshold"]) for line in lines if line["event"] == "budget"]
 
 
-def committed(home: Home) -> list[tuple[int, str, str]]:
-    """Return the events in the ledger: number, kind, run."""
+def committed_events(home: Home) -> list[tuple[int, str, str]]:
+    """Return the events in the ledger: number, kind and run."""
     connection = sqlite3.connect(f"file:{home.state / 'ledger.db'}?mode=ro", uri=True)
     try:
         return connection.execute("SELECT seq, kind, coalesce(run, '') FROM events ORDER BY seq").fetchall()
@@ -162,50 +164,50 @@ def committed(home: Home) -> list[tuple[int, str, str]]:
         connection.close()
 
 
-def alerts(home: Home) -> dict[str, tuple[float, int]]:
-    """Return interband's files: by session, percent and tokens."""
+def interband_files(home: Home) -> dict[str, tuple[float, int]]:
+    """Return the contents of interband's files: percent and tokens, by session."""
     directory = home.root / ".interband" / "interstat" / "budget"
     found = {}
     for path in sorted(directory.glob("*.json")):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed since the directory was read
             payload = json.loads(path.read_bytes())["payload"]
             found[path.stem] = (payload["pct_consumed"], payload["total_tokens"])
     return found
 
 
 def channels(home: Home) -> dict[str, messages.ChannelInfo]:
-    """Return each channel as doctor sees it."""
+    """Return doctor's view of each channel, by name."""
     answer = home.ask(messages.Doctor(wait_ms=30_000))
     assert isinstance(answer, messages.DoctorAnswer), answer
     return {one.name: one for one in answer.channels}
 
 
-def require_quiet(home: Home) -> None:
-    """Wait until every channel is done with everything that has happened."""
+def wait_until_delivered(home: Home) -> None:
+    """Wait until every enabled channel works and has delivered all events."""
 
-    def is_quiet() -> bool:
+    def is_delivered() -> bool:
         return all(one.state == "off" or (one.state, one.waiting) == ("ok", 0) for one in channels(home).values())
 
-    wait_for(is_quiet, "the channels to be done with everything")
+    wait_for(is_delivered, "every channel to have delivered everything")
 
 
-def hooked(home: Home, session: str, event: str = "UserPromptSubmit") -> str:
-    """Return what a session's hook is answered; empty: nothing."""
+def hook_message(home: Home, session: str, event: str = "UserPromptSubmit") -> str:
+    """Call a session's hook and return the message that it shows, or an empty string."""
     given = json.dumps({"session_id": session, "hook_event_name": event, "cwd": "/elsewhere", "prompt": "go on"})
     answer = home.ask(messages.Hook(input=given.encode(), wait_ms=30_000))
     assert isinstance(answer, messages.HookAnswer), answer
     return str(json.loads(answer.output)["systemMessage"]) if answer.output else ""
 
 
-def changed(home: Home, request: messages.AnyRequest) -> messages.RunInfo:
-    """Change a run and return it as it is then."""
+def change_run(home: Home, request: messages.AnyRequest) -> messages.RunInfo:
+    """Send a request that changes a run; return the changed run."""
     answer = home.ask(request)
     assert isinstance(answer, messages.RunAnswer), answer
     return answer.run
 
 
-def state_file(home: Home, *names: str) -> dict[str, str] | None:
-    """Return a state file's lines; None when it is not there."""
+def read_state_file(home: Home, *names: str) -> dict[str, str] | None:
+    """Return the fields of a state file, or None if it does not exist."""
     path = Path(home.socket.parent, "state", *names)
     try:
         return dict(line.split("=", 1) for line in path.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Claude Code's side of hooks: the inputs that it gives, and how it understands what it gets."""
+"""Claude Code's side of hooks: the input that it sends, and how it reads the output."""
 
 import json
 import sqlite3
@@ -18,8 +18,8 @@ _CONTEXT_EVENTS = ("SessionStart", "UserPromptSubmit", "SubagentStart", "PostToo
 _DECISIONS = ("allow", "deny", "ask")
 
 
-class Said(NamedTuple):
-    """What a hook's output says to Claude Code."""
+class HookOutput(NamedTuple):
+    """What a hook's output tells Claude Code."""
 
     context: str = ""
     """For the model."""
@@ -29,11 +29,11 @@ class Said(NamedTuple):
     reason: str = ""
 
 
-SILENT = Said()
+SILENT = HookOutput()
 
 
-def understood(event: str, output: str) -> Said:
-    """Return what a hook of an event says; fail unless it is one line in the format of that event's hooks."""
+def parse_output(event: str, output: str) -> HookOutput:
+    """Parse the output of an event's hook; fail unless it is one line in the format of that event."""
     if not output:
         return SILENT
     assert output.removesuffix("\n").splitlines() == [output.removesuffix("\n")], output
@@ -48,21 +48,21 @@ def understood(event: str, output: str) -> Said:
         allowed |= {"permissionDecision", "permissionDecisionReason"}
         assert inner["permissionDecision"] in _DECISIONS, found
     assert inner.keys() <= allowed, found
-    said = Said(
+    parsed = HookOutput(
         inner.get("additionalContext", ""),
         found.get("systemMessage", ""),
         inner.get("permissionDecision", ""),
         inner.get("permissionDecisionReason", ""),
     )
-    for text in said:
+    for text in parsed:
         assert isinstance(text, str)
         assert len(text) <= _LONGEST
         assert text.isprintable() or not text, text
-    return said
+    return parsed
 
 
 class Claude:
-    """A Claude Code session whose hooks are called, in the project's directory unless told otherwise."""
+    """A Claude Code session that calls its hooks, by default in the project's directory."""
 
     def __init__(self, home: Home, session: str = "s1", *, cwd: Path | None = None) -> None:
         self.home = home
@@ -70,8 +70,8 @@ class Claude:
         self.cwd = cwd or home.project
         self.transcript = home.root / "claude" / "projects" / "-home-me-work" / f"{session}.jsonl"
 
-    def given(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Return the input of an event's hooks."""
+    def hook_input(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Return the input of an event's hook."""
         return {
             "session_id": self.session,
             "transcript_path": str(self.transcript),
@@ -81,24 +81,24 @@ class Claude:
             **fields,
         }
 
-    def call(self, event: str, *, hints: messages.Hints | None = None, **fields: Any) -> Said:
-        """Call an event's hook without starting a process."""
-        raw = json.dumps(self.given(event, **fields)).encode()
-        return understood(event, self.answer(raw, hints=hints).output)
+    def call(self, event: str, *, hints: messages.Hints | None = None, **fields: Any) -> HookOutput:
+        """Ask the daemon for an event's hook, without a process."""
+        raw = json.dumps(self.hook_input(event, **fields)).encode()
+        return parse_output(event, self.answer(raw, hints=hints).output)
 
     def answer(self, raw: bytes, *, whole: bool = True, hints: messages.Hints | None = None) -> messages.HookAnswer:
-        """Return the daemon's answer to an input."""
+        """Return the daemon's answer to a hook's raw input."""
         asked = hints or messages.Hints(cwd=str(self.cwd))
         answer = self.home.ask(messages.Hook(input=raw, whole=whole, hints=asked, wait_ms=30_000), 30.0)
         assert isinstance(answer, messages.HookAnswer), answer
         return answer
 
-    def run(self, event: str, *, environ: Mapping[str, str] | None = None, **fields: Any) -> Said:
-        """Call an event's hook as a process, with patience."""
-        return understood(event, self.printed(json.dumps(self.given(event, **fields)).encode(), environ=environ))
+    def run(self, event: str, *, environ: Mapping[str, str] | None = None, **fields: Any) -> HookOutput:
+        """Run an event's hook as a process, with a long timeout."""
+        return parse_output(event, self.run_raw(json.dumps(self.hook_input(event, **fields)).encode(), environ=environ))
 
-    def printed(self, raw: bytes, *, environ: Mapping[str, str] | None = None, seconds: str = "20") -> str:
-        """Return what the process prints for an input; fail unless it ends well, and says nothing else."""
+    def run_raw(self, raw: bytes, *, environ: Mapping[str, str] | None = None, seconds: str = "20") -> str:
+        """Run the hook with this input; return its stdout. Fail unless it exits with 0 and an empty stderr."""
         result = subprocess.run(
             [*CTL, "hook", "--timeout", seconds],
             env={**self.home.environ, **(environ or {})},
@@ -111,19 +111,19 @@ class Claude:
         assert (result.returncode, result.stderr) == (0, b""), result
         return result.stdout.decode()
 
-    def launch(self, agent: str | None = "fd-quality", tool: str = "Agent") -> Said:
-        """Ask for a sub-agent."""
-        return self.call("PreToolUse", tool_name=tool, tool_input=launching(agent))
+    def launch(self, agent: str | None = "fd-quality", tool: str = "Agent") -> HookOutput:
+        """Call the hook that precedes the launch of a sub-agent."""
+        return self.call("PreToolUse", tool_name=tool, tool_input=launch_input(agent))
 
-    def starts(self, agent_id: str | None, agent: str = "fd-quality") -> Said:
+    def starts(self, agent_id: str | None, agent: str = "fd-quality") -> HookOutput:
         return self.call("SubagentStart", **_subagent(agent_id, agent))
 
-    def stops(self, agent_id: str | None, agent: str = "fd-quality") -> Said:
+    def stops(self, agent_id: str | None, agent: str = "fd-quality") -> HookOutput:
         return self.call("SubagentStop", stop_hook_active=False, **_subagent(agent_id, agent))
 
 
-def launching(agent: str | None) -> dict[str, str]:
-    """Return the tool's input."""
+def launch_input(agent: str | None) -> dict[str, str]:
+    """Return the input of the tool that launches a sub-agent; None leaves out its type."""
     named = {} if agent is None else {"subagent_type": agent}
     return {"description": "look at it", "prompt": "Look at it.", **named}
 
@@ -132,9 +132,10 @@ def _subagent(agent_id: str | None, agent: str) -> dict[str, Any]:
     return {"agent_type": agent} if agent_id is None else {"agent_id": agent_id, "agent_type": agent}
 
 
-TELLING = ("UserPromptSubmit", "PostToolBatch", "SubagentStart")
-LAUNCH = {"tool_name": "Agent", "tool_input": launching("fd-quality")}
-#: Everything that Claude Code calls hooks for.
+#: The events whose hooks show warnings.
+WARNING_EVENTS = ("UserPromptSubmit", "PostToolBatch", "SubagentStart")
+LAUNCH = {"tool_name": "Agent", "tool_input": launch_input("fd-quality")}
+#: Every event that Claude Code calls hooks for, and two that it does not have.
 EVENTS = (
     "SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "PostToolBatch", "PostToolUseFailure",
     "SubagentStart", "SubagentStop", "Stop", "StopFailure", "SessionEnd", "Notification", "PreCompact", "PostCompact",
@@ -142,24 +143,24 @@ EVENTS = (
 )  # fmt: skip
 
 
-def uses(home: Home, tokens: int, session: str = "s1", message: str = "m1", **more: str) -> None:
+def write_usage(home: Home, tokens: int, session: str = "s1", message: str = "m1", **more: str) -> None:
     """Write a response into a session's transcript."""
     Transcript(home.root / "claude", session).response(message, tokens=(tokens, 0, 0, 0), **more)
 
 
-def now() -> str:
+def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def sessions(home: Home, run: str) -> dict[str, bool]:
-    """Return a run's sessions, and whether they belong to it now."""
+def attached_sessions(home: Home, run: str) -> dict[str, bool]:
+    """Return the sessions that were ever attached to a run; True for those that still are."""
     answer = home.ask(messages.RunShow(run=run, wait_ms=30_000))
     assert isinstance(answer, messages.RunShowAnswer), answer
     return {one.session: one.until is None for one in answer.attachments}
 
 
-def told_place(home: Home, session: str) -> int:
-    """Return the number of the last warning that is on disk as told to a session."""
+def saved_warning_seq(home: Home, session: str) -> int:
+    """Return the number of the last warning that the ledger has as shown to a session, or 0."""
     connection = sqlite3.connect(home.state / "ledger.db")
     try:
         found = connection.execute("SELECT max(seq) FROM told WHERE session = ?", (session,)).fetchone()[0]
@@ -168,6 +169,6 @@ def told_place(home: Home, session: str) -> int:
     return found or 0
 
 
-def is_warning(said: Said, words: str) -> bool:
-    """Tell whether it is this warning, the same for model and person."""
-    return words in said.context and said.message == said.context and not said.decision
+def is_warning(output: HookOutput, words: str) -> bool:
+    """True if the output is a warning with these words, the same for the model and the person."""
+    return words in output.context and output.message == output.context and not output.decision

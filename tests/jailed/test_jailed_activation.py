@@ -10,7 +10,7 @@ from fluxbudgetctl.connection import exchange
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import CTL, Wire, started, wait_for
-from harness.events import Stream
+from harness.events import Subscriber
 from harness.interstat import Interstat
 from harness.jail_service import PATIENT, SERVICE, SOCKET, Account, systemctl
 
@@ -90,14 +90,14 @@ def test_restarts_lose_nobody(service: Account) -> None:
 def test_stop_while_clients_are_connected(service: Account) -> None:
     """Those that are connected come to an end, those that come meanwhile are served by the next daemon."""
     first = service.pinged().pid
-    with Wire(service.socket) as idle, Stream(service) as stream:
+    with Wire(service.socket) as idle, Subscriber(service) as stream:
         systemctl("stop", "--no-block", SERVICE)
         served = [first]
         while served[-1] == first:
             served.append(service.pinged().pid)
         with pytest.raises(EOFError):
             idle.receive()
-        stream.rest()
+        stream.read_to_end()
     assert service.show("ActiveState", SOCKET) == "active"
     assert (service.pid, service.restarts) == (served[-1], 0)
 

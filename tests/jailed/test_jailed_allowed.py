@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.bus import NotificationServer
 from harness.daemon import started, wait_for
-from harness.events import Program, Stream, Told, alerts, require_quiet, state_file
+from harness.events import CommandProgram, Crossing, Subscriber, interband_files, read_state_file, wait_until_delivered
 from harness.interstat import Interstat
 from harness.jail_service import PATIENT, SERVICE, Account, systemctl
 from harness.transcripts import Transcript
@@ -21,22 +21,22 @@ def no_desktop(*argv: str) -> str:
 def test_every_channel_tells(home: Account, tmp_path: Path) -> None:
     """A warning is on the desktop, in the side-band, at the command, in the journal, at a subscriber."""
     server = NotificationServer(f"unix:path={home.runtime}/bus", tmp_path / "shown", ())
-    program = Program(home)
+    program = CommandProgram(home)
     program.path = home.root / ".interband" / "told.jsonl"
     home.configure(f"[channels.command]\nargv = {json.dumps([program.argv[0], str(program.path)])}\n")
     home.install()
     interstat = Interstat(home.interstat)
     try:
-        with Stream(home) as stream:
+        with Subscriber(home) as stream:
             started(home, id="r1", session="s1", token_budget=1000)
             interstat.insert("s1", input_tokens=850, output_tokens=0)
             stream.until("budget.warning")
-        require_quiet(home)
+        wait_until_delivered(home)
         (bubble,) = server.shown
         assert bubble["summary"] == "fluxbudget: 80 % of the budget spent"
-        assert alerts(home) == {"s1": (85.0, 850)}
-        assert program.told == [Told("budget.warning", 80)]
-        wait_for(lambda: (state_file(home, "sessions", "s1") or {}).get("spent") == "850", "the state file")
+        assert interband_files(home) == {"s1": (85.0, 850)}
+        assert program.crossings == [Crossing("budget.warning", 80)]
+        wait_for(lambda: (read_state_file(home, "sessions", "s1") or {}).get("spent") == "850", "the state file")
         (entry,) = home.journal(FLUXBUDGET_RUN="r1", FLUXBUDGET_KIND="budget.warning")
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("4", "fluxbudgetd")
         assert entry["MESSAGE"].startswith("budget ")
@@ -56,7 +56,7 @@ def test_command_that_needs_more_is_run_by_the_manager(home: Account) -> None:
     started(home, id="r1", session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=850, output_tokens=0)
     home.spend("r1")
-    require_quiet(home)
+    wait_until_delivered(home)
     assert json.loads(place.read_text())["kind"] == "budget.warning"
     interstat.close()
 
@@ -66,7 +66,7 @@ def test_transcript_counts_while_it_grows(service: Account) -> None:
     transcript = Transcript(service.claude, "s1")
     transcript.response("m1", tokens=(100, 20, 0, 0))
     service.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1", *PATIENT)
-    with Stream(service, since=0) as stream:
+    with Subscriber(service, since=0) as stream:
         assert service.ok("remaining", "--run", "r1", *PATIENT) == "880"
         transcript.response("m2", request="req_2", tokens=(700, 50, 0, 0))
         stream.until("budget.warning")  # told without being asked: the watcher works, too

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from fluxbudgetd.wire import messages
 from harness.daemon import Wire, started, wait_for
-from harness.events import committed
+from harness.events import committed_events
 from harness.interstat import Interstat
 from harness.jail_service import PATIENT, SERVICE, SOCKET, Account, systemctl
 from harness.watch import Watch
@@ -41,8 +41,8 @@ def test_killed_daemon_loses_nothing(service: Account) -> None:
             spent = int(service.ok("remaining", "--run", run, *PATIENT))
             assert service.pid not in (0, before)
         assert spent == 0
-        wait_for(lambda: committed(service)[-1][1] == "budget.exceeded", "the last event")
-        watch.wait_for_numbers([seq for seq, _kind, _run in committed(service)])
+        wait_for(lambda: committed_events(service)[-1][1] == "budget.exceeded", "the last event")
+        watch.wait_for_numbers([seq for seq, _kind, _run in committed_events(service)])
     told = [(line["kind"], line["data"]["threshold"]) for line in watch.printed() if line["kind"].startswith("budget.")]
     assert sorted(told) == [
         ("budget.exceeded", 100),
