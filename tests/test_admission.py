@@ -1,4 +1,4 @@
-"""Sub-agents are admitted before they start."""
+"""The daemon admits, denies or asks before a sub-agent starts, and reserves what it is expected to cost."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ from harness.transcripts import Transcript
 
 
 @pytest.mark.parametrize("tool", ["Agent", "Task"])
-def test_hard_denies_what_does_not_fit(home: Home, daemon: Daemon, tool: str) -> None:
+def test_hard_enforcement_denies_what_does_not_fit(home: Home, daemon: Daemon, tool: str) -> None:
     run = started(home, session="s1", token_budget=50_000, enforcement="hard")
     claude = Claude(home)
     Transcript(home.root / "claude", "s1").response("m1", tokens=(5_000, 0, 0, 0))
@@ -43,7 +43,7 @@ def test_hard_denies_what_does_not_fit(home: Home, daemon: Daemon, tool: str) ->
     assert reserved(home, run) == REVIEW
 
 
-def test_hard_counts_what_was_just_written(home: Home, daemon: Daemon) -> None:
+def test_hard_enforcement_counts_usage_written_just_before(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=50_000, enforcement="hard")
     writer = Transcript(home.root / "claude", "s1")
     writer.response("m1", tokens=(10_000, 0, 0, 0))
@@ -51,8 +51,8 @@ def test_hard_counts_what_was_just_written(home: Home, daemon: Daemon) -> None:
     assert Claude(home).launch().decision == "deny"
 
 
-def test_soft_asks_once_the_budget_is_used_up(home: Home, daemon: Daemon) -> None:
-    """What merely does not fit is admitted, and reserved; what a person let pass is reserved from its start."""
+def test_soft_enforcement_asks_once_the_budget_is_spent(home: Home, daemon: Daemon) -> None:
+    """Before that it admits and reserves. A sub-agent that the person allows is reserved from its start."""
     run = started(home, session="s1", token_budget=50_000)
     claude = Claude(home)
     assert claude.launch() == claude.launch() == SILENT
@@ -66,7 +66,7 @@ def test_soft_asks_once_the_budget_is_used_up(home: Home, daemon: Daemon) -> Non
     assert reserved(home, run) == 3 * REVIEW
 
 
-def test_without_a_budget_or_a_run_nobody_is_refused(home: Home, daemon: Daemon) -> None:
+def test_launch_without_a_budget_or_a_run_is_allowed(home: Home, daemon: Daemon) -> None:
     claude = Claude(home)
     assert claude.launch() == SILENT
     run = started(home, token_budget="none", enforcement="hard")
@@ -79,7 +79,7 @@ def test_without_a_budget_or_a_run_nobody_is_refused(home: Home, daemon: Daemon)
 
 
 @pytest.mark.parametrize("tool", ["Bash", "Read", "agent", "AgentOutput", "TaskOutput", "mcp__x__Agent", ""])
-def test_other_tools_are_none_of_our_business(home: Home, daemon: Daemon, tool: str) -> None:
+def test_other_tools_are_ignored(home: Home, daemon: Daemon, tool: str) -> None:
     run = started(home, session="s1", token_budget=10, enforcement="hard")
     Transcript(home.root / "claude", "s1").response("m1", tokens=(50, 0, 0, 0))
     assert Claude(home).launch(tool=tool) == SILENT
@@ -88,7 +88,7 @@ def test_other_tools_are_none_of_our_business(home: Home, daemon: Daemon, tool: 
 
 
 def test_launch_attaches_the_session(home: Home, daemon: Daemon) -> None:
-    """Without any hook before it."""
+    """Even if no hook ran before."""
     run = started(home, token_budget=50_000, enforcement="hard")
     Transcript(home.root / "claude", "s7").response("m1", tokens=(20_000, 0, 0, 0))
     assert Claude(home, "s7").launch().decision == "deny"
@@ -96,11 +96,10 @@ def test_launch_attaches_the_session(home: Home, daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
-def test_ledger_in_somebodys_hands_delays_no_decision(home: Home, interstat: Interstat, when: str) -> None:
-    """It is decided, and counts, while nothing can be written; later all of it is in the ledger.
+def test_locked_ledger_does_not_delay_the_decision(home: Home, interstat: Interstat, when: str) -> None:
+    """Decisions count at once and are written later.
 
-    A launch whose answer came late would be denied with another reason: the hooks give up before the daemon gives up
-    the ledger.
+    A late answer would be seen as another reason: the hook times out before the daemon's wait for the ledger does.
     """
     configure(home)
     daemon = home.start()
@@ -127,33 +126,33 @@ def test_ledger_in_somebodys_hands_delays_no_decision(home: Home, interstat: Int
     assert reserved(home, run) == 2 * REVIEW
 
 
-def test_reservation_that_could_not_be_written_is_written_later(home: Home, daemon: Daemon) -> None:
+def test_reservation_is_written_once_the_ledger_is_unlocked(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1_000_000)
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert Claude(home).launch() == SILENT
-        wait_for(lambda: '"what": "reservations"' in daemon.log, "the ledger to be missed")
+        wait_for(lambda: '"what": "reservations"' in daemon.log, "the daemon to report the locked ledger")
         assert stored_reservations(home) == []
         other.execute("ROLLBACK")
     wait_for(lambda: len(stored_reservations(home)) == 1, "the reservation to be on disk")
 
 
-def test_admission_that_nobody_has_heard_of_is_taken_back(home: Home, daemon: Daemon) -> None:
-    """The hook has given up, and gone: whoever starts the sub-agent all the same is reserved for then."""
+def test_admission_whose_hook_gave_up_is_withdrawn(home: Home, daemon: Daemon) -> None:
+    """If the sub-agent starts nevertheless, it is reserved then."""
     run = started(home, session="s1", token_budget=1_000_000)
     claude = Claude(home)
     raw = json.dumps(claude.hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-quality"))).encode()
     daemon.signal(signal.SIGSTOP)
     assert claude.run_raw(raw, seconds="0.3") == ""
     daemon.signal(signal.SIGCONT)
-    wait_for(lambda: [ended for _, _, ended in stored_reservations(home) if ended], "the admission to be taken back")
+    wait_for(lambda: [ended for _, _, ended in stored_reservations(home) if ended], "the admission to be withdrawn")
     assert reserved(home, run) == 0
     claude.starts("a1")
     assert reserved(home, run) == REVIEW
 
 
-def test_launch_that_is_asked_about_twice_is_reserved_once(home: Home, interstat: Interstat) -> None:
-    """Also over a restart; another one of the same kind is another one."""
+def test_launch_is_reserved_once_for_repeated_hooks(home: Home, interstat: Interstat) -> None:
+    """Also across a restart. Another tool use of the same type is reserved separately."""
     daemon = home.start()
     run = started(home, session="s1", token_budget=2 * REVIEW, enforcement="hard")
     claude = Claude(home)
@@ -188,10 +187,10 @@ def test_estimate_by_category(home: Home, daemon: Daemon, agent: str | None, est
 
 
 @pytest.mark.parametrize(("basis", "estimate"), [("billing", 2_000), ("total", 9_000)])
-def test_estimate_by_what_the_agent_has_cost(
+def test_estimate_from_the_agents_history(
     home: Home, interstat: Interstat, daemon: Daemon, basis: str, estimate: int
 ) -> None:
-    """From three rows on, with or without the plugin's prefix; fewer say nothing."""
+    """Three rows are enough, with or without the plugin's prefix; fewer are ignored."""
     for number in range(3):
         run = started(home, id=f"r{number}", session=f"s{number}", cost_basis=basis)
         if number == 2:
@@ -212,8 +211,8 @@ def _estimates(home: Home) -> Any:
     return answer.estimates
 
 
-def test_estimate_of_the_project(home: Home, daemon: Daemon) -> None:
-    """Its file counts at once; a broken one is passed over."""
+def test_estimate_from_the_projects_file(home: Home, daemon: Daemon) -> None:
+    """Changes take effect at once. An invalid file is ignored."""
     file = home.project / ".claude" / "flux-drive-budget.yaml"
     file.parent.mkdir()
     run = started(home, session="s1", token_budget=50_000, enforcement="hard")
@@ -230,11 +229,11 @@ def test_estimate_of_the_project(home: Home, daemon: Daemon) -> None:
     assert reserved(home, run) == 50_000
 
 
-# --- many at once
+# --- concurrent launches, and what is shown
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_ten_at_once_into_a_gap_for_three(home: Home, daemon: Daemon, processes: bool) -> None:
+def test_three_of_ten_concurrent_launches_fit(home: Home, daemon: Daemon, processes: bool) -> None:
     run = started(home, token_budget=3 * REVIEW + 39_999, enforcement="hard")
     for session in ("s1", "s2"):
         home.ok("run", "attach", "--run", run, "--session", session)
@@ -250,7 +249,7 @@ def test_ten_at_once_into_a_gap_for_three(home: Home, daemon: Daemon, processes:
     assert reserved(home, run) == 3 * REVIEW
 
 
-def test_reserved_is_shown(home: Home, daemon: Daemon) -> None:
+def test_reserved_tokens_are_shown(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=100_000)
     Claude(home).launch()
     Transcript(home.root / "claude", "s1").response("m1", tokens=(5_000, 0, 0, 0))
@@ -266,8 +265,8 @@ def test_reserved_is_shown(home: Home, daemon: Daemon) -> None:
     assert "40 000 reserved" in Claude(home).call("SessionStart").context
 
 
-def test_reserved_is_not_spent(home: Home, daemon: Daemon) -> None:
-    """It warns nobody, and passes every check."""
+def test_reserved_tokens_are_not_spent(home: Home, daemon: Daemon) -> None:
+    """They cross no threshold and fail no check."""
     run = started(home, session="s1", token_budget=REVIEW)
     claude = Claude(home)
     claude.launch()

@@ -1,4 +1,4 @@
-"""What is reserved over random histories, and what is kept in memory."""
+"""Reservations over random histories, and what stays in memory of them."""
 
 import random
 from pathlib import Path
@@ -24,11 +24,11 @@ from harness.transcripts import Transcript
 SEEDS = 3
 
 
-# --- what is kept in memory
+# --- memory
 
 
 def watched(service: Service) -> set[str]:
-    """Return the sessions of which it is remembered what is measured."""
+    """Return the sessions whose measured sub-agents are kept in memory."""
     return service.totals.instances.watched
 
 
@@ -37,8 +37,8 @@ async def launched(service: Service, run: str, session: str) -> str:
     return admitted.admission.decision
 
 
-def test_denied_sessions_leave_nothing_behind(tmp_path: Path) -> None:
-    """A session without reservations is looked at no more; one that has some is, whatever it is denied besides."""
+def test_denied_launches_leave_nothing_in_memory(tmp_path: Path) -> None:
+    """Only sessions with reservations are watched, however many launches are denied."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
@@ -57,8 +57,8 @@ def test_denied_sessions_leave_nothing_behind(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_old_reservations_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the time has passed in which something of theirs may still be measured."""
+def test_old_reservations_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once their usage can no longer be measured."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
@@ -75,11 +75,11 @@ def test_old_reservations_leave_nothing_behind(tmp_path: Path, monkeypatch: pyte
     anyio.run(body)
 
 
-# --- everything together
+# --- random histories
 
 
 class SubAgent:
-    """One sub-agent as it really was; the model of what is reserved has no other rule than `counts`."""
+    """A sub-agent in the model. What is reserved is the sum of `counts`, and nothing else."""
 
     def __init__(self, session: str, agent: str, agent_id: str, tokens: int) -> None:
         self.session, self.agent, self.agent_id, self.tokens = session, agent, agent_id, tokens
@@ -91,7 +91,7 @@ class SubAgent:
 
 
 class History:
-    """Sub-agents of two sessions: one has transcripts and ids, the other only rows, and no ids."""
+    """Sub-agents of two sessions: one has transcripts and ids, the other has only rows, without ids."""
 
     BUDGET = 300_000
     KINDS = (("fd-quality", REVIEW), ("interflux:fd-quality", REVIEW), ("x-analyst", RESEARCH))
@@ -103,28 +103,28 @@ class History:
         self.run = started(home, session="ids", token_budget=self.BUDGET, enforcement="hard")
         home.ok("run", "attach", "--run", self.run, "--session", "rows")
         Transcript(home.root / "claude", "ids").response("m0", tokens=(0, 1, 0, 0), at=timestamp())
-        self.everybody: list[SubAgent] = []
+        self.agents: list[SubAgent] = []
         self.spent = 1
-        self.deeds = (
+        self.actions = (
             self.admit, self.admit, self.start, self.start, self.start_again, self.start_unasked, self.measure,
             self.stop, self.stop, self.stop, self.end, self.restart,
         )  # fmt: skip
 
     @property
     def reserved(self) -> int:
-        return sum(one.counts for one in self.everybody)
+        return sum(one.counts for one in self.agents)
 
     def living(self, session: str) -> list[SubAgent]:
-        return [one for one in self.everybody if one.session == session and not one.ended]
+        return [one for one in self.agents if one.session == session and not one.ended]
 
     def one(self, session: str, *, is_started: bool) -> SubAgent | None:
-        """Return any living sub-agent of a session that has started, or has not."""
+        """Return a random sub-agent of a session that has not ended, and has started or not; None if there is none."""
         found = [one for one in self.living(session) if one.started == is_started]
         return self.chance.choice(found) if found else None
 
     def new(self, session: str, agent: str, tokens: int) -> SubAgent:
-        self.everybody.append(SubAgent(session, agent, f"a{len(self.everybody)}", tokens))
-        return self.everybody[-1]
+        self.agents.append(SubAgent(session, agent, f"a{len(self.agents)}", tokens))
+        return self.agents[-1]
 
     def admit(self) -> None:
         session = self.chance.choice(["ids", "rows"])
@@ -144,7 +144,7 @@ class History:
             Claude(self.home, "ids").starts(one.agent_id, one.agent)
 
     def start_unasked(self) -> None:
-        if self.one("ids", is_started=False) is None:  # else it would be taken for that one
+        if self.one("ids", is_started=False) is None:  # otherwise it would use that one's admission
             one = self.new("ids", *self.chance.choice(self.KINDS))
             Claude(self.home, "ids").starts(one.agent_id, one.agent)
             one.started = True
@@ -188,16 +188,16 @@ class History:
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_any_history(home: Home, interstat: Interstat, seed: int) -> None:
-    """Reserved is what those sub-agents were expected to cost that are neither measured nor ended.
+def test_reservations_match_the_model_over_random_histories(home: Home, interstat: Interstat, seed: int) -> None:
+    """Reserved is the estimate of every sub-agent that is neither measured nor ended.
 
-    Whatever fits besides is admitted, and nothing else. The daemon is stopped and killed in between.
+    Exactly the launches that fit are admitted. The daemon is stopped and killed in between.
     """
     history = History(home, interstat, seed)
     for step in range(150):
-        deed = history.chance.choice(history.deeds)
-        deed()
+        action = history.chance.choice(history.actions)
+        action()
         found = home.spend(history.run)
-        assert (found.spent, found.reserved) == (history.spent, history.reserved), (step, deed.__name__)
+        assert (found.spent, found.reserved) == (history.spent, history.reserved), (step, action.__name__)
         assert found.remaining == max(0, history.BUDGET - history.spent - history.reserved)
-    assert len(history.everybody) > 20
+    assert len(history.agents) > 20

@@ -1,4 +1,4 @@
-"""Channels that do not work, in a real daemon."""
+"""Failing channels of a real daemon: they are retried, reported by doctor, and affect nothing else."""
 
 import signal
 import sqlite3
@@ -36,16 +36,20 @@ BROKEN = [
     pytest.param(["sleep", "1000"], "sleep was killed after 0.2 s", id="hangs"),
     pytest.param(["sh", "-c", "echo 'no paper' >&2; exit 3"], "sh ended with exit code 3: no paper", id="fails"),
     pytest.param(["sh", "-c", "yes 'too much' >&2"], "sh was killed after 0.2 s", id="floods"),
-    pytest.param(["/nowhere/tell-me"], "/nowhere/tell-me cannot be started: No such file or directory", id="missing"),
+    pytest.param(
+        ["/nowhere/no-such-program"],
+        "/nowhere/no-such-program cannot be started: No such file or directory",
+        id="missing",
+    ),
 ]
 
 
-@pytest.mark.parametrize("told", ["by SIGHUP", "by the next look"])
+@pytest.mark.parametrize("noticed", ["by SIGHUP", "by the next request"])
 @pytest.mark.parametrize(("argv", "complaint"), BROKEN)
-def test_broken_channel_costs_nobody_else_anything(
-    home: Home, interstat: Interstat, command: CommandProgram, argv: list[str], complaint: str, told: str
+def test_broken_channel_affects_no_other(
+    home: Home, interstat: Interstat, command: CommandProgram, argv: list[str], complaint: str, noticed: str
 ) -> None:
-    """The others are told, answers are right, doctor names it; once it is mended it is told what it has missed."""
+    """Other channels deliver, answers are right, doctor names the fault. Once repaired, it catches up."""
     configure(home, argv=argv, command="timeout = 0.2")
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
@@ -60,26 +64,26 @@ def test_broken_channel_costs_nobody_else_anything(
         wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
         wait_for(lambda: logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED], "the log")
         assert "the budget is used up" in hook_message(home, "s1")
-    code, said = doctor(home)
+    code, output = doctor(home)
     assert code == 1
-    assert f"channel command: {complaint}" in said
+    assert f"channel command: {complaint}" in output
     one = channels(home)["command"]
     assert (one.state, one.detail) == ("failing", complaint)
     assert one.hint
-    # Behind it are the exceeded budget and what came with it.
+    # Waiting are the exceeded budget and the events before it.
     assert one.waiting > 0
 
     configure(home, argv=command.argv)
-    if told == "by SIGHUP":
+    if noticed == "by SIGHUP":
         daemon.signal(signal.SIGHUP)
-        wait_for(lambda: command.crossings == [WARNING, EXCEEDED], "what was missed")
+        wait_for(lambda: command.crossings == [WARNING, EXCEEDED], "the missed crossings")
     wait_until_delivered(home)
     assert command.crossings == [WARNING, EXCEEDED]
     assert doctor(home)[0] == 0
 
 
 def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """Exit 0, no child left behind; and what it was not done with is told again."""
+    """The daemon exits with 0, leaves no child, and delivers the event again after the restart."""
     pids = home.root / "pids"
     hanging = ["sh", "-c", 'sleep 1000 & echo $! $$ > "$1.new"; mv "$1.new" "$1"; wait', "sh", str(pids)]
     configure(home, argv=hanging, command="timeout = 60")
@@ -89,7 +93,7 @@ def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: C
         interstat.insert("s1", input_tokens=810, output_tokens=0)
         stream.until("budget.warning")
         wait_for(pids.exists, "the command to hang")
-        # While it hangs: everybody else has been told, and numbers are right.
+        # Meanwhile the other channels deliver, and the numbers are right.
         interstat.insert("s1", input_tokens=150, output_tokens=0)
         assert home.spend(run).spent == 960
         stream.until("budget.threshold", 95)
@@ -103,17 +107,18 @@ def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: C
         wait_for(partial(_is_dead, pid), f"process {pid} to end")
     configure(home, argv=command.argv)
     home.start()
-    wait_for(lambda: command.crossings == [WARNING], "what was not done")
+    wait_for(lambda: command.crossings == [WARNING], "the undelivered crossing")
 
 
-def test_command_that_is_about_to_end_is_let_do_so(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """SIGTERM while it does what it was told: it is not told the same again."""
-    told = home.root / "told.jsonl"
-    configure(home, argv=["sh", "-c", 'cat >> "$1"; sleep 0.3', "sh", str(told)])
+def test_stop_waits_for_a_command_that_is_about_to_end(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
+    """Its event is not delivered again after the restart."""
+    configure(home, argv=["sh", "-c", 'cat >> "$1"; sleep 0.3', "sh", str(command.path)])
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: command.crossings == [WARNING], "the command to have read what it is told")
+    wait_for(lambda: command.crossings == [WARNING], "the command to have read its event")
     daemon.signal(signal.SIGTERM)
     assert daemon.process.wait(timeout=60) == 0
     home.start()
@@ -122,10 +127,10 @@ def test_command_that_is_about_to_end_is_let_do_so(home: Home, interstat: Inters
 
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
-def test_place_that_cannot_be_saved_is_saved_later(
+def test_position_is_saved_once_the_ledger_is_unlocked(
     home: Home, interstat: Interstat, command: CommandProgram, when: str
 ) -> None:
-    """Somebody holds the ledger just when the command was told: it is told once all the same."""
+    """Another process locks the ledger right after the delivery. The event is still delivered only once."""
     go = home.root / "go"
     waiting = 'cat >> "$1"; while [ ! -e "$2" ]; do sleep 0.01; done'
     configure(home, argv=["sh", "-c", waiting, "sh", str(command.path), str(go)], command="timeout = 30")
@@ -136,26 +141,26 @@ def test_place_that_cannot_be_saved_is_saved_later(
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None, timeout=10)) as other:
         other.execute("BEGIN IMMEDIATE")
         go.touch()
-        wait_for(lambda: "locked" in channels(home)["command"].detail, "the ledger to be missed")
+        wait_for(lambda: "locked" in channels(home)["command"].detail, "the daemon to report the locked ledger")
         other.execute("ROLLBACK")
     if when == "while the daemon runs":
-        wait_for(lambda: channels(home)["command"].state == "ok", "the command to be well again")
-        wait_for(lambda: saved_place(home, "command") >= command.events[0]["seq"], "its place to be on disk")
+        wait_for(lambda: channels(home)["command"].state == "ok", "the command to be ok again")
+        wait_for(lambda: saved_position(home, "command") >= command.events[0]["seq"], "its position to be on disk")
     assert daemon.stop() == 0
-    assert saved_place(home, "command") >= command.events[0]["seq"]
+    assert saved_position(home, "command") >= command.events[0]["seq"]
     home.start()
     wait_until_delivered(home)
     assert command.crossings == [WARNING]
 
 
-def saved_place(home: Home, channel: str) -> int:
-    """Return the number of the last event that the ledger says a channel is done with."""
+def saved_position(home: Home, channel: str) -> int:
+    """Return the position of a channel that is in the ledger."""
     with closing(sqlite3.connect(home.state / "ledger.db")) as connection:
         return int(connection.execute("SELECT seq FROM channels WHERE name = ?", (channel,)).fetchone()[0])
 
 
 def _is_dead(pid: str) -> bool:
-    """Tell whether a process has ended, though nobody has waited for it yet."""
+    """True if a process has ended, even if its parent has not waited for it yet."""
     try:
         return Path("/proc", pid, "stat").read_text().rpartition(") ")[2][0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -173,9 +178,9 @@ def test_state_file_that_cannot_be_written_is_a_finding(
     (path / "in-the-way").mkdir(parents=True)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     wait_for(lambda: channels(home)["state files"].state == "failing", "the state files to fail")
-    code, said = doctor(home)
-    assert (code, "channel state files: " in said, run in said) == (1, True, True)
-    wait_for(lambda: command.crossings == [WARNING], "the command all the same")
+    code, output = doctor(home)
+    assert (code, "channel state files: " in output, run in output) == (1, True, True)
+    wait_for(lambda: command.crossings == [WARNING], "the command nevertheless")
     (path / "in-the-way").rmdir()
     path.rmdir()
     wait_for(lambda: doctor(home)[0] == 0, "the daemon to try again")
@@ -192,9 +197,9 @@ def test_interband_that_cannot_be_written_is_a_finding(
     started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     wait_for(lambda: channels(home)["interband"].state == "failing", "interband to fail")
-    code, said = doctor(home)
-    assert (code, "channel interband: " in said) == (1, True)
-    wait_for(lambda: command.crossings == [WARNING], "the command all the same")
+    code, output = doctor(home)
+    assert (code, "channel interband: " in output) == (1, True)
+    wait_for(lambda: command.crossings == [WARNING], "the command nevertheless")
     (home.root / ".interband").unlink()
-    wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "the file, once it is tried again")
+    wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "the file, by a retry")
     wait_until_delivered(home)

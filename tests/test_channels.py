@@ -1,4 +1,4 @@
-"""Channels without a daemon around them: what depends on the clock, or has to be asked at the right moment."""
+"""Which events a channel delivers: by its thresholds, whether it is on, and how old they are."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ def settings(directory: Path) -> Settings:
 
 
 def a_run(accounts: Accounts, *, ended_at: int | None = None) -> RunAccount:
-    """Put a run that was warned of, and whose numbers are known, into a accounts."""
+    """Add a warned run with known numbers to the accounts."""
     run = Run(
         id="r1",
         scope=None,
@@ -69,7 +69,7 @@ def a_run(accounts: Accounts, *, ended_at: int | None = None) -> RunAccount:
 def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
     tmp_path: Path, age: int, ended: bool, shown: bool
 ) -> None:
-    """Later it is no warning any more; one about a run that goes on is, however old."""
+    """A bubble about an active run is shown however late."""
     accounts = Accounts()
     a_run(accounts, ended_at=NOW if ended else None)
     data: EventData = {"threshold": 80, "spent": 810, "budget": 1000, "phase": "one", "warn_pct": 80}
@@ -82,7 +82,7 @@ def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
 
 
 def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
-    """Its files have gone with its end; late numbers of the next 48 hours are nothing to it."""
+    """Its files went with its end. Late usage of the next 48 hours does not bring them back."""
     accounts = Accounts()
 
     async def balance(state: RunAccount) -> Balance:
@@ -96,7 +96,7 @@ def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
 
 
 def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """90 is told by the command alone, though `warnings` does not have it; the log has those of `warnings`."""
+    """Only the command delivers 90, which is not in `warnings`. The log has those of `warnings`."""
     configure(
         home,
         "[warnings]\nthresholds = [30]\n[channels.hook]\nthresholds = [100]\n[channels.interband]\nthresholds = [70]\n",
@@ -126,9 +126,7 @@ def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat,
     assert logged_crossings(daemon) == [Crossing("budget.threshold", 30)]
 
 
-def test_channel_that_was_off_does_not_tell_old_events(
-    home: Home, interstat: Interstat, command: CommandProgram
-) -> None:
+def test_channel_that_was_off_delivers_no_old_events(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     configure(
         home,
         "[channels.log]\nenabled = false\n[channels.interband]\nenabled = false\n",

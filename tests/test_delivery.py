@@ -10,7 +10,6 @@ import pytest
 
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.errors import ChannelError
-from fluxbudgetd.events import delivery as delivery_module
 from fluxbudgetd.events.delivery import Delivery
 from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.events.newest import NewestEvents
@@ -19,7 +18,7 @@ from fluxbudgetd.model import Event
 from fluxbudgetd.totals.account import RunAccount
 
 
-class _Slow:
+class SlowChannel:
     """A channel whose first delivery hangs, and then fails."""
 
     name = "command"
@@ -28,7 +27,7 @@ class _Slow:
     is_incomplete = False
 
     def __init__(self) -> None:
-        self.began, self.let, self.delivered = anyio.Event(), anyio.Event(), anyio.Event()
+        self.started, self.released, self.delivered = anyio.Event(), anyio.Event(), anyio.Event()
 
     def wants(self, event: Event) -> bool:
         return True
@@ -40,23 +39,26 @@ class _Slow:
         pass
 
     async def deliver(self, event: Event) -> None:
-        if self.began.is_set():
+        if self.started.is_set():
             self.delivered.set()
             return
-        self.began.set()
-        await self.let.wait()
-        raise ChannelError("it was killed", "mend it")
+        self.started.set()
+        await self.released.wait()
+        raise ChannelError("it was killed", "repair it")
 
 
 @asynccontextmanager
-async def _served(directory: Path, channel: "_Slow") -> AsyncIterator[tuple[Delivery, Ledger]]:
-    """Deliver to a channel, with a ledger of its own."""
+async def running_delivery(
+    directory: Path, channel: SlowChannel, shortest_pause: float
+) -> AsyncIterator[tuple[Delivery, Ledger]]:
+    """Run the delivery to a channel, with a ledger in this directory."""
+    pauses = (shortest_pause, 3600.0)
     newest = NewestEvents()
     ledger, _ = await open_ledger(str(directory), newest.add)
     try:
         events, writer = EventLog(newest, ledger.events), LedgerWriter()
         await events.load()
-        delivery = Delivery(channel, events, ledger.deliveries, writer, now_micros, lambda: True)
+        delivery = Delivery(channel, events, ledger.deliveries, writer, now_micros, lambda: True, pauses=pauses)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(writer.serve)
             tasks.start_soon(delivery.serve)
@@ -67,28 +69,25 @@ async def _served(directory: Path, channel: "_Slow") -> AsyncIterator[tuple[Deli
             await ledger.close()
 
 
-async def _save_event(ledger: Ledger) -> None:
+async def save_event(ledger: Ledger) -> None:
     await ledger.events.add([(now_micros(), None, ("source.degraded", {"source": "interstat"}))])
 
 
 @pytest.mark.parametrize("when", ["before it has failed", "afterwards"])
-def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
-    """A command hangs for a minute, and is mended meanwhile or afterwards: that is not noticed only minutes later."""
-    monkeypatch.setattr(delivery_module, "_SHORTEST_PAUSE_SECONDS", 3600.0)
+def test_retry_now_retries_at_once(tmp_path: Path, when: str) -> None:
+    """Whether it comes during the attempt that fails or in the pause after it."""
 
     async def body() -> None:
-        channel = _Slow()
-        async with _served(tmp_path, channel) as (delivery, ledger):
-            await _save_event(ledger)
-            await channel.began.wait()
+        channel = SlowChannel()
+        async with running_delivery(tmp_path, channel, shortest_pause=3600.0) as (delivery, ledger):
+            await save_event(ledger)
+            await channel.started.wait()
             if when == "before it has failed":
                 delivery.retry_now()
-            channel.let.set()
+            channel.released.set()
             if when == "afterwards":
                 with anyio.fail_after(10):
-                    while delivery.state != "failing":  # noqa: ASYNC110  it is seen from outside
+                    while delivery.state != "failing":  # noqa: ASYNC110  a state without an event
                         await anyio.sleep(0.005)
                 delivery.retry_now()
             with anyio.move_on_after(10):
@@ -98,51 +97,47 @@ def test_failed_channel_is_tried_again_as_soon_as_something_is_different(
     anyio.run(body)
 
 
-class _Failing(_Slow):
-    """A channel that fails until it is let; it notes when it was tried."""
+class FailingChannel(SlowChannel):
+    """A channel that fails until `released` is set, and records the times of its attempts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tries: list[float] = []
+        self.attempts: list[float] = []
 
     async def deliver(self, event: Event) -> None:
-        self.tries.append(anyio.current_time())
-        if not self.let.is_set():
-            raise ChannelError("it is down", "mend it")
+        self.attempts.append(anyio.current_time())
+        if not self.released.is_set():
+            raise ChannelError("it is down", "repair it")
         self.delivered.set()
 
 
-async def _tried(channel: _Failing, times: int) -> None:
+async def attempted(channel: FailingChannel, times: int) -> None:
     with anyio.fail_after(30):
-        while len(channel.tries) < times:  # noqa: ASYNC110  it is seen from outside
+        while len(channel.attempts) < times:  # noqa: ASYNC110  a state without an event
             await anyio.sleep(0.001)
 
 
-def test_pauses_grow_while_a_channel_fails_and_are_short_again_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pause is never shorter than twice the one before; who has worked in between is tried again soon."""
+def test_pauses_double_while_a_channel_fails_and_start_over_after_success(tmp_path: Path) -> None:
+    """The n-th pause lasts at least 2ⁿ times the shortest."""
     shortest = 0.005
-    monkeypatch.setattr(delivery_module, "_SHORTEST_PAUSE_SECONDS", shortest)
-    monkeypatch.setattr(delivery_module, "_LONGEST_PAUSE_SECONDS", 3600.0)
 
     async def body() -> None:
-        channel = _Failing()
-        async with _served(tmp_path, channel) as (delivery, ledger):
-            await _save_event(ledger)
-            await _tried(channel, 7)
-            pauses = [later - earlier for earlier, later in pairwise(channel.tries)]
+        channel = FailingChannel()
+        async with running_delivery(tmp_path, channel, shortest) as (delivery, ledger):
+            await save_event(ledger)
+            await attempted(channel, 7)
+            pauses = [later - earlier for earlier, later in pairwise(channel.attempts)]
             assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
-            while len(channel.tries) < 30:  # at once, whatever pause it is in
+            while len(channel.attempts) < 30:  # ends whatever pause it is in
                 delivery.retry_now()
-                await _tried(channel, len(channel.tries) + 1)
-            channel.let.set()
+                await attempted(channel, len(channel.attempts) + 1)
+            channel.released.set()
             delivery.retry_now()
             with anyio.fail_after(30):
                 await channel.delivered.wait()
-            channel.let = anyio.Event()
-            before = len(channel.tries)
-            await _save_event(ledger)
-            await _tried(channel, before + 3)
+            channel.released = anyio.Event()
+            before = len(channel.attempts)
+            await save_event(ledger)
+            await attempted(channel, before + 3)
 
     anyio.run(body)

@@ -1,4 +1,4 @@
-"""No event is lost: kill -9 between commit and delivery, a hundred times."""
+"""No event is lost when the daemon is killed between commit and delivery, a hundred times."""
 
 import contextlib
 import random
@@ -20,7 +20,7 @@ KILLS = 100
 
 
 class Resuming:
-    """A subscriber in a thread that goes on, in each of the daemon's lives, behind the last event that it has."""
+    """A subscriber in a thread that resumes after its last event whenever the daemon is back."""
 
     def __init__(self, home: Home) -> None:
         self.seqs: list[int] = []
@@ -53,11 +53,11 @@ class Resuming:
 def test_no_event_is_lost_between_commit_and_delivery(
     home: Home, interstat: Interstat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A subscriber that resumes gets each event once, in order; the command misses none, and repeats one per kill.
+    """A resuming subscriber gets each event once, in order. The command misses none and repeats at most one per kill.
 
     Some lives end while a budget is lowered, others after interstat's commit, before or after the daemon has seen it.
     """
-    # The detector has its say in the other tests; here are a hundred starts.
+    # Without the detector, which the other tests have: it slows down a hundred starts.
     monkeypatch.setattr(harness, "DAEMON", [sys.executable, "-m", "fluxbudgetd"])
     chance = random.Random(7)
     program = CommandProgram(home)
@@ -67,7 +67,7 @@ def test_no_event_is_lost_between_commit_and_delivery(
     for number in range(len(runs)):
         interstat.insert(f"s{number}", input_tokens=1000, output_tokens=0)
     reader = Resuming(home)
-    told_at_kill: list[int] = []
+    received_at_kill: list[int] = []
     try:
         for life in range(KILLS):
             if life:
@@ -87,9 +87,9 @@ def test_no_event_is_lost_between_commit_and_delivery(
             doom.join()
             daemon.kill()
             program.wait_until_ended()
-            told_at_kill.append(len(program.events))
+            received_at_kill.append(len(program.events))
         home.start()
-        wait_for(lambda: channels(home)["command"].waiting == 0, "the command to be told everything")
+        wait_for(lambda: channels(home)["command"].waiting == 0, "the command to have every event")
         last = committed_events(home)[-1][0]
         wait_for(lambda: reader.last >= last, "the subscriber to have everything")
     finally:
@@ -100,11 +100,11 @@ def test_no_event_is_lost_between_commit_and_delivery(
     crossings = [(seq, kind) for seq, kind, _ in events if is_threshold(kind)]
     assert len(crossings) > KILLS
     wanted = {seq for seq, kind in crossings if kind != "budget.threshold"}
-    told = Counter(event["seq"] for event in program.events)
-    assert told.keys() == wanted
-    assert sum(told.values()) - len(wanted) <= KILLS
-    # Between two kills each is told once, and in order.
-    for begin, end in zip([0, *told_at_kill], [*told_at_kill, None], strict=True):
+    delivered = Counter(event["seq"] for event in program.events)
+    assert delivered.keys() == wanted
+    assert sum(delivered.values()) - len(wanted) <= KILLS
+    # Between two kills each event is delivered once, in order.
+    for begin, end in zip([0, *received_at_kill], [*received_at_kill, None], strict=True):
         lived = [event["seq"] for event in program.events[begin:end]]
         assert lived == sorted(set(lived))
     assert len(home.ok("doctor")) > 0

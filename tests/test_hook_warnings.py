@@ -1,4 +1,4 @@
-"""Claude Code's hooks at a real daemon: warnings are told once."""
+"""Claude Code's hooks at a real daemon: each session gets each warning once."""
 
 import contextlib
 import sqlite3
@@ -22,11 +22,9 @@ from harness.hooks import (
 )
 from harness.interstat import Interstat
 
-# --- warnings
-
 
 @pytest.mark.parametrize("event", WARNING_EVENTS)
-def test_warning_is_told_once_by_what_was_just_written(home: Home, daemon: Daemon, event: str) -> None:
+def test_usage_written_just_before_the_hook_is_warned_of_once(home: Home, daemon: Daemon, event: str) -> None:
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call(event) == SILENT
@@ -40,7 +38,7 @@ def test_warning_is_told_once_by_what_was_just_written(home: Home, daemon: Daemo
     assert claude.call(event) == SILENT
 
 
-def test_other_events_tell_nothing_and_use_nothing_up(home: Home, daemon: Daemon) -> None:
+def test_other_events_show_no_warning_and_consume_none(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     write_usage(home, 820)
     claude = Claude(home)
@@ -50,7 +48,7 @@ def test_other_events_tell_nothing_and_use_nothing_up(home: Home, daemon: Daemon
     assert is_warning(claude.call("UserPromptSubmit"), "80 %")
 
 
-def test_gravest_of_several_is_told_and_the_rest_with_it(home: Home, daemon: Daemon) -> None:
+def test_only_the_most_severe_warning_is_shown(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     write_usage(home, 1200)
     claude = Claude(home)
@@ -58,7 +56,7 @@ def test_gravest_of_several_is_told_and_the_rest_with_it(home: Home, daemon: Dae
     assert claude.call("PostToolBatch") == SILENT
 
 
-def test_exceeding_tells_again(home: Home, daemon: Daemon) -> None:
+def test_exceeding_the_budget_warns_again(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     write_usage(home, 820)
@@ -69,7 +67,7 @@ def test_exceeding_tells_again(home: Home, daemon: Daemon) -> None:
     assert claude.call("PostToolBatch") == SILENT
 
 
-def test_parallel_hooks_of_one_session_tell_once(home: Home, daemon: Daemon) -> None:
+def test_only_one_of_parallel_hooks_shows_a_warning(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     for number, tokens in enumerate((820, 230, 500)):
         write_usage(home, tokens, message=f"m{number}")
@@ -81,12 +79,12 @@ def test_parallel_hooks_of_one_session_tell_once(home: Home, daemon: Daemon) -> 
 
         with ThreadPoolExecutor(12) as pool:
             output = list(pool.map(call, WARNING_EVENTS * 4))
-        # Once it is used up there is nothing left to tell.
+        # There is no further threshold after the budget.
         assert len([one for one in output if one != SILENT]) == (number < 2), number
 
 
-def test_each_session_of_the_run_is_told(home: Home, daemon: Daemon) -> None:
-    """Also one that comes later; one of another run is not."""
+def test_each_session_of_the_run_is_warned(home: Home, daemon: Daemon) -> None:
+    """Also one that joins later, but none of another run."""
     run = started(home, session="s1", token_budget=1000)
     home.ok("run", "attach", "--run", run, "--session", "s2")
     write_usage(home, 820)
@@ -98,8 +96,8 @@ def test_each_session_of_the_run_is_told(home: Home, daemon: Daemon) -> None:
     assert Claude(home, "s9").call("UserPromptSubmit") == SILENT
 
 
-def test_raised_budget_warns_anew(home: Home, daemon: Daemon) -> None:
-    """What it has not reached any more is taken back; when it is reached again, it is told again."""
+def test_raised_budget_warns_again(home: Home, daemon: Daemon) -> None:
+    """Raising the budget re-arms the thresholds that are no longer exceeded."""
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     write_usage(home, 820)
@@ -113,7 +111,7 @@ def test_raised_budget_warns_anew(home: Home, daemon: Daemon) -> None:
     assert is_warning(claude.call("UserPromptSubmit"), "the budget is used up")
 
 
-def test_warning_that_was_taken_back_is_not_told_late(home: Home, daemon: Daemon) -> None:
+def test_withdrawn_warning_is_not_shown_later(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=1000)
     write_usage(home, 1200)
     assert home.spend(run).state == "exceeded"
@@ -121,8 +119,8 @@ def test_warning_that_was_taken_back_is_not_told_late(home: Home, daemon: Daemon
     assert Claude(home).call("UserPromptSubmit") == SILENT
 
 
-def test_reminder_has_the_present_numbers(home: Home, daemon: Daemon) -> None:
-    """A session that hears of a warning late is not told where the run stood then."""
+def test_late_warning_has_the_current_numbers(home: Home, daemon: Daemon) -> None:
+    """Not those of the moment when the threshold was crossed."""
     run = started(home, id="r1", session="s1", token_budget=100_000)
     home.ok("run", "attach", "--run", run, "--session", "s2")
     write_usage(home, 81_000)
@@ -137,8 +135,8 @@ def test_reminder_has_the_present_numbers(home: Home, daemon: Daemon) -> None:
     assert (output.context, output.message) == (expected, expected)
 
 
-def test_what_is_left_is_what_remaining_says(home: Home, daemon: Daemon) -> None:
-    """What is reserved is taken off in both, whatever of the two they say."""
+def test_tokens_left_are_those_that_remaining_prints(home: Home, daemon: Daemon) -> None:
+    """Both subtract the reserved tokens."""
     run = started(home, session="s1", token_budget=100_000)
     claude = Claude(home)
     claude.launch()
@@ -151,13 +149,13 @@ def test_what_is_left_is_what_remaining_says(home: Home, daemon: Daemon) -> None
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_told_once_over_restarts(home: Home, interstat: Interstat, killed: bool) -> None:
-    """Who was told is not told again; who was not is; and what comes later is told everybody."""
+def test_warning_is_shown_once_across_restarts(home: Home, interstat: Interstat, killed: bool) -> None:
+    """Sessions that have seen it do not see it again, others do. Later warnings reach both."""
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
     write_usage(home, 820)
     assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
-    wait_for(lambda: saved_warning_seq(home, "s1"), "what s1 was told to be on disk")
+    wait_for(lambda: saved_warning_seq(home, "s1"), "the warning shown to s1 to be on disk")
     if killed:
         daemon.kill()
     else:
@@ -171,7 +169,7 @@ def test_told_once_over_restarts(home: Home, interstat: Interstat, killed: bool)
         assert is_warning(Claude(home, session).call("PostToolBatch"), "the budget is used up")
 
 
-def test_warning_of_before_a_kill_is_told_after_it(home: Home, interstat: Interstat) -> None:
+def test_warning_not_shown_before_a_kill_is_shown_after_it(home: Home, interstat: Interstat) -> None:
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
     write_usage(home, 820)
@@ -187,8 +185,8 @@ def configure(home: Home, text: str) -> None:
     place.write_text(text)
 
 
-def test_channel_as_configured(home: Home, interstat: Interstat) -> None:
-    """Its own percentages; off, it tells nothing, and on again what is still to be told."""
+def test_channel_follows_its_configuration(home: Home, interstat: Interstat) -> None:
+    """It has its own thresholds, shows nothing while off, and then what is still due."""
     configure(home, "[channels.hook]\nthresholds = [60]\n")
     home.start()
     run = started(home, session="s1", token_budget=1000)
@@ -207,7 +205,7 @@ def test_channel_as_configured(home: Home, interstat: Interstat) -> None:
 
 
 def test_warning_of_a_new_threshold_is_in_the_answer_that_finds_it(home: Home, interstat: Interstat) -> None:
-    """The hook reads the changed configuration, and reports what it newly passes in the same answer."""
+    """The hook's request reads the changed configuration, and its answer shows the threshold just crossed."""
     configure(home, '[warnings]\nthresholds = [90]\n[channels.hook]\nthresholds = "all"\n')
     home.start()
     started(home, session="s1", token_budget=1000)
@@ -218,7 +216,7 @@ def test_warning_of_a_new_threshold_is_in_the_answer_that_finds_it(home: Home, i
     assert claude.call("UserPromptSubmit").context.startswith("fluxbudget: 50 %")
 
 
-def test_channel_that_is_switched_off_is_silent_from_then_on(home: Home, daemon: Daemon) -> None:
+def test_channel_is_silent_as_soon_as_it_is_switched_off(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     write_usage(home, 820)
     assert "820 of 1 000" in Claude(home).call("SessionStart").context
@@ -226,8 +224,8 @@ def test_channel_that_is_switched_off_is_silent_from_then_on(home: Home, daemon:
     assert Claude(home).call("UserPromptSubmit") == SILENT
 
 
-def test_warning_is_waited_for_until_it_is_on_disk(home: Home, daemon: Daemon) -> None:
-    """What is told is kept; while the ledger is in somebody's hands, the answer is late."""
+def test_hook_waits_until_its_warning_is_on_disk(home: Home, daemon: Daemon) -> None:
+    """While another process locks the ledger, the answer waits."""
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit") == SILENT
@@ -246,8 +244,8 @@ def test_warning_is_waited_for_until_it_is_on_disk(home: Home, daemon: Daemon) -
 
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
-def test_what_a_session_was_told_is_kept_once_the_ledger_is_free(home: Home, interstat: Interstat, when: str) -> None:
-    """A locked ledger delays no warning and is a finding of doctor; the warning is not repeated after a restart."""
+def test_shown_warning_is_saved_once_the_ledger_is_unlocked(home: Home, interstat: Interstat, when: str) -> None:
+    """The locked ledger does not delay the warning, doctor reports it, and a restart repeats nothing."""
     configure(home, "[channels.desktop]\nenabled = false\n")
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
@@ -259,12 +257,12 @@ def test_what_a_session_was_told_is_kept_once_the_ledger_is_free(home: Home, int
     with contextlib.closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
-        wait_for(lambda: '"what": "session warnings"' in daemon.log, "the ledger to be missed")
+        wait_for(lambda: '"what": "session warnings"' in daemon.log, "the daemon to report the locked ledger")
         found = home.ctl("doctor")
         assert (found.returncode, "database is locked" in found.stdout) == (1, True)
         other.execute("ROLLBACK")
     if when == "while the daemon runs":
-        wait_for(lambda: saved_warning_seq(home, "s1"), "what the session was told to be on disk")
+        wait_for(lambda: saved_warning_seq(home, "s1"), "the shown warning to be on disk")
         wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find nothing wrong")
     assert daemon.stop() == 0
     assert saved_warning_seq(home, "s1")

@@ -33,7 +33,7 @@ from harness.transcripts import Transcript, assistant_line, encoded
 
 @pytest.mark.parametrize("source", ["startup", "resume", "clear", "compact"])
 def test_session_is_attached_to_the_run_of_its_directory(home: Home, daemon: Daemon, source: str) -> None:
-    """In the project or below it; the model gets one line, Bash commands get the run."""
+    """Also from a subdirectory. The model gets one line, and Bash commands get the run's variable."""
     run = started(home, token_budget=1000)
     deeper = home.project / "src" / "deep"
     deeper.mkdir(parents=True)
@@ -49,8 +49,8 @@ def test_session_is_attached_to_the_run_of_its_directory(home: Home, daemon: Dae
 
 
 @pytest.mark.parametrize("cwd_is_a_link", [False, True])
-def test_project_that_is_a_link(home: Home, daemon: Daemon, cwd_is_a_link: bool) -> None:
-    """Claude Code may give the link's name; the hook itself runs where it leads."""
+def test_project_directory_may_be_a_symlink(home: Home, daemon: Daemon, cwd_is_a_link: bool) -> None:
+    """Claude Code may report the link's path, while the hook runs in the target."""
     run = started(home)
     link = home.root / "link"
     link.symlink_to(home.project)
@@ -58,8 +58,8 @@ def test_project_that_is_a_link(home: Home, daemon: Daemon, cwd_is_a_link: bool)
     assert f"run {run}" in claude.run("SessionStart", source="startup").context
 
 
-def test_environment_goes_before_the_directory(home: Home, daemon: Daemon) -> None:
-    """The run, then the bead, then the run that the session belongs to, then the directory's."""
+def test_environment_takes_precedence_over_the_directory(home: Home, daemon: Daemon) -> None:
+    """In this order: the run's variable, the bead's, the run that the session belongs to, the directory."""
     here = started(home, id="here")
     for name, scope in (("named", None), ("bead", "b-1"), ("own", None)):
         answer = home.ask(messages.RunStart(project_dir="/elsewhere", id=name, scope=scope, wait_ms=30_000))
@@ -79,8 +79,8 @@ def test_environment_goes_before_the_directory(home: Home, daemon: Daemon) -> No
     assert attached_sessions(home, "own") == {"s4": False}
 
 
-def test_session_without_a_run_is_told_nothing(home: Home, daemon: Daemon) -> None:
-    """No run, none of that name, an ended one, two in one directory: nothing at all, and nothing is attached."""
+def test_session_without_a_run_gets_no_output(home: Home, daemon: Daemon) -> None:
+    """No run, an unknown name, an ended run, two runs in the directory: nothing is attached either."""
     place = home.root / "env"
     environ = {"CLAUDE_ENV_FILE": str(place)}
     claude = Claude(home)
@@ -100,7 +100,7 @@ def test_session_without_a_run_is_told_nothing(home: Home, daemon: Daemon) -> No
     assert not place.exists()
 
 
-def test_directory_beside_the_project_is_not_below_it(home: Home, daemon: Daemon) -> None:
+def test_directory_with_the_projects_name_as_prefix_is_outside(home: Home, daemon: Daemon) -> None:
     run = started(home)
     beside = home.root / "project2"
     beside.mkdir()
@@ -108,7 +108,7 @@ def test_directory_beside_the_project_is_not_below_it(home: Home, daemon: Daemon
     assert attached_sessions(home, run) == {}
 
 
-def test_transcript_is_followed_whatever_it_is_called(home: Home, daemon: Daemon) -> None:
+def test_transcript_is_followed_under_any_name(home: Home, daemon: Daemon) -> None:
     run = started(home, token_budget=1000)
     claude = Claude(home)
     claude.transcript = home.root / "claude" / "projects" / "-elsewhere" / "another-name.jsonl"
@@ -119,8 +119,8 @@ def test_transcript_is_followed_whatever_it_is_called(home: Home, daemon: Daemon
 
 
 @pytest.mark.parametrize("path", ["/outside.jsonl", "relative.jsonl", "nul\0.jsonl", "", "/etc/passwd", 7])
-def test_transcript_elsewhere_is_not_followed(home: Home, daemon: Daemon, path: object) -> None:
-    """The session is attached all the same."""
+def test_transcript_outside_claudes_directory_is_not_followed(home: Home, daemon: Daemon, path: object) -> None:
+    """The session is attached nevertheless."""
     run = started(home, token_budget=1000)
     outside = home.root / "outside.jsonl"
     outside.write_bytes(encoded(assistant_line("s1", tokens=(500, 0, 0, 0))))
@@ -134,7 +134,7 @@ def test_transcript_elsewhere_is_not_followed(home: Home, daemon: Daemon, path: 
 
 
 def test_session_is_attached_at_its_first_prompt(home: Home, daemon: Daemon) -> None:
-    """When nothing was output at its start; one that was detached stays so."""
+    """If no SessionStart hook ran. A detached session is not attached again."""
     run = started(home, token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit", prompt="hello") == SILENT
@@ -145,8 +145,8 @@ def test_session_is_attached_at_its_first_prompt(home: Home, daemon: Daemon) -> 
 
 
 @pytest.mark.parametrize("environ", [None, "r1"])
-def test_session_that_was_detached_by_hand_is_let_alone(home: Home, daemon: Daemon, environ: str | None) -> None:
-    """Told nothing, refused nothing, reserved nothing, and attached again by no hook, whatever its environment says."""
+def test_detached_session_is_left_alone(home: Home, daemon: Daemon, environ: str | None) -> None:
+    """No hook warns it, refuses anything, reserves tokens or attaches it again, whatever its environment says."""
     run = started(home, id="r1", token_budget=1000, enforcement="hard")
     hints = messages.Hints(cwd=str(home.project), run=environ)
     for session in ("s1", "s2"):
@@ -165,8 +165,8 @@ def test_session_that_was_detached_by_hand_is_let_alone(home: Home, daemon: Daem
     assert Claude(home).call("PreToolUse", hints=hints, **LAUNCH).decision == "deny"
 
 
-def test_session_that_was_moved_by_hand_stays_where_it_was_put(home: Home, daemon: Daemon) -> None:
-    """Its environment names the run that it was started with; that counts again only when it is started anew."""
+def test_moved_session_stays_in_its_new_run(home: Home, daemon: Daemon) -> None:
+    """Its environment still names the first run, which counts again only after a restart of the session."""
     started(home, id="a", token_budget=1_000_000, enforcement="hard")
     answer = home.ask(
         messages.RunStart(project_dir="/b", id="b", token_budget=50_000, enforcement="hard", wait_ms=30_000)
@@ -189,8 +189,8 @@ def test_session_that_was_moved_by_hand_stays_where_it_was_put(home: Home, daemo
         home.ok("run", "attach", "--session", "s1", "--run", "b")
 
 
-def test_variable_of_an_ended_run_means_the_run_that_the_session_has_gone_on_to(home: Home, daemon: Daemon) -> None:
-    """A session keeps the variable that it was started with; without such a session the ended run is meant."""
+def test_variable_of_an_ended_run_means_the_sessions_next_run(home: Home, daemon: Daemon) -> None:
+    """A session keeps the variable that it was started with. Without a session it means the ended run."""
     run = started(home, id="old", token_budget=100_000)
     Claude(home).call("SessionStart", source="startup")
     write_usage(home, 10_000)
@@ -200,7 +200,7 @@ def test_variable_of_an_ended_run_means_the_run_that_the_session_has_gone_on_to(
     mine = {**variable, "CLAUDE_CODE_SESSION_ID": "s1"}
     assert home.ok("remaining", environ=mine) == "90000"
     started(home, id="next", token_budget=500_000)
-    assert home.ok("remaining", environ=mine) == "90000"  # it has not gone on yet
+    assert home.ok("remaining", environ=mine) == "90000"  # the session has not moved to it yet
     assert Claude(home).call("UserPromptSubmit") == SILENT
     write_usage(home, 50_000, message="m2", at=timestamp())
     assert home.ok("remaining", environ=mine) == "450000"
@@ -211,8 +211,8 @@ def test_variable_of_an_ended_run_means_the_run_that_the_session_has_gone_on_to(
     assert home.ok("remaining", environ=mine) == "90000"
 
 
-def test_two_runs_above_the_directory_of_the_json_are_none(home: Home, daemon: Daemon) -> None:
-    """Though only one is above the directory in which the hook runs: that is not where the session is."""
+def test_two_runs_that_contain_the_sessions_directory_are_ambiguous(home: Home, daemon: Daemon) -> None:
+    """Even if only one contains the directory that the hook runs in: the input says where the session is."""
     deeper = home.project / "sub"
     deeper.mkdir()
     outer = started(home, id="outer", token_budget=1000, enforcement="hard")
@@ -227,10 +227,10 @@ def test_two_runs_above_the_directory_of_the_json_are_none(home: Home, daemon: D
     assert attached_sessions(home, outer) == attached_sessions(home, "inner") == {}
 
 
-# --- anything at all
+# --- unexpected input
 
 
-def test_unknown_events_and_fields(home: Home, daemon: Daemon) -> None:
+def test_unknown_events_and_fields_are_ignored(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     for event in EVENTS:
@@ -240,13 +240,13 @@ def test_unknown_events_and_fields(home: Home, daemon: Daemon) -> None:
         assert (output == SILENT) == (event != "SessionStart"), event
 
 
-#: Values that Claude Code does not give today.
+#: Values that Claude Code does not send today.
 ODD: tuple[Any, ...] = (None, True, 7, 1.5, [], ["s1"], {}, {"session_id": "s1"}, "", "x" * 10_000, "\0", "ü\n'\"")
 
 
 @pytest.mark.parametrize("event", ["SessionStart", "UserPromptSubmit", "PreToolUse", "SubagentStart", "SubagentStop"])
-def test_fields_of_any_type(home: Home, daemon: Daemon, event: str) -> None:
-    """Each field in turn; the answer is silent or right, and the daemon's log stays clean."""
+def test_fields_may_have_any_type(home: Home, daemon: Daemon, event: str) -> None:
+    """The output is empty or right, and the daemon's log stays clean."""
     started(home, session="s1", token_budget=1000, enforcement="hard")
     claude = Claude(home)
     names = (*claude.hook_input(event), "tool_name", "tool_input", "agent_id", "agent_type", "source")
@@ -260,7 +260,7 @@ def test_fields_of_any_type(home: Home, daemon: Daemon, event: str) -> None:
                 assert output.decision == "deny", (name, value)
 
 
-NONSENSE = (
+INVALID = (
     b"", b" ", b"null", b"[]", b'"SessionStart"', b"{", b'{"session_id": "s1"', b"\0", b"\0" * 1000, b"\xff\xfe",
     b'{"session_id": "\xff", "hook_event_name": "SessionStart"}',
     b'{"session_id": "s1", "hook_event_name": "PreToolUse", "tool_name": "Agent", "agent_type": "\xff"}',
@@ -272,23 +272,23 @@ NONSENSE = (
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_is_no_input_is_answered_with_nothing(home: Home, daemon: Daemon, whole: bool) -> None:
+def test_invalid_input_gets_no_output(home: Home, daemon: Daemon, whole: bool) -> None:
     started(home)
     claude = Claude(home)
-    for raw in NONSENSE:
+    for raw in INVALID:
         found = parse_output("SessionStart", claude.answer(raw, whole=whole).output)
         assert found == SILENT or not whole, raw[:60]
 
 
-def test_process_is_silent_on_nonsense(home: Home, daemon: Daemon) -> None:
+def test_process_prints_nothing_for_invalid_input(home: Home, daemon: Daemon) -> None:
     started(home)
     claude = Claude(home)
-    for raw in NONSENSE:
+    for raw in INVALID:
         assert claude.run_raw(raw) == "", raw[:60]
 
 
 @pytest.mark.parametrize("session", ['it\'s "mine"', "two\nlines", "\x1b[2J\r", "-x", "ü" * 80])
-def test_odd_session_ids_are_sessions(home: Home, daemon: Daemon, session: str) -> None:
+def test_session_ids_may_have_odd_characters(home: Home, daemon: Daemon, session: str) -> None:
     run = started(home, token_budget=1000)
     claude = Claude(home, session)
     claude.transcript = home.root / "claude" / "projects" / "p" / "t.jsonl"
@@ -301,8 +301,8 @@ def test_odd_session_ids_are_sessions(home: Home, daemon: Daemon, session: str) 
 
 
 @pytest.mark.parametrize("session", ["nul\0nul", "../../etc", "..", "/", "x" * 512])
-def test_session_ids_that_cannot_be_files(home: Home, interstat: Interstat, daemon: Daemon, session: str) -> None:
-    """They have no transcripts; their rows count."""
+def test_session_ids_that_cannot_be_file_names(home: Home, interstat: Interstat, daemon: Daemon, session: str) -> None:
+    """Such sessions have no transcripts, but their rows count."""
     run = started(home, token_budget=1000)
     claude = Claude(home, session)
     for event in EVENTS:
@@ -316,15 +316,15 @@ def test_session_ids_that_cannot_be_files(home: Home, interstat: Interstat, daem
 
 
 @pytest.mark.parametrize("session", ["x" * 513, "x" * 10_000, ""])
-def test_ids_that_are_none_are_nobody(home: Home, daemon: Daemon, session: str) -> None:
+def test_invalid_session_ids_are_ignored(home: Home, daemon: Daemon, session: str) -> None:
     run = started(home)
     for event in EVENTS:
         assert Claude(home, session).call(event, transcript_path="", tool_name="Agent") == SILENT
     assert attached_sessions(home, run) == {}
 
 
-def test_five_megabytes_of_output(home: Home, daemon: Daemon) -> None:
-    """What stands before it counts; what stands behind it has been cut away, and then there is nothing to say."""
+def test_input_of_five_megabytes(home: Home, daemon: Daemon) -> None:
+    """Fields before the cut count. Fields after it are lost."""
     started(home, session="s1", token_budget=1000, enforcement="hard")
     write_usage(home, 820)
     claude = Claude(home)
@@ -336,23 +336,23 @@ def test_five_megabytes_of_output(home: Home, daemon: Daemon) -> None:
     long = {"tool_input": {"prompt": "p" * 5_000_000, "subagent_type": "fd-quality"}}
     denied = parse_output("PreToolUse", claude.run_raw(json.dumps({**launch, **long}).encode()))
     assert denied.decision == "deny"
-    assert "general-purpose" in denied.reason  # its kind stands behind the cut
+    assert "general-purpose" in denied.reason  # the agent's type was after the cut
 
 
-def test_half_a_character_in_a_prompt_stops_no_admission(home: Home, daemon: Daemon) -> None:
-    """JavaScript cuts strings between the halves of a character, and writes the half as an escape."""
+def test_lone_surrogate_in_a_prompt_does_not_prevent_the_decision(home: Home, daemon: Daemon) -> None:
+    """JavaScript may cut a string inside a surrogate pair, and writes the rest as an escape."""
     started(home, session="s1", token_budget=1000, enforcement="hard")
     claude = Claude(home)
     tool_input = {**launch_input("fd-quality"), "prompt": "cut \ud83d"}
     assert claude.call("PreToolUse", tool_name="Agent", tool_input=tool_input).decision == "deny"
 
 
-# --- no daemon
+# --- without an answer
 
 
 @pytest.mark.parametrize("how", ["away", "stopped"])
-def test_without_a_daemon(home: Home, interstat: Interstat, how: str) -> None:
-    """Silence and exit code 0; on request a sub-agent's start is denied, and nothing else."""
+def test_hook_without_a_daemon(home: Home, interstat: Interstat, how: str) -> None:
+    """No output and exit code 0. Only launches of sub-agents are denied, if the user wants that."""
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     write_usage(home, 5000)
@@ -372,8 +372,8 @@ def test_without_a_daemon(home: Home, interstat: Interstat, how: str) -> None:
         assert parse_output("PreToolUse", claude.run_raw(raw, seconds="0.3", environ=closed)).decision == decision
 
 
-def test_warning_that_nobody_heard_is_told_the_next_time(home: Home, daemon: Daemon) -> None:
-    """A hook that had given up, and gone, when its answer was made has told nobody."""
+def test_warning_whose_hook_gave_up_is_shown_the_next_time(home: Home, daemon: Daemon) -> None:
+    """A hook that had disconnected before the answer was made has shown nothing."""
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit") == SILENT
@@ -384,8 +384,8 @@ def test_warning_that_nobody_heard_is_told_the_next_time(home: Home, daemon: Dae
     assert is_warning(claude.run("UserPromptSubmit"), "80 %")
 
 
-def test_hooks_that_are_killed_break_nothing(home: Home, daemon: Daemon) -> None:
-    """In the middle of the question, or before the answer."""
+def test_killed_hooks_do_no_harm(home: Home, daemon: Daemon) -> None:
+    """Killed in the middle of the request, or before the answer."""
     started(home, session="s1", token_budget=1000)
     write_usage(home, 820)
     claude = Claude(home)

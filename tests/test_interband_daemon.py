@@ -1,4 +1,4 @@
-"""Interband's files follow the runs and their sessions."""
+"""Interband's files, written by a real daemon, follow the runs and their sessions."""
 
 import os
 import signal
@@ -19,17 +19,17 @@ from harness.interstat import Interstat
 
 
 def test_interband_follows_sessions_and_runs(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """Files come with a session, go when it leaves or the run ends; those of others are left alone."""
+    """A file comes and goes with its session. Files of other programs are left alone."""
     home.start()
     run = started(home, session="s1", token_budget=1000)
     other = started(home, session="o1", token_budget=1000)
-    foreign = home.root / ".interband" / "interstat" / "budget" / "stranger.json"
+    foreign = home.root / ".interband" / "interstat" / "budget" / "foreign.json"
     foreign.parent.mkdir(parents=True)
     foreign.write_text('{"payload": {"pct_consumed": 1, "total_tokens": 2}}')
-    stranger = {"stranger": (1, 2)}
+    unrelated = {"foreign": (1, 2)}
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     interstat.insert("o1", input_tokens=900, output_tokens=0)
-    others = {"o1": (90.0, 900), **stranger}
+    others = {"o1": (90.0, 900), **unrelated}
     wait_for(lambda: interband_files(home) == {"s1": (81.0, 810), **others}, "a file of each run's session")
     home.ok("run", "attach", "--run", run, "--session", "s2")
     wait_for(
@@ -38,17 +38,17 @@ def test_interband_follows_sessions_and_runs(home: Home, interstat: Interstat, c
     home.ok("run", "detach", "--session", "s2")
     wait_for(lambda: interband_files(home) == {"s1": (81.0, 810), **others}, "the detached session's file to go")
     home.ok("run", "attach", "--run", other, "--session", "s1")
-    # What s1 has used stays with its run; its status line shows the run that it is in now.
+    # The usage of s1 stays with its first run. Its status line shows its current run.
     wait_for(lambda: interband_files(home) == {"s1": (90.0, 900), **others}, "the moved session's file")
     home.ok("run", "attach", "--run", run, "--session", "s3")
     wait_for(lambda: "s3" in interband_files(home), "the third session's file")
     home.ok("run", "finish", "--run", run)
     wait_for(lambda: interband_files(home) == {"s1": (90.0, 900), **others}, "only the ended run's files to go")
     home.ok("run", "cancel", "--run", other)
-    wait_for(lambda: interband_files(home) == stranger, "all but the stranger's file to go")
+    wait_for(lambda: interband_files(home) == unrelated, "all but the foreign file to go")
 
 
-def test_session_that_its_rows_bring_along_gets_an_interband_file(
+def test_session_attached_by_its_rows_gets_an_interband_file(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     """A row that names the run's bead attaches its session, whose status line then shows the warned run."""
@@ -58,26 +58,24 @@ def test_session_that_its_rows_bring_along_gets_an_interband_file(
     wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "the file")
     interstat.insert("s2", input_tokens=20, output_tokens=0, bead_id="b1")
     assert home.spend(run).spent == 830
-    wait_for(lambda: set(interband_files(home)) == {"s1", "s2"}, "the file of the session that has come along")
+    wait_for(lambda: set(interband_files(home)) == {"s1", "s2"}, "the attached session's file")
 
 
-def test_interband_below_the_marks_is_removed_and_above_half_rewritten(
-    home: Home, interstat: Interstat, command: CommandProgram
-) -> None:
+def test_interband_file_follows_a_changed_budget(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
     wait_for(lambda: interband_files(home) == {"s1": (90.0, 900)}, "the file")
     change_run(home, messages.RunSet(run=run, token_budget=1500, wait_ms=30_000))
-    wait_for(lambda: interband_files(home) == {"s1": (60.0, 900)}, "the file of what holds now")
+    wait_for(lambda: interband_files(home) == {"s1": (60.0, 900)}, "the file to have the new percentage")
     change_run(home, messages.RunSet(run=run, token_budget="none", wait_ms=30_000))
     wait_for(lambda: interband_files(home) == {}, "the file of an unlimited run to go")
 
 
-def test_interband_does_not_show_a_run_that_ended_while_it_was_off(
+def test_interband_file_of_a_run_that_ended_while_the_channel_was_off_is_removed(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
-    """Its reader never looks at a file's age: what was written before has to go, at the latest when it is on again."""
+    """The reader ignores a file's age, so old files must go at the latest when the channel is on again."""
     home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
@@ -93,7 +91,7 @@ def test_interband_does_not_show_a_run_that_ended_while_it_was_off(
 
 
 def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """Nothing is left where it was: nobody would ever take it away there."""
+    """The files at the old place are removed, since nothing else would remove them."""
     old, new = home.root / "old", home.root / "new"
 
     def sessions_in(root: Path) -> set[str]:
@@ -106,15 +104,15 @@ def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat
     wait_for(lambda: sessions_in(old) == {"s1"}, "the file")
     configure(home, f'[channels.interband]\nroot = "{new}"\n')
     daemon.signal(signal.SIGHUP)
-    wait_for(lambda: (sessions_in(old), sessions_in(new)) == (set(), {"s1"}), "the file to be in the new place alone")
+    wait_for(lambda: (sessions_in(old), sessions_in(new)) == (set(), {"s1"}), "the file to be only in the new place")
     home.ok("run", "finish", "--run", run)
     wait_for(lambda: not sessions_in(new), "the file to go")
 
 
-def test_interband_is_removed_when_a_request_finds_it_switched_off(
+def test_interband_files_are_removed_when_a_request_finds_the_channel_off(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
-    """Any request that reads the configuration is enough: no SIGHUP, and no new usage."""
+    """Any request that reads the configuration is enough; no SIGHUP and no new usage is needed."""
     configure(home)
     home.start()
     started(home, session="s1", token_budget=1000)
@@ -125,10 +123,8 @@ def test_interband_is_removed_when_a_request_finds_it_switched_off(
     wait_for(lambda: not interband_files(home), "the file to go")
 
 
-def test_interband_file_that_cannot_be_written_stops_no_other(
-    home: Home, interstat: Interstat, command: CommandProgram
-) -> None:
-    """Neither those of its own run nor those of others, which are warned of later; and it is tried again."""
+def test_unwritable_interband_file_stops_no_other(home: Home, interstat: Interstat, command: CommandProgram) -> None:
+    """Neither files of the same run nor of others that are warned of later. It is retried."""
     home.start()
     blocked = home.root / ".interband" / "interstat" / "budget" / "s1.json"
     (blocked / "in-the-way").mkdir(parents=True)
@@ -149,21 +145,21 @@ def test_interband_file_that_cannot_be_written_stops_no_other(
         interstat.insert(name, input_tokens=950, output_tokens=0)
     wait_for(lambda: written() == {"s2", *others}, "the other runs' files")
     for name in others:
-        # It comes along with its row: no event says so.
+        # Its row attaches it, without an event.
         interstat.insert(f"{name}-late", input_tokens=1, output_tokens=0, bead_id=f"b-{name}")
     others += [f"{name}-late" for name in others]
     wait_for(lambda: written() == {"s2", *others}, "the files of their new sessions")
     (blocked / "in-the-way").rmdir()
     blocked.rmdir()
     expected = {**dict.fromkeys(["s1", "s2"], (90.0, 900)), **dict.fromkeys(others, (95.1, 951))}
-    wait_for(lambda: interband_files(home) == expected, "all of them")
+    wait_for(lambda: interband_files(home) == expected, "every file")
     wait_until_delivered(home)
 
 
-def test_interband_file_that_is_true_is_never_too_old(
+def test_interband_file_of_a_warned_run_is_kept_however_old(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
-    """Nobody has used anything for more than a week, and the run is still above its mark."""
+    """The run has had no usage for a week and is still above its threshold. Old files of unknown sessions go."""
     home.start()
     for name in ("1", "2"):
         started(home, id=f"r{name}", session=f"s{name}", token_budget=1000)
@@ -177,6 +173,6 @@ def test_interband_file_that_is_true_is_never_too_old(
         os.utime(directory / name, (long_ago, long_ago))
     interstat.insert("s2", input_tokens=900, output_tokens=0)
     wait_for(lambda: "s2" in interband_files(home), "the second run's file")
-    wait_for(lambda: "forgotten" not in interband_files(home), "what is old to go")
+    wait_for(lambda: "forgotten" not in interband_files(home), "the old file to go")
     wait_until_delivered(home)
     assert set(interband_files(home)) == {"s1", "s2"}

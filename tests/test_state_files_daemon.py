@@ -1,4 +1,4 @@
-"""State files of a real daemon."""
+"""State files, written by a real daemon."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from harness.interstat import Interstat
 
 
 def state_files(home: Home) -> set[str]:
-    """Return what is in the state directory, but for the lock."""
+    """Return the files and links in the state directory, without the lock."""
     root = home.socket.parent / "state"
     return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir() or path.is_symlink()} - {
         "alive"
@@ -24,7 +24,7 @@ def state_files(home: Home) -> set[str]:
 
 
 def is_held(home: Home) -> bool:
-    """Tell whether a daemon says that it lives, as a reader of state files finds out."""
+    """True if a daemon holds the lock by which readers of state files know that it lives."""
     try:
         fd = os.open(home.socket.parent / "state" / "alive", os.O_RDONLY)
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon:
 
 
 def test_state_files_after_a_kill_and_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """They are left, and nobody holds the lock; the next daemon removes what is no more, and shows what is."""
+    """A kill leaves them without the lock. The next daemon removes outdated files and updates the others."""
     run = started(home, id="r1", session="s1", token_budget=1000)
     gone = started(home, id="r2", session="s2", scope="b2", token_budget=1000)
     everything = {"runs/r1", "sessions/s1", "runs/r2", "sessions/s2", "scopes/b2"}
@@ -100,7 +100,7 @@ def test_state_files_after_a_kill_and_a_restart(home: Home, interstat: Interstat
         (home.socket.parent / "state" / name).write_text("run=ghost\n")
     second = home.start()
     wait_for(lambda: is_held(home), "the lock")
-    wait_for(lambda: state_files(home) == everything, "the same files, and no ghosts")
+    wait_for(lambda: state_files(home) == everything, "the same files, without the leftovers")
     home.ok("run", "cancel", "--run", gone)
     second.kill()
     interstat.insert("s1", input_tokens=810, output_tokens=0)
@@ -112,11 +112,11 @@ def test_state_files_after_a_kill_and_a_restart(home: Home, interstat: Interstat
             and (read_state_file(home, "runs", run) or {})["spent"] == "810"
         )
 
-    wait_for(is_right, "what holds now")
+    wait_for(is_right, "the current files")
 
 
 def test_state_files_of_hostile_names_stay_inside(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """`.` and `..` are runs' ids like any other; sessions and scopes may be called anything."""
+    """Runs may be called `.` and `..`; sessions and scopes may have any name."""
     names = {".": "s/../../1", "..": "../../../evil", "...": ".hidden", "a:b": "/etc/passwd", "x": "new\nline"}
     for name, foreign in names.items():
         started(home, id=name, session=foreign, scope=f"{foreign}/..", token_budget=1000)
@@ -144,10 +144,8 @@ def test_state_files_of_hostile_names_stay_inside(home: Home, interstat: Interst
     wait_for(lambda: state_files(home) == set(), "all of them to go")
 
 
-def test_state_files_that_could_not_be_removed_are_removed_later(
-    home: Home, interstat: Interstat, daemon: Daemon
-) -> None:
-    """While one run's file cannot be written, another run ends and a session leaves: once all is well so are they."""
+def test_removal_of_state_files_is_retried(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """One run's file cannot be written when another run ends and a session leaves."""
     blocked = started(home, id="blocked", session="s1", token_budget=1000)
     ending = started(home, id="ending", session="s2", scope="b2", token_budget=1000)
     staying = started(home, id="staying", session="s3", token_budget=1000)
@@ -160,16 +158,16 @@ def test_state_files_that_could_not_be_removed_are_removed_later(
     wait_for(lambda: channels(home)["state files"].state == "failing", "the state files to fail")
     home.ok("run", "finish", "--run", ending)
     home.ok("run", "detach", "--session", "s4")
-    wait_for(lambda: "sessions/s4" not in state_files(home), "the session's link to go, by the next try")
+    wait_for(lambda: "sessions/s4" not in state_files(home), "the session's link to go, by a retry")
     path.rmdir()
     wait_for(lambda: channels(home)["state files"].state == "ok", "the daemon to try again")
     assert state_files(home) == {"runs/blocked", "sessions/s1", "runs/staying", "sessions/s3"}
 
 
-def test_state_files_that_a_failing_round_has_made_go_with_their_runs(
+def test_state_files_written_during_a_failure_go_with_their_runs(
     home: Home, interstat: Interstat, daemon: Daemon
 ) -> None:
-    """While one run's file cannot be written, another run begins and a session comes; both are gone soon after."""
+    """One run's file cannot be written while another run and a session come and go."""
     blocked = started(home, id="blocked", session="s1", token_budget=1000)
     staying = started(home, id="staying", session="s2", token_budget=1000)
     wait_for(lambda: len(state_files(home)) == 4, "the files")
@@ -180,17 +178,17 @@ def test_state_files_that_a_failing_round_has_made_go_with_their_runs(
     wait_for(lambda: channels(home)["state files"].state == "failing", "the state files to fail")
     home.ok("run", "attach", "--run", staying, "--session", "s9")
     brief = started(home, id="brief", session="s8", scope="b8", token_budget=1000)
-    wait_for(lambda: {"sessions/s9", "scopes/b8", "runs/brief"} <= state_files(home), "what can be made to be made")
+    wait_for(lambda: {"sessions/s9", "scopes/b8", "runs/brief"} <= state_files(home), "the files that can be written")
     home.ok("run", "detach", "--session", "s9")
     home.ok("run", "finish", "--run", brief)
     path.rmdir()
     wait_for(lambda: channels(home)["state files"].state == "ok", "the daemon to try again")
     expected = {"runs/blocked", "sessions/s1", "runs/staying", "sessions/s2"}
-    wait_for(lambda: state_files(home) == expected, "what has gone to be gone")
+    wait_for(lambda: state_files(home) == expected, "the files of the ended run and session to go")
 
 
-def test_state_files_that_could_not_be_begun_are_begun_later(home: Home, interstat: Interstat) -> None:
-    """Though no run is there that would have one."""
+def test_state_directory_that_could_not_be_made_is_made_later(home: Home, interstat: Interstat) -> None:
+    """Even if no run needs it."""
     home.socket.parent.mkdir(parents=True)
     in_the_way = home.socket.parent / "state"
     in_the_way.write_text("a file in the directory's place")
@@ -201,8 +199,8 @@ def test_state_files_that_could_not_be_begun_are_begun_later(home: Home, interst
     assert is_held(home)
 
 
-def test_daemon_that_is_ready_holds_the_lock(home: Home, interstat: Interstat) -> None:
-    """Who was told that it is ready believes the state files."""
+def test_ready_daemon_holds_the_lock(home: Home, interstat: Interstat) -> None:
+    """A client that has seen it ready trusts the state files."""
     for _ in range(3):
         daemon = home.start()
         assert is_held(home)
@@ -210,10 +208,8 @@ def test_daemon_that_is_ready_holds_the_lock(home: Home, interstat: Interstat) -
         assert not is_held(home)
 
 
-def test_scope_that_goes_on_in_another_run_keeps_its_state_file(
-    home: Home, interstat: Interstat, daemon: Daemon
-) -> None:
-    """A run ends and the next of its scope begins, at once."""
+def test_state_file_of_a_scope_moves_to_its_next_run(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The next run of the scope starts right after the first has ended."""
     scopes = [f"b{number}" for number in range(20)]
     for scope in scopes:
         started(home, id=f"old-{scope}", scope=scope, token_budget=1000)

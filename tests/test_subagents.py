@@ -24,10 +24,10 @@ from harness.transcripts import Transcript
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("deeper", [(), ("a", "b")])
-def test_it_ends_when_the_sub_agent_is_measured(
+def test_reservation_ends_with_the_sub_agents_first_usage(
     home: Home, daemon: Daemon, named: bool, deeper: tuple[str, ...]
 ) -> None:
-    """Known by its id, or by its kind; its transcript alone, and another kind's usage, end nothing."""
+    """Matched by id, or else by type. A transcript without usage, or usage of another type, ends nothing."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch("interflux:fd-quality")
@@ -44,8 +44,8 @@ def test_it_ends_when_the_sub_agent_is_measured(
     assert home.spend(run).spent == 200
 
 
-def test_it_ends_with_a_row_of_interstats(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """When the session has no transcripts; the row is there before its tokens are."""
+def test_reservation_ends_with_a_row_of_interstat(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """In sessions without transcripts. The row appears before its tokens do."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()
@@ -57,7 +57,7 @@ def test_it_ends_with_a_row_of_interstats(home: Home, interstat: Interstat, daem
     assert reserved(home, run) == 0
 
 
-def test_what_was_measured_before_is_anothers(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_usage_before_the_launch_ends_no_reservation(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     home.ok("run", "attach", "--run", run, "--session", "s2")
     write_agent_usage(home, "s1", "old")
@@ -69,20 +69,22 @@ def test_what_was_measured_before_is_anothers(home: Home, interstat: Interstat, 
 
 @pytest.mark.parametrize("started_with_id", [True, False])
 @pytest.mark.parametrize("stopped_with_id", [True, False])
-def test_it_ends_with_the_sub_agent(home: Home, daemon: Daemon, started_with_id: bool, stopped_with_id: bool) -> None:
+def test_reservation_ends_with_its_sub_agent(
+    home: Home, daemon: Daemon, started_with_id: bool, stopped_with_id: bool
+) -> None:
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()
     if started_with_id:
         claude.starts("a1")
     claude.stops("a1" if stopped_with_id else None, "fd-safety")
-    expected = 0 if started_with_id and stopped_with_id else REVIEW  # an id says it, whatever the kind
+    expected = 0 if started_with_id and stopped_with_id else REVIEW  # an id decides, whatever the type
     assert reserved(home, run) == expected
     claude.stops("a1" if stopped_with_id else None, "interflux:fd-quality")
     assert reserved(home, run) == 0
 
 
-def test_it_ends_with_the_session(home: Home, daemon: Daemon) -> None:
+def test_reservation_ends_with_its_session(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1")
     home.ok("run", "attach", "--run", run, "--session", "s2")
     for session in ("s1", "s1", "s2"):
@@ -91,7 +93,7 @@ def test_it_ends_with_the_session(home: Home, daemon: Daemon) -> None:
     assert reserved(home, run) == REVIEW
 
 
-def test_a_hundred_end_with_their_session(home: Home, daemon: Daemon) -> None:
+def test_a_hundred_reservations_end_with_their_session(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget="none")
     claude = Claude(home)
     for number in range(100):
@@ -103,8 +105,8 @@ def test_a_hundred_end_with_their_session(home: Home, daemon: Daemon) -> None:
     assert reserved(home, run) == 0
 
 
-def test_end_of_a_sub_agent_that_nobody_knows_ends_no_other(home: Home, daemon: Daemon) -> None:
-    """Claude Code has sub-agents of its own, without a type; only one of the same type may be meant."""
+def test_end_of_an_unknown_sub_agent_ends_no_other(home: Home, daemon: Daemon) -> None:
+    """Claude Code has internal sub-agents without a type. An unknown id can only match the same type."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()
@@ -119,8 +121,8 @@ def test_end_of_a_sub_agent_that_nobody_knows_ends_no_other(home: Home, daemon: 
     assert reserved(home, run) == REVIEW
 
 
-def test_reservation_of_the_future_lasts_no_longer_than_others(home: Home, interstat: Interstat) -> None:
-    """The clock was set back: it ends half an hour after that was noticed."""
+def test_reservation_with_a_time_in_the_future_expires(home: Home, interstat: Interstat) -> None:
+    """After the clock was set back, it expires half an hour after the daemon has noticed."""
     daemon = home.start()
     run = started(home, session="s1")
     claude = Claude(home)
@@ -130,15 +132,15 @@ def test_reservation_of_the_future_lasts_no_longer_than_others(home: Home, inter
     daemon = home.start()
     assert reserved(home, run) == REVIEW
     claude.starts("a1")
-    wait_for(lambda: stored_reservations(home)[0][0] == "a1", "its start to be on disk")
+    wait_for(lambda: stored_reservations(home)[0][0] == "a1", "the agent's start to be on disk")
     daemon.stop()
     age_reservations(home, HALF_AN_HOUR)
     home.start()
     assert reserved(home, run) == 0
 
 
-def test_it_ends_after_half_an_hour(home: Home, interstat: Interstat) -> None:
-    """While the daemon is not there, too."""
+def test_reservation_expires_after_half_an_hour(home: Home, interstat: Interstat) -> None:
+    """Also while the daemon is not running."""
     daemon = home.start()
     run = started(home, session="s1")
     claude = Claude(home)
@@ -154,8 +156,8 @@ def test_it_ends_after_half_an_hour(home: Home, interstat: Interstat) -> None:
     assert reserved(home, run) == ORACLE
 
 
-def test_its_time_ends_it_without_any_question(home: Home, interstat: Interstat) -> None:
-    """The run's state file says so."""
+def test_expiry_needs_no_request(home: Home, interstat: Interstat) -> None:
+    """The run's state file changes by itself."""
     daemon = home.start()
     run = started(home, session="s1")
     Claude(home).launch()
@@ -167,12 +169,12 @@ def test_its_time_ends_it_without_any_question(home: Home, interstat: Interstat)
     def is_shown() -> bool:
         return place.exists() and "reserved=0" in place.read_text().splitlines()
 
-    wait_for(is_shown, "the reservation to end with its time")
+    wait_for(is_shown, "the reservation to expire")
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_it_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -> None:
-    """With what is known of it: its id, its end, its measurement."""
+def test_reservation_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -> None:
+    """With the agent's id, its end, and whether its usage was seen."""
     daemon = home.start()
     run = started(home, session="s1", token_budget=3 * REVIEW, enforcement="hard")
     claude = Claude(home)
@@ -201,8 +203,8 @@ def test_it_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -
 # --- starts
 
 
-def test_start_without_an_admission_is_reserved(home: Home, daemon: Daemon) -> None:
-    """Once, however often it is told; none of an ended run, none without a run."""
+def test_start_without_an_admission_makes_a_reservation(home: Home, daemon: Daemon) -> None:
+    """One for repeated hooks; none in an ended run or without a run."""
     run = started(home, session="s1", token_budget=10, enforcement="hard")
     claude = Claude(home)
     for _ in range(3):
@@ -219,7 +221,7 @@ def test_start_without_an_admission_is_reserved(home: Home, daemon: Daemon) -> N
     assert Claude(home, "s9").starts("a4") == SILENT
 
 
-def test_starts_take_the_admissions_of_their_kind(home: Home, daemon: Daemon) -> None:
+def test_starts_use_the_admissions_of_their_type(home: Home, daemon: Daemon) -> None:
     run = started(home, session="s1")
     claude = Claude(home)
     for agent in ("fd-quality", "oracle", "fd-quality"):
@@ -233,8 +235,8 @@ def test_starts_take_the_admissions_of_their_kind(home: Home, daemon: Daemon) ->
     assert reserved(home, run) == 3 * REVIEW
 
 
-def test_launch_without_a_kind_may_start_under_any_name(home: Home, daemon: Daemon) -> None:
-    """It is one sub-agent, reserved once, and ends as what it started as; of several it cannot be told which it is."""
+def test_launch_without_a_type_may_start_as_any_type(home: Home, daemon: Daemon) -> None:
+    """It is reserved once and ends as the type that it started as. A launch with a type is not matched this way."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch(None)
@@ -249,8 +251,8 @@ def test_launch_without_a_kind_may_start_under_any_name(home: Home, daemon: Daem
     assert reserved(home, run) == REVIEW + GENERATED
 
 
-def test_parallel_sub_agents_of_one_kind_are_told_apart(home: Home, daemon: Daemon) -> None:
-    """What is measured of one, before and after its end, ends no other's."""
+def test_parallel_sub_agents_of_one_type_are_told_apart(home: Home, daemon: Daemon) -> None:
+    """Usage of one, before or after its end, ends no other's reservation."""
     run = started(home, session="s1")
     claude = Claude(home)
     for _ in range(3):
@@ -279,8 +281,8 @@ def test_parallel_starts_and_stops(home: Home, daemon: Daemon) -> None:
     assert reserved(home, run) == 2 * REVIEW
 
 
-def test_end_of_a_measured_one_without_a_known_id_ends_no_other(home: Home, daemon: Daemon) -> None:
-    """Without the hook of SubagentStart nobody says which id was admitted by which reservation."""
+def test_end_after_the_usage_of_an_unknown_id_ends_no_other(home: Home, daemon: Daemon) -> None:
+    """Without a SubagentStart hook the id of a reservation is unknown until its usage is seen."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()
@@ -291,8 +293,8 @@ def test_end_of_a_measured_one_without_a_known_id_ends_no_other(home: Home, daem
     assert reserved(home, run) == REVIEW
 
 
-def test_row_of_an_ended_one_ends_no_other(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A row has no id: it is rather of the one that has ended than of the one that is running."""
+def test_row_of_an_ended_sub_agent_ends_no_other(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A row has no id. It is attributed to a sub-agent that has ended before one that is running."""
     run = started(home, session="s1")
     claude = Claude(home)
     for agent_id in ("a1", "a2"):
@@ -304,8 +306,8 @@ def test_row_of_an_ended_one_ends_no_other(home: Home, interstat: Interstat, dae
     assert reserved(home, run) == REVIEW
 
 
-def test_start_that_is_told_after_the_first_usage(home: Home, daemon: Daemon) -> None:
-    """It has been reserved, and measured: nothing is left of it."""
+def test_start_after_the_first_usage_makes_no_reservation(home: Home, daemon: Daemon) -> None:
+    """The sub-agent was reserved and measured already."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()

@@ -17,27 +17,27 @@ from harness.events import (
 from harness.interstat import Interstat
 
 
-def refused(home: Home, run: str, times: int) -> None:
-    """Make so many events: refusals of a run whose budget is used up; wait until they are committed."""
+def make_refusals(home: Home, run: str, times: int) -> None:
+    """Make this many events, refusals of a run without budget, and wait until they are committed."""
     before = len(committed_events(home))
     with Wire(home.socket) as wire:
         for _ in range(times):
             answer = wire.ask(messages.Check(run=run, wait_ms=0))
             assert isinstance(answer, messages.CheckAnswer), answer
             assert answer.refusal is not None
-    wait_for(lambda: len(committed_events(home)) >= before + times, "the events")
+    wait_for(lambda: len(committed_events(home)) >= before + times, "the refusals to be committed")
 
 
 @pytest.fixture
 def served(home: Home, interstat: Interstat) -> Daemon:
-    """Start a daemon without a command."""
+    """Start a daemon without a command channel."""
     configure(home)
     return home.start()
 
 
 @pytest.fixture
 def exceeded(home: Home, interstat: Interstat, served: Daemon) -> str:
-    """Start a run and use its budget up."""
+    """Start a run and spend its budget."""
     run = started(home, id="full", session="s1", token_budget=10)
     with Subscriber(home, since=0) as stream:
         interstat.insert("s1", input_tokens=10, output_tokens=0)
@@ -49,8 +49,8 @@ def numbers(home: Home) -> list[int]:
     return [seq for seq, _, _ in committed_events(home)]
 
 
-def test_subscriber_begins_where_it_says(home: Home, exceeded: str) -> None:
-    """Behind a number, or with what comes; a number that is not there yet means another ledger: from the beginning."""
+def test_subscriber_starts_after_the_requested_event(home: Home, exceeded: str) -> None:
+    """Without a number it starts with the next event. A number from the future means another ledger: from the first."""
     last = numbers(home)[-1]
     cases = ((0, 0), (3, 3), (last, last), (None, last), (last + 1, 0), (10**12, 0), (-5, 0))
     streams = []
@@ -58,35 +58,35 @@ def test_subscriber_begins_where_it_says(home: Home, exceeded: str) -> None:
         stream = Subscriber(home, since=since)
         assert (stream.subscribed.since, stream.subscribed.last) == (begins, last), since
         streams.append((stream, begins))
-    refused(home, exceeded, 3)
+    make_refusals(home, exceeded, 3)
     everything = numbers(home)
     for stream, begins in streams:
         assert stream.read_to(everything[-1]) == [seq for seq in everything if seq > begins]
         stream.close()
 
 
-def test_subscriber_begins_near_the_oldest_event_in_memory(home: Home, exceeded: str) -> None:
-    """The latest 512 are in memory, older ones only in the ledger: wherever it begins, none is missing, none twice."""
-    refused(home, exceeded, 700)
+def test_subscriber_starts_near_the_oldest_event_in_memory(home: Home, exceeded: str) -> None:
+    """The latest 512 events are in memory, older ones only in the ledger. None is missing or repeated."""
+    make_refusals(home, exceeded, 700)
     everything = numbers(home)
     for since in range(everything[-1] - 516, everything[-1] - 508):
         with Subscriber(home, since=since) as stream:
             assert stream.read_to(everything[-1]) == list(range(since + 1, everything[-1] + 1))
 
 
-def test_subscriber_gets_what_is_in_the_ledger(home: Home, exceeded: str) -> None:
+def test_subscriber_receives_the_events_in_the_ledger(home: Home, exceeded: str) -> None:
     with Subscriber(home, since=0) as stream:
         stream.read_to(numbers(home)[-1])
         assert [(one.seq, one.kind, one.run or "") for one in stream.events] == committed_events(home)
         assert stream.events[0].at < stream.events[-1].at
 
 
-def test_subscriber_of_one_run(home: Home, exceeded: str) -> None:
-    """Only that run's events; heartbeats tell how far the stream is, so that it can go on there."""
+def test_subscriber_of_one_run_receives_only_its_events(home: Home, exceeded: str) -> None:
+    """Heartbeats carry the stream's position, so that the client can resume there."""
     other = started(home, id="other", token_budget=1000)
     with Subscriber(home, since=0, run=other, heartbeat_ms=100) as stream, Subscriber(home, run=exceeded) as present:
         assert isinstance(stream.next(), messages.EventAnswer)
-        refused(home, exceeded, 4)
+        make_refusals(home, exceeded, 4)
         change_run(home, messages.RunSet(run=other, token_budget=7, wait_ms=30_000))
         last = numbers(home)[-1]
 
@@ -94,14 +94,14 @@ def test_subscriber_of_one_run(home: Home, exceeded: str) -> None:
             answer = stream.next()
             return isinstance(answer, messages.HeartbeatAnswer) and answer.seq == last
 
-        wait_for(caught_up, "a heartbeat that says that everything was told")
+        wait_for(caught_up, "a heartbeat with the last event's number")
         assert [(one.kind, one.run) for one in stream.events] == [("run.started", other), ("run.changed", other)]
         present.read_to(last - 1)
         assert [(one.kind, one.run) for one in present.events] == 4 * [("phase.blocked", exceeded)]
 
 
 def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home, exceeded: str) -> None:
-    """What happens to others is no sign of life for it; and each heartbeat says how far it is."""
+    """Events of other runs do not replace its heartbeats, which carry its growing position."""
     started(home, id="quiet", token_budget=1000)
     enough = threading.Event()
 
@@ -126,37 +126,37 @@ def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home,
         assert places == sorted(places)
 
 
-def test_subscriber_of_a_run_that_there_is_not(home: Home, exceeded: str) -> None:
+def test_subscriber_of_an_unknown_run_is_refused(home: Home, exceeded: str) -> None:
     with Wire(home.socket) as wire:
-        answer = wire.ask(messages.Subscribe(run="nobody"))
+        answer = wire.ask(messages.Subscribe(run="unknown"))
         assert isinstance(answer, messages.ErrorAnswer)
         assert answer.error.code == "no_run"
         with pytest.raises(EOFError):
             wire.receive()
 
 
-def test_heartbeats(home: Home, exceeded: str) -> None:
-    """They come while nothing happens, at most every 100 ms, and never change what is told."""
+def test_heartbeats_come_while_nothing_happens(home: Home, exceeded: str) -> None:
+    """At most every 100 ms, and without any effect on the events."""
     with Subscriber(home, heartbeat_ms=1) as stream:
         last = numbers(home)[-1]
         beats = [stream.next() for _ in range(3)]
         assert all(isinstance(one, messages.HeartbeatAnswer) and one.seq == last for one in beats)
         times = [one.at for one in beats if isinstance(one, messages.HeartbeatAnswer)]
         assert all(before < after for before, after in pairwise(times))
-        refused(home, exceeded, 1)
+        make_refusals(home, exceeded, 1)
         assert stream.read_to(last + 1) == [last + 1]
         after = stream.next()
         assert isinstance(after, messages.HeartbeatAnswer)
         assert after.seq == last + 1
 
 
-def test_slow_reader_is_told_that_it_lags_and_misses_nothing(home: Home, exceeded: str) -> None:
-    """5 200 events happen while it does not read; nobody else notices, and who reads along never lags."""
+def test_slow_subscriber_gets_one_lagged_notice_and_every_event(home: Home, exceeded: str) -> None:
+    """It does not read during 5 200 events. A subscriber that does read is not affected."""
     first = numbers(home)[-1]
     with Subscriber(home) as slow, Subscriber(home) as attentive:
         lagged = []
         for _ in range(26):
-            refused(home, exceeded, 200)
+            make_refusals(home, exceeded, 200)
             last = numbers(home)[-1]
             while not attentive.events or attentive.events[-1].seq < last:
                 assert isinstance(attentive.next(), messages.EventAnswer)
@@ -170,14 +170,14 @@ def test_slow_reader_is_told_that_it_lags_and_misses_nothing(home: Home, exceede
                 lagged.append(answer)
         assert slow.seqs == attentive.seqs
         assert len(lagged) == 1
-        # It has caught up: what comes now comes as to everybody.
-        refused(home, exceeded, 1)
+        # It has caught up and receives new events like any other.
+        make_refusals(home, exceeded, 1)
         slow.read_to(last + 1)
         assert slow.seqs[-2:] == [last, last + 1]
 
 
-def test_many_subscribers_of_whom_some_vanish(home: Home, exceeded: str) -> None:
-    """Each gets every event; those who go without a word are forgotten."""
+def test_closed_subscribers_are_forgotten(home: Home, exceeded: str) -> None:
+    """The others receive every event."""
     first = numbers(home)[-1]
 
     def connections() -> int:
@@ -186,23 +186,22 @@ def test_many_subscribers_of_whom_some_vanish(home: Home, exceeded: str) -> None
         return answer.connections
 
     streams = [Subscriber(home) for _ in range(50)]
-    refused(home, exceeded, 20)
+    make_refusals(home, exceeded, 20)
     for stream in streams:
         assert stream.read_to(first + 20) == list(range(first + 1, first + 21))
     for stream in streams[::2]:
         stream.close()
-    wait_for(lambda: connections() == 1 + 25, "those who have gone to be forgotten")
-    refused(home, exceeded, 20)
+    wait_for(lambda: connections() == 1 + 25, "the closed subscribers to be forgotten")
+    make_refusals(home, exceeded, 20)
     for stream in streams[1::2]:
         assert stream.read_to(first + 40) == list(range(first + 1, first + 41))
         stream.close()
-    wait_for(lambda: connections() == 1, "all to be forgotten")
+    wait_for(lambda: connections() == 1, "all subscribers to be forgotten")
 
 
-def test_vanishing_in_the_middle_of_a_flood(home: Home, exceeded: str) -> None:
-    """A reader that goes while the daemon waits for it to read is forgotten, too."""
+def test_subscriber_closed_while_the_daemon_waits_for_it_is_forgotten(home: Home, exceeded: str) -> None:
     readers = [Subscriber(home) for _ in range(5)]
-    refused(home, exceeded, 1500)
+    make_refusals(home, exceeded, 1500)
     for reader in readers:
         reader.close()
 
@@ -211,14 +210,14 @@ def test_vanishing_in_the_middle_of_a_flood(home: Home, exceeded: str) -> None:
         assert isinstance(answer, messages.DoctorAnswer)
         return answer.connections
 
-    wait_for(lambda: connections() == 1, "the readers to be forgotten")
+    wait_for(lambda: connections() == 1, "the subscribers to be forgotten")
 
 
-def test_end_of_the_daemon_ends_the_streams(home: Home, served: Daemon, exceeded: str) -> None:
-    """At a frame's end for who reads; one that does not read does not keep the daemon from ending."""
+def test_stop_ends_every_stream(home: Home, served: Daemon, exceeded: str) -> None:
+    """At the end of a frame, if the client reads. A client that does not read cannot prevent the stop."""
     last = numbers(home)[-1]
     with Subscriber(home) as stream, Subscriber(home, heartbeat_ms=100) as beating, Subscriber(home) as stuck:
-        refused(home, exceeded, 2000)
+        make_refusals(home, exceeded, 2000)
         stream.read_to(last + 2000)
         beating.read_to(last + 2000)
         served.signal(signal.SIGTERM)

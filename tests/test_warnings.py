@@ -1,4 +1,4 @@
-"""A crossed threshold is told on every channel, once, by a real daemon to real files, programs and readers."""
+"""A crossed threshold is delivered once on every channel, by a real daemon to real files, programs and clients."""
 
 import sqlite3
 from contextlib import closing
@@ -29,10 +29,8 @@ from harness.interstat import Interstat
 from harness.transcripts import Transcript
 
 
-def test_one_commit_over_the_mark_tells_every_channel_once(
-    home: Home, interstat: Interstat, command: CommandProgram
-) -> None:
-    """More commits above it tell nothing more; another budget tells again; a lower one at once."""
+def test_crossing_is_delivered_once_on_every_channel(home: Home, interstat: Interstat, command: CommandProgram) -> None:
+    """Usage above the threshold adds nothing. A raised budget warns again, a lowered one at once."""
     daemon = home.start()
     run = started(home, id="r1", session="s1", token_budget=1000, scope="b1", goal="the parser")
     home.ok("run", "attach", "--run", run, "--session", "s2")
@@ -61,7 +59,7 @@ def test_one_commit_over_the_mark_tells_every_channel_once(
         interstat.insert("s2", input_tokens=7190, output_tokens=0)
         assert stream.until("budget.warning").data["spent"] == 8100
         wait_for(
-            lambda: interband_files(home) == {"s1": (81.0, 8100), "s2": (81.0, 8100)}, "interband's files once more"
+            lambda: interband_files(home) == {"s1": (81.0, 8100), "s2": (81.0, 8100)}, "interband's files to come back"
         )
         assert "80 % of the budget spent" in hook_message(home, "s2")
 
@@ -69,7 +67,10 @@ def test_one_commit_over_the_mark_tells_every_channel_once(
         stream.until("budget.threshold", 95)
         change_run(home, messages.RunSet(run=run, token_budget=8000, wait_ms=30_000))
         assert stream.until("budget.exceeded").data["budget"] == 8000
-        wait_for(lambda: interband_files(home) == {"s1": (100.0, 8100), "s2": (100.0, 8100)}, "a full bar")
+        wait_for(
+            lambda: interband_files(home) == {"s1": (100.0, 8100), "s2": (100.0, 8100)},
+            "interband's files to show 100 %",
+        )
         assert "the budget is used up" in hook_message(home, "s1")
         assert "the budget is used up" in hook_message(home, "s2")
         wait_until_delivered(home)
@@ -81,18 +82,18 @@ def test_one_commit_over_the_mark_tells_every_channel_once(
     assert daemon.stop() == 0
     assert command.crossings == [WARNING, WARNING, EXCEEDED]
     assert logged_crossings(daemon) == [FIFTY, WARNING, FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
-    said = command.events[0]
-    assert (said["run"], said["scope"], said["goal"], said["project_dir"]) == (
+    payload = command.events[0]
+    assert (payload["run"], payload["scope"], payload["goal"], payload["project_dir"]) == (
         "r1",
         "b1",
         "the parser",
         str(home.project),
     )
-    assert said["message"].startswith("fluxbudget: 80 % of the budget spent: run r1, phase brainstorm: 810 of 1 000")
-    assert (said["seq"], said["at"], said["data"]) == (warning.seq, warning.at, warning.data)
+    assert payload["message"].startswith("fluxbudget: 80 % of the budget spent: run r1, phase brainstorm: 810 of 1 000")
+    assert (payload["seq"], payload["at"], payload["data"]) == (warning.seq, warning.at, warning.data)
 
 
-def test_jump_over_every_mark_tells_each_once(home: Home, interstat: Interstat, command: CommandProgram) -> None:
+def test_jump_over_all_thresholds_delivers_each_once(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
     with Subscriber(home) as stream:
@@ -102,15 +103,14 @@ def test_jump_over_every_mark_tells_each_once(home: Home, interstat: Interstat, 
         stream.until("budget.exceeded")
         assert stream.crossings == [FIFTY, EIGHTY, WARNING, NINETY_FIVE, HUNDRED, EXCEEDED]
     wait_until_delivered(home)
-    assert "the budget is used up" in hook_message(home, "s1")  # the gravest, and only that
+    assert "the budget is used up" in hook_message(home, "s1")  # only the most severe
     assert hook_message(home, "s1") == ""
     assert daemon.stop() == 0
     assert command.crossings == [WARNING, EXCEEDED]
     assert logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
 
 
-def test_transcript_that_grows_over_the_mark_is_told(home: Home, command: CommandProgram) -> None:
-    """Nobody asks anything: the daemon sees it by itself."""
+def test_transcript_that_crosses_a_threshold_is_noticed_without_a_request(home: Home, command: CommandProgram) -> None:
     home.start()
     writer = Transcript(home.root / "claude", "s1")
     writer.response("m1", tokens=(10, 0, 0, 0))
@@ -121,7 +121,7 @@ def test_transcript_that_grows_over_the_mark_is_told(home: Home, command: Comman
     wait_for(lambda: command.crossings == [WARNING], "the command")
 
 
-def test_restart_tells_nothing_again(home: Home, interstat: Interstat, command: CommandProgram) -> None:
+def test_restart_delivers_nothing_again(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
@@ -139,7 +139,7 @@ def test_restart_tells_nothing_again(home: Home, interstat: Interstat, command: 
     assert (command.crossings, logged_crossings(second)) == ([WARNING], [NINETY_FIVE])
 
 
-def test_what_happened_while_the_daemon_was_away_is_told(
+def test_crossing_while_the_daemon_was_down_is_delivered(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     daemon = home.start()
@@ -152,19 +152,21 @@ def test_what_happened_while_the_daemon_was_away_is_told(
 
 
 @pytest.mark.parametrize("kind", ["budget.warning", "budget.threshold"])
-def test_event_in_which_a_byte_has_turned_over(
+def test_event_with_damaged_data_keeps_its_number(
     home: Home, interstat: Interstat, command: CommandProgram, kind: str
 ) -> None:
-    """It keeps its number and says no more; the daemon starts, and what comes later is told everywhere."""
+    """The daemon starts, serves it without data, and delivers later events on every channel."""
     configure(home, argv=["false"])
     daemon = home.start()
     started(home, id="r1", session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: channels(home)["command"].state == "failing", "the command to fail: it has to be told again")
+    wait_for(
+        lambda: channels(home)["command"].state == "failing", "the command to fail, so that the event stays undelivered"
+    )
     assert daemon.stop() == 0
     with closing(sqlite3.connect(home.state / "ledger.db")) as connection, connection:
-        turned = "UPDATE events SET data = CAST(replace(CAST(data AS TEXT), ?, ?) AS BLOB) WHERE kind = ?"
-        assert connection.execute(turned, ('{"threshold"', '{!threshold"', kind)).rowcount
+        damage = "UPDATE events SET data = CAST(replace(CAST(data AS TEXT), ?, ?) AS BLOB) WHERE kind = ?"
+        assert connection.execute(damage, ('{"threshold"', '{!threshold"', kind)).rowcount
     configure(home, argv=command.argv)
     home.start()
     with Subscriber(home, since=0) as stream:

@@ -22,7 +22,6 @@ from fluxbudgetd.wire.messages import ChannelState
 
 log = structlog.get_logger()
 
-_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0
 # A resting channel is tried this often while runs are active.
 _RESTING_SECONDS = 60.0
 # Passing over so many events without a delivery is worth a write.
@@ -63,7 +62,10 @@ class EventChannel(Protocol):
 
 
 class Delivery:
-    """Delivers events to one channel. `position` is the number of the last event that the channel is done with."""
+    """Delivers events to one channel. `position` is the number of the last event that the channel is done with.
+
+    `pauses` are the shortest and the longest pause between attempts, in seconds.
+    """
 
     def __init__(
         self,
@@ -73,6 +75,8 @@ class Delivery:
         writer: LedgerWriter,
         clock: Callable[[], int],
         has_active_runs: Callable[[], bool],
+        *,
+        pauses: tuple[float, float] = (1.0, 300.0),
     ) -> None:
         self.channel = channel
         self.position = 0
@@ -83,6 +87,7 @@ class Delivery:
         self._stored = stored
         self._clock = clock
         self._has_active_runs = has_active_runs
+        self._shortest_pause, self._longest_pause = pauses
         self._retry = anyio.Event()
         self._must_reconcile = False
         self._saved_position = 0
@@ -105,7 +110,7 @@ class Delivery:
 
     async def serve(self) -> None:
         """Deliver events until cancelled."""
-        pause = _SHORTEST_PAUSE_SECONDS
+        pause = self._shortest_pause
         while True:
             await self._events.wait(self.position, lambda: self._must_reconcile)
             try:
@@ -124,11 +129,11 @@ class Delivery:
                 self._report("failing", f"internal error: {type(exc).__name__}", "the daemon's log has the details")
             else:
                 self._report("ok", "", "")
-                pause = _SHORTEST_PAUSE_SECONDS
+                pause = self._shortest_pause
                 continue
             # If it was `reconcile` that failed, new events do not wait for it.
             if await self._pause(pause, until_new=self.position >= self._events.last):
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, self._longest_pause)
 
     async def _deliver_page(self) -> None:
         page = await self._events.after(self.position)

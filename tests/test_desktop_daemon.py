@@ -1,4 +1,4 @@
-"""The daemon's warnings as bubbles, on a real bus with a real notification server."""
+"""A real daemon's warnings as bubbles, on a real bus with a real notification server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +23,8 @@ def bus(home: Home, tmp_path: Path) -> Iterator[PrivateBus]:
         yield made
 
 
-def test_one_bubble_for_each_time_that_the_mark_is_passed(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
-    """A hundred more commits show nothing more; another budget shows it again, in place of the run's last bubble."""
+def test_each_crossing_shows_one_bubble(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
+    """More usage shows nothing. After a raised budget, the new bubble replaces the run's last one."""
     server = bus.serve()
     home.start()
     run = started(home, id="r1", session="s1", token_budget=1000, goal="the <parser>")
@@ -53,19 +53,19 @@ def test_one_bubble_for_each_time_that_the_mark_is_passed(home: Home, interstat:
     assert by_run[other]["summary"] == "fluxbudget: the budget is used up"
 
 
-def test_without_a_bus_it_rests_and_says_so_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_channel_without_a_bus_rests_and_logs_it_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     for number in range(3):
         started(home, session=f"s{number}", token_budget=1000)
         interstat.insert(f"s{number}", input_tokens=900, output_tokens=0)
         assert home.spend(home.json("status")["runs"][0]["run"]["id"]).spent == 900
     wait_for(lambda: channels(home)["desktop"].state == "resting", "the channel to rest")
     assert home.ctl("doctor").returncode == 0
-    wait_for(lambda: channels(home)["command"].waiting == channels(home)["log"].waiting == 0, "the others")
+    wait_for(lambda: channels(home)["command"].waiting == channels(home)["log"].waiting == 0, "the other channels")
     assert daemon.log.count('"there is no session bus"') == 1
 
 
 def test_bubbles_wait_for_a_desktop_that_comes_later(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
-    """Nobody shows notifications yet; when somebody does, the next event brings the last bubble of each run."""
+    """Once there is a notification server, the next event shows the latest bubble of each run."""
     home.start()
     started(home, id="r1", session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=850, output_tokens=0)
