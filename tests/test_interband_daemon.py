@@ -139,8 +139,8 @@ def test_unwritable_interband_file_stops_no_other(home: Home, interstat: Interst
 
     interstat.insert("s1", input_tokens=900, output_tokens=0)
     wait_for(lambda: written() == {"s2"}, "the other session's file")
-    wait_for(lambda: channels(home)["interband"].state == "failing", "interband to fail")
-    assert "s1.json cannot be written" in channels(home)["interband"].detail
+    wait_for(lambda: "s1.json cannot be written" in channels(home)["interband"].detail, "interband to fail")
+    assert channels(home)["interband"].state == "failing"
     for name in others:
         interstat.insert(name, input_tokens=950, output_tokens=0)
     wait_for(lambda: written() == {"s2", *others}, "the other runs' files")
