@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from harness.interstat import Interstat
 # On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# A shell without job control starts its background jobs with SIGINT ignored, and every process that the tests start would
+# inherit that. The tests send SIGINT and expect what it does to a process in the foreground.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
