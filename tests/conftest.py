@@ -15,13 +15,15 @@ from harness import native
 from harness.daemon import Daemon, Home
 from harness.events import CommandProgram, configure
 from harness.interstat import Interstat
+from harness.transcript_reader import SESSION, Reader
+from harness.transcripts import Transcript
 
 # On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# A shell without job control starts its background jobs with SIGINT ignored, and every process that the tests start would
-# inherit that. The tests send SIGINT and expect what it does to a process in the foreground.
+# A shell without job control starts its background jobs with SIGINT ignored, and the processes that the tests start
+# would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -74,6 +76,21 @@ def command(home: Home) -> CommandProgram:
     made = CommandProgram(home)
     configure(home, argv=made.argv)
     return made
+
+
+@pytest.fixture
+def claude(tmp_path: Path) -> Path:
+    return tmp_path / "claude"
+
+
+@pytest.fixture
+def main(claude: Path) -> Transcript:
+    return Transcript(claude, SESSION)
+
+
+@pytest.fixture
+def reader(claude: Path) -> Reader:
+    return Reader(claude)
 
 
 _NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.can_be_had() else []

@@ -67,6 +67,14 @@ def assistant_line(
     return line
 
 
+def encoded_without(line: dict[str, Any], *names: str) -> bytes:
+    """Return a line as JavaScript writes it, without these keys of the line or of its message."""
+    for name in names:
+        line.pop(name, None)
+        line["message"].pop(name, None)
+    return encoded(line)
+
+
 class Transcript:
     """A writer of one session's own transcript; `agent` gives writers of its sub-agents'."""
 

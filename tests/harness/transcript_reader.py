@@ -1,0 +1,101 @@
+"""Follows one session's transcripts as the daemon does."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from fluxbudgetd.model import Copy, TranscriptFile, TranscriptReading
+from fluxbudgetd.sources.transcripts import TranscriptSource, merged
+from harness.daemon import wait_for
+from harness.transcripts import Counted, Transcript, assistant_line, encoded, recount
+
+SESSION = "0b5ce9a2-2f6a-4f0e-9d3c-1f2e3d4c5b6a"
+
+
+MIB = 1 << 20
+
+
+class Reader:
+    """Follows one session as the daemon does: keeps copies by `merged`, and what a reset makes void goes."""
+
+    def __init__(self, claude: Path, session: str = SESSION) -> None:
+        self.claude = claude
+        self.session = session
+        self.source = TranscriptSource(str(claude))
+        self.kept: dict[int, tuple[Copy, ...]] = {}
+        self.files: tuple[TranscriptFile, ...] = ()
+        self.came = 0
+
+    def look(self) -> TranscriptReading:
+        """Take in one reading."""
+        reading = self.source.read(self.session)
+        void = reading.reset or frozenset()
+        self.kept = {
+            name: tuple(copy for copy in copies if copy.file not in void) for name, copies in self.kept.items()
+        }
+        for copy in reading.copies:
+            known = self.kept.get(copy.message, ())
+            gone, new = merged(known, copy)
+            self.kept[copy.message] = (*(one for one in known if one not in gone), *new)
+        self.came += len(reading.copies)
+        self.files = reading.files
+        return reading
+
+    def read(self) -> TranscriptReading:
+        """Read until there is no more; return the last reading."""
+        while (reading := self.look()).more:
+            assert self.source.changed(self.session)
+        return reading
+
+    def settle(self) -> None:
+        """Read until nothing has changed since: a directory that was just made may change again unseen."""
+
+        def settled() -> bool:
+            self.read()
+            return not self.source.changed(self.session)
+
+        wait_for(settled, "the directories to be old enough")
+
+    def restart(self) -> None:
+        """Go on as another process would, with what was kept."""
+        files = msgspec.msgpack.decode(msgspec.msgpack.encode(self.files), type=tuple[TranscriptFile, ...])
+        self.source = TranscriptSource(str(self.claude))
+        self.source.restore(self.session, files)
+
+    @property
+    def counted(self) -> list[Counted]:
+        return sorted(
+            Counted(copy.agent, copy.model, (copy.input, copy.output, copy.cache_read, copy.cache_creation))
+            for copies in self.kept.values()
+            for copy in copies
+        )
+
+    @property
+    def total(self) -> int:
+        return sum(copy.size for copies in self.kept.values() for copy in copies)
+
+    @property
+    def agents(self) -> dict[str, int]:
+        """Return agent → tokens."""
+        found: dict[str, int] = {}
+        for one in self.counted:
+            found[one.agent] = found.get(one.agent, 0) + sum(one.tokens)
+        return found
+
+    def recounted(self) -> list[Counted]:
+        """Return what the files that are there come to, counted again from their first byte."""
+        paths = [Path(os.fsdecode(file.path.encode())) for file in self.files]
+        return recount(
+            {
+                file.number: (path.read_bytes(), file.agent)
+                for file, path in zip(self.files, paths, strict=True)
+                if path.exists()
+            }
+        )
+
+
+def replaced(writer: Transcript) -> None:
+    other = writer.path.with_suffix(".new")
+    other.write_bytes(encoded(assistant_line(SESSION, "new", tokens=(7, 0, 0, 0))))
+    other.replace(writer.path)

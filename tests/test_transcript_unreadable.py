@@ -1,0 +1,159 @@
+"""Transcripts that cannot be read."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.privilege import OBEDIENT
+from harness.transcript_reader import SESSION, Reader
+from harness.transcripts import Transcript
+
+
+def make_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # its path may be longer than a socket's may
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [(os.mkdir, "is a directory"), (os.mkfifo, "is not a regular file"), (make_socket, "is not a regular file")],
+)
+def test_something_else_in_a_files_place(
+    main: Transcript, reader: Reader, make: Callable[[Path], None], why: str
+) -> None:
+    """It is named, and disturbs nobody; what takes its place is read."""
+    main.response("m1", tokens=(1, 0, 0, 0))
+    bad = main.agent("bad")
+    main.agent("good").response("m2", tokens=(20, 0, 0, 0))
+    make(bad.path)
+    for _ in range(2):
+        reading = reader.read()
+        assert (reading.status.state, reader.total) == ("unreadable", 21)
+        assert reading.status.detail == f"{bad.path}: {why}"
+        assert reading.status.hint
+        assert len(reading.files) == 2
+    reader.settle()
+    bad.path.rename(bad.path.with_suffix(".away"))
+    bad.response("m3", tokens=(300, 0, 0, 0))
+    assert reader.source.changed(SESSION)
+    assert reader.read().status.state == "ok"
+    assert reader.total == 321
+
+
+def test_main_file_that_becomes_a_directory(main: Transcript, reader: Reader) -> None:
+    main.response("m1", tokens=(1, 0, 0, 0))
+    reader.settle()
+    main.path.unlink()
+    main.path.mkdir()
+    assert reader.source.changed(SESSION)
+    reading = reader.read()
+    assert (reading.status.state, reader.total, len(reading.files)) == ("unreadable", 1, 1)
+
+
+def test_many_that_cannot_be_read(main: Transcript, reader: Reader) -> None:
+    main.response("m1")
+    for number in range(20):
+        main.agent(f"{number:02}").path.mkdir(parents=True)
+    status = reader.read().status
+    assert status.detail.count("is a directory") == 5
+    assert status.detail.endswith("and 15 more of the kind")
+
+
+@pytest.mark.parametrize("place", ["", "projects"])
+def test_a_file_in_a_directorys_place(claude: Path, reader: Reader, place: str) -> None:
+    path = claude / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    assert reader.read().status.state in ("absent", "unreadable")
+
+
+PERMISSIONS = """
+import json, os, sys
+from fluxbudgetd.sources.transcripts import TranscriptSource
+claude, session, *places = sys.argv[1:]
+source = TranscriptSource(claude)
+def look(what):
+    changed = source.changed(session)
+    reading = source.read(session)
+    print(json.dumps([what, changed, sum(copy.size for copy in reading.copies), reading.status.state,
+                      reading.status.detail, reading.reset is None, len(reading.files)]))
+look("")
+for place in places:
+    mode = os.stat(place).st_mode
+    os.chmod(place, 0)
+    look(place)
+    look(place)
+    os.chmod(place, mode)
+    look("")
+"""
+
+
+def test_permissions(claude: Path, main: Transcript) -> None:
+    """Whatever may not be read is named; it is read as soon as it may be."""
+    main.response("m1", tokens=(1, 0, 0, 0))
+    agent = main.agent("a", "deep")
+    agent.response("m2", tokens=(20, 0, 0, 0))
+    places = [agent.path, agent.path.parent, main.subagents, claude / "projects"]
+    result = subprocess.run(
+        [*OBEDIENT, sys.executable, "-c", PERMISSIONS, claude, SESSION, *places],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    first, *rest = [json.loads(line) for line in result.stdout.splitlines()]
+    assert first == ["", True, 21, "ok", "", True, 2]
+    for number, place in enumerate(places):
+        denied, again, allowed = rest[3 * number : 3 * number + 3]
+        assert denied[:4] == [str(place), True, 0, "unreadable"]
+        assert f"{place}: Permission denied" in denied[4] or f"{agent.path}: Permission denied" in denied[4]
+        assert again[2:] == denied[2:]
+        assert allowed == ["", True, 0, "ok", "", True, 2]
+
+
+REPLACED = """
+import os, sys
+from fluxbudgetd.sources.transcripts import TranscriptSource
+claude, session, replaced, denied = sys.argv[1:]
+source = TranscriptSource(claude)
+source.read(session)
+os.chmod(denied, 0)
+os.truncate(replaced, 0)
+reading = source.read(session)
+left_out = [file.number for file in reading.files if file.path == denied]
+assert set(reading.reset or ()) == {file.number for file in reading.files} - set(left_out), reading
+assert not source.changed(session)
+os.chmod(denied, 0o600)
+reading = source.read(session)
+assert (reading.status.state, reading.copies) == ("ok", ()), reading
+"""
+
+
+def test_what_cannot_be_read_again_keeps_what_it_gave(claude: Path, main: Transcript) -> None:
+    """A file is replaced while another one may not be read."""
+    writers = [main, main.agent("a"), main.agent("b")]
+    for number, writer in enumerate(writers):
+        writer.response(f"m{number}", tokens=(1, 0, 0, 0))
+    time.sleep(0.06)  # so that the directories are old enough at the first look
+    for place in writers[:2]:
+        place.response("again")
+        result = subprocess.run(
+            [*OBEDIENT, sys.executable, "-c", REPLACED, claude, SESSION, place.path, writers[2].path],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert result.returncode == 0, result.stderr
