@@ -28,14 +28,8 @@ def events(home: Home, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
     return [(kind, json.loads(data)) for kind, data in rows if not kinds or kind in kinds]
 
 
-def show(home: Home, run: str) -> messages.RunShowAnswer:
-    answer = home.ask(messages.RunShow(run=run, wait_ms=30_000))
-    assert isinstance(answer, messages.RunShowAnswer), answer
-    return answer
-
-
 def phase(home: Home, run: str, name: str) -> messages.PhaseLine:
-    return next(line for line in show(home, run).by_phase if line.name == name)
+    return next(line for line in home.details(run).by_phase if line.name == name)
 
 
 def advance(home: Home, run: str, from_phase: str, **fields: Any) -> messages.AdvanceAnswer:
@@ -60,7 +54,7 @@ def test_a_later_phase_may_be_named(home: Home, daemon: Daemon) -> None:
     """Phases between are skipped; going back, or to a phase that the run does not have, is refused as bad input."""
     run = started(home)
     assert home.ok("advance", "--run", run, "--from", "brainstorm", "--to", "planned") == "advanced|brainstorm|planned"
-    assert [line.state for line in show(home, run).by_phase[:4]] == ["completed", "skipped", "skipped", "current"]
+    assert [line.state for line in home.details(run).by_phase[:4]] == ["completed", "skipped", "skipped", "current"]
     for to in ("brainstorm", "planned", "nowhere"):
         result = home.ctl("advance", "--run", run, "--from", "planned", "--to", to)
         assert (result.returncode, result.stdout) == (65, "")
@@ -192,14 +186,14 @@ def test_three_phases_in_one_session(home: Home, interstat: Interstat, daemon: D
         answer = advance(home, run, name)
         assert answer.completed is not None
         assert (answer.completed.input, answer.completed.output) == (1000 * number, 7 * number)
-    shown = show(home, run)
+    shown = home.details(run)
     assert [(line.input, line.output) for line in shown.by_phase[:4]] == [(1000, 7), (2000, 14), (3000, 21), (0, 0)]
     assert sum(line.spent for line in shown.by_phase) == shown.spend.spent == 6042
     assert sum(line.spent for line in shown.by_stage) == 6042
     assert shown.spend.provisional == 0
     # The session's own row comes last and stands for the time of its last message.
     interstat.insert("s1", "main-session", input_tokens=500, output_tokens=0)
-    shown = show(home, run)
+    shown = home.details(run)
     assert sum(line.spent for line in shown.by_phase) == shown.spend.spent == 6542
 
 
@@ -213,7 +207,7 @@ def test_a_row_counts_for_the_phase_that_it_names(home: Home, interstat: Interst
         "s1", "odd", input_tokens=70, output_tokens=0, bead_id="b1", phase="no such phase", timestamp=early
     )
     interstat.insert("s1", "now", input_tokens=900, output_tokens=0, bead_id="b1")
-    assert [line.billing for line in show(home, run).by_phase[:2]] == [75, 900]
+    assert [line.billing for line in home.details(run).by_phase[:2]] == [75, 900]
 
 
 def test_row_without_a_readable_time_is_in_the_present_phase(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -221,10 +215,10 @@ def test_row_without_a_readable_time_is_in_the_present_phase(home: Home, interst
     run = started(home, scope="b1", session="s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0, bead_id="b1", timestamp="no time")
     interstat.insert("s1", input_tokens=70, output_tokens=0, bead_id="b1", timestamp="2999-01-01T00:00:00Z")
-    assert [line.billing for line in show(home, run).by_phase[:2]] == [75, 0]
+    assert [line.billing for line in home.details(run).by_phase[:2]] == [75, 0]
     advance(home, run, "brainstorm")
-    assert [line.billing for line in show(home, run).by_phase[:2]] == [0, 75]
-    assert show(home, run).spend.spent == 75
+    assert [line.billing for line in home.details(run).by_phase[:2]] == [0, 75]
+    assert home.details(run).spend.spent == 75
 
 
 def test_estimate_gives_way_when_tokens_arrive(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -290,18 +284,18 @@ def test_advance_is_on_disk_before_it_is_answered(home: Home, interstat: Interst
     home.start()
     after = phase(home, run, "brainstorm")
     assert after == before.completed
-    assert show(home, run).run.phase == "brainstorm-reviewed"
+    assert home.details(run).run.phase == "brainstorm-reviewed"
 
 
 def test_macro_stages_have_their_part_of_the_budget(home: Home, daemon: Daemon) -> None:
     """10, 25, 40, 20 and 5 %; a run without a budget allocates nothing; unknown phases belong to no stage."""
     run = started(home, token_budget=200_000)
-    assert [(line.name, line.allocated) for line in show(home, run).by_stage] == [
+    assert [(line.name, line.allocated) for line in home.details(run).by_stage] == [
         ("discover", 20_000), ("design", 50_000), ("build", 80_000), ("ship", 40_000), ("reflect", 10_000),
         ("done", None),
     ]  # fmt: skip
     free = started(home, token_budget="none", phases=("executing", "party"))
-    assert [(line.name, line.allocated) for line in show(home, free).by_stage] == [("build", None), ("other", None)]
+    assert [(line.name, line.allocated) for line in home.details(free).by_stage] == [("build", None), ("other", None)]
 
 
 def test_thresholds_are_told_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -378,7 +372,7 @@ def test_refusal_stands_when_it_cannot_be_noted(home: Home, interstat: Interstat
     assert (result.returncode, result.stdout) == (1, EXCEEDED)
     moved = home.ctl("advance", "--run", free, "--from", "brainstorm")
     assert (moved.returncode, moved.stdout) == (70, "")
-    assert show(home, free).run.phase == "brainstorm"
+    assert home.details(free).run.phase == "brainstorm"
 
 
 def test_what_the_ledger_does_not_take_is_told_later(home: Home, interstat: Interstat, daemon: Daemon) -> None:

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
+from fluxbudgetd.ledger import TranscriptChanges, open_ledger
 from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION
+from fluxbudgetd.model import TranscriptFile
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started
 from harness.interstat import Interstat
@@ -242,3 +245,16 @@ def test_fixture_can_be_made_again(tmp_path: Path) -> None:
     )
     sql = "SELECT session, key, input, output FROM usage ORDER BY 1, 2"
     assert rows(target, sql) == rows(FIXTURES / f"ledger-v{VERSION}.db", sql)
+
+
+def test_inodes_are_unsigned(tmp_path: Path) -> None:
+    """Some file systems give numbers that SQLite's integers do not hold."""
+
+    async def body() -> None:
+        ledger, _ = await open_ledger(str(tmp_path))
+        file = TranscriptFile(1, "/p", 2**64 - 1, 2**63, 5, b"mark", "main-session")
+        await ledger.transcripts.save([TranscriptChanges(session="s", gone=(), new=(), files=(file,))])
+        assert await ledger.transcripts.files("s") == (file,)
+        await ledger.close()
+
+    anyio.run(body)

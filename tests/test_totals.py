@@ -13,12 +13,6 @@ from harness.daemon import Daemon, Home, started
 from harness.interstat import OLD_SCHEMA, Interstat, stamp
 
 
-def spent(home: Home, run: str) -> int:
-    spend = home.spend(run)
-    assert not spend.stale, spend
-    return spend.spent
-
-
 def test_null_row_counts_when_it_is_updated(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """A row is there before its tokens are; they count at once when they come."""
     run = started(home, token_budget=1000, session="s1")
@@ -33,9 +27,9 @@ def test_reparse_moves_the_total_up_and_down(home: Home, interstat: Interstat, d
     row = interstat.insert("s1", input_tokens=100, output_tokens=0)
     for tokens in (500, 20, 0, 300):
         interstat.update(row, input_tokens=tokens, output_tokens=1)
-        assert spent(home, run) == tokens + 1
+        assert home.spent(run) == tokens + 1
     interstat.update(row, input_tokens=None, output_tokens=None)
-    assert spent(home, run) == 0
+    assert home.spent(run) == 0
 
 
 def test_unannounced_rows_and_deleted_rows(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -43,9 +37,9 @@ def test_unannounced_rows_and_deleted_rows(home: Home, interstat: Interstat, dae
     run = started(home, session="s1")
     interstat.insert("s1", "main-session", input_tokens=1000, output_tokens=100)
     gone = interstat.insert("s1", "fd-safety", input_tokens=7, output_tokens=0)
-    assert spent(home, run) == 1107
+    assert home.spent(run) == 1107
     interstat.connection.execute("DELETE FROM agent_runs WHERE id = ?", (gone,))
-    assert spent(home, run) == 1100
+    assert home.spent(run) == 1100
 
 
 def test_prefixed_names_are_one_agent(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -69,7 +63,7 @@ def test_quotes_and_odd_characters_in_ids(home: Home, interstat: Interstat, daem
     interstat.insert("another", bead_id=name, input_tokens=70, output_tokens=0)
     assert home.ok("remaining", "--session", name) == str(250_000 - 10)
     assert home.ok("remaining", "--scope", name) == str(250_000 - 70)
-    assert (spent(home, by_session), spent(home, by_bead)) == (10, 70)
+    assert (home.spent(by_session), home.spent(by_bead)) == (10, 70)
 
 
 def test_bytes_that_are_no_text_in_ids(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -82,7 +76,7 @@ def test_bytes_that_are_no_text_in_ids(home: Home, interstat: Interstat, daemon:
     interstat.connection.execute(insert.format("CAST(x'61fe' AS TEXT)"), (500,))
     interstat.connection.execute(insert.format("x'61ff'"), (2,))
     run = home.ctl("run", "start", "--session", b"a\xff").stdout.strip()
-    assert spent(home, run) == 13
+    assert home.spent(run) == 13
     assert home.ctl("remaining", "--session", os.fsdecode(b"a\xff")).stdout == f"{250_000 - 13}\n"
     shown = home.ctl("run", "show", "--run", run)
     assert (shown.returncode, "a\\xff" in shown.stdout) == (0, True), shown
@@ -118,7 +112,7 @@ def test_huge_counts_stop_at_the_largest_number_that_can_be_told(
     run = started(home, token_budget=2**63 - 1, session="s1")
     for _ in range(3):
         interstat.insert("s1", input_tokens=2**63 - 1, output_tokens=2**63 - 1)
-    assert spent(home, run) == messages.MAX_TOKENS
+    assert home.spent(run) == messages.MAX_TOKENS
     assert home.ok("remaining", "--run", run) == "0"
 
 
@@ -132,7 +126,7 @@ def test_times_that_are_no_times(home: Home, tmp_path: Path, timestamp: Any) -> 
     home.start()
     run = started(home, session="s1")
     interstat.insert("s1", timestamp=timestamp, input_tokens=9, output_tokens=1)
-    assert spent(home, run) == 10
+    assert home.spent(run) == 10
     interstat.close()
 
 
@@ -142,7 +136,7 @@ def test_old_file_without_the_optional_columns(home: Home) -> None:
     home.start()
     run = started(home, scope="b1", session="s1")
     interstat.insert("s1", input_tokens=9, output_tokens=1)
-    assert spent(home, run) == 10
+    assert home.spent(run) == 10
     source, _ = home.json("status")["sources"]
     assert source["state"] == "ok"
     assert source["notes"] == [
@@ -156,7 +150,7 @@ def test_old_file_without_the_optional_columns(home: Home) -> None:
     for column in ("cache_read_tokens INTEGER", "cache_creation_tokens INTEGER", "bead_id TEXT", "phase TEXT"):
         interstat.connection.execute(f"ALTER TABLE agent_runs ADD COLUMN {column}")
     interstat.insert("elsewhere", input_tokens=5, output_tokens=0, bead_id="b1")
-    assert spent(home, run) == 15
+    assert home.spent(run) == 15
     interstat.close()
 
 
@@ -164,9 +158,9 @@ def test_bead_attaches_the_whole_session(home: Home, interstat: Interstat, daemo
     """A row with the run's bead brings its session with it, the rows without a bead included."""
     run = started(home, scope="b1")
     interstat.insert("s1", "main-session", input_tokens=1000, output_tokens=0)
-    assert spent(home, run) == 0
+    assert home.spent(run) == 0
     interstat.insert("s1", bead_id="b1", phase="planned")
-    assert spent(home, run) == 1000
+    assert home.spent(run) == 1000
     assert home.ok("remaining", "--session", "s1") == str(250_000 - 1000)
     (attachment,) = home.json("run", "show", "--run", run)["attachments"]
     assert (attachment["session"], attachment["origin"], attachment["since"]) == ("s1", "bead", None)
@@ -186,7 +180,7 @@ def test_bead_beats_attachment(home: Home, interstat: Interstat, daemon: Daemon)
     interstat.insert("s1", input_tokens=1, output_tokens=0)
     interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
     interstat.insert("s1", bead_id="nobody", input_tokens=100, output_tokens=0)
-    assert (spent(home, one), spent(home, two)) == (10, 101)
+    assert (home.spent(one), home.spent(two)) == (10, 101)
 
 
 def test_session_moved_between_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -199,14 +193,14 @@ def test_session_moved_between_runs(home: Home, interstat: Interstat, daemon: Da
     home.ok("run", "attach", "--run", two, "--session", "s1")
     interstat.insert("s1", timestamp=stamp(), input_tokens=100, output_tokens=0)
     interstat.insert("s1", timestamp=long_ago, input_tokens=1000, output_tokens=0)
-    assert (spent(home, one), spent(home, two)) == (1011, 100)
+    assert (home.spent(one), home.spent(two)) == (1011, 100)
     home.ok("run", "detach", "--session", "s1")
     interstat.insert("s1", timestamp=stamp(), input_tokens=10_000, output_tokens=0)
-    assert (spent(home, one), spent(home, two)) == (1011, 100)
+    assert (home.spent(one), home.spent(two)) == (1011, 100)
     assert home.json("status")["unattributed"] == {"sessions": 1, "billing": 10_000, "total": 10_000}
     home.ok("run", "attach", "--run", one, "--session", "s1")
     interstat.insert("s1", timestamp=stamp(), input_tokens=100_000, output_tokens=0)
-    assert (spent(home, one), spent(home, two)) == (101_011, 100)
+    assert (home.spent(one), home.spent(two)) == (101_011, 100)
 
 
 def test_session_known_by_its_bead_is_moved(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -216,7 +210,7 @@ def test_session_known_by_its_bead_is_moved(home: Home, interstat: Interstat, da
     interstat.insert("s1", input_tokens=10, output_tokens=0)
     home.ok("run", "attach", "--run", two, "--session", "s1")
     interstat.insert("s1", input_tokens=100, output_tokens=0)
-    assert (spent(home, one), spent(home, two)) == (11, 100)
+    assert (home.spent(one), home.spent(two)) == (11, 100)
 
 
 def test_the_same_scope_again(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -228,7 +222,7 @@ def test_the_same_scope_again(home: Home, interstat: Interstat, daemon: Daemon) 
     two = started(home, scope="b1")
     assert one != two
     interstat.insert("s2", bead_id="b1", input_tokens=100, output_tokens=0)
-    assert (spent(home, one), spent(home, two)) == (11, 100)
+    assert (home.spent(one), home.spent(two)) == (11, 100)
 
 
 def test_two_runs_at_once_and_both_cost_bases(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -247,7 +241,7 @@ def test_finished_run_still_counts_late_numbers(home: Home, interstat: Interstat
     row = interstat.insert("s1")
     home.ok("run", "finish", "--run", run)
     interstat.update(row, input_tokens=400, output_tokens=2)
-    assert spent(home, run) == 402
+    assert home.spent(run) == 402
 
 
 def test_unattributed_usage_is_counted(home: Home, interstat: Interstat, daemon: Daemon) -> None:

@@ -15,8 +15,6 @@ from harness.transcript_reader import SESSION, Reader, replaced
 from harness.transcripts import Transcript, assistant_line, encoded, encoded_without, recount
 
 count = st.sampled_from((0, 1, 5, 70, 900, -5, None, "7", 2.5, True, 2**63))
-
-
 response = st.fixed_dictionaries(
     {
         "message": st.sampled_from(("m1", "m2", "m3", "m4", None)),
@@ -34,8 +32,6 @@ response = st.fixed_dictionaries(
         "uuid": st.sampled_from(("u1", "u2", None)),
     }
 )
-
-
 foreign = st.sampled_from(
     (
         b"\n",
@@ -58,11 +54,7 @@ def written(fields: dict[str, Any]) -> bytes:
 
 
 line = response.map(written) | foreign
-
-
 any_file = st.integers(0, 2)
-
-
 act = st.tuples(st.just("write"), any_file, st.integers(1, 700)) | st.tuples(
     st.sampled_from(("write", "look", "restart", "name", "cut", "replace")), any_file, st.just(100)
 )

@@ -132,6 +132,18 @@ class Home:
         assert isinstance(answer, messages.RemainingAnswer), answer
         return answer.spend
 
+    def spent(self, run: str) -> int:
+        """Return what a run has spent, and require that the number is up to date."""
+        spend = self.spend(run)
+        assert not spend.stale, spend
+        return spend.spent
+
+    def details(self, run: str) -> messages.RunShowAnswer:
+        """Return everything about a run."""
+        answer = self.ask(messages.RunShow(run=run, wait_ms=int(PATIENCE * 1000)))
+        assert isinstance(answer, messages.RunShowAnswer), answer
+        return answer
+
     def stop_all(self) -> None:
         """End every daemon, and require that none of them blocked its loop or failed on a request."""
         for daemon in self._daemons:

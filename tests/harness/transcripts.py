@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,11 @@ _serial = count(1)
 def encoded(line: object) -> bytes:
     """Return a line as JavaScript writes JSON."""
     return json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def now() -> str:
+    """Return the time as a transcript writes it, in milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def assistant_line(

@@ -1,0 +1,200 @@
+"""Transcripts that are cut, deleted, unreadable or damaged, or named by a hook, through the real daemon."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.daemon import Daemon, Home, started, wait_for
+from harness.interstat import Interstat
+from harness.live import by_agent, offsets, transcript
+from harness.privilege import OBEDIENT
+from harness.transcripts import assistant_line, encoded
+
+
+def test_restart_goes_on_where_it_was(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """What was counted is not read again, and never counted twice; what came meanwhile is."""
+    run = started(home, session="s1")
+    writer = transcript(home)
+    for number in range(50):
+        writer.response(f"m{number}", tokens=(100, 0, 0, 0))
+    assert home.spent(run) == 5000
+    wait_for(lambda: offsets(home) == {writer.path.stat().st_size}, "the position to be kept")
+    daemon.kill()
+    raw = writer.path.read_bytes()
+    writer.path.write_bytes(raw.replace(b'"input_tokens":100', b'"input_tokens":999', 1))  # long before the position
+    os.utime(writer.path)
+    home.start()
+    assert home.spent(run) == 5000
+    writer.response("m0", tokens=(100, 0, 0, 0))
+    writer.response("new", tokens=(7, 0, 0, 0))
+    assert home.spent(run) == 5007
+
+
+def test_file_that_is_another_one_now(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Cut, replaced, rewritten: what is there now counts, whether the daemon saw it happen or not."""
+    run = started(home, session="s1")
+    writer = transcript(home)
+    agent = writer.agent("a")
+    for number in range(10):
+        writer.response(f"m{number}", tokens=(10, 0, 0, 0))
+    agent.response("x", tokens=(5000, 0, 0, 0))
+    assert home.spent(run) == 5100
+    raw = writer.path.read_bytes()
+    writer.path.write_bytes(b"".join(raw.splitlines(keepends=True)[:3]))
+    assert home.spent(run) == 5030
+    other = writer.path.with_suffix(".new")
+    other.write_bytes(encoded(assistant_line("s1", "other", tokens=(1, 0, 0, 0))))
+    other.rename(writer.path)
+    assert home.spent(run) == 5001
+    daemon.kill()
+    writer.path.write_bytes(b"".join(raw.splitlines(keepends=True)[:6]))
+    home.start()
+    assert home.spent(run) == 5060
+
+
+def test_deleted_transcripts_keep_their_numbers(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """They are deleted after a month; the last numbers stay, across a restart, too, and nothing is called stale."""
+    run = started(home, session="s1")
+    writer = transcript(home)
+    writer.response("m1", tokens=(500, 0, 0, 0))
+    writer.agent("a").response("m2", tokens=(60, 0, 0, 0))
+    assert home.spent(run) == 560
+    interstat.insert("s1", input_tokens=9, output_tokens=0)
+    wait_for(lambda: len(offsets(home)) == 2, "the positions to be kept")
+    shutil.rmtree(writer.path.parent)
+    assert home.spent(run) == 560
+    daemon.kill()
+    home.start()
+    assert home.spent(run) == 560
+    assert by_agent(home, run) == {"main-session": 500, "agent-a": 60}
+
+
+def test_unreadable_transcript_is_stale(home: Home, interstat: Interstat) -> None:
+    """The last known numbers, called that; doctor names the file; others go on; it recovers by itself."""
+    home.start(prefix=OBEDIENT)
+    run, other = started(home, session="s1"), started(home, session="s2")
+    writer = transcript(home)
+    writer.response("m1", tokens=(500, 0, 0, 0))
+    assert home.spent(run) == 500
+    writer.path.chmod(0)
+    writer.response("m2", tokens=(60, 0, 0, 0))
+    spend = home.spend(run)
+    assert (spend.spent, spend.stale) == (500, True)
+    assert "transcripts: unreadable" in str(spend.stale_why)
+    transcript(home, "s2").response("m3", tokens=(7, 0, 0, 0))
+    assert home.spent(other) == 7
+    doctor = home.ctl("doctor")
+    assert doctor.returncode == 1
+    assert str(writer.path) in doctor.stdout
+    writer.path.chmod(0o644)
+    assert home.spent(run) == 560
+    assert home.ctl("doctor").returncode == 0
+
+
+def test_what_cannot_be_understood_is_skipped(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Counted, and named by doctor; what stands around it counts, and nobody else is disturbed."""
+    run, other = started(home, session="s1"), started(home, session="s2")
+    writer = transcript(home)
+    odd = (
+        b'{"type":"assistant","message":{"usage":\xff\xfe}}\n',
+        b"\x00" * 50 + b'"usage"\n',
+        b'{"type":"assistant","message":{"usage":' + b"[" * 100_000 + b"\n",
+        b'{"type":"assistant","message":{"usage":"' + b"x" * (50 << 20) + b'"}}\n',
+    )
+    for number, line in enumerate(odd):
+        writer.line(line)
+        writer.response(f"m{number}", tokens=(10, 0, 0, 0))
+    writer.agent("dir").path.mkdir(parents=True)
+    loop = writer.subagents / "loop"
+    loop.symlink_to(writer.subagents)
+    (writer.subagents / "agent-x.jsonl").symlink_to("agent-x.jsonl")
+    spend = home.spend(run)
+    assert spend.spent == 40
+    transcript(home, "s2").response("m", tokens=(7, 0, 0, 0))
+    assert home.spent(other) == 7
+    doctor = home.ctl("doctor").stdout
+    assert "agent-dir.jsonl" in doctor
+    assert daemon.status("VmHWM") < 150_000  # kB; the detector and the test's own imports are in it
+
+
+def test_path_that_a_hook_gives(home: Home, interstat: Interstat, daemon: Daemon, tmp_path: Path) -> None:
+    """Taken inside Claude's directory, refused outside, also through a symlink; nothing is attached then."""
+    run = started(home)
+    outside = tmp_path / "outside.jsonl"
+    outside.write_bytes(encoded(assistant_line("s1", "m1", tokens=(500, 0, 0, 0))))
+    link = home.root / "claude" / "projects" / "p" / "link.jsonl"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    up = home.root / "claude" / "projects" / ".." / ".." / "outside.jsonl"
+    for path in (outside, link, up, home.root / "claude" / "settings.json", Path("/etc/passwd")):
+        result = home.ctl("run", "attach", "--run", run, "--session", "s1", "--transcript", str(path))
+        assert (result.returncode, result.stdout) == (65, ""), result
+    assert home.details(run).attachments == ()
+    inside = home.root / "claude" / "projects" / "p" / "another-name.jsonl"
+    shutil.copy(outside, inside)
+    home.ok("run", "attach", "--run", run, "--session", "s1", "--transcript", str(inside))
+    assert home.spent(run) == 500
+
+
+@pytest.mark.parametrize("session", ["../s1", "a/b", ".", "..", "s'1", "s*", "[s]1", "ü"])
+def test_session_ids_are_foreign(home: Home, interstat: Interstat, daemon: Daemon, session: str) -> None:
+    """They name a file or nothing: no pattern, no way out of the directory."""
+    run = started(home, session=session)
+    writer = transcript(home)
+    writer.response("m1", tokens=(500, 0, 0, 0))
+    (home.root / "claude" / "projects" / "s1.jsonl").write_bytes(writer.path.read_bytes())
+    assert home.spent(run) == 0
+    if "/" not in session and session not in (".", ".."):
+        transcript(home, session).response("m1", tokens=(7, 0, 0, 0))
+        assert home.spent(run) == 7
+
+
+def test_transcript_that_holds_nothing_any_more(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Emptied, it holds no usage: interstat's rows count again."""
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=240, output_tokens=0)
+    writer = transcript(home)
+    writer.response("m1", tokens=(500, 0, 0, 0))
+    assert home.spent(run) == 500
+    writer.path.write_bytes(b"")
+    assert home.spent(run) == 240
+    writer.response("m1", tokens=(70, 0, 0, 0))
+    assert home.spent(run) == 70
+
+
+def test_path_that_is_given_before_the_file_is_there(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A hook is asked at the session's start; the path is remembered across a restart, too."""
+    run = started(home)
+    path = home.root / "claude" / "projects" / "p" / "odd-name.jsonl"
+    path.parent.mkdir(parents=True)
+    home.ok("run", "attach", "--run", run, "--session", "s1", "--transcript", str(path))
+    assert home.spent(run) == 0
+    wait_for(lambda: 0 in offsets(home), "the path to be kept")
+    daemon.kill()
+    home.start()
+    path.write_bytes(encoded(assistant_line("s1", "m1", tokens=(77, 0, 0, 0))))
+    assert home.spent(run) == 77
+
+
+def test_named_path_is_kept_whatever_else_comes(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Other files of the session come, before and after; Claude's directory is reached by a link."""
+    link = home.root / "link"
+    link.symlink_to(home.root / "claude")
+    run = started(home, session="s1")
+    writer = transcript(home)
+    writer.agent("a").response("m1", tokens=(5, 0, 0, 0))
+    assert home.spent(run) == 5
+    path = link / "projects" / "p" / "odd-name.jsonl"
+    path.parent.mkdir(parents=True)
+    other = started(home)
+    home.ok("run", "attach", "--run", other, "--session", "s1", "--transcript", str(path))
+    for name in ("b", "c"):
+        writer.agent(name).response(f"m-{name}", tokens=(10, 0, 0, 0))
+        assert home.spent(run) in (15, 25)
+    wait_for(lambda: len(offsets(home)) == 3, "all four to be kept")  # b and c are of one size
+    daemon.kill()
+    home.start()
+    path.write_bytes(encoded(assistant_line("s1", "m9", tokens=(1000, 0, 0, 0))))
+    assert home.spent(run) == 1025

@@ -1,0 +1,213 @@
+"""Live totals from the service in-process: moments that real files and processes rarely hit."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from fluxbudgetd.errors import LedgerError, RequestTimeoutError
+from fluxbudgetd.ledger.transcripts import StoredTranscripts
+from fluxbudgetd.service import Service
+from fluxbudgetd.sources.transcripts import reading as reading_module
+from fluxbudgetd.totals import transcript_store as store_module
+from fluxbudgetd.wire import messages
+from harness.interstat import Interstat
+from harness.live import append
+from harness.service import service_over, within
+from harness.transcripts import Transcript
+
+
+def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session is read in many looks; it is moved, and its run goes on, between them: nothing twice, nothing lost."""
+    monkeypatch.setattr(reading_module, "MAX_BYTES", 3000)
+
+    async def body() -> None:
+        Interstat(tmp_path / "metrics.db").close()
+        async with service_over(tmp_path) as (service, _):
+            first, _ = await service.lifecycle.start(
+                messages.RunStart(project_dir="/p", session="s1", phases=tuple("abcdefgh")), within(10)
+            )
+            second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q"), within(10))
+            one, two = service.accounts.runs[first.id], service.accounts.runs[second.id]
+            append(tmp_path, "s1", 0, 5)
+            await service.totals.standing(one, within(10))
+            append(tmp_path, "s1", 5, 300)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(service.totals.standing, one, within(20))
+                for phase in "abcde":
+                    await anyio.sleep(0.01)
+                    await service.checks.advance(one, phase, None, None)
+                    await service.lifecycle.attach("s1", two, within(10))
+                    await service.lifecycle.attach("s1", one, within(10))
+            standings = await service.totals.standings([one, two], within(10))
+            assert [standing.balance.measured for standing in standings] == [305, 0]
+            assert all(standing.stale_why is None for standing in standings)
+            Transcript(tmp_path, "s1").path.write_bytes(b"")
+            append(tmp_path, "s1", 0, 200, tokens=10)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(service.totals.standing, one, within(20))
+                await anyio.sleep(0.005)
+                await service.lifecycle.detach("s1", None, within(10))
+            assert (await service.totals.standing(one, within(10))).balance.measured == 2000
+
+    anyio.run(body)
+
+
+def test_transcript_that_was_read_but_not_summed_yet_is_not_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file no longer shows that it has changed, so a question must be told by the required generation."""
+    applying, proceed = anyio.Event(), anyio.Event()
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            append(tmp_path, "s1", 0, 50)
+            account = service.accounts.runs[run.id]
+            assert (await service.totals.standing(account, within(5))).balance.measured == 50
+            await service.lifecycle.end(account, "done", within(5))  # so that no watcher notices the change first
+            with anyio.fail_after(10):  # a directory that has changed only just now is read again
+                while service.totals.transcripts.changed("s1"):
+                    await service.totals.standing(account, within(5))
+                    await anyio.sleep(0.01)
+            real = service.totals.transcripts.apply
+
+            async def apply(session: str, reading: Any) -> Any:
+                applying.set()
+                await proceed.wait()
+                return await real(session, reading)
+
+            monkeypatch.setattr(service.totals.transcripts, "apply", apply)
+            append(tmp_path, "s1", 50, 7)
+            service.totals.refresher.request_refresh([run.id])
+            with anyio.fail_after(10):
+                await applying.wait()
+            assert service.totals.standing_now(run.id, None, None, messages.Hints()) is None
+            proceed.set()
+            assert (await service.totals.standing(account, within(5))).balance.measured == 57
+
+    anyio.run(body)
+
+
+def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sources are no longer read, but a failed read of the ledger is repeated with the next question."""
+    failing = False
+    real = StoredTranscripts.responses
+
+    async def responses(stored: StoredTranscripts, session: str) -> Any:
+        if failing:
+            raise LedgerError("disk I/O error", "try again")
+        return await real(stored, session)
+
+    monkeypatch.setattr(StoredTranscripts, "responses", responses)
+
+    async def body() -> None:
+        nonlocal failing
+        Interstat(tmp_path / "metrics.db").close()
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            append(tmp_path, "s1", 0, 50)
+            await service.totals.standing(service.accounts.runs[run.id], within(5))
+        async with service_over(tmp_path) as (service, _):
+            account = service.accounts.put_run(msgspec.structs.replace(run, status="done", ended_at=1))
+            failing = True
+            with pytest.raises(RequestTimeoutError):
+                await service.totals.standing(account, within(5))
+            failing = False
+            assert (await service.totals.standing(account, within(5))).balance.measured == 50
+
+    anyio.run(body)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+    """What has come is not added to nothing: stale, or no answer, until the ledger is back, and right then."""
+    monkeypatch.setattr(store_module, "_MOST_COPIES", 0)
+    failing = False
+    real = StoredTranscripts.responses
+
+    async def responses(stored: StoredTranscripts, session: str) -> Any:
+        if failing:  # a disk that fails for once cannot be had here
+            raise LedgerError("disk I/O error", "check the disk")
+        return await real(stored, session)
+
+    monkeypatch.setattr(StoredTranscripts, "responses", responses)
+
+    async def ask(service: Service, run: str) -> tuple[int | None, bool]:
+        try:
+            standing = await service.totals.standing(service.accounts.runs[run], within(2))
+        except RequestTimeoutError:
+            return None, True
+        return standing.balance.measured, standing.stale_why is not None
+
+    async def body() -> None:
+        nonlocal failing
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s1", input_tokens=9, output_tokens=0)
+        async with service_over(tmp_path) as (service, _):
+            for session in ("s1", "s2"):
+                run, _ = await service.lifecycle.start(
+                    messages.RunStart(project_dir="/p", id=f"r-{session}", session=session), within(10)
+                )
+                append(tmp_path, session, 0, 50)
+                assert await ask(service, run.id) == (50, False)
+            if not restarted:
+                append(tmp_path, "s1", 50, 7)
+                failing = True
+                assert (await ask(service, "r-s1"))[1]
+                failing = False
+                assert await ask(service, "r-s1") == (57, False)
+        if restarted:
+            async with service_over(tmp_path) as (service, _):
+                failing = True
+                assert await ask(service, "r-s1") == (None, True)
+                failing = False
+                assert await ask(service, "r-s1") == (50, False)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_session_that_goes_on_in_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for anew every few seconds."""
+    monkeypatch.setattr(store_module, "_SEARCH_SECONDS", 0.05)
+
+    async def body() -> None:
+        Interstat(tmp_path / "metrics.db").close()
+        other = Transcript(tmp_path, "s1", "-another")
+        other.path.parent.mkdir(parents=True)
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            append(tmp_path, "s1", 0, 5)
+            assert (await service.totals.standing(service.accounts.runs[run.id], within(5))).balance.measured == 5
+            other.response("elsewhere", tokens=(30, 0, 0, 0))
+            await anyio.sleep(0.06)
+            assert (await service.totals.standing(service.accounts.runs[run.id], within(5))).balance.measured == 35
+
+    anyio.run(body)
+
+
+def test_old_sessions_are_forgotten(tmp_path: Path) -> None:
+    """What no followed run needs any more is let go of, with whatever was wrong with it."""
+
+    async def body() -> None:
+        Interstat(tmp_path / "metrics.db").close()
+        async with service_over(tmp_path) as (service, _):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            append(tmp_path, "s1", 0, 5)
+            Transcript(tmp_path, "s1").agent("x").path.mkdir(parents=True)
+            state = service.accounts.runs[run.id]
+            assert "is a directory" in str((await service.totals.standing(state, within(5))).stale_why)
+            await service.lifecycle.end(state, "done", within(5))
+            ended = msgspec.structs.replace(state.run, ended_at=1)  # long ago
+            service.accounts.put_run(ended)
+            with anyio.fail_after(30):
+                while service.totals.transcripts.files or service.totals.transcripts.status.state != "ok":
+                    service.totals.follower.forget_old_transcripts()
+                    await anyio.sleep(0.01)  # a look that had begun before may bring it back once
+
+    anyio.run(body)
