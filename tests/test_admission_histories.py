@@ -12,14 +12,13 @@ from fluxbudgetd.wire import messages
 from harness.admission import (
     RESEARCH,
     REVIEW,
-    timestamp,
     write_agent_usage,
 )
 from harness.daemon import Home, started
 from harness.hooks import Claude
 from harness.interstat import Interstat
 from harness.service import service_over, within
-from harness.transcripts import Transcript
+from harness.transcripts import Transcript, timestamp
 
 SEEDS = 3
 

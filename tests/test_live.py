@@ -7,7 +7,7 @@ import time
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.interstat import Interstat
 from harness.live import by_agent, offsets, transcript
-from harness.transcripts import now
+from harness.transcripts import timestamp
 
 
 def test_tokens_count_while_the_session_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -106,16 +106,16 @@ def test_two_runs_and_two_phases_in_one_session(home: Home, interstat: Interstat
     second = started(home)
     writer = transcript(home)
     writer.response("m0", tokens=(1, 0, 0, 0), at="2020-01-01T00:00:00.000Z")  # before it was attached: reaches back
-    writer.response("m1", tokens=(20, 0, 0, 0), at=now())
+    writer.response("m1", tokens=(20, 0, 0, 0), at=timestamp())
     assert home.spent(first) == 21
     time.sleep(0.002)  # a transcript's times have milliseconds
     home.ok("advance", "--run", first, "--from", "a")
     time.sleep(0.002)
-    writer.response("m2", tokens=(300, 0, 0, 0), at=now())
+    writer.response("m2", tokens=(300, 0, 0, 0), at=timestamp())
     time.sleep(0.002)
     home.ok("run", "attach", "--run", second, "--session", "s1")
     time.sleep(0.002)
-    writer.response("m3", tokens=(4000, 0, 0, 0), at=now())
+    writer.response("m3", tokens=(4000, 0, 0, 0), at=timestamp())
     assert [line.billing for line in home.details(first).by_phase] == [21, 300]
     assert (home.spent(first), home.spent(second)) == (321, 4000)
     home.ok("run", "attach", "--run", first, "--session", "s1")
@@ -167,7 +167,7 @@ def test_report_has_live_actuals(home: Home, interstat: Interstat, daemon: Daemo
     time.sleep(0.002)
     agent = writer.agent("new")
     agent.meta(agentType="interflux:fd-safety")
-    agent.response("m1", tokens=(50_000, 0, 0, 0), at=now())
+    agent.response("m1", tokens=(50_000, 0, 0, 0), at=timestamp())
     assert home.json("report", "--triage", name)["actual_billing"] == 50_000
 
 
@@ -180,7 +180,7 @@ def test_report_right_after_a_restart(home: Home, interstat: Interstat, daemon: 
     time.sleep(0.002)
     agent = transcript(home).agent("x")
     agent.meta(agentType="interflux:fd-safety")
-    agent.response("m1", tokens=(50_000, 0, 0, 0), at=now())
+    agent.response("m1", tokens=(50_000, 0, 0, 0), at=timestamp())
     interstat.insert("s1", "fd-safety", input_tokens=120_000, output_tokens=0)
     assert home.json("report", "--triage", name)["actual_billing"] == 50_000
     wait_for(lambda: offsets(home), "the position to be kept")

@@ -11,13 +11,12 @@ from harness.admission import (
     concurrently,
     reserved,
     stored_reservations,
-    timestamp,
     write_agent_usage,
 )
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.hooks import SILENT, Claude
 from harness.interstat import Interstat
-from harness.transcripts import Transcript
+from harness.transcripts import Transcript, timestamp
 
 # --- the end of a reservation
 

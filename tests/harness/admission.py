@@ -5,21 +5,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import Any
 
 from harness.daemon import Home
 from harness.hooks import HookOutput
-from harness.transcripts import Transcript
+from harness.transcripts import Transcript, timestamp
 
 #: Estimates of billing tokens by category of agent, used while there is no history (flux-drive's defaults).
 REVIEW, GENERATED, RESEARCH, ORACLE = 40_000, 40_000, 15_000, 80_000
 #: How long a reservation counts at most, in microseconds.
 HALF_AN_HOUR = 30 * 60 * 1_000_000
-
-
-def timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def reserved(home: Home, run: str) -> int:

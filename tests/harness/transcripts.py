@@ -18,7 +18,7 @@ def encoded(line: object) -> bytes:
     return json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
-def now() -> str:
+def timestamp() -> str:
     """Return the time as a transcript writes it, in milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
