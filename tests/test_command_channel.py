@@ -1,4 +1,4 @@
-"""A program that is told of events: real programs, and what they may do to the one that starts them."""
+"""The command channel's programs, for real, and what they may do to the process that starts them."""
 
 import os
 import re
@@ -20,13 +20,13 @@ from harness.daemon import wait_for
 PATIENCE = 60.0  # longer than any of these programs takes
 
 
-def tell(argv: Sequence[str], payload: bytes = b"", seconds: float = PATIENCE) -> None:
+def run_command(argv: Sequence[str], payload: bytes = b"", seconds: float = PATIENCE) -> None:
     anyio.run(Command().run, argv, payload, seconds)
 
 
-def complaint(argv: Sequence[str], payload: bytes = b"", seconds: float = PATIENCE) -> ChannelError:
+def failure_of(argv: Sequence[str], payload: bytes = b"", seconds: float = PATIENCE) -> ChannelError:
     with pytest.raises(ChannelError) as raised:
-        tell(argv, payload, seconds)
+        run_command(argv, payload, seconds)
     assert raised.value.hint
     assert raised.value.message.isprintable()
     return raised.value
@@ -48,14 +48,17 @@ def is_alive(pid: int) -> bool:
 
 
 def pid_in(path: Path) -> int:
-    def whole() -> str:
+    """Return the process id that a program writes into a file."""
+
+    def complete_line() -> str:
         text = path.read_text() if path.exists() else ""
         return text if text.endswith("\n") else ""
 
-    return int(wait_for(whole, f"a process number in {path.name}"))
+    return int(wait_for(complete_line, f"a process id in {path.name}"))
 
 
 def has_zombie() -> bool:
+    """True if this process has a child that has ended and was not waited for."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -63,14 +66,14 @@ def has_zombie() -> bool:
 
 
 @pytest.mark.parametrize("size", [0, 1, 65536, 65537, 3_000_000])
-def test_payload_arrives_whole_and_is_closed(tmp_path: Path, size: int) -> None:
+def test_payload_arrives_completely_on_a_closed_stdin(tmp_path: Path, size: int) -> None:
     payload = os.urandom(size)
-    tell(shell('cat > "$1"', tmp_path / "got"), payload)
+    run_command(shell('cat > "$1"', tmp_path / "got"), payload)
     assert (tmp_path / "got").read_bytes() == payload
 
 
-def test_no_shell_reads_the_arguments(tmp_path: Path) -> None:
-    tell(shell('printf %s "$2" > "$1"', tmp_path / "got", "$(echo x); `ls` *"))
+def test_arguments_are_not_read_by_a_shell(tmp_path: Path) -> None:
+    run_command(shell('printf %s "$2" > "$1"', tmp_path / "got", "$(echo x); `ls` *"))
     assert (tmp_path / "got").read_text() == "$(echo x); `ls` *"
 
 
@@ -80,82 +83,80 @@ def test_program_is_found_in_path_and_in_home(tmp_path: Path, monkeypatch: pytes
     program.write_text('#!/bin/sh\npwd >> "$1"\n')
     program.chmod(0o700)
     monkeypatch.setenv("HOME", str(tmp_path))
-    tell(["~/bin/notify-me", str(tmp_path / "got")])
+    run_command(["~/bin/notify-me", str(tmp_path / "got")])
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    tell(["notify-me", str(tmp_path / "got")])
+    run_command(["notify-me", str(tmp_path / "got")])
     assert (tmp_path / "got").read_text().splitlines() == [str(tmp_path)] * 2, "it runs in the home directory"
 
 
-def test_home_that_does_not_exist_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_home_directory_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "missing"))
-    tell(shell('pwd > "$1"', tmp_path / "got"))
+    run_command(shell('pwd > "$1"', tmp_path / "got"))
     assert (tmp_path / "got").read_text() == "/\n"
 
 
-def test_environment_is_the_daemons_without_what_the_service_manager_told_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_lacks_the_service_managers_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OF_THE_USER", "kept")
-    tell(shell('env > "$1"', tmp_path / "got"))
+    run_command(shell('env > "$1"', tmp_path / "got"))
     names = {line.partition("=")[0] for line in (tmp_path / "got").read_text().splitlines()}
     assert "OF_THE_USER" in names
     assert not [name for name in names if name.startswith(("LISTEN", "NOTIFY", "WATCHDOG"))]
 
 
-def test_program_has_a_session_of_its_own_and_no_other_descriptors(tmp_path: Path) -> None:
+def test_program_has_its_own_session_and_inherits_no_descriptors(tmp_path: Path) -> None:
     with socket.socket() as ours:
         os.set_inheritable(ours.fileno(), True)
         code = (
             "import os, sys\n"
             "print(os.getsid(0) == os.getpid(), *os.listdir('/proc/self/fd'), file=open(sys.argv[1], 'w'))"
         )
-        tell(python(code, tmp_path / "got"))
+        run_command(python(code, tmp_path / "got"))
     own_session, *fds = (tmp_path / "got").read_text().split()
     assert own_session == "True"
     assert set(fds) <= {"0", "1", "2", "3", "4"}, "3 and 4 are its own: the file and the directory"
 
 
-def test_payload_that_nobody_reads_is_no_failure() -> None:
-    tell(["true"], b"x" * 1_000_000)
+def test_unread_payload_is_not_an_error() -> None:
+    run_command(["true"], b"x" * 1_000_000)
 
 
-def test_program_that_closes_its_input_and_goes_on_is_waited_for(tmp_path: Path) -> None:
+def test_program_that_closes_stdin_is_waited_for(tmp_path: Path) -> None:
     code = "import os, sys, time; os.close(0); time.sleep(0.2); open(sys.argv[1], 'w').write('done')"
-    tell(python(code, tmp_path / "got"), b"x" * 1_000_000)
+    run_command(python(code, tmp_path / "got"), b"x" * 1_000_000)
     assert (tmp_path / "got").read_text() == "done"
 
 
-def test_program_that_never_reads_a_large_payload_is_killed_in_the_end() -> None:
-    assert "was killed after 0.3 s" in complaint(["sleep", "1000"], b"x" * 1_000_000, 0.3).message
+def test_program_that_never_reads_a_large_payload_is_killed_at_its_timeout() -> None:
+    assert "was killed after 0.3 s" in failure_of(["sleep", "1000"], b"x" * 1_000_000, 0.3).message
 
 
-def test_failure_is_told_with_code_and_first_line() -> None:
-    error = complaint(shell("echo; echo ' no such room ' >&2; echo more >&2; exit 3"))
+def test_failure_has_the_exit_code_and_the_first_line_of_stderr() -> None:
+    error = failure_of(shell("echo; echo ' no such room ' >&2; echo more >&2; exit 3"))
     assert error.message == "/bin/sh ended with exit code 3: no such room"
 
 
-def test_first_line_that_comes_in_pieces_is_whole() -> None:
+def test_first_line_may_come_in_pieces() -> None:
     code = "import os, time; os.write(2, b'one '); time.sleep(0.12); os.write(2, b'line'); raise SystemExit(1)"
-    assert complaint(python(code)).message.endswith("ended with exit code 1: one line")
+    assert failure_of(python(code)).message.endswith("ended with exit code 1: one line")
 
 
-def test_last_words_are_heard_however_soon_after_the_first() -> None:
+def test_last_output_before_the_end_is_read() -> None:
     code = "import os, time; os.write(2, b'one '); time.sleep(0.01); os.write(2, b'line'); os._exit(1)"
-    assert complaint(python(code)).message.endswith("ended with exit code 1: one line")
+    assert failure_of(python(code)).message.endswith("ended with exit code 1: one line")
 
 
-def test_first_line_is_short_and_moves_no_cursor() -> None:
-    error = complaint(shell(r"printf '\033[2J\377\n' >&2; exit 1"))
+def test_first_line_is_shortened_and_escaped() -> None:
+    error = failure_of(shell(r"printf '\033[2J\377\n' >&2; exit 1"))
     assert error.message == r"/bin/sh ended with exit code 1: \x1b[2J\xff"
-    error = complaint(python("import sys; sys.stderr.write('é' * 5000); sys.exit(1)"))
+    error = failure_of(python("import sys; sys.stderr.write('é' * 5000); sys.exit(1)"))
     assert len(error.message.partition(": ")[2]) == 300
 
 
-def test_signal_is_told_by_name() -> None:
-    assert complaint(shell("kill -SEGV $$")).message == "/bin/sh was ended by SIGSEGV"
-    assert complaint(shell(f"kill -{signal.SIGRTMIN + 1} $$")).message.endswith(f"signal {signal.SIGRTMIN + 1}")
+def test_signal_is_named() -> None:
+    assert failure_of(shell("kill -SEGV $$")).message == "/bin/sh was ended by SIGSEGV"
+    assert failure_of(shell(f"kill -{signal.SIGRTMIN + 1} $$")).message.endswith(f"signal {signal.SIGRTMIN + 1}")
 
 
 @pytest.mark.parametrize(
@@ -174,48 +175,48 @@ def test_signal_is_told_by_name() -> None:
         (lambda _: [], "the command is empty"),
     ],
 )
-def test_what_cannot_be_started_is_a_channel_error(tmp_path: Path, make: object, expected: str) -> None:
+def test_program_that_cannot_be_started_is_a_channel_error(tmp_path: Path, make: object, expected: str) -> None:
     (tmp_path / "plain").write_text("#!/bin/sh\n")
     (tmp_path / "no-first-line").write_text("echo\n")
     (tmp_path / "no-first-line").chmod(0o700)
     assert callable(make)
-    assert expected in complaint(make(tmp_path)).message
+    assert expected in failure_of(make(tmp_path)).message
 
 
 def test_program_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
     code = 'trap "" TERM; (sleep 1000 & echo $! > "$1"; sleep 1000) & sleep 1000'
-    error = complaint(shell(code, tmp_path / "child"), b"", 1.5)
+    error = failure_of(shell(code, tmp_path / "child"), b"", 1.5)
     assert error.message == "/bin/sh was killed after 1.5 s"
     child = pid_in(tmp_path / "child")
     wait_for(lambda: not is_alive(child), "the child to be gone")
 
 
-def test_program_may_clean_up_when_it_is_told_to_end(tmp_path: Path) -> None:
+def test_program_may_clean_up_on_sigterm(tmp_path: Path) -> None:
     code = 'trap "echo bye > \\"$1\\"; exit 0" TERM; echo $$ > "$2"; while :; do sleep 0.01; done'
-    assert "was killed" in complaint(shell(code, tmp_path / "got", tmp_path / "pid"), b"", 1.0).message
+    assert "was killed" in failure_of(shell(code, tmp_path / "got", tmp_path / "pid"), b"", 1.0).message
     assert (tmp_path / "got").read_text() == "bye\n"
 
 
 def test_child_that_holds_standard_error_open_is_not_waited_for(tmp_path: Path) -> None:
-    tell(shell('sleep 1000 & echo $! > "$1"', tmp_path / "child"))
+    run_command(shell('sleep 1000 & echo $! > "$1"', tmp_path / "child"))
     child = pid_in(tmp_path / "child")
-    assert is_alive(child), "what a program has left behind on purpose is left alone"
+    assert is_alive(child), "a process that the program has left on purpose is left alone"
     os.kill(child, signal.SIGKILL)
 
 
-def test_flood_is_taken_slowly_and_breaks_nothing(tmp_path: Path) -> None:
+def test_flood_of_output_is_harmless(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "os.write(2, b'first\\n')\n"
         "for _ in range(8): os.write(2, b'x' * 65536)\n"
         "open(sys.argv[1], 'w').write('written'); sys.exit(7)"
     )
-    assert complaint(python(code, tmp_path / "got")).message.endswith("exit code 7: first")
+    assert failure_of(python(code, tmp_path / "got")).message.endswith("exit code 7: first")
     assert (tmp_path / "got").read_text() == "written"
 
 
 def test_endless_flood_is_read_at_a_bounded_rate(tmp_path: Path) -> None:
-    # The program counts what it got rid of: what the pipe holds, and two reads for every tenth of a second.
+    # The program counts the bytes that it could write: the pipe's size, and two reads every 0.1 s.
     code = (
         "import os, signal, sys\n"
         "n = 0\n"
@@ -224,7 +225,7 @@ def test_endless_flood_is_read_at_a_bounded_rate(tmp_path: Path) -> None:
         "signal.signal(signal.SIGTERM, end)\n"
         "while True: n += os.write(2, b'x' * 4096)"
     )
-    assert "was killed" in complaint(python(code, tmp_path / "got"), b"", 1.0).message
+    assert "was killed" in failure_of(python(code, tmp_path / "got"), b"", 1.0).message
     assert int((tmp_path / "got").read_text()) <= (64 << 10) * 40
 
 
@@ -259,7 +260,7 @@ def test_call_cancelled_before_it_begins_starts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", range(8))
-def test_call_cancelled_at_any_step_of_its_beginning_blocks_no_later_one(steps: int) -> None:
+def test_call_cancelled_at_any_step_of_its_start_blocks_no_later_one(steps: int) -> None:
     async def body() -> None:
         command = Command()
         async with anyio.create_task_group() as tasks:
@@ -272,7 +273,7 @@ def test_call_cancelled_at_any_step_of_its_beginning_blocks_no_later_one(steps: 
     anyio.run(body)
 
 
-def test_nothing_is_left_behind_after_many_programs() -> None:
+def test_many_programs_leave_nothing_open() -> None:
     async def body() -> None:
         command = Command()
         kinds = (["true"], ["false"], ["no-such-program"], shell("echo x >&2; exit 2"), shell("kill -9 $$"))
@@ -294,7 +295,7 @@ def test_nothing_is_left_behind_after_many_programs() -> None:
 def test_one_program_at_a_time(tmp_path: Path) -> None:
     async def body() -> None:
         command = Command()
-        code = 'mkdir "$1" && sleep 0.02 && rmdir "$1"'  # fails when another one is at it
+        code = 'mkdir "$1" && sleep 0.02 && rmdir "$1"'  # fails if another program is running
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(command.run, shell(code, tmp_path / "only"), b"", PATIENCE)
@@ -303,7 +304,7 @@ def test_one_program_at_a_time(tmp_path: Path) -> None:
 
 
 def test_system_without_threads_is_a_channel_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The limit on processes does not bind root, as whom the tests may run, so the refusal is made by hand.
+    # The limit on processes does not apply to root, who may run the tests, so the refusal is simulated.
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -318,12 +319,12 @@ def test_system_without_threads_is_a_channel_error(monkeypatch: pytest.MonkeyPat
     anyio.run(body)
 
 
-def test_program_that_cannot_be_killed_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A program of another user cannot be had without privileges; signals that go nowhere look the same from here.
+def test_program_that_cannot_be_killed_blocks_no_later_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An unkillable program needs another user or a broken file system, so the signals are suppressed.
     async def body() -> None:
         command = Command()
         with monkeypatch.context() as patch:
-            patch.setattr("fluxbudgetd.notify.command._send", lambda *_: None)
+            patch.setattr(os, "killpg", lambda *_: None)
             with pytest.raises(ChannelError, match="took longer than"):
                 await command.run(shell('echo $$ > "$1"; exec sleep 1000', tmp_path / "pid"), b"", 0.2)
         with pytest.raises(ChannelError, match="still hangs"):

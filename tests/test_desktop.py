@@ -1,4 +1,4 @@
-"""Bubbles on a real session bus, shown by a real notification server; and everything that may be wrong with either."""
+"""Bubbles on a real session bus with a real notification server, and the faults of either."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ from harness.bus import PrivateBus, private_bus
 from harness.daemon import wait_for
 
 PATIENCE = 20.0
-#: So long a bubble may take where it is known that nothing will come of it.
+#: Seconds for a bubble that is known to fail.
 SHORT = 0.3
 
 
@@ -38,7 +38,7 @@ def bubble(title: str = "title", *, key: str = "r1", body: str = "body", urgency
     return Bubble(key=key, title=title, body=body, urgency=urgency)
 
 
-def tell(desktop: Desktop, *bubbles: Bubble, seconds: float = PATIENCE) -> None:
+def show(desktop: Desktop, *bubbles: Bubble, seconds: float = PATIENCE) -> None:
     async def body() -> None:
         for each in bubbles:
             await desktop.show(each, seconds)
@@ -46,10 +46,10 @@ def tell(desktop: Desktop, *bubbles: Bubble, seconds: float = PATIENCE) -> None:
     anyio.run(body)
 
 
-def refusal(desktop: Desktop, told: Bubble | None = None, seconds: float = PATIENCE) -> ChannelError:
-    """Return why a bubble was not shown: always in a line that can be printed, with a hint."""
+def refusal(desktop: Desktop, shown: Bubble | None = None, seconds: float = PATIENCE) -> ChannelError:
+    """Return the error of a bubble that is not shown; fail unless it is printable and has a hint."""
     with pytest.raises(ChannelError) as caught:
-        tell(desktop, told or bubble(), seconds=seconds)
+        show(desktop, shown or bubble(), seconds=seconds)
     error = caught.value
     assert error.message.isprintable()
     assert error.hint
@@ -57,12 +57,13 @@ def refusal(desktop: Desktop, told: Bubble | None = None, seconds: float = PATIE
     return error
 
 
-def delivering() -> bool:
+def is_delivering() -> bool:
+    """True if a worker thread is running."""
     return any("AnyIO worker" in thread.name for thread in threading.enumerate())
 
 
 def open_files() -> list[str]:
-    """Return what the process has open, without the directory that is read for it."""
+    """Return the open files of this process, without the directory that lists them."""
     gc.collect()
     found = []
     for entry in os.listdir("/proc/self/fd"):
@@ -78,7 +79,7 @@ def open_files() -> list[str]:
 )
 def test_bubble_is_shown_once(bus: PrivateBus, urgency: Urgency, number: int, icon: str) -> None:
     server = bus.serve()
-    tell(desktop_at(bus.address), bubble("80 % used", body="of r1\nsecond line", urgency=urgency))
+    show(desktop_at(bus.address), bubble("80 % used", body="of r1\nsecond line", urgency=urgency))
     assert server.shown == [
         {
             "id": 1,
@@ -98,11 +99,11 @@ def test_bubble_is_shown_once(bus: PrivateBus, urgency: Urgency, number: int, ic
 def test_only_bubbles_with_one_key_replace_each_other(bus: PrivateBus) -> None:
     server = bus.serve()
     keys = ["a", "b", "a", "b", "c"]
-    tell(desktop_at(bus.address), *(bubble(key=key) for key in keys))
+    show(desktop_at(bus.address), *(bubble(key=key) for key in keys))
     assert [(each["id"], each["replaces_id"]) for each in server.shown] == [(1, 0), (2, 0), (1, 1), (2, 2), (3, 0)]
 
 
-def test_bubbles_told_at_once_are_shown_one_after_the_other(bus: PrivateBus) -> None:
+def test_concurrent_bubbles_are_shown_one_after_the_other(bus: PrivateBus) -> None:
     server = bus.serve()
     desktop = desktop_at(bus.address)
 
@@ -116,34 +117,34 @@ def test_bubbles_told_at_once_are_shown_one_after_the_other(bus: PrivateBus) -> 
 
 
 def test_other_notification_server_is_not_asked_to_replace(bus: PrivateBus) -> None:
-    """An id of the old server's means another program's notification to the new one."""
+    """The old server's id could belong to another program's notification."""
     desktop = desktop_at(bus.address)
     first = bus.serve()
-    tell(desktop, bubble(), bubble())
+    show(desktop, bubble(), bubble())
     first.stop()
     second = bus.serve()
-    tell(desktop, bubble(), bubble())
+    show(desktop, bubble(), bubble())
     assert [each["replaces_id"] for each in second.shown] == [0, 1]
 
 
 def test_bus_that_dies_and_comes_back(bus: PrivateBus) -> None:
-    """The servers of both buses have the same unique name; they are told from each other by their buses."""
+    """The servers of both buses have the same unique name, but the buses differ."""
     desktop = desktop_at(bus.address)
     bus.serve()
-    tell(desktop, bubble())
+    show(desktop, bubble())
     bus.stop()
     error = refusal(desktop)
     assert not error.resting
     assert error.message == "the session bus cannot be reached: No such file or directory"
     bus.start()
     server = bus.serve()
-    tell(desktop, bubble())
+    show(desktop, bubble())
     assert [each["replaces_id"] for each in server.shown] == [0]
 
 
 @pytest.mark.parametrize("directory", ["run", "a b~,;=%41é"])
 def test_bus_in_the_runtime_directory(bus: PrivateBus, tmp_path: Path, directory: str) -> None:
-    """It needs no address; a runtime directory without one means that there is no bus, and nobody's fault."""
+    """Without an address in the environment. A missing bus is not a fault."""
     runtime = tmp_path / directory
     runtime.mkdir()
     desktop = Desktop({"XDG_RUNTIME_DIR": str(runtime), "DBUS_SESSION_BUS_ADDRESS": ""}, os.getuid())
@@ -152,7 +153,7 @@ def test_bus_in_the_runtime_directory(bus: PrivateBus, tmp_path: Path, directory
     assert error.message == "there is no session bus"
     (runtime / "bus").symlink_to(bus.socket)
     server = bus.serve()
-    tell(desktop, bubble())
+    show(desktop, bubble())
     assert len(server.shown) == 1
 
 
@@ -161,36 +162,36 @@ def test_runtime_directory_that_is_not_absolute_is_ignored(bus: PrivateBus, monk
     assert refusal(Desktop({"XDG_RUNTIME_DIR": "."}, 4_000_000_000)).message == "there is no session bus"
 
 
-def test_bus_on_which_nobody_shows_notifications(bus: PrivateBus) -> None:
+def test_bus_without_a_notification_server(bus: PrivateBus) -> None:
     desktop = desktop_at(bus.address)
     error = refusal(desktop)
     assert error.resting
     assert error.message == "no notification server is on the session bus"
     server = bus.serve()
-    tell(desktop, bubble())
+    show(desktop, bubble())
     assert len(server.shown) == 1
 
 
-def test_server_that_hangs_costs_one_bubble(bus: PrivateBus) -> None:
+def test_hanging_server_costs_one_bubble(bus: PrivateBus) -> None:
     server = bus.serve("--hang", "1")
     desktop = desktop_at(bus.address)
 
     async def body() -> None:
-        await desktop.show(bubble("never answered"), 3.0)  # it has to reach the server, whatever else is going on
+        await desktop.show(bubble("never answered"), 3.0)  # it must reach the server even on a busy machine
 
     with pytest.raises(ChannelError, match="notification server did not answer in time") as caught:
         anyio.run(body)
     assert not caught.value.resting
-    tell(desktop, bubble("answered"))
+    show(desktop, bubble("answered"))
     wait_for(lambda: len(server.shown) == 2, "both bubbles")
     assert [each["summary"] for each in server.shown] == ["never answered", "answered"]
 
 
-def test_server_that_was_asked_is_the_one_that_is_told(bus: PrivateBus) -> None:
-    """Ids and markup are that server's: whoever gets its name in between would misunderstand them."""
+def test_bubble_goes_to_the_server_that_was_queried(bus: PrivateBus) -> None:
+    """Ids and markup are that server's. Another one that takes its name in between would misread them."""
     server = bus.serve("--leave")
     desktop = desktop_at(bus.address)
-    tell(desktop, bubble())
+    show(desktop, bubble())
     assert len(server.shown) == 1
     assert refusal(desktop).resting
 
@@ -205,7 +206,7 @@ def test_server_that_was_asked_is_the_one_that_is_told(bus: PrivateBus) -> None:
         ("--odd", "the notification server gave an answer of the wrong type: s"),
     ],
 )
-def test_server_that_answers_otherwise(bus: PrivateBus, option: str, message: str) -> None:
+def test_server_with_an_unexpected_answer(bus: PrivateBus, option: str, message: str) -> None:
     bus.serve(option)
     error = refusal(desktop_at(bus.address))
     assert (error.message, error.resting) == (message, False)
@@ -223,7 +224,7 @@ def test_server_that_answers_otherwise(bus: PrivateBus, option: str, message: st
         "\x1b",
     ],
 )
-def test_address_that_is_none(address: str) -> None:
+def test_invalid_address(address: str) -> None:
     error = refusal(desktop_at(address))
     assert not error.resting
     assert error.message.startswith("the session bus's address is not a valid D-Bus address: ")
@@ -232,7 +233,7 @@ def test_address_that_is_none(address: str) -> None:
 
 @contextmanager
 def false_bus(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[Desktop]:
-    """Something else at the bus's address, that answers in its own way."""
+    """Serve something else at the bus's address."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -254,14 +255,14 @@ def false_bus(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[De
         assert not thread.is_alive()
 
 
-def heard(peer: socket.socket, what: bytes | None = None) -> None:
-    """Read until that was said; without it, until the other side has closed its end."""
-    said = b""
-    while what is None or what not in said:
+def read_until(peer: socket.socket, what: bytes | None = None) -> None:
+    """Read until these bytes have come, or without them until the other side closes its end."""
+    received = b""
+    while what is None or what not in received:
         data = peer.recv(65536)
         if not data:
             return
-        said += data
+        received += data
 
 
 @pytest.mark.parametrize(
@@ -286,17 +287,17 @@ def heard(peer: socket.socket, what: bytes | None = None) -> None:
         ),
     ],
 )
-def test_something_else_at_the_address(tmp_path: Path, auth: bytes, then: bytes, message: str) -> None:
-    """Whatever it says or does not say: an error in time, and the connection is closed."""
+def test_address_of_something_that_is_not_a_bus(tmp_path: Path, auth: bytes, then: bytes, message: str) -> None:
+    """Whatever it sends, there is an error in time, and the connection is closed."""
 
     def serve(peer: socket.socket) -> None:
-        heard(peer, b"AUTH EXTERNAL")
-        with suppress(OSError):  # nobody has to listen to the end
+        read_until(peer, b"AUTH EXTERNAL")
+        with suppress(OSError):  # the client may close before the end
             peer.sendall(auth)
             if then:
-                heard(peer, b"BEGIN\r\n")
+                read_until(peer, b"BEGIN\r\n")
                 peer.sendall(then)
-            heard(peer)
+            read_until(peer)
         served.append(True)
 
     served: list[bool] = []
@@ -314,25 +315,25 @@ def test_connection_that_is_closed_at_once(tmp_path: Path) -> None:
 
 def test_connection_that_is_closed_later(tmp_path: Path) -> None:
     def serve(peer: socket.socket) -> None:
-        heard(peer, b"AUTH EXTERNAL")
+        read_until(peer, b"AUTH EXTERNAL")
         peer.sendall(b"OK 00\r\n")
-        heard(peer, b"Hello")
+        read_until(peer, b"Hello")
         peer.shutdown(socket.SHUT_WR)
-        heard(peer)
+        read_until(peer)
 
     with false_bus(tmp_path / "bus", serve) as desktop:
         error = refusal(desktop)
     assert (error.message, error.resting) == ("the session bus closed the connection", False)
 
 
-def test_listener_that_accepts_nobody(tmp_path: Path) -> None:
-    """Its queue is full, so that not even connecting comes to an end."""
+def test_listener_that_accepts_no_connection(tmp_path: Path) -> None:
+    """Its backlog is full, so that connect() blocks."""
     path = tmp_path / "bus"
     waiting = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(0)
-        with pytest.raises(BlockingIOError):  # noqa: PT012  the one that finds the queue full
+        with pytest.raises(BlockingIOError):  # noqa: PT012  one of these connections finds the backlog full
             while True:
                 peer = socket.socket(socket.AF_UNIX)
                 waiting.append(peer)
@@ -349,23 +350,23 @@ def test_address_is_shown_as_one_short_line() -> None:
     assert len(error.hint) < 300
 
 
-def test_socket_that_nobody_listens_at(tmp_path: Path) -> None:
+def test_socket_without_a_listener(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as unheard:
         unheard.bind(str(tmp_path / "bus"))
         error = refusal(desktop_at(f"unix:path={tmp_path}/bus"))
     assert (error.message, error.resting) == ("the session bus cannot be reached: Connection refused", False)
 
 
-def test_what_looks_like_markup_is_shown_as_it_is(bus: PrivateBus) -> None:
+def test_markup_in_text_is_escaped(bus: PrivateBus) -> None:
     server = bus.serve()
-    tell(desktop_at(bus.address), bubble("<b>&</b>", body="<a href='x'>&amp;</a>"))
-    assert server.shown[0]["summary"] == "<b>&</b>"  # a title is never markup
+    show(desktop_at(bus.address), bubble("<b>&</b>", body="<a href='x'>&amp;</a>"))
+    assert server.shown[0]["summary"] == "<b>&</b>"  # a title has no markup
     assert server.shown[0]["body"] == "&lt;a href='x'&gt;&amp;amp;&lt;/a&gt;"
 
 
 def test_server_without_markup_gets_plain_text(bus: PrivateBus) -> None:
     server = bus.serve("--plain")
-    tell(desktop_at(bus.address), bubble(body="<b>&</b>"))
+    show(desktop_at(bus.address), bubble(body="<b>&</b>"))
     assert server.shown[0]["body"] == "<b>&</b>"
 
 
@@ -377,26 +378,26 @@ def test_server_without_markup_gets_plain_text(bus: PrivateBus) -> None:
         ("a\ud800b\udcff", r"a\ud800b\udcff", r"a\ud800b\udcff"),
         ("a\uef80b\ue000", r"a\x80b\ue000", r"a\x80b\ue000"),  # a folded foreign byte, and another private one
         ("\u202eleft\ufeff", r"\u202eleft\ufeff", r"\u202eleft\ufeff"),
-        # Short ids: pytest has a test's id in its environment, which has to fit into a process's.
+        # Short ids: pytest puts the id into the environment, whose size is limited.
         pytest.param("é" * 100_000, "é" * 199 + "…", "é" * 999 + "…", id="long"),
         pytest.param("\0" * 100_000, (r"\x00" * 50)[:199] + "…", (r"\x00" * 250)[:999] + "…", id="long-escaped"),
         ("", "", ""),
     ],
 )
-def test_hostile_text_is_written_out_and_cut(bus: PrivateBus, text: str, title: str, body: str) -> None:
+def test_control_characters_are_escaped_and_long_text_is_cut(bus: PrivateBus, text: str, title: str, body: str) -> None:
     server = bus.serve()
-    tell(desktop_at(bus.address), bubble(text, key=text, body=text))
+    show(desktop_at(bus.address), bubble(text, key=text, body=text))
     assert (server.shown[0]["summary"], server.shown[0]["body"]) == (title, body)
 
 
-def test_cutting_never_halves_what_is_escaped(bus: PrivateBus) -> None:
+def test_escapes_are_never_cut_in_half(bus: PrivateBus) -> None:
     server = bus.serve()
-    tell(desktop_at(bus.address), bubble(body="<" * 2000))
+    show(desktop_at(bus.address), bubble(body="<" * 2000))
     assert server.shown[0]["body"] == "&lt;" * 999 + "…"
 
 
-def test_cancelled_delivery_leaves_nothing_behind(bus: PrivateBus) -> None:
-    """It does not even wait for its deadline; and the next one is delivered."""
+def test_cancelled_bubble_leaves_nothing_open(bus: PrivateBus) -> None:
+    """It ends before its deadline, and the next bubble is shown."""
     server = bus.serve("--hang", "1")
     desktop = desktop_at(bus.address)
 
@@ -409,18 +410,18 @@ def test_cancelled_delivery_leaves_nothing_behind(bus: PrivateBus) -> None:
 
     before = open_files()
     anyio.run(body)
-    wait_for(lambda: not delivering(), "the worker threads to end")
+    wait_for(lambda: not is_delivering(), "the worker threads to end")
     assert open_files() == before
     assert [each["summary"] for each in server.shown] == ["cancelled", "next"]
 
 
 def test_nothing_is_left_open(bus: PrivateBus, tmp_path: Path) -> None:
-    """Neither when bubbles are shown, nor when they are refused, nor when nobody answers."""
+    """Whether bubbles are shown, refused or never answered."""
     server = bus.serve()
     shown = desktop_at(bus.address)
-    tell(shown, bubble())
+    show(shown, bubble())
     before = open_files()
-    tell(shown, *[bubble()] * 50)
+    show(shown, *[bubble()] * 50)
     server.stop()
     bus.serve("--refuse")
     for _ in range(5):
@@ -434,29 +435,27 @@ def test_nothing_is_left_open(bus: PrivateBus, tmp_path: Path) -> None:
             refusal(silent, seconds=0.05)
     for _ in range(5):
         refusal(shown)
-    wait_for(lambda: not delivering(), "the worker threads to end")
+    wait_for(lambda: not is_delivering(), "the worker threads to end")
     assert open_files() == before
 
 
-class HangingDesktop(Desktop):
-    """Looks for the bus only while it is let: a file system that does not answer cannot be had for real."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__({"DBUS_SESSION_BUS_ADDRESS": address}, os.getuid())
-        self.let = threading.Event()
-        self.looks = 0
-
-    def _address(self) -> str:
-        self.looks += 1
-        self.let.wait(timeout=60)
-        return super()._address()
-
-
-def test_thread_that_hangs_is_given_up_on(bus: PrivateBus) -> None:
-    """Whoever tells next hears so at once, and no other thread is lost to it; when it goes on, so does the channel."""
+def test_hanging_thread_is_abandoned(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next bubbles fail at once without another thread. When the thread continues, so does the channel."""
     server = bus.serve()
-    desktop = HangingDesktop(bus.address)
+    desktop = Desktop({"XDG_RUNTIME_DIR": str(bus.socket.parent)}, os.getuid())
     message = "^an earlier notification hangs$"
+    released = threading.Event()
+    lookups = []
+    exists = os.path.exists
+
+    def hanging(path: str) -> bool:
+        if path == str(bus.socket):
+            lookups.append(path)
+            released.wait(timeout=60)
+        return exists(path)
+
+    # A hanging file system cannot be made here, so the call that looks for the bus is replaced.
+    monkeypatch.setattr(os.path, "exists", hanging)
 
     async def body() -> None:
         with pytest.raises(ChannelError, match=message):
@@ -465,10 +464,12 @@ def test_thread_that_hangs_is_given_up_on(bus: PrivateBus) -> None:
         for _ in range(5):
             with pytest.raises(ChannelError, match=message), anyio.fail_after(PATIENCE):
                 await desktop.show(bubble("refused"), 3600)
-        assert (threading.active_count(), desktop.looks) == (threads, 1)
-        desktop.let.set()
-        await anyio.to_thread.run_sync(lambda: wait_for(lambda: desktop._current is None, "its end"))  # noqa: SLF001  nothing else shows it
-        await desktop.show(bubble("next"), PATIENCE)
+        assert (threading.active_count(), len(lookups)) == (threads, 1)
+        released.set()
+        with anyio.fail_after(PATIENCE):
+            while not server.shown:
+                with suppress(ChannelError):
+                    await desktop.show(bubble("next"), PATIENCE)
 
     anyio.run(body)
     assert [each["summary"] for each in server.shown] == ["next"]
@@ -491,23 +492,23 @@ async def main():
 assert "dbus_fast" not in sys.modules
 anyio.run(main)
 assert "dbus_fast" in sys.modules
-logging.getLogger("dbus_fast.aio").warning("what is raised, too, is no line of the daemon's log")
-print("told", flush=True)
+logging.getLogger("dbus_fast.aio").warning("errors are raised, so dbus_fast's own log is not needed")
+print("shown", flush=True)
 os._exit(0)
 """
 
 
-def test_loop_is_never_blocked_and_dbus_is_imported_late(bus: PrivateBus) -> None:
-    """In a process of its own, under the detector of the daemon's tests."""
+def test_loop_is_not_blocked_and_dbus_fast_is_imported_late(bus: PrivateBus) -> None:
+    """In a separate process, under the blocking-call detector."""
     server = bus.serve()
     code = SNIPPET.format(tests=str(Path(__file__).parent), runtime=str(bus.socket.parent))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.stdout.endswith("told\n"), result
+    assert result.stdout.endswith("shown\n"), result
     assert result.stderr == ""
     assert [each["summary"] for each in server.shown] == ["watched"]
 
 
-def test_shown_bubbles_are_bounded_and_the_oldest_is_forgotten() -> None:
+def test_only_the_latest_thousand_bubbles_are_remembered() -> None:
     shown = ShownBubbles()
     server = NotificationServer("bus", ":1.1")
     for number in range(1, 1001):

@@ -1,4 +1,4 @@
-"""What Claude Code gives to hooks, read: whole, cut anywhere, or something else altogether; never an exception."""
+"""Reading the input of hooks: complete, cut anywhere, or invalid, and never an exception."""
 
 import json
 from typing import Any
@@ -43,7 +43,7 @@ UNDERSTOOD = HookInput(
 
 
 def parse(raw: bytes) -> HookInput:
-    """Read a whole input as the daemon does: at once, or with patience. Of UTF-8 that both read they say the same."""
+    """Read a complete input with both readers, which must agree on valid UTF-8."""
     found, patient = parse_at_once(raw), parse_unusual(raw)
     if raw.decode(errors="replace").encode() == raw:
         assert found in (None, patient)
@@ -51,7 +51,7 @@ def parse(raw: bytes) -> HookInput:
 
 
 READERS = [pytest.param(parse, id="whole"), pytest.param(parse_beginning, id="beginning")]
-#: Field of the input → what is made of it.
+#: Field of the input → attribute of the result.
 NAMES = {
     "hook_event_name": "event",
     "session_id": "session",
@@ -64,7 +64,7 @@ NAMES = {
 
 
 def read(raw: bytes) -> HookInput:
-    """Return what both readers make of an input, which is the same."""
+    """Read an input with both readers; fail unless they agree."""
     whole, beginning = parse(raw), parse_beginning(raw)
     assert whole == beginning
     return whole
@@ -76,8 +76,8 @@ def test_real_input(written: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_every_beginning_of_a_real_input(ascii_only: bool) -> None:
-    """Each field is there as soon as its value stands there whole, and not before; the whole reader wants the end."""
+def test_real_input_cut_anywhere(ascii_only: bool) -> None:
+    """Each field is read if its value is complete. The reader of complete inputs needs the end."""
     raw = json.dumps(REAL, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     ends = {}
     for name in REAL:
@@ -101,18 +101,18 @@ def test_fields_after_the_cut_are_absent() -> None:
 
 @pytest.mark.parametrize("value", [None, True, 5, 1.5, [], ["s"], {}, {"session_id": "x"}, ""])
 @pytest.mark.parametrize("name", NAMES)
-def test_field_of_another_type_is_none_and_concerns_no_other(name: str, value: object) -> None:
+def test_field_of_the_wrong_type_is_none_and_affects_no_other(name: str, value: object) -> None:
     other = "cwd" if name != "cwd" else "tool_name"
     found = read(json.dumps({name: value, other: "/there"}).encode())
     assert found == HookInput(**{NAMES[other]: "/there"})
 
 
 @pytest.mark.parametrize("value", [None, 5, "fd-quality", [], {}, {"subagent_type": None}, {"subagent_type": ["x"]}])
-def test_tool_input_of_another_shape(value: object) -> None:
+def test_tool_input_of_the_wrong_shape(value: object) -> None:
     assert read(json.dumps({"tool_input": value, "tool_name": "Agent"}).encode()) == HookInput(tool="Agent")
 
 
-def test_the_last_of_equal_keys_counts() -> None:
+def test_last_of_duplicate_keys_counts() -> None:
     assert read(b'{"session_id": "a", "cwd": "/c", "session_id": "b"}') == HookInput(session="b", cwd="/c")
     assert read(b'{"session_id": "a", "session_id": 5}') == HookInput()
     assert read(rb'{"session\u005fid": "a"}') == HookInput(session="a")
@@ -125,13 +125,13 @@ def test_text_that_is_too_long_is_none(name: str, longest: int) -> None:
 
 
 @pytest.mark.parametrize("session", ['it\'s "mine"', "two\nlines", "nul\0nul", "\x1b[2J", "ünï", "../..", "😀"])
-def test_odd_ids_are_ids(session: str) -> None:
+def test_ids_may_have_odd_characters(session: str) -> None:
     assert read(json.dumps({"session_id": session}).encode()) == HookInput(session=session)
 
 
 @pytest.mark.parametrize("field", [b"\xff", b"\xc3", rb"\ud83d", rb"\udc00x", b"\n", b"\\x", b"\xed\xa0\x80"])
-def test_text_that_is_none(field: bytes) -> None:
-    """Bytes that are no UTF-8, half a character, what JSON forbids: the field, or everything, is nothing."""
+def test_text_that_is_invalid(field: bytes) -> None:
+    """Invalid UTF-8, a lone surrogate, what JSON forbids: the field, or the whole input, is None."""
     for raw in (
         b'{"session_id": "%b", "cwd": "/c"}' % field,
         b'{"tool_input": {"subagent_type": "%b"}, "cwd": "/c"}' % field,
@@ -141,8 +141,8 @@ def test_text_that_is_none(field: bytes) -> None:
         assert found.cwd in ("/c", None)
 
 
-def test_half_a_character_in_an_unread_field_does_no_harm() -> None:
-    """JavaScript cuts strings between the halves of a character, and writes the half as an escape."""
+def test_lone_surrogate_in_an_unread_field_is_ignored() -> None:
+    """JavaScript may cut a string inside a surrogate pair, and writes the rest as an escape."""
     raw = rb'{"prompt": "cut \ud83d", "tool_input": {"description": "\ud83d", "subagent_type": "x"}, "session_id": "s"}'
     assert read(raw) == HookInput(session="s", subagent_type="x")
 
@@ -158,11 +158,11 @@ def test_half_a_character_in_an_unread_field_does_no_harm() -> None:
     ],
     ids=lambda raw: repr(raw[:18]),
 )  # fmt: skip
-def test_what_is_no_input_says_nothing(reader: Any, raw: bytes) -> None:
+def test_invalid_input_has_no_fields(reader: Any, raw: bytes) -> None:
     assert reader(raw) == HookInput()
 
 
-def test_what_stands_before_the_nonsense_of_a_beginning_counts() -> None:
+def test_fields_before_invalid_text_count_in_a_cut_input() -> None:
     assert parse_beginning(b'{"session_id": "s", "x": ' + b"[" * 100_000) == HookInput(session="s")
 
 
@@ -176,8 +176,10 @@ inputs = st.dictionaries(keys, json_values | st.fixed_dictionaries({"subagent_ty
 
 
 @given(inputs, st.booleans(), st.data())
-def test_any_input_is_read_alike_whole_and_cut(value: dict[str, Any], ascii_only: bool, data: st.DataObject) -> None:
-    """Every field is what JSON says it is; a beginning says nothing that the whole does not."""
+def test_complete_and_cut_inputs_have_the_same_fields(
+    value: dict[str, Any], ascii_only: bool, data: st.DataObject
+) -> None:
+    """Every field is as JSON says, and a cut input has no field that the complete one lacks."""
     raw = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False).encode()
     found = read(raw)
     for name, attribute in NAMES.items():
@@ -198,7 +200,7 @@ pieces = [
 
 
 @given(st.binary(max_size=60) | st.lists(st.sampled_from(pieces), max_size=30).map(b"".join))
-def test_no_bytes_are_an_exception(raw: bytes) -> None:
+def test_no_input_raises(raw: bytes) -> None:
     for reader in (parse, parse_beginning):
         assert isinstance(reader(raw), HookInput)
         assert isinstance(reader(b'{"session_id": "' + raw), HookInput)

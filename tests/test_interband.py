@@ -1,4 +1,4 @@
-"""The side-band's files: what stands in them, whose they are, and how they go."""
+"""Interband's files: contents, names, permissions, and when they are removed."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_file_is_what_the_reader_expects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pct", "written"), [(-1.0, 0.0), (0.0, 0.0), (100.0, 100.0), (100.1, 100.0), (4e9, 100.0)])
-def test_percentage_is_one_that_the_reader_takes(tmp_path: Path, pct: float, written: float) -> None:
+def test_percentage_is_in_the_readers_range(tmp_path: Path, pct: float, written: float) -> None:
     put(tmp_path, [Alert("s", pct, 1)])
     assert json.loads((place(tmp_path) / "s.json").read_text())["payload"]["pct_consumed"] == written
 
@@ -77,7 +77,7 @@ def test_file_is_named_after_the_session_and_stays_in_its_directory(session: str
 
 
 @given(st.text())
-def test_no_name_is_hidden_foreign_or_too_long(session: str) -> None:
+def test_file_names_are_never_hidden_outside_or_too_long(session: str) -> None:
     name = file_name(session)
     assert name.isascii()
     assert "/" not in name
@@ -85,7 +85,7 @@ def test_no_name_is_hidden_foreign_or_too_long(session: str) -> None:
     assert len(name) <= 255
 
 
-def test_directories_and_files_are_for_the_user_alone(tmp_path: Path) -> None:
+def test_directories_and_files_are_private(tmp_path: Path) -> None:
     before = os.umask(0o777)
     try:
         put(tmp_path / "new" / "root", [Alert("s", 1, 1)])
@@ -103,29 +103,29 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("root", ["", "relative", "~nobody-of-that-name/x", "/a\0b"])
-def test_root_that_is_no_place_is_refused(root: str) -> None:
+def test_invalid_root_is_refused(root: str) -> None:
     with pytest.raises(ChannelError, match="is not absolute") as raised:
         put(root, [Alert("s", 1, 1)])
     assert raised.value.hint
 
 
-def test_gone_sessions_have_no_file_and_missing_ones_are_fine(tmp_path: Path) -> None:
+def test_removing_files_that_may_be_missing(tmp_path: Path) -> None:
     put(tmp_path, [Alert("a", 1, 1), Alert("b", 1, 1)])
     put(tmp_path, [], ["a", "missing"])
     assert names(tmp_path) == ["b.json"]
 
 
-def test_session_that_shares_its_file_with_one_that_is_gone_keeps_it(tmp_path: Path) -> None:
+def test_file_shared_with_a_removed_session_is_kept(tmp_path: Path) -> None:
     put(tmp_path, [Alert("a/b", 1, 1)], ["a:b"])
     assert names(tmp_path) == ["a_b.json"]
 
 
-def test_nothing_to_say_makes_no_directory(tmp_path: Path) -> None:
+def test_directory_is_only_made_for_a_file(tmp_path: Path) -> None:
     put(tmp_path, [], ["a"])
     assert not (tmp_path / "interstat").exists()
 
 
-def test_old_files_go_and_others_stay(tmp_path: Path) -> None:
+def test_only_old_files_are_removed(tmp_path: Path) -> None:
     directory = place(tmp_path)
     aged(directory / "week.json", 7 * DAY + 10)
     aged(directory / "young.json", 7 * DAY - 10)
@@ -141,14 +141,14 @@ def test_old_files_go_and_others_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == [".another-s", ".fluxbudget-now", "directory.json", "week.txt", "young.json"]
 
 
-def test_symbolic_link_to_the_directory_is_followed(tmp_path: Path) -> None:
+def test_symlink_to_the_directory_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "real")
     put(tmp_path / "root", [Alert("s", 1, 1)])
     assert names(tmp_path / "real") == ["s.json"]
 
 
-def test_symbolic_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
+def test_symlink_in_a_files_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("untouched")
     place(tmp_path).mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_symbolic_link_in_a_files_place_is_replaced_and_not_followed(tmp_path: P
     assert not (place(tmp_path) / "a.json").is_symlink()
 
 
-def test_directory_in_a_files_place_fails_and_the_others_are_written(tmp_path: Path) -> None:
+def test_directory_in_a_files_place_is_reported_and_the_others_are_written(tmp_path: Path) -> None:
     (place(tmp_path) / "b.json" / "kept").mkdir(parents=True)
     (place(tmp_path) / "d.json").mkdir()
     with pytest.raises(ChannelError, match=r"d\.json cannot be removed: Is a directory"):
@@ -171,13 +171,13 @@ def test_directory_in_a_files_place_fails_and_the_others_are_written(tmp_path: P
     assert "move the directory" in raised.value.hint
 
 
-def test_file_in_the_directorys_place_is_told(tmp_path: Path) -> None:
+def test_file_in_the_directorys_place_is_reported(tmp_path: Path) -> None:
     (tmp_path / "interstat").write_text("")
     with pytest.raises(ChannelError, match="interstat/budget cannot be made: Not a directory"):
         put(tmp_path, [Alert("s", 1, 1)])
 
 
-def test_directory_that_is_not_writable_is_told(tmp_path: Path) -> None:
+def test_unwritable_directory_is_reported(tmp_path: Path) -> None:
     place(tmp_path).mkdir(parents=True)
     place(tmp_path).chmod(0o500)
     code = (
@@ -193,10 +193,10 @@ def test_directory_that_is_not_writable_is_told(tmp_path: Path) -> None:
     assert "s.json cannot be written: Permission denied" in ended.stderr.splitlines()[-1]
 
 
-def test_full_disk_leaves_the_old_file_and_no_new_one(tmp_path: Path) -> None:
+def test_full_disk_leaves_only_the_old_file(tmp_path: Path) -> None:
     put(tmp_path, [Alert("s", 1, 1)])
     before = (place(tmp_path) / "s.json").read_bytes()
-    # A limit on the size of files fails in the middle of a write, like a full disk.
+    # A limit on file sizes interrupts a write in the middle, like a full disk.
     code = (
         "import resource, signal, sys, anyio\n"
         "from fluxbudgetd.notify.interband import Alert, Interband\n"
@@ -211,8 +211,8 @@ def test_full_disk_leaves_the_old_file_and_no_new_one(tmp_path: Path) -> None:
     assert (place(tmp_path) / "s.json").read_bytes() == before
 
 
-def test_file_system_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A file system that does not answer cannot be had here, so one of its calls is held up by hand.
+def test_hanging_file_system_blocks_no_later_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A hanging file system cannot be made here, so one of its calls is replaced.
     let = threading.Event()
     replace = os.replace
 
@@ -241,8 +241,8 @@ def test_file_system_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pyt
     assert names(tmp_path) == ["a.json", "b.json"]
 
 
-def test_cancelled_call_is_carried_out_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Likewise: the call is held up until it has been cancelled.
+def test_cancelled_call_completes_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Likewise: this call waits until it has been cancelled.
     begun, let = threading.Event(), threading.Event()
     replace = os.replace
 

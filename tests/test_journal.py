@@ -1,4 +1,4 @@
-"""Log entries in the journal's own protocol. (That journald takes them so is shown in a real user manager.)"""
+"""Log entries in the journal's native protocol. (The tests in a real user manager show that journald accepts them.)"""
 
 import os
 import socket
@@ -17,7 +17,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def read(datagram: bytes) -> dict[str, str]:
-    """Return the fields as the journal's documentation has them read."""
+    """Parse the fields as systemd's documentation says."""
     found: dict[str, str] = {}
     while datagram:
         line, _, rest = datagram.partition(b"\n")
@@ -35,7 +35,7 @@ def read(datagram: bytes) -> dict[str, str]:
 
 
 @given(TEXT, st.dictionaries(st.sampled_from(["run", "source", "error", "moved_to"]), TEXT | st.integers() | st.none()))
-def test_fields_are_read_back_whatever_they_hold(event: str, fields: dict[str, object]) -> None:
+def test_fields_with_any_content_are_read_back(event: str, fields: dict[str, object]) -> None:
     found = read(Entry({"event": event, "level": "warning", **fields}).datagram())
     assert found.pop("PRIORITY") == "4"
     assert found.pop("SYSLOG_IDENTIFIER") == "fluxbudgetd"
@@ -43,7 +43,7 @@ def test_fields_are_read_back_whatever_they_hold(event: str, fields: dict[str, o
     assert found == {f"FLUXBUDGET_{key.upper()}": str(value) for key, value in fields.items()}
 
 
-def test_traceback_stands_below_the_message() -> None:
+def test_traceback_follows_the_message() -> None:
     found = read(Entry({"event": "request failed", "level": "error", "exception": "Traceback\n  x"}).datagram())
     assert (found["PRIORITY"], found["MESSAGE"]) == ("3", "request failed\nTraceback\n  x")
 
@@ -51,24 +51,26 @@ def test_traceback_stands_below_the_message() -> None:
 @pytest.mark.parametrize(
     ("level", "priority"), [("debug", 7), ("info", 6), ("warning", 4), ("error", 3), ("critical", 2), ("other", 6)]
 )
-def test_priority_is_the_levels(level: str, priority: int) -> None:
+def test_priority_follows_the_level(level: str, priority: int) -> None:
     assert Entry({"event": "x", "level": level}).priority == priority
     assert Entry({"event": "x\ny", "level": level}).lines() == f"<{priority}>x\n<{priority}>y\n".encode()
 
 
-def test_names_that_are_no_fields_stand_in_the_message_only() -> None:
+def test_invalid_field_names_are_only_in_the_message() -> None:
     found = read(Entry({"event": "x", "level": "info", "a b": 1}).datagram())
     assert found == {"MESSAGE": "x a b=1", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "fluxbudgetd"}
 
 
-def test_stderr_takes_what_the_journal_does_not(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_entries_that_the_journal_refuses_go_to_stderr(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     entry = Entry({"event": "ready", "level": "info", "runs": 2})
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(str(tmp_path / "journal"))
         journal = Journal(str(tmp_path / "journal"))
         journal.write(entry)
         assert receiving.recv(65536) == entry.datagram()
-        # No datagram is so large.
+        # larger than any datagram
         journal.write(Entry({"event": "x" * 10_000_000, "level": "info"}))
         journal.write(entry)
         assert receiving.recv(65536) == entry.datagram()
@@ -77,7 +79,7 @@ def test_stderr_takes_what_the_journal_does_not(tmp_path: Path, capfdbinary: pyt
     assert capfdbinary.readouterr().err == b"<6>" + b"x" * 10_000_000 + b"\n<6>ready runs=2\n"
 
 
-def test_journal_is_told_from_other_places_by_the_stream_it_names(tmp_path: Path) -> None:
+def test_journal_is_recognized_by_journal_stream(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file:
         found = os.fstat(file.fileno())
         ours = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
@@ -121,9 +123,9 @@ def test_logs_go_to_the_journal_without_a_time(tmp_path: Path) -> None:
     }
     assert second["MESSAGE"].startswith("request failed\nTraceback")
     assert second["MESSAGE"].endswith("ZeroDivisionError: division by zero")
-    # What ends the daemon is written at once, by stderr.
+    # A fatal error is written at once, to stderr.
     assert result.stderr == "<3>fluxbudgetd: no\n<3>hint: yes\n"
 
 
-def test_plain_lines_have_their_priority() -> None:
+def test_plain_lines_have_a_priority() -> None:
     assert lines("a\nb") == b"<3>a\n<3>b\n"

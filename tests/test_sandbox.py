@@ -1,4 +1,4 @@
-"""Where no socket can be had: the state files of a daemon that lives, and of nobody else."""
+"""Clients that may not use a socket read the state files, but only those of a running daemon."""
 
 import errno
 import fcntl
@@ -43,7 +43,7 @@ sandboxed = pytest.mark.skipif(bool(why_not()), reason=f"no sandbox here: {why_n
 
 
 class States:
-    """State files made by hand, as a daemon leaves them, and the lock that it holds."""
+    """State files written by the test, and the lock that a daemon holds."""
 
     def __init__(self, home: Home) -> None:
         self.directory = Path(state_directory(str(home.socket)))
@@ -63,7 +63,7 @@ class States:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """As while a daemon lives."""
+        """Hold the lock, as a running daemon does."""
         with (self.directory / ALIVE).open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -96,7 +96,7 @@ def run_under(
 
 
 def from_file(result: subprocess.CompletedProcess[str], reason: int, code: int = 0) -> str:
-    """Require an answer from the state file, with what the socket said; return what was printed."""
+    """Require an answer from the state file and the socket's error on stderr; return stdout."""
     assert result.returncode == code, result
     line = result.stderr.splitlines()[0]
     assert line.startswith(f"fluxbudgetctl: from the state file, as of {AS_OF}: "), result
@@ -106,8 +106,8 @@ def from_file(result: subprocess.CompletedProcess[str], reason: int, code: int =
 
 @both_clients
 @sandboxed
-def test_sandbox_gets_what_the_socket_would_have_given(home: Home, alive: States) -> None:
-    """A real daemon serves; only the sandbox keeps the client from it, and the numbers are the file's."""
+def test_sandbox_gets_the_same_answers_from_the_state_file(home: Home, alive: States) -> None:
+    """A daemon is running, and only the sandbox keeps the client from it."""
     alive.write()
     with answering(home, frame({"ok": False})) as asked:
         assert from_file(run_under(SANDBOX, home, "remaining", "--run", "r1"), errno.EPERM) == "1501\n"
@@ -136,7 +136,7 @@ def test_sandbox_gets_what_the_socket_would_have_given(home: Home, alive: States
 @both_clients
 @sandboxed
 @pytest.mark.parametrize("reason", [errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOSYS], ids=os.strerror)
-def test_every_way_of_forbidding_a_socket(home: Home, alive: States, reason: int) -> None:
+def test_every_error_of_a_forbidden_socket(home: Home, alive: States, reason: int) -> None:
     alive.write()
     assert from_file(run_under(sandbox(reason), home, "remaining", "--run", "r1"), reason) == "1501\n"
     result = run_under(sandbox(reason), home, "check", "--run", "r1")
@@ -147,8 +147,8 @@ def test_every_way_of_forbidding_a_socket(home: Home, alive: States, reason: int
 @both_clients
 @sandboxed
 @pytest.mark.parametrize("verb", ["check", "ping", "status", "doctor"])
-def test_other_verbs_say_that_the_socket_is_forbidden(home: Home, alive: States, verb: str) -> None:
-    """Above all `check`: only the daemon may say that a run can go on."""
+def test_other_verbs_report_the_forbidden_socket(home: Home, alive: States, verb: str) -> None:
+    """Above all `check`: only the daemon may allow a run to continue."""
     alive.write()
     result = run_under(SANDBOX, home, verb, environ={"FLUXBUDGET_RUN": "r1"})
     assert result.returncode == (1 if verb == "doctor" else 69)
@@ -158,7 +158,7 @@ def test_other_verbs_say_that_the_socket_is_forbidden(home: Home, alive: States,
 
 
 @sandboxed
-def test_doctor_in_the_sandbox_with_a_socket_there(home: Home) -> None:
+def test_doctor_in_the_sandbox_with_an_existing_socket(home: Home) -> None:
     with answering(home, frame({"ok": False})):
         result = run_under(SANDBOX, home, "doctor")
     assert result.returncode == 1
@@ -186,7 +186,7 @@ def test_socket_without_permission(home: Home, alive: States) -> None:
 
 
 @both_clients
-def test_deleted_and_dead_sockets_of_a_daemon_that_lives(home: Home, alive: States) -> None:
+def test_deleted_and_dead_sockets_of_a_running_daemon(home: Home, alive: States) -> None:
     alive.write()
     assert from_file(home.ctl("remaining", "--run", "r1"), errno.ENOENT) == "1501\n"
     with answering(home, b""):
@@ -197,7 +197,7 @@ def test_deleted_and_dead_sockets_of_a_daemon_that_lives(home: Home, alive: Stat
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "statusline"])
 @pytest.mark.parametrize("lock", ["free", "absent"])
-def test_file_of_a_dead_daemon_is_not_believed(home: Home, states: States, verb: str, lock: str) -> None:
+def test_file_of_a_dead_daemon_is_not_used(home: Home, states: States, verb: str, lock: str) -> None:
     states.write()
     if lock == "absent":
         (states.directory / ALIVE).unlink()
@@ -210,7 +210,7 @@ def test_file_of_a_dead_daemon_is_not_believed(home: Home, states: States, verb:
 
 
 @both_clients
-def test_lock_of_a_killed_process_is_free(home: Home, states: States) -> None:
+def test_killed_process_releases_the_lock(home: Home, states: States) -> None:
     states.write()
     holds = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(600)"
     command = [sys.executable, "-u", "-c", holds, str(states.directory / ALIVE)]
@@ -224,7 +224,7 @@ def test_lock_of_a_killed_process_is_free(home: Home, states: States) -> None:
 
 
 @both_clients
-def test_default_counts_only_without_a_state(home: Home, states: States) -> None:
+def test_default_is_only_used_without_a_state_file(home: Home, states: States) -> None:
     states.write()
     with states.locked():
         assert home.ok("remaining", "--run", "r1", "--default", "5") == "1501"
@@ -233,8 +233,8 @@ def test_default_counts_only_without_a_state(home: Home, states: States) -> None
 
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "statusline"])
-def test_failures_behind_the_connection_are_believed(home: Home, alive: States, verb: str) -> None:
-    """A daemon that is slow, refuses or hangs up is there: what it says counts, and so does its silence."""
+def test_failures_after_connecting_are_reported(home: Home, alive: States, verb: str) -> None:
+    """A daemon that is slow, refuses or hangs up exists, so the state file is not used."""
     alive.write()
     for answer, code in ((None, 75), (b"", 69), (frame({"ok": False, "error": {"code": "no_run"}}), 3)):
         with answering(home, answer):
@@ -245,7 +245,7 @@ def test_failures_behind_the_connection_are_believed(home: Home, alive: States, 
 
 
 @both_clients
-def test_run_without_a_budget_and_one_without_anything_left(home: Home, alive: States) -> None:
+def test_run_without_a_budget_and_exhausted_run(home: Home, alive: States) -> None:
     alive.write("free", **UNLIMITED)
     alive.write("full", state="exceeded", spent="1234567", remaining="0", pct="493.8", reserved="0")
     assert from_file(home.ctl("remaining", "--run", "free"), errno.ENOENT, 3) == "0\n"
@@ -260,7 +260,7 @@ def test_run_without_a_budget_and_one_without_anything_left(home: Home, alive: S
 
 
 @both_clients
-def test_stale_numbers_are_called_that(home: Home, alive: States) -> None:
+def test_stale_numbers_are_marked(home: Home, alive: States) -> None:
     alive.write(stale="1", state="ok", pct="9.9", spent="999")
     result = home.ctl("remaining", "--run", "r1", "--json")
     assert json.loads(from_file(result, errno.ENOENT))["stale"] is True
@@ -281,8 +281,8 @@ def test_line_fits_the_width(home: Home, alive: States, width: int, line: str) -
 
 
 @both_clients
-def test_which_run_is_meant(home: Home, alive: States) -> None:
-    """As everywhere, but by name only: the directory says nothing."""
+def test_run_is_chosen_by_name(home: Home, alive: States) -> None:
+    """In the usual order, but the directory is not considered."""
     for number, run in enumerate(("by-flag", "by-env", "by-bead", "by-code", "by-session"), 1):
         alive.write(run, remaining=str(number))
     alive.link("scopes", "a/b", "by-bead")
@@ -316,8 +316,8 @@ def test_which_run_is_meant(home: Home, alive: States) -> None:
 
 @both_clients
 @sandboxed
-def test_status_line_is_about_the_session_that_claude_code_names(home: Home, alive: States) -> None:
-    """As the daemon has it: before the environment's sessions, behind everything else that names a run."""
+def test_status_line_shows_the_session_in_its_input(home: Home, alive: States) -> None:
+    """As in the daemon: before the environment's sessions, after everything else that names a run."""
     for spent, name in enumerate(("a", "b", "by-run", "by-bead"), 1):
         alive.write(name, **UNLIMITED, spent=str(spent))
     alive.link("sessions", "of-the-shell", "a")
@@ -335,7 +335,7 @@ def test_status_line_is_about_the_session_that_claude_code_names(home: Home, ali
     assert shown(session_b, "--session", "of-the-shell") == "1"
     assert shown(session_b, FLUXBUDGET_RUN="by-run") == "3"
     assert shown(session_b, CLAVAIN_BEAD_ID="bead") == "4"
-    # What is not plain text, or leads nowhere, leaves it to the environment.
+    # If it is not plain text, or unknown, the environment decides.
     for data in ("", "{}", '{"session_id": "unknown"}', '{"session_id": 5, "x": "b"}', '{"session_id": ""}'):
         assert shown(data) == "1", data
     alive.link("sessions", "s\\u00e9", "b")
@@ -343,7 +343,7 @@ def test_status_line_is_about_the_session_that_claude_code_names(home: Home, ali
 
 
 @both_clients
-def test_names_that_are_no_text_find_their_files(home: Home, alive: States) -> None:
+def test_names_that_are_not_utf_8_find_their_files(home: Home, alive: States) -> None:
     raw = b"s\xff/\n"
     alive.write("r9", remaining="9")
     alive.link("sessions", fold(raw), "r9")
@@ -358,7 +358,7 @@ def require_no_state(home: Home) -> None:
 
 @both_clients
 @pytest.mark.parametrize("key", CONTENT)
-def test_file_without_a_key_is_no_state(home: Home, alive: States, key: str) -> None:
+def test_file_without_a_required_key_is_ignored(home: Home, alive: States, key: str) -> None:
     place = alive.write()
     place.write_text("".join(line for line in place.read_text().splitlines(True) if not line.startswith(f"{key}=")))
     require_no_state(home)
@@ -391,7 +391,7 @@ def test_file_without_a_key_is_no_state(home: Home, alive: States, key: str) -> 
         ("stale", ""),
     ],
 )
-def test_file_with_a_bad_value_is_no_state(home: Home, alive: States, key: str, value: str) -> None:
+def test_file_with_an_invalid_value_is_ignored(home: Home, alive: States, key: str, value: str) -> None:
     alive.write()
     place = alive.directory / "runs" / "r1"
     place.write_text("".join(f"{name}={value if name == key else kept}\n" for name, kept in CONTENT.items()))
@@ -399,7 +399,7 @@ def test_file_with_a_bad_value_is_no_state(home: Home, alive: States, key: str, 
 
 
 @both_clients
-def test_file_that_is_too_large_or_no_text_is_no_state(home: Home, alive: States) -> None:
+def test_file_that_is_too_large_or_binary_is_ignored(home: Home, alive: States) -> None:
     place = alive.write()
     good = place.read_bytes()
     place.write_bytes(good + b"#" * (65536 - len(good)))
@@ -421,7 +421,7 @@ def test_order_and_unknown_keys_do_not_matter(home: Home, alive: States) -> None
 
 
 @both_clients
-def test_something_else_in_the_files_place(home: Home, alive: States) -> None:
+def test_other_kinds_of_files_are_ignored(home: Home, alive: States) -> None:
     place = alive.directory / "runs" / "r1"
     place.mkdir()
     assert home.ctl("remaining", "--run", "r1").returncode == 69
@@ -435,14 +435,14 @@ def test_something_else_in_the_files_place(home: Home, alive: States) -> None:
 
 @both_clients
 @needs_root("give a file away")
-def test_file_of_another_user_is_not_believed(home: Home, alive: States) -> None:
+def test_file_of_another_user_is_not_used(home: Home, alive: States) -> None:
     os.chown(alive.write(), 12345, 12345)
     result = home.ctl("remaining", "--run", "r1")
     assert (result.returncode, result.stdout) == (69, "")
 
 
 def require_no_daemon(home: Home) -> None:
-    """As without any state files."""
+    """Require the outcome of a missing daemon without state files."""
     result = home.ctl("remaining", "--run", "r1")
     assert (result.returncode, result.stdout) == (69, ""), result
     assert result.stderr.splitlines()[0].endswith(os.strerror(errno.ENOENT))
@@ -450,7 +450,7 @@ def require_no_daemon(home: Home) -> None:
 
 @both_clients
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
-def test_directory_that_others_may_write_to_is_not_believed(home: Home, alive: States, mode: int) -> None:
+def test_directory_that_others_may_write_to_is_not_used(home: Home, alive: States, mode: int) -> None:
     alive.write()
     alive.directory.chmod(mode)
     require_no_daemon(home)
@@ -460,8 +460,8 @@ def test_directory_that_others_may_write_to_is_not_believed(home: Home, alive: S
 
 @both_clients
 @needs_root("give a directory away")
-def test_directory_of_another_user_is_not_believed(home: Home, alive: States) -> None:
-    """What a link there leads to may well be one's own."""
+def test_directory_of_another_user_is_not_used(home: Home, alive: States) -> None:
+    """Even if a link in it leads to a file of our own."""
     alive.write()
     os.chown(alive.directory, 12345, 12345)
     require_no_daemon(home)
@@ -469,7 +469,7 @@ def test_directory_of_another_user_is_not_believed(home: Home, alive: States) ->
 
 @both_clients
 @needs_root("give a file away")
-def test_lock_of_another_user_is_no_sign_of_life(home: Home, alive: States) -> None:
+def test_lock_of_another_user_does_not_count(home: Home, alive: States) -> None:
     alive.write()
     os.chown(alive.directory / ALIVE, 12345, 12345)
     assert GONE in home.ctl("remaining", "--run", "r1").stderr
@@ -477,7 +477,7 @@ def test_lock_of_another_user_is_no_sign_of_life(home: Home, alive: States) -> N
 
 @both_clients
 def test_link_in_the_directorys_place_is_not_followed(home: Home, alive: States) -> None:
-    """Whoever made it chose where it leads."""
+    """Its creator chose where it leads."""
     alive.write()
     alive.directory.rename(home.root / "elsewhere")
     alive.directory.symlink_to(home.root / "elsewhere")
@@ -495,7 +495,7 @@ def test_control_characters_do_not_reach_the_terminal(home: Home, alive: States)
 @both_clients
 @sandboxed
 def test_real_daemons_state_files_in_the_sandbox(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The sandbox gets the number that everybody gets; of a daemon that was killed, none."""
+    """The sandbox gets the same number as other clients, and none after the daemon was killed."""
     started(home, id="r1", token_budget=250_000, session="s1")
     interstat.insert("s1", input_tokens=50_000, output_tokens=0)
     assert home.ok("remaining", "--run", "r1") == "200000"
