@@ -93,7 +93,7 @@ def reader(claude: Path) -> Reader:
     return Reader(claude)
 
 
-_NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.can_be_had() else []
+_NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.is_available() else []
 
 
 @pytest.fixture(params=["python", *_NATIVE])

@@ -1,4 +1,4 @@
-"""From phase to phase, with a real daemon: checks, refusals, overrides, provisional estimates, thresholds."""
+"""Advancing through phases, with a real daemon: checks, refusals, overrides, provisional estimates, thresholds."""
 
 import json
 import sqlite3
@@ -19,7 +19,7 @@ EXCEEDED = "budget_exceeded|brainstorm|120/100 billing tokens\n"
 
 
 def events(home: Home, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return what the ledger has of these kinds (of all, when none is named), in order."""
+    """Return the ledger's events of these kinds, or all of them, in order."""
     connection = sqlite3.connect(home.state / "ledger.db")
     try:
         rows = connection.execute("SELECT kind, data FROM events ORDER BY seq").fetchall()
@@ -39,7 +39,7 @@ def advance(home: Home, run: str, from_phase: str, **fields: Any) -> messages.Ad
 
 
 def test_through_the_whole_chain(home: Home, daemon: Daemon) -> None:
-    """Each phase leads to the next; the last one leads nowhere."""
+    """Each phase leads to the next; the last one cannot be advanced."""
     run = started(home, phases=("plan", "build", "ship"))
     for here, there in (("plan", "build"), ("build", "ship")):
         assert home.ok("advance", "--run", run, "--from", here) == f"advanced|{here}|{there}"
@@ -50,8 +50,8 @@ def test_through_the_whole_chain(home: Home, daemon: Daemon) -> None:
     assert "run finish" in last.stderr
 
 
-def test_a_later_phase_may_be_named(home: Home, daemon: Daemon) -> None:
-    """Phases between are skipped; going back, or to a phase that the run does not have, is refused as bad input."""
+def test_later_phase_may_be_named(home: Home, daemon: Daemon) -> None:
+    """Phases in between are skipped. An earlier or unknown phase is bad input."""
     run = started(home)
     assert home.ok("advance", "--run", run, "--from", "brainstorm", "--to", "planned") == "advanced|brainstorm|planned"
     assert [line.state for line in home.details(run).by_phase[:4]] == ["completed", "skipped", "skipped", "current"]
@@ -63,7 +63,7 @@ def test_a_later_phase_may_be_named(home: Home, daemon: Daemon) -> None:
 
 
 def test_stale_phase(home: Home, daemon: Daemon) -> None:
-    """Who thinks that the run is in another phase is told, every time; no override helps."""
+    """A wrong --from phase is refused every time, also with an override."""
     run = started(home)
     home.ok("advance", "--run", run, "--from", "brainstorm")
     for _ in range(2):
@@ -84,7 +84,7 @@ def test_ended_run_does_not_move(home: Home, daemon: Daemon) -> None:
 
 
 def test_exceeded_is_refused_every_time(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The second check and the second advance are refused like the first, across a kill, too."""
+    """Repeated checks and advances are refused like the first ones, also after a kill."""
     run = started(home, session="s1", token_budget=100)
     interstat.insert("s1", input_tokens=100, output_tokens=20)
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_exceeded_is_refused_every_time(home: Home, interstat: Interstat, daemon
 
 @pytest.mark.parametrize("by_environment", [False, True])
 def test_override_passes_a_soft_budget(home: Home, interstat: Interstat, daemon: Daemon, by_environment: bool) -> None:
-    """Its reason is an event; without it the next question is refused again."""
+    """Its reason becomes an event. The next request without it is refused again."""
     run = started(home, session="s1", token_budget=100)
     interstat.insert("s1", input_tokens=100, output_tokens=20)
     environ = {"CLAVAIN_SKIP_BUDGET": "demo today"} if by_environment else {}
@@ -131,7 +131,7 @@ def test_no_override_passes_a_hard_budget(home: Home, interstat: Interstat, daem
     assert events(home, "budget.overridden", "phase.advanced") == []
 
 
-def test_override_that_is_not_needed_is_no_event(home: Home, daemon: Daemon) -> None:
+def test_unneeded_override_makes_no_event(home: Home, daemon: Daemon) -> None:
     run = started(home)
     assert home.ok("check", "--run", run, "--override", "just in case") == "ok"
     home.ok("advance", "--run", run, "--from", "brainstorm", "--override", "just in case")
@@ -139,8 +139,8 @@ def test_override_that_is_not_needed_is_no_event(home: Home, daemon: Daemon) -> 
     assert events(home, "budget.overridden") == []
 
 
-def test_absurd_reason_is_cut(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Of a reason that is much too long the beginning is kept; it never stops a run that needs none."""
+def test_overlong_reason_is_cut(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Only its beginning is kept, and it never makes an unneeded override fail."""
     run = started(home, session="s1", token_budget=100)
     environ = {"CLAVAIN_SKIP_BUDGET": "x" * 5000}
     assert home.ok("check", "--run", run, environ=environ) == "ok"
@@ -150,8 +150,8 @@ def test_absurd_reason_is_cut(home: Home, interstat: Interstat, daemon: Daemon) 
     assert home.ctl("check", "--run", run, environ={"CLAVAIN_SKIP_BUDGET": "  "}).returncode == 1
 
 
-def test_fifty_at_once(home: Home, daemon: Daemon) -> None:
-    """Of fifty advances of one phase one wins; the others are told that the phase is stale."""
+def test_one_of_fifty_concurrent_advances_succeeds(home: Home, daemon: Daemon) -> None:
+    """The others are refused, since the phase has changed."""
     run = started(home)
     answers: list[messages.AdvanceAnswer] = []
     together = threading.Barrier(50)
@@ -179,7 +179,7 @@ def test_fifty_at_once(home: Home, daemon: Daemon) -> None:
 
 
 def test_three_phases_in_one_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Each gets its own tokens by time, with the real split; together they are the session's, not more."""
+    """Each phase gets the tokens of its own time. Together they are exactly the session's."""
     run = started(home, scope="b1", session="s1")
     for number, name in enumerate(("brainstorm", "brainstorm-reviewed", "strategized"), start=1):
         interstat.insert("s1", f"agent-{number}", input_tokens=1000 * number, output_tokens=7 * number, bead_id="b1")
@@ -191,14 +191,14 @@ def test_three_phases_in_one_session(home: Home, interstat: Interstat, daemon: D
     assert sum(line.spent for line in shown.by_phase) == shown.spend.spent == 6042
     assert sum(line.spent for line in shown.by_stage) == 6042
     assert shown.spend.provisional == 0
-    # The session's own row comes last and stands for the time of its last message.
+    # The session's own row comes last and has the time of its last message.
     interstat.insert("s1", "main-session", input_tokens=500, output_tokens=0)
     shown = home.details(run)
     assert sum(line.spent for line in shown.by_phase) == shown.spend.spent == 6542
 
 
-def test_a_row_counts_for_the_phase_that_it_names(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its own phase when that is one of the run's, though it comes late; else that of its time."""
+def test_row_counts_for_the_phase_that_it_names(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """If the run has that phase, even if the row comes late. Otherwise its time decides."""
     run = started(home, scope="b1")
     early = datetime.now(UTC).isoformat()
     advance(home, run, "brainstorm")
@@ -210,8 +210,10 @@ def test_a_row_counts_for_the_phase_that_it_names(home: Home, interstat: Interst
     assert [line.billing for line in home.details(run).by_phase[:2]] == [75, 900]
 
 
-def test_row_without_a_readable_time_is_in_the_present_phase(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """It counts as the newest, so it moves on with the run; a time ahead of ours is in the present phase, too."""
+def test_row_without_a_valid_time_counts_for_the_current_phase(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    """It counts as the newest, so it moves along with the run. So does a row from the future."""
     run = started(home, scope="b1", session="s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0, bead_id="b1", timestamp="no time")
     interstat.insert("s1", input_tokens=70, output_tokens=0, bead_id="b1", timestamp="2999-01-01T00:00:00Z")
@@ -222,7 +224,7 @@ def test_row_without_a_readable_time_is_in_the_present_phase(home: Home, interst
 
 
 def test_estimate_gives_way_when_tokens_arrive(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """An advance with nothing measured counts the estimate; an UPDATE of the row makes it the measured tokens."""
+    """Advancing without usage counts the estimate, until an UPDATE of the row brings the tokens."""
     run = started(home, scope="b1", session="s1", token_budget=40_000)
     row = interstat.insert("s1", "fd-quality", bead_id="b1")
     answer = advance(home, run, "brainstorm")
@@ -230,15 +232,15 @@ def test_estimate_gives_way_when_tokens_arrive(home: Home, interstat: Interstat,
     assert (answer.completed.provisional, answer.completed.estimate_source) == (30_000, "table")
     assert (answer.spend.measured, answer.spend.provisional, answer.spend.spent) == (0, 30_000, 30_000)
     assert home.ok("remaining", "--run", run) == "10000"
-    wait_for(lambda: len(events(home, "budget.threshold")) == 1, "50 % to be told of the estimate")
+    wait_for(lambda: len(events(home, "budget.threshold")) == 1, "the 50 % event of the estimate")
 
     interstat.update(row, input_tokens=38_000, output_tokens=1_000)
     assert home.ok("remaining", "--run", run) == "1000"
     spend = home.spend(run)
     assert (spend.measured, spend.provisional, spend.state) == (39_000, 0, "warning")
-    wait_for(lambda: len(events(home, "budget.threshold")) == 3, "80 and 95 % to be told of what was measured")
-    told = [(kind, data["threshold"]) for kind, data in events(home, "budget.threshold", "budget.warning")]
-    assert told == [
+    wait_for(lambda: len(events(home, "budget.threshold")) == 3, "the 80 and 95 % events of the measured tokens")
+    fired = [(kind, data["threshold"]) for kind, data in events(home, "budget.threshold", "budget.warning")]
+    assert fired == [
         ("budget.threshold", 50),
         ("budget.threshold", 80),
         ("budget.warning", 80),
@@ -251,7 +253,7 @@ def test_estimate_gives_way_when_tokens_arrive(home: Home, interstat: Interstat,
 
 
 def test_estimate_stays_while_another_phase_is_measured(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A session that came later says nothing of the phase before."""
+    """A session that joined later says nothing about the phase before."""
     run = started(home, session="s1", token_budget=100_000)
     advance(home, run, "brainstorm")
     home.ok("run", "attach", "--run", run, "--session", "s2")
@@ -265,7 +267,7 @@ def test_estimate_stays_while_another_phase_is_measured(home: Home, interstat: I
 
 
 def test_provisional_estimates_can_exceed_a_budget(home: Home, daemon: Daemon) -> None:
-    """They are spent as far as anybody knows: the check refuses, across a restart, too."""
+    """They count as spent, so the check refuses, also after a restart."""
     run = started(home, token_budget=30_000)
     assert advance(home, run, "brainstorm").spend.state == "exceeded"
     refused = "budget_exceeded|brainstorm-reviewed|30000/30000 billing tokens\n"
@@ -287,8 +289,8 @@ def test_advance_is_on_disk_before_it_is_answered(home: Home, interstat: Interst
     assert home.details(run).run.phase == "brainstorm-reviewed"
 
 
-def test_macro_stages_have_their_part_of_the_budget(home: Home, daemon: Daemon) -> None:
-    """10, 25, 40, 20 and 5 %; a run without a budget allocates nothing; unknown phases belong to no stage."""
+def test_macro_stages_have_their_shares_of_the_budget(home: Home, daemon: Daemon) -> None:
+    """10, 25, 40, 20 and 5 %. A run without a budget has no shares, an unknown phase has no stage."""
     run = started(home, token_budget=200_000)
     assert [(line.name, line.allocated) for line in home.details(run).by_stage] == [
         ("discover", 20_000), ("design", 50_000), ("build", 80_000), ("ship", 40_000), ("reflect", 10_000),
@@ -298,61 +300,61 @@ def test_macro_stages_have_their_part_of_the_budget(home: Home, daemon: Daemon) 
     assert [(line.name, line.allocated) for line in home.details(free).by_stage] == [("build", None), ("other", None)]
 
 
-def test_thresholds_are_told_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Per run and budget: not by more tokens, not by a restart, not by falling and rising; again by another budget."""
+def test_thresholds_fire_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Once per run and budget, whatever the usage, across restarts. Another budget re-arms them."""
 
-    def told() -> list[int]:
+    def fired() -> list[int]:
         return [data["threshold"] for _, data in events(home, "budget.threshold")]
 
     run = started(home, session="s1", token_budget=1000)
     row = interstat.insert("s1", input_tokens=850, output_tokens=0)
     home.spend(run)
-    wait_for(lambda: told() == [50, 80], "50 and 80 %")
+    wait_for(lambda: fired() == [50, 80], "the events of 50 and 80 %")
     for tokens in (900, 100, 900):
         interstat.update(row, input_tokens=tokens)
         home.spend(run)
     daemon.kill()
     home.start()
     home.spend(run)
-    home.ok("run", "set", "--run", run, "--budget", "2000")  # 45 %: both may be told again
-    assert told() == [50, 80]
+    home.ok("run", "set", "--run", run, "--budget", "2000")  # 45 %: both are armed again
+    assert fired() == [50, 80]
     home.ok("run", "set", "--run", run, "--budget", "1200")  # 75 %
-    assert told() == [50, 80, 50]
+    assert fired() == [50, 80, 50]
     interstat.update(row, input_tokens=1300)
     home.spend(run)
-    wait_for(lambda: told() == [50, 80, 50, 80, 95, 100], "the rest")
+    wait_for(lambda: fired() == [50, 80, 50, 80, 95, 100], "the remaining events")
     kinds = [kind for kind, _ in events(home, "budget.warning", "budget.exceeded")]
     assert kinds == ["budget.warning", "budget.warning", "budget.exceeded"]
 
 
-def test_thresholds_are_told_unasked(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A commit is enough: nobody has to ask for the run."""
+def test_thresholds_fire_without_a_request(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A commit to the source is enough."""
     started(home, session="s1", token_budget=1000)
-    time.sleep(0.5)  # until the watcher is armed; without it, the test still passes by the second look
+    time.sleep(0.5)  # until the watcher is armed; otherwise the second scan would find the commit
     interstat.insert("s1", input_tokens=990, output_tokens=0)
-    wait_for(lambda: len(events(home, "budget.threshold")) == 3, "50, 80 and 95 % to be told")
+    wait_for(lambda: len(events(home, "budget.threshold")) == 3, "the events of 50, 80 and 95 %")
 
 
-def test_another_warning_is_no_other_budget(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """What was told stays told under one budget, though the numbers fell meanwhile; a new warning is a new one."""
+def test_changed_warning_percentage_re_arms_only_the_warning(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Thresholds stay fired under one budget, even if the usage falls. A new warning fires."""
     run = started(home, session="s1", token_budget=1000)
     row = interstat.insert("s1", input_tokens=600, output_tokens=0)
     home.spend(run)
-    wait_for(lambda: len(events(home, "budget.threshold")) == 1, "50 %")
+    wait_for(lambda: len(events(home, "budget.threshold")) == 1, "the event of 50 %")
     interstat.update(row, input_tokens=100)
     home.ok("run", "set", "--run", run, "--warn-pct", "70")
     interstat.update(row, input_tokens=600)
     home.ok("run", "set", "--run", run, "--warn-pct", "60")
-    told = [(kind, data["threshold"]) for kind, data in events(home, "budget.threshold", "budget.warning")]
-    assert told == [("budget.threshold", 50), ("budget.threshold", 60), ("budget.warning", 60)]
+    fired = [(kind, data["threshold"]) for kind, data in events(home, "budget.threshold", "budget.warning")]
+    assert fired == [("budget.threshold", 50), ("budget.threshold", 60), ("budget.warning", 60)]
 
 
 def test_budget_change_right_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The numbers are not read yet: thresholds must not be taken for not passed, and told again."""
+    """Before the usage is read again, thresholds must not count as not exceeded and fire again."""
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
     home.spend(run)
-    wait_for(lambda: len(events(home, "budget.threshold")) == 2, "50 and 80 %")
+    wait_for(lambda: len(events(home, "budget.threshold")) == 2, "the events of 50 and 80 %")
     daemon.kill()
     home.start()
     home.ok("run", "set", "--run", run, "--budget", "1001")
@@ -360,8 +362,8 @@ def test_budget_change_right_after_a_restart(home: Home, interstat: Interstat, d
     assert len(events(home, "budget.threshold")) == 2
 
 
-def test_refusal_stands_when_it_cannot_be_noted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The ledger was removed: what is refused is refused all the same, and an advance changes nothing."""
+def test_refusal_holds_even_if_it_cannot_be_recorded(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Without a ledger, checks are refused nevertheless, and an advance changes nothing."""
     run = started(home, session="s1", token_budget=100)
     free = started(home)
     interstat.insert("s1", input_tokens=120, output_tokens=0)
@@ -375,8 +377,8 @@ def test_refusal_stands_when_it_cannot_be_noted(home: Home, interstat: Interstat
     assert home.details(free).run.phase == "brainstorm"
 
 
-def test_what_the_ledger_does_not_take_is_told_later(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Somebody holds the ledger: refusals and thresholds are told when it is free again, without another commit."""
+def test_events_are_retried_once_the_ledger_is_unlocked(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Refusals and thresholds of the time of the lock, without another commit."""
     run = started(home, session="s1", token_budget=100)
     row = interstat.insert("s1", input_tokens=1, output_tokens=0)
     home.spend(run)
@@ -385,16 +387,16 @@ def test_what_the_ledger_does_not_take_is_told_later(home: Home, interstat: Inte
     interstat.update(row, input_tokens=120)
     assert home.spend(run).state == "exceeded"
     assert home.ctl("check", "--run", run).stdout == EXCEEDED
-    wait_for(lambda: '"what": "refusals and overrides"' in daemon.log, "the daemon to notice")
+    wait_for(lambda: '"what": "refusals and overrides"' in daemon.log, "the daemon to report the locked ledger")
     assert "database is locked" in home.ctl("doctor").stdout
     holder.execute("ROLLBACK")
     holder.close()
-    wait_for(lambda: len(events(home, "budget.exceeded", "phase.blocked")) == 2, "both to be told")
-    wait_for(lambda: home.ctl("doctor").returncode == 0, "all to be well")
+    wait_for(lambda: len(events(home, "budget.exceeded", "phase.blocked")) == 2, "both events")
+    wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find nothing wrong")
 
 
-def test_attached_usage_passes_thresholds(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A session that has used much already is told of, without another question or commit."""
+def test_attaching_a_session_with_usage_fires_thresholds(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Without another request or commit."""
     interstat.insert("s1", input_tokens=5000, output_tokens=0)
     started(home, session="s1", token_budget=1000)
     wait_for(lambda: len(events(home, "budget.exceeded")) == 1, "the new run's threshold")
@@ -404,7 +406,7 @@ def test_attached_usage_passes_thresholds(home: Home, interstat: Interstat, daem
     wait_for(lambda: len(events(home, "budget.exceeded")) == 2, "the attached session's threshold")
 
 
-def test_finishing_tells_what_was_passed(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_finishing_a_run_fires_its_last_thresholds(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=5000, output_tokens=0)
     home.ok("run", "finish", "--run", run)
@@ -412,8 +414,8 @@ def test_finishing_tells_what_was_passed(home: Home, interstat: Interstat, daemo
     assert kinds[-2:] == ["budget.exceeded", "run.finished"]
 
 
-def test_absurd_estimates_stop(home: Home, daemon: Daemon) -> None:
-    """Three phases at the largest estimate that is allowed: the run, and everybody else's status, stay answerable."""
+def test_largest_estimates_do_not_overflow(home: Home, daemon: Daemon) -> None:
+    """After three phases with the largest allowed estimate, the run and the status still get answers."""
     file = home.root / ".config" / "fluxbudget" / "config.toml"
     file.parent.mkdir(parents=True)
     file.write_text(f"[phases]\ndefault = {2**63 - 1}\n")

@@ -1,4 +1,4 @@
-"""Who may import whom: the daemon's rooms downwards only, the client the wire only, its hot path nothing heavy."""
+"""Imports only point downwards in the daemon, and the client and its hot path import little."""
 
 import ast
 import subprocess

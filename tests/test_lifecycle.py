@@ -18,7 +18,7 @@ from harness.daemon import DAEMON, Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
 from harness.privilege import needs_root
 
-NOBODY = 65534
+OTHER_USER = 65534
 
 
 def failed_start(home: Home, *arguments: str) -> tuple[int, str]:
@@ -33,7 +33,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
-def test_permissions_whatever_the_umask(home: Home, umask: int) -> None:
+def test_permissions_do_not_depend_on_the_umask(home: Home, umask: int) -> None:
     before = os.umask(umask)
     try:
         daemon = Daemon(home, (), ())
@@ -50,7 +50,7 @@ def test_permissions_whatever_the_umask(home: Home, umask: int) -> None:
         daemon.stop()
 
 
-def test_directory_of_ours_is_closed_again(home: Home) -> None:
+def test_permissions_of_our_directories_are_restored(home: Home) -> None:
     home.socket.parent.mkdir(parents=True, mode=0o755)
     home.start()
     assert mode(home.socket.parent) == 0o700
@@ -63,7 +63,7 @@ def test_world_writable_directory_is_refused(home: Home) -> None:
     assert (code, "is writable by others" in log) == (1, True)
 
 
-def test_second_daemon_says_who_serves(home: Home, daemon: Daemon) -> None:
+def test_second_daemon_names_the_running_one(home: Home, daemon: Daemon) -> None:
     code, log = failed_start(home, "--state-dir", str(home.root / "another"))
     assert code == 1
     assert f"is served by fluxbudgetd pid {daemon.process.pid}" in log
@@ -91,7 +91,7 @@ def test_live_socket_of_another_program_is_never_replaced(home: Home) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
-def test_what_is_no_socket_is_never_replaced(home: Home, kind: str) -> None:
+def test_other_files_are_never_replaced_by_the_socket(home: Home, kind: str) -> None:
     home.socket.parent.mkdir(parents=True, mode=0o700)
     precious = home.root / "precious"
     precious.write_text("precious")
@@ -108,14 +108,14 @@ def test_what_is_no_socket_is_never_replaced(home: Home, kind: str) -> None:
     assert home.socket.exists()
 
 
-def test_path_that_is_too_long(home: Home) -> None:
+def test_socket_path_that_is_too_long_is_refused(home: Home) -> None:
     code, log = failed_start(home, "--socket", str(home.root / ("x" * 120) / "s"))
     assert (code, "at most 107 are possible" in log) == (1, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_it_cleanly(home: Home, interstat: Interstat, number: signal.Signals) -> None:
-    """Exit 0, the socket's file gone, and quickly, even with an idle connection and a run to watch."""
+    """Exit code 0 and no socket file, even with an idle connection and an active run."""
     daemon = home.start()
     started(home, session="s1")
     with Wire(home.socket) as idle:
@@ -136,7 +136,7 @@ def test_stop_does_not_remove_another_daemons_socket(home: Home, daemon: Daemon)
 
 
 def test_stalled_log_reader_delays_no_request(home: Home, interstat: Interstat) -> None:
-    """A pipe that is full (a pager, Ctrl-S): lines are lost, answers and the end come."""
+    """A full pipe (a pager, Ctrl-S) loses log lines, but the daemon answers and stops."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     process = subprocess.Popen(
@@ -159,7 +159,7 @@ def test_stalled_log_reader_delays_no_request(home: Home, interstat: Interstat) 
 
 
 def held(daemon: Daemon, name: str) -> bool:
-    """Tell whether the daemon has a file of this name open."""
+    """True if the daemon has a file of this name open."""
     descriptors = Path(f"/proc/{daemon.process.pid}/fd")
     return any(name in os.readlink(fd) for fd in descriptors.iterdir() if os.path.lexists(fd))
 
@@ -169,26 +169,26 @@ def test_hangup_reopens_the_sources(home: Home, interstat: Interstat, daemon: Da
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     assert home.spend(run).spent == 5
     home.ok("run", "finish", "--run", run)
-    wait_for(lambda: not held(daemon, "metrics.db"), "the watcher to rest")
+    wait_for(lambda: not held(daemon, "metrics.db"), "the watcher to stop")
     assert home.spend(run).spent == 5
     assert held(daemon, "metrics.db")
     daemon.signal(signal.SIGHUP)
-    wait_for(lambda: not held(daemon, "metrics.db"), "the sources to be let go of")
+    wait_for(lambda: not held(daemon, "metrics.db"), "the sources to be closed")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     assert (home.spend(run).spent, home.spend(run).stale) == (10, False)
 
 
-def test_request_under_way_is_answered_before_the_end(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A change that waits for the ledger when SIGTERM comes is carried out and answered; then the daemon ends."""
+def test_stop_waits_for_a_request_in_progress(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A change that waits for the ledger at SIGTERM is still made and answered."""
     started(home)
     ledger = sqlite3.connect(home.state / "ledger.db", isolation_level=None)
     ledger.execute("BEGIN IMMEDIATE")
     late = messages.RunStart(project_dir="/p", id="late", scope="b", session="s", wait_ms=30_000)
     with Wire(home.socket) as wire:
         wire.socket.sendall(encode_frame(messages.encode(late)))
-        time.sleep(0.2)  # it has reached the ledger's lock
+        time.sleep(0.2)  # it waits for the ledger's lock
         daemon.signal(signal.SIGTERM)
-        wait_for(lambda: "stopping" in daemon.log, "the daemon to hear it")
+        wait_for(lambda: "stopping" in daemon.log, "the daemon to receive the signal")
         ledger.execute("COMMIT")
         answer = messages.decode_answer(wire.receive())
         assert isinstance(answer, messages.RunAnswer)
@@ -211,7 +211,7 @@ def test_signal_during_the_start_ends_it_cleanly(home: Home, number: signal.Sign
 
 
 def test_closed_log_reader_does_not_end_the_daemon(home: Home, interstat: Interstat) -> None:
-    """A daemon whose stderr is closed, full or a broken pipe serves on."""
+    """A daemon whose stderr is closed, full or a broken pipe keeps serving."""
     reader, writer = os.pipe()
     for stderr in (subprocess.DEVNULL, os.open("/dev/full", os.O_WRONLY), writer):
         command = [*DAEMON, "--state-dir", str(home.state)]
@@ -235,19 +235,19 @@ def test_logs_are_json_without_a_terminal(home: Home, daemon: Daemon) -> None:
 
 
 def drop_root(directory: Path) -> None:
-    """Become another user, in a directory that this one might not reach by its path."""
+    """Become another user, in a directory whose path that user may not be able to search."""
     os.chdir(directory)
     os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.setresgid(OTHER_USER, OTHER_USER, OTHER_USER)
+    os.setresuid(OTHER_USER, OTHER_USER, OTHER_USER)
 
 
 @needs_root("become another user")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
 def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
-    """Somebody else's socket in the daemon's place is no daemon."""
+    """A socket of another user in the daemon's place is refused."""
     home.socket.parent.mkdir(parents=True)
-    os.chown(home.socket.parent, NOBODY, NOBODY)
+    os.chown(home.socket.parent, OTHER_USER, OTHER_USER)
     child = os.fork()
     if child == 0:
         try:
@@ -271,7 +271,7 @@ def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
 @needs_root("become another user")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
 def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
-    """Even one that the permissions let through; root is served."""
+    """Even if the permissions allow the connection. Root is served."""
     home.socket.parent.chmod(0o711)
     home.socket.chmod(0o666)
     reader, writer = os.pipe()
@@ -297,12 +297,12 @@ def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
     assert isinstance(answer, messages.ErrorAnswer)
     assert answer.error.code == "forbidden"
     assert decoder.buffered == 0
-    wait_for(lambda: "65534" in daemon.log, "the log, which has a thread of its own, to name the peer")
+    wait_for(lambda: "65534" in daemon.log, "the peer's uid in the log, which is written by a thread")
     home.ok("ping")
 
 
-def test_at_rest_without_active_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Nothing wakes the daemon: no run, no watcher; the same again when the last run has ended."""
+def test_daemon_without_active_runs_does_not_wake_up(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Before the first run and after the last one there is no watcher and no timer."""
     run = started(home, session="s1")
     wait_for(lambda: daemon.status("Threads") > 3, "the watcher to start")
     home.ok("run", "finish", "--run", run)
@@ -317,7 +317,7 @@ def test_at_rest_without_active_runs(home: Home, interstat: Interstat, daemon: D
 
     def quiet() -> bool:
         before = switches()
-        time.sleep(0.5)  # the measure itself: a watcher would have woken ten times
+        time.sleep(0.5)  # the observed interval: a watcher would have woken ten times
         return switches() == before
 
     wait_for(quiet, "the daemon to come to rest")

@@ -1,4 +1,4 @@
-"""The project itself: the protocol's document, the demo, the console scripts, where the tested code comes from."""
+"""The project itself: generated documents, the demo, the console scripts, and where the tested code comes from."""
 
 import contextlib
 import os
@@ -20,18 +20,18 @@ from harness.daemon import Home, wait_for
 from harness.terminal import InTerminal
 
 ROOT = Path(__file__).parents[1]
-#: Holds a Ctrl-C back until the demo's own handler is set.
+#: Blocks SIGINT until the demo has set its handler.
 HOLD_SIGINT = ("env", "--block-signal=INT")
 
 
-def test_protocol_document_is_what_the_structs_say() -> None:
+def test_protocol_document_is_up_to_date() -> None:
     made = subprocess.run(
         [sys.executable, ROOT / "docs" / "make_protocol.py"], capture_output=True, text=True, check=True
     )
     assert made.stdout == (ROOT / "docs" / "protocol.md").read_text(), "run 'make docs'"
 
 
-def test_map_of_the_rooms_is_what_the_imports_say(tmp_path: Path) -> None:
+def test_architecture_map_is_up_to_date(tmp_path: Path) -> None:
     committed = ROOT / "docs" / "ARCHITECTURE.md"
     made = tmp_path / "ARCHITECTURE.md"
     shutil.copy(committed, made)
@@ -39,8 +39,8 @@ def test_map_of_the_rooms_is_what_the_imports_say(tmp_path: Path) -> None:
     assert made.read_text() == committed.read_text(), "run 'make docs'"
 
 
-def test_exchange_in_the_document_is_what_a_daemon_reads() -> None:
-    """The bytes of the document's request, taken from its hex dump, are a request."""
+def test_documented_exchange_is_a_valid_request() -> None:
+    """The request's hex dump in the document decodes to that request."""
     text = (ROOT / "docs" / "protocol.md").read_text()
     request, answer = (
         bytes.fromhex("".join(line[6:53] for line in block.strip().splitlines())) for block in text.split("```")[1::2]
@@ -58,7 +58,7 @@ def test_every_request_survives_its_own_encoding() -> None:
         given = {name: value for name, value in filled.items() if name in kind.__struct_fields__}
         request = kind(**given)
         assert messages.decode_request(messages.encode(request)) == request
-        # What a sender leaves out takes its default.
+        # Omitted fields take their defaults.
         body = msgspec.msgpack.encode({"op": kind.__struct_config__.tag, **given})
         assert messages.decode_request(body) == request
 
@@ -90,20 +90,20 @@ def processes_with(text: bytes) -> list[str]:
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A directory with a path that is short enough for a socket in the demo's own directory below it."""
+    """A directory whose path leaves room for a socket in the demo's own directory."""
     with tempfile.TemporaryDirectory() as made:
         yield Path(made)
 
 
 @pytest.mark.parametrize("moment", [b"", b"fluxbudgetd starts", b"A sprint begins", b"fluxbudgetctl status"])
-def test_demo_ends_at_ctrl_c_and_leaves_nothing(home: Home, short: Path, moment: bytes) -> None:
-    """At its start, as `make demo` starts it, and after each kind of step."""
+def test_demo_stops_at_ctrl_c_and_leaves_nothing(home: Home, short: Path, moment: bytes) -> None:
+    """At its very start, with `make demo`'s blocked signal, and after each kind of step."""
     environ = {"TMPDIR": str(short)}
     demo = (*HOLD_SIGINT, sys.executable, str(ROOT / "docs" / "demo.py"))
     with InTerminal(home, program=demo, size=(120, 500), environ=environ) as terminal:
         wait_for(lambda: moment in terminal.raw, str(moment))
         terminal.press("\x03")
-        # At its very start the signal itself ends it, for which a shell reports the same code.
+        # At the very start the signal kills it, for which a shell reports the same code.
         assert terminal.process.wait(timeout=60) in (130, -signal.SIGINT)
     assert b"Traceback" not in terminal.raw
     assert b"demo failed" not in terminal.raw
@@ -119,8 +119,8 @@ def test_console_scripts() -> None:
     assert shown.stdout.startswith("usage: fluxbudgetctl")
 
 
-def test_code_under_test_is_the_one_that_was_meant() -> None:
-    """From the sources the packages lie in the tree; against the wheel, in the environment's site-packages."""
+def test_tested_code_comes_from_the_intended_place() -> None:
+    """From the source tree, or from site-packages when the wheel is tested."""
     for package in (fluxbudgetd, fluxbudgetctl):
         place = Path(str(package.__file__))
         if os.environ.get("FLUXBUDGET_TESTED") == "wheel":

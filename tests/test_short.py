@@ -1,4 +1,4 @@
-"""Counts as few characters."""
+"""Token counts, shortened."""
 
 import pytest
 from hypothesis import given

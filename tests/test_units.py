@@ -1,4 +1,4 @@
-"""The units as systemd itself reads them: without a complaint, tight, and each opening with its reason."""
+"""The unit files as systemd reads them: valid, tightly sandboxed, and with a reason for every opening."""
 
 import re
 import shutil
@@ -10,15 +10,15 @@ import pytest
 UNITS = Path(__file__).parents[1] / "systemd"
 SERVICE = UNITS / "fluxbudgetd.service"
 SOCKET = UNITS / "fluxbudgetd.socket"
-#: What systemd-analyze still holds against the service, and the directive whose comment says why.
+#: What `systemd-analyze security` still reports, and the directive whose comment says why.
 OPEN = {
     "PrivateNetwork=": "RestrictAddressFamilies=",
     "ProtectHome=": "ProtectHome=",
     "RestrictAddressFamilies=~AF_UNIX": "RestrictAddressFamilies=",
-    # Not for a user's service: it has one user, and the machine's root directory.
+    # Not possible in a user's service, which has one user and the machine's root directory.
     "RootDirectory=/RootImage=": None,
     "User=/DynamicUser=": None,
-    # ProtectClock= brings the clock's device along.
+    # ProtectClock= implies an allowed device, the clock.
     "DeviceAllow=": None,
 }
 
@@ -30,7 +30,7 @@ analysed = pytest.mark.skipif(
 def analyse(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["systemd-analyze", "--user", *arguments],
-        # It wants a runtime directory; a person's own units are not looked at.
+        # systemd-analyze wants a runtime directory. The units of the person who runs the tests are not read.
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "SYSTEMD_COLORS": "0"},
         capture_output=True,
         text=True,
@@ -39,15 +39,15 @@ def analyse(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProce
 
 
 @analysed
-def test_systemd_finds_no_fault(tmp_path: Path) -> None:
-    """Not even a key that it does not know, which it would pass over."""
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """Without a warning, such as one about an unknown key."""
     result = analyse(tmp_path, "--man=no", "verify", SERVICE, SOCKET)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @analysed
 @pytest.mark.parametrize("unit", [SERVICE, SOCKET])
-def test_unknown_key_would_be_found(tmp_path: Path, unit: Path) -> None:
+def test_unknown_key_would_be_reported(tmp_path: Path, unit: Path) -> None:
     for each in (SERVICE, SOCKET):
         shutil.copy(each, tmp_path)
     (tmp_path / unit.name).write_text(unit.read_text().replace("UMask=", "UMusk="))
@@ -56,8 +56,8 @@ def test_unknown_key_would_be_found(tmp_path: Path, unit: Path) -> None:
 
 
 @analysed
-def test_service_is_tight(tmp_path: Path) -> None:
-    """Its exposure is 2.0 at most (of 10), and what is open is known."""
+def test_exposure_is_low_and_its_causes_are_known(tmp_path: Path) -> None:
+    """At most 2.0 of 10."""
     result = analyse(tmp_path, "--no-pager", "security", "--offline=true", "--threshold=20", SERVICE)
     assert (result.returncode, result.stderr) == (0, "")
     found = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("✗")}
@@ -65,7 +65,7 @@ def test_service_is_tight(tmp_path: Path) -> None:
 
 
 def commented(text: str) -> dict[str, str]:
-    """Return each directive, and the comment right above the lines that it stands among, or nothing."""
+    """Return each directive with the comment right above its block of lines, or an empty string."""
     found: dict[str, str] = {}
     comment: list[str] = []
     is_fresh = False
@@ -81,7 +81,7 @@ def commented(text: str) -> dict[str, str]:
     return found
 
 
-def test_what_is_open_has_its_reason() -> None:
+def test_every_opening_has_a_comment() -> None:
     comments = commented(SERVICE.read_text())
     for finding, directive in OPEN.items():
         if directive is not None:
@@ -90,7 +90,7 @@ def test_what_is_open_has_its_reason() -> None:
 
 
 @pytest.mark.parametrize("unit", [SERVICE, SOCKET])
-def test_limits_and_places_have_their_reason(unit: Path) -> None:
+def test_every_limit_and_path_has_a_comment(unit: Path) -> None:
     wanted = {
         SERVICE: "StartLimitIntervalSec RestartPreventExitStatus WatchdogSignal ExecStopPost ReadWritePaths PrivateTmp",
         SOCKET: "RemoveOnStop Backlog ExecStartPre TriggerLimitBurst",
@@ -99,8 +99,8 @@ def test_limits_and_places_have_their_reason(unit: Path) -> None:
     assert [name for name in wanted[unit].split() if not comments[f"{name}="]] == []
 
 
-def test_places_that_are_written_to_are_made() -> None:
-    """What the sandbox opens is what the socket's unit makes, besides its own directory."""
+def test_writable_paths_are_created() -> None:
+    """The socket's unit creates the directories that the service may write to."""
     (opened,) = re.findall(r"^ReadWritePaths=(.*)$", SERVICE.read_text(), re.MULTILINE)
     (made,) = re.findall(r"^ExecStartPre=-/bin/mkdir -p (.*)$", SOCKET.read_text(), re.MULTILINE)
     assert opened.replace("-%h", "%h").split() == ["%t/fluxbudget", *made.split()]

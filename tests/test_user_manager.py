@@ -1,4 +1,4 @@
-"""The service under a real user's manager: each module in `jailed` runs in a jail of its own."""
+"""The service under a real user manager: each module in `jailed` runs in a jail of its own."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ jailed = needs_root("make a jail", jail.why_not)
 
 def environ() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "FLUXBUDGET_TESTED") if name in os.environ}
-    # CI: what is skipped in there has failed.
+    # In CI, a test that is skipped in the jail has failed.
     return {**kept, "FLUXBUDGET_JAILED": "1", "CI": "true", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -34,8 +34,8 @@ def test_module_passes_in_a_jail(module: str) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def runs(pid: int) -> bool:
-    """Tell whether a process is there, and not only waits for somebody to take note of its end."""
+def is_running(pid: int) -> bool:
+    """True if a process exists and is not a zombie."""
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
@@ -43,7 +43,7 @@ def runs(pid: int) -> bool:
 
 
 @jailed
-def test_nothing_is_left_of_a_jail_whose_owner_is_killed() -> None:
+def test_killed_jail_leaves_nothing() -> None:
     command = [sys.executable, jail.__file__, "sh", "-c", "sleep 600"]
     with killed(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ":".join(sys.path)})) as owner:
         group = jail.control_group(owner.pid)
@@ -51,16 +51,16 @@ def test_nothing_is_left_of_a_jail_whose_owner_is_killed() -> None:
         wait_for(lambda: [file for file in managers.rglob("cgroup.procs") if file.read_text()], "the jail")
         processes = [int(pid) for file in group.rglob("cgroup.procs") for pid in file.read_text().split()]
         assert len(processes) >= 4
-    wait_for(lambda: not group.exists(), "its end")
-    assert [pid for pid in processes if runs(pid)] == []
+    wait_for(lambda: not group.exists(), "the jail to end")
+    assert [pid for pid in processes if is_running(pid)] == []
 
 
 @jailed
-def test_user_of_a_jail_is_nobody_in_particular() -> None:
-    """Neither root nor nobody; it has a home, a manager that is well, and a session bus."""
+def test_jail_has_an_ordinary_user() -> None:
+    """Not root and not uid 65534, with a home directory, a running manager and a session bus."""
     script = (
         "id -u; pwd -P; touch ~/file /tmp/file; ls ~; systemctl --user is-system-running; test -S /run/user/4711/bus"
     )
     result = jail.run("sh", "-c", script)
     assert (result.stdout.split(), result.returncode) == (["4711", str(Path.cwd()), "file", "running"], 0)
-    assert not Path("/tmp/file").exists()  # noqa: S108  which is what this is about
+    assert not Path("/tmp/file").exists()  # noqa: S108  the subject of this test

@@ -1,4 +1,4 @@
-"""A daemon started the way systemd starts one: with a listening socket, and somebody to report to."""
+"""A daemon started as systemd does it: with a listening socket and a notification socket."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Opens the socket, and becomes the daemon: so the variables name its own process.
+# Opens the socket and then executes the daemon, so that LISTEN_PID is the daemon's.
 _LAUNCHER = """
 import os, socket, sys
 path, notify, watchdog, count = sys.argv[1:5]
@@ -29,20 +29,20 @@ os.execv(sys.argv[5], sys.argv[5:])
 
 
 def activation(path: Path | str, notify: str = "", watchdog: float = 0.0, count: int = 1) -> tuple[str, ...]:
-    """Return the beginning of a command that starts the rest of it with a socket at the path, passed so many times."""
+    """Return a command prefix that listens at the path and passes the socket `count` times."""
     microseconds = str(int(watchdog * 1e6)) if watchdog else ""
     return (sys.executable, "-c", _LAUNCHER, str(path), notify, microseconds, str(count))
 
 
 class Reports:
-    """What a service has told its manager."""
+    """The messages that a service has sent to its manager."""
 
     def __init__(self, receiving: socket.socket) -> None:
         self._receiving = receiving
         self.seen: list[dict[str, str]] = []
 
     def next(self, *names: str, seconds: float = 60.0) -> dict[str, str]:
-        """Return the next message that has all these names; the ones before it are thrown away."""
+        """Return the next message with all these names; earlier ones are dropped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._receiving.settimeout(left)
@@ -59,7 +59,7 @@ class Reports:
 
 @contextmanager
 def reports(address: str) -> Iterator[Reports]:
-    """Receive what is sent to an address: a path, or `@name` for an abstract one."""
+    """Receive messages at an address: a path, or `@name` for an abstract socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(f"\0{address[1:]}" if address.startswith("@") else os.fsencode(address))
         yield Reports(receiving)

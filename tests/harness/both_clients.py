@@ -1,4 +1,4 @@
-"""Runs one command line with both clients in the same environment, and compares everything they do."""
+"""Run one command line with both clients in the same environment, and compare all that they do."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ from fluxbudgetd.wire.state_names import ALIVE, state_directory
 from harness.daemon import Home
 
 _PATIENCE = 60.0
-# What differs between two runs of one program: how long it took.
+# Durations differ between two runs of one program.
 _TIMES = (
     (re.compile(rb"within [0-9.]+ s"), b"within T s"),
     (re.compile(rb"answered in [0-9.]+ ms"), b"answered in T ms"),
@@ -131,11 +131,11 @@ class ClientPair:
         answerer: Answerer | None = None,
         number: int | None = None,
     ) -> Outcome:
-        """Call both clients; fail unless nothing tells them apart. Return what either one does.
+        """Call both clients; fail unless their outcomes are equal. Return the outcome.
 
-        `number` says in the message which of many calls it was.
+        `number` identifies the call in the failure's message.
         """
         python, native = (self.call(name, arguments, environ or {}, given, answerer) for name in self.clients)
-        told = (number, arguments, environ, given, answerer and answerer.pieces)
-        assert native == python, f"{told}\nnative: {native}\npython: {python}"
+        call = (number, arguments, environ, given, answerer and answerer.pieces)
+        assert native == python, f"{call}\nnative: {native}\npython: {python}"
         return python

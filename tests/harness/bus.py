@@ -1,4 +1,4 @@
-"""A session bus of the test's own, and notification servers on it: all of them real processes."""
+"""A private session bus and notification servers on it, all real processes."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configura
 
 
 class NotificationServer:
-    """A process that owns org.freedesktop.Notifications; what it is sent is in `shown`."""
+    """A process that owns org.freedesktop.Notifications. `shown` has the notifications that it was sent."""
 
     def __init__(self, address: str, output: Path, options: tuple[str, ...]) -> None:
         self._output = output
@@ -44,7 +44,7 @@ class NotificationServer:
 
     @property
     def shown(self) -> list[dict[str, Any]]:
-        """Return every notification that came: id, replaces_id, app_name, summary, body, urgency and more."""
+        """Return every notification so far: id, replaces_id, app_name, summary, body, urgency and more."""
         lines = self._output.read_text().splitlines(keepends=True)[1:]
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -54,7 +54,7 @@ class NotificationServer:
 
 
 class PrivateBus:
-    """A dbus-daemon on a socket in a directory. Nothing can be activated on it."""
+    """A dbus-daemon with its socket in a directory. It activates no services."""
 
     def __init__(self, directory: Path) -> None:
         self.socket = directory / "bus"
@@ -66,7 +66,7 @@ class PrivateBus:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, again if need be, and wait until it listens."""
+        """Start it, or start it again, and wait until it listens."""
         command = ["dbus-daemon", f"--config-file={self._config}", "--nofork", "--nopidfile", "--print-address"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
@@ -74,14 +74,14 @@ class PrivateBus:
             assert output.readline().startswith(b"unix:path="), "the bus does not start"
 
     def serve(self, *options: str) -> NotificationServer:
-        """Start a notification server; notification_server.py has the options."""
+        """Start a notification server with options of notification_server.py."""
         output = self._directory / f"notifications-{len(self._servers)}"
         server = NotificationServer(self.address, output, options)
         self._servers.append(server)
         return server
 
     def stop(self) -> None:
-        """End it and its notification servers, and take its socket away."""
+        """Kill it and its notification servers, and remove its socket."""
         for server in self._servers:
             server.stop()
         if self._process is not None:
@@ -92,7 +92,7 @@ class PrivateBus:
 
 @contextmanager
 def private_bus(directory: Path) -> Iterator[PrivateBus]:
-    """Start a bus for a test; skips the test when there is no dbus-daemon."""
+    """Run a bus; skip the test if dbus-daemon is not installed."""
     if shutil.which("dbus-daemon") is None:
         pytest.skip("dbus-daemon is not installed (Debian: apt-get install dbus-daemon)")
     bus = PrivateBus(directory)

@@ -1,4 +1,4 @@
-"""Something in the daemon's place that keeps what it was asked, and answers what a test says."""
+"""A false daemon that records its requests and gives a fixed answer."""
 
 import contextlib
 import socket
@@ -22,9 +22,9 @@ def frame(value: object) -> bytes:
 
 @contextmanager
 def answering(home: Home, answer: bytes | None) -> Iterator[list[dict[str, Any]]]:
-    """Serve at the home's socket; give the list that each request, as a map, is added to before it is answered.
+    """Serve at the home's socket; yield a list to which each request is added, as a map, before it is answered.
 
-    None: it reads the request and says nothing, as a stopped daemon does.
+    With `answer` None it reads the request and does not answer, like a stopped daemon.
     """
     asked: list[dict[str, Any]] = []
     home.socket.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -42,7 +42,7 @@ def answering(home: Home, answer: bytes | None) -> Iterator[list[dict[str, Any]]
                     peer.settimeout(_PATIENCE)
                     asked.append(msgspec.msgpack.decode(_request(peer)))
                     if answer is None:
-                        peer.recv(1)  # until the client gives up
+                        peer.recv(1)  # until the client disconnects
                     else:
                         peer.sendall(answer)
 
@@ -60,6 +60,6 @@ def _request(peer: socket.socket) -> bytes:
     while (body := decoder.next()) is None:
         data = peer.recv(65536)
         if not data:
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         decoder.feed(data)
     return body

@@ -1,4 +1,4 @@
-"""An environment that fluxbudget is installed in, as an installer leaves it: scripts, metadata, record."""
+"""An environment with fluxbudget as an installer leaves it: scripts, metadata and record."""
 
 import os
 import shlex
@@ -19,18 +19,18 @@ _NAMES = ("fluxbudgetd", "fluxbudgetctl")
 
 
 class Installed:
-    """A virtual environment whose packages are those that are tested; the version is only what its metadata say."""
+    """A virtual environment with the tested packages. Only its metadata have the given version."""
 
     def __init__(self, root: Path, version: str = fluxbudgetd.__version__) -> None:
         self.root = root
         venv.create(root, symlinks=True)
         self.packages = Path(sysconfig.get_path("purelib", vars={"base": str(root), "platbase": str(root)}))
-        # The packages that are tested stand before those of the environment that the tests run in.
+        # The tested packages come before those of the environment that runs the tests.
         places = [_root_of(fluxbudgetd), _root_of(fluxbudgetctl), sysconfig.get_path("purelib")]
         (self.packages / "tested.pth").write_text("\n".join(dict.fromkeys(places)))
         for name in _NAMES:
             script = root / "bin" / name
-            # (An installer's first line would be of no use where the path has a quote in it.)
+            # (The `#!` line that installers write would not work if the path contains a quote.)
             script.write_text(f'#!/bin/sh\nexec {shlex.quote(str(root / "bin" / "python"))} -m {name} "$@"\n')
             script.chmod(0o755)
         self.set_version(version)
@@ -44,7 +44,7 @@ class Installed:
         return self.root / "bin" / "fluxbudgetctl"
 
     def clean(self) -> None:
-        """Remove all that it has installed, the state, and itself."""
+        """Remove all that it has installed, the state, and the environment itself."""
         systemctl("unmask", *UNITS)
         systemctl("unmask", "--runtime", *UNITS)
         systemctl("disable", "--now", *UNITS)
@@ -56,7 +56,7 @@ class Installed:
         systemctl("reset-failed")
 
     def set_version(self, version: str) -> None:
-        """Be of another version from now on, as after an upgrade."""
+        """Change the version in the metadata, as an upgrade does."""
         for old in self.packages.glob("fluxbudget-*.dist-info"):
             for file in old.iterdir():
                 file.unlink()
@@ -80,14 +80,14 @@ class Installed:
         )
 
     def ok(self, *arguments: str, **environ: str) -> str:
-        """Run it, require exit 0, and return its output without the last newline."""
+        """Run this environment's client, require exit 0, and return its output without the last newline."""
         ended = self.ctl(*arguments, **environ)
         assert ended.returncode == 0, (arguments, ended)
         return ended.stdout.rstrip("\n")
 
 
 def systemctl(*arguments: str) -> str:
-    """Ask, or tell, the user's manager; return what it prints, whatever its exit code."""
+    """Run `systemctl --user`; return its output, whatever its exit code."""
     ended = subprocess.run(["systemctl", "--user", *arguments], capture_output=True, text=True, check=False)
     return ended.stdout.rstrip("\n")
 

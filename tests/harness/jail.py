@@ -1,9 +1,9 @@
 """A jail with a real `systemd --user`: `python jail.py COMMAND …` runs a command there, as an unprivileged user.
 
-The jail has mounts, processes and a branch of the control groups of its own, a journal, a user called flux with an
-empty home, empty directories for temporary files, and that user's service manager and session bus. (Its uid is an
-ordinary one: 65534, nobody's, is what everybody who is unknown is seen as in a sandbox.) It needs root and a cgroup2
-mount. Nothing of it is left when it ends, also when whoever started it is killed.
+The jail has its own mounts, processes, control group and journal. Its user, flux, has an empty home directory, empty
+directories for temporary files, a service manager and a session bus. (The uid is an ordinary one, because a sandbox
+shows unknown users as 65534.) It needs root and a cgroup2 mount. It leaves nothing when it ends, even if the process
+that started it is killed.
 """
 
 import os
@@ -24,9 +24,9 @@ _TOOLS = ("setpriv", "unshare", "systemctl", "systemd-run", "journalctl", "dbus-
 _NAMESPACES = ("unshare", "--mount", "--cgroup", "--pid", "--fork", "--kill-child", "--mount-proc")
 _MANAGER = Path("/lib/systemd/systemd")
 _BUS_UNIT = Path("/usr/lib/systemd/user/dbus.socket")
-#: Directories of which the jail has empty ones of its own, but for what is `needed`.
-HIDDEN = ("/root", "/home", "/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  nothing is made there
-# Waits until nobody holds the pipe's other end any more, ends what is left in the control group, and removes that.
+#: Directories that are empty in the jail, except for what is `needed`.
+HIDDEN = ("/root", "/home", "/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  nothing is created there
+# Waits until the pipe's other end is closed, kills the processes left in the control group, and removes the group.
 _REMOVER = """
 read -r _
 echo 1 >"$0/cgroup.kill"
@@ -36,9 +36,9 @@ until find "$0" -depth -type d -exec rmdir {} + 2>/dev/null; do sleep 0.05; done
 
 @cache
 def why_not() -> str:
-    """Return why there can be no jail here; empty when there can."""
+    """Return why no jail is possible here, or an empty string."""
     if os.geteuid() != 0:
-        return "only root can make one"
+        return "only root can make a jail"
     groups = _control_groups()
     if groups is None or not os.access(groups, os.W_OK):
         return "no cgroup2 is mounted for writing"
@@ -52,7 +52,7 @@ def why_not() -> str:
 
 
 def needed() -> tuple[str, ...]:
-    """Return the directories without which this interpreter cannot run this code."""
+    """Return the directories that this interpreter needs to run this code."""
     places = [sys.base_prefix, sys.prefix, *map(_root_of, (fluxbudgetd, fluxbudgetctl))]
     places += [os.path.dirname(os.path.realpath(sys.executable)), sysconfig.get_path("purelib")]
     places += [str(Path(__file__).parents[2])]
@@ -60,7 +60,7 @@ def needed() -> tuple[str, ...]:
 
 
 def hidden(places: Sequence[str], below: Sequence[str] = HIDDEN) -> list[str]:
-    """Return those of the places that lie below one of these directories, without those that lie below each other."""
+    """Return the places below one of these directories, without places below other places."""
     found: list[str] = []
     for place in sorted(places):
         if any(place.startswith(f"{above}/") for above in below) and not any(
@@ -73,7 +73,7 @@ def hidden(places: Sequence[str], below: Sequence[str] = HIDDEN) -> list[str]:
 def run(
     *command: str, environ: Mapping[str, str] | None = None, seconds: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a jail of its own, in the present directory; return its output, stderr among it."""
+    """Run a command in a new jail, in the current directory; return its output, including stderr."""
     with _control_group() as group:
         return subprocess.run(
             _entry(group, command, environ or {}),
@@ -97,7 +97,7 @@ def _entry(group: Path, command: Sequence[str], environ: Mapping[str, str]) -> l
 
 
 def control_group(pid: int) -> Path:
-    """Return the control group of the jail that a process makes."""
+    """Return the control group of the jail that this process makes."""
     above = _control_groups()
     assert above is not None, why_not()
     return Path(above, f"fluxbudget-jail-{pid}")
@@ -107,7 +107,7 @@ def control_group(pid: int) -> Path:
 def _control_group() -> Iterator[Path]:
     group = control_group(os.getpid())
     group.mkdir()
-    # A process of its own session, so that it survives a terminal's signals, too.
+    # In a session of its own, so that it survives a terminal's signals.
     with subprocess.Popen(
         ["sh", "-c", _REMOVER, group], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     ):

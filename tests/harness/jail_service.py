@@ -1,4 +1,4 @@
-"""fluxbudget as its user's service, in a jail: installed, and looked at through systemd."""
+"""fluxbudget as a user service in a jail, observed through systemd."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from harness.daemon import Home, wait_for
 from harness.jail import hidden, needed
 
 _PLACES = (Path(str(fluxbudgetctl.__file__)).parent, Path(__file__).parents[2])
-#: In a wheel the units lie in the package.
+#: In a wheel the units are in the package.
 UNITS = next(place / "systemd" for place in _PLACES if (place / "systemd").is_dir())
 SERVICE = "fluxbudgetd.service"
 SOCKET = "fluxbudgetd.socket"
-#: Long enough for a daemon that has to be started on a machine that is busy with other tests.
+#: Long enough for a daemon that starts on a busy machine.
 PATIENT = ("--timeout", "60")
 _PATIENCE = 60.0
 
 
 class Account(Home):
-    """The home of the jail's user, with everything at its default place, and the service in it."""
+    """The home directory of the jail's user, with everything in its default place, and the service."""
 
     def __init__(self, root: Path, runtime: Path) -> None:
         super().__init__(root)
@@ -44,7 +44,7 @@ class Account(Home):
         return dict(os.environ)
 
     def install(self, *lines: str) -> None:
-        """Install the units, with these further lines in the service's section, and start the socket."""
+        """Install the units, with these additional lines in the service's section, and start the socket."""
         self.units.mkdir(parents=True, exist_ok=True)
         shutil.copy(UNITS / SOCKET, self.units)
         program = Path(sys.executable).parent / "fluxbudgetd"
@@ -52,21 +52,21 @@ class Account(Home):
         assert unit.count("\nExecStart=") == 1
         self._write(SERVICE, unit.replace("\nExecStart=/usr/bin/env fluxbudgetd\n", f"\nExecStart={program}\n"))
         path = os.environ.get("PYTHONPATH")
-        # The code under test may lie where the sandbox hides everything.
+        # The tested code may be in a directory that the sandbox hides.
         shown = [f"BindReadOnlyPaths={place}" for place in hidden(needed(), ("/tmp", "/var/tmp"))]  # noqa: S108
         self.drop_in("code", *shown, *([f"Environment=PYTHONPATH={path}"] if path else []))
         self.drop_in("test", *lines)
         systemctl("start", SOCKET)
 
     def drop_in(self, name: str, *lines: str) -> None:
-        """Add lines to the service's section; they hold from its next start on."""
+        """Add lines to the service's section, for its next start."""
         self._write(f"{SERVICE}.d/{name}.conf", "\n".join(("[Service]", *lines, "")))
         systemctl("daemon-reload")
 
     def remove(self) -> None:
-        """Stop everything, and leave an empty home and runtime directory."""
+        """Stop everything, and empty the home and runtime directories."""
         systemctl("stop", SOCKET, check=False)
-        systemctl("kill", "--signal=KILL", SERVICE, check=False)  # also what waits before another start
+        systemctl("kill", "--signal=KILL", SERVICE, check=False)  # also one that waits for its restart
         systemctl("stop", SERVICE, check=False)
         systemctl("reset-failed", check=False)
         for entry in self.root.iterdir():
@@ -80,7 +80,7 @@ class Account(Home):
 
     @property
     def pid(self) -> int:
-        """Return the daemon's process; 0 when there is none."""
+        """Return the daemon's pid, or 0."""
         return int(self.show("MainPID"))
 
     @property
@@ -88,8 +88,8 @@ class Account(Home):
         return int(self.show("NRestarts"))
 
     def journal(self, **fields: str) -> list[dict[str, Any]]:
-        """Return the journal's entries of and about the service since the test's beginning that have these fields."""
-        # (With a filter of its own, journalctl would leave out the first entry behind the cursor.)
+        """Return the journal's entries from and about the service since the test began that have these fields."""
+        # (With a filter, journalctl would skip the first entry after the cursor.)
         lines = _journalctl("--output=json", f"--after-cursor={self._beginning}").splitlines()
         return [
             entry
@@ -97,21 +97,21 @@ class Account(Home):
             if SERVICE in (entry.get("_SYSTEMD_USER_UNIT"), entry.get("USER_UNIT")) and fields.items() <= entry.items()
         ]
 
-    def said(self) -> list[str]:
-        """Return what the daemon itself, not its manager, has written to the journal."""
+    def logged_messages(self) -> list[str]:
+        """Return the messages of the daemon itself in the journal, without its manager's."""
         return [str(entry["MESSAGE"]) for entry in self.journal(SYSLOG_IDENTIFIER="fluxbudgetd")]
 
-    def wait_until_said(self, text: str) -> None:
-        wait_for(lambda: any(text in line for line in self.said()), f"{text!r} in the journal")
+    def wait_until_logged(self, text: str) -> None:
+        wait_for(lambda: any(text in line for line in self.logged_messages()), f"{text!r} in the journal")
 
-    def pinged(self) -> messages.PingAnswer:
-        """Return the answer to a ping, whoever has to be started for it."""
+    def ping(self) -> messages.PingAnswer:
+        """Ping the daemon, which may have to be started for it; return the answer."""
         answer = self.ask(messages.Ping(), _PATIENCE)
         assert isinstance(answer, messages.PingAnswer), answer
         return answer
 
     def configure(self, text: str) -> None:
-        """Write config.toml, in one piece."""
+        """Write config.toml atomically."""
         file = self.root / ".config" / "fluxbudget" / "config.toml"
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_suffix(".new")
@@ -119,7 +119,7 @@ class Account(Home):
         new.replace(file)
 
     def require_clean_journal(self) -> None:
-        """Fail when a request failed inside the daemon, or the manager found fault with the units."""
+        """Fail if a request failed inside the daemon, or if the manager complained about the units."""
         for entry in self.journal():
             line = str(entry["MESSAGE"])
             assert "Traceback" not in line, line
@@ -138,7 +138,7 @@ class Account(Home):
 
 @contextmanager
 def account() -> Iterator[Account]:
-    """Give the jail's user a home for one test."""
+    """Provide the jail's user with a clean home directory for one test."""
     made = Account(Path(os.environ["HOME"]), Path(os.environ["XDG_RUNTIME_DIR"]))
     try:
         yield made
@@ -148,7 +148,7 @@ def account() -> Iterator[Account]:
 
 
 def systemctl(*arguments: str, check: bool = True) -> str:
-    """Ask the user's manager; return what it says, without the last newline."""
+    """Run `systemctl --user`; return its output without the last newline."""
     return subprocess.run(
         ["systemctl", "--user", "--quiet", *arguments],
         stdout=subprocess.PIPE,

@@ -15,13 +15,13 @@ from fluxbudgetd import __version__
 from harness.daemon import CTL
 
 SOURCES = Path(__file__).parents[2] / "client" / "native"
-#: Against an installed package, its own client is tested.
+#: The client of an installed package, which is tested without the sources.
 INSTALLED = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
 
-#: Memory errors and undefined behaviour end the program.
+#: Memory errors and undefined behaviour abort the program.
 SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
-#: For tests of hot verbs, which must pass with either client.
+#: For tests of hot verbs, which must pass with both clients.
 both_clients = pytest.mark.usefixtures("client")
 
 _PYTHON = tuple(CTL)
@@ -52,16 +52,16 @@ def _is_native(program: Path) -> bool:
     return program.is_file() and program.read_bytes()[:4] == b"\x7fELF"
 
 
-def can_be_had() -> bool:
+def is_available() -> bool:
     """True if there is a native client to test: its sources, or an installed one."""
     return SOURCES.is_dir() or _is_native(INSTALLED)
 
 
 def native_client(factory: pytest.TempPathFactory, kind: str = "plain") -> Path:
-    """Return the native client, compiled once for all workers; `kind` is plain or sanitized."""
+    """Return the native client, compiled once for all workers. `kind` is "plain" or "sanitized"."""
     if not SOURCES.is_dir():
         return INSTALLED
-    # The parent is what the workers of one run have in common.
+    # The workers of one run share the parent directory.
     shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
     directory = shared / f"native-{kind}"
     directory.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def native_client(factory: pytest.TempPathFactory, kind: str = "plain") -> Path:
                 if kind == "plain"
                 else script.build(compiler, str(made), __version__, SANITIZED)
             ):
-                pytest.skip("no C compiler here that makes a native client")
+                pytest.skip("no C compiler here can make a native client")
             _put_python_beside(directory)
             made.rename(program)
     return program
@@ -91,5 +91,5 @@ def _put_python_beside(directory: Path) -> None:
 
 
 def use(program: Path | None) -> None:
-    """Make all tests call this client; None stands for the Python client."""
+    """Make all tests call this client, or with None the Python client."""
     CTL[:] = _PYTHON if program is None else [str(program)]

@@ -1,7 +1,7 @@
-"""A notification server: python notification_server.py ADDRESS [OPTION]…; prints one line of JSON per notification.
+"""A notification server that prints one line of JSON per notification: python notification_server.py ADDRESS [OPTION]…
 
---plain: without body-markup. --hang N: the first N notifications are never answered. --refuse: none is shown.
---odd: answers that are of another kind than specified. --leave: it gives its name up before it says what it can.
+--plain: without body-markup. --hang N: never answers the first N notifications. --refuse: answers with an error.
+--odd: answers with another type than specified. --leave: releases its name before it tells its capabilities.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _RELEASE = Message(
 
 
 class Server:
-    """Answers by hand: what it is sent is what it writes down."""
+    """Answers raw messages, so that it prints exactly what it was sent."""
 
     def __init__(self, bus: MessageBus, options: argparse.Namespace) -> None:
         self._bus = bus
@@ -59,14 +59,14 @@ class Server:
         if not fields["replaces_id"]:
             self._last += 1
         number = fields["replaces_id"] or self._last
-        told(json.dumps({"id": number, **fields, "hints": hints, "urgency": hints.get("urgency")}))
+        print_line(json.dumps({"id": number, **fields, "hints": hints, "urgency": hints.get("urgency")}))
         if self._options.hang:
             self._options.hang -= 1
             return True
         return Message.new_method_return(call, "u", [number])
 
 
-def told(line: str) -> None:
+def print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -84,7 +84,7 @@ async def main() -> None:
     bus.add_message_handler(Server(bus, options).answer)
     reply = await bus.request_name(_NAME, NameFlag.DO_NOT_QUEUE)
     assert reply is RequestNameReply.PRIMARY_OWNER
-    told("ready")
+    print_line("ready")
     await asyncio.Event().wait()
 
 

@@ -33,7 +33,7 @@ CHECK = {
 PING = {"ok": True, "op": "ping", "version": "0.1.0", "protocol": 1, "pid": 4711, "started_at": "2026"}
 HOOK = {"ok": True, "op": "hook", "output": '{"systemMessage": "Wärnung"}', "exports": "export A=1\n"}
 STATUSLINE = {"ok": True, "op": "statusline", "run": "r1", "line": "executing \x1b[32m83%\x1b[0m", "stale_why": None}
-#: A good answer to each of the hot verbs.
+#: A valid answer to each of the hot verbs.
 ANSWERS: dict[str, dict[str, Any]] = {
     "remaining": REMAINING,
     "env": REMAINING,
@@ -42,7 +42,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "hook": HOOK,
     "statusline": STATUSLINE,
 }
-#: A good state file.
+#: A valid state file.
 STATE = {
     "run": "r1",
     "phase": "executing",
@@ -55,17 +55,17 @@ STATE = {
     "stale": "0",
     "as_of": "2026-11-22T00:12:26Z",
 }
-#: Characters at the edges of what is written out, folded, or escaped.
+#: Characters at the limits of what is printed, folded or escaped.
 SPECIAL = (
     "\0\a\b\t\n\x0b\f\r\x1b\x1f ~\x7f\x80\x9f\xa0\xa1\xad\u061c\u07ff\u0800\u200b\u202e\u2028\u3000\ud7ff\ue000\uef7f"
     '\uef80\uefff\uf000\ufeff\uffff\U00010000\U0001f600\U000e0041\U000f0000\U0010ffff"\\/äß€日本\u0301'
 )
-#: Integers at the edges of MessagePack's widths.
+#: Integers at the limits of MessagePack's widths.
 EDGES = [
     *(0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1),
     *(-1, -32, -33, -128, -129, -32_768, -32_769, -(2**31), -(2**31) - 1, -(2**63)),
 ]
-#: Numbers at the edges of how Python writes them.
+#: Numbers at which Python's notation of floats changes.
 FLOATS = [
     *(0.0, -0.0, 0.1, 83.3, 100.0, 1e15, 9999999999999998.0, 1e16, 123456789012345680.0, 1e22, 1e23, 1e-4, 9.9e-5),
     *(5e-324, 2.0**122, 2.0**-44, 1.7976931348623157e308, 1 / 3, float("nan"), float("inf"), float("-inf")),
@@ -91,7 +91,7 @@ def framed(answer: object) -> bytes:
 
 
 def in_pairs(value: Any) -> Any:
-    """Return a map as pairs, which can then hold a key twice."""
+    """Return a map as pairs, which may contain a key twice."""
     return [(key, in_pairs(item)) for key, item in value.items()] if isinstance(value, dict) else value
 
 
@@ -104,7 +104,7 @@ def packed(value: Any) -> bytes:
 
 
 class Dice:
-    """Chooses; the same each time for the same number."""
+    """Random choices that only depend on the number."""
 
     def __init__(self, number: int) -> None:
         self._random = random.Random(number)
@@ -137,12 +137,12 @@ class Dice:
         return {self.text(): self.value(depth - 1) for _ in range(self.below(4))}
 
     def like(self, value: Any) -> Any:
-        """Return another value of that type, or none."""
+        """Return another value of the same type, or of any type."""
         others = (other for other in iter(self.leaf, ...) if type(other) is type(value))
         return self.of(None, *(next(others) for _ in range(3)))
 
     def body(self, verb: str) -> bytes:
-        """An answer's body: a good one in which something is changed, gone, or there twice; an error; anything."""
+        """Return an answer's body: a valid one with changed, missing or duplicate fields, an error, or anything."""
         kind = self.of("fitting", "fitting", "odd", "odd", "odd", "error", "value", "bytes", "damaged")
         if kind == "error":
             error = {key: self.value() for key in ("code", "message", "hint") if not self.once_in(4)}
@@ -188,7 +188,7 @@ class Dice:
         )
 
     def pieces(self, verb: str) -> list[bytes]:
-        """What a daemon sends: mostly a frame, in two pieces; or one that announces something else; less; more."""
+        """Return what the daemon sends: mostly a frame in two pieces, else one of a wrong length, a part, or more."""
         body = self.body(verb)
         data = encode_frame(body)
         how = self.of(*["whole"] * 9, "wrong", "half", "more", "nothing")
@@ -205,7 +205,7 @@ class Dice:
         return [data[:place], data[place:]]
 
     def line(self, verb: str, *, odd: bool = False) -> list[str | bytes]:
-        """A command line that is plain, with patience; `odd`: one that may be neither."""
+        """Return a plain command line with a long timeout. If `odd`, it may be neither."""
         words: list[str | bytes] = [verb]
         if verb != "ping" and self.once_in(2):
             name, value = self.of(b"--run", b"--scope", b"--session"), self.of(*RAW)
@@ -252,7 +252,7 @@ class Dice:
         return chosen | ({"CLAUDE_ENV_FILE": self.of("", "/", "/dev/null")} if self.once_in(6) else {})
 
     def input(self) -> bytes:
-        """Something on stdin."""
+        """Return something for stdin."""
         if self.once_in(4):
             return bytes(self.of(b"", self._random.randbytes(self.below(30))))
         space = self.of(b"", b" ", b"\n\t\r ")

@@ -1,4 +1,4 @@
-"""Pipes and FIFOs that have no room."""
+"""Pipes that are full."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ class Pipe(NamedTuple):
 
 @contextmanager
 def full_pipe(room: int = 0) -> Iterator[Pipe]:
-    """Give a pipe that nobody reads, with room for so many bytes (whole pages) only."""
+    """Make an unread pipe with room for only this many bytes (whole pages)."""
     pipe = Pipe(*os.pipe())
     try:
         fill(pipe.writing)
@@ -29,7 +29,7 @@ def full_pipe(room: int = 0) -> Iterator[Pipe]:
 
 
 def fill(file: int) -> None:
-    """Write until there is no room any more; who writes to it afterwards waits."""
+    """Fill a pipe, so that the next write blocks."""
     os.set_blocking(file, False)
     with contextlib.suppress(BlockingIOError):
         while True:

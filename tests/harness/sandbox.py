@@ -1,4 +1,4 @@
-"""A sandbox that forbids Unix sockets by the kernel's own filter: `python sandbox.py ERRNO COMMAND …` runs it there."""
+"""A sandbox that forbids Unix sockets with a seccomp filter: `python sandbox.py ERRNO COMMAND …`."""
 
 import ctypes
 import errno
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 def sandbox(error: int) -> tuple[str, ...]:
-    """Return what runs a command in a sandbox where socket(AF_UNIX) fails with that errno."""
+    """Return a command prefix for a sandbox in which socket(AF_UNIX) fails with this errno."""
     return (sys.executable, str(Path(__file__)), str(error))
 
 
-#: What runs a command in the sandbox.
+#: A command prefix for the sandbox.
 SANDBOX = sandbox(errno.EPERM)
 
-# linux/prctl.h, linux/seccomp.h, linux/audit.h, and each machine's number of socket(2).
+# From linux/prctl.h, linux/seccomp.h and linux/audit.h; for each machine the number of socket(2).
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
@@ -37,9 +37,9 @@ class _Program(ctypes.Structure):
 
 
 def forbid_unix_sockets(error: int) -> None:
-    """Make socket(AF_UNIX) fail with that errno in this process and all that it starts; raises OSError."""
+    """Make socket(AF_UNIX) fail with this errno in this process and its children; raises OSError."""
     machine, call = _MACHINES[platform.machine()]
-    # (operation, where to go on when equal and when not: instructions to leave out, operand)
+    # (operation, instructions to skip if equal, instructions to skip if not, operand)
     instructions = (
         (_LOAD, 0, 0, _MACHINE),
         (_EQUAL, 0, 5, machine),
@@ -59,12 +59,12 @@ def forbid_unix_sockets(error: int) -> None:
         (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program)),
     ):
         if libc.prctl(what, first, second, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "the system allows no filter")
+            raise OSError(ctypes.get_errno(), "the system does not allow the filter")
 
 
 @cache
 def why_not() -> str:
-    """Return why there can be no sandbox here; empty when there can."""
+    """Return why no sandbox is possible here, or an empty string."""
     if platform.machine() not in _MACHINES:
         return f"no filter for the machine {platform.machine()}"
     tried = subprocess.run([*SANDBOX, "true"], capture_output=True, text=True, check=False)
@@ -73,4 +73,4 @@ def why_not() -> str:
 
 if __name__ == "__main__":
     forbid_unix_sockets(int(sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  there is no shell in between, on purpose
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  without a shell, on purpose

@@ -1,4 +1,4 @@
-"""A daemon that does as a test says: a real socket, served by threads, with events and numbers of the test's choice."""
+"""A daemon with scripted answers and events, served by threads on a real socket."""
 
 import contextlib
 import socket
@@ -26,9 +26,9 @@ def event(
 
 
 class ScriptedDaemon:
-    """Serves `subscribe` from `events`, everything else with `answer`; what it was asked is in `asked`.
+    """Answers `subscribe` from `events` and other requests with `answer`. `asked` has the requests so far.
 
-    `open` and `close` are its coming and going; between them, while `mute`, it takes connections and says nothing.
+    It serves between `open` and `close`. While `mute` is set, it accepts connections and does not answer.
     """
 
     def __init__(self, path: Path, answer: Callable[[messages.AnyRequest], Answered] | None = None) -> None:
@@ -60,7 +60,7 @@ class ScriptedDaemon:
         self._begin(self._accept, self._listener)
 
     def close(self) -> None:
-        """Vanish: nobody listens any more, every connection ends."""
+        """Stop listening, and end every connection."""
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
@@ -73,7 +73,7 @@ class ScriptedDaemon:
         self._threads.clear()
 
     def cut(self) -> None:
-        """End every connection, and go on listening."""
+        """End every connection, but keep listening."""
         with self._speaking:
             for peer in self._peers:
                 with contextlib.suppress(OSError):
@@ -81,19 +81,19 @@ class ScriptedDaemon:
             self._streams.clear()
 
     def speak(self) -> None:
-        """Be mute no longer."""
+        """Answer again after `mute`."""
         self.mute.clear()
         with self._speaking:
             self._speaking.notify_all()
 
     def happen(self, *events: messages.EventAnswer) -> None:
-        """Add events, and tell them."""
+        """Add events, and send them to the subscribers."""
         with self._speaking:
             self.events += events
         self.send(*events)
 
     def send(self, *answers: Answered) -> None:
-        """Send something to every subscriber, in one piece."""
+        """Send answers to every subscriber, in one piece."""
         data = b"".join(encode_frame(messages.encode(answer)) for answer in answers)
         with self._speaking:
             for peer in self._streams:
@@ -127,13 +127,13 @@ class ScriptedDaemon:
                 while (body := decoder.next()) is not None:
                     with self._speaking:
                         self._speaking.wait_for(lambda: not self.mute.is_set())
-                        self._tell(peer, messages.decode_request(body))
+                        self._respond(peer, messages.decode_request(body))
         with self._speaking:
             self._peers.remove(peer)
             if peer in self._streams:
                 self._streams.remove(peer)
 
-    def _tell(self, peer: socket.socket, request: messages.AnyRequest) -> None:
+    def _respond(self, peer: socket.socket, request: messages.AnyRequest) -> None:
         self.asked.append(request)
         answers: list[Answered]
         if not isinstance(request, messages.Subscribe):

@@ -1,4 +1,4 @@
-"""A real pseudo-terminal with a process in it, and a screen that shows what a person would see."""
+"""A process in a real pseudo-terminal, and the screen that a person would see."""
 
 import fcntl
 import os
@@ -19,9 +19,9 @@ ALTERNATE_SCREEN = b"\x1b[?1049h"
 
 
 class InTerminal:
-    """A program in a terminal of its own, which it controls: Ctrl-C and resizes reach it as signals.
+    """A program with a controlling terminal of its own: Ctrl-C and resizes reach it as signals.
 
-    The program is the client, unless `program` is another command.
+    It is the client, unless `program` is another command.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class InTerminal:
         return "\n".join(self.lines())
 
     def wait_for(self, *texts: str) -> list[str]:
-        """Return the screen once all of this is on it."""
+        """Return the screen once it shows all of these texts."""
         try:
             wait_for(lambda: all(text in self.text() for text in texts), str(texts))
         except AssertionError:
@@ -104,14 +104,14 @@ class InTerminal:
         wait_for(lambda: text not in self.text(), f"{text} to be gone from:\n{self.text()}")
 
     def style(self, text: str) -> Any:
-        """Return the screen's cell (fg, bg, bold, reverse …) on which a text begins."""
+        """Return the first cell of a text on the screen (fg, bg, bold, reverse …)."""
         for row, line in enumerate(self.lines()):
             if text in line:
                 return self.screen.buffer[row][line.index(text)]
         raise AssertionError(f"{text} not on the screen")
 
     def end(self) -> int:
-        """Wait for the process's end, require that the terminal is as it was, and return the exit code."""
+        """Wait until the process ends, require that it has restored the terminal, and return its exit code."""
         code = self.process.wait(timeout=60)
         assert termios.tcgetattr(self.slave) == self.before
         wait_for(lambda: self.raw.count(MAIN_SCREEN) == self.raw.count(ALTERNATE_SCREEN), "the main screen")

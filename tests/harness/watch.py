@@ -1,4 +1,4 @@
-"""`fluxbudgetctl watch`, running."""
+"""A running `fluxbudgetctl watch`."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from harness.daemon import CTL, Home, wait_for
 
 
 class Watch:
-    """`fluxbudgetctl watch` as a process, and what it has printed so far."""
+    """A process of `fluxbudgetctl watch`, and its output so far."""
 
     def __init__(self, home: Home, *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -57,7 +57,7 @@ class Watch:
         wait_for(lambda: self.err.decode().count(text) >= times, f"{text} ({times})")
 
     def end(self, number: signal.Signals | None = None) -> int:
-        """Wait for its end, after a signal; return the exit code."""
+        """Wait until it ends, after sending a signal if one is given; return the exit code."""
         if number is not None:
             self.process.send_signal(number)
         code = self.process.wait(timeout=60)

@@ -1,6 +1,6 @@
-"""Tries what a sandbox may forbid: python attempts.py FILE; writes what came of it to FILE, as JSON.
+"""Tries what a sandbox may forbid and writes the outcomes to FILE, as JSON: python attempts.py FILE.
 
-`null`: it succeeded; else the name of the errno.
+`null` means that the attempt succeeded; otherwise the value is the name of the errno.
 """
 
 import ctypes
@@ -76,14 +76,14 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "code made at run time": called("mmap", 0, 4096, PROT_ALL, MAP_PRIVATE_ANONYMOUS, -1, 0),
     "priority": lambda: os.nice(1),
     "a trace": called("ptrace", PTRACE_DETACH, os.getppid(), 0, 0),
-    # What it has to be able to do.
+    # What the sandbox must allow.
     "the state": written(HOME / ".local" / "state" / "fluxbudget" / "attempt"),
     "the side-band": written(HOME / ".interband" / "attempt"),
     "the plugin's directory": written(HOME / ".claude" / "interstat" / "attempt"),
     "state files": written(RUNTIME / "fluxbudget" / "attempt"),
     "a temporary file": written(Path("/tmp/attempt")),  # noqa: S108
     "a program": lambda: subprocess.run(["true"], check=True),
-    # In one of its own it could not do the rest any more.
+    # In a child, because it would break the other attempts.
     "a namespace": called("unshare", CLONE_NEWUSER),
 }
 

@@ -1,4 +1,4 @@
-"""Tests that run inside of a jail, as its user: `tests/test_user_manager.py` starts them there."""
+"""Fixtures of the tests that run inside a jail, as its user. `tests/test_user_manager.py` starts them."""
 
 import os
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ collect_ignore_glob = [] if os.environ.get("FLUXBUDGET_JAILED") else ["test_*.py
 
 @pytest.fixture
 def home() -> Iterator[Account]:
-    """The user's home, in which nothing is installed yet."""
+    """The user's home directory, with nothing installed."""
     with account() as made:
         yield made
 
 
 @pytest.fixture
 def service(home: Account) -> Account:
-    """The same, with the units installed as they are: the socket listens, and nobody has called yet."""
+    """The user's home directory with the units installed. The socket listens, and the daemon is not running yet."""
     home.install()
     return home

@@ -1,4 +1,4 @@
-"""Activation by the socket, reloading, stopping: nobody who calls goes without an answer."""
+"""Socket activation, reloading and stopping: every client gets an answer."""
 
 import subprocess
 import threading
@@ -20,7 +20,7 @@ def ping_processes(service: Account, count: int) -> list[subprocess.Popen[bytes]
     return [subprocess.Popen(command, env=service.environ, stdout=subprocess.DEVNULL) for _ in range(count)]
 
 
-def test_first_call_starts_the_daemon_and_is_answered(service: Account) -> None:
+def test_first_request_starts_the_daemon_and_is_answered(service: Account) -> None:
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=1000, output_tokens=234)
     interstat.close()
@@ -33,8 +33,8 @@ def test_first_call_starts_the_daemon_and_is_answered(service: Account) -> None:
     wait_for(lambda: service.show("StatusText") == "1 active run; interstat ok, transcripts ok", "these words")
 
 
-def test_rush_at_activation(service: Account) -> None:
-    """200 callers at once, some of them real processes, and one daemon for all."""
+def test_many_clients_at_activation(service: Account) -> None:
+    """One daemon answers 200 concurrent clients, some of them real processes."""
     processes = ping_processes(service, 6)
     wires = [Wire(service.socket) for _ in range(194)]
     for wire in wires:
@@ -49,22 +49,22 @@ def test_rush_at_activation(service: Account) -> None:
     assert service.restarts == 0
 
 
-def test_reload_is_over_when_systemctl_says_so(service: Account) -> None:
-    pid = service.pinged().pid
+def test_systemctl_reload_waits_until_the_reload_is_done(service: Account) -> None:
+    pid = service.ping().pid
     service.configure("[runs]\nwarn_pct = 61\n")
     systemctl("reload", SERVICE)
     started(service, id="at-once")
     assert service.json("run", "show", "--run", "at-once")["run"]["warn_pct"] == 61
-    service.wait_until_said("configuration reloaded")
+    service.wait_until_logged("configuration reloaded")
     assert service.show("ActiveState") == "active"
     assert started(service, id="r1", token_budget=1000) == "r1"
     assert service.json("run", "show", "--run", "r1")["run"]["warn_pct"] == 61
     assert service.pid == pid
 
 
-def test_restarts_lose_nobody(service: Account) -> None:
-    """Whoever calls while the daemon ends and begins again, and again, is answered, by this one or the next."""
-    first = service.pinged().pid
+def test_restarts_lose_no_request(service: Account) -> None:
+    """Clients that connect during repeated restarts are answered, by the old or the new daemon."""
+    first = service.ping().pid
     body = messages.encode(messages.Ping())
     answered: list[int] = []
     is_over = threading.Event()
@@ -78,23 +78,23 @@ def test_restarts_lose_nobody(service: Account) -> None:
     with ThreadPoolExecutor() as pool:
         callers = [pool.submit(call) for _ in range(6)]
         for _ in range(6):
-            wait_for(lambda: answered and answered[-1] == service.pid, "answers of the present daemon")
+            wait_for(lambda: answered and answered[-1] == service.pid, "answers of the current daemon")
             systemctl("restart", SERVICE)
         is_over.set()
         for caller in callers:
-            caller.result()  # raises what ended it
+            caller.result()  # raises the thread's exception
     assert len(set(answered)) >= 6
     assert answered[0] == first
 
 
 def test_stop_while_clients_are_connected(service: Account) -> None:
-    """Those that are connected come to an end, those that come meanwhile are served by the next daemon."""
-    first = service.pinged().pid
+    """Existing connections are closed; clients that connect meanwhile are served by the next daemon."""
+    first = service.ping().pid
     with Wire(service.socket) as idle, Subscriber(service) as stream:
         systemctl("stop", "--no-block", SERVICE)
         served = [first]
         while served[-1] == first:
-            served.append(service.pinged().pid)
+            served.append(service.ping().pid)
         with pytest.raises(EOFError):
             idle.receive()
         stream.read_to_end()
@@ -103,7 +103,7 @@ def test_stop_while_clients_are_connected(service: Account) -> None:
 
 
 def test_socket_that_is_stopped_is_gone(service: Account) -> None:
-    service.pinged()
+    service.ping()
     systemctl("stop", SOCKET, SERVICE)
     assert not service.socket.exists()
     assert service.ctl("ping", *PATIENT).returncode == 69

@@ -1,4 +1,4 @@
-"""What the sandbox has to let through: everything that the daemon reads, and everybody whom it tells."""
+"""What the service's sandbox must allow: everything that the daemon reads, and every channel."""
 
 import json
 from datetime import UTC, datetime
@@ -18,11 +18,11 @@ def no_desktop(*argv: str) -> str:
     return f"[channels.desktop]\nenabled = false\n[channels.command]\nargv = {json.dumps(argv)}\n"
 
 
-def test_every_channel_tells(home: Account, tmp_path: Path) -> None:
-    """A warning is on the desktop, in the side-band, at the command, in the journal, at a subscriber."""
+def test_every_channel_delivers(home: Account, tmp_path: Path) -> None:
+    """A warning reaches the desktop, interband's file, the command, the journal and a subscriber."""
     server = NotificationServer(f"unix:path={home.runtime}/bus", tmp_path / "shown", ())
     program = CommandProgram(home)
-    program.path = home.root / ".interband" / "told.jsonl"
+    program.path = home.root / ".interband" / "events.jsonl"
     home.configure(f"[channels.command]\nargv = {json.dumps([program.argv[0], str(program.path)])}\n")
     home.install()
     interstat = Interstat(home.interstat)
@@ -46,8 +46,8 @@ def test_every_channel_tells(home: Account, tmp_path: Path) -> None:
         interstat.close()
 
 
-def test_command_that_needs_more_is_run_by_the_manager(home: Account) -> None:
-    """What the documents advise: `systemd-run --user` starts it outside of the sandbox, with the event on its stdin."""
+def test_command_may_be_run_outside_the_sandbox(home: Account) -> None:
+    """With `systemd-run --user`, as documented, which passes the event on stdin."""
     place = home.root / "outside.json"
     argv = ["systemd-run", "--user", "--quiet", "--collect", "--wait", "--pipe", "sh", "-c", 'cat >"$0"', str(place)]
     home.configure(no_desktop(*argv))
@@ -62,19 +62,19 @@ def test_command_that_needs_more_is_run_by_the_manager(home: Account) -> None:
 
 
 def test_transcript_counts_while_it_grows(service: Account) -> None:
-    """There is no database of interstat's at all."""
+    """Without any interstat database."""
     transcript = Transcript(service.claude, "s1")
     transcript.response("m1", tokens=(100, 20, 0, 0))
     service.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1", *PATIENT)
     with Subscriber(service, since=0) as stream:
         assert service.ok("remaining", "--run", "r1", *PATIENT) == "880"
         transcript.response("m2", request="req_2", tokens=(700, 50, 0, 0))
-        stream.until("budget.warning")  # told without being asked: the watcher works, too
+        stream.until("budget.warning")  # without a request: the watcher works, too
     assert service.ok("remaining", "--run", "r1", *PATIENT) == "130"
 
 
-def test_database_that_nobody_has_open(service: Account) -> None:
-    """In WAL mode, without its -shm and -wal files; and then somebody writes again."""
+def test_database_that_no_process_has_open(service: Account) -> None:
+    """In WAL mode without the -shm and -wal files, and then with a writer again."""
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=100, output_tokens=0)
     interstat.close()
@@ -90,7 +90,7 @@ def test_database_that_nobody_has_open(service: Account) -> None:
 
 
 def test_database_that_a_killed_writer_has_left(service: Account) -> None:
-    """Its -wal is there and its -shm is not: SQLite makes that anew, which a directory that is read-only forbids."""
+    """Its -wal exists without its -shm, which SQLite creates again; a read-only directory would forbid that."""
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=100, output_tokens=0)
     files = {path: path.read_bytes() for path in service.interstat.parent.iterdir() if not path.name.endswith("-shm")}
@@ -103,24 +103,24 @@ def test_database_that_a_killed_writer_has_left(service: Account) -> None:
     assert (spend.spent, spend.stale_why) == (100, None)
 
 
-def test_database_that_comes_later(service: Account) -> None:
-    """The plugin is installed while the daemon runs."""
+def test_database_created_later(service: Account) -> None:
+    """Interstat is installed while the daemon is running."""
     started(service, id="r1", session="s1", token_budget=1000)
     assert service.spend("r1").spent == 0
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=100, output_tokens=0)
 
-    def is_counted() -> bool:
+    def has_spent() -> bool:
         spend = service.spend("r1")
         assert spend.spent == 100 or spend.stale
         return not spend.stale
 
-    wait_for(is_counted, "the row to count")
+    wait_for(has_spent, "the row to count")
     interstat.close()
 
 
 def budget_in(service: Account, project: Path) -> int:
-    """Return what a review of a plan may cost in a project."""
+    """Return a project's budget for the review of a plan."""
     agents = json.dumps({"agents": [{"name": "fd-quality", "score": 3, "stage": 1}]})
     run = service.ok("run", "start", "--budget", "1000000", "--project", str(project), *PATIENT)
     result = service.ctl("triage", "--run", run, "--input-type", "plan", "--json", *PATIENT, cwd=project, stdin=agents)
@@ -133,8 +133,8 @@ def write_budget(project: Path) -> None:
     (project / ".claude" / "flux-drive-budget.yaml").write_text(BUDGET)
 
 
-def test_projects_may_lie_anywhere(service: Account) -> None:
-    """In the home, or elsewhere on the machine; in /tmp only those that a drop-in names."""
+def test_projects_may_be_anywhere(service: Account) -> None:
+    """In the home directory or elsewhere; below /tmp only if a drop-in names them."""
     for number, place in enumerate((service.root / "work", Path("/srv/work"), Path("/tmp/work"))):  # noqa: S108
         write_budget(place)
         assert budget_in(service, place) == (77_000 if number < 2 else 150_000)

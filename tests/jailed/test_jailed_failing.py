@@ -1,4 +1,4 @@
-"""A program that cannot be started, or fails each time: it is tried now and then, and the socket goes on listening."""
+"""A program that cannot be started or always fails: it is retried now and then, while the socket keeps listening."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ exit 70
 
 
 @contextmanager
-def running_instead(service: Account, program: str) -> Iterator[None]:
+def run_instead(service: Account, program: str) -> Iterator[None]:
     unit = service.units / SERVICE
     working = unit.read_text()
     other = working.replace(f"\nExecStart={Path(sys.executable).parent}/fluxbudgetd\n", f"\nExecStart={program}\n")
@@ -28,11 +28,11 @@ def running_instead(service: Account, program: str) -> Iterator[None]:
     systemctl("daemon-reload")
 
 
-def test_program_that_is_not_there_for_a_while(service: Account) -> None:
-    """As while it is being upgraded: whoever calls meanwhile waits, and is answered when it is back."""
-    with running_instead(service, "/nowhere/fluxbudgetd"):
+def test_program_that_is_missing_for_a_while(service: Account) -> None:
+    """As during an upgrade: clients wait, and are answered once it is back."""
+    with run_instead(service, "/nowhere/fluxbudgetd"):
         early = Wire(service.socket)
-        wait_for(lambda: service.show("ExecMainStatus") == "203", "a start in vain")
+        wait_for(lambda: service.show("ExecMainStatus") == "203", "a failed start")
         assert service.ctl("ping", "--timeout", "0.5").returncode == 75
     with early:
         assert isinstance(early.ask(messages.Ping(), 30), messages.PingAnswer)
@@ -40,21 +40,21 @@ def test_program_that_is_not_there_for_a_while(service: Account) -> None:
     assert service.restarts == 0
 
 
-def test_program_that_fails_is_not_started_all_the_time(service: Account) -> None:
+def test_restarts_of_a_failing_program_slow_down(service: Account) -> None:
     failing = service.root / "failing"
     failing.write_text(FAILING)
     failing.chmod(0o700)
     starts = service.root / ".interband" / "starts"
-    with running_instead(service, str(failing)), Wire(service.socket):
+    with run_instead(service, str(failing)), Wire(service.socket):
         wait_for(starts.exists, "a start")
-        wait_for(lambda: service.show("SubState") == "stop-post", "the brake")
+        wait_for(lambda: service.show("SubState") == "stop-post", "the start limit")
         assert starts.read_text() == "\n"
         wait_for(lambda: starts.read_text() == "\n\n", "the next start")
     assert service.show("ActiveState", SOCKET) == "active"
 
 
-def test_sandbox_that_cannot_be_made_ends_in_silence(home: Account) -> None:
-    """It fails at once, each time: for that alone the socket closes, and callers are told that nobody is there."""
+def test_sandbox_that_cannot_be_set_up_closes_the_socket(home: Account) -> None:
+    """Every start fails at once. Only then the socket is closed, so that clients fail fast."""
     home.install("BindReadOnlyPaths=/nowhere")
     with Wire(home.socket):
         wait_for(lambda: home.show("Result", SOCKET) == "trigger-limit-hit", "the socket to be closed")
@@ -62,4 +62,4 @@ def test_sandbox_that_cannot_be_made_ends_in_silence(home: Account) -> None:
     assert home.ctl("ping").returncode == 69
     home.drop_in("test")
     systemctl("restart", SOCKET)
-    assert home.pinged().pid == home.pid
+    assert home.ping().pid == home.pid

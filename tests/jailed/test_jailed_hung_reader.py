@@ -1,4 +1,4 @@
-"""A reader that hangs while everything else of the daemon goes on is not hidden by that: the watchdog sees it."""
+"""The watchdog notices a source reader that hangs while the rest of the daemon keeps working."""
 
 from fluxbudgetd.wire import messages
 from harness.daemon import started, wait_for
@@ -7,7 +7,7 @@ from harness.interstat import Interstat
 from harness.jail_service import PATIENT, Account
 
 
-def test_reader_that_hangs_has_the_daemon_started_anew(home: Account) -> None:
+def test_hanging_reader_makes_systemd_restart_the_daemon(home: Account) -> None:
     home.install("WatchdogSec=2s")
     interstat = Interstat(home.interstat)
     interstat.insert("s1", input_tokens=600, output_tokens=0)
@@ -15,7 +15,7 @@ def test_reader_that_hangs_has_the_daemon_started_anew(home: Account) -> None:
     assert home.spend(run).remaining == 400
     hanging = home.pid
     with Held() as held:
-        # Nobody can tell from outside which thread reads next. (The two that were there first, and go on, are the event
+        # It is not visible from outside which thread reads next. (The first two, which continue, are the event
         # loop's and the log's.)
         spent = 600
         stale_why = None
@@ -25,19 +25,19 @@ def test_reader_that_hangs_has_the_daemon_started_anew(home: Account) -> None:
             spent += 1
             answer = home.ask(messages.Remaining(run=run, wait_ms=300), 30)
             assert isinstance(answer, messages.RemainingAnswer), answer
-            # Everybody is answered still, with the last known numbers, and told so.
+            # Requests are still answered, with the last known numbers, marked as stale.
             stale_why = answer.spend.stale_why
             assert answer.spend.spent == spent or stale_why
         assert stale_why == "interstat: slow: the present numbers were not there in time"
 
-        def is_another() -> bool:
+        def is_restarted() -> bool:
             held.take_note()
             return home.pid not in (0, hanging)
 
-        wait_for(is_another, "another daemon")
+        wait_for(is_restarted, "another daemon")
     assert home.ok("remaining", "--run", run, *PATIENT) == str(1000 - spent)
     assert home.restarts == 1
-    assert any(line.startswith("the watchdog is not fed stalled=") for line in home.said())
-    # What each of its threads was doing is in the journal.
-    home.wait_until_said("most recent call first")
+    assert any(line.startswith("the watchdog is not fed stalled=") for line in home.logged_messages())
+    # The stacks of its threads are in the journal.
+    home.wait_until_logged("most recent call first")
     interstat.close()

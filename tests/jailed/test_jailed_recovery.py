@@ -1,4 +1,4 @@
-"""What goes wrong is over with the next call: killed, hung, misconfigured and failing daemons."""
+"""Recovery from killed, hanging, misconfigured and failing daemons, with the next request."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from harness.watch import Watch
 
 
 @contextmanager
-def by_hand(home: Account) -> Iterator[None]:
+def started_by_hand(home: Account) -> Iterator[None]:
     command = [sys.executable, "-m", "fluxbudgetd"]
     with subprocess.Popen(command, env=home.environ, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
@@ -28,12 +28,12 @@ def by_hand(home: Account) -> Iterator[None]:
 
 
 def test_killed_daemon_loses_nothing(service: Account) -> None:
-    """The next call is answered; the run, its totals and its events are there, each event once, in order."""
+    """The next request is answered, and the run, its totals and each of its events are still there."""
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=600, output_tokens=0)
     run = started(service, id="r1", session="s1", token_budget=1000)
     with Watch(service, "--since", "0") as watch:
-        for _ in range(6):  # more often than systemd, by default, lets a service start within ten seconds
+        for _ in range(6):  # more often than systemd's default start limit allows
             assert service.spend(run).spent
             before = service.pid
             os.kill(before, signal.SIGKILL)
@@ -43,8 +43,10 @@ def test_killed_daemon_loses_nothing(service: Account) -> None:
         assert spent == 0
         wait_for(lambda: committed_events(service)[-1][1] == "budget.exceeded", "the last event")
         watch.wait_for_numbers([seq for seq, _kind, _run in committed_events(service)])
-    told = [(line["kind"], line["data"]["threshold"]) for line in watch.printed() if line["kind"].startswith("budget.")]
-    assert sorted(told) == [
+    crossings = [
+        (line["kind"], line["data"]["threshold"]) for line in watch.printed() if line["kind"].startswith("budget.")
+    ]
+    assert sorted(crossings) == [
         ("budget.exceeded", 100),
         *(("budget.threshold", threshold) for threshold in (50, 80, 95, 100)),
         ("budget.warning", 80),
@@ -53,7 +55,7 @@ def test_killed_daemon_loses_nothing(service: Account) -> None:
     interstat.close()
 
 
-def test_hanging_daemon_is_started_anew(home: Account) -> None:
+def test_hanging_daemon_is_restarted(home: Account) -> None:
     home.install("WatchdogSec=1s")
     interstat = Interstat(home.interstat)
     interstat.insert("s1", input_tokens=600, output_tokens=0)
@@ -67,16 +69,18 @@ def test_hanging_daemon_is_started_anew(home: Account) -> None:
     interstat.close()
 
 
-def test_watchdog_leaves_a_daemon_alone_that_lives(home: Account) -> None:
+def test_watchdog_leaves_a_working_daemon_alone(home: Account) -> None:
     home.install("WatchdogSec=1s")
-    first = home.pinged().pid
+    first = home.ping().pid
     before = int(home.show("WatchdogTimestampMonotonic"))
-    wait_for(lambda: int(home.show("WatchdogTimestampMonotonic")) > before + 2_000_000, "two seconds of signs of life")
+    wait_for(
+        lambda: int(home.show("WatchdogTimestampMonotonic")) > before + 2_000_000, "two seconds of keep-alive messages"
+    )
     assert (home.pid, home.restarts) == (first, 0)
 
 
-def test_broken_configuration_is_told_to_everybody_and_forgotten_when_it_is_mended(service: Account) -> None:
-    """However many call while it is broken, there is no loop of restarts, and the socket goes on listening."""
+def test_invalid_configuration_is_reported_until_it_is_fixed(service: Account) -> None:
+    """Requests meanwhile cause no restart loop, and the socket keeps listening."""
     service.configure("[runs]\nwarnpct = 80\n")
     for _ in range(3):
         result = service.ctl("remaining", "--run", "r1", *PATIENT)
@@ -96,13 +100,13 @@ def test_broken_configuration_is_told_to_everybody_and_forgotten_when_it_is_mend
     assert service.show("ActiveState") == "active"
 
 
-def test_service_goes_on_with_the_ledger_of_a_daemon_started_by_hand(home: Account) -> None:
-    """And the other way round: the state lies where it lies without systemd."""
-    with by_hand(home):
+def test_service_uses_the_ledger_of_a_daemon_started_by_hand(home: Account) -> None:
+    """And vice versa: the state directory is the same with and without systemd."""
+    with started_by_hand(home):
         started(home, id="r1", token_budget=1000)
     home.install()
     assert home.ok("remaining", "--run", "r1", *PATIENT) == "1000"
     home.ok("run", "set", "--run", "r1", "--budget", "2000")
     systemctl("stop", SOCKET, SERVICE)
-    with by_hand(home):
+    with started_by_hand(home):
         assert home.ok("remaining", "--run", "r1", *PATIENT) == "2000"

@@ -1,4 +1,4 @@
-"""What the service's sandbox forbids, tried from inside of it: by the program that the command channel starts."""
+"""What the service's sandbox forbids, tried from inside by the command channel's program."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from jailed.attempts import ATTEMPTS
 
 PROGRAM = Path(__file__).parent / "attempts.py"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "systemd.md"
-#: What is forbidden, and how.
+#: What is forbidden, and the error.
 REFUSED = {
     "an internet socket": "EAFNOSUPPORT",
     "another internet socket": "EAFNOSUPPORT",
@@ -46,7 +46,7 @@ REFUSED = {
 
 
 def prepare(home: Account) -> None:
-    """Give everything that is tried a place."""
+    """Prepare the files for the attempts."""
     for name in (".ssh", ".gnupg", ".claude/projects", ".local/state/fluxbudget", ".interband", ".claude/interstat"):
         (home.root / name).mkdir(parents=True, exist_ok=True)
     (home.claude / "settings.json").write_text("{}")
@@ -56,8 +56,8 @@ def prepare(home: Account) -> None:
         Path(place).write_text("theirs")
 
 
-def tried(home: Account, *lines: str) -> dict[str, str | None]:
-    """Return what comes of it all when the command that is started for a warning tries it."""
+def attempt_outcomes(home: Account, *lines: str) -> dict[str, str | None]:
+    """Return the outcome of every attempt, made by the command that a warning starts."""
     report = home.root / ".interband" / "report.json"
     prepare(home)
     home.configure(
@@ -77,18 +77,18 @@ def tried(home: Account, *lines: str) -> dict[str, str | None]:
 
 @pytest.fixture(scope="module")
 def inside() -> Iterator[dict[str, str | None]]:
-    """What came of it in the sandbox as it is."""
+    """The outcomes in the sandbox as installed."""
     with account() as home:
-        yield tried(home)
+        yield attempt_outcomes(home)
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_attempt_inside_of_the_sandbox(inside: dict[str, str | None], attempt: str) -> None:
+def test_attempt_inside_the_sandbox(inside: dict[str, str | None], attempt: str) -> None:
     assert inside[attempt] == REFUSED.get(attempt)
 
 
-def test_attempts_end_otherwise_outside_of_the_sandbox(home: Account) -> None:
-    """Else they would show nothing."""
+def test_attempts_succeed_outside_the_sandbox(home: Account) -> None:
+    """Otherwise their failure would prove nothing."""
     home.configure("")
     home.install()
     prepare(home)
@@ -98,10 +98,10 @@ def test_attempts_end_otherwise_outside_of_the_sandbox(home: Account) -> None:
     assert [name for name, refusal in REFUSED.items() if found[name] == refusal] == []
 
 
-def test_sandbox_opens_as_the_document_says(home: Account) -> None:
-    """All of its drop-ins together let through what each is for, and nothing else."""
+def test_documented_drop_ins_open_the_sandbox(home: Account) -> None:
+    """All of them together allow what each one is for, and nothing else."""
     blocks = re.findall(r"```ini\n\[Service\]\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    found = tried(home, *(line for block in blocks for line in block.splitlines()))
+    found = attempt_outcomes(home, *(line for block in blocks for line in block.splitlines()))
     differing = {name: found[name] for name in ATTEMPTS if found[name] != REFUSED.get(name)}
     assert differing == {
         "an internet socket": "ECONNREFUSED",
@@ -112,8 +112,8 @@ def test_sandbox_opens_as_the_document_says(home: Account) -> None:
     }
 
 
-def test_daemon_itself_has_nothing_to_lose(service: Account) -> None:
-    status = Path(f"/proc/{service.pinged().pid}/status").read_text().splitlines()
+def test_daemon_process_has_no_privileges(service: Account) -> None:
+    status = Path(f"/proc/{service.ping().pid}/status").read_text().splitlines()
     fields = dict(line.split(":\t", 1) for line in status)
     assert {name: int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == dict.fromkeys(
         ("CapEff", "CapPrm", "CapBnd", "CapAmb"), 0
@@ -123,7 +123,7 @@ def test_daemon_itself_has_nothing_to_lose(service: Account) -> None:
     assert "Max core file size        0                    0" in limits
 
 
-def test_places_are_made_for_this_user_alone(service: Account) -> None:
+def test_created_directories_are_private(service: Account) -> None:
     for place in (service.state, service.root / ".interband", service.interstat.parent, service.socket.parent):
         assert place.stat().st_mode & 0o777 == 0o700, place
     assert service.socket.stat().st_mode & 0o777 == 0o600

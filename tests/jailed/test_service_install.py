@@ -18,7 +18,7 @@ _ODD = 'it\'s "a" ${HOME} \\d %h é'
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[Installed]:
-    """An environment in a directory with a blank, which is not below /tmp."""
+    """An environment whose path contains a space, outside /tmp."""
     made = Installed(Path.home() / tmp_path.name / "an environment")
     yield made
     made.clean()
@@ -32,7 +32,7 @@ def pid_of(installed: Installed, **environ: str) -> int:
     return int(json.loads(installed.ok("ping", "--json", "--timeout", "30", **environ))["pid"])
 
 
-def test_the_first_call_starts_what_is_installed(installed: Installed) -> None:
+def test_first_request_starts_the_installed_daemon(installed: Installed) -> None:
     said = installed.ok("service", "install", "--now")
     assert "the first call starts the daemon" in said
     assert systemctl("show", "--property=MainPID", "--value", "fluxbudgetd.service") == "0"
@@ -42,7 +42,7 @@ def test_the_first_call_starts_what_is_installed(installed: Installed) -> None:
         assert systemctl("is-enabled", name) == "enabled"
 
 
-def test_what_print_shows_is_what_is_written(installed: Installed) -> None:
+def test_print_shows_the_files_that_install_writes(installed: Installed) -> None:
     shown = installed.ok("service", "install", "--print")
     assert not unit_directory().exists()
     installed.ok("service", "install")
@@ -50,13 +50,13 @@ def test_what_print_shows_is_what_is_written(installed: Installed) -> None:
     assert shown == "\n".join(written).rstrip("\n")
 
 
-def test_without_now_it_waits_for_the_next_login(installed: Installed) -> None:
+def test_without_now_the_socket_starts_at_the_next_login(installed: Installed) -> None:
     assert "at your next login" in installed.ok("service", "install")
     assert systemctl("is-active", *UNITS).split() == ["inactive", "inactive"]
     assert systemctl("is-enabled", *UNITS).split() == ["enabled", "enabled"]
 
 
-def test_an_upgrade_restarts_the_daemon_and_loses_no_event_and_no_caller(installed: Installed) -> None:
+def test_upgrade_restarts_the_daemon_and_loses_no_event_and_no_request(installed: Installed) -> None:
     installed.ok("service", "install", "--now")
     before = pid_of(installed)
     done = threading.Event()
@@ -92,8 +92,8 @@ def test_an_upgrade_restarts_the_daemon_and_loses_no_event_and_no_caller(install
     assert systemctl("show", "--property=NRestarts", "--value", "fluxbudgetd.service") == "0"
 
 
-def test_a_program_and_places_with_odd_names(tmp_path: Path) -> None:
-    """What systemd makes of the quoting is what was meant: it starts, it writes there, and it says so."""
+def test_program_and_directories_with_odd_names(tmp_path: Path) -> None:
+    """Systemd reads the quoting as intended: the daemon starts, writes there, and doctor agrees."""
     root = Path.home() / tmp_path.name
     installed = Installed(root / _ODD)
     places = {
@@ -117,8 +117,8 @@ def test_a_program_and_places_with_odd_names(tmp_path: Path) -> None:
         installed.clean()
 
 
-def test_a_program_and_places_below_tmp(tmp_path: Path) -> None:
-    """The service has a /tmp of its own, and sees there what belongs to it; that it will not last is said."""
+def test_program_and_directories_below_tmp(tmp_path: Path) -> None:
+    """The service's private /tmp contains them, and install warns that they will not last."""
     installed = Installed(tmp_path / "environment")
     state = tmp_path / "state"
     try:
@@ -130,7 +130,7 @@ def test_a_program_and_places_below_tmp(tmp_path: Path) -> None:
         installed.clean()
 
 
-def test_another_socket_path_moves_the_socket_that_listens(installed: Installed) -> None:
+def test_changed_socket_path_moves_the_listening_socket(installed: Installed) -> None:
     installed.ok("service", "install", "--now")
     pid_of(installed)
     usual = Path(os.environ["XDG_RUNTIME_DIR"], "fluxbudget", "fluxbudgetd.sock")
@@ -151,8 +151,8 @@ def test_another_socket_path_moves_the_socket_that_listens(installed: Installed)
     ("name", "kind"),
     [("fluxbudgetd.service", "foreign"), ("fluxbudgetd.socket", "edited"), ("fluxbudgetd.service", "symlink")],
 )
-def test_a_file_that_it_has_not_written_is_kept(installed: Installed, name: str, kind: str) -> None:
-    """Both are looked at before either is written; --force overwrites; uninstalling is as careful."""
+def test_foreign_unit_file_is_kept(installed: Installed, name: str, kind: str) -> None:
+    """Both files are checked before either is written. --force overwrites. Uninstalling checks, too."""
     path = unit_directory() / name
     path.parent.mkdir(parents=True)
     if kind == "foreign":
@@ -175,7 +175,7 @@ def test_a_file_that_it_has_not_written_is_kept(installed: Installed, name: str,
         assert (Path.home() / "mine").read_text() == "[Unit]\n"
 
 
-def test_a_directory_in_a_units_place_is_kept(installed: Installed) -> None:
+def test_directory_in_a_units_place_is_kept(installed: Installed) -> None:
     (unit_directory() / "fluxbudgetd.service").mkdir(parents=True)
     for verb in ("install", "uninstall"):
         ended = installed.ctl("service", verb, "--force")
@@ -184,7 +184,7 @@ def test_a_directory_in_a_units_place_is_kept(installed: Installed) -> None:
 
 
 @pytest.mark.parametrize("where", ["--runtime", None, "empty"])
-def test_a_masked_unit_is_not_overwritten(installed: Installed, where: str | None) -> None:
+def test_masked_unit_is_not_overwritten(installed: Installed, where: str | None) -> None:
     path = unit_directory() / "fluxbudgetd.socket"
     if where == "empty":
         path.parent.mkdir(parents=True)
@@ -200,18 +200,18 @@ def test_a_masked_unit_is_not_overwritten(installed: Installed, where: str | Non
     subprocess.run(hint.split(), check=True)
     path.unlink(missing_ok=True)
     installed.ok("service", "install")
-    if where == "--runtime":  # which a unit of the user's own goes before
+    if where == "--runtime":  # which a unit in the user's directory would override
         systemctl("mask", where, "fluxbudgetd.socket")
         assert systemctl("show", "--property=LoadState", "--value", "fluxbudgetd.socket") == "loaded"
         assert "masked" not in installed.ctl("service", "status").stdout
         installed.ok("service", "install", "--now")
 
 
-def test_beside_a_daemon_that_was_started_by_hand(installed: Installed) -> None:
+def test_install_while_a_daemon_started_by_hand_is_running(installed: Installed) -> None:
     with subprocess.Popen([installed.daemon], stderr=subprocess.DEVNULL) as by_hand:
         try:
             wait_for(lambda: installed.ctl("ping").returncode == 0, "the daemon to answer")
-            # (The script replaces itself by the daemon.)
+            # (The script executes the daemon in its place.)
             ended = installed.ctl("service", "install", "--now")
             words = f"(pid {by_hand.pid}) runs outside systemd: stop it first (kill {by_hand.pid})"
             assert (ended.returncode, words in ended.stderr) == (1, True), ended
@@ -229,7 +229,7 @@ def test_beside_a_daemon_that_was_started_by_hand(installed: Installed) -> None:
     assert installed.ctl("service", "install", "--now").returncode == 0
 
 
-def test_a_service_that_does_not_come_up_again_is_said(installed: Installed) -> None:
+def test_service_that_does_not_restart_is_reported(installed: Installed) -> None:
     installed.ok("service", "install", "--now")
     pid_of(installed)
     config = Path.home() / ".config" / "fluxbudget" / "config.toml"
@@ -245,8 +245,8 @@ def test_a_service_that_does_not_come_up_again_is_said(installed: Installed) -> 
     assert "last failure" not in installed.ok("service", "status")
 
 
-def test_uninstalling_leaves_nothing_but_the_state(installed: Installed) -> None:
-    """(Directories that may be somebody else's, too, stay, empty as they are.)"""
+def test_uninstalling_leaves_only_the_state(installed: Installed) -> None:
+    """(Directories that other programs may share stay, even if they are empty.)"""
     made = {".claude", ".claude/interstat", ".interband", ".config", ".config/systemd", ".config/systemd/user"}
 
     def around() -> set[Path]:
@@ -267,8 +267,8 @@ def test_uninstalling_leaves_nothing_but_the_state(installed: Installed) -> None
     assert run in installed.ok("run", "list", "--timeout", "30")
 
 
-def test_a_persons_own_settings_stay_and_are_named(installed: Installed) -> None:
-    """And of a service that has failed, by them or otherwise, nothing stays."""
+def test_users_own_drop_ins_stay_and_are_named(installed: Installed) -> None:
+    """A failed service leaves nothing else."""
     installed.ok("service", "install")
     own = unit_directory() / "fluxbudgetd.service.d" / "override.conf"
     own.parent.mkdir()
@@ -281,8 +281,8 @@ def test_a_persons_own_settings_stay_and_are_named(installed: Installed) -> None
     assert systemctl("list-units", "--all", "--no-legend", *UNITS) == ""
 
 
-def test_what_was_carried_over_is_kept_and_said(installed: Installed) -> None:
-    """A shell that lacks a variable takes nothing away; one that has another value does."""
+def test_carried_over_variables_are_kept_and_named(installed: Installed) -> None:
+    """A shell without a variable keeps the old value; a shell with another value replaces it."""
     ended = installed.ctl("service", "install", INTERSTAT_DB="metrics.db", XDG_STATE_HOME="/x/state")
     assert f"INTERSTAT_DB={Path.cwd()}/metrics.db" in ended.stderr
     before = (unit_directory() / "fluxbudgetd.service").read_text()
@@ -299,12 +299,12 @@ def test_what_was_carried_over_is_kept_and_said(installed: Installed) -> None:
 
 
 def test_units_are_written_where_the_manager_reads_them(installed: Installed) -> None:
-    """And the configuration is found where the shell's variable says."""
+    """The configuration is read from where the shell's variable says."""
     elsewhere = Path.home() / "elsewhere"
     installed.ok("service", "install", "--now", XDG_CONFIG_HOME=str(elsewhere))
     assert not elsewhere.exists()
     assert systemctl("is-active", "fluxbudgetd.socket") == "active"
     assert f"\nEnvironment=XDG_CONFIG_HOME={elsewhere}\n" in (unit_directory() / "fluxbudgetd.service").read_text()
-    # As after `su`, which leaves no variable.
+    # As after `su`, which keeps no variable.
     without = {"XDG_RUNTIME_DIR": "", "DBUS_SESSION_BUS_ADDRESS": ""}
     assert "listening at" in installed.ok("service", "status", **without)

@@ -1,4 +1,4 @@
-"""`fluxbudgetctl service` and `doctor`, with a real manager: something is in the way, or has come only half way."""
+"""`fluxbudgetctl service` and `doctor` with a real manager: obstacles, and installations that were interrupted."""
 
 import json
 import os
@@ -20,7 +20,7 @@ NOW = "fluxbudgetctl service install --now"
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[Installed]:
-    """An environment that is not below /tmp."""
+    """An environment outside /tmp."""
     made = Installed(Path.home() / tmp_path.name / "environment")
     yield made
     made.clean()
@@ -28,7 +28,7 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
 
 @contextmanager
 def by_hand(installed: Installed, **environ: str) -> Iterator[int]:
-    """A daemon that somebody has started without systemd; yields its pid."""
+    """Run a daemon that was started without systemd; yield its pid."""
     with subprocess.Popen([installed.daemon], stderr=subprocess.DEVNULL, env={**os.environ, **environ}) as daemon:
         try:
             wait_for(lambda: installed.ctl("ping", **environ).returncode == 0, "the daemon to answer")
@@ -39,7 +39,7 @@ def by_hand(installed: Installed, **environ: str) -> Iterator[int]:
 
 
 def failing_once(directory: Path, verb: str) -> dict[str, str]:
-    """Return an environment in which systemctl fails at this verb, the first time: the real one does so too seldom."""
+    """Return an environment in which systemctl fails once at this verb, which the real one rarely does."""
     directory.mkdir()
     script = directory / "systemctl"
     script.write_text(
@@ -51,7 +51,7 @@ def failing_once(directory: Path, verb: str) -> dict[str, str]:
 
 
 def findings(installed: Installed, **environ: str) -> dict[str, str]:
-    """Return what doctor finds (but of sources), and what it says is to be done."""
+    """Return doctor's findings, except those about sources, with their hints."""
     ended = installed.ctl("doctor", "--json", "--timeout", "30", **environ)
     return {one["what"]: one["hint"] for one in json.loads(ended.stdout)["findings"] if "interstat" not in one["what"]}
 
@@ -60,15 +60,15 @@ def is_active() -> list[str]:
     return systemctl("is-active", *UNITS).split()
 
 
-def test_a_daemon_of_ones_own_needs_no_units(installed: Installed) -> None:
+def test_daemon_started_by_hand_needs_no_units(installed: Installed) -> None:
     with by_hand(installed) as pid:
         assert findings(installed) == {}
         assert f"fluxbudgetd (pid {pid}) runs without it" in installed.ctl("doctor").stdout
 
 
 @pytest.mark.parametrize("how", ["it hangs", "it has another socket"])
-def test_a_daemon_that_does_not_answer_keeps_its_socket_and_ledger(installed: Installed, how: str) -> None:
-    """Its locks tell of it; doctor does not say that the socket is to be started."""
+def test_hanging_daemon_keeps_its_socket_and_ledger(installed: Installed, how: str) -> None:
+    """Its locks show that it is running, so doctor does not advise to start the socket."""
     elsewhere = {"FLUXBUDGET_SOCKET": str(Path.home() / "other.sock")} if how == "it has another socket" else {}
     with by_hand(installed, **elsewhere) as pid:
         if how == "it hangs":
@@ -91,8 +91,8 @@ def test_a_daemon_that_does_not_answer_keeps_its_socket_and_ledger(installed: In
 
 
 @pytest.mark.parametrize("step", ["stop", "daemon-reload", "start"])
-def test_a_step_that_fails_is_mended_by_the_next_install(installed: Installed, step: str, tmp_path: Path) -> None:
-    """What listened listens again at once, here or there, and then where it should."""
+def test_next_install_completes_a_failed_one(installed: Installed, step: str, tmp_path: Path) -> None:
+    """After the failure a socket listens again, at the old or the new path; after the next install at the new one."""
     installed.ok("service", "install", "--now")
     installed.ok("ping", "--timeout", "30")
     chosen = {"FLUXBUDGET_SOCKET": str(Path.home() / "chosen" / "s.sock")}
@@ -109,8 +109,8 @@ def test_a_step_that_fails_is_mended_by_the_next_install(installed: Installed, s
     assert findings(installed, **chosen) == {}
 
 
-def test_a_socket_that_was_changed_under_the_manager_is_seen_and_mended(installed: Installed) -> None:
-    """Systemd calls it active, and listens nowhere."""
+def test_changed_socket_unit_without_a_reload_is_reported_and_repaired(installed: Installed) -> None:
+    """Systemd calls it active, but does not listen."""
     installed.ok("service", "install", "--now")
     mine = unit_directory() / f"{SOCKET}.d" / "mine.conf"
     mine.parent.mkdir()
@@ -126,7 +126,7 @@ def test_a_socket_that_was_changed_under_the_manager_is_seen_and_mended(installe
     assert findings(installed, **chosen) == {}
 
 
-def test_a_service_that_is_just_starting_goes_over_to_the_new_units(installed: Installed) -> None:
+def test_starting_service_is_restarted_with_the_new_units(installed: Installed) -> None:
     installed.ok("service", "install", "--now")
     slow = unit_directory() / f"{SERVICE}.d" / "slow.conf"
     slow.parent.mkdir()
@@ -139,8 +139,8 @@ def test_a_service_that_is_just_starting_goes_over_to_the_new_units(installed: I
     assert is_active() == ["active", "active"]
 
 
-def test_what_was_deleted_by_hand_is_stopped_and_forgotten(installed: Installed) -> None:
-    """Whether or not the manager knows of it by now; what tells of it are its links, or that it runs, or both."""
+def test_units_deleted_by_hand_are_stopped_and_disabled(installed: Installed) -> None:
+    """Whether or not the manager has noticed. They are recognized by their links, or because they are running."""
     for reload, stop in ((True, True), (False, False), (True, False)):
         installed.ok("service", "install", "--now")
         installed.ok("ping", "--timeout", "30")
@@ -160,8 +160,8 @@ def test_what_was_deleted_by_hand_is_stopped_and_forgotten(installed: Installed)
         assert installed.ok("service", "uninstall") == "nothing is installed"
 
 
-def test_units_from_elsewhere_are_used_and_left(installed: Installed) -> None:
-    """As those of a distribution's package."""
+def test_units_in_other_directories_are_used_and_kept(installed: Installed) -> None:
+    """Such as those of a distribution's package."""
     installed.ok("service", "install")
     systemctl("disable", *UNITS)
     elsewhere = Path.home() / ".local" / "share" / "systemd" / "user"
@@ -182,8 +182,8 @@ def test_units_from_elsewhere_are_used_and_left(installed: Installed) -> None:
         shutil.rmtree(elsewhere)
 
 
-def test_a_program_that_only_a_shell_can_start_is_not_installed(installed: Installed) -> None:
-    """(An installer of packages into a directory leaves that to PYTHONPATH.)"""
+def test_program_that_needs_the_shells_environment_is_not_installed(installed: Installed) -> None:
+    """(Packages installed with `pip --target` need PYTHONPATH.)"""
     path = installed.packages / "tested.pth"
     packages = path.read_text().replace("\n", ":")
     path.unlink()
@@ -194,8 +194,8 @@ def test_a_program_that_only_a_shell_can_start_is_not_installed(installed: Insta
     assert not unit_directory().exists()
 
 
-def test_another_program_than_the_units_file_says(installed: Installed) -> None:
-    """What the manager starts counts: for a person's own settings, and for a second environment of the same version."""
+def test_program_that_the_manager_starts_is_compared(installed: Installed) -> None:
+    """Not the one in the unit file: the user may have a drop-in, or a second environment of the same version."""
     installed.ok("service", "install", "--now")
     other = Installed(installed.root.parent / "another")
     assert findings(other) == {}
@@ -212,8 +212,8 @@ def test_another_program_than_the_units_file_says(installed: Installed) -> None:
     assert f"{SERVICE} starts {other.daemon}, which is not a program" in findings(installed)
 
 
-def test_where_there_is_no_room_nothing_is_left_of_an_attempt(installed: Installed) -> None:
-    """The socket's unit is small enough for the limit, the service's is not."""
+def test_install_without_disk_space_leaves_nothing(installed: Installed) -> None:
+    """The limit leaves room for the socket's unit, but not for the service's."""
     ended = subprocess.run(
         ["sh", "-c", f"ulimit -f 5; exec '{installed.client}' service install"],
         capture_output=True,

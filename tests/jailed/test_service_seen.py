@@ -1,4 +1,4 @@
-"""What `service status` and `doctor` say, with a real user manager."""
+"""What `service status` and `doctor` report, with a real user manager."""
 
 import json
 import os
@@ -18,7 +18,7 @@ NOW = "fluxbudgetctl service install --now"
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[Installed]:
-    """An environment whose service listens; nothing is wrong with anything."""
+    """An environment with an installed, listening and healthy service."""
     made = Installed(Path.home() / tmp_path.name / "environment")
     database = Path.home() / ".claude" / "interstat" / "metrics.db"
     database.parent.mkdir(parents=True)
@@ -29,14 +29,14 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
 
 
 def findings(installed: Installed, timeout: str = "30", **environ: str) -> dict[str, str]:
-    """Return what doctor finds, and what it says is to be done."""
+    """Return doctor's findings with their hints."""
     ended = installed.ctl("doctor", "--json", "--timeout", timeout, **environ)
     found = {one["what"]: one["hint"] for one in json.loads(ended.stdout)["findings"]}
     assert ended.returncode == (1 if found else 0)
     return found
 
 
-def test_all_is_well(installed: Installed) -> None:
+def test_healthy_service(installed: Installed) -> None:
     assert findings(installed) == {}
     assert f"service   installed by version {__version__}" in installed.ok("doctor")
     service = json.loads(installed.ok("doctor", "--json"))["service"]
@@ -50,15 +50,17 @@ def test_all_is_well(installed: Installed) -> None:
     assert lines[4:] == ["login     starts at login: yes", "logout    continues after logout (lingering): unknown"]
 
 
-def test_looking_starts_nothing(installed: Installed) -> None:
+def test_status_starts_nothing(installed: Installed) -> None:
     assert "not running; the first call starts it" in installed.ok("service", "status")
     assert systemctl("is-active", "fluxbudgetd.service") == "inactive"
     installed.ok("ping", "--timeout", "30")
     systemctl("stop", "fluxbudgetd.service")
-    assert "it says" not in installed.ok("service", "status")  # systemd still has what the one before said
+    assert "it says" not in installed.ok(
+        "service", "status"
+    )  # systemd still has the status text of the previous daemon
 
 
-def test_what_was_killed_and_came_again(installed: Installed) -> None:
+def test_killed_and_restarted_daemon(installed: Installed) -> None:
     installed.ok("ping", "--timeout", "30")
     systemctl("kill", "--signal=KILL", "fluxbudgetd.service")
     wait_for(lambda: systemctl("show", "--property=NRestarts", "--value", "fluxbudgetd.service") == "1", "a restart")
@@ -82,7 +84,7 @@ def test_one_unit_missing(installed: Installed) -> None:
     assert "fluxbudgetd.socket is not installed; fluxbudgetd.service installed by" in status(installed)
 
 
-def test_of_another_version(installed: Installed) -> None:
+def test_daemon_of_another_version(installed: Installed) -> None:
     installed.set_version(OTHER_VERSION)
     assert findings(installed) == {
         "the installed units differ from what this version writes": "fluxbudgetctl service install",
@@ -91,13 +93,13 @@ def test_of_another_version(installed: Installed) -> None:
     assert f"installed by version {__version__}; outdated" in status(installed)
 
 
-def test_what_an_install_carried_over_is_not_outdated_elsewhere(installed: Installed) -> None:
+def test_carried_over_variables_are_not_outdated_in_another_shell(installed: Installed) -> None:
     installed.ok("service", "install", INTERBAND_ROOT=str(Path.home() / "band"))
     assert findings(installed) == {}
 
 
-def test_edited_by_hand(installed: Installed) -> None:
-    """It is the person's choice, as long as it works, and systemd knows of it."""
+def test_unit_edited_by_hand(installed: Installed) -> None:
+    """Not a finding as long as it works and systemd has loaded it."""
     SERVICE.write_text(SERVICE.read_text() + "# mine\n")
     reload = "systemd has not read fluxbudgetd.service since it was changed"
     assert findings(installed) == {reload: "systemctl --user daemon-reload"}
@@ -106,13 +108,13 @@ def test_edited_by_hand(installed: Installed) -> None:
     assert "fluxbudgetd.service was edited by hand" in status(installed)
 
 
-def test_program_gone(installed: Installed) -> None:
+def test_missing_program(installed: Installed) -> None:
     installed.daemon.rename(installed.daemon.with_name("gone"))
     what = f"fluxbudgetd.service starts {installed.daemon}, which is not a program"
     assert findings(installed, timeout="0.1")[what] == "fluxbudgetctl service install"
 
 
-def test_masked(installed: Installed) -> None:
+def test_masked_unit(installed: Installed) -> None:
     systemctl("stop", *UNITS)
     SERVICE.unlink()
     systemctl("mask", "fluxbudgetd.service")
@@ -132,7 +134,7 @@ def test_neither_enabled_nor_listening(installed: Installed) -> None:
     assert "starts at login: no" in ended.stdout
 
 
-def test_a_unit_that_systemd_cannot_read(installed: Installed) -> None:
+def test_unit_that_systemd_cannot_read(installed: Installed) -> None:
     SERVICE.write_text("[Service]\nType=notify\n")
     systemctl("daemon-reload")
     hint = findings(installed)["systemd cannot read fluxbudgetd.service (bad-setting)"]
@@ -141,7 +143,7 @@ def test_a_unit_that_systemd_cannot_read(installed: Installed) -> None:
     assert not SERVICE.exists()
 
 
-def test_failed(installed: Installed) -> None:
+def test_failed_service(installed: Installed) -> None:
     config = Path.home() / ".config" / "fluxbudget" / "config.toml"
     config.parent.mkdir(parents=True)
     config.write_text("x = [")
@@ -152,16 +154,16 @@ def test_failed(installed: Installed) -> None:
     assert "last failure: exit code 78, the configuration is wrong" in status(installed)
     assert what in findings(installed)
     config.unlink()
-    wait_for(lambda: findings(installed) == {}, "the daemon to see that it was mended")
+    wait_for(lambda: findings(installed) == {}, "the daemon to read the fixed configuration")
 
 
-def test_a_socket_that_listens_elsewhere(installed: Installed) -> None:
+def test_socket_that_listens_elsewhere(installed: Installed) -> None:
     what = next(what for what in findings(installed, FLUXBUDGET_SOCKET="/run/other.sock") if "listens at" in what)
     assert "your FLUXBUDGET_SOCKET is /run/other.sock" in what
 
 
-def test_a_manager_that_hangs(installed: Installed, tmp_path: Path) -> None:
-    """Doctor says so, and everything else, without waiting for it to end."""
+def test_hanging_manager(installed: Installed, tmp_path: Path) -> None:
+    """Doctor reports it along with everything else, without waiting for it."""
     hanging = tmp_path / "systemctl"
     hanging.write_text("#!/bin/sh\nexec sleep infinity\n")
     hanging.chmod(0o755)
