@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import msgspec
 import pytest
 
 from fluxbudgetd.config.flux_drive import ReviewBudget
@@ -287,6 +288,33 @@ def test_numbers_that_were_never_read_are_not_called_known(tmp_path: Path) -> No
             assert (standing.balance.spent, standing.stale_why is None) == (5, False)
             source.resume()
             assert (await service.totals.standing(state, within(5))).balance.spent == 10
+        interstat.close()
+
+    anyio.run(body)
+
+
+@pytest.mark.parametrize("request_", [messages.Status(wait_ms=0), messages.RunList(wait_ms=0)])
+def test_list_with_numbers_that_were_never_read_is_an_error(tmp_path: Path, request_: messages.AnyRequest) -> None:
+    """After a restart, `status` and `run list` do not show 0 for a run before its numbers are loaded."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s1", input_tokens=5, output_tokens=0)
+        async with service_over(tmp_path) as (service, _source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            await service.totals.standing(service.accounts.runs[run.id], within(5))
+        async with service_over(tmp_path) as (service, source):
+            source.hang()
+            context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
+            answer = handle(context, request_)
+            assert isinstance(answer, Awaitable)
+            with pytest.raises(RequestTimeoutError):
+                await answer
+            answer = handle(context, msgspec.structs.replace(request_, wait_ms=400))
+            assert isinstance(answer, Awaitable)
+            (line,) = getattr(await answer, "runs")  # noqa: B009  one of many kinds of answers
+            assert (line.spend.spent, line.spend.stale) == (5, True)
+            source.resume()
         interstat.close()
 
     anyio.run(body)

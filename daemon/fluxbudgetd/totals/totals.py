@@ -137,17 +137,18 @@ class Totals:
 
         Raises `RequestTimeoutError` if not even those are in memory yet.
         """
-        standing = (await self.standings([account], deadline))[0]
-        account.require_loaded()
-        return standing
+        return (await self.standings([account], deadline))[0]
 
     async def standings(self, accounts: Sequence[RunAccount], deadline: float) -> list[Standing]:
         """Return where runs stand, including everything that was written before this call.
 
-        What cannot be read by the deadline is stale, and the standing says why.
+        What cannot be read by the deadline is stale, and the standing says why. Raises `RequestTimeoutError` if the
+        last known numbers of one of the runs are not in memory yet.
         """
         required = self.freshness.required(accounts)
         await self._refresh(accounts, required, deadline)
+        for account in accounts:
+            account.require_loaded()
         return [self._standing(account, required) for account in accounts]
 
     def standing_known(self, account: RunAccount, before: Standing) -> Standing:

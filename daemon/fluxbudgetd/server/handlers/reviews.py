@@ -58,10 +58,7 @@ async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
 async def calibrate(context: Context, request: wire.Calibrate) -> wire.CalibrateAnswer:
     """Return what phases and agents have really cost."""
     service, deadline = context.service, deadline_of(request)
-    accounts = list(service.accounts.runs.values())
-    standings = await service.totals.standings(accounts, deadline)
-    for account in accounts:
-        account.require_loaded()
+    standings = await service.totals.standings(list(service.accounts.runs.values()), deadline)
     made, stale_why = await service.reviews.calibrate(deadline)
     stale_why = next((one.stale_why for one in standings if one.stale_why is not None), stale_why)
     return wire.CalibrateAnswer(
