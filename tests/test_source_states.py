@@ -1,5 +1,6 @@
 """Whatever becomes of interstat's file: a named state, the last known numbers, `stale`, and recovery by itself."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -305,6 +306,31 @@ def test_no_read_transaction_is_left_open(home: Home, interstat: Interstat, daem
         assert seen(home, run) == (total, False)
         (busy, _, _) = interstat.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert busy == 0
+
+
+def test_closed_while_no_run_is_active(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Requests of any kind read the file and close it again, so its last writer can remove the WAL."""
+    descriptors = Path(f"/proc/{daemon.process.pid}/fd")
+
+    def is_open() -> bool:
+        return any(os.readlink(path).startswith(str(home.interstat)) for path in descriptors.iterdir())
+
+    run = started(home, session="s1", scope="b1")
+    interstat.insert("s1", input_tokens=7, output_tokens=3)
+    assert seen(home, run) == (10, False)
+    assert is_open()
+    home.ok("run", "finish", "--run", run)
+    wait_for(lambda: not is_open(), "the daemon to close the file")
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    for arguments in (["status"], ["doctor"], ["remaining", "--run", run], ["estimates"]):
+        home.ctl(*arguments)
+        assert not is_open(), arguments
+    assert seen(home, run) == (11, False)
+    hook = {"hook_event_name": "UserPromptSubmit", "session_id": "unknown", "cwd": str(home.project)}
+    home.ctl("hook", stdin=json.dumps(hook))
+    assert not is_open()
+    interstat.close()
+    assert not home.interstat.with_name("metrics.db-wal").exists()
 
 
 def test_wal_removed_under_the_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:

@@ -152,6 +152,10 @@ class Accounts:
         """Return the active runs."""
         return list(self._active.values())
 
+    def has_active(self) -> bool:
+        """Return True if a run is active. Any thread may ask."""
+        return bool(self._active)
+
     def followed(self, now: int) -> list[RunAccount]:
         """Return the runs whose sources are read: the active ones, and those that ended within 48 hours."""
         for name in [name for name, account in self._ended.items() if not is_followed(account.run, now)]:

@@ -68,7 +68,7 @@ class Follower:
         """Start or stop following after runs have started or ended."""
         if any(account.run.ended_at is not None for account in self.followed()):
             self._ended.set()
-        if self._accounts.active():
+        if self._accounts.has_active():
             self._active.set()
         elif self._active.is_set():
             self._active = anyio.Event()
@@ -104,7 +104,7 @@ class Follower:
                     await anyio.sleep(min(_REST_SHARE * busy, _LONGEST_REST_SECONDS))
                 tasks.cancel_scope.cancel()
             if not self._active.is_set():
-                # While the file is open here, its writers cannot put their WAL away when they are done.
+                # The last read may have begun before the last run ended, and have left the file open.
                 await self._interstat.reopen()
 
     def _places(self) -> tuple[str, ...]:

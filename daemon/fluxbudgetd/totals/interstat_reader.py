@@ -1,6 +1,7 @@
 """Reading interstat's database in a worker thread, one reader at a time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -11,12 +12,19 @@ from fluxbudgetd.totals.account import NEVER
 
 _SLOW_SECONDS = 1.0
 
+T = TypeVar("T")
+
 
 class InterstatReader:
-    """The one reader of interstat's rows. A read that hangs is abandoned at the caller's deadline."""
+    """The one reader of interstat's rows. A read that hangs is abandoned at the caller's deadline.
 
-    def __init__(self, source: InterstatSource) -> None:
+    `has_active` returns True while a run is active. Only then does the file stay open between reads: while it is open
+    here, its writers cannot remove their WAL when they are done.
+    """
+
+    def __init__(self, source: InterstatSource, has_active: Callable[[], bool]) -> None:
         self._source = source
+        self._has_active = has_active
         self._limiter = anyio.CapacityLimiter(1)
         self._reading_since: float | None = None
         self._recent: tuple[int, tuple[RecentUsage, ...]] = (NEVER, ())
@@ -46,18 +54,14 @@ class InterstatReader:
         """
         self._reading_since = anyio.current_time()
         try:
-            return await anyio.to_thread.run_sync(
-                self._source.read, wanted, scopes, abandon_on_cancel=True, limiter=self._limiter
-            )
+            return await self._in_thread(lambda: self._source.read(wanted, scopes))
         finally:
             self._reading_since = None
 
     async def session_rows(self, session: str, deadline: float) -> tuple[tuple[Usage, ...] | None, SourceStatus]:
         """Return one session's rows, or None if they could not be read in time, with the source's state."""
         with anyio.CancelScope(deadline=deadline):
-            reading = await anyio.to_thread.run_sync(
-                self._source.read, {session: None}, (), abandon_on_cancel=True, limiter=self._limiter
-            )
+            reading = await self._in_thread(lambda: self._source.read({session: None}, ()))
             if session in reading.sessions:
                 return reading.sessions[session].records or (), reading.status
             return None, reading.status
@@ -68,9 +72,7 @@ class InterstatReader:
         epoch = self._source.epoch()
         if self._recent[0] != epoch:
             with anyio.CancelScope(deadline=deadline):
-                found = await anyio.to_thread.run_sync(
-                    self._source.recent, abandon_on_cancel=True, limiter=self._limiter
-                )
+                found = await self._in_thread(self._source.recent)
                 if found is not None:
                     self._recent = (epoch, found)
         return self._recent[1]
@@ -78,3 +80,13 @@ class InterstatReader:
     async def reopen(self) -> None:
         """Close the file when no read is under way; the next read opens it again."""
         await anyio.to_thread.run_sync(self._source.reopen, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def _in_thread(self, read: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(self._read, read, abandon_on_cancel=True, limiter=self._limiter)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        finally:
+            if not self._has_active():
+                self._source.reopen()

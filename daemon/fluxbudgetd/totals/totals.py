@@ -66,7 +66,7 @@ class Totals:
         self._clock = clock
         self.accounts = accounts
         self.chooser = RunChooser(accounts)
-        self.interstat = InterstatReader(source)
+        self.interstat = InterstatReader(source, accounts.has_active)
         self.transcripts = TranscriptStore(transcripts, ledger)
         self.instances = Instances(self.transcripts)
         rows = RowStore(source.status.name, ledger)
