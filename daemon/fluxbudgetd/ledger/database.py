@@ -83,7 +83,8 @@ class Database:
         except (sqlite3.Error, ValueError) as exc:
             raise LedgerError(
                 f"the ledger {shown_path(self.path)} cannot be read: {exc}",
-                "stop fluxbudgetd, move the ledger away, start it again: usage is measured again",
+                f"stop fluxbudgetd, keep a copy of the ledger, and try 'sqlite3 {shown_path(self.path)} .recover'; "
+                "a new ledger loses runs and budgets, not usage",
             ) from exc
 
     @asynccontextmanager

@@ -37,7 +37,7 @@ def new_run(asked: RunStart, run_id: str, now: int, defaults: RunDefaults) -> Ru
     budget = defaults.budgets.of_complexity(complexity) if asked.token_budget is None else _budget(asked.token_budget)
     goal = asked.goal or ""
     if len(goal) > _MAX_GOAL:
-        raise BadInputError(f"the goal has {len(goal)} characters", f"at most {_MAX_GOAL} are kept")
+        raise BadInputError(f"the goal has {len(goal)} characters", f"at most {_MAX_GOAL} are allowed")
     return Run(
         id=_run_id(run_id),
         scope=None if asked.scope is None else foreign_id("scope", asked.scope),
