@@ -25,6 +25,8 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 WIDTH = 100
+# The width of a cell in rich's pictures.
+_CELL = 12.2
 PHASE = "executing"
 #: run → its project directory, its budget, and what was used: (agent, input, output), where "" is the session itself.
 RUNS = {
@@ -132,12 +134,24 @@ def capture(words: list[str], environ: dict[str, str]) -> str:
     return found.decode().replace("\r\n", "\n")
 
 
+#: A piece of text that begins with spaces.
+_INDENTED = re.compile(r' x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)" ([^>]*)>((?:&#160;)+)(?=[^&<\s])')
+
+
+def _shifted(piece: re.Match[str]) -> str:
+    """Move a piece of text to the right instead of beginning it with spaces, which librsvg leaves out."""
+    x, y, length, rest, spaces = piece.groups()
+    gap = round(len(spaces) // len("&#160;") * _CELL, 1)
+    return f' x="{round(float(x) + gap, 1)}" y="{y}" textLength="{round(float(length) - gap, 1)}" {rest}>'
+
+
 def picture(path: Path, title: str, shown: str) -> None:
     """Write an SVG of a terminal that shows this text. It loads nothing from the network."""
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True)
         console.print(Text.from_ansi(f"$ {title}\n{shown}".rstrip("\n")))
     drawn = console.export_svg(title="fluxbudget", theme=MONOKAI, unique_id="fluxbudget")
+    drawn = re.sub(_INDENTED, _shifted, drawn)
     drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL).replace("Fira Code,", "")
     path.write_text(re.sub(r"<!--.*?-->\s*", "", drawn, flags=re.DOTALL))
 

@@ -44,6 +44,13 @@ def test_terminal_gets_bars_and_a_pipe_gets_columns(home: Home, interstat: Inter
         assert "\x1b[2J" not in in_terminal(home, arguments, 80)
 
 
+def test_columns_of_an_exceeded_run_do_not_touch(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    home.ok("run", "start", "--id", "r1", "--budget", "100000", "--session", "s1")
+    interstat.insert("s1", input_tokens=105_000, output_tokens=0)
+    for width in (60, 80, 100, 132):
+        assert "  105.0  105 000 / 100 000  exceeded" in without_colours(in_terminal(home, ["status"], width))
+
+
 def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
