@@ -137,7 +137,7 @@ class Dice:
         return {self.text(): self.value(depth - 1) for _ in range(self.below(4))}
 
     def like(self, value: Any) -> Any:
-        """Return another value of the same type, or of any type."""
+        """Return another value of the same type, or None."""
         others = (other for other in iter(self.leaf, ...) if type(other) is type(value))
         return self.of(None, *(next(others) for _ in range(3)))
 

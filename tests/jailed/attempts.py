@@ -83,7 +83,7 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "state files": written(RUNTIME / "fluxbudget" / "attempt"),
     "a temporary file": written(Path("/tmp/attempt")),  # noqa: S108
     "a program": lambda: subprocess.run(["true"], check=True),
-    # In a child, because it would break the other attempts.
+    # Last, because the other attempts would fail in a user namespace.
     "a namespace": called("unshare", CLONE_NEWUSER),
 }
 
