@@ -313,7 +313,7 @@ def test_stderr_that_cannot_be_written_changes_no_exit_code(home: Home, redirect
 
 @both_clients
 def test_check_refuses_even_if_its_output_is_not_read(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """In a pipe whose reader has gone."""
+    """In a pipe without a reader."""
     home.ok("run", "start", "--budget", "1", "--session", "s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     command = f"set -o pipefail; {' '.join(CTL)} check | true"

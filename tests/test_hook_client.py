@@ -193,9 +193,9 @@ def test_without_an_answer_nothing_is_printed(home: Home, how: str) -> None:
     with failing(home, how) as soon:
         for environ in ({}, {"FLUXBUDGET_FAIL_CLOSED": "yes"}, {"FLUXBUDGET_FAIL_CLOSED": ""}):
             assert is_silent(hook(home, *soon, data=LAUNCH, environ=environ))
-        told = hook(home, *soon, environ={"FLUXBUDGET_DEBUG": "1", "FLUXBUDGET_FAIL_CLOSED": "1"})
-        assert (told.returncode, told.stdout, told.stderr.count(b"\n")) == (0, b"", 1)
-        assert FAILURES[how] in told.stderr.decode()
+        result = hook(home, *soon, environ={"FLUXBUDGET_DEBUG": "1", "FLUXBUDGET_FAIL_CLOSED": "1"})
+        assert (result.returncode, result.stdout, result.stderr.count(b"\n")) == (0, b"", 1)
+        assert FAILURES[how] in result.stderr.decode()
         found = decision(hook(home, *soon, data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"}))
     assert (found["hookEventName"], found["permissionDecision"]) == ("PreToolUse", "deny")
     reason = found["permissionDecisionReason"]
@@ -282,11 +282,11 @@ def test_exports_are_only_written_to_regular_files(home: Home) -> None:
                 result = hook(home, environ={"CLAUDE_ENV_FILE": str(place)})
                 assert (result.returncode, result.stdout.decode(), result.stderr) == (0, OUTPUT + "\n", b"")
                 assert bool(select.select([fifo], [], [], 0)[0]) == full
-            told = hook(home, environ={"CLAUDE_ENV_FILE": str(device), "FLUXBUDGET_DEBUG": "1"})
+            result = hook(home, environ={"CLAUDE_ENV_FILE": str(device), "FLUXBUDGET_DEBUG": "1"})
     finally:
         os.close(fifo)
-    assert (told.returncode, told.stdout.decode(), told.stderr.count(b"\n")) == (0, OUTPUT + "\n", 1)
-    assert b"it is not a regular file" in told.stderr
+    assert (result.returncode, result.stdout.decode(), result.stderr.count(b"\n")) == (0, OUTPUT + "\n", 1)
+    assert b"it is not a regular file" in result.stderr
 
 
 @both_clients
@@ -339,7 +339,7 @@ def test_long_output_is_written_completely(home: Home) -> None:
 
 @both_clients
 def test_denial_is_written_even_after_the_deadline(home: Home) -> None:
-    """The daemon has used up the time limit; a launch that must fail closed is denied all the same."""
+    """The daemon used up the time limit, and a launch that must fail closed is denied nevertheless."""
     with answering(home, None):
         result = hook(home, "--timeout", "0.3", data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"})
     assert decision(result)["permissionDecision"] == "deny"
@@ -354,7 +354,7 @@ def test_output_does_not_depend_on_the_locale(home: Home) -> None:
 
 @both_clients
 def test_wrong_flags_are_reported(home: Home) -> None:
-    """With exit code 64, which Claude Code logs before it continues."""
+    """With exit code 64, which Claude Code logs and ignores."""
     for flags in (["--no-such"], ["--timeout", "0"], ["--run", "a", "--scope", "b"]):
         result = hook(home, "--timeout", "1", *flags)
         assert (result.returncode, result.stdout) == (64, b"")
@@ -480,7 +480,7 @@ def test_documented_install_and_removal(tmp_path: Path) -> None:
     "program", ["/old/bin/fluxbudgetctl", "'/old path/fluxbudgetctl'", "/usr/bin/python3 -m fluxbudgetctl"]
 )
 def test_earlier_installation_is_replaced_and_removed(tmp_path: Path, program: str) -> None:
-    """Wherever it was installed, and for whatever events; other hooks stay."""
+    """Whatever its path and events. Other hooks stay."""
     claudes = ClaudesSettings(tmp_path)
     mine = {"type": "command", "command": "echo fluxbudgetctl hook; mine"}
     old = json.loads(json.dumps(hook_settings.settings(program)))

@@ -183,9 +183,9 @@ def test_complete_and_cut_inputs_have_the_same_fields(
     raw = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False).encode()
     found = read(raw)
     for name, attribute in NAMES.items():
-        said = value.get(name)
-        if isinstance(said, str) and said:
-            assert getattr(found, attribute) == fold(said.encode())
+        expected = value.get(name)
+        if isinstance(expected, str) and expected:
+            assert getattr(found, attribute) == fold(expected.encode())
         else:
             assert getattr(found, attribute) is None
     cut = parse_beginning(raw[: data.draw(st.integers(0, len(raw)))])

@@ -27,7 +27,7 @@ TEMPLATE = ROOT / "config" / "fluxbudget.toml"
 MACHINE = next(tag for tag in platform_tags() if tag.startswith("linux_")).removeprefix("linux_")
 STATIC = {f"manylinux_2_17_{MACHINE}", f"musllinux_1_1_{MACHINE}"}
 DYNAMIC = {f"linux_{MACHINE}"}
-#: Nothing is found there, a C compiler least of all.
+#: A $PATH without any program, in particular without a C compiler.
 NO_COMPILER = {"PATH": "/nowhere"}
 NO_NATIVE = {"FLUXBUDGET_NATIVE": "0"}
 
@@ -221,7 +221,7 @@ def test_script_uses_its_own_python_and_packages(
         place.write_text("raise SystemExit(99)\n")
     result = script.ctl("statusline", "--timeout", "20")
     assert result.returncode == 69, result
-    # Without its own, the ordinary client has to say what is there.
+    # Without its own packages, the ordinary client reports what is there.
     (site / "fluxbudgetctl").rename(site / "away")
     beside = script.scripts / "fluxbudgetctl-python"
     beside.write_text('#!/bin/sh\necho "$@"\n')
@@ -254,14 +254,14 @@ def test_failing_to_start_the_python_client_is_not_exit_code_1(verb: str, code: 
     command = [sys.executable, "-P", bare.__file__, "/no/such", verb, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (code, "")
-    said = "fluxbudgetctl: /no/such: No such file or directory\nhint: install fluxbudget again"
-    assert result.stderr.startswith(said) if code else result.stderr == ""
+    message = "fluxbudgetctl: /no/such: No such file or directory\nhint: install fluxbudget again"
+    assert result.stderr.startswith(message) if code else result.stderr == ""
 
 
 @needs_compiler
 @needs_root("mount a file system", why_not)
 def test_compiler_whose_programs_may_not_run(tmp_path: Path) -> None:
-    """The message names the directory, because a compiler is not what is missing."""
+    """The message names the directory, because the compiler works."""
     made, temporary = tmp_path / "made", tmp_path / "temporary"
     temporary.mkdir()
     result = build(
@@ -284,7 +284,7 @@ def clean_client(installed: Environment, kind: str) -> None:
     result = installed.ctl("ping")
     assert (result.returncode, result.stdout) == (69, ""), result
     assert result.stderr.startswith(missed)
-    # A Python that does not start would say 1, which means "refused"; one that goes on after its end, 0.
+    # With these, Python would not start and exit with 1, which means "refused", or stay interactive and exit with 0.
     for name in ("PYTHONHOME", "PYTHONINSPECT"):
         for verb in ("ping", "status"):
             result = installed.ctl(verb, environ={name: "/nowhere"})
@@ -313,18 +313,18 @@ def test_wheel_of_the_sdist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "message"),
     [
         ({**NO_COMPILER, "FLUXBUDGET_NATIVE": "1"}, "FLUXBUDGET_NATIVE=1, but no C compiler here"),
         ({"FLUXBUDGET_NATIVE": "yes"}, "FLUXBUDGET_NATIVE is 'yes'"),
     ],
 )
 def test_build_fails_if_the_requested_client_cannot_be_built(
-    tmp_path: Path, environ: Mapping[str, str], said: str
+    tmp_path: Path, environ: Mapping[str, str], message: str
 ) -> None:
     result = build("wheel", tmp_path, environ=environ)
     assert result.returncode == 1, result
-    assert said in result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The native client does the same as the Python client; what only the native one does; how it is compiled."""
+"""The native client: it behaves like the Python client, and how it is compiled."""
 
 import os
 import shutil

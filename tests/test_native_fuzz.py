@@ -33,7 +33,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def dice(usual: int, both: ClientPair) -> Iterator[tuple[int, Dice]]:
-    """Give so many dice, each with its number; the sanitized client has fewer and other ones."""
+    """Yield this many dice with their numbers. The sanitized client gets fewer and different ones."""
     sanitized = "sanitized" in str(both.clients["native"])
     first = FIRST + 1_000_000 * sanitized
     for number in range(first, first + (EXAMPLES or usual // (1 + 2 * sanitized))):
@@ -62,7 +62,7 @@ def test_same_command_line_same_outcome(both: ClientPair) -> None:
 
 
 def test_same_state_files_same_outcome(both: ClientPair) -> None:
-    """The socket is not there."""
+    """There is no socket."""
     for number, die in dice(60, both):
         verb = die.of("remaining", "remaining", "env", "statusline", "statusline", "check", "hook")
         (both.states / "runs" / "r1").write_bytes(die.state_file())

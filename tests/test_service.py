@@ -47,8 +47,8 @@ def status_with(**fields: object) -> ServiceStatus:
 def test_without_systemctl(home: Home, verb: str) -> None:
     ended = home.ctl("service", verb, environ=path_with(home.root / "bin", None))
     assert (ended.returncode, ended.stdout) == (69, "")
-    said, hint = ended.stderr.splitlines()
-    assert said == "fluxbudgetctl: there is no systemctl here: this system does not run systemd"
+    message, hint = ended.stderr.splitlines()
+    assert message == "fluxbudgetctl: there is no systemctl here: this system does not run systemd"
     assert "nohup fluxbudgetd &" in hint
     assert not (home.root / ".config").exists()
 
@@ -59,8 +59,8 @@ def test_without_a_user_manager(home: Home, verb: str) -> None:
     environ = path_with(home.root / "bin", "echo 'Failed to connect to bus: No medium found' >&2; exit 1")
     ended = home.ctl("service", verb, environ=environ)
     assert (ended.returncode, ended.stdout) == (69, "")
-    said, hint = ended.stderr.splitlines()
-    assert said == "fluxbudgetctl: no systemd user manager can be reached: Failed to connect to bus: No medium found"
+    message, hint = ended.stderr.splitlines()
+    assert message == "fluxbudgetctl: no systemd user manager can be reached: Failed to connect to bus: No medium found"
     assert "loginctl enable-linger" in hint
     assert not (home.root / ".config").exists()
 
@@ -136,7 +136,7 @@ def test_lingering_is_read_where_logind_keeps_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "said"),
+    ("unit", "message"),
     [
         (Unit(result="success"), None),
         (Unit(result="exit-code", exit_kind=1, exit_status=78), "exit code 78, the configuration is wrong: see"),
@@ -147,6 +147,6 @@ def test_lingering_is_read_where_logind_keeps_it(tmp_path: Path) -> None:
         (Unit(result="something-new"), "something-new"),
     ],
 )
-def test_failures_are_explained(unit: Unit, said: str | None) -> None:
+def test_failures_are_explained(unit: Unit, message: str | None) -> None:
     why = describe.failure(unit)
-    assert (why is None) if said is None else (why is not None and why.startswith(said))
+    assert (why is None) if message is None else (why is not None and why.startswith(message))

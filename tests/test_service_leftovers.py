@@ -71,7 +71,7 @@ def test_a_killed_daemons_files_are_removed(home: Home, monkeypatch: pytest.Monk
 
 
 def test_other_files_stay(tmp_path: Path) -> None:
-    """In a directory that the user has chosen for the socket, whatever its name, and beyond links."""
+    """In a directory that the user chose for the socket, whatever its name, and through links."""
     place = tmp_path / "fluxbudget"
     for name in ("state/runs/mine", "state/precious.txt", "elsewhere/precious.txt"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)

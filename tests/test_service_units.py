@@ -1,4 +1,4 @@
-"""Unit files: the texts made from the templates, and what is recognized at their paths."""
+"""Unit files: rendering them from the templates, and recognizing what is at their paths."""
 
 import os
 from collections.abc import Mapping

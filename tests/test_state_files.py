@@ -187,8 +187,8 @@ def test_shell_can_source_it_through_a_link(tmp_path: Path) -> None:
         await files.put([state()], {"s/1": "r1"}, {"bead-1": "r1"})
         for link in ("sessions/s%2F1", "scopes/bead-1"):
             shell = ["/bin/sh", "-euc", '. "$1"; echo "$run $remaining $pct $as_of"', "sh", str(tmp_path / link)]
-            said = await anyio.run_process(shell)
-            assert said.stdout == b"r1 41500 83.4 2026-02-20T17:05:55.000000Z\n"
+            result = await anyio.run_process(shell)
+            assert result.stdout == b"r1 41500 83.4 2026-02-20T17:05:55.000000Z\n"
 
     with_open_files(tmp_path, body)
 
@@ -393,15 +393,15 @@ def test_reader_always_sees_a_whole_file(tmp_path: Path) -> None:
         with process(READER, tmp_path / "runs" / "r1", tmp_path / "sessions" / "s") as reader:
             assert reader.stdout is not None
             os.set_blocking(reader.stdout.fileno(), False)
-            said, number = None, 0
-            while not said:
+            result, number = None, 0
+            while not result:
                 number += 1
                 tokens = number * 10 ** (number % 9)
                 runs = [state(run, spent=tokens, reserved=tokens) for run in ("r1", "r2")]
                 await files.put(runs, {"s": ("r1", "r2")[number % 2]}, {})
                 assert reader.poll() in (None, 0)
-                said = reader.stdout.read()
-            assert said == b"fine\n"
+                result = reader.stdout.read()
+            assert result == b"fine\n"
 
     with_open_files(tmp_path, body)
 
