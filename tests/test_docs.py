@@ -104,7 +104,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 
 
 def test_pictures_place_text_without_leading_spaces() -> None:
-    """librsvg leaves out spaces at the beginning of a text, so that columns would touch."""
+    """Librsvg leaves out spaces at the beginning of a text, so that columns would touch."""
     texts = re.findall(r"<text[^>]*>([^<]*)", (ROOT / "docs" / "status.svg").read_text())
     assert any("exceeded" in text for text in texts)
     assert not [text for text in texts if text.startswith("&#160;") and text.replace("&#160;", "").strip()]
