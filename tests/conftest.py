@@ -6,10 +6,15 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from harness import native
 from harness.daemon import Daemon, Home
 from harness.interstat import Interstat
+
+# A time limit per example would be an assertion about speed.
+settings.register_profile("fluxbudget", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fluxbudget")
 
 
 @pytest.hookimpl(wrapper=True)
