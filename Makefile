@@ -1,71 +1,161 @@
 # Every target does the set-up that it needs. PYTHON is only used to make the virtual environments.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
 # Half of the time a test waits for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
+# Tests to run: MARKS is an expression for pytest's -m; FAST=1 leaves out the tests that take long, and those of the
+# native client, on which the version of a package or of Python has no influence.
+MARKS ?=
+FAST ?=
 
-.PHONY: help demo test lint suite wheel-test bench docs install clean
+# test-newest, test-lowest and test-all call make again with an environment of their own.
+VENV := .venv
+BIN := $(VENV)/bin
+# The set of packages to run the programs with, and the set to test them with: each is a file in requirements/, or newest.
+RUNTIME := runtime
+TEST := test
+
+PIP := -m pip --disable-pip-version-check --quiet
+PIP_LOCKED := $(PIP) install --require-hashes --requirement
+# Installs fluxbudget itself. The build backend comes from the lock, too, so that nothing else is downloaded.
+PIP_OURSELVES := $(PIP) install --no-deps --no-build-isolation
+SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak and not native)
+PYTEST := -m pytest -n $(JOBS) $(if $(SELECTED),-m '$(SELECTED)')
+
+.PHONY: help demo test lint suite yaml-test wheel-test release-check test-newest test-lowest test-all pythons lock bench docs install clean always
 
 help:
-	@echo 'make demo     the main job as a story, in a throw-away home'
-	@echo 'make test     lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
-	@echo 'make lint     ruff and mypy --strict'
-	@echo 'make bench    measure, as ratios in one run (takes a few minutes)'
-	@echo 'make docs     write docs/protocol.md anew from the structs'
-	@echo 'make install  fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
+	@echo 'make demo           the main job as a story, in a throw-away home'
+	@echo 'make test           lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
+	@echo 'make lint           ruff and mypy --strict'
+	@echo 'make yaml-test      our rules for YAML with each version of PyYAML in requirements/pyyaml'
+	@echo 'make test-newest    the suite with the newest version of every dependency'
+	@echo 'make test-lowest    the suite with the lowest version that pyproject.toml allows'
+	@echo 'make test-all       the suite and the tests of the wheel on each of Python 3.11, 3.12 and 3.13 that is installed'
+	@echo 'make release-check  sdist, wheel and SBOM into dist/, compared, installed and used'
+	@echo 'make lock           write requirements/*.txt after a change of the dependencies; UPGRADE=1 updates all versions'
+	@echo 'make bench          measure, as ratios in one run (takes a few minutes)'
+	@echo 'make docs           write docs/protocol.md from the structs'
+	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
+	@echo
+	@echo "FAST=1 leaves out the soak tests and those of the native client; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
-$(VENV)/.made:
+# A changed lock makes a new environment, so that no package of the old one is left in it.
+$(VENV)/.made: $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'fluxbudget needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …' >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) \
+	@$(PYTHON) -m venv --clear $(VENV) \
 	  || { echo 'Python has no venv here; on Debian: apt-get install python3-venv' >&2; exit 1; }
 	@touch $@
 
-# An editable install does not compile by itself: the native client is made anew when one of these has changed.
-$(VENV)/.runtime: $(VENV)/.made pyproject.toml hatch_build.py $(wildcard client/native/*.*)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+LOCKED := runtime test dev release lowest
+$(LOCKED:%=$(VENV)/.%): $(VENV)/.%: requirements/%.txt $(VENV)/.made
+	@$(BIN)/python $(PIP_LOCKED) $<
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+# Every time, because the index may have newer versions.
+$(VENV)/.newest: $(VENV)/.made always
+	@$(BIN)/python $(PIP) install --upgrade --upgrade-strategy eager --editable '.[test]'
+	@touch $@
+
+# An editable install does not compile by itself: the native client is compiled again when one of these has changed.
+$(VENV)/.ourselves: $(VENV)/.$(RUNTIME) pyproject.toml hatch_build.py $(wildcard client/native/*.*)
+	@$(BIN)/python $(PIP_OURSELVES) --editable .
 	@touch $@
 
 # A Ctrl-C that came before Python runs the script would print a traceback: env holds it back (coreutils 8.31 and newer).
 HOLD_SIGINT := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-signal=INT)
-demo: $(VENV)/.runtime
+demo: $(VENV)/.ourselves
 	@$(HOLD_SIGINT) $(BIN)/python docs/demo.py
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.ourselves $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests docs hatch_build.py client/native
 
 # (What runs in a user's service manager takes a minute; it is shown once, against the wheel.)
-suite: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/test_user_manager.py
+suite: $(VENV)/.ourselves $(VENV)/.$(TEST)
+	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py
+
+# Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 and later and
+# cannot be compiled there: of the wheel for 3.12, such a Python uses the loader that is written in Python.
+PYYAML := 6.0.1 6.0.3 6.0.4
+PYYAML_6.0.1 = $(shell $(BIN)/python -c 'import sys; print("--python-version=3.12" * (sys.version_info >= (3, 13)))')
+$(VENV)/pyyaml/%/.made: requirements/pyyaml/%.txt $(VENV)/.ourselves $(VENV)/.$(TEST)
+	@$(BIN)/python $(PIP) install --upgrade --no-deps --only-binary :all: \
+	  --require-hashes $(PYYAML_$*) --target $(@D) --requirement $<
+	@touch $@
+
+yaml-test: $(PYYAML:%=$(VENV)/pyyaml/%/.made)
+	@for version in $(PYYAML); do \
+	  echo "PyYAML $$version"; \
+	  FLUXBUDGET_PYYAML=$$version PYTHONPATH=$(VENV)/pyyaml/$$version $(BIN)/python $(PYTEST) -q \
+	    tests/test_yaml_rules.py tests/test_flux_drive_budget.py || exit 1; \
+	done
 
 # Against what a user installs: a wheel in an environment of its own, the source tree nowhere on the path. Not all over
 # again: the tests that start the programs as a user does, which need every part of the package between them.
 WHEEL := build/wheel
 WHEEL_TESTS := client hook_client import_order ledger lifecycle project sandbox service service_units statusline \
   terminal top units user_manager
-wheel-test: $(VENV)/.dev
+wheel-test: $(VENV)/.ourselves
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)
-	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL)/dist .
-	@$(PYTHON) -m venv $(WHEEL)/venv
-	@$(WHEEL)/venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo $(WHEEL)/dist/*.whl)[test]"
+	@$(BIN)/python $(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(WHEEL)/dist .
+	@$(BIN)/python -m venv $(WHEEL)/venv
+	@$(WHEEL)/venv/bin/python $(PIP_LOCKED) requirements/test.txt
+	@$(WHEEL)/venv/bin/python $(PIP_OURSELVES) $(WHEEL)/dist/*.whl
 	@mkdir $(WHEEL)/elsewhere && cp -r tests docs config systemd pyproject.toml $(WHEEL)/elsewhere
-	cd $(WHEEL)/elsewhere && FLUXBUDGET_TESTED=wheel ../venv/bin/python -m pytest -n $(JOBS) -p no:cacheprovider \
+	cd $(WHEEL)/elsewhere && FLUXBUDGET_TESTED=wheel ../venv/bin/python $(PYTEST) -p no:cacheprovider \
 	  $(WHEEL_TESTS:%=tests/test_%.py)
 
-test: lint suite wheel-test
+test: lint suite yaml-test wheel-test
 
-bench: $(VENV)/.dev
+test-newest:
+	@$(MAKE) suite VENV=build/env/newest RUNTIME=newest TEST=newest
+
+# The lowest versions are locked because only the direct dependencies are at their floors: what these need is not.
+test-lowest:
+	@$(MAKE) suite VENV=build/env/lowest RUNTIME=lowest TEST=lowest
+
+# Debian's Python without python3-venv cannot make an environment and is left out. pyenv's shims run only what
+# PYENV_VERSION lists.
+PYTHONS ?= $(shell for name in python3.11 python3.12 python3.13; do \
+  PYENV_VERSION=$$(pyenv versions --bare 2>/dev/null | paste -sd:) \
+  $$name -c 'import ensurepip, sys, venv; print(sys.executable)' 2>/dev/null; done)
+
+pythons:
+	@printf '%s\n' $(PYTHONS)
+
+test-all:
+	@failed=; for python in $(or $(PYTHONS),$(PYTHON)); do \
+	  version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit; \
+	  echo "== Python $$version"; \
+	  $(MAKE) suite $(if $(FAST),,wheel-test) VENV=build/env/$$version PYTHON="$$python" RUNTIME=test || failed="$$failed $$version"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed on Python$$failed" >&2; exit 1; }
+
+release-check: $(VENV)/.ourselves $(VENV)/.release
+	@$(BIN)/python tests/release_check.py
+
+# One resolution for every Python and machine, with the hashes of all files. The smaller sets repeat the versions of dev.
+UV := build/uv/bin/uv
+COMPILE := $(UV) pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command 'make lock' --group build $(if $(UPGRADE),--upgrade) pyproject.toml
+lock: $(UV)
+	$(COMPILE) --extra test --extra lint --output-file requirements/dev.txt
+	$(COMPILE) --extra test --constraint requirements/dev.txt --output-file requirements/test.txt
+	$(COMPILE) --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	$(COMPILE) --extra release --constraint requirements/dev.txt --output-file requirements/release.txt
+	$(COMPILE) --extra test --resolution lowest-direct --output-file requirements/lowest.txt
+
+$(UV):
+	@$(PYTHON) -m venv build/uv
+	@build/uv/bin/python $(PIP) install uv==0.13.9
+
+bench: $(VENV)/.ourselves $(VENV)/.test
 	$(BIN)/python bench/run.py
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.ourselves
 	$(BIN)/python docs/make_protocol.py > docs/protocol.md
 
 # Into the user's own environment: pipx or uv when there, else pip --user; never into a system's Python by force.

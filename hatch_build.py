@@ -1,12 +1,13 @@
-"""Build hook: puts systemd's units into the wheel, and `fluxbudgetctl`: the native client where there is a C compiler.
+"""Build hook: add the systemd units, the configuration template and `fluxbudgetctl` to the wheel.
 
-Elsewhere that is a short script. Either hands what it does not do itself to `fluxbudgetctl-python` beside it, an
-ordinary console script. `$FLUXBUDGET_NATIVE` decides: `0` is without the native client, `1` never without it; unset,
-what can be had is taken.
+`fluxbudgetctl` is the native client where a C compiler is available, else a short script. Both pass what they do not
+handle themselves to `fluxbudgetctl-python` beside them, an ordinary console script. With `FLUXBUDGET_NATIVE=0` the
+native client is left out; with `FLUXBUDGET_NATIVE=1` the build fails if it cannot be compiled.
 """
 
 import os
 import runpy
+import struct
 import sys
 import tempfile
 from typing import Any
@@ -16,6 +17,17 @@ from packaging.tags import platform_tags
 
 _NAME = "fluxbudgetctl"
 _SETTING = "FLUXBUDGET_NATIVE"
+#: Files that the installed programs read, and their places in the wheel.
+_DATA = {"systemd": f"{_NAME}/systemd", "config/fluxbudget.toml": "fluxbudgetd/config/fluxbudget.toml"}
+
+# A static program needs no libc, only a kernel. manylinux_2_17 is the oldest tag that promises one new enough (CentOS 7
+# has Linux 3.10): programs linked with a current static glibc refuse to start before Linux 3.2, and the distributions
+# of the older manylinux tags have 2.6. musllinux_1_1 is the oldest musl tag, and none promises a kernel version.
+_STATIC_TAGS = ("manylinux_2_17", "musllinux_1_1")
+
+# Numbers from elf(5).
+_ELFCLASS64 = 2
+_PT_INTERP = 3
 
 # Not `#!python`, which installers rewrite: what pip makes of it does not run when the path is long or has a space.
 _SCRIPT = """\
@@ -55,12 +67,13 @@ exec "$client" "$@"
 
 
 class Client(BuildHookInterface[Any]):
-    """Puts `fluxbudgetctl` into a wheel, an editable one too; the sdist has the sources instead."""
+    """Add `fluxbudgetctl` to every wheel, editable ones included; the sdist contains its sources instead."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Make the client; ends the build when that is impossible, or not what was asked for."""
-        if version == "standard":  # an editable install finds the units in the source tree
-            build_data["force_include"][os.path.join(self.root, "systemd")] = f"{_NAME}/systemd"
+        """Build the client. Aborts the build if `$FLUXBUDGET_NATIVE` is invalid or cannot be honoured."""
+        if version == "standard":  # an editable install reads both from the source tree
+            for source, target in _DATA.items():
+                build_data["force_include"][os.path.join(self.root, source)] = target
         setting = os.environ.get(_SETTING, "")
         if setting not in {"", "0", "1"}:
             self.app.abort(f"fluxbudget: {_SETTING} is {setting!r}: 0 is without the native client, 1 only with it")
@@ -68,7 +81,7 @@ class Client(BuildHookInterface[Any]):
         program = os.path.join(self._made.name, _NAME)
         if setting != "0" and self._compile(program):
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{_platform()}"  # a program needs no certain Python
+            build_data["tag"] = f"py3-none-{_platform(program)}"  # a program runs beside any Python
         elif setting == "1":
             self.app.abort(f"fluxbudget: {_SETTING}=1, but {self._why_not()}")
         else:
@@ -80,7 +93,7 @@ class Client(BuildHookInterface[Any]):
         build_data["shared_scripts"][program] = _NAME
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
-        """Remove what the wheel now has a copy of."""
+        """Remove the built client; the wheel contains a copy."""
         self._made.cleanup()
 
     def _compile(self, output: str) -> bool:
@@ -95,6 +108,30 @@ class Client(BuildHookInterface[Any]):
         return "no C compiler here makes a program that runs"
 
 
-def _platform() -> str:
-    """Return the platform's part of the wheel's tag: the one without a promise about other machines."""
-    return next(tag for tag in platform_tags() if tag.startswith("linux_"))
+def _platform(program: str) -> str:
+    """Return the platform part of the wheel's tag, which lists every platform that the program runs on.
+
+    A dynamic program gets the tag that promises nothing about other machines. So does a static one on a platform that
+    has no manylinux or musllinux tags: installers here would refuse the wheel.
+    """
+    here = list(platform_tags())
+    linux = next(tag for tag in here if tag.startswith("linux_"))
+    machine = linux.removeprefix("linux_")
+    static = [f"{tag}_{machine}" for tag in _STATIC_TAGS]
+    return ".".join(static) if _is_static(program) and not set(static).isdisjoint(here) else linux
+
+
+def _is_static(program: str) -> bool:
+    """Return True if the kernel starts this ELF program by itself, without a dynamic loader.
+
+    Shared libraries are loaded by the program's interpreter (PT_INTERP), so a program that runs and has none needs no
+    libraries. That includes static-pie programs, which have a dynamic section.
+    """
+    with open(program, "rb") as file:
+        image = file.read()
+    is_wide = image[4] == _ELFCLASS64
+    # The offsets of e_phoff, e_phentsize and e_phnum in elf(5), in the byte order of this machine, which has run it.
+    (table,) = struct.unpack_from("=Q" if is_wide else "=I", image, 32 if is_wide else 28)
+    size, count = struct.unpack_from("=HH", image, 54 if is_wide else 42)
+    kinds = [struct.unpack_from("=I", image, table + index * size)[0] for index in range(count)]
+    return _PT_INTERP not in kinds

@@ -5,16 +5,20 @@ import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
+import yaml
 
+from fluxbudgetd.config import yaml_nodes
 from harness import native
 from harness.daemon import Daemon, Home
 from harness.interstat import Interstat
 
-# A time limit per example would be an assertion about speed.
-settings.register_profile("fluxbudget", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("fluxbudget")
+# Limits of time per example, and for making examples, would be assertions about speed.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,10 +63,21 @@ def daemon(home: Home, interstat: Interstat) -> Daemon:
     return home.start()
 
 
-@pytest.fixture(params=["python", "native"] if native.can_be_had() else ["python"])
+_NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.can_be_had() else []
+
+
+@pytest.fixture(params=["python", *_NATIVE])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One of the two clients of the hot verbs, which behave alike: whatever a test calls, it calls this one."""
     if request.param == "native":
         native.use(native.native_client(tmp_path_factory))
     yield request.param
     native.use(None)
+
+
+@pytest.fixture(params=["C", "Python"] if yaml.__with_libyaml__ else ["Python"])
+def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of PyYAML's loaders, which give the same result; PyYAML may have been built without libyaml."""
+    if request.param == "Python":
+        monkeypatch.setattr(yaml_nodes, "LOADER", yaml.SafeLoader)
+    return str(request.param)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fluxbudgetctl import cli, hot
+from fluxbudgetd import __version__
 from fluxbudgetd.wire import codes
 from harness.daemon import CTL, Daemon, Home, started
 from harness.false_daemon import answering, frame
@@ -34,7 +35,7 @@ def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str
 
 @pytest.mark.parametrize("verb", ["remaining", "env", "check", "ping", "statusline", "status", "version"])
 def test_daemon_away(home: Home, verb: str) -> None:
-    printed = "fluxbudgetctl 0.1.0 (python)\n" if verb == "version" else ""
+    printed = f"fluxbudgetctl {__version__} (python)\n" if verb == "version" else ""
     assert "no daemon at" in clean_error(home.ctl(verb), 69, printed)
 
 
@@ -395,9 +396,9 @@ def test_every_error_code_has_a_documented_exit_code() -> None:
 def test_ping_and_version(home: Home, daemon: Daemon) -> None:
     assert f"pid {daemon.process.pid}" in home.ok("ping")
     assert home.json("ping")["protocol"] == 1
-    assert home.ok("version").splitlines()[0] == "fluxbudgetctl 0.1.0 (python)"
+    assert home.ok("version").splitlines()[0] == f"fluxbudgetctl {__version__} (python)"
     shown = home.json("version")
-    assert (shown["client"], shown["daemon"]) == ("0.1.0", "0.1.0")
+    assert (shown["client"], shown["daemon"]) == (__version__, __version__)
 
 
 def test_doctor(home: Home, interstat: Interstat, daemon: Daemon) -> None:

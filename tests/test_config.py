@@ -590,10 +590,25 @@ def test_unreadable_file(tmp_path: Path) -> None:
     ]
 
 
-def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+def test_printed_config_is_the_shipped_file_and_checks_out(tmp_path: Path) -> None:
+    """An installed wheel prints its own copy."""
+    printed = check_config(tmp_path, "--print-config")
+    assert (printed.returncode, printed.stdout, printed.stderr) == (0, TEMPLATE.read_text(), "")
+    config = tmp_path / ".config" / "fluxbudget" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(printed.stdout)
+    assert check_config(tmp_path, "--check-config").stdout.startswith(f"ok: {config}\n")
+
+
+def test_printing_and_checking_at_once_is_a_usage_error(tmp_path: Path) -> None:
+    assert check_config(tmp_path, "--print-config", "--check-config").returncode == 64
+
+
+@pytest.mark.parametrize("action", ["--check-config", "--print-config"])
+def test_output_that_cannot_be_written(tmp_path: Path, action: str) -> None:
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "fluxbudgetd", "--check-config"],
+            [sys.executable, "-m", "fluxbudgetd", action],
             env={**os.environ, "HOME": str(tmp_path)}, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert (result.returncode, "the output cannot be written" in result.stderr) == (70, True)

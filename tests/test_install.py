@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from packaging.tags import platform_tags
+from packaging.utils import parse_wheel_filename
 
 import fluxbudgetctl.main
 from fluxbudgetd import __version__
@@ -20,6 +22,10 @@ from harness.mounts import why_not, with_empty
 from harness.privilege import needs_root
 
 ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "config" / "fluxbudget.toml"
+MACHINE = next(tag for tag in platform_tags() if tag.startswith("linux_")).removeprefix("linux_")
+STATIC = {f"manylinux_2_17_{MACHINE}", f"musllinux_1_1_{MACHINE}"}
+DYNAMIC = {f"linux_{MACHINE}"}
 #: Nothing is found there, a C compiler least of all.
 NO_COMPILER = {"PATH": "/nowhere"}
 NO_NATIVE = {"FLUXBUDGET_NATIVE": "0"}
@@ -57,6 +63,17 @@ def built(target: str, into: Path, source: Path = ROOT, environ: Mapping[str, st
     return made
 
 
+def platforms(wheel: Path) -> set[str]:
+    """Return the platforms that the wheel's name lists."""
+    return {tag.platform for tag in parse_wheel_filename(wheel.name)[3]}
+
+
+def is_static(program: Path) -> bool:
+    """Return True if readelf finds no interpreter and no shared library in the program."""
+    shown = subprocess.run(["readelf", "-ld", program], capture_output=True, text=True, check=True).stdout
+    return "INTERP" not in shown and "(NEEDED)" not in shown
+
+
 class Environment:
     """A virtual environment with what fluxbudget depends on, and fluxbudget as it is installed there."""
 
@@ -71,6 +88,18 @@ class Environment:
         quick = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile"]
         builds = {**self._environ, **(environ or {})}
         subprocess.run([*pip, "install", *quick, *what], env=builds, capture_output=True, text=True, check=True)
+
+    def daemon(self, *arguments: str) -> str:
+        """Return what fluxbudgetd prints."""
+        done = subprocess.run(
+            [self.scripts / "python", "-m", "fluxbudgetd", *arguments],
+            env=self._environ,
+            cwd=self.scripts,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
 
     def ctl(
         self,
@@ -105,24 +134,55 @@ def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str
     assert ("no C compiler here" in result.stdout + result.stderr) == warned, result
     (wheel,) = (tmp_path / "dist").iterdir()
     pure = kind == "python"
-    assert wheel.name.startswith(f"fluxbudget-{__version__}-py3-none-{'any' if pure else 'linux_'}")
     with zipfile.ZipFile(wheel) as content:
         (script,) = (entry for entry in content.infolist() if ".data/" in entry.filename)
         assert script.filename == f"fluxbudget-{__version__}.data/scripts/fluxbudgetctl"
         assert script.external_attr >> 16 == 0o100755
         assert content.read(script).startswith(b"#!/bin/sh\n" if pure else b"\x7fELF")
+        if pure:
+            assert wheel.name == f"fluxbudget-{__version__}-py3-none-any.whl"
+        else:
+            program = Path(content.extract(script, tmp_path / "extracted"))
+            assert platforms(wheel) == (STATIC if is_static(program) else DYNAMIC)
         about = content.read(f"fluxbudget-{__version__}.dist-info/WHEEL").decode()
         assert f"Root-Is-Purelib: {'true' if pure else 'false'}\n" in about
-        tag = wheel.stem.removeprefix(f"fluxbudget-{__version__}-")
-        assert about.rstrip().endswith(f"Tag: {tag}")
+        tags = {line.removeprefix("Tag: ") for line in about.splitlines() if line.startswith("Tag: ")}
+        assert tags == set(map(str, parse_wheel_filename(wheel.name)[3]))
     # A path with a space, which the first line of a script could not have.
     installed = Environment(tmp_path / "with space", home, wheel)
     clean_client(installed, kind)
+    assert installed.daemon("--print-config") == TEMPLATE.read_text()
     for name in ("fluxbudgetctl", "fluxbudgetctl-python"):  # pipx and uv make such links
         link = tmp_path / name
         link.symlink_to(installed.scripts / name)
         settings = json.loads(installed.ctl("hook", "--print-settings", program=link).stdout)
         assert settings["statusLine"]["command"] == f"'{installed.scripts.resolve()}/fluxbudgetctl' statusline"
+
+
+@needs_compiler
+def test_wheel_with_a_static_client_is_taken_by_installers_on_glibc_and_on_musl(tmp_path: Path) -> None:
+    wheel = built("wheel", tmp_path / "dist")
+    with zipfile.ZipFile(wheel) as content:
+        program = content.extract(f"fluxbudget-{__version__}.data/scripts/fluxbudgetctl", tmp_path / "extracted")
+    if not is_static(Path(program)):
+        pytest.skip("the C library here has no static version (on Debian: apt-get install libc6-dev)")
+    for platform in STATIC:
+        target = tmp_path / platform
+        wanted = ["--platform", platform, "--only-binary", ":all:", "--no-deps", "--no-index"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install"]
+        subprocess.run([*pip, *wanted, "--target", target, wheel], capture_output=True, text=True, check=True)
+        assert (target / "bin" / "fluxbudgetctl").read_bytes().startswith(b"\x7fELF")
+
+
+@needs_compiler
+def test_wheel_with_a_dynamic_client_is_for_machines_like_this_one(tmp_path: Path) -> None:
+    """Here the compiler cannot link statically."""
+    compiler = tmp_path / "cc"
+    real = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
+    compiler.write_text(f'#!/bin/sh\ncase " $* " in *" -static"*) exit 1 ;; esac\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    wheel = built("wheel", tmp_path / "dist", environ={"CC": f"'{compiler}'"})
+    assert platforms(wheel) == DYNAMIC
 
 
 @pytest.fixture
@@ -232,7 +292,9 @@ def clean_client(installed: Environment, kind: str) -> None:
 
 @needs_compiler
 def test_editable_install_has_the_native_client_too(tmp_path: Path, home: Home) -> None:
-    clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT), "native")
+    installed = Environment(tmp_path / "venv", home, "--editable", ROOT)
+    clean_client(installed, "native")
+    assert installed.daemon("--print-config") == TEMPLATE.read_text()
 
 
 def test_editable_install_without_a_compiler(tmp_path: Path, home: Home) -> None:
@@ -246,8 +308,7 @@ def test_wheel_of_the_sdist(tmp_path: Path) -> None:
     made = built("wheel", tmp_path / "made", tmp_path / f"fluxbudget-{__version__}")
     expected = built("wheel", tmp_path / "expected")
     assert made.name == expected.name
-    with zipfile.ZipFile(made) as found, zipfile.ZipFile(expected) as meant:
-        assert found.namelist() == meant.namelist()
+    assert made.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from fluxbudgetctl import hot
+from fluxbudgetd import __version__
 from fluxbudgetd.wire.codes import ERROR_CODES
 from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
 from harness import native
@@ -40,7 +41,10 @@ from harness.odd_answers import (
 )
 from harness.privilege import needs_root
 
-pytestmark = pytest.mark.skipif(not native.SOURCES.is_dir(), reason="the sources of the native client are not here")
+pytestmark = [
+    pytest.mark.skipif(not native.SOURCES.is_dir(), reason="the sources of the native client are not here"),
+    pytest.mark.native,
+]
 
 PATIENT = ("--timeout", "20")
 
@@ -326,7 +330,7 @@ def test_python_is_told_who_has_called_it(marked: Path, tmp_path: Path) -> None:
     (tmp_path / "fluxbudgetctl-python").write_text('#!/bin/sh\necho "$FLUXBUDGETCTL_NATIVE $# $3"; cat\n')
     line = ["hook", "--timeout", "1_0", "--run", "a b", "--json"]
     result = subprocess.run([marked, *line], input=b"given", env={}, capture_output=True, check=True)
-    assert result.stdout == b"0.1.0 6 1_0\ngiven"
+    assert result.stdout == f"{__version__} 6 1_0\ngiven".encode()
 
 
 def test_without_python_it_says_so(marked: Path) -> None:

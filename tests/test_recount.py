@@ -163,7 +163,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Inte
     home.stop_all()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions)
 def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], actions: list[tuple[Any, ...]]) -> None:
     """After every look, and at the end, each run has exactly the tokens that the sentences of the rules give it."""

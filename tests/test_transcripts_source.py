@@ -1409,7 +1409,7 @@ class Scene:
             replaced(self.writers[which])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts=st.tuples(*[st.lists(line, max_size=12).map(b"".join)] * 3), acts=st.lists(act, max_size=60))
 def test_totals_equal_a_recount(
     tmp_path_factory: pytest.TempPathFactory, texts: tuple[bytes, ...], acts: list[tuple[str, int, int]]

@@ -3,4 +3,4 @@
 Importing the package costs nothing: the client imports `fluxbudgetd.wire` on every call of every hook.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,6 +14,7 @@ from fluxbudgetd import __version__, app, listening, log
 from fluxbudgetd.config.check import check
 from fluxbudgetd.config.locations import Locations, locate
 from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.config.template import template
 from fluxbudgetd.errors import ConfigError, FluxError, StartError
 from fluxbudgetd.systemd import Manager, passed
 from fluxbudgetd.wire import codes
@@ -68,10 +69,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the configuration (default: fluxbudget/config.toml in $XDG_CONFIG_HOME or ~/.config, if it is there)",
     )
-    made.add_argument(
+    actions = made.add_mutually_exclusive_group()
+    actions.add_argument(
         "--check-config",
         action="store_true",
         help="say whether the configuration, the calibration and flux-drive's budget file are right, and exit",
+    )
+    actions.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print a configuration with every key at its default, and exit",
     )
     made.add_argument("--version", action="version", version=f"fluxbudgetd {__version__}")
     return made
@@ -84,11 +91,13 @@ def _path(value: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve, or only check the configuration; return the exit code."""
+    """Serve, or check or print the configuration; return the exit code."""
     arguments = vars(parser().parse_args(argv))
-    only_check = arguments.pop("check_config")
+    only_check, only_print = arguments.pop("check_config"), arguments.pop("print_config")
     if only_check:
         return _check(locate(os.environ, os.geteuid(), **arguments))
+    if only_print:
+        return _print_template()
     # When a library crashes, the stacks of all threads go to stderr.
     faulthandler.enable()
     app.hold_signals()
@@ -157,12 +166,30 @@ def _check(locations: Locations) -> int:
             _complain(error)
             code = codes.BAD_CONFIG
             continue
-        try:
-            os.write(1, f"{line}\n".encode("utf-8", "backslashreplace"))
-        except OSError as exc:
-            _complain(FluxError(f"the output cannot be written: {exc.strerror}"))
+        if not _written(f"{line}\n"):
             return codes.INTERNAL
     return code
+
+
+def _print_template() -> int:
+    try:
+        text = template()
+    except FluxError as exc:
+        _complain(exc)
+        return codes.INTERNAL
+    return codes.OK if _written(text) else codes.INTERNAL
+
+
+def _written(text: str) -> bool:
+    """Write to stdout. Return False, with a complaint on stderr, if that fails."""
+    left = text.encode("utf-8", "backslashreplace")
+    try:
+        while left:
+            left = left[os.write(1, left) :]
+    except OSError as exc:
+        _complain(FluxError(f"the output cannot be written: {exc.strerror}"))
+        return False
+    return True
 
 
 def _complain(error: FluxError) -> None:

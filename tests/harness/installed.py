@@ -12,6 +12,8 @@ import fluxbudgetctl
 import fluxbudgetd
 
 UNITS = ("fluxbudgetd.socket", "fluxbudgetd.service")
+#: A version that differs from the one under test.
+OTHER_VERSION = f"{fluxbudgetd.__version__}.post1"
 _LEFT = (".local/state/fluxbudget", ".config/fluxbudget", ".interband", ".claude")
 _NAMES = ("fluxbudgetd", "fluxbudgetctl")
 
@@ -19,7 +21,7 @@ _NAMES = ("fluxbudgetd", "fluxbudgetctl")
 class Installed:
     """A virtual environment whose packages are those that are tested; the version is only what its metadata say."""
 
-    def __init__(self, root: Path, version: str = "0.1.0") -> None:
+    def __init__(self, root: Path, version: str = fluxbudgetd.__version__) -> None:
         self.root = root
         venv.create(root, symlinks=True)
         self.packages = Path(sysconfig.get_path("purelib", vars={"base": str(root), "platbase": str(root)}))
@@ -103,4 +105,4 @@ def _root_of(package: object) -> str:
     return str(Path(str(getattr(package, "__file__", ""))).parents[1])
 
 
-__all__ = ["UNITS", "Installed", "systemctl", "unit_directory"]
+__all__ = ["OTHER_VERSION", "UNITS", "Installed", "systemctl", "unit_directory"]

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 
 import pytest
 
+from fluxbudgetd import __version__
 from harness.daemon import CTL
 
 SOURCES = Path(__file__).parents[2] / "client" / "native"
@@ -72,9 +73,9 @@ def native_client(factory: pytest.TempPathFactory, kind: str = "plain") -> Path:
             script = compiling()
             compiler = [os.environ.get("CC", "cc")]
             if not (
-                script.compile(str(made), "0.1.0")
+                script.compile(str(made), __version__)
                 if kind == "plain"
-                else script.build(compiler, str(made), "0.1.0", SANITIZED)
+                else script.build(compiler, str(made), __version__, SANITIZED)
             ):
                 pytest.skip("no C compiler here that makes a native client")
             _put_python_beside(directory)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.daemon import wait_for
-from harness.installed import UNITS, Installed, systemctl, unit_directory
+from harness.installed import OTHER_VERSION, UNITS, Installed, systemctl, unit_directory
 
 _ODD = 'it\'s "a" ${HOME} \\d %h é'
 
@@ -74,7 +74,7 @@ def test_an_upgrade_restarts_the_daemon_and_loses_no_event_and_no_caller(install
         worker.start()
         try:
             wait_for(lambda: len(started) > 2, "runs before the upgrade")
-            installed.set_version("0.2.0")
+            installed.set_version(OTHER_VERSION)
             assert "the daemon was restarted" in installed.ok("service", "install")
             upgraded = len(started)
             wait_for(lambda: len(started) > upgraded + 2, "runs after the upgrade")

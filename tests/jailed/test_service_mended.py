@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.daemon import wait_for
-from harness.installed import UNITS, Installed, systemctl, unit_directory
+from harness.installed import OTHER_VERSION, UNITS, Installed, systemctl, unit_directory
 
 SOCKET, SERVICE = UNITS
 NOW = "fluxbudgetctl service install --now"
@@ -206,7 +206,7 @@ def test_another_program_than_the_units_file_says(installed: Installed) -> None:
     installed.daemon.rename(installed.daemon.with_name("gone"))
     assert findings(other) == {}
     assert json.loads(other.ok("service", "status", "--json"))["program"] == str(other.daemon)
-    other.set_version("0.4.0")
+    other.set_version(OTHER_VERSION)
     assert json.loads(other.ok("service", "status", "--json"))["outdated"]
     other.daemon.unlink()
     assert f"{SERVICE} starts {other.daemon}, which is no program (any more)" in findings(installed)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fluxbudgetd import __version__
 from harness.daemon import wait_for
-from harness.installed import UNITS, Installed, systemctl, unit_directory
+from harness.installed import OTHER_VERSION, UNITS, Installed, systemctl, unit_directory
 from harness.interstat import Interstat
 
 SOCKET, SERVICE = (unit_directory() / name for name in UNITS)
@@ -37,11 +38,11 @@ def findings(installed: Installed, timeout: str = "30", **environ: str) -> dict[
 
 def test_all_is_well(installed: Installed) -> None:
     assert findings(installed) == {}
-    assert "service   installed by version 0.1.0" in installed.ok("doctor")
+    assert f"service   installed by version {__version__}" in installed.ok("doctor")
     service = json.loads(installed.ok("doctor", "--json"))["service"]
     assert service == json.loads(installed.ok("service", "status", "--json"))
     lines = installed.ok("service", "status").splitlines()
-    assert lines[0] == "units     installed by version 0.1.0"
+    assert lines[0] == f"units     installed by version {__version__}"
     assert lines[1] == f"socket    listening at {os.environ['XDG_RUNTIME_DIR']}/fluxbudget/fluxbudgetd.sock"
     assert lines[2].startswith("daemon    running since 20")
     assert f"pid {service['daemon']['pid']}, version" in lines[2]
@@ -82,12 +83,12 @@ def test_one_unit_missing(installed: Installed) -> None:
 
 
 def test_of_another_version(installed: Installed) -> None:
-    installed.set_version("0.3.0")
+    installed.set_version(OTHER_VERSION)
     assert findings(installed) == {
         "the installed units are not what this version writes": "fluxbudgetctl service install",
-        "the daemon is version 0.1.0, the client 0.3.0": "fluxbudgetctl service install",
+        f"the daemon is version {__version__}, the client {OTHER_VERSION}": "fluxbudgetctl service install",
     }
-    assert "installed by version 0.1.0; outdated" in status(installed)
+    assert f"installed by version {__version__}; outdated" in status(installed)
 
 
 def test_what_an_install_carried_over_is_not_outdated_elsewhere(installed: Installed) -> None:

@@ -26,7 +26,10 @@ def load_config(path: str, *, required: bool) -> Config:
     """
     text = read_text(path)
     if text is None and required:
-        raise ConfigError(f"{shown_file(path)}: the file does not exist", "make it, or leave --config out")
+        raise ConfigError(
+            f"{shown_file(path)}: the file does not exist",
+            "create it ('fluxbudgetd --print-config' prints the defaults), or leave --config out",
+        )
     data = overlay(msgspec.to_builtins(Config()), {} if text is None else _parsed(text, path))
     return checked(data, Config, path, _TOML, "write what is allowed, or remove it to have the default")
 

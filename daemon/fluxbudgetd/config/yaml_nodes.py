@@ -1,9 +1,22 @@
-"""YAML as nodes, of which only what is asked for becomes a value.
+"""Read YAML into nodes, and turn only the values that are asked for into Python values.
 
-Nothing is expanded: aliases stay shared, and a merge key (`<<`) visits each map once. So a small file that stands for a
-gigantic one costs no more than its own size.
+PyYAML scans, parses and composes. The rules below are enforced here, because versions of PyYAML and libyaml differ on
+them (6.0.4 merges keys in another order than 6.0.3, and its libyaml refuses 1,000 levels):
+
+- Size: a file has at most 1 MiB; `reading.read_text` refuses a larger one before it is parsed. A number has at most 100
+  characters; a longer one is never computed.
+- Depth: collections are nested at most 64 levels deep. Levels are counted from the parser's events, before anything is
+  composed. If a file is nested too deeply and also has a syntax error further on, the depth is what is reported.
+- Aliases are never expanded. An alias is the node that it refers to, and a map is merged into another at most once, so
+  a file costs time and memory in proportion to its size.
+- Duplicate keys: the last of equal keys counts. Keys that are not text are ignored.
+- Merge keys (`<<`): a map's own keys override merged ones, wherever the `<<` is. In a list of maps, an earlier map
+  overrides a later one. A merged map's own keys override those that it merges in turn. If a map has several `<<`, a
+  later one overrides an earlier one. Merging anything but a map or a list of maps adds nothing.
+- Tags: a tag that asks for Python code is refused anywhere in the file.
 """
 
+import contextlib
 import re
 from typing import Protocol
 
@@ -15,8 +28,10 @@ from fluxbudgetd.errors import ConfigError
 
 DIALECT = Dialect(text="text in YAML 1.1", mapping="a map", sequence="a list", nothing="null")
 
-_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# libyaml's composer recurses on the C stack; deep enough, it takes the process with it.
+LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""PyYAML's safe loader, on libyaml if PyYAML was built with it."""
+
+# PyYAML's composer recurses on the C stack: nested deeply enough, a file would crash the process.
 _MAX_DEPTH = 64
 # No number that is allowed is longer, and reading a very long one takes very long.
 _MAX_SCALAR = 100
@@ -31,8 +46,9 @@ _HINT = "correct the line: the file has to be YAML"
 
 
 class _Mark(Protocol):
-    """Either loader's idea of a place."""
+    """A place in the text, as both loaders give it. All three count from 0, in characters."""
 
+    index: int
     line: int
     column: int
 
@@ -55,7 +71,7 @@ def top_level(text: str, path: str) -> dict[str, yaml.Node]:
         raise _broken(path, f"line {line}", f"the character {one_line(found[0])} cannot be in YAML")
     try:
         _require_shallow(text, path)
-        root: yaml.Node | None = yaml.compose(text, Loader=_LOADER)
+        root: yaml.Node | None = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as exc:
         what = ", ".join(filter(None, (exc.context, exc.problem)))
         raise _broken(path, _place(exc.problem_mark or exc.context_mark), what) from exc
@@ -73,11 +89,11 @@ def top_level(text: str, path: str) -> dict[str, yaml.Node]:
 
 
 def entries(node: yaml.MappingNode) -> dict[str, yaml.Node]:
-    """Return a map's entries whose key is text, as PyYAML has them: the last of equal keys, merge keys followed."""
+    """Return a map's entries whose key is text. Duplicate and merge keys follow the rules above."""
     found: dict[str, yaml.Node] = {}
     ahead: list[yaml.Node] = [node]
     seen: set[int] = set()
-    # What counts most comes first. So a map that is merged a second time has nothing more to say.
+    # Maps are taken by precedence, highest first, so a map that is merged a second time can add nothing.
     while ahead:
         at = ahead.pop()
         if id(at) in seen or not isinstance(at, yaml.MappingNode):
@@ -130,14 +146,32 @@ def _is_sound(text: str) -> bool:
 
 
 def _require_shallow(text: str, path: str) -> None:
+    try:
+        too_deep = _too_deep(text)
+    except yaml.MarkedYAMLError as exc:
+        # The scanner reads up to 1,024 characters ahead of the events, and may fail there (newer versions of libyaml do
+        # so at level 1,001). Before its error is reported, count the levels up to the end and the start of what failed.
+        too_deep = None
+        for failed_at in (exc.problem_mark, exc.context_mark):
+            with contextlib.suppress(yaml.YAMLError):
+                too_deep = too_deep or (failed_at and _too_deep(text[: failed_at.index]))
+        if too_deep is None:
+            raise
+    if too_deep is not None:
+        raise _broken(path, _place(too_deep), f"nested deeper than {_MAX_DEPTH} levels")
+
+
+def _too_deep(text: str) -> _Mark | None:
+    """Return where the first collection below the deepest allowed level starts, if there is one."""
     depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _MAX_DEPTH:
-                raise _broken(path, _place(event.start_mark), f"nested deeper than {_MAX_DEPTH} levels")
+                return event.start_mark
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+    return None
 
 
 def _require_no_code(root: yaml.Node, path: str) -> None:

@@ -45,11 +45,11 @@ def samples(connection: sqlite3.Connection, model: str) -> tuple[AgentSample, ..
     sql = (
         f"SELECT agent_name, count(*), {halves} FROM ("  # noqa: S608  our own names
         f"SELECT agent_name, {_BILLING} AS billing, total_tokens AS total FROM {TABLE} "
-        f"WHERE (model = CAST(?1 AS TEXT) OR model IS NULL) AND {_COUNTS}) GROUP BY agent_name"
+        f"WHERE (model = CAST(:model AS TEXT) OR model IS NULL) AND {_COUNTS}) GROUP BY agent_name"
     )
     return tuple(
         AgentSample(text(agent), rows, (high << 32) + low, (total_high << 32) + total_low)
-        for agent, rows, high, low, total_high, total_low in fetch(connection, sql, unfold(model))
+        for agent, rows, high, low, total_high, total_low in fetch(connection, sql, {"model": unfold(model)})
     )
 
 
@@ -68,11 +68,11 @@ def spreads(connection: sqlite3.Connection) -> dict[str, AgentCalibration]:
     sql = (
         f"SELECT agent, max(n), {picked} FROM ("  # noqa: S608  our own names
         f"SELECT agent, billing, total, {ranks}, count(*) OVER (PARTITION BY agent) AS n FROM ("
-        f"SELECT {_NAME} AS agent, {_BILLING} AS billing, total_tokens AS total FROM {TABLE} WHERE {_COUNTS} AND ?1)) "
+        f"SELECT {_NAME} AS agent, {_BILLING} AS billing, total_tokens AS total FROM {TABLE} WHERE {_COUNTS})) "
         "GROUP BY agent ORDER BY agent"
     )
     found = {}
-    for agent, count, *numbers in fetch(connection, sql, 1):
+    for agent, count, *numbers in fetch(connection, sql, {}):
         billing, total = (
             Spread(mean=mean((high << 32) + low, count), p50=p50, p90=p90)
             for high, low, p50, p90 in (numbers[:4], numbers[4:])
@@ -85,11 +85,11 @@ def agent_rows(connection: sqlite3.Connection, agents: Iterable[str]) -> tuple[A
     """Return the newest measured rows of these agents (plain names)."""
     sql = (
         f"SELECT rowid, session_id, timestamp, agent_name, {_BILLING} FROM {TABLE} "  # noqa: S608  our own names
-        f"WHERE agent_name IN (CAST(?1 AS TEXT), ?1) AND {_COUNTS} ORDER BY rowid DESC LIMIT {NEWEST_ROWS}"
+        f"WHERE agent_name IN (CAST(:agent AS TEXT), :agent) AND {_COUNTS} ORDER BY rowid DESC LIMIT {NEWEST_ROWS}"
     )
     return tuple(
         AgentRow(key, text(session), moment(at), text(name), billing)
         for agent in agents
         for spelling in (agent, AGENT_PREFIX + agent)
-        for key, session, at, name, billing in fetch(connection, sql, unfold(spelling))
+        for key, session, at, name, billing in fetch(connection, sql, {"agent": unfold(spelling)})
     )

@@ -5,7 +5,7 @@ SQLite keeps any kind of value in any column.
 
 import marshal
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,8 +22,8 @@ MINIMUM_USER_VERSION = 1
 
 Row = Sequence[object]
 
-# An id is bound as its bytes, since Python cannot bind text that is not UTF-8; it may stand there as text or as a blob.
-_IS = "IN (CAST(?1 AS TEXT), ?1)"
+# An id is bound as bytes because Python cannot bind text that is not UTF-8. The column may hold text or a blob.
+_IS = "IN (CAST(:id AS TEXT), :id)"
 
 
 class Columns(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class Columns(msgspec.Struct, frozen=True):
 
     @property
     def select(self) -> str:
-        """Return the SQL of one session's rows, by index; the parameter is the session id's bytes."""
+        """Return the SQL of one session's rows, by index; `:id` is the session id's bytes."""
         columns = [
             *REQUIRED[1:],
             *(name if name in self.present else stand_in for name, stand_in in OPTIONAL.items()),
@@ -61,34 +61,34 @@ class Columns(msgspec.Struct, frozen=True):
 
     @property
     def select_scope(self) -> str | None:
-        """Return the SQL of the sessions that name a bead, by index; None when the file has no beads."""
+        """Return the SQL of the sessions that name a bead (`:id`, as bytes), by index; None if there are no beads."""
         if "bead_id" not in self.present:
             return None
         return f"SELECT DISTINCT session_id FROM {TABLE} WHERE bead_id {_IS}"  # noqa: S608  likewise
 
     @property
     def select_recent(self) -> str:
-        """Return the SQL of the newest rows' session, bead and tokens; the parameter is how many."""
+        """Return the SQL of the newest rows' session, bead and tokens; `:count` is how many."""
         names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_creation_tokens")
         tokens = [name if name in self.present else "NULL" for name in names]
         bead = "bead_id" if "bead_id" in self.present else "''"
         return (
             f"SELECT session_id, {bead}, {', '.join(tokens)} FROM {TABLE} "  # noqa: S608  likewise
-            f"WHERE rowid > (SELECT max(rowid) FROM {TABLE}) - ?"
+            f"WHERE rowid > (SELECT max(rowid) FROM {TABLE}) - :count"
         )
 
 
-def fetch(connection: sqlite3.Connection, sql: str, parameter: object) -> list[Any]:
-    """Return a query's rows. Where a text is no UTF-8, all texts come as bytes: `text` makes the same of both."""
+def fetch(connection: sqlite3.Connection, sql: str, parameters: Mapping[str, object]) -> list[Any]:
+    """Return a query's rows. If any text is not UTF-8, all texts are bytes; `text` accepts either."""
     connection.text_factory = str
     try:
-        return connection.execute(sql, (parameter,)).fetchall()
+        return connection.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError as exc:
         # Python's own complaint, not SQLite's: it has no error code.
         if getattr(exc, "sqlite_errorcode", None) is not None:
             raise
     connection.text_factory = bytes
-    return connection.execute(sql, (parameter,)).fetchall()
+    return connection.execute(sql, parameters).fetchall()
 
 
 def digest(rows: list[Any]) -> int:

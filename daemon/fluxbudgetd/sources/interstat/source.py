@@ -100,7 +100,7 @@ class InterstatSource:
 
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...] | None:
             found: dict[tuple[str, str], Counts] = {}
-            for session, bead, *tokens in rows.fetch(connection, columns.select_recent, RECENT_ROWS):
+            for session, bead, *tokens in rows.fetch(connection, columns.select_recent, {"count": RECENT_ROWS}):
                 counts, _ = token_counts(tokens)
                 pending = tokens[0] is None and tokens[1] is None
                 key = text(session), text(bead)
@@ -236,14 +236,14 @@ class InterstatSource:
 def _sessions_of(connection: sqlite3.Connection, columns: rows.Columns, scope: str) -> tuple[str, ...]:
     if columns.select_scope is None:
         return ()
-    found = rows.fetch(connection, columns.select_scope, unfold(scope))
+    found = rows.fetch(connection, columns.select_scope, {"id": unfold(scope)})
     return tuple(text(session) for (session,) in found)
 
 
 def _snapshot(
     connection: sqlite3.Connection, columns: rows.Columns, session: str, known: int | None
 ) -> SessionSnapshot:
-    found = rows.fetch(connection, columns.select, unfold(session))
+    found = rows.fetch(connection, columns.select, {"id": unfold(session)})
     digest = rows.digest(found)
     if digest == known:
         return SessionSnapshot(digest, None)
