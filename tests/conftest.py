@@ -15,9 +15,7 @@ from harness.daemon import Daemon, Home
 from harness.interstat import Interstat
 
 # Limits of time per example, and for making examples, would be assertions about speed.
-hypothesis.settings.register_profile(
-    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 
