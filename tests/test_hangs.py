@@ -8,7 +8,7 @@ import os
 import socket
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from fluxbudgetd import server as server_module
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine import Engine
+from fluxbudgetd.engine.live import Live
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.handlers import Context, handle
-from fluxbudgetd.ledger import open_ledger
-from fluxbudgetd.model import Reading
+from fluxbudgetd.ledger import Ledger, open_ledger
+from fluxbudgetd.model import Mark, Reading, Run
 from fluxbudgetd.server import Server
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.interstat import Interstat
+from harness.transcripts import Transcript
 
 
 class HangingSource(InterstatSource):
@@ -165,6 +167,71 @@ def test_patient_caller_gets_the_estimate_of_a_budget_file_that_is_read_slowly(
             run = engine.book.runs[started.id].run
             assert await engine.reviews.expected("fd-quality", run, within(60)) == 12_345
             assert await engine.reviews.expected("fd-quality", run, within(0.1)) == 40_000
+
+    anyio.run(body)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(60):
+        while not condition():  # noqa: ASYNC110  the engine does not report each of these conditions
+            await anyio.sleep(0.005)
+
+
+def test_warning_by_numbers_of_a_refresh_that_hangs_later_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transcript has been read, interstat's file not yet: the numbers are fresh, and so is the warning."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, source):
+            started, _ = await engine.changes.start(
+                messages.RunStart(project_dir="/p", session="s1", token_budget=1000), within(60)
+            )
+            state = engine.book.runs[started.id]
+            assert (await engine.standing(state, within(60))).stale_why is None
+            before = state.live
+            source.let.clear()
+            Transcript(tmp_path, "s1").response(tokens=(900, 0, 0, 0))
+            engine.wish("s1")
+            await until(lambda: state.live > before and engine.book.balance(state).spent == 900)
+            # For a moment after a file has come, its directory counts as changed. This is about what comes then.
+            monkeypatch.setattr(Live, "changed", lambda *_args, **_more: False)
+            assert (await engine.standing(state, within(60))).stale_why is None
+            await engine.gate.told(state, within(60))
+            reminder = await engine.pending.tell(state, "s1", within(60))
+            assert reminder is not None
+            assert reminder.event.kind == "budget.warning"
+            reminder.heard(True)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_threshold_that_is_passed_while_another_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as well, with nothing else happening."""
+    let = anyio.Event()
+    save_run = Ledger.save_run
+
+    async def late(ledger: Ledger, run: Run, **what: Any) -> None:
+        await save_run(ledger, run, **what)
+        if what.get("fired"):
+            await let.wait()
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with engine_over(tmp_path) as (engine, _source):
+            started, _ = await engine.changes.start(
+                messages.RunStart(project_dir="/p", session="s1", token_budget=1000), within(60)
+            )
+            state = engine.book.runs[started.id]
+            monkeypatch.setattr(Ledger, "save_run", late)
+            interstat.insert("s1", input_tokens=600, output_tokens=0)
+            await engine.standing(state, within(60))
+            await until(lambda: engine.events.last >= 2)
+            interstat.insert("s1", input_tokens=360, output_tokens=0)
+            await engine.standing(state, within(60))
+            let.set()
+            await until(lambda: Mark("budget.threshold", 95) in state.fired)
+        interstat.close()
 
     anyio.run(body)
 

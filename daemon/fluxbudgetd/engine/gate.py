@@ -118,6 +118,8 @@ class Gate:
 
     async def told(self, state: RunState, deadline: float) -> None:
         """Wait until what a run has newly passed is on disk, but no longer than until the deadline."""
+        # Numbers may be in the accounts while the refresh that brought them has not come to its own look yet.
+        self.look(state)
         with anyio.CancelScope(deadline=deadline):
             while state.run.id in self._crossed:
                 await self._told.wait()
@@ -174,8 +176,11 @@ class Gate:
             # Nobody waits longer than for one try.
             done.set()
         for name in list(self._crossed):
-            await self._tell_crossed(self._book.runs[name])
+            state = self._book.runs[name]
+            await self._tell_crossed(state)
             self._crossed.pop(name, None)
+            # More may have been passed while this was written; a look then found the run among those already.
+            self.look(state)
             self._told.set()
             self._told = anyio.Event()
 
