@@ -18,8 +18,8 @@ from harness.interstat import Interstat
 from harness.transcript_reader import SESSION, Reader
 from harness.transcripts import Transcript
 
-# On a busy machine any example may take longer than hypothesis's deadline of 200 ms.
-hypothesis.settings.register_profile("untimed", deadline=None)
+# Limits of time per example, and for making examples, would be assertions about speed.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 # A shell without job control starts its background jobs with SIGINT ignored, and the processes that the tests start

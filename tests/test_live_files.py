@@ -78,8 +78,9 @@ def test_unreadable_transcript_is_stale(home: Home, interstat: Interstat) -> Non
     writer = transcript(home)
     writer.response("m1", tokens=(500, 0, 0, 0))
     assert home.spent(run) == 500
-    writer.path.chmod(0)
-    writer.response("m2", tokens=(60, 0, 0, 0))
+    with writer.path.open("ab") as file:  # opened while that is still possible
+        writer.path.chmod(0)
+        file.write(encoded(assistant_line(writer.session, "m2", tokens=(60, 0, 0, 0))))
     spend = home.spend(run)
     assert (spend.spent, spend.stale) == (500, True)
     assert "transcripts: unreadable" in str(spend.stale_why)

@@ -51,7 +51,7 @@ def total(files: dict[int, tuple[bytes, str]]) -> int:
     return sum(sum(one.tokens[:2]) for one in recount(files))
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(lines=lines, seed=st.integers(0, 1000))
 def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], seed: int) -> None:
     """Another process appends in random pieces meanwhile.

@@ -133,11 +133,14 @@ class Lifecycle:
     async def detach(self, session: str, account: RunAccount | None, deadline: float) -> Run:
         """End a session's present attachment and return its run; raises `BadInputError` if it is not attached.
 
-        `account`, unless None, is the run that the session has to be attached to.
+        `account`, unless None, is the run that the session has to be attached to. Raises `RequestTimeoutError` if the
+        rows that may attach the session could not be read in time.
         """
-        await self._refresh_session(session, deadline)
+        in_time = await self._refresh_session(session, deadline)
         async with self._runs_lock:
             present = self._present_attachment(session)
+            if present is None and not in_time:
+                raise RequestTimeoutError(f"session {session!r} could not be read in time", "give more --timeout")
             if present is None or (account is not None and present.run != account.run.id):
                 self._accounts.forget_unknown(session)
                 where = "any run" if account is None else f"run {account.run.id}"
@@ -187,11 +190,12 @@ class Lifecycle:
         if scope.cancelled_caught:
             raise RequestTimeoutError("the transcript could not be looked at in time", "ask again")
 
-    async def _refresh_session(self, session: str | None, deadline: float) -> None:
-        """Read a session: the run that its rows name becomes its first attachment if it is moved."""
-        if session is not None:
-            runs.foreign_id("session id", session)
-            await self._refresher.refresh([], [session], deadline=deadline)
+    async def _refresh_session(self, session: str | None, deadline: float) -> bool:
+        """Refresh a session, so that its implied attachment is known before it moves. False if that took too long."""
+        if session is None:
+            return True
+        runs.foreign_id("session id", session)
+        return await self._refresher.refresh([], [session], deadline=deadline)
 
     def _attachments_to_move(self, session: str | None, run_id: str) -> list[Attachment]:
         """Return the attachments to write so that a session belongs to a run from now on; none if it does already."""

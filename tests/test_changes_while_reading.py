@@ -1,0 +1,102 @@
+"""Decisions made while a source is being read or the ledger written: nothing is missed, nothing is guessed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from fluxbudgetd.errors import BadInputError, RequestTimeoutError
+from fluxbudgetd.ledger.runs import StoredRuns
+from fluxbudgetd.model import BudgetThreshold, Run
+from fluxbudgetd.totals.transcript_store import TranscriptStore
+from fluxbudgetd.wire import messages
+from harness.interstat import Interstat
+from harness.service import service_over, within
+from harness.transcripts import Transcript
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(60):
+        while not condition():  # noqa: ASYNC110  the service does not report these conditions
+            await anyio.sleep(0.005)
+
+
+def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transcript has been read and interstat's file has not: the numbers are fresh, and so is the warning."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with service_over(tmp_path) as (service, source):
+            asked = messages.RunStart(project_dir="/p", session="s1", token_budget=1000)
+            run, _ = await service.lifecycle.start(asked, within(60))
+            account = service.accounts.runs[run.id]
+            assert (await service.totals.standing(account, within(60))).stale_why is None
+            source.hang()
+            Transcript(tmp_path, "s1").response(tokens=(900, 0, 0, 0))
+            service.totals.request_refresh("s1")
+            await until(lambda: account.balance().spent == 900)
+            # For a moment after a file was created, its directory counts as changed. This is about the time after that.
+            monkeypatch.setattr(TranscriptStore, "changed", lambda *_arguments, **_options: False)
+            await service.thresholds.reported(account, within(60))
+            reminder = await service.session_warnings.next_for(account, "s1", within(60))
+            assert reminder is not None
+            assert reminder.event.kind == "budget.warning"
+            reminder.finish(True)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_threshold_that_is_passed_while_another_is_written_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs nothing else to happen."""
+    may_go_on = anyio.Event()
+    save = StoredRuns.save
+
+    async def slow_save(stored: StoredRuns, run: Run, **arguments: Any) -> None:
+        await save(stored, run, **arguments)
+        if arguments.get("fired"):
+            await may_go_on.wait()
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with service_over(tmp_path) as (service, _source):
+            asked = messages.RunStart(project_dir="/p", session="s1", token_budget=1000)
+            run, _ = await service.lifecycle.start(asked, within(60))
+            account = service.accounts.runs[run.id]
+            monkeypatch.setattr(StoredRuns, "save", slow_save)
+            interstat.insert("s1", input_tokens=600, output_tokens=0)
+            await service.totals.standing(account, within(60))
+            await until(lambda: service.events.last >= 2)
+            interstat.insert("s1", input_tokens=360, output_tokens=0)
+            await service.totals.standing(account, within(60))
+            may_go_on.set()
+            await until(lambda: BudgetThreshold("budget.threshold", 95) in account.fired)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_detaching_a_session_that_cannot_be_read_in_time_is_no_bad_input(tmp_path: Path) -> None:
+    """Its rows may attach it to the run."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with service_over(tmp_path) as (service, source):
+            await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="bead"), within(60))
+            interstat.insert("s1", input_tokens=1, output_tokens=0, bead_id="bead")
+            source.hang()
+            with pytest.raises(RequestTimeoutError):
+                await service.lifecycle.detach("s1", None, within(0.05))
+            source.resume()
+            await service.lifecycle.detach("s1", None, within(60))
+            with pytest.raises(BadInputError):
+                await service.lifecycle.detach("s1", None, within(60))
+        interstat.close()
+
+    anyio.run(body)
