@@ -124,7 +124,7 @@ PYTHONS ?= $(shell for name in python3.11 python3.12 python3.13; do \
   $$name -c 'import ensurepip, sys, venv; print(sys.executable)' 2>/dev/null; done)
 
 pythons:
-	@printf '%s\n' $(PYTHONS)
+	@printf '%s\n' $(or $(PYTHONS),$(PYTHON))
 
 test-all:
 	@failed=; for python in $(or $(PYTHONS),$(PYTHON)); do \

@@ -389,6 +389,7 @@ print("fine", flush=True)
 """
 
 
+@pytest.mark.soak
 def test_reader_never_sees_half_a_file_or_none(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state("r1", spent=0, reserved=0), state("r2", spent=0, reserved=0)], {"s": "r1"}, {})
