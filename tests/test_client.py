@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -230,7 +231,7 @@ def test_directory_names_the_only_active_run(home: Home, daemon: Daemon) -> None
 def test_deleted_working_directory(home: Home, daemon: Daemon) -> None:
     gone = home.root / "gone"
     gone.mkdir()
-    command = f"cd {gone} && rmdir {gone} && exec {' '.join(CTL)}"
+    command = f"cd {gone} && rmdir {gone} && exec {shlex.join(CTL)}"
     result = subprocess.run(
         ["sh", "-c", f"{command} remaining"], env=home.environ, capture_output=True, text=True, check=False
     )
@@ -281,7 +282,7 @@ def test_reader_that_goes_away(home: Home, daemon: Daemon) -> None:
     """`| head` and a closed stdout end the client silently."""
     for number in range(60):
         started(home, id=f"run-{number}", goal="g" * 2000)
-    command = f"{' '.join(CTL)} run list | head -1"
+    command = f"{shlex.join(CTL)} run list | head -1"
     result = subprocess.run(["bash", "-c", command], env=home.environ, capture_output=True, text=True, check=False)
     assert (result.stdout.startswith("RUN"), result.stderr) == (True, "")
 
@@ -316,7 +317,7 @@ def test_refusal_is_a_refusal_whoever_reads_it(home: Home, interstat: Interstat,
     """`check` in a pipe whose reader has gone."""
     home.ok("run", "start", "--budget", "1", "--session", "s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
-    command = f"set -o pipefail; {' '.join(CTL)} check | true"
+    command = f"set -o pipefail; {shlex.join(CTL)} check | true"
     result = subprocess.run(
         ["bash", "-c", command], env=home.environ, cwd=home.project, capture_output=True, text=True, check=False
     )
@@ -325,7 +326,7 @@ def test_refusal_is_a_refusal_whoever_reads_it(home: Home, interstat: Interstat,
 
 def shell(home: Home, command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", f"exec {' '.join(CTL)} {command}"],
+        ["bash", "-c", f"exec {shlex.join(CTL)} {command}"],
         env=home.environ,
         cwd=home.project,
         capture_output=True,

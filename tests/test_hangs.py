@@ -18,6 +18,7 @@ import anyio.abc
 import pytest
 
 from fluxbudgetd import server as server_module
+from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.engine import Engine
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
@@ -139,6 +140,31 @@ def test_look_that_gave_nothing_is_no_look(tmp_path: Path) -> None:
             standing = await engine.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (5, None)
         interstat.close()
+
+    anyio.run(body)
+
+
+def test_patient_caller_gets_the_estimate_of_a_budget_file_that_is_read_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller in a hurry gets what is known without the file."""
+    file = tmp_path / "project" / ".claude" / "flux-drive-budget.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("agent_defaults:\n  review: 12345\n")
+    review_budget = Settings.review_budget
+
+    async def slowly(settings: Settings, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
+        await anyio.sleep(0.1)
+        return await review_budget(settings, project_dir, calibrated=calibrated)
+
+    monkeypatch.setattr(Settings, "review_budget", slowly)
+
+    async def body() -> None:
+        async with engine_over(tmp_path) as (engine, _source):
+            started, _ = await engine.changes.start(messages.RunStart(project_dir=str(tmp_path / "project")), within(5))
+            run = engine.book.runs[started.id].run
+            assert await engine.reviews.expected("fd-quality", run, within(60)) == 12_345
+            assert await engine.reviews.expected("fd-quality", run, within(0.1)) == 40_000
 
     anyio.run(body)
 

@@ -22,7 +22,7 @@ FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
 pytestmark = [
     pytest.mark.skipif(not native.SOURCES.is_dir(), reason="the sources of the native client are not here"),
     pytest.mark.native,
-    pytest.mark.timeout(0 if EXAMPLES else 120),
+    pytest.mark.timeout(0 if EXAMPLES else 600),
 ]
 
 

@@ -377,7 +377,7 @@ import sys
 keys = ["run", "phase", "state", "budget", "spent", "remaining", "pct", "reserved", "stale", "as_of"]
 print("ready", flush=True)
 seen = set()
-while len(seen) < 3000:
+while len(seen) < 1000:
     for path in sys.argv[1:]:
         text = open(path).read()
         pairs = [line.split("=") for line in text.splitlines()]

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -261,7 +262,7 @@ def test_signals_end_it_quietly(
 
 def test_reader_that_has_gone_ends_it_quietly(home: Home, served: ScriptedDaemon) -> None:
     """At once, not only with the next event."""
-    command = f"{' '.join(CTL)} watch --since 0 | head -1; echo ${{PIPESTATUS[0]}}"
+    command = f"{shlex.join(CTL)} watch --since 0 | head -1; echo ${{PIPESTATUS[0]}}"
     served.events = some(1, 3)
     result = subprocess.run(
         ["bash", "-c", command], env=home.environ, cwd=home.project, capture_output=True, text=True, check=False,

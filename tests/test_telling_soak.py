@@ -49,7 +49,6 @@ class Resuming:
         self._thread.join()
 
 
-@pytest.mark.timeout(300)
 def test_no_event_is_lost_between_commit_and_delivery(
     home: Home, interstat: Interstat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
