@@ -118,13 +118,13 @@ test-lowest:
 	@$(MAKE) suite VENV=build/env/lowest RUNTIME=lowest TEST=lowest
 
 # Debian's Python without python3-venv cannot make an environment and is left out. pyenv's shims run only what
-# PYENV_VERSION lists.
+# PYENV_VERSION lists. (Make drops the output if the last command is not found.)
 PYTHONS ?= $(shell for name in python3.11 python3.12 python3.13; do \
   PYENV_VERSION=$$(pyenv versions --bare 2>/dev/null | paste -sd:) \
-  $$name -c 'import ensurepip, sys, venv; print(sys.executable)' 2>/dev/null; done)
+  $$name -c 'import ensurepip, sys, venv; print(sys.executable)' 2>/dev/null; done; true)
 
 pythons:
-	@printf '%s\n' $(PYTHONS)
+	@printf '%s\n' $(or $(PYTHONS),$(PYTHON))
 
 test-all:
 	@failed=; for python in $(or $(PYTHONS),$(PYTHON)); do \

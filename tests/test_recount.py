@@ -163,6 +163,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Inte
     home.stop_all()
 
 
+@pytest.mark.soak
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions)
 def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], actions: list[tuple[Any, ...]]) -> None:

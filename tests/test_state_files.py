@@ -387,6 +387,7 @@ print("fine", flush=True)
 """
 
 
+@pytest.mark.soak
 def test_reader_always_sees_a_whole_file(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
         await files.put([state("r1", spent=0, reserved=0), state("r2", spent=0, reserved=0)], {"s": "r1"}, {})
