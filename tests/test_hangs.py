@@ -429,7 +429,7 @@ def test_connections_of_the_source_are_closed(tmp_path: Path) -> None:
     """`reopen` closes all descriptors of the database."""
     interstat = Interstat(tmp_path / "metrics.db")
     source = InterstatSource(str(tmp_path / "metrics.db"))
-    assert source.read({"s": None}, ()).status.readable
+    assert source.read({"s": None}, ()).status.is_readable
     held = [
         os.readlink(f"/proc/self/fd/{fd}")
         for fd in os.listdir("/proc/self/fd")

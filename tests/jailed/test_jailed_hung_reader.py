@@ -28,7 +28,7 @@ def test_hanging_reader_makes_systemd_restart_the_daemon(home: Account) -> None:
             # Requests are still answered, with the last known numbers, marked as stale.
             stale_why = answer.spend.stale_why
             assert answer.spend.spent == spent or stale_why
-        assert stale_why == "interstat: slow: the present numbers were not there in time"
+        assert stale_why == "interstat: slow: current numbers were not available in time"
 
         def is_restarted() -> bool:
             held.take_note()

@@ -87,7 +87,7 @@ class Reviews:
         found = await self._history.ask(f"means of {name}", scan, deadline)
         if found.value is None and not found.in_time:
             raise RequestTimeoutError("the agents' history is still being read", "ask again, or give more --timeout")
-        return found.value or {}, found.why
+        return found.value or {}, found.stale_why
 
     async def expected(self, agent: str, run: Run, deadline: float) -> int:
         """Return what an agent of a run is expected to cost, in tokens of the run's cost basis.
@@ -244,7 +244,7 @@ class Reviews:
             agents=spreads,
             slicing=slicing,
         )
-        return made, found.why
+        return made, found.stale_why
 
 
 def _decide(asked: TriageRequest, known: dict[str, Measured], rules: ReviewBudget, limit: triage.Limit) -> triage.Cut:

@@ -32,7 +32,7 @@ class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     @property
-    def readable(self) -> bool:
+    def is_readable(self) -> bool:
         """Return True if the source was read, so its numbers are current."""
         return self.state == "ok"
 
@@ -49,7 +49,7 @@ class SessionSnapshot(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of reading a source once. Empty unless the status is readable."""
+    """The result of reading a source once. Empty unless `status.is_readable`."""
 
     status: SourceStatus
     sessions: Mapping[str, SessionSnapshot] = {}

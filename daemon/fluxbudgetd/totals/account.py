@@ -15,7 +15,7 @@ from fluxbudgetd.model import Attachment, Balance, BudgetThreshold, Cell, Counts
 from fluxbudgetd.policy import attribution, budget, phases
 from fluxbudgetd.policy.burn import MINUTE
 
-#: The epoch of rows that were never read.
+#: The epoch of rows that have never been read.
 NEVER = -1
 
 
@@ -38,19 +38,19 @@ class Sums(enum.Enum):
     ROWS = "rows"
     #: Both sources.
     WHOLE = "whole"
-    #: Both or one, before a run with a scope was added; that run may own some of the rows.
+    #: `ROWS` or `WHOLE` from before a run with a scope was added; that run may own some of the rows.
     OUTDATED = "outdated"
-    #: Something older than the last measured usage, because the ledger could not be read.
+    #: Usage older than the last measured, because the ledger could not be read.
     UNREADABLE = "unreadable"
 
 
 class SessionAccount(msgspec.Struct):
-    """A session's attachments in the order of time, and the sums of its last measured usage.
+    """A session's attachments, oldest first, and the sums of its last measured usage.
 
-    `implied` is the attachment that its rows imply. It counts if no client asked for another one.
+    `implied` is the attachment that its rows imply. It counts if no client requested one.
     `counts_transcripts` is true if `cells` come from its transcripts, which hold usage; otherwise they come from
-    interstat's rows. `figures` has the sum of each source by the source's name, `minutes` the recent usage by the
-    minute since 1970, `earliest` the time of the first record. `digest` identifies the rows that were summed last,
+    interstat's rows. `figures` has the sum of each source by the source's name, `minutes` the recent usage by minute
+    since 1970, `earliest` the time of the first record. `digest` identifies the rows that were summed last,
     and `rows_epoch` is interstat's epoch at which they were read.
     """
 
@@ -68,7 +68,7 @@ class SessionAccount(msgspec.Struct):
 
     @property
     def current(self) -> Sequence[Attachment]:
-        """The attachments that count: those that were asked for, otherwise the one that the rows imply."""
+        """The attachments that count: those that clients requested, otherwise the one that the rows imply."""
         if self.attachments:
             return self.attachments
         return () if self.implied is None else (self.implied,)
@@ -86,12 +86,12 @@ class SessionAccount(msgspec.Struct):
 
 
 class RunAccount(msgspec.Struct):
-    """A run and what is known of its numbers.
+    """A run and what is known about its numbers.
 
     `sessions` are those that may have usage of the run. `completed` are the phases it has left, `fired` the thresholds
-    that were reported for its present budget, `reserved` the tokens that admitted sub-agents are expected to cost.
+    that were reported for its current budget, `reserved` the tokens that admitted sub-agents are expected to cost.
     `shown` says what the numbers show, `interstat` is that source's status when it was last read for this run, and
-    `has_sessions` is true after the ledger was asked which sessions name the run's scope.
+    `has_sessions` is true once the sessions that name the run's scope were read from the ledger.
     """
 
     run: Run
@@ -107,16 +107,16 @@ class RunAccount(msgspec.Struct):
     _provisional: tuple[PhaseRecord, ...] | None = None
 
     def clear_cache(self) -> None:
-        """Recompute `measured` and `provisional` when they are next asked for."""
+        """Have `measured` and `provisional` computed again on their next call."""
         self._measured = self._provisional = None
 
     @property
     def is_loaded(self) -> bool:
         """Return True if the run's last known numbers are in memory, fresh or not."""
-        return self.has_sessions and all(one.sums is not Sums.UNKNOWN for one in self.sessions.values())
+        return self.has_sessions and all(session.sums is not Sums.UNKNOWN for session in self.sessions.values())
 
     def require_loaded(self) -> None:
-        """Raise `RequestTimeoutError` unless the last known numbers are in memory: "nothing spent" would be a lie."""
+        """Raise `RequestTimeoutError` unless the last known numbers are in memory: 0 would be wrong."""
         if not self.is_loaded:
             raise RequestTimeoutError(
                 f"the numbers of run {self.run.id} are being read for the first time since fluxbudgetd started",
@@ -124,7 +124,7 @@ class RunAccount(msgspec.Struct):
             )
 
     def cells(self) -> Iterator[tuple[str, Cell, Counts]]:
-        """Yield the run's sums, each with the session that it belongs to, in the order of session ids."""
+        """Yield the run's sums, each with its session, ordered by session id."""
         for name in sorted(self.sessions):
             for cell, counts in self.sessions[name].cells.items():
                 if cell.run == self.run.id:
@@ -137,13 +137,13 @@ class RunAccount(msgspec.Struct):
         return self._measured
 
     def provisional(self) -> tuple[PhaseRecord, ...]:
-        """Return the completed phases whose estimates count, because nothing has been measured of them yet."""
+        """Return the completed phases whose estimates count, because they have no measured usage yet."""
         if self._provisional is None:
             self._provisional = self.would_count(self.completed)
         return self._provisional
 
     def balance(self, run: Run | None = None) -> Balance:
-        """Return where the run, or what it is about to be changed into, stands by the last known numbers."""
+        """Return the run's balance by the last known numbers, or what it would be if the run were changed to `run`."""
         run = run or self.run
         measured = self.measured().tokens(run.cost_basis)
         provisional = sum(record.estimate for record in self.provisional())
@@ -157,7 +157,7 @@ class RunAccount(msgspec.Struct):
         return sums
 
     def would_count(self, completed: tuple[PhaseRecord, ...]) -> tuple[PhaseRecord, ...]:
-        """Return the phases whose estimates count once the run has completed these."""
+        """Return those of these phases whose estimates would count if the run had completed them."""
         if not completed:
             return ()
         measured: set[str] = set()
@@ -167,31 +167,28 @@ class RunAccount(msgspec.Struct):
                 measured.add(cell.phase)
                 working.add(name)
         stints = [
-            attribution.stint(one, session.earliest, measured=name in working)
+            attribution.stint(attachment, session.earliest, measured=name in working)
             for name, session in self.sessions.items()
-            for one in session.current
-            if one.run == self.run.id
+            for attachment in session.current
+            if attachment.run == self.run.id
         ]
         return phases.provisional(completed, measured, stints)
 
     def minutes(self) -> dict[int, int]:
-        """Return the recent usage of the run's present sessions by minute, in tokens of its cost basis."""
-        found: dict[int, int] = {}
+        """Return the recent usage of the run's current sessions by minute, in tokens of its cost basis."""
+        used: dict[int, int] = {}
         for session in self.sessions.values():
             if session.run != self.run.id:
                 continue
-            present = session.current[-1]
+            current = session.current[-1]
             for minute, counts in session.minutes.items():
                 # Part of the minute in which the session joined belongs to another run.
-                if present.first or minute > present.since // MINUTE:
-                    found[minute] = found.get(minute, 0) + counts.tokens(self.run.cost_basis)
-        return found
-
-    def present_sessions(self) -> list[str]:
-        """Return the sessions that belong to the run now."""
-        return [name for name, session in self.sessions.items() if session.run == self.run.id]
+                if current.first or minute > current.since // MINUTE:
+                    used[minute] = used.get(minute, 0) + counts.tokens(self.run.cost_basis)
+        return used
 
     def attachments(self) -> list[Attachment]:
-        """Return the run's attachments, both requested and implied, in the order of time."""
-        found = [one for session in self.sessions.values() for one in session.current if one.run == self.run.id]
-        return sorted(found, key=lambda one: (one.since, one.session))
+        """Return the run's attachments, both requested and implied, oldest first."""
+        of_all_runs = (attachment for session in self.sessions.values() for attachment in session.current)
+        own = (attachment for attachment in of_all_runs if attachment.run == self.run.id)
+        return sorted(own, key=lambda attachment: (attachment.since, attachment.session))

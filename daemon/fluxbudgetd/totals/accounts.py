@@ -1,4 +1,4 @@
-"""All accounts: which runs and sessions there are, which session may have usage of which run, and every change of them.
+"""All accounts: the runs, the sessions, which sessions may have usage of which run, and every change to them.
 
 Nothing here waits or reads a file. The invariants that callers rely on:
 
@@ -6,7 +6,7 @@ Nothing here waits or reads a file. The invariants that callers rely on:
 2. A session's cells come from its transcripts or from interstat's rows, never from both.
 3. Cells change only under the tally lock (`Tallier`). Runs, attachments and thresholds change only under the runs lock
    (`decisions`); `Totals.load` is the exception, before the first request.
-4. `version` grows with every change of runs, phases or attachments. A tally that was computed off the event loop is
+4. `version` grows with every change to runs, phases or attachments. A tally that was computed off the event loop is
    discarded if `version` changed meanwhile.
 5. A session that is joined to a run stays joined, and its account is never dropped.
 """
@@ -19,7 +19,7 @@ from fluxbudgetd.totals.account import NEVER, RunAccount, SessionAccount, Sums
 
 
 class Accounts:
-    """All runs, and the sessions that were read. `on_change` is called with each run that may have changed."""
+    """All runs, and the sessions that have been read. `on_change` is called with each run that may have changed."""
 
     def __init__(self, on_change: Callable[[str], None] = lambda _run: None) -> None:
         self._on_change = on_change
@@ -29,7 +29,7 @@ class Accounts:
         #: The runs that share a scope, oldest first.
         self.scopes: dict[str, list[Run]] = {}
         self.version = 0
-        # Separate indexes, so that the cost of a question about active runs does not grow with the history.
+        # Separate indexes, so that finding the active runs does not take longer as the history grows.
         self._active: dict[str, RunAccount] = {}
         self._ended: dict[str, RunAccount] = {}
         self._joined: dict[str, set[str]] = {}
@@ -48,7 +48,7 @@ class Accounts:
             self._active.pop(run.id, None)
         if run.scope is not None:
             others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
-            self.scopes[run.scope] = sorted([*others, run], key=lambda one: (one.started_at, one.id))
+            self.scopes[run.scope] = sorted([*others, run], key=lambda each: (each.started_at, each.id))
             if is_new:
                 self._outdate_sums()
         self._on_change(run.id)
@@ -64,7 +64,7 @@ class Accounts:
         self._on_change(run_id)
 
     def put_reserved(self, run_id: str, tokens: int) -> None:
-        """Set what a run's admitted sub-agents are expected to cost."""
+        """Set how many tokens a run's admitted sub-agents are expected to cost."""
         account = self.runs[run_id]
         if account.reserved != tokens:
             account.reserved = tokens
@@ -73,23 +73,23 @@ class Accounts:
     def put_attachments(self, attachments: Iterable[Attachment]) -> None:
         """Add attachments, or replace those that begin at the same time."""
         self.version += 1
-        for one in attachments:
-            session = self.session(one.session)
-            kept = [other for other in session.attachments if other.since != one.since]
-            session.attachments = sorted([*kept, one], key=lambda each: each.since)
+        for attachment in attachments:
+            session = self.session(attachment.session)
+            kept = [other for other in session.attachments if other.since != attachment.since]
+            session.attachments = sorted([*kept, attachment], key=lambda each: each.since)
             session.digest = None
             # The run that the session leaves has changed, too.
-            for run in {one.run, *(other.run for other in kept)}.intersection(self.runs):
+            for run in {attachment.run, *(other.run for other in kept)}.intersection(self.runs):
                 self._on_change(run)
-            account = self.runs.get(one.run)
+            account = self.runs.get(attachment.run)
             if account is not None:
-                # The session's rows may have been read before the rows that the run's stamp promises.
-                self.join(account, one.session)
+                # The session's rows may be older than the run's stamp says.
+                self.join(account, attachment.session)
                 account.shown = account.shown._replace(rows=NEVER)
                 account.clear_cache()
 
     def put_implied(self, name: str, implied: Attachment | None) -> bool:
-        """Set the attachment that a session's rows imply. Return true if it has changed."""
+        """Set the attachment that a session's rows imply. Return True if it changed."""
         session = self.session(name)
         has_changed = session.implied != implied
         session.implied = implied
@@ -107,7 +107,7 @@ class Accounts:
     def shift_cells(
         self, name: str, gone: Mapping[Cell, Counts], new: Mapping[Cell, Counts], earliest: int | None
     ) -> None:
-        """Subtract from a session's sums what no longer counts, and add what now counts."""
+        """Subtract what no longer counts from a session's sums, and add what now counts."""
         session = self.session(name)
         self._change_runs(name, {cell.run for cell in (*gone, *new)})
         for cell, counts in new.items():
@@ -122,10 +122,10 @@ class Accounts:
 
     def session(self, name: str) -> SessionAccount:
         """Return a session's account; add an empty one if there is none."""
-        found = self.sessions.get(name)
-        if found is None:
-            found = self.sessions[name] = SessionAccount()
-        return found
+        session = self.sessions.get(name)
+        if session is None:
+            session = self.sessions[name] = SessionAccount()
+        return session
 
     def join(self, account: RunAccount, name: str) -> None:
         """Record that a session may have usage of a run."""
@@ -142,7 +142,7 @@ class Accounts:
         return (session is not None and session.is_followed) or name in self._joined
 
     def forget_unknown(self, name: str) -> bool:
-        """Drop the account of a session that has nothing to do with any run. Return false for any other session."""
+        """Drop a session's account and return True if it has nothing to do with any run; otherwise return False."""
         if self.is_followed(name):
             return False
         self.sessions.pop(name, None)

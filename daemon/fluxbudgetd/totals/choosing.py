@@ -3,10 +3,10 @@
 An id, a scope or a session that the request names decides alone. Otherwise the hints decide, in this order:
 
 1. `$FLUXBUDGET_RUN` decides alone, too. A session keeps the variable that it was started with, so if that run has ended
-   and the session has moved on to an active run, the active run is meant.
+   and the session has moved on to an active run, the request means the active run.
 2. The bead, then the sessions, each if a run knows it.
-3. The only active run whose project directory is the working directory or a parent of it. A sprint whose bead has no
-   run must not get the numbers of another sprint in the same directory: with a bead set, that run must have no scope.
+3. The only active run whose project directory is the working directory or a parent of it. With a bead set, that run
+   must have no scope: a sprint without a run must not get the numbers of another sprint in the same directory.
 """
 
 from fluxbudgetd.errors import NoRunError
@@ -19,7 +19,7 @@ _MOST_LISTED = 5
 
 
 class RunChooser:
-    """Finds the run that a request means, in the accounts as they are."""
+    """Finds the run that a request means."""
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
@@ -47,10 +47,10 @@ class RunChooser:
         return found
 
     def find_if_any(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount | None:
-        """Return the run that a request means, or None if it names none and the hints lead to none.
+        """Return the run that a request means; None if it names no run and the hints lead to none.
 
-        Raises `NoRunError` for a name that no run has, and for hints that fit several runs: a question whose answer
-        depends on the run must not be answered as if there were none.
+        Raises `NoRunError` for a name that no run has, and for hints that fit several runs: an answer that
+        depends on the run must not be given as if there were none.
         """
         if run or scope or session or hints.run:
             return self.find(run, scope, session, hints)
@@ -61,7 +61,7 @@ class RunChooser:
         if named.run.status == "active":
             return named
         others = (self._accounts.run_of_session(name) for name in hints.sessions)
-        return next((one for one in others if one is not None and one.run.status == "active"), named)
+        return next((other for other in others if other is not None and other.run.status == "active"), named)
 
     def _by_scope(self, scope: str) -> RunAccount | None:
         runs = self._accounts.scopes.get(scope)
@@ -80,22 +80,22 @@ class RunChooser:
         if hints.cwd is None:
             return None
         directory = hints.cwd.rstrip("/") + "/"
-        found = [
+        candidates = [
             account
             for account in self._accounts.active()
             if directory.startswith(account.run.project_dir.rstrip("/") + "/")
             and (not hints.scope or not account.run.scope)
         ]
-        if len(found) > 1:
-            names = ", ".join(sorted(account.run.id for account in found)[:_MOST_LISTED])
+        if len(candidates) > 1:
+            names = ", ".join(sorted(account.run.id for account in candidates)[:_MOST_LISTED])
             raise NoRunError(
-                f"{len(found)} active runs have {hints.cwd} or a parent of it as their project: {names}",
+                f"{len(candidates)} active runs have {hints.cwd} or a parent of it as their project: {names}",
                 "name one with --run, --scope or --session",
             )
-        return found[0] if found else None
+        return candidates[0] if candidates else None
 
 
-def _require(found: RunAccount | None, what: str, value: str) -> RunAccount:
-    if found is None:
+def _require(account: RunAccount | None, what: str, value: str) -> RunAccount:
+    if account is None:
         raise NoRunError(f"there is no run {what} {value!r}", "see 'fluxbudgetctl run list --all'")
-    return found
+    return account

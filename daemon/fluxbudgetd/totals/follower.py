@@ -16,7 +16,7 @@ from fluxbudgetd.totals.transcript_store import TranscriptStore
 
 log = structlog.get_logger()
 
-# A commit's frames reach the -wal file, and the watcher, before the commit can be read: scan once more.
+# The watcher sees a commit's frames in the -wal file before the commit can be read, so scan once more.
 _SECOND_SCAN_SECONDS = 0.2
 _REFRESH_SECONDS = 60.0
 _SETTINGS_WAIT_SECONDS = 1.0
@@ -57,7 +57,7 @@ class Follower:
 
     @property
     def is_active(self) -> bool:
-        """True while at least one run is active."""
+        """Return True if at least one run is active."""
         return self._active.is_set()
 
     def followed(self) -> list[RunAccount]:
@@ -75,7 +75,7 @@ class Follower:
             self._rest.set()
 
     def rewatch(self) -> None:
-        """Restart the watch if the active runs' transcripts have come to grow in other directories."""
+        """Restart the watch if the active runs' transcripts are now in other directories."""
         if self._active.is_set() and self._watched != self._places():
             self._rest.set()
 
@@ -100,7 +100,7 @@ class Follower:
                 async for _ in changes:
                     busy = await self.scan()
                     await self._settings.refresh(anyio.current_time() + _SETTINGS_WAIT_SECONDS)
-                    # Under a storm of commits, following them takes a fifth of a core at most.
+                    # Under a heavy write load, following takes at most a fifth of a core.
                     await anyio.sleep(min(_REST_SHARE * busy, _LONGEST_REST_SECONDS))
                 tasks.cancel_scope.cancel()
             if not self._active.is_set():
@@ -108,11 +108,11 @@ class Follower:
                 await self._interstat.reopen()
 
     def _places(self) -> tuple[str, ...]:
-        """Return the directories in which the active runs' transcripts grow."""
+        """Return the directories of the active runs' transcripts."""
         return self._transcripts.directories({name for account in self._accounts.active() for name in account.sessions})
 
     async def _follow_ended(self) -> None:
-        """Scan ended runs every hour while they are followed, so that late numbers are kept."""
+        """Scan ended runs every hour while they are followed, so that usage measured late is counted."""
         while True:
             await self._ended.wait()
             await anyio.sleep(_ENDED_SECONDS)
@@ -123,7 +123,7 @@ class Follower:
                 await self.scan()
 
     async def scan(self) -> float:
-        """Bring the followed runs up to date if they are stale; return how many seconds that took."""
+        """Refresh the followed runs if they are stale; return how many seconds that took."""
         for delay in (0.0, _SECOND_SCAN_SECONDS):
             await anyio.sleep(delay)
             followed = self.followed()
@@ -141,7 +141,7 @@ class Follower:
 
 
 async def _set_when_cancelled(event: anyio.Event) -> None:
-    """Tell watchfiles' thread to end: cancelling the task that waits for it does not."""
+    """Make watchfiles' thread end: cancelling the task that waits for it does not."""
     try:
         await anyio.sleep_forever()
     finally:

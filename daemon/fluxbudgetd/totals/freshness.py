@@ -1,14 +1,14 @@
-"""Freshness: what a run's numbers show, what a question requires of them, and why they may fall short.
+"""Freshness: what a run's numbers show, what a question requires them to show, and why they are stale.
 
 Numbers carry a `Stamp`, a point in the histories of both sources:
 
 * interstat's *epoch* grows whenever a commit may have landed. Rows that are read after `epoch()` returned N include
   everything that was committed before that call.
 * The *transcript generation* grows whenever a transcript of a followed session is seen to have changed. A run's
-  *required generation* is the one at which a transcript of one of its sessions changed last. A run has reached a
-  generation when the transcripts of all its sessions have been read since.
+  *required generation* is the last one at which a transcript of its sessions changed. A run has reached a generation
+  when the transcripts of all its sessions have been read since.
 
-A run is fresh if its stamp is at least the required stamp, in both parts, and its sums are made of what was read. A
+A run is fresh if its stamp is at least the required stamp, in both parts, and its sums include what was read. A
 question fixes the required stamps when it begins, so its answer includes everything that was written before it.
 
 Runs that ended more than 48 hours ago are not followed; their numbers need only be loaded.
@@ -28,15 +28,15 @@ from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.totals.interstat_reader import InterstatReader
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 
-#: The required stamps of runs, by run id. A run that is not in it must show nothing in particular.
+#: Run id → required stamp. A missing run has no requirement.
 Required = Mapping[str, Stamp]
-#: What is required of numbers that no question was asked about.
+#: No requirements.
 NOTHING: Required = {}
 
 _ANY = Stamp(NEVER, 0)
-# Comparing so many files takes half a millisecond. With more, a question leaves the comparison to the next batch.
+# Comparing this many files takes half a millisecond. With more, a question leaves the comparison to the next batch.
 _MOST_PATHS = 256
-# Sessions without a run that are remembered as such, so that a hook outside any run is answered at once, too.
+# Remember this many sessions that have no run, so that hooks outside any run are answered at once, too.
 _MOST_UNKNOWN = 256
 
 
@@ -57,9 +57,9 @@ class Freshness:
         self._writer = writer
         self._clock = clock
         self._generation = 0
-        # The required generation by run.
+        # Run id → required generation.
         self._required: dict[str, int] = {}
-        # By session: the epoch and the accounts' version at which it had no run.
+        # Session → the epoch and the accounts' version at which it had no run.
         self._unknown: dict[str, tuple[int, int]] = {}
 
     def is_followed(self, account: RunAccount) -> bool:
@@ -110,8 +110,8 @@ class Freshness:
     def note_rows(self, account: RunAccount, reading: Reading, epoch: int) -> None:
         """Record that a run's rows were read, and summed, at an epoch."""
         account.interstat = reading.status
-        # A session that joined after the read began is not in it. A missing file has nothing more to give.
-        is_complete = reading.status.readable and account.sessions.keys() <= reading.sessions.keys()
+        # A session that joined after the read began is not in it. A missing file has no rows to wait for.
+        is_complete = reading.status.is_readable and account.sessions.keys() <= reading.sessions.keys()
         if is_complete or reading.status.state == "absent":
             account.shown = account.shown._replace(rows=epoch)
 
@@ -123,21 +123,21 @@ class Freshness:
     async def changed(self, sessions: Collection[str]) -> tuple[set[str], int]:
         """Return the sessions whose transcripts may have changed, and the generation that reading them reaches.
 
-        A source that has been read no longer shows that it had changed, so all their runs are first made to require it.
+        Once read, a transcript no longer looks changed, so the required generation of all its runs is raised first.
         """
         paths = sum(map(self._transcripts.path_count, sessions))
         before = self._generation
-        found = await off_loop(paths, _changed, self._transcripts, sessions)
-        if found:
+        changed = await off_loop(paths, _changed, self._transcripts, sessions)
+        if changed:
             self._generation += 1
-            for name in found:
+            for name in changed:
                 for run in self._accounts.runs_joined_by(name):
                     self._required[run] = self._generation
-        # What another question noticed while a thread compared files may have changed after the comparison.
-        return found, before if paths > _MOST_PATHS // 2 else self._generation
+        # Another question may have raised the generation for a file that the thread had already compared.
+        return changed, before if paths > _MOST_PATHS // 2 else self._generation
 
     def unsettled(self, sessions: Iterable[str]) -> list[str]:
-        """Return the sessions whose run is not certain: they may have received a row with a run's bead."""
+        """Return the sessions whose run is not certain, because they may have received a row with a run's bead."""
         seen = self.unknown_as_of()
         return [
             name
@@ -146,7 +146,7 @@ class Freshness:
         ]
 
     def unknown_as_of(self) -> tuple[int, int]:
-        """Return what must stay the same for a session without a run to have none still."""
+        """Return interstat's epoch and the accounts' version, as of which a session's lack of a run stays valid."""
         return self._interstat.epoch(), self._accounts.version
 
     def note_unknown(self, name: str, seen: tuple[int, int]) -> None:
@@ -165,19 +165,19 @@ class Freshness:
 
     def _transcripts_stale_why(self, account: RunAccount, required: Stamp) -> str | None:
         if account.shown.transcripts < required.transcripts:
-            return "transcripts: slow: the present numbers were not there in time"
-        found = (self._transcripts.statuses.get(name) for name in account.sessions)
-        bad = next((one for one in found if one is not None and one.state == "unreadable"), None)
+            return "transcripts: slow: current numbers were not available in time"
+        statuses = (self._transcripts.statuses.get(name) for name in account.sessions)
+        bad = next((status for status in statuses if status is not None and status.state == "unreadable"), None)
         return None if bad is None else f"{bad.name}: {bad.state}: {bad.detail}"
 
     def _interstat_stale_why(self, account: RunAccount, required: Stamp) -> str | None:
         status = account.interstat
         if _counts_transcripts_only(account, status):
             return None
-        if status is not None and not status.readable:
+        if status is not None and not status.is_readable:
             return f"{status.name}: {status.state}: {status.detail}"
         if account.shown.rows < required.rows:
-            return f"{self._interstat.status.name}: slow: the present numbers were not there in time"
+            return f"{self._interstat.status.name}: slow: current numbers were not available in time"
         return None
 
 
@@ -190,12 +190,12 @@ def _has_unreadable_sums(account: RunAccount) -> bool:
 
 
 def _counts_transcripts_only(account: RunAccount, status: SourceStatus | None) -> bool:
-    """Return True if a run counts by transcripts alone, so that interstat cannot make its numbers stale."""
+    """Return True if all of a run's usage comes from transcripts, so that interstat cannot make its numbers stale."""
     if not account.sessions or not all(session.counts_transcripts for session in account.sessions.values()):
         return False
     return account.run.scope is None or (status is not None and status.state == "absent")
 
 
 def _is_settled(session: SessionAccount | None, epoch: int) -> bool:
-    """Return True if a session's run was asked for by a client, or its rows were read at this epoch."""
+    """Return True if a client attached a session to its run, or its rows were read at this epoch."""
     return session is not None and bool(session.attachments or (session.current and session.rows_epoch == epoch))

@@ -1,8 +1,8 @@
 """Scans of interstat's whole table: one at a time, in a task of their own.
 
-A request waits for a scan until its deadline. A scan that takes longer goes on, and the next request finds its result.
-Each scan has a database connection of its own, which is closed afterwards: totals stay fresh meanwhile, and writers can
-put their WAL away when they are done.
+A request waits for a scan until its deadline. A scan that takes longer continues, and a later request gets its result.
+Each scan has its own database connection, so totals stay fresh meanwhile. It is closed afterwards, because an open
+connection prevents writers from removing the WAL when they close.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-#: What a scan runs on the source, in a worker thread; it returns None if the source cannot be read.
+#: Called with the source in a worker thread. Returns None if the source cannot be read.
 Scan = Callable[[InterstatSource], T | None]
 
 _MOST_KEPT = 16
@@ -30,11 +30,11 @@ _MOST_KEPT = 16
 class Found(NamedTuple, Generic[T]):
     """What a scan found last; None if there is nothing.
 
-    `why` says why that is not as of the question (None: it is). `in_time` is true if a scan finished in time.
+    `stale_why` says why the result is older than the request (None: it is not). `in_time`: a scan finished in time.
     """
 
     value: T | None
-    why: str | None
+    stale_why: str | None
     in_time: bool
 
 
@@ -59,11 +59,11 @@ class History:
         self._requests: dict[str, Scan[object]] = {}
         self._requested = anyio.Event()
         self._done = anyio.Event()
-        self._began: float | None = None
+        self._began_at: float | None = None
 
     def has_stalled(self, seconds: float) -> bool:
-        """Return True if a scan has been under way for so long."""
-        return self._began is not None and anyio.current_time() - self._began > seconds
+        """Return True if a scan has been under way for more than `seconds`."""
+        return self._began_at is not None and anyio.current_time() - self._began_at > seconds
 
     @property
     def status(self) -> SourceStatus:
@@ -71,7 +71,7 @@ class History:
         return self._source.status
 
     async def ask(self, key: str, scan: Scan[T], deadline: float) -> Found[T]:
-        """Return what a scan finds in the source as it is now, or what it found last. Raises what the scan raised."""
+        """Return what a scan finds now or, at the deadline, what it found last. Raises what the scan raised."""
         epoch = self._epoch()
         entry = self._entry(key)
         if entry.tried < epoch or entry.found == NEVER:
@@ -90,9 +90,8 @@ class History:
         if entry.found >= epoch:
             return Found(value, None, in_time=True)
         status = self._source.status
-        slow = "slow: the present numbers were not there in time"
-        why = f"{status.name}: {f'{status.state}: {status.detail}' if in_time else slow}"
-        return Found(value, why, in_time)
+        fault = f"{status.state}: {status.detail}" if in_time else "slow: current numbers were not available in time"
+        return Found(value, f"{status.name}: {fault}", in_time)
 
     async def serve(self) -> None:
         """Scan as requested, until cancelled."""
@@ -107,17 +106,17 @@ class History:
 
     async def _run(self, scan: Scan[object], entry: _Entry) -> None:
         epoch, entry.error = entry.requested, None
-        self._began = anyio.current_time()
+        self._began_at = anyio.current_time()
         try:
             value = await anyio.to_thread.run_sync(self._scan, scan, abandon_on_cancel=True)
             if value is not None:
                 entry.found, entry.value = epoch, value
         except Exception as exc:
-            # Raised in every request that waits; the next scan starts afresh.
+            # Raised in every request that waits for it; the next scan is not affected.
             log.exception("scan failed")
             entry.error = exc
         finally:
-            self._began = None
+            self._began_at = None
         entry.tried = epoch
 
     def _entry(self, key: str) -> _Entry:

@@ -18,14 +18,14 @@ class Instances:
 
     @property
     def watched(self) -> set[str]:
-        """The sessions of which anything is remembered here."""
+        """The watched sessions."""
         return {*self._rows, *self._first}
 
     async def watch(self, session: str) -> None:
-        """Remember from now on which sub-agents of a session have usage.
+        """Keep track of which sub-agents of a session have usage.
 
-        Raises `LedgerError` if the ledger cannot say what its transcripts hold so far; then ask again. Until that
-        succeeds, none of its transcripts holds usage.
+        Raises `LedgerError` if the usage in its transcripts so far cannot be read from the ledger; call again to retry.
+        Until that succeeds, its transcripts count as holding no usage.
         """
         self._rows.setdefault(session, ())
         if session not in self._first:
@@ -34,12 +34,12 @@ class Instances:
             self._first[session] = first
 
     def unwatch(self, session: str) -> None:
-        """Remember nothing more of a session."""
+        """Stop watching a session."""
         self._rows.pop(session, None)
         self._first.pop(session, None)
 
     def note_rows(self, session: str, records: Iterable[Usage]) -> None:
-        """Replace what a session's rows say, if it is watched."""
+        """Replace what a session's rows show, if it is watched."""
         if session in self._rows:
             self._rows[session] = tuple(
                 Instance(session, record.agent, None, record.at)

@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class InterstatReader:
-    """The one reader of interstat's rows. A read that hangs is abandoned at the caller's deadline.
+    """Reads interstat's rows. A read that hangs is abandoned at the caller's deadline.
 
-    `has_active` returns True while a run is active. Only then does the file stay open between reads: while it is open
-    here, its writers cannot remove their WAL when they are done.
+    `has_active` returns True while a run is active. Only then does the file stay open between reads, because an open
+    connection prevents writers from removing the WAL when they close.
     """
 
     def __init__(self, source: InterstatSource, has_active: Callable[[], bool]) -> None:
@@ -43,14 +43,13 @@ class InterstatReader:
         return self._source.status
 
     def epoch(self) -> int:
-        """Return a number that grows whenever a commit may have landed. A read that begins now shows all before it."""
+        """Return a number that grows whenever a commit may have landed. A read that begins now includes it."""
         return self._source.epoch()
 
     async def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
         """Return these sessions' rows, and those of every session that names one of the scopes.
 
-        `wanted` maps each session to the digest of the rows that are known, or to None. Rows that are known are left
-        out.
+        `wanted` maps each session to the digest of its known rows, or to None. Rows that have not changed are left out.
         """
         self._reading_since = anyio.current_time()
         try:
@@ -68,13 +67,13 @@ class InterstatReader:
         return None, self.status
 
     async def recent(self, deadline: float) -> tuple[RecentUsage, ...]:
-        """Return the usage of the newest rows, or what it was last if they cannot be read in time."""
+        """Return the usage of the newest rows, or the last known if they cannot be read in time."""
         epoch = self._source.epoch()
         if self._recent[0] != epoch:
             with anyio.CancelScope(deadline=deadline):
-                found = await self._in_thread(self._source.recent)
-                if found is not None:
-                    self._recent = (epoch, found)
+                recent = await self._in_thread(self._source.recent)
+                if recent is not None:
+                    self._recent = (epoch, recent)
         return self._recent[1]
 
     async def reopen(self) -> None:

@@ -1,4 +1,4 @@
-"""Merging what was read of a session's transcripts into the copies that are known: pure functions, for any thread."""
+"""Merging what was read from a session's transcripts into the known copies: pure functions, for any thread."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -6,21 +6,21 @@ from typing import NamedTuple
 from fluxbudgetd.model import Copy, TranscriptReading, Usage
 from fluxbudgetd.sources.transcripts import merged
 
-#: The copies that count, by message.
+#: Message → the copies that count.
 Known = dict[int, tuple[Copy, ...]]
-#: By (message, key) the copy that counts; None for one that no longer counts.
+#: (message, key) → the copy that counts; None if it no longer counts.
 Changes = dict[tuple[int, int], Copy | None]
 
 
 class Delta(NamedTuple):
-    """What a reading has changed: the copies that no longer count, and those that count from now on."""
+    """What a reading changes: the copies that no longer count, and those that now count."""
 
     gone: tuple[Copy, ...]
     new: tuple[Copy, ...]
 
 
 class Merge(NamedTuple):
-    """The messages that a reading changes, as copies (none if the message has gone), as changes, and as a delta."""
+    """What a reading changes, in three forms: the copies of each changed message (none if it is gone), by key, as a delta."""
 
     touched: Known
     changes: Changes
@@ -28,7 +28,7 @@ class Merge(NamedTuple):
 
 
 def merge(known: Mapping[int, tuple[Copy, ...]], reading: TranscriptReading) -> Merge:
-    """Return what a reading makes of the messages that it touches."""
+    """Return how a reading changes the known copies."""
     touched: Known = {}
     for message, copies in known.items() if reading.reset else ():
         kept = tuple(copy for copy in copies if copy.file not in (reading.reset or ()))
@@ -52,7 +52,7 @@ def merge(known: Mapping[int, tuple[Copy, ...]], reading: TranscriptReading) -> 
 
 
 def with_changes(copies: Iterable[Copy], changes: Changes) -> Known:
-    """Return copies as changed, by message."""
+    """Apply changes to copies; return the copies that count, by message."""
     by_key = {(copy.message, copy.key): copy for copy in copies}
     for key, copy in changes.items():
         if copy is None:
@@ -66,7 +66,7 @@ def with_changes(copies: Iterable[Copy], changes: Changes) -> Known:
 
 
 def usages(known: Known) -> tuple[Usage, ...]:
-    """Return all copies as usage records."""
+    """Return all known copies as usage records."""
     return tuple(usage(copy) for copies in known.values() for copy in copies)
 
 

@@ -10,7 +10,7 @@ from fluxbudgetd.totals.tallier import Tallier
 
 
 class Records:
-    """Answers which records a session has, whether it belongs to a run or not."""
+    """Returns a session's records, whether it belongs to a run or not."""
 
     def __init__(
         self, accounts: Accounts, interstat: InterstatReader, rows: RowStore, tallier: Tallier, refresher: Refresher
@@ -22,10 +22,10 @@ class Records:
         self._refresher = refresher
 
     async def of_session(self, name: str, deadline: float) -> tuple[tuple[Usage, ...], str | None]:
-        """Return a session's records, and why they are not the source's present ones (None: they are).
+        """Return a session's records, and why they are stale (None: fresh).
 
-        They are the responses of its transcripts if those count, otherwise interstat's rows. A source that does not
-        answer in time is replaced by what the ledger has of it; raises `LedgerError`.
+        They are the responses of its transcripts if those count, otherwise interstat's rows. If the source does
+        not answer in time, they are read from the ledger. Raises `LedgerError`.
         """
         session = self._accounts.sessions.get(name)
         is_read = True
@@ -35,14 +35,14 @@ class Records:
             is_read = await self._refresher.refresh([], [name], deadline=deadline)
             session = self._accounts.sessions.get(name)
         if session is not None and session.counts_transcripts:
-            why = None if is_read else "transcripts: slow: the present numbers were not there in time"
-            return await self._tallier.responses(name), why
-        found, status = await self._interstat.session_rows(name, deadline)
-        if found is not None:
-            return found, None
-        why = (
-            f"{status.state}: {status.detail}"
-            if not status.readable
-            else "slow: the present numbers were not there in time"
+            stale_why = None if is_read else "transcripts: slow: current numbers were not available in time"
+            return await self._tallier.responses(name), stale_why
+        rows, status = await self._interstat.session_rows(name, deadline)
+        if rows is not None:
+            return rows, None
+        fault = (
+            "slow: current numbers were not available in time"
+            if status.is_readable
+            else f"{status.state}: {status.detail}"
         )
-        return await self._rows.usage(name), f"{status.name}: {why}"
+        return await self._rows.usage(name), f"{status.name}: {fault}"

@@ -1,10 +1,10 @@
 """Bringing runs up to date in batches: one reader at a time, shared by all requests that wait.
 
-A request that needs fresh numbers joins the next batch. A batch reads the sources after it was joined, so it shows
-everything that was committed before. If a source hangs, its batch hangs with it; the requests that wait give up at
-their deadline and answer with the last known numbers.
+A request that needs fresh numbers joins the next batch. The batch reads the sources afterwards, so it includes
+everything that was committed before the request. If a source hangs, the batch hangs with it; the requests that wait
+give up at their deadline and answer with the last known numbers.
 
-This file decides what is read, and when. `Tallier` sums what was read; `Freshness` records what the numbers then show.
+This module decides what is read, and when. `Tallier` sums what was read; `Freshness` records what the numbers show.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -66,11 +66,11 @@ class Refresher:
         self._on_refreshed = on_refreshed
         self._next = Batch()
         self._requested = anyio.Event()
-        # When the present batch last made progress; None if there is none.
+        # When the current batch last made progress; None if there is none.
         self._progress_at: float | None = None
 
     async def refresh(self, runs: Iterable[str], sessions: Iterable[str] = (), *, deadline: float) -> bool:
-        """Bring runs and sessions up to date. Return false if that was not done by the deadline."""
+        """Bring runs and sessions up to date. Return True if that was done by the deadline."""
         batch = self._next
         batch.runs.update(runs)
         batch.sessions.update(sessions)
@@ -87,11 +87,11 @@ class Refresher:
         self._requested.set()
 
     def has_stalled(self, seconds: float) -> bool:
-        """Return True if a batch has been under way for so long without making progress."""
+        """Return True if a batch has been under way for more than `seconds` without progress."""
         return self._progress_at is not None and anyio.current_time() - self._progress_at > seconds
 
     def note_progress(self) -> None:
-        """Record that the present batch has made progress."""
+        """Record that the current batch has made progress."""
         self._progress_at = anyio.current_time()
 
     async def serve(self) -> None:
@@ -103,7 +103,7 @@ class Refresher:
             try:
                 await self._work(batch)
             except Exception as exc:
-                # Raised in every request that waits; the next batch starts afresh.
+                # Raised in every request that waits for it; the next batch is not affected.
                 log.exception("refresh failed")
                 batch.error = exc
             finally:
@@ -132,7 +132,7 @@ class Refresher:
         if more:
             read |= (await self._read_transcripts(more))[0]
         for account in followed:
-            # The first pass decides the generation: what it read may have changed since.
+            # The generation is the first pass's: what that pass read may have changed since.
             self._freshness.note_transcripts(account, read, generation)
             self._freshness.note_rows(account, reading, epoch)
             self._on_refreshed(account)
@@ -149,7 +149,7 @@ class Refresher:
     async def _read_transcripts(self, names: Iterable[str]) -> tuple[set[str], int]:
         """Bring the sums of followed sessions up to date with their transcripts.
 
-        Return the sessions that are up to date, and as of which generation.
+        Return the sessions that are up to date, and the generation that they have reached.
         """
         followed = [name for name in names if self._accounts.is_followed(name)]
         changed, generation = await self._freshness.changed(followed)
@@ -158,7 +158,7 @@ class Refresher:
             try:
                 await self._read_session(name)
             except LedgerError as exc:
-                # What is new cannot be added without what was known before: stale until the ledger is back.
+                # New responses cannot be merged without the known ones: stale until the ledger can be read.
                 self._writer.note_unreadable(exc)
                 read.discard(name)
         return read, generation

@@ -11,7 +11,7 @@ class RowStore:
     def __init__(self, source: str, ledger: Ledger) -> None:
         self.source = source
         self._ledger = ledger
-        # Newer than what the ledger has.
+        # Newer than the ledger's rows.
         self._unsaved: dict[str, tuple[Usage, ...]] = {}
 
     @property
@@ -34,10 +34,10 @@ class RowStore:
 
     def unsaved_sessions_naming(self, scope: str) -> set[str]:
         """Return the sessions with an unsaved row that names a scope."""
-        return {name for name, records in self._unsaved.items() if any(one.bead == scope for one in records)}
+        return {name for name, records in self._unsaved.items() if any(record.bead == scope for record in records)}
 
     async def save(self) -> None:
-        """Write to the ledger what is not there yet. On `LedgerError` it stays unsaved."""
+        """Write the unsaved rows to the ledger. On `LedgerError` they stay unsaved."""
         batch = dict(self._unsaved)
         changes = []
         for name, records in batch.items():

@@ -1,10 +1,10 @@
-"""Saving measured usage in the ledger: in memory first, in the ledger soon after, and retried until it is there."""
+"""Saving measured usage: it is in memory first and in the ledger soon after, and a failed write is retried."""
 
 from fluxbudgetd.ledger import LedgerWriter
 from fluxbudgetd.totals.row_store import RowStore
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 
-# An answer waits this long for its numbers to be saved. They nearly always are by then, so a kill makes no total fall.
+# An answer waits this long for its numbers to be saved, which is nearly always enough: then no kill can lower a total.
 _WAIT_SECONDS = 0.05
 
 
@@ -18,7 +18,7 @@ class UsageSaver:
         self._backlog = writer.backlog("usage", self._save)
 
     async def save_soon(self) -> None:
-        """Have unsaved usage written, and wait for the attempt, but for 50 ms at most."""
+        """Have unsaved usage written, and wait at most 50 ms for the attempt."""
         if self._rows.has_unsaved or self._transcripts.has_unsaved:
             await self._backlog.attempt(_WAIT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The sources' states: since when they have been what they are, and an event when one fails or recovers."""
+"""The sources' states, when each began, and an event when a source fails or recovers."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 class SourceStates:
-    """Follows the sources' states. `on_change` is called when one has changed."""
+    """Tracks the sources' states. `on_change` is called when one changes."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class SourceStates:
         self._reported = await self._ledger.events.last_of_sources()
 
     def since(self, name: str) -> int:
-        """Return when a source's present state began, in microseconds since 1970."""
+        """Return when a source's current state began, in microseconds since 1970."""
         return self._since[name]
 
     async def note(self, status: SourceStatus) -> None:
@@ -42,10 +42,10 @@ class SourceStates:
             self._states[status.name] = status.state
             self._since[status.name] = self._clock()
             self._on_change()
-            log.info("source state", source=status.name, state=status.state, detail=status.detail)
-        kind: EventKind = "source.recovered" if status.readable else "source.degraded"
+            log.info("source state changed", source=status.name, state=status.state, detail=status.detail)
+        kind: EventKind = "source.recovered" if status.is_readable else "source.degraded"
         reported = self._reported.get(status.name)
-        if reported == kind or (reported is None and status.readable):
+        if reported == kind or (reported is None and status.is_readable):
             return
         try:
             data: EventData = {"source": status.name, "state": status.state, "detail": status.detail}

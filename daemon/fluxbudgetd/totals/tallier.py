@@ -3,8 +3,8 @@
 Every change of cells is made here, under the tally lock: a session is summed by one task at a time, so an older tally
 cannot replace a newer one. Readings of transcripts are applied under the same lock, so that sums and copies agree.
 
-Long sums are made in a thread. Each is discarded and made again if the accounts' `version` changed meanwhile, and its
-result is applied without a pause, so that no task sees half of it.
+Long sums are computed in a thread. If the accounts' `version` changed meanwhile, the result is discarded and computed
+again. It is applied without an await, so that no task sees half of it.
 
 Lock order: runs (`decisions`) → tally (here) → transcripts' state (`TranscriptStore`) → ledger. A task that holds one
 of them may take any that comes later, and never one that comes earlier.
@@ -29,7 +29,7 @@ from fluxbudgetd.totals.transcript_store import NAME, TranscriptStore
 
 
 class _Tally(NamedTuple):
-    """What a session's usage of one source comes to. `implied` is the attachment that rows imply."""
+    """The sums of a session's usage in one source. `implied` is the attachment that rows imply."""
 
     cells: dict[Cell, Counts]
     earliest: int | None
@@ -63,9 +63,9 @@ class Tallier:
             return await self._transcripts.usage(name)
 
     async def put_transcripts(self, name: str, reading: TranscriptReading) -> None:
-        """Change a session's sums by what was read of its transcripts.
+        """Change a session's sums by what was read from its transcripts.
 
-        Raises `LedgerError` if what was known before cannot be read; then the sums are as they were.
+        Raises `LedgerError` if the known responses cannot be read; then the sums stay as they were.
         """
         async with self._lock:
             delta = await self._transcripts.apply(name, reading)
@@ -76,20 +76,20 @@ class Tallier:
     async def put_rows(self, reading: Reading, epoch: int) -> None:
         """Sum the sessions whose rows have changed, and keep those rows for the ledger. Never fails."""
         async with self._lock:
-            for name, one in reading.sessions.items():
+            for name, snapshot in reading.sessions.items():
                 session = self._accounts.session(name)
-                if one.records is not None:
-                    # The ledger does not keep sessions that have nothing to do with any run, before and after.
+                if snapshot.records is not None:
+                    # Rows are saved only if the session was followed before this read or is followed after it.
                     was_followed = self._accounts.is_followed(name)
-                    # Rows alone would pass for the whole, without the transcripts' part.
+                    # Summing rows alone would mark the session as complete without its transcripts.
                     is_partial = was_followed and session.sums in (Sums.UNKNOWN, Sums.OUTDATED)
-                    if is_partial or not await self._sum_rows(name, one.records):
-                        self._rows.put(name, one.records)
+                    if is_partial or not await self._sum_rows(name, snapshot.records):
+                        self._rows.put(name, snapshot.records)
                         await self._sum_all(name)
                     session = self._accounts.session(name)
-                    session.digest, session.anomalies = one.digest, one.anomalies
+                    session.digest, session.anomalies = snapshot.digest, snapshot.anomalies
                     if was_followed or self._accounts.is_followed(name):
-                        self._rows.put(name, one.records)
+                        self._rows.put(name, snapshot.records)
                 session.rows_epoch = epoch
 
     async def retally(self, name: str) -> None:
@@ -106,21 +106,21 @@ class Tallier:
             return self._rows.unsaved_sessions_naming(scope)
 
     async def find_sessions(self, account: RunAccount) -> None:
-        """Join the sessions that are known to name a run's scope to it, once. Never fails."""
+        """Join the sessions that are known to name a run's scope to the run, once. Never fails."""
         if account.has_sessions:
             return
         if account.run.scope is not None:
             try:
-                found = await self._rows.sessions_naming(account.run.scope)
+                names = await self._rows.sessions_naming(account.run.scope)
             except LedgerError as exc:
                 self._writer.note_unreadable(exc)
                 return
-            for name in found:
+            for name in names:
                 self._accounts.join(account, name)
         account.has_sessions = True
 
     async def _shift(self, name: str, delta: Delta) -> bool:
-        """Change a session's sums by a delta of its transcripts. Return false if it must be summed again instead."""
+        """Change a session's sums by a delta of its transcripts. Return False if it must be summed again instead."""
         if not delta.gone and not delta.new:
             return True
         accounts, session = self._accounts, self._accounts.session(name)
@@ -130,12 +130,12 @@ class Tallier:
         less = await off_loop(len(delta.gone), _copies_by_cell, delta.gone, attachments, accounts.timelines)
         more = await off_loop(len(delta.new), _copies_by_cell, delta.new, attachments, accounts.timelines)
         total = session.figures[NAME] + sum(more.values(), Counts()) - sum(less.values(), Counts())
-        if accounts.version != version or total.total <= 0 or _takes_the_earliest(session.earliest, delta):
+        if accounts.version != version or total.total <= 0 or _loses_earliest(session.earliest, delta):
             return False
         accounts.shift_cells(name, less, more, attribution.earliest(map(usage, delta.new)))
         now = self._clock()
-        was, is_now = (burn.by_minute(map(usage, copies), now) for copies in (delta.gone, delta.new))
-        session.minutes = burn.shifted(session.minutes, was, is_now, now)
+        gone, new = (burn.by_minute(map(usage, copies), now) for copies in (delta.gone, delta.new))
+        session.minutes = burn.shifted(session.minutes, gone, new, now)
         session.figures[NAME] = total
         return True
 
@@ -151,7 +151,9 @@ class Tallier:
                 session.sums = Sums.UNREADABLE
             return
         self._writer.note_readable()
-        counts_transcripts = any(one.input or one.output or one.cache_read or one.cache_creation for one in responses)
+        counts_transcripts = any(
+            each.input or each.output or each.cache_read or each.cache_creation for each in responses
+        )
         while True:
             version = self._accounts.version
             rows = await self._tally_rows(name, records)
@@ -167,9 +169,9 @@ class Tallier:
         self._put_tally(name, session, tally)
 
     async def _sum_rows(self, name: str, records: tuple[Usage, ...]) -> bool:
-        """Sum interstat's rows of a session. They count unless its transcripts do.
+        """Sum interstat's rows of a session, which count unless its transcripts do.
 
-        Return false if the transcripts must be summed again, because the rows imply another run than before.
+        Return False if the transcripts must be summed again, because the rows now imply another run.
         """
         while True:
             version = self._accounts.version
@@ -201,7 +203,7 @@ class Tallier:
         )
 
     def _put_rows_tally(self, name: str, session: SessionAccount, tally: _Tally, records: tuple[Usage, ...]) -> bool:
-        """Apply what rows say, whether they count or not. Return true if they imply another run than before."""
+        """Apply a tally of rows, whether they count or not. Return True if they now imply another run."""
         session.figures[self._rows.source] = sum(tally.cells.values(), Counts())
         self._instances.note_rows(name, records)
         return self._accounts.put_implied(name, tally.implied)
@@ -238,8 +240,8 @@ def _copies_by_cell(
     return attribution.tally(map(usage, copies), {}, attachments, timelines)
 
 
-def _takes_the_earliest(earliest: int | None, delta: Delta) -> bool:
-    """Return True if a session's first response has gone, and none as early takes its place."""
+def _loses_earliest(earliest: int | None, delta: Delta) -> bool:
+    """Return True if a delta removes a session's earliest response and adds none as early."""
 
     def is_earliest(copy: Copy) -> bool:
         return earliest is not None and copy.at is not None and copy.at <= earliest

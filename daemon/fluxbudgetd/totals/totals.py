@@ -1,4 +1,4 @@
-"""Where runs stand: the one place that answers questions about totals, as fresh as the deadline allows.
+"""Where runs stand: every question about totals is answered here, as fresh as the deadline allows.
 
 A database row travels interstat → `InterstatReader` → `Refresher` → `Tallier` → `Accounts`, and from there to the
 ledger through `RowStore`. A transcript line travels transcripts → `TranscriptStore` → `Refresher` → `Tallier` →
@@ -36,7 +36,7 @@ from fluxbudgetd.wire.messages import Hints
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """A run, where it stands, and why its numbers are not the sources' present ones (None: they are)."""
+    """A run, its balance, and why the numbers are stale (None: fresh)."""
 
     run: Run
     balance: Balance
@@ -94,7 +94,7 @@ class Totals:
     async def find(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> RunAccount:
-        """Return the run that is meant (see `choosing`); raises `NoRunError`.
+        """Return the run that a request means (see `choosing`); raises `NoRunError`.
 
         A session without a known run may have received a row with a run's bead since, so it is read first.
         """
@@ -104,7 +104,7 @@ class Totals:
     async def find_if_any(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> RunAccount | None:
-        """Return the run that is meant, or None if none is (see `choosing`); raises `NoRunError`."""
+        """Return the run that a request means, or None (see `choosing`); raises `NoRunError`."""
         await self._read_unsettled(run, scope, session, hints, deadline)
         return self.chooser.find_if_any(run, scope, session, hints)
 
@@ -116,7 +116,7 @@ class Totals:
             seen = self.freshness.unknown_as_of()
             is_read = await self.refresher.refresh([], unsettled, deadline=deadline)
             for name in unsettled:
-                if self.accounts.forget_unknown(name) and is_read and self.interstat.status.readable:
+                if self.accounts.forget_unknown(name) and is_read and self.interstat.status.is_readable:
                     self.freshness.note_unknown(name, seen)
 
     def _unsettled(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> list[str]:
@@ -125,7 +125,7 @@ class Totals:
         return self.freshness.unsettled((session,) if session else hints.sessions)
 
     def standing_now(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> Standing | None:
-        """Return where the run that is meant stands if that is known without waiting; raises `NoRunError`."""
+        """Return where the run that a request means stands; None if that takes waiting. Raises `NoRunError`."""
         if self._unsettled(run, scope, session, hints):
             return None
         account = self.chooser.find(run, scope, session, hints)
@@ -133,7 +133,7 @@ class Totals:
         return None if self.freshness.is_stale(account, required) else self._standing(account, required)
 
     async def standing(self, account: RunAccount, deadline: float) -> Standing:
-        """Return where a run stands, fresh, or at the deadline the last known numbers with the reason.
+        """Return where a run stands: fresh or, at the deadline, the last known numbers and why they are stale.
 
         Raises `RequestTimeoutError` if not even those are in memory yet.
         """
@@ -142,8 +142,8 @@ class Totals:
     async def standings(self, accounts: Sequence[RunAccount], deadline: float) -> list[Standing]:
         """Return where runs stand, including everything that was written before this call.
 
-        What cannot be read by the deadline is stale, and the standing says why. Raises `RequestTimeoutError` if the
-        last known numbers of one of the runs are not in memory yet.
+        A standing whose run could not be read by the deadline is stale, and says why. Raises `RequestTimeoutError` if
+        the last known numbers of one of the runs are not in memory yet.
         """
         required = self.freshness.required(accounts)
         await self._refresh(accounts, required, deadline)
@@ -152,7 +152,7 @@ class Totals:
         return [self._standing(account, required) for account in accounts]
 
     def standing_known(self, account: RunAccount, before: Standing) -> Standing:
-        """Return where a run stands by the last known numbers, which are as fresh as another standing's."""
+        """Return where a run stands by the last known numbers, which are as fresh as `before`."""
         return Standing(account.run, account.balance(), before.stale_why)
 
     def burn(self, account: RunAccount) -> int:
@@ -162,7 +162,7 @@ class Totals:
         return burn.rate(account.minutes(), self._clock())
 
     async def records(self, session: str, deadline: float) -> tuple[tuple[Usage, ...], str | None]:
-        """Return a session's records, and why they are not the source's present ones (None: they are)."""
+        """Return a session's records, and why they are stale (None: fresh)."""
         return await self._records.of_session(session, deadline)
 
     def request_refresh(self, session: str) -> None:
@@ -173,7 +173,7 @@ class Totals:
 
     @property
     def sources(self) -> tuple[tuple[SourceStatus, int, int], ...]:
-        """Return each source's state, when that began, and how many of its counts were dropped."""
+        """Return each source's status, when its state began, and how many of its counts were dropped."""
         interstat, transcripts = self.interstat.status, self.transcripts.status
         anomalies = sum(session.anomalies for session in self.accounts.sessions.values())
         return (
@@ -188,22 +188,21 @@ class Totals:
     async def unattributed(self, deadline: float) -> tuple[int, Counts]:
         """Return how many sessions have usage that belongs to no run, and how much it is; refresh the sources first.
 
-        Counted are the followed sessions' records outside their attachments, and, of sessions that no run knows, the
-        source's newest rows.
+        This counts the followed sessions' records outside their attachments, and the newest rows of all other sessions.
         """
         loose: dict[str, Counts] = {}
         for name, session in self.accounts.sessions.items():
-            outside = sum((counts for cell, counts in session.cells.items() if cell.run is None), Counts())
-            if session.is_followed and outside.records:
-                loose[name] = outside
-        for one in await self.interstat.recent(deadline):
-            known = self.accounts.sessions.get(one.session)
-            if one.bead not in self.accounts.scopes and not (known is not None and known.is_followed):
-                loose[one.session] = loose.get(one.session, Counts()) + one.counts
+            unattributed = sum((counts for cell, counts in session.cells.items() if cell.run is None), Counts())
+            if session.is_followed and unattributed.records:
+                loose[name] = unattributed
+        for recent in await self.interstat.recent(deadline):
+            known = self.accounts.sessions.get(recent.session)
+            if recent.bead not in self.accounts.scopes and not (known is not None and known.is_followed):
+                loose[recent.session] = loose.get(recent.session, Counts()) + recent.counts
         return len(loose), sum(loose.values(), Counts())
 
     async def refresh_sources(self, deadline: float) -> None:
-        """Read the followed runs from their sources, or at least the sources' state when no run needs them."""
+        """Read the followed runs from their sources, or only the sources' states if there are none."""
         followed = self.followed()
         if followed:
             await self._refresh(followed, self.freshness.required(followed), deadline)
@@ -230,7 +229,7 @@ class Totals:
             tasks.start_soon(self.follower.serve)
 
     async def _refresh(self, accounts: Iterable[RunAccount], required: Required, deadline: float) -> None:
-        """Read the runs whose numbers do not show what is required, as far as the deadline allows."""
+        """Refresh the runs whose numbers do not show what is required, as far as the deadline allows."""
         stale = self.freshness.stale(accounts, required)
         for start in range(0, len(stale), CHUNK_RUNS):
             if not await self.refresher.refresh(stale[start : start + CHUNK_RUNS], deadline=deadline):

@@ -1,12 +1,12 @@
-"""What the followed sessions' transcripts hold: what was read since the last time, merged into what was known before.
+"""The responses in the followed sessions' transcripts: new ones are read and merged into those already known.
 
 The responses of a session are in the ledger, together with the positions up to which its files were read. Memory holds
-them only for the few sessions that were read last. So memory does not grow with the transcripts, and a read costs what
-is new, not what is there.
+them only for the few sessions that were read last, so it does not grow with the transcripts. A read takes time for what
+is new, not for the whole transcript.
 
 One task reads at a time. `apply` and `usage` are called under the tally lock (`Tallier`), so that a session's sums and
-its copies always agree. `_ledger_lock` orders reads from the ledger after the writes that are under way; it is taken
-after the tally lock and before the ledger's own.
+its copies always agree. `_ledger_lock` makes reads from the ledger wait for writes under way; it is taken after the
+tally lock and before the ledger's own.
 """
 
 import math
@@ -31,15 +31,15 @@ NAME = "transcripts"
 # Memory holds at most this many responses (some megabytes), or those of one session.
 _MOST_COPIES = 20_000
 _MOST_NOTES = 10
-# The directories are searched this often for further files of a session, which may move to another project.
+# How often the directories are searched for more files of a session, which may move to another project.
 _SEARCH_SECONDS = 5.0
 _BACKGROUND_SEARCH_SECONDS = 60.0
-# The number under which the ledger keeps a path that a hook named. Files have numbers above 0.
+# In the ledger, the file number of a path that a hook named. Real files have numbers above 0.
 _NAMED = -1
 
 
 class _Unsaved(msgspec.Struct):
-    """What of a session is not in the ledger yet."""
+    """The part of a session that is not in the ledger yet."""
 
     copies: Changes = msgspec.field(default_factory=dict)
     files: tuple[TranscriptFile, ...] = ()
@@ -59,7 +59,7 @@ class TranscriptStore:
         self._ledger = ledger
         # When each session was read last, in monotonic seconds. A session is missing until `_resume` restores it.
         self._read_at: dict[str, float] = {}
-        # The sessions of which the ledger has anything.
+        # The sessions that are in the ledger.
         self._saved: set[str] = set()
         self._known: dict[str, Known] = {}
         self._unsaved: dict[str, _Unsaved] = {}
@@ -74,12 +74,12 @@ class TranscriptStore:
 
     @property
     def status(self) -> SourceStatus:
-        """The state of all followed transcripts together.
+        """The status of all followed transcripts together.
 
-        A session need not have one, so the state is `ok` unless there is one that cannot be read.
+        A session need not have a transcript, so the state is `ok` unless one cannot be read.
         """
-        bad = [one for one in self.statuses.values() if one.state == "unreadable"]
-        notes = tuple(dict.fromkeys(note for one in self.statuses.values() for note in one.notes))
+        bad = [status for status in self.statuses.values() if status.state == "unreadable"]
+        notes = tuple(dict.fromkeys(note for status in self.statuses.values() for note in status.notes))
         read = sum(bool(files) for files in self.files.values())
         more = f" (and {len(bad) - 1} more sessions)" if len(bad) > 1 else ""
         return SourceStatus(
@@ -101,18 +101,18 @@ class TranscriptStore:
         return self._source.path_count(session)
 
     def changed(self, session: str, *, in_background: bool = False) -> bool:
-        """Return True if there may be anything that the last reading has not seen. Compares sizes, times and names.
+        """Return True if there may be something new since the last reading. Compares sizes, times and names.
 
         In the background, the directories are searched less often.
         """
         read_at = self._read_at.get(session)
-        patience = _BACKGROUND_SEARCH_SECONDS if in_background else _SEARCH_SECONDS
-        if read_at is None or time.monotonic() - read_at > patience:
+        interval = _BACKGROUND_SEARCH_SECONDS if in_background else _SEARCH_SECONDS
+        if read_at is None or time.monotonic() - read_at > interval:
             return True
         return self._source.changed(session)
 
     def directories(self, sessions: Iterable[str]) -> tuple[str, ...]:
-        """Return the directories in which something of these sessions may change."""
+        """Return the directories in which these sessions' files may change."""
         return tuple(sorted({path for session in sessions for path in self._source.directories(session)}))
 
     def forget_all_but(self, sessions: Collection[str]) -> None:
@@ -125,7 +125,7 @@ class TranscriptStore:
                 table.pop(session, None)
 
     async def name(self, session: str, path: str) -> None:
-        """Set where a session's transcript is; raises `BadInputError` for a path outside Claude's directory."""
+        """Set the path of a session's transcript; raises `BadInputError` for a path outside Claude's directory."""
         await self._resume(session)
         real = await anyio.to_thread.run_sync(
             self._source.name, session, path, abandon_on_cancel=True, limiter=self._limiter
@@ -143,7 +143,7 @@ class TranscriptStore:
             self._reading = None
 
     async def read(self, session: str) -> TranscriptReading:
-        """Return what is new in a session since the last reading; raises `LedgerError`."""
+        """Read what is new in a session's transcripts; raises `LedgerError`."""
         await self._resume(session)
         reading = await anyio.to_thread.run_sync(
             self._source.read, session, abandon_on_cancel=True, limiter=self._limiter
@@ -153,21 +153,21 @@ class TranscriptStore:
         return reading
 
     async def apply(self, session: str, reading: TranscriptReading) -> Delta:
-        """Merge a reading into what was known; return what that changes.
+        """Merge a reading into the known responses; return what that changes.
 
-        Raises `LedgerError` if what was known cannot be read; then the same will be read again.
+        Raises `LedgerError` if those cannot be read; then the same part of the transcripts will be read again.
         """
         delta = Delta((), ())
         try:
             if reading.copies or reading.reset:
                 known = await self._load_known(session)
                 size = len(reading.copies) + (len(known) if reading.reset else 0)
-                found = await off_loop(size, merge, known, reading)
-                known.update(found.touched)
-                for message in [message for message, copies in found.touched.items() if not copies]:
+                result = await off_loop(size, merge, known, reading)
+                known.update(result.touched)
+                for message in [message for message, copies in result.touched.items() if not copies]:
                     del known[message]
-                self._unsaved.setdefault(session, _Unsaved()).copies.update(found.changes)
-                delta = found.delta
+                self._unsaved.setdefault(session, _Unsaved()).copies.update(result.changes)
+                delta = result.delta
         except LedgerError:
             self._source.restore(session, self.files.get(session, ()))
             raise
@@ -184,7 +184,7 @@ class TranscriptStore:
         return await off_loop(len(known), usages, known)
 
     async def first_copies(self, session: str) -> tuple[dict[int, int | None], Iterable[Copy]]:
-        """Return when each saved file had its first response, by the file's number, and the copies that are not saved.
+        """Return the time of each saved file's first response, by file number, and the copies that are not saved.
 
         Raises `LedgerError`.
         """
@@ -199,13 +199,13 @@ class TranscriptStore:
         return bool(self._unsaved)
 
     async def save(self) -> None:
-        """Write to the ledger what is not there yet. On `LedgerError` it stays unsaved."""
+        """Write what is unsaved to the ledger. On `LedgerError` it stays unsaved."""
         async with self._ledger_lock:
             saving = self._saving = self._unsaved
             self._unsaved = {}
             try:
                 await self._ledger.transcripts.save([_changes(*entry) for entry in saving.items()])
-            except BaseException:  # a shutdown cancels it; then the writer flushes what is left
+            except BaseException:  # shutdown cancels this; the writer then flushes the rest
                 for session, older in saving.items():
                     newer = self._unsaved.setdefault(session, _Unsaved())
                     newer.copies = {**older.copies, **newer.copies}
@@ -218,7 +218,7 @@ class TranscriptStore:
                 self._saving = {}
 
     async def _resume(self, session: str) -> None:
-        """Continue with a session where the ledger has left it; raises `LedgerError`."""
+        """Restore a session's positions from the ledger, once; raises `LedgerError`."""
         if session in self._read_at:
             return
         rows = await self._ledger.transcripts.files(session) if session in self._saved else ()
@@ -226,7 +226,7 @@ class TranscriptStore:
         self._source.restore(session, files)
         for file in rows:
             if file.number == _NAMED:
-                with suppress(BadInputError):  # it leads elsewhere now
+                with suppress(BadInputError):  # it now leads elsewhere
                     await anyio.to_thread.run_sync(
                         self._source.name, session, file.path, abandon_on_cancel=True, limiter=self._limiter
                     )
@@ -237,7 +237,7 @@ class TranscriptStore:
         known = self._known.pop(session, None)
         if known is None:
             known = await self._read_known(session)
-        self._known[session] = known  # last in the order of eviction
+        self._known[session] = known  # evicted last
         total = sum(map(len, self._known.values()))
         for name in list(self._known)[:-1]:
             if total <= _MOST_COPIES:
@@ -247,7 +247,7 @@ class TranscriptStore:
 
     async def _read_known(self, session: str) -> Known:
         if session not in self._saved and session not in self._saving:
-            # Nothing of it is in the ledger, or on its way there.
+            # Nothing of it is in the ledger, or being written there.
             return with_changes((), self._unsaved[session].copies if session in self._unsaved else {})
         async with self._ledger_lock:
             saved = await self._ledger.transcripts.responses(session) if session in self._saved else ()
@@ -255,10 +255,10 @@ class TranscriptStore:
             return await off_loop(len(saved) + len(unsaved), with_changes, saved, dict(unsaved))
 
 
-def _changes(session: str, one: _Unsaved) -> TranscriptChanges:
+def _changes(session: str, unsaved: _Unsaved) -> TranscriptChanges:
     return TranscriptChanges(
         session=session,
-        gone=tuple(key for key, copy in one.copies.items() if copy is None),
-        new=tuple(copy for copy in one.copies.values() if copy is not None),
-        files=one.files if one.named is None else (*one.files, one.named),
+        gone=tuple(key for key, copy in unsaved.copies.items() if copy is None),
+        new=tuple(copy for copy in unsaved.copies.values() if copy is not None),
+        files=unsaved.files if unsaved.named is None else (*unsaved.files, unsaved.named),
     )

@@ -73,7 +73,7 @@ class InterstatSource:
             except OSError:
                 return True
             return True
-        if not self.status.readable or not self._swap.acquire(blocking=False):
+        if not self.status.is_readable or not self._swap.acquire(blocking=False):
             return True
         try:
             return self._link is None or self._link.changed()
