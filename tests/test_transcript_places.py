@@ -127,8 +127,8 @@ def test_symbolic_links(claude: Path, main: Transcript, reader: Reader, tmp_path
     assert reading.status.state == "ok"
     notes = " ".join(reading.status.notes)
     assert "agent-c.jsonl: leads outside the Claude directory" in notes
-    assert "agent-d.jsonl: leads nowhere" in notes
-    assert "agent-e.jsonl: leads nowhere" in notes
+    assert "agent-d.jsonl: broken symbolic link" in notes
+    assert "agent-e.jsonl: broken symbolic link" in notes
     with kept.open("ab") as file:
         file.write(encoded(without_name("m5", 1000)))
     assert reader.source.changed(SESSION)
@@ -169,7 +169,7 @@ def test_a_link_that_leads_nowhere_and_goes(main: Transcript, reader: Reader) ->
     main.agent("a").response("m1", tokens=(1, 0, 0, 0))
     main.path.symlink_to(main.path.name)
     reader.settle()
-    assert "leads nowhere" in " ".join(reader.read().status.notes)
+    assert "broken symbolic link" in " ".join(reader.read().status.notes)
     main.path.unlink()
     assert reader.source.changed(SESSION)
     assert reader.read().status.notes == ()

@@ -68,7 +68,7 @@ def test_many_that_cannot_be_read(main: Transcript, reader: Reader) -> None:
         main.agent(f"{number:02}").path.mkdir(parents=True)
     status = reader.read().status
     assert status.detail.count("is a directory") == 5
-    assert status.detail.endswith("and 15 more of the kind")
+    assert status.detail.endswith("and 15 more of them")
 
 
 @pytest.mark.parametrize("place", ["", "projects"])

@@ -1,7 +1,7 @@
 """The daemon's values: frozen structs with no behaviour beyond arithmetic.
 
-Times are integers: microseconds since the Unix epoch, UTC. Tokens are integers >= 0. Import the names from here: every
-public name of the modules is one of the package.
+Times are integers: microseconds since the Unix epoch, UTC. Tokens are integers >= 0. Import the names from here: the
+package re-exports every public name.
 """
 
 from fluxbudgetd.model.events import *

@@ -21,7 +21,7 @@ EventData = dict[str, str | int | float | None]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened. `seq` increases for ever. `run` is None for events about a source."""
+    """Something that happened. `seq` strictly increases. `run` is None for events about a source."""
 
     seq: int
     at: int

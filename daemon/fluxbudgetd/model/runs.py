@@ -32,8 +32,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 class PhaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A completed phase of a run. It lasted from `since` until just before `until`.
 
-    `measured` is what had been measured when the run left the phase. While that is nothing, `estimate` (in tokens of
-    the run's cost basis) counts provisionally. `override`: why the run went on with an exceeded budget.
+    `measured` is what had been measured when the run left the phase. While it is zero, `estimate` (in tokens of the
+    run's cost basis) counts provisionally. `override`: why the run continued with an exceeded budget.
     """
 
     phase: str
@@ -54,11 +54,11 @@ class Timeline(msgspec.Struct, frozen=True):
 
     @property
     def since(self) -> int:
-        """Return when the run entered its present phase."""
+        """Return when the run entered its current phase."""
         return self.completed[-1].until if self.completed else self.run.started_at
 
     def phase_at(self, at: int | None) -> str:
-        """Return the run's phase at a time: before its start the first one, without a time the present one."""
+        """Return the run's phase at a time: the first phase before the start, the current phase for None."""
         if at is not None:
             for record in self.completed:
                 if at < record.until:

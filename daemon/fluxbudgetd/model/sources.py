@@ -22,7 +22,7 @@ SourceState = Literal[
 
 
 class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a source: if it cannot be read, why, and what to do."""
+    """The state of a source and, if it cannot be read, why and what to do about it."""
 
     name: str
     path: str

@@ -10,7 +10,7 @@ class Copy(msgspec.Struct, frozen=True, gc=False):
 
     `message` identifies the response within the session and is the same after a restart; `key` also identifies its
     request. `file` is the number of the line's transcript. `at` is None if the line's time cannot be read. `model` is
-    empty if no model has answered.
+    empty if the line does not come from a model.
     """
 
     message: int
@@ -34,8 +34,9 @@ class Copy(msgspec.Struct, frozen=True, gc=False):
 class TranscriptFile(msgspec.Struct, frozen=True):
     """How far a transcript has been read: up to `offset`, the end of the last complete line.
 
-    `number` identifies the file within its session for ever. `mark` is a digest of the bytes just before `offset`; if
-    it differs, the file was rewritten. `skipped` counts lines that could not be read, `anomalies` invalid counts.
+    `number` identifies the file within its session and never changes. `mark` is a digest of the bytes just before
+    `offset`; if it differs, the file was rewritten. `skipped` counts lines that could not be read, `anomalies` invalid
+    counts.
     """
 
     number: int
@@ -52,9 +53,9 @@ class TranscriptFile(msgspec.Struct, frozen=True):
 class TranscriptReading(msgspec.Struct, frozen=True):
     """What was added to a session's transcripts since they were last read.
 
-    `files`: every file of the session that was ever read, with its new position; a deleted one keeps its last.
-    `reset`: the files whose earlier copies are void, because they are read again from their start. None: no file.
-    `more`: there is more to read.
+    `files`: every file of the session that was ever read, with its new position; a deleted file keeps its last one.
+    `reset`: the numbers of the files whose earlier copies are void, because those files are read again from their
+    start; None if there are no such files. `more`: there is more to read.
     """
 
     copies: tuple[Copy, ...]

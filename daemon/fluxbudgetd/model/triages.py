@@ -8,8 +8,8 @@ from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageLine, Triage
 class Triage(msgspec.Struct, frozen=True, kw_only=True):
     """Which review agents were launched, and which were not. Numbers are tokens of `cost_basis`.
 
-    `budget` is the one that applied: the input type's (`type_budget`), or what was left of the run's if that was less.
-    `last_key` is the largest key among the session's records at that time.
+    `budget` is the one that applied: the input type's (`type_budget`), or the rest of the run's if that was less.
+    `last_key` is the largest key among the session's records at that time, None if its transcripts count.
     """
 
     id: str

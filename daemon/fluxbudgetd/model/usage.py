@@ -28,7 +28,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def counts(self) -> "Counts":
-        """Return the sum of this record alone."""
+        """Return this record as a sum."""
         return Counts(1, self.pending, self.input, self.output, self.cache_read, self.cache_creation)
 
 

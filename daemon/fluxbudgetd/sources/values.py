@@ -10,13 +10,13 @@ from fluxbudgetd.wire.text import fold
 
 
 def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
-    """Return counts, with 0 for null and for what is no count, and how many were no counts (negative, real, text)."""
-    counts, dropped = [], 0
+    """Return the counts, and how many values were invalid (negative, real, text). Null and invalid values become 0."""
+    counts, invalid = [], 0
     for value in values:
-        good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-        counts.append(value if isinstance(value, int) and good else 0)
-        dropped += not good and value is not None
-    return counts, dropped
+        is_valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+        counts.append(value if isinstance(value, int) and is_valid else 0)
+        invalid += not is_valid and value is not None
+    return counts, invalid
 
 
 def text(value: object) -> str:
@@ -34,7 +34,7 @@ def agent_name(value: object) -> str:
 
 
 def moment(value: object) -> int | None:
-    """Return an ISO-8601 time (with or without fraction and zone; UTC when it says none), or None."""
+    """Return an ISO-8601 time (fraction and zone are optional, the default zone is UTC); None if it is not one."""
     try:
         return to_micros(datetime.fromisoformat(text(value)))
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Noticing without a request that files may have changed. Answers never depend on it: each checks the files itself."""
+"""Watching files for changes. Answers never depend on it: each request checks the files itself."""
 
 import os
 from collections.abc import AsyncGenerator, Iterable
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import anyio
 import anyio.to_thread
 import structlog
-from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError  # their documented home
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError  # documented there
 
 from fluxbudgetd.wire.text import shown_path
 
@@ -17,44 +17,44 @@ log = structlog.get_logger()
 _STEP_MS = 50
 _DEBOUNCE_MS = 100
 # Yield at least this often: inotify reports neither changes on a network file system nor a renamed parent.
-_PATIENCE_MS = 5_000
+_LONGEST_WAIT_MS = 5_000
 _POLL_SECONDS = 2.0
-# How often to poll, if polling were asked for.
+# watchfiles' own poll interval: it does not poll here.
 _UNUSED = 300
 
 
 async def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> AsyncGenerator[None, None]:
     """Yield whenever the database at `path`, or anything in the directories, may have changed, until `stop` is set.
 
-    The database's directory is watched, or the nearest one that exists; other directories as far as they exist. Where
-    the system has no watches left, it polls. It first yields as soon as the watch is armed, so that the caller can look
-    for changes made before. (`awatch` does not say when it is armed, so watchfiles' lower half is used.)
+    The database's directory is watched, or the nearest parent that exists, and those other directories that exist. If
+    the system has no watches left, this polls. It first yields as soon as the watch is armed, so that the caller can
+    scan for earlier changes. (`awatch` does not report when it is armed, so watchfiles' lower layer is used.)
     """
     others = tuple(directories)
     while not stop.is_set():
         try:
             place = await anyio.to_thread.run_sync(_place, path)
-            there = await anyio.to_thread.run_sync(_there, others)
-            with RustNotify([place.directory, *there], False, False, _UNUSED, False, True) as watcher:
+            existing = await anyio.to_thread.run_sync(_existing, others)
+            with RustNotify([place.directory, *existing], False, False, _UNUSED, False, True) as watcher:
                 yield
                 while not stop.is_set():
-                    seen = await anyio.to_thread.run_sync(watcher.watch, _DEBOUNCE_MS, _STEP_MS, _PATIENCE_MS, stop)
+                    seen = await anyio.to_thread.run_sync(watcher.watch, _DEBOUNCE_MS, _STEP_MS, _LONGEST_WAIT_MS, stop)
                     if isinstance(seen, str) or any(place.concerns(changed) for _, changed in seen):
                         yield
                     # The directory may have been created or replaced.
                     if isinstance(seen, str) or not place.is_parent:
                         if await anyio.to_thread.run_sync(_place, path) != place:
                             break
-                        if await anyio.to_thread.run_sync(_there, others) != there:
+                        if await anyio.to_thread.run_sync(_existing, others) != existing:
                             break
-        except (OSError, ValueError, WatchfilesRustInternalError) as exc:  # ValueError: the path is no UTF-8
-            log.warning("not watching, polling instead", path=shown_path(path), error=str(exc))
+        except (OSError, ValueError, WatchfilesRustInternalError) as exc:  # ValueError: the path is not UTF-8
+            log.warning("cannot watch, polling instead", path=shown_path(path), error=str(exc))
             yield
             with anyio.move_on_after(_POLL_SECONDS):
                 await stop.wait()
 
 
-def _there(directories: tuple[str, ...]) -> tuple[str, ...]:
+def _existing(directories: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(directory for directory in directories if os.path.isdir(directory))
 
 
@@ -65,7 +65,7 @@ class _Place(NamedTuple):
     names: frozenset[str]
 
     def concerns(self, changed: str) -> bool:
-        """Return True if a changed path is the database's, or is in another directory than the database's."""
+        """Return True if a changed path is one of the database's files, or not in the database's directory."""
         return not self.is_parent or changed in self.names or os.path.dirname(changed) != self.directory
 
 

@@ -20,7 +20,7 @@ class Delta(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """What a reading changes, in three forms: the copies of each changed message (none if it is gone), by key, as a delta."""
+    """What a reading changes: each changed message's copies (none if it is gone), the same by key, and as a delta."""
 
     touched: Known
     changes: Changes

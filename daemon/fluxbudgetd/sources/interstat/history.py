@@ -1,7 +1,7 @@
-"""What all rows say of each agent: for estimates, and for calibration.
+"""Each agent's rows, summed over the whole table for estimates and calibration.
 
-These go through the whole table, so they are read through a connection of their own, never through the one that keeps
-totals fresh. Arithmetic on many rows is SQLite's; on sums and ranks it stays exact, in integers.
+These queries scan the whole table, so they use their own connection, never the one that keeps totals fresh. SQLite does
+the arithmetic on rows, in integers, so that sums and ranks are exact.
 """
 
 import sqlite3
@@ -14,7 +14,7 @@ from fluxbudgetd.sources.values import moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, Spread
 from fluxbudgetd.wire.text import unfold
 
-#: At most this many of an agent's newest rows are read singly: a bound that does not grow with the table.
+#: At most this many of an agent's newest rows are returned, however large the table is.
 NEWEST_ROWS = 20_000
 
 # A name may be stored as text or as a blob.
@@ -23,24 +23,24 @@ _NAME = (
     f"CASE WHEN substr({_TEXT}, 1, {len(AGENT_PREFIX)}) = '{AGENT_PREFIX}' "
     f"THEN substr({_TEXT}, {len(AGENT_PREFIX) + 1}) ELSE {_TEXT} END"
 )
-# A value that is negative or no integer is no count; a row whose total is no count is left out.
+# Counts are non-negative integers; other values count as 0, and rows without a valid total are skipped.
 _INPUT, _OUTPUT = (
     f"CASE WHEN typeof({name}) = 'integer' AND {name} >= 0 THEN {name} ELSE 0 END"
     for name in ("input_tokens", "output_tokens")
 )
-# The sum of two absurd counts is capped, so that it stays an integer.
+# The sum of two huge counts is capped, so that it stays an integer.
 _BILLING = f"min({_INPUT}, {MAX_TOKENS} - ({_OUTPUT})) + {_OUTPUT}"
 _COUNTS = "typeof(total_tokens) = 'integer' AND total_tokens >= 0"
 
 
 def has_totals(columns: Columns) -> bool:
-    """Return True if rows have a total; in a file from before that column, no row counts."""
+    """Return True if the table has totals. In an older file without that column, no row counts."""
     return "total_tokens" in columns.present
 
 
 def samples(connection: sqlite3.Connection, model: str) -> tuple[AgentSample, ...]:
-    """Return the sums over each agent's rows of a model, or of none."""
-    # In two halves, so that sums of absurd numbers do not overflow.
+    """Return each agent's sums over its rows that name this model, or none."""
+    # High and low halves are summed apart, so that sums of huge numbers do not overflow.
     halves = ", ".join(f"sum({column} >> 32), sum({column} & 4294967295)" for column in ("billing", "total"))
     sql = (
         f"SELECT agent_name, count(*), {halves} FROM ("  # noqa: S608  our own names
@@ -54,7 +54,7 @@ def samples(connection: sqlite3.Connection, model: str) -> tuple[AgentSample, ..
 
 
 def spreads(connection: sqlite3.Connection) -> dict[str, AgentCalibration]:
-    """Return mean, p50 and p90 of each agent's rows, by its name without the plugin's prefix."""
+    """Return mean, p50 and p90 of each agent's rows, by name without the plugin's prefix."""
     ranks = ", ".join(
         f"row_number() OVER (PARTITION BY agent ORDER BY {column}) AS {column}_rank" for column in ("billing", "total")
     )
@@ -71,14 +71,14 @@ def spreads(connection: sqlite3.Connection) -> dict[str, AgentCalibration]:
         f"SELECT {_NAME} AS agent, {_BILLING} AS billing, total_tokens AS total FROM {TABLE} WHERE {_COUNTS})) "
         "GROUP BY agent ORDER BY agent"
     )
-    found = {}
+    by_agent = {}
     for agent, count, *numbers in fetch(connection, sql, {}):
         billing, total = (
             Spread(mean=mean((high << 32) + low, count), p50=p50, p90=p90)
             for high, low, p50, p90 in (numbers[:4], numbers[4:])
         )
-        found[text(agent)] = AgentCalibration(billing=billing, total=total, sample_size=count)
-    return found
+        by_agent[text(agent)] = AgentCalibration(billing=billing, total=total, sample_size=count)
+    return by_agent
 
 
 def agent_rows(connection: sqlite3.Connection, agents: Iterable[str]) -> tuple[AgentRow, ...]:

@@ -1,4 +1,4 @@
-"""Two read-only connections to one database file, and a cheap check whether it has changed.
+"""Two read-only connections to one database file, and a cheap check for changes.
 
 `reader` belongs to the worker thread that reads snapshots. The other connection only runs `PRAGMA data_version`, on the
 event loop's thread, for about 3 µs each time, so the loop never waits for a reader's mutex.
@@ -14,12 +14,12 @@ import stat
 import time
 from urllib.parse import quote
 
-# How long the worker waits for a lock before the state is `locked`. It must leave enough of the client's 200 ms for an
+# How long the worker waits for a lock before the state is `locked`. It must leave enough of the client's 200 ms to
 # answer with the last known numbers.
 READER_BUSY_SECONDS = 0.06
 
-# File times have the granularity of a clock tick, on some file systems of two seconds: a file that was written just
-# before its times were read may be written again without changing them, so its signature is not relied on.
+# On some file systems, file times have a granularity of two seconds: a file that was written just before its times were
+# read may be written again without changing them, so its signature is not relied on.
 _RACY_NANOSECONDS = 2_000_000_000
 
 _HEADER_BYTES = 20
@@ -35,9 +35,9 @@ class NotRegularError(OSError):
 
 
 def signature(path: str) -> Signature:
-    """Return what identifies a file's present content; raises `OSError`, or `NotRegularError` for a directory or FIFO.
+    """Return what identifies a file's current content; raises `OSError`, or `NotRegularError` for a directory or FIFO.
 
-    Opening a FIFO in the database's place would block for ever.
+    Opening a FIFO in the database's place would block forever.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -55,10 +55,10 @@ def file_identity(path: str) -> tuple[int, int] | None:
 
 
 class Link:
-    """See the module. Construct it with no other connection of this process open to the same file.
+    """Two connections to one file. Construct it only while this process has no other connection to that file.
 
-    (Closing any descriptor of a file drops all of the process's POSIX locks on it, SQLite's too; the header is read
-    here, so it must be read before SQLite holds any.)
+    (Closing any descriptor of a file drops all of the process's POSIX locks on it, SQLite's included. The constructor
+    reads the file's header, which is safe only while SQLite holds none.)
     """
 
     def __init__(self, path: str) -> None:
@@ -82,20 +82,20 @@ class Link:
     def settle(self) -> None:
         """Record the state that the next snapshot will include; call it before the first read, in the worker."""
         self._version = self._data_version()
-        self._probe.execute("PRAGMA busy_timeout = 0")  # from here on it is used on the event loop
+        self._probe.execute("PRAGMA busy_timeout = 0")  # used on the event loop from now on
         self._wal_identity = file_identity(self._wal)
 
     def _data_version(self) -> int:
         return int(self._probe.execute("PRAGMA data_version").fetchone()[0])
 
     def replaced(self) -> bool:
-        """Return True if the path names something else now: a new file, a new WAL, an immutable file that changed."""
+        """Return True if the link must be opened again: a new file, a new WAL, or an immutable file that changed."""
         if self.immutable:
-            return not self._settled or self.moved_on()
+            return not self._settled or self.was_opened_for_writing()
         return file_identity(self._path) != self._signature[:2] or file_identity(self._wal) != self._wal_identity
 
-    def moved_on(self) -> bool:
-        """Return True if an immutable file has been opened for writing, so that what was read since is void."""
+    def was_opened_for_writing(self) -> bool:
+        """Return True if an immutable file was opened for writing; discard what was read."""
         try:
             return signature(self._path) != self._signature or os.path.lexists(self._wal)
         except OSError:

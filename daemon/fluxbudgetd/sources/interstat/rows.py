@@ -1,6 +1,6 @@
-"""What a row of `agent_runs` looks like, and how it becomes a usage record.
+"""The rows of `agent_runs`, and their conversion to usage records.
 
-SQLite keeps any kind of value in any column.
+SQLite allows any type of value in any column.
 """
 
 import marshal
@@ -16,7 +16,7 @@ from fluxbudgetd.wire.text import fold
 
 TABLE = "agent_runs"
 REQUIRED = ("session_id", "agent_name", "model", "timestamp", "input_tokens", "output_tokens")
-#: column → the SQL that stands in for it in a file written before the column was added
+#: column → the SQL to use instead in a file that does not have it yet
 OPTIONAL = {"cache_read_tokens": "NULL", "cache_creation_tokens": "NULL", "bead_id": "''", "phase": "''"}
 MINIMUM_USER_VERSION = 1
 
@@ -27,7 +27,7 @@ _IS = "IN (CAST(:id AS TEXT), :id)"
 
 
 class Columns(msgspec.Struct, frozen=True):
-    """What this file's table has. `drift` says why it cannot be read at all."""
+    """The columns and indexes of this file's table."""
 
     user_version: int
     present: frozenset[str]
@@ -35,7 +35,7 @@ class Columns(msgspec.Struct, frozen=True):
 
     @property
     def drift(self) -> str:
-        """Return what makes the table unreadable, or nothing."""
+        """Return why the table cannot be read, or ""."""
         missing = [name for name in REQUIRED if name not in self.present]
         if missing:
             return f"required column {', '.join(missing)} is missing from {TABLE}"
@@ -45,10 +45,10 @@ class Columns(msgspec.Struct, frozen=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is readable, but not as it should be."""
+        """Return what is missing but not needed."""
         absent = [f"no column {name}" for name in (*OPTIONAL, "total_tokens") if name not in self.present]
-        wanted = [name for name in ("session_id", "bead_id") if name in self.present and name not in self.indexed]
-        return (*absent, *(f"no index on {name}: reading is slow" for name in wanted))
+        unindexed = [name for name in ("session_id", "bead_id") if name in self.present and name not in self.indexed]
+        return (*absent, *(f"no index on {name}: reading is slow" for name in unindexed))
 
     @property
     def select(self) -> str:
@@ -84,7 +84,7 @@ def fetch(connection: sqlite3.Connection, sql: str, parameters: Mapping[str, obj
     try:
         return connection.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError as exc:
-        # Python's own complaint, not SQLite's: it has no error code.
+        # An error of Python's, not SQLite's, has no error code.
         if getattr(exc, "sqlite_errorcode", None) is not None:
             raise
     connection.text_factory = bytes
@@ -92,7 +92,7 @@ def fetch(connection: sqlite3.Connection, sql: str, parameters: Mapping[str, obj
 
 
 def digest(rows: list[Any]) -> int:
-    """Return a number that changes when the rows do (Python's hash of the rows itself would not: 0 and 2**61 - 1)."""
+    """Return a number that changes when the rows do (their own hash may not: hash(2**61 - 1) == hash(0))."""
     return hash(marshal.dumps(rows, 0))
 
 

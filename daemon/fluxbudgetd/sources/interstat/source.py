@@ -1,7 +1,7 @@
 """Reading `metrics.db`: an epoch that grows with each change, and snapshots of whole sessions.
 
 Two threads use a source. The event loop calls `epoch()`, which never waits. One worker thread at a time calls `read`
-and `recent`; what goes wrong there is a state of the source, never an exception.
+and `recent`; a failure there becomes the source's state, never an exception.
 """
 
 import sqlite3
@@ -25,10 +25,10 @@ from fluxbudgetd.sources.values import text, token_counts
 from fluxbudgetd.wire.messages import AgentCalibration
 from fluxbudgetd.wire.text import shown_path, unfold
 
-#: Unattributed usage is searched for in this many of the newest rows: a bound that does not grow with the table.
+#: Unattributed usage is searched for in this many of the newest rows, however large the table is.
 RECENT_ROWS = 10_000
 
-# An immutable file may be opened for writing while it is read; then it is read once more, as a live one.
+# An immutable file may be opened for writing while it is read; then it is read again as a live file.
 _ATTEMPTS = 3
 _HUNG_SECONDS = 0.05
 
@@ -51,7 +51,7 @@ class InterstatSource:
         self._link: Link | None = None
         self._columns: rows.Columns | None = None
         self._working = threading.Lock()  # one worker at a time, even if an abandoned one still hangs
-        self._swap = threading.Lock()  # the event loop only tries it: no link is closed while it is asked
+        self._swap = threading.Lock()  # the event loop never waits for it; no link is closed while its `changed` runs
         self._epoch = 0
 
     def epoch(self) -> int:
@@ -83,8 +83,8 @@ class InterstatSource:
     def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
         """Return the wanted sessions' snapshots, and those of every session with a row that names one of the scopes.
 
-        `wanted` maps each session to the digest that is known of it. Records that have not changed are left out.
-        For a worker thread; never raises for what the file is or holds.
+        `wanted` maps each session to its known digest, or to None. Records that have not changed are left out.
+        For a worker thread; never raises because of what the file is or contains.
         """
 
         def snapshots(connection: sqlite3.Connection, columns: rows.Columns) -> Reading:
@@ -110,7 +110,7 @@ class InterstatSource:
         return self._run(sums, lambda _status: None)
 
     def samples(self, model: str) -> tuple[AgentSample, ...] | None:
-        """Return the sums of each agent's rows of a model; None if the file cannot be read. For a worker thread."""
+        """Return each agent's sums for a model; None if the file cannot be read. For a worker thread."""
 
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[AgentSample, ...] | None:
             return history.samples(connection, model) if history.has_totals(columns) else ()
@@ -118,7 +118,7 @@ class InterstatSource:
         return self._run(sums, lambda _status: None)
 
     def calibration(self, agents: Iterable[str]) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
-        """Return what every agent's rows have cost, and these agents' newest rows; None if the file cannot be read."""
+        """Return every agent's costs, and these agents' newest rows; None if the file cannot be read."""
 
         def scan(
             connection: sqlite3.Connection, columns: rows.Columns
@@ -130,7 +130,7 @@ class InterstatSource:
         return self._run(scan, lambda _status: None)
 
     def slow(self) -> SourceStatus:
-        """Return the status to show while a read does not finish."""
+        """Return the status to show while a read is stuck."""
         return self._fault("slow", "a read has been under way for more than a second")
 
     def _fault(self, state: SourceState, detail: str) -> SourceStatus:
@@ -168,10 +168,10 @@ class InterstatSource:
             try:
                 result = self._in_one_transaction(link, read)
             except sqlite3.Error:
-                if link.immutable and link.moved_on():
-                    continue  # torn by a writer that opened it meanwhile, not damaged
+                if link.immutable and link.was_opened_for_writing():
+                    continue  # not damaged: a writer opened it during the read
                 raise
-            if not (link.immutable and link.moved_on()):
+            if not (link.immutable and link.was_opened_for_writing()):
                 return result
         raise _FaultError("locked", "the file keeps changing while it is read")
 

@@ -14,7 +14,7 @@ from fluxbudgetd.sources.transcripts import stamps
 from fluxbudgetd.sources.transcripts.lines import Harvest
 from fluxbudgetd.wire.text import fold
 
-#: A longer line is skipped, and never held in memory.
+#: A longer line is skipped and never held in memory.
 LINE_BYTES = 8 << 20
 
 _CHUNK_BYTES = 256 << 10
@@ -27,13 +27,13 @@ class NotRegularError(OSError):
 
 
 class ReplacedError(Exception):
-    """The file is not the one that was read before: it was cut, rewritten, or replaced."""
+    """The file is not the one that was read before: it was truncated, rewritten or replaced."""
 
 
 class ReadFile(NamedTuple):
     """A file as far as it has been read.
 
-    `scanned` is how many bytes after the last complete line are known to hold no end of a line (0 if only a few), and
+    `scanned` is how many bytes after the last complete line are known to contain no newline (0 if only a few), and
     `scanned_mark` the digest of the last of them. `stamp` is the file's stamp at that time, unless there was more to
     read; `meta` is its companion's.
     """
@@ -46,11 +46,11 @@ class ReadFile(NamedTuple):
 
 
 class NewPart(NamedTuple):
-    """What resumed reading gave. `took` is how many bytes were read for the first time."""
+    """What was read of a file. `size` is how many bytes were read for the first time."""
 
     file: ReadFile
     copies: list[Copy]
-    took: int
+    size: int
     more: bool
 
 
@@ -61,7 +61,7 @@ def unread(number: int, path: str, agent: str) -> TranscriptFile:
 
 @contextmanager
 def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
-    """Open a regular file; anything else, whose opening may hang or have effects, raises `NotRegularError`."""
+    """Open a regular file. Raise `NotRegularError` for anything else: opening it may hang or have side effects."""
     _require_regular(os.lstat(path))
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -111,15 +111,15 @@ def read_new(path: str, known: ReadFile, limit: int) -> NewPart:
             anomalies=file.anomalies + harvest.anomalies,
         )
         scanned = end - offset if end - offset >= _CHUNK_BYTES else 0
-        stamp = stamps.of(found) if end == found.st_size else stamps.UNSETTLED
+        stamp = stamps.stamp_of(found) if end == found.st_size else stamps.UNSETTLED
         now = ReadFile(after, scanned, _mark(fd, end) if scanned else b"", stamp, known.meta)
         return NewPart(now, harvest.copies, end - start, end == stop < found.st_size)
 
 
 def _take_lines(fd: int, harvest: Harvest, offset: int, start: int, stop: int) -> tuple[int, int]:
-    """Harvest the lines that end between `start` and `stop`; the first of them begins at `offset`.
+    """Add the lines that end between `start` and `stop` to a harvest; the first of them begins at `offset`.
 
-    Return where the last of them ends, and how far was read: to `stop`, unless the file was cut meanwhile.
+    Return where the last of them ends, and where reading stopped: at `stop`, unless the file was truncated meanwhile.
     """
     at = start
     while at < stop:
@@ -139,7 +139,7 @@ def _take_lines(fd: int, harvest: Harvest, offset: int, start: int, stop: int) -
 
 
 def _take_long(fd: int, harvest: Harvest, begin: int, end: int) -> bool:
-    """Harvest a line that began in an earlier chunk. Return true if it is still there."""
+    """Add a line that began in an earlier chunk to a harvest. Return True if it is still there."""
     if end - begin > LINE_BYTES:
         harvest.skipped += 1
         return True
@@ -163,7 +163,7 @@ def _mark(fd: int, offset: int) -> bytes:
 
 
 def _require_same(fd: int, found: os.stat_result, file: TranscriptFile) -> None:
-    # Nothing was read from the file, so it does not matter if it was replaced.
+    # If nothing was read from the file yet, it does not matter whether it was replaced.
     if file.offset and not _is_same(fd, found, file, file.offset, file.mark):
         raise ReplacedError
 

@@ -1,4 +1,4 @@
-"""What a line of a transcript says if it has usage."""
+"""Parsing the lines of a transcript that have usage."""
 
 import re
 from hashlib import blake2b
@@ -13,12 +13,12 @@ _HINT = b'"usage"'
 _NO_MODEL = "<synthetic>"
 _ID_BYTES = 8
 
-# A JSON escape: a pair of surrogates; a lone surrogate, as in an emoji that was cut; any other.
+# A JSON escape: a pair of surrogates; a lone surrogate, as in an emoji that was cut in half; any other.
 _ESCAPE = re.compile(
     rb"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
 
-# Values stay raw, and are decoded only if they are plain ones, so that no line becomes a tree of objects.
+# Values stay raw and are decoded only if they are scalars, so that no line becomes a tree of objects.
 _ABSENT = msgspec.Raw(b"null")
 _decode_plain = msgspec.json.Decoder(str | int | float | bool | None).decode
 
@@ -61,7 +61,7 @@ _decode_cache_creation = msgspec.json.Decoder(_CacheCreation).decode
 
 
 class Harvest:
-    """The copies that one file's lines give, with the number of unreadable lines and of values that are no counts."""
+    """The copies in one file's lines, and how many lines were unreadable and how many counts invalid."""
 
     def __init__(self, file: int, agent: str) -> None:
         self.file = file
@@ -71,19 +71,19 @@ class Harvest:
         self.anomalies = 0
 
     def add(self, line: bytes, offset: int) -> None:
-        """Add the line that begins at an offset; never raises for what it holds."""
+        """Add the line that begins at an offset; never raises because of its content."""
         if _HINT not in line:
             return
         try:
             found = _decoded(line)
             if found is not None and found.message and found.message.usage:
                 self._take(found, found.message, found.message.usage, offset)
-        except (ValueError, RecursionError):  # what msgspec raises, and a decoder of UTF-8
+        except (ValueError, RecursionError):  # raised by msgspec and by UTF-8 decoding
             self.skipped += 1
 
     def _take(self, line: _Line, message: _Message, usage: _Usage, offset: int) -> None:
-        counts, dropped = _counts(usage)
-        self.anomalies += dropped
+        counts, invalid = _counts(usage)
+        self.anomalies += invalid
         name = _name(message.id)
         if name is None:
             name = _name(line.uuid, b"uuid")
@@ -105,7 +105,7 @@ class Harvest:
 
 
 def _decoded(line: bytes) -> _Line | None:
-    """Return an assistant's line. Return None for any other line, valid or not. Raises `ValueError`."""
+    """Return an assistant's line, or None for any other line, valid or not. Raises `ValueError`."""
     try:
         found = _decode_line(line)
     except msgspec.ValidationError:
@@ -120,7 +120,7 @@ def _decoded(line: bytes) -> _Line | None:
     if not _is_assistants(found.type):
         return None
     if not line.isascii():
-        line.decode()  # msgspec does not check that what it skips is UTF-8
+        line.decode()  # msgspec does not check the UTF-8 of what it skips
     return found
 
 
@@ -133,23 +133,23 @@ def _mend(escape: re.Match[bytes]) -> bytes:
 
 
 def _counts(usage: _Usage) -> tuple[list[int], int]:
-    """Return input, output, cache reads and cache creation, and how many values were no counts."""
+    """Return input, output, cache reads and cache creation, and how many values were invalid."""
     named = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
     creation = _cache_creation(usage)
-    counts, dropped = token_counts(_plain(value) for value in (*named, *creation))
-    # The parts' sum may be too much even when none of them is.
-    summed, too_much = token_counts((sum(counts[len(named) :]),))
-    return [*counts[: len(named)], *summed], dropped + too_much
+    counts, invalid = token_counts(_plain(value) for value in (*named, *creation))
+    # The sum may exceed `MAX_TOKENS` even if no part does.
+    summed, too_large = token_counts((sum(counts[len(named) :]),))
+    return [*counts[: len(named)], *summed], invalid + too_large
 
 
 def _cache_creation(usage: _Usage) -> list[msgspec.Raw]:
-    """Return what cache creation is the sum of: its parts by lifetime if there are any, otherwise the whole."""
+    """Return the cache-creation counts to add: one per lifetime if broken down, otherwise the total."""
     try:
         parts = _decode_cache_creation(usage.cache_creation)
     except msgspec.ValidationError:
         return [usage.cache_creation_input_tokens]
-    found = [parts.ephemeral_5m_input_tokens, parts.ephemeral_1h_input_tokens]
-    present = [value for value in found if _plain(value) is not None]
+    by_lifetime = (parts.ephemeral_5m_input_tokens, parts.ephemeral_1h_input_tokens)
+    present = [value for value in by_lifetime if _plain(value) is not None]
     return present or [usage.cache_creation_input_tokens]
 
 

@@ -1,4 +1,4 @@
-"""What files are called, and which agent a file belongs to."""
+"""File names, and the agents that they belong to."""
 
 import os
 
@@ -23,7 +23,7 @@ class _Meta(msgspec.Struct):
 
 
 def session_name(session: str) -> str | None:
-    """Return a session's id as a path component, or None if it cannot be one."""
+    """Return a session's id as a file name, or None if it cannot be one."""
     try:
         raw = unfold(session)
     except UnicodeEncodeError:
@@ -39,23 +39,23 @@ def is_agents(name: str) -> bool:
 
 
 def plain_agent(path: str) -> str:
-    """Return the agent's name as the transcript's own file name gives it."""
+    """Return the agent's name according to the transcript's file name."""
     return fold(os.fsencode(os.path.basename(path).removesuffix(SUFFIX)))
 
 
 def agent_id(path: str) -> str | None:
-    """Return the id of the sub-agent whose transcript this is; None for a session's own."""
+    """Return the id of the sub-agent that a transcript belongs to; None for a session's own."""
     name = os.path.basename(path)
     return fold(os.fsencode(name[len(_AGENT) : -len(SUFFIX)])) if is_agents(name) else None
 
 
 def companion(path: str) -> str:
-    """Return the path of the file that names the agent of a transcript."""
+    """Return the path of the companion file, which names a transcript's agent."""
     return path.removesuffix(SUFFIX) + _META_SUFFIX
 
 
 def agent_type(path: str) -> str:
-    """Return the agent's name that a companion file gives; empty if the file is missing or broken."""
+    """Return the agent's name according to a companion file; empty if the file is missing or broken."""
     try:
         with opened(path) as (fd, _):
             raw = os.read(fd, _META_BYTES + 1)

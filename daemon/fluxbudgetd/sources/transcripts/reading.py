@@ -1,4 +1,4 @@
-"""One reading of a session's transcripts: what is new in them since the reading before."""
+"""One reading of a session's transcripts: what is new in them since the previous one."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ MAX_BYTES = 8 << 20
 class KnownSession(NamedTuple):
     """What is known of a session between two readings. It is never changed, only replaced.
 
-    `named` is the main file that a hook named. `stamps` are compared with the present ones to decide whether to read
+    `named` is the main file that a hook named. `stamps` are compared with the current ones to decide whether to read
     again (None: read). `directories` are those to watch.
     """
 
@@ -43,11 +43,11 @@ def restored(named: str | None, files: Iterable[TranscriptFile]) -> KnownSession
 
 
 def read_session(root: str, session: str, before: KnownSession) -> tuple[KnownSession, TranscriptReading]:
-    """Read what is new in a session's files; never raises for what they are or hold."""
+    """Read what is new in a session's files; never raises because of what they are or contain."""
     try:
         return _Reading(root, session, before).read()
     except ReplacedError:
-        # Its copies may have displaced copies from unchanged files, so those have to be read again as well.
+        # Its copies may have replaced copies from unchanged files, so those must be read again as well.
         return _Reading(root, session, before).read_again()
 
 
@@ -57,9 +57,9 @@ class _Reading:
         self._session = session
         self._before = before
         self._files = dict(before.files)
-        self._numbers = itertools.count(1 + max((one.file.number for one in self._files.values()), default=0))
+        self._numbers = itertools.count(1 + max((known.file.number for known in self._files.values()), default=0))
         self._survey = Survey(root)
-        self._survey.search(session, before.named, {path: one.file.agent for path, one in self._files.items()})
+        self._survey.search(session, before.named, {path: known.file.agent for path, known in self._files.items()})
         self._stamps = self._survey.stamps
         self._faults = self._survey.faults
         self._is_again = False
@@ -69,7 +69,7 @@ class _Reading:
         self._more = False
 
     def read_again(self) -> tuple[KnownSession, TranscriptReading]:
-        """Read every file again from its start. Files that are gone or cannot be opened keep what they gave."""
+        """Read every file again from its start. Copies from files that are gone or cannot be opened are kept."""
         self._is_again = True
         for path in self._survey.files:
             known = self._files.get(path)
@@ -82,10 +82,10 @@ class _Reading:
         """Read what is new; raises `ReplacedError` if a file has been replaced."""
         for path in sorted(self._survey.files, key=lambda path: (self._survey.files[path] != names.MAIN, path)):
             self._visit(path, self._survey.files[path])
-        files = tuple(sorted((one.file for one in self._files.values()), key=lambda file: file.number))
-        memory = KnownSession(self._before.named, self._files, self._stamps, tuple(self._survey.directories))
-        status = statuses.of(self._root, self._session, self._survey, files)
-        return memory, TranscriptReading(tuple(self._copies), files, frozenset(self._void) or None, self._more, status)
+        files = tuple(sorted((known.file for known in self._files.values()), key=lambda file: file.number))
+        after = KnownSession(self._before.named, self._files, self._stamps, tuple(self._survey.directories))
+        status = statuses.status_of(self._root, self._session, self._survey, files)
+        return after, TranscriptReading(tuple(self._copies), files, frozenset(self._void) or None, self._more, status)
 
     def _visit(self, path: str, plain: str) -> None:
         known = self._files.get(path)
@@ -103,7 +103,7 @@ class _Reading:
                 self._void.add(known.file.number)
 
     def _read(self, path: str, known: ReadFile, agent: str) -> bool:
-        """Read what is new in a file, or all of it if its agent has changed. Return true if it was read."""
+        """Read what is new in a file, or all of it if its agent has changed. Return True if it was read."""
         try:
             if known.file.agent != agent:
                 require_same(path, known.file)
@@ -112,7 +112,7 @@ class _Reading:
         except ReplacedError:
             if not self._is_again:
                 raise
-            self._stamps[path] = UNSETTLED  # it could not be opened a moment ago: next time
+            self._stamps[path] = UNSETTLED  # could not be opened: retry on the next read
             self._more = True
             return False
         except (FileNotFoundError, NotADirectoryError):
@@ -121,12 +121,12 @@ class _Reading:
         except OSError as exc:
             self._faults.append(describe(path, exc))
             if not isinstance(exc, NotRegularError | PermissionError):
-                self._stamps[path] = UNSETTLED  # nothing shows when that passes
+                self._stamps[path] = UNSETTLED  # its recovery changes no stamp
             return False
         self._files[path] = part.file
         self._stamps[path] = part.file.stamp
         self._copies += part.copies
-        self._left -= part.took
+        self._left -= part.size
         self._more |= part.more
         return True
 
@@ -141,7 +141,7 @@ class _Reading:
             if known is None or known.meta != meta:
                 agent = names.agent_type(companion) or agent
             if agent == names.plain_agent(path):
-                self._stamps[companion] = meta  # it names no agent yet; it may be being written
+                self._stamps[companion] = meta  # it may be only half written
         return agent, meta
 
 

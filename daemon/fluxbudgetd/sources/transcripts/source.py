@@ -1,4 +1,4 @@
-"""Following the transcripts of sessions: whether anything is new in them, and what.
+"""The transcripts of sessions: check for anything new, and read it.
 
 Two threads use a source. The event loop calls `changed`, `restore` and `forget`; one worker thread at a time calls
 `read` and `name`. What is known of a session is never changed, only replaced as a whole.
@@ -37,16 +37,16 @@ class TranscriptSource:
         return 0 if known is None or known.stamps is None else len(known.stamps)
 
     def restore(self, session: str, files: Sequence[TranscriptFile]) -> None:
-        """Continue a session where it was left: these files are read on from these positions.
+        """Continue reading a session's files from these positions.
 
-        Call it before the first reading, or later to discard readings after these positions.
+        Call it before the first reading, or later to discard what was read after these positions.
         """
         with self._swap:
             known = self._sessions.get(session)
             self._sessions[session] = restored(None if known is None else known.named, files)
 
     def name(self, session: str, path: str) -> str:
-        """Set the path of a session's main file as a hook gives it; return where it leads. For a worker thread.
+        """Set the path of a session's main file, as named by a hook; return its real path. For a worker thread.
 
         Raises `BadInputError` unless it is a transcript below the Claude directory.
         """
@@ -76,7 +76,7 @@ class TranscriptSource:
         return real
 
     def changed(self, session: str) -> bool:
-        """Return True if there may be anything that the session's last reading did not include.
+        """Return True if there may be something new since the session's last reading.
 
         A reading that begins after this call includes everything written before it. This costs one `stat` for each file
         and directory of the session.
@@ -87,7 +87,7 @@ class TranscriptSource:
         return any(stamp(path) != before for path, before in known.stamps.items())
 
     def read(self, session: str) -> TranscriptReading:
-        """Return what is new since the last reading; never raises for what files are or hold. For a worker thread."""
+        """Read what is new; never raises because of what files are or contain. For a worker thread."""
         with self._working:
             with self._swap:
                 before = self._sessions.setdefault(session, KnownSession())

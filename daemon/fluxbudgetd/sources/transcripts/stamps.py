@@ -1,10 +1,10 @@
-"""Whether anything has changed at a path, cheaply: one `stat`, compared with the one before."""
+"""A cheap check for changes at a path: one `stat`, compared with the previous one."""
 
 import os
 import time
 
-# What identifies a file's or a directory's present state. The time is that of the inode's last change, which no program
-# can set back, and which new permissions change, too.
+# Identifies the state of a file or directory. Its time is the inode's change time, which no program can set back, and
+# which a change of permissions updates, too.
 PathStamp = tuple[int, ...]
 
 #: Nothing is there.
@@ -12,20 +12,20 @@ MISSING: PathStamp = ()
 #: Equal to no path's stamp: read again.
 UNSETTLED: PathStamp = (-1,)
 
-# File times have the granularity of a clock tick: a directory that was listed this soon after a change may have changed
-# again within the same tick.
+# File times have the granularity of a clock tick: a directory listed this soon after a change may change again within
+# the same tick.
 _RACY_NANOSECONDS = 50_000_000
 
 
-def of(found: os.stat_result) -> PathStamp:
+def stamp_of(result: os.stat_result) -> PathStamp:
     """Return the stamp of a `stat` result."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+    return result.st_dev, result.st_ino, result.st_size, result.st_ctime_ns
 
 
 def stamp(path: str) -> PathStamp:
-    """Return the present stamp of a path. Never raises; microseconds."""
+    """Return the current stamp of a path. Never raises; takes microseconds."""
     try:
-        return of(os.stat(path))
+        return stamp_of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
     except OSError as exc:
@@ -33,9 +33,9 @@ def stamp(path: str) -> PathStamp:
 
 
 def directory_stamp(path: str) -> PathStamp:
-    """Return the stamp of a directory before it is listed; unsettled if it has changed only just now."""
+    """Return the stamp of a directory that is about to be listed; `UNSETTLED` if it has just changed."""
     now = time.time_ns()
-    found = stamp(path)
-    if len(found) > 1 and abs(now - found[-1]) < _RACY_NANOSECONDS:
+    current = stamp(path)
+    if len(current) > 1 and abs(now - current[-1]) < _RACY_NANOSECONDS:
         return UNSETTLED
-    return found
+    return current

@@ -1,4 +1,4 @@
-"""What a reading of a session's transcripts says about the source."""
+"""The status of the source after a reading of a session's transcripts."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,14 +10,14 @@ NAME = "transcripts"
 
 _HINTS: dict[SourceState, str] = {
     "absent": "Claude Code writes it with the session's first line; another place: --claude-dir or $CLAUDE_CONFIG_DIR",
-    "unreadable": "check the permissions, and what it is; the session's other files are read all the same",
+    "unreadable": "check its permissions and type; the session's other files are still read",
 }
-# A list in a message ends after so many.
+# At most this many items are listed in a message.
 _LISTED = 5
 
 
-def of(root: str, session: str, survey: Survey, files: Iterable[TranscriptFile]) -> SourceStatus:
-    """Return the status: unreadable if any file is, absent if there is none."""
+def status_of(root: str, session: str, survey: Survey, files: Iterable[TranscriptFile]) -> SourceStatus:
+    """Return the status: unreadable if any file is, absent if there are no files."""
     state: SourceState = "ok"
     detail = ""
     if survey.faults:
@@ -35,14 +35,14 @@ def of(root: str, session: str, survey: Survey, files: Iterable[TranscriptFile])
 
 
 def _losses(files: Iterable[TranscriptFile]) -> list[str]:
-    """Return what was left out of the files that were read."""
+    """Return notes about what could not be read in the files."""
     files = tuple(files)
     skipped = [f"{file.path}: {file.skipped} lines could not be read" for file in files if file.skipped]
-    dropped = [f"{file.path}: {file.anomalies} counts are no counts" for file in files if file.anomalies]
+    dropped = [f"{file.path}: {file.anomalies} invalid token counts ignored" for file in files if file.anomalies]
     return [*_listed(skipped), *_listed(dropped)]
 
 
 def _listed(items: Sequence[str]) -> Sequence[str]:
     if len(items) <= _LISTED:
         return items
-    return [*items[:_LISTED], f"and {len(items) - _LISTED} more of the kind"]
+    return [*items[:_LISTED], f"and {len(items) - _LISTED} more of them"]

@@ -1,7 +1,7 @@
 """Where a session's transcripts are: one search of the directories in which they may be.
 
-Symbolic links to directories are not followed. A symbolic link to a file counts if it leads to somewhere below the
-Claude directory, and it counts under the path that it leads to.
+Symbolic links to directories are not followed. A symbolic link to a file counts if its target is below the Claude
+directory, and then under the target's path.
 """
 
 import os
@@ -32,9 +32,9 @@ def projects_directory(root: str) -> str:
 class Survey:
     """What was found below `root`, the Claude directory's real path.
 
-    `files` maps each path to the agent's name as the path gives it. `stamps` has every path whose change may mean
-    something new, as it was before it was searched; `directories` are where that may happen. `faults` says what could
-    not be searched, `notes` what was left out.
+    `files` maps each path to the agent's name according to the path. `stamps` has the stamp of every path whose change
+    may mean something new, taken before the path was searched; `directories` are those to watch. `faults` says what
+    could not be searched, `notes` what was left out.
     """
 
     def __init__(self, root: str) -> None:
@@ -47,7 +47,7 @@ class Survey:
         self._left_out = 0
 
     def search(self, session: str, named: str | None, known: Mapping[str, str]) -> None:
-        """Find a session's files: the named one, the known ones (path → agent), and those beside them."""
+        """Find a session's files: the named one, the known ones (path → agent), and others in the same directories."""
         known = {path: agent for path, agent in known.items() if is_below(path, self._root)}
         for path, agent in known.items():
             self._add(path, agent, known=True)
@@ -61,7 +61,7 @@ class Survey:
         projects = [entry.path for entry in self._listed(projects_directory(self._root)) if _is_directory(entry)]
         self._search_beside(name, {*map(os.path.dirname, mains), *self._homes(name, projects)})
         if not self.files:
-            # While there is none, the first one may appear in any of them.
+            # The session's first file may appear in any project.
             for directory in projects:
                 self.stamps[directory] = directory_stamp(directory)
                 self.directories[directory] = None
@@ -70,7 +70,7 @@ class Survey:
             self.notes[f"more than {MAX_FILES} files or directories: {self._left_out} are left out"] = None
 
     def _homes(self, name: str, projects: list[str]) -> set[str]:
-        """Return the projects in which the session has something."""
+        """Return the projects that have files of the session."""
         return {
             directory
             for directory in projects
@@ -84,7 +84,7 @@ class Survey:
         except _GONE:
             return False
         except OSError as exc:
-            # Nothing indicates that the session has anything there.
+            # Only a note: there is no sign that the session has files there.
             self.notes[describe(os.path.dirname(path), exc)] = None
             return False
         return True
@@ -110,7 +110,7 @@ class Survey:
                     self._add(entry.path, names.plain_agent(entry.path))
                 elif _is_directory(entry):
                     if depth == MAX_DEPTH:
-                        self.notes[f"{shown_path(directory)}: what lies deeper is left out"] = None
+                        self.notes[f"{shown_path(directory)}: nested too deeply, not read"] = None
                     elif len(self.stamps) + len(pending) < 2 * MAX_FILES:
                         pending.append((entry.path, depth + 1))
                     else:
@@ -148,13 +148,13 @@ class Survey:
                 self.notes[f"{shown_path(path)}: leads outside the Claude directory"] = None
                 return
             if len(before) <= 1:
-                self.notes[f"{shown_path(path)}: leads nowhere"] = None
+                self.notes[f"{shown_path(path)}: broken symbolic link"] = None
                 return
             path, self.stamps[target] = target, before
         if path not in self.files and len(self.files) == MAX_FILES:
             self._left_out += 1
             del self.stamps[path]
-        elif not (is_link and path in self.files):  # a file's own name says more than a link's
+        elif not (is_link and path in self.files):  # a file's own name takes precedence over a link's
             self.files[path] = agent
 
     def _note_link(self, path: str) -> None:
@@ -169,5 +169,5 @@ def _is_directory(entry: "os.DirEntry[str]") -> bool:
 
 
 def describe(path: str, error: OSError) -> str:
-    """Return an error as shown to people."""
+    """Return an error's text for people."""
     return f"{shown_path(path)}: {error.strerror or error}"

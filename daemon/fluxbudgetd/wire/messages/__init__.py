@@ -6,7 +6,7 @@ daemon can serve a newer client. Tokens are integers; percentages have one decim
 never shown before it is reached; above 100 if more is spent); times are ISO-8601 UTC text. `docs/protocol.md` is
 generated from these modules.
 
-Import the names from here: every public name of the modules is one of the package.
+Import the names from here: the package re-exports every public name.
 """
 
 from fluxbudgetd.wire.messages.base import *
