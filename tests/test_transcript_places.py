@@ -194,7 +194,7 @@ def test_too_deep(main: Transcript, reader: Reader) -> None:
     main.agent("out", *"abcdefghijklmnopq").response("m2", tokens=(20, 0, 0, 0))
     reading = reader.read()
     assert reader.total == 1
-    assert "deeper" in " ".join(reading.status.notes)
+    assert "nested too deeply" in " ".join(reading.status.notes)
 
 
 def test_too_many(main: Transcript, reader: Reader) -> None:
