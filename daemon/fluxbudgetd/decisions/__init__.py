@@ -1,1 +1,1 @@
-"""What changes a run, and what it may do. The policy decides; the ledger is written before memory."""
+"""Changes to runs, and what a run may do. The policy decides; the ledger is written before memory."""

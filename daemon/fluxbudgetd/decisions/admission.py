@@ -20,7 +20,7 @@ GENERAL = "general-purpose"
 
 
 class Admitted(NamedTuple):
-    """The decision about a launch, and the number of the reservation made for it (None: no reservation)."""
+    """The decision about a launch, and the number of its reservation (None: no reservation)."""
 
     admission: policy.Admission
     reservation: int | None
@@ -37,27 +37,27 @@ class Admissions:
     async def admit(self, account: RunAccount, session: str, agent: str, estimate: int, call: str | None) -> Admitted:
         """Decide whether a session may launch a sub-agent, and reserve its estimate if so.
 
-        `call` names the launch; a launch that is asked about again is not reserved again.
+        `call` identifies the launch: asking again about the same launch does not reserve again.
         """
         reservations = self._reservations
         await reservations.watch(session)
-        if call is not None and any(one.call == call for one in reservations.of(session)):
+        if call is not None and any(each.call == call for each in reservations.of_session(session)):
             return Admitted(policy.Admission("allow", "it was admitted before", reserve=False), None)
         admission = policy.admission(account.run, account.balance(), estimate, plain_name(agent))
         if not admission.reserve:
             reservations.unwatch_if_unused(session)
             return Admitted(admission, None)
-        made = reservations.add(account, session, agent, estimate, call=call)
+        reservation = reservations.add(account, session, agent, estimate, call=call)
         await reservations.written()
-        return Admitted(admission, made.id)
+        return Admitted(admission, reservation.id)
 
     async def start(
         self, account: RunAccount | None, session: str, agent: str, agent_id: str | None, estimate: int
     ) -> None:
-        """Note that a sub-agent has started: one that was admitted, or else it gets a reservation now."""
+        """Record the start of a sub-agent; reserve its estimate now if it was not admitted before."""
         reservations = self._reservations
         await reservations.watch(session)
-        if agent_id is not None and any(one.agent_id == agent_id for one in reservations.of(session)):
+        if agent_id is not None and any(each.agent_id == agent_id for each in reservations.of_session(session)):
             return
         is_measured = reservations.is_measured(session, agent_id)
         admitted = self._admitted(session, agent, is_measured=is_measured)
@@ -70,51 +70,51 @@ class Admissions:
         await reservations.written()
 
     async def stop(self, session: str, agent: str, agent_id: str | None) -> None:
-        """Note that a sub-agent has ended. Without its id it is the earliest of its name, or of its session."""
-        of_session, counting = self._reservations.of(session), self._reservations.open(session)
-        ended = [one for one in of_session if agent_id is not None and one.agent_id == agent_id]
+        """Record a sub-agent's end. Without an id, end the earliest reservation of that name, or of the session."""
+        of_session, counting = self._reservations.of_session(session), self._reservations.open(session)
+        ended = [each for each in of_session if agent_id is not None and each.agent_id == agent_id]
         if not ended and agent_id is None:
-            ended = [one for one in counting if not agent or _is_called(one, agent)][:1]
+            ended = [each for each in counting if not agent or _is_named(each, agent)][:1]
         elif not ended and not self._reservations.is_measured(session, agent_id):
             # Its start was not reported, so no reservation has its id yet.
-            without_id = (one for one in counting if one.agent_id is None)
-            ended = [one for one in without_id if agent and _is_called(one, agent)][:1]
+            without_id = (each for each in counting if each.agent_id is None)
+            ended = [each for each in without_id if agent and _is_named(each, agent)][:1]
         await self._end(ended)
 
     async def end_session(self, session: str) -> None:
-        """Note that a session has ended, and all its sub-agents with it."""
-        await self._end(self._reservations.of(session))
+        """Record the end of a session and of all its sub-agents."""
+        await self._end(self._reservations.of_session(session))
 
     def withdraw(self, session: str, number: int) -> None:
-        """End the reservation of an admission that did not reach the hook. A start would reserve again."""
-        one = self._reservations.get(session, number)
-        if one is not None and one.ended_at is None:
-            self._reservations.put(msgspec.structs.replace(one, ended_at=self._clock()))
+        """End the reservation of an admission that did not reach the hook; a start would reserve again."""
+        reservation = self._reservations.get(session, number)
+        if reservation is not None and reservation.ended_at is None:
+            self._reservations.put(msgspec.structs.replace(reservation, ended_at=self._clock()))
 
     def _admitted(self, session: str, agent: str, *, is_measured: bool) -> Reservation | None:
-        """Return the reservation of a sub-agent that has just started, None if it was never admitted.
+        """Return the reservation of a sub-agent that has just started; None if it was not admitted.
 
-        Usage of a sub-agent closes its reservation, so one that is measured already has a closed one.
+        A measured sub-agent's reservation is closed, so look only among closed ones if `is_measured`.
         """
         counting = self._reservations.open(session)
         waiting = [
-            one
-            for one in self._reservations.of(session)
-            if one.agent_id is None and one.ended_at is None and (one in counting) != is_measured
+            each
+            for each in self._reservations.of_session(session)
+            if each.agent_id is None and each.ended_at is None and (each in counting) != is_measured
         ]
-        alike = [one for one in waiting if not agent or _is_called(one, agent)]
-        general = [one for one in waiting if one.agent == GENERAL]
-        if not alike and len(general) == 1:
-            alike = general
-        return next(iter(alike), None)
+        matching = [each for each in waiting if not agent or _is_named(each, agent)]
+        general = [each for each in waiting if each.agent == GENERAL]
+        if not matching and len(general) == 1:
+            matching = general
+        return next(iter(matching), None)
 
-    async def _end(self, which: Iterable[Reservation]) -> None:
+    async def _end(self, reservations: Iterable[Reservation]) -> None:
         now = self._clock()
-        ended = [msgspec.structs.replace(one, ended_at=now) for one in which if one.ended_at is None]
+        ended = [msgspec.structs.replace(each, ended_at=now) for each in reservations if each.ended_at is None]
         if ended:
             self._reservations.put(*ended)
             await self._reservations.written()
 
 
-def _is_called(one: Reservation, agent: str) -> bool:
-    return plain_name(one.agent) == plain_name(agent)
+def _is_named(reservation: Reservation, agent: str) -> bool:
+    return plain_name(reservation.agent) == plain_name(agent)

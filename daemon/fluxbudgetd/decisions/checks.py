@@ -1,7 +1,4 @@
-"""May a run continue? The step to the next phase, and the record of every refusal and override.
-
-The policy decides from the last known numbers.
-"""
+"""Advance runs; record refusals and overrides. The policy decides from the last known numbers."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +19,7 @@ from fluxbudgetd.totals.tallier import Tallier
 
 log = structlog.get_logger()
 
-# Beyond this the ledger has been failing for long, and memory stays bounded.
+# Bounds memory while the ledger keeps failing.
 _MOST_UNSAVED = 10_000
 
 
@@ -60,9 +57,9 @@ class Checks:
         self._backlog = writer.backlog("refusals and overrides", self._write)
 
     async def record(self, run: Run, balance: Balance, verdict: Verdict, by: str, deadline: float) -> None:
-        """Record a refusal or an override as an event, and wait for the ledger's first attempt until the deadline.
+        """Record a refusal or an override as an event; wait for the first write until the deadline.
 
-        `by` is the command that was refused. A ledger that cannot be written does not change the answer.
+        `by` is the command that was refused. A failed write does not change the answer, and is retried.
         """
         event: NewEvent
         if verdict.refusal is not None:
@@ -72,13 +69,13 @@ class Checks:
         else:
             return
         if len(self._unsaved) >= _MOST_UNSAVED:
-            log.error("event lost: the ledger has not been writable for long", kind=event[0], run=run.id)
+            log.error("event dropped: too many are waiting for the ledger", kind=event[0], run=run.id)
             return
         self._unsaved.append((self._clock(), run.id, event))
         await self._backlog.attempt(deadline - anyio.current_time())
 
     async def advance(self, account: RunAccount, phase: str, to: str | None, override: str | None) -> Advanced:
-        """Move a run from `phase` to another (None: the next), or refuse. Of concurrent calls one succeeds.
+        """Advance a run from `phase` to `to` (None: the next phase), or refuse. Of concurrent calls, one succeeds.
 
         Raises `BadInputError` for a phase that the run does not have, `ConflictError` if it has ended, `LedgerError`.
         """
@@ -97,7 +94,7 @@ class Checks:
             self._accounts.put_run(new)
             self._accounts.put_phases(new.id, (*account.completed, record))
         for session in list(account.sessions):
-            # Usage without a time, or with one in the future, belongs to the present phase, which is another one now.
+            # Usage without a time, or with one in the future, belongs to the current phase, which has just changed.
             await self._tallier.retally(session)
         self._thresholds.evaluate(account)
         return Advanced(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
@@ -105,8 +102,8 @@ class Checks:
     def _completed(self, account: RunAccount, override: str | None) -> PhaseRecord:
         run, since = account.run, self._accounts.timelines[account.run.id].since
         calibration = self._settings.calibration
-        known = {} if calibration is None else calibration.phases
-        estimate = phases.estimate(run.phase, run.cost_basis, self._settings.config.phases, known)
+        calibrated = {} if calibration is None else calibration.phases
+        estimate = phases.estimate(run.phase, run.cost_basis, self._settings.config.phases, calibrated)
         return PhaseRecord(
             phase=run.phase,
             since=since,

@@ -1,6 +1,6 @@
 """Start, change and end runs, and attach sessions to them.
 
-The policy decides; the change is in the ledger before it is in memory, and in memory before it is answered.
+The policy decides; a change is written to the ledger first, then to memory, and then answered.
 """
 
 import secrets
@@ -26,7 +26,7 @@ _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 class Lifecycle:
-    """The changes of runs and attachments, one at a time. `on_runs_change` is called when a run starts or ends."""
+    """Changes runs and attachments, one change at a time. `on_runs_change` is called when a run starts or ends."""
 
     def __init__(
         self,
@@ -50,38 +50,38 @@ class Lifecycle:
         self._thresholds = thresholds
         self._on_runs_change = on_runs_change
 
-    async def start(self, asked: RunStart, deadline: float) -> tuple[Run, bool]:
-        """Start a run, or return the one that the same request started before, and whether anything changed."""
+    async def start(self, request: RunStart, deadline: float) -> tuple[Run, bool]:
+        """Start a run, or find the one that this request started before. Return it, and whether anything changed."""
         await self._settings.refresh(deadline)
-        await self._name_transcript(asked.session, asked.transcript, deadline)
-        await self._refresh_session(asked.session, deadline)
+        await self._name_transcript(request.session, request.transcript, deadline)
+        await self._refresh_session(request.session, deadline)
         try:
-            return await self._start(asked)
+            return await self._start(request)
         finally:
-            if asked.session is not None:
-                self._accounts.forget_unknown(asked.session)
+            if request.session is not None:
+                self._accounts.forget_unknown(request.session)
 
-    async def _start(self, asked: RunStart) -> tuple[Run, bool]:
+    async def _start(self, request: RunStart) -> tuple[Run, bool]:
         async with self._runs_lock:
-            known = self._known_run(asked)
+            known = self._known_run(request)
             if known is None:
-                run = runs.new_run(asked, asked.id or self._new_id(), self._clock(), self._settings.config.runs)
-                await self._save_new(run, self._attachments_to_move(asked.session, run.id))
+                run = runs.new_run(request, request.id or self._new_id(), self._clock(), self._settings.config.runs)
+                await self._save_new(run, self._attachments_to_move(request.session, run.id))
                 return run, True
-            runs.require_same(asked, known.run, known.started_as, self._settings.config.runs)
-            return known.run, await self._attach(asked.session, known.run)
+            runs.require_same(request, known.run, known.started_as, self._settings.config.runs)
+            return known.run, await self._attach(request.session, known.run)
 
-    async def change(self, account: RunAccount, asked: RunSet, deadline: float) -> tuple[Run, bool]:
-        """Change a run's budget, warning percentage or enforcement; returns it, and whether anything changed.
+    async def change(self, account: RunAccount, request: RunSet, deadline: float) -> tuple[Run, bool]:
+        """Change a run's budget, warning percentage or enforcement. Return it, and whether anything changed.
 
-        Thresholds that a lower budget has passed are reported with the change.
+        Thresholds that are passed under the new budget are reported with the change.
         """
         if account.run.status == "active":
-            # Re-arming needs the present numbers: with none at all, every threshold would be re-armed.
+            # Re-arming needs the run's numbers: without them, every threshold would be re-armed.
             await self._refresher.refresh([account.run.id], deadline=deadline)
             account.require_loaded()
         async with self._runs_lock:
-            run = runs.changed_run(account.run, asked)
+            run = runs.changed_run(account.run, request)
             if run == account.run:
                 return run, False
             names = ("token_budget", "warn_pct", "enforcement")
@@ -95,16 +95,16 @@ class Lifecycle:
             return run, True
 
     async def end(self, account: RunAccount, status: RunStatus, deadline: float) -> tuple[Run, bool]:
-        """Finish or cancel a run; returns it, and whether anything changed. Its sources are followed for 48 hours."""
+        """Finish or cancel a run. Return it, and whether anything changed. Its sources are followed for 48 hours."""
         if account.run.status == "active":
-            # The thresholds that it has passed by now are still reported.
+            # Thresholds that it has passed by now are still reported.
             await self._refresher.refresh([account.run.id], deadline=deadline)
         async with self._runs_lock:
             if account.run.status == status:
                 return account.run, False
             if account.run.status != "active":
                 raise ConflictError(
-                    f"run {account.run.id} is {account.run.status} already", "an ended run stays as it is"
+                    f"run {account.run.id} is already {account.run.status}", "an ended run cannot be changed"
                 )
             run = msgspec.structs.replace(account.run, status=status, ended_at=self._clock())
             fired, events = self._thresholds.at_end(account)
@@ -116,7 +116,7 @@ class Lifecycle:
             return run, True
 
     async def attach(self, session: str, account: RunAccount, deadline: float, transcript: str | None = None) -> bool:
-        """Attach a session to a run from now on. True if anything changed.
+        """Attach a session to a run from now on. Return True if anything changed.
 
         Raises `BadInputError` for a transcript outside Claude's directory, `ConflictError` for a run that ended more
         than 48 hours ago.
@@ -131,35 +131,35 @@ class Lifecycle:
             return await self._attach(session, account.run)
 
     async def detach(self, session: str, account: RunAccount | None, deadline: float) -> Run:
-        """End a session's present attachment and return its run; raises `BadInputError` if it is not attached.
+        """End a session's current attachment and return its run; raises `BadInputError` if it is not attached.
 
-        `account`, unless None, is the run that the session has to be attached to. Raises `RequestTimeoutError` if the
-        rows that may attach the session could not be read in time.
+        `account`, unless None, is the run that the session must be attached to. Raises `RequestTimeoutError` if the rows
+        that may attach the session could not be read in time.
         """
         in_time = await self._refresh_session(session, deadline)
         async with self._runs_lock:
-            present = self._present_attachment(session)
-            if present is None and not in_time:
+            current = self._current_attachment(session)
+            if current is None and not in_time:
                 raise RequestTimeoutError(f"session {session!r} could not be read in time", "give more --timeout")
-            if present is None or (account is not None and present.run != account.run.id):
+            if current is None or (account is not None and current.run != account.run.id):
                 self._accounts.forget_unknown(session)
                 where = "any run" if account is None else f"run {account.run.id}"
                 raise BadInputError(f"session {session!r} is not attached to {where}", "see 'fluxbudgetctl run show'")
-            ended = msgspec.structs.replace(present, until=self._next_instant(session))
-            await self._save_attachments([ended], session, {"detached": session}, present.run)
-            return self._accounts.runs[present.run].run
+            ended = msgspec.structs.replace(current, until=self._next_instant(session))
+            await self._save_attachments([ended], session, {"detached": session}, current.run)
+            return self._accounts.runs[current.run].run
 
-    def _known_run(self, asked: RunStart) -> RunAccount | None:
+    def _known_run(self, request: RunStart) -> RunAccount | None:
         by_scope = None
-        if asked.scope is not None:
-            active = [run for run in self._accounts.scopes.get(asked.scope, []) if run.status == "active"]
+        if request.scope is not None:
+            active = [run for run in self._accounts.scopes.get(request.scope, []) if run.status == "active"]
             by_scope = self._accounts.runs[active[-1].id] if active else None
-        if asked.id is None:
+        if request.id is None:
             return by_scope
-        by_id = self._accounts.runs.get(asked.id)
+        by_id = self._accounts.runs.get(request.id)
         if by_scope is not None and by_scope is not by_id:
             raise ConflictError(
-                f"scope {asked.scope!r} has an active run already: {by_scope.run.id}",
+                f"scope {request.scope!r} already has an active run: {by_scope.run.id}",
                 f"finish it with 'fluxbudgetctl run finish --run {by_scope.run.id}'",
             )
         return by_id
@@ -170,14 +170,14 @@ class Lifecycle:
             continue
         return name
 
-    def _present_attachment(self, session: str) -> Attachment | None:
+    def _current_attachment(self, session: str) -> Attachment | None:
         current = self._accounts.session(session).current
         return current[-1] if current and current[-1].until is None else None
 
     def _next_instant(self, session: str) -> int:
         """Return now, or just after the session's last attachment if the clock has been set back."""
-        ends = [max(one.since, one.until or 0) for one in self._accounts.session(session).attachments]
-        return max([self._clock(), *(at + 1 for at in ends)])
+        attachments = self._accounts.session(session).attachments
+        return max([self._clock(), *(max(each.since, each.until or 0) + 1 for each in attachments)])
 
     async def _name_transcript(self, session: str | None, transcript: str | None, deadline: float) -> None:
         if transcript is None:
@@ -188,10 +188,10 @@ class Lifecycle:
         with anyio.CancelScope(deadline=deadline) as scope:
             await self._transcripts.name(session, transcript)
         if scope.cancelled_caught:
-            raise RequestTimeoutError("the transcript could not be looked at in time", "ask again")
+            raise RequestTimeoutError("the transcript could not be checked in time", "ask again")
 
     async def _refresh_session(self, session: str | None, deadline: float) -> bool:
-        """Refresh a session, so that its implied attachment is known before it moves. False if that took too long."""
+        """Refresh a session, so that its implied attachment is known before it moves. Return True if it was in time."""
         if session is None:
             return True
         runs.foreign_id("session id", session)
@@ -199,13 +199,13 @@ class Lifecycle:
 
     def _attachments_to_move(self, session: str | None, run_id: str) -> list[Attachment]:
         """Return the attachments to write so that a session belongs to a run from now on; none if it does already."""
-        present = None if session is None else self._present_attachment(session)
-        if session is None or (present is not None and present.run == run_id):
+        current = None if session is None else self._current_attachment(session)
+        if session is None or (current is not None and current.run == run_id):
             return []
         now = self._next_instant(session)
         first = not self._accounts.session(session).current
         new = Attachment(session=session, run=run_id, since=now, until=None, first=first, origin="asked")
-        return [new] if present is None else [msgspec.structs.replace(present, until=now), new]
+        return [new] if current is None else [msgspec.structs.replace(current, until=now), new]
 
     async def _attach(self, session: str | None, run: Run) -> bool:
         attachments = self._attachments_to_move(session, run.id)
@@ -220,8 +220,8 @@ class Lifecycle:
         await self._stored.save_attachments(attachments, run_id, data, self._clock())
         self._accounts.put_attachments(attachments)
         await self._tallier.retally(session)
-        # The session's earlier usage may count now, and pass a threshold.
-        self._refresher.request_refresh({one.run for one in attachments})
+        # The session's earlier usage may now count, and pass a threshold.
+        self._refresher.request_refresh({attachment.run for attachment in attachments})
 
     async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
@@ -232,7 +232,7 @@ class Lifecycle:
         naming = set() if run.scope is None else await self._tallier.sessions_naming(run.scope)
         for session in naming:
             self._accounts.join(account, session)
-        for session in naming.union(one.session for one in attachments):
+        for session in naming.union(attachment.session for attachment in attachments):
             await self._tallier.retally(session)
         account.has_sessions = True
         self._refresher.request_refresh({run.id})

@@ -1,6 +1,6 @@
-"""The reservations in memory: which count, what that is for their runs, and keeping them in the ledger.
+"""Reservations in memory: which count, the total per run, and saving them.
 
-The ledger is written in the background: a reservation counts at once, and after a restart only if it was written.
+The ledger is written in the background. A reservation counts at once; after a restart it counts only if it was written.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ class Reservations:
         self._instances = totals.instances
         self._stored = stored
         self._clock = clock
-        # By session: those that still matter, by number, and those of them that count.
+        # By session: the reservations that are kept, by number, and those of them that count.
         self._all: dict[str, dict[int, Reservation]] = {}
         self._open: dict[str, tuple[Reservation, ...]] = {}
         self._reserved: Counter[str] = Counter()
@@ -56,10 +56,11 @@ class Reservations:
     async def load(self) -> None:
         """Read the ledger's reservations; raises `LedgerError`."""
         now = self._clock()
-        for one in await self._stored.all():
+        for reservation in await self._stored.all():
             # If the clock was set back, a reservation still lasts no longer than its lifetime from now.
-            self._all.setdefault(one.session, {})[one.id] = msgspec.structs.replace(one, at=min(one.at, now))
-            self._last_id = max(self._last_id, one.id)
+            kept = msgspec.structs.replace(reservation, at=min(reservation.at, now))
+            self._all.setdefault(kept.session, {})[kept.id] = kept
+            self._last_id = max(self._last_id, kept.id)
         self._forget_old()
         for session in self._all:
             await self.watch(session)
@@ -70,16 +71,16 @@ class Reservations:
             while not self._all:
                 self._has_any = anyio.Event()
                 await self._has_any.wait()
-            # A reservation that is made during the sleep expires later than those there are.
+            # Reservations that are added during the sleep expire later than these.
             await anyio.sleep(self._seconds_until_next_expiry())
             now = self._clock()
             for session, counting in list(self._open.items()):
-                if any(now - one.at >= LIFETIME for one in counting):
+                if any(now - reservation.at >= LIFETIME for reservation in counting):
                     self.settle(session)
             self._forget_old()
 
-    def of(self, session: str) -> tuple[Reservation, ...]:
-        """Return a session's reservations, also those that no longer count but may still take an instance."""
+    def of_session(self, session: str) -> tuple[Reservation, ...]:
+        """Return a session's reservations, including closed ones that may still match an instance."""
         return tuple(self._all.get(session, {}).values())
 
     def open(self, session: str) -> tuple[Reservation, ...]:
@@ -102,7 +103,7 @@ class Reservations:
     ) -> Reservation:
         """Reserve tokens (of the run's cost basis) for a sub-agent from now on."""
         self._last_id += 1
-        made = Reservation(
+        reservation = Reservation(
             id=self._last_id,
             run=account.run.id,
             session=session,
@@ -112,15 +113,15 @@ class Reservations:
             agent_id=agent_id,
             call=call,
         )
-        self.put(made)
-        return made
+        self.put(reservation)
+        return reservation
 
     def put(self, *changed: Reservation) -> None:
-        """Replace reservations of one session, settle it, and have them written."""
+        """Add or replace reservations of one session, settle it, and have them written."""
         session = changed[0].session
-        for one in changed:
-            self._all.setdefault(session, {})[one.id] = one
-            self._unsaved[one.id] = one
+        for reservation in changed:
+            self._all.setdefault(session, {})[reservation.id] = reservation
+            self._unsaved[reservation.id] = reservation
         self.settle(session)
         self._backlog.request()
         self._has_any.set()
@@ -131,21 +132,21 @@ class Reservations:
             await self._backlog.attempt(_WRITE_SECONDS)
 
     async def watch(self, session: str) -> None:
-        """Observe from now on which of a session's sub-agents are measured, and settle it."""
-        # Until the ledger can be read no sub-agent counts as measured; the next call tries again.
+        """Keep track of which of a session's sub-agents are measured, and settle it."""
+        # Until the ledger can be read, no sub-agent counts as measured; the next call tries again.
         with anyio.move_on_after(_WRITE_SECONDS), suppress(LedgerError):
             await self._instances.watch(session)
         self.settle(session)
 
     def unwatch_if_unused(self, session: str) -> None:
-        """Stop observing a session without reservations."""
+        """Stop watching a session if it has no reservations."""
         if session not in self._all:
             self._instances.unwatch(session)
 
     def is_measured(self, session: str, agent_id: str | None) -> bool:
         """Return True if a sub-agent has usage in its transcript, so that its reservation no longer counts."""
         return agent_id is not None and any(
-            one.agent_id == agent_id for one in self._instances.from_transcripts(session)
+            instance.agent_id == agent_id for instance in self._instances.from_transcripts(session)
         )
 
     def evaluate(self, account: RunAccount) -> None:
@@ -155,35 +156,35 @@ class Reservations:
                 self.settle(session)
 
     def settle(self, session: str) -> None:
-        """Work out which reservations of a session count, and what is reserved for their runs."""
-        known = self._accounts.sessions.get(session)
-        if known is not None and known.counts_transcripts:
+        """Determine which reservations of a session count, and update their runs' reserved totals."""
+        account = self._accounts.sessions.get(session)
+        if account is not None and account.counts_transcripts:
             instances = self._instances.from_transcripts(session)
         else:
             instances = self._instances.from_rows(session)
-        counting = policy.open_ones(self.of(session), instances, self._clock())
+        counting = policy.open_ones(self.of_session(session), instances, self._clock())
         before = self._open.pop(session, ())
         if counting:
             self._open[session] = counting
         if counting == before:
             return
-        for one in before:
-            self._reserved[one.run] -= one.tokens
-        for one in counting:
-            self._reserved[one.run] += one.tokens
-        for run in {one.run for one in (*before, *counting)}:
+        for reservation in before:
+            self._reserved[reservation.run] -= reservation.tokens
+        for reservation in counting:
+            self._reserved[reservation.run] += reservation.tokens
+        for run in {reservation.run for reservation in (*before, *counting)}:
             self._accounts.put_reserved(run, self._reserved[run])
 
     def _seconds_until_next_expiry(self) -> float:
-        """Return the seconds until a reservation stops counting, or stops mattering at all."""
-        ends = [one.at + LIFETIME for counting in self._open.values() for one in counting]
-        ends += [one.at + policy.KEPT for by_number in self._all.values() for one in by_number.values()]
+        """Return the seconds until the next reservation stops counting, or is dropped."""
+        ends = [each.at + LIFETIME for counting in self._open.values() for each in counting]
+        ends += [each.at + policy.KEPT for by_number in self._all.values() for each in by_number.values()]
         return max((min(ends) - self._clock()) / _MICROS, 0) + _SLACK_SECONDS
 
     def _forget_old(self) -> None:
         now = self._clock()
         for session in list(self._all):
-            kept = {one.id for one in policy.kept(self.of(session), now)}
+            kept = {reservation.id for reservation in policy.kept(self.of_session(session), now)}
             for number in self._all[session].keys() - kept:
                 del self._all[session][number]
                 self._unsaved[number] = None
@@ -197,9 +198,9 @@ class Reservations:
         if not batch:
             return
         await self._stored.save(
-            [one for one in batch.values() if one is not None],
-            [number for number, one in batch.items() if one is None],
+            [reservation for reservation in batch.values() if reservation is not None],
+            [number for number, reservation in batch.items() if reservation is None],
         )
-        for number, one in batch.items():
-            if self._unsaved.get(number) is one:
+        for number, reservation in batch.items():
+            if self._unsaved.get(number) is reservation:
                 self._unsaved.pop(number, None)

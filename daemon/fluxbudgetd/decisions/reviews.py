@@ -34,15 +34,15 @@ _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _MAX_MODEL = 200
 # A calibration has to fit into a frame, and into a file of limited size.
 _MOST_AGENTS = 1000
-# After so many runs other tasks get their turn.
+# Let other tasks run after this many runs.
 _RUNS_PER_TURN = 64
 _MEANS_SECONDS = 0.03
-# 30 ms of the 150 ms that a hook usually has.
+# 30 ms of the 150 ms that a hook usually has to answer.
 _RULES_SHARE = 0.2
 
 
 class Decided(NamedTuple):
-    """A triage, a note about it for people, and why its numbers are stale (None: they are not)."""
+    """A triage, a note about it for people, and why its numbers are stale (None: fresh)."""
 
     triage: Triage
     note: str
@@ -50,7 +50,7 @@ class Decided(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A cost report, the triages it covers, and why its numbers are stale (None: they are not)."""
+    """A cost report, the triages it covers, and why its numbers are stale (None: fresh)."""
 
     report: CostReport
     triages: tuple[str, ...]
@@ -58,7 +58,7 @@ class Reported(NamedTuple):
 
 
 class Reviews:
-    """Answers the questions of reviews. A triage is in the ledger before it is answered."""
+    """Serves reviews. A triage is in the ledger before it is answered."""
 
     def __init__(
         self, accounts: Accounts, totals: Totals, ledger: Ledger, settings: Settings, clock: Callable[[], int]
@@ -72,9 +72,9 @@ class Reviews:
         self._clock = clock
 
     async def means(self, model: str | None, deadline: float) -> tuple[dict[str, Measured], str | None]:
-        """Return what agents have cost so far on a model, and why that is stale (None: it is not).
+        """Return what agents have cost so far on a model, and why that is stale (None: fresh).
 
-        `model` None is the default model. Raises `RequestTimeoutError` if nothing has been read by the deadline.
+        None is the default model. Raises `RequestTimeoutError` if nothing has been read by the deadline.
         """
         name = estimates.DEFAULT_MODEL if model is None else model
         if not 0 < len(name) <= _MAX_MODEL:
@@ -92,8 +92,8 @@ class Reviews:
     async def expected(self, agent: str, run: Run, deadline: float) -> int:
         """Return what an agent of a run is expected to cost, in tokens of the run's cost basis.
 
-        The project's budget file gets a share of the caller's time, because without it the decision would rest on other
-        numbers than the project's. The agents' history is read only if that takes at most 30 ms.
+        The project's budget file gets a share of the caller's time, because otherwise the decision would ignore the
+        project's settings. The agents' history is used only if it can be read within 30 ms.
         """
         now = anyio.current_time()
         try:
@@ -109,7 +109,7 @@ class Reviews:
         return estimates.of_agent(agent, kind, known, rules, run.cost_basis, slicing=False).tokens
 
     async def rules(self, project_dir: str | None, deadline: float, *, calibrated: bool = True) -> ReviewBudget:
-        """Return flux-drive's rules for a project; without `calibrated`, those that ignore the calibration.
+        """Return flux-drive's rules for a project, with the calibration applied if `calibrated`.
 
         Raises `ConfigError` if one of its files is wrong, `RequestTimeoutError` if they cannot be read in time.
         """
@@ -118,36 +118,38 @@ class Reviews:
             return await self._settings.review_budget(project_dir, calibrated=calibrated)
         raise RequestTimeoutError("flux-drive's budget file could not be read in time", "give more --timeout")
 
-    async def triage(self, asked: TriageRequest, run: Run | None, balance: Balance | None, deadline: float) -> Decided:
+    async def triage(
+        self, request: TriageRequest, run: Run | None, balance: Balance | None, deadline: float
+    ) -> Decided:
         """Decide which agents are launched, and write the decision. `run` and `balance` are None outside a run."""
-        project = asked.hints.cwd if run is None else run.project_dir
+        project = request.hints.cwd if run is None else run.project_dir
         rules = await self.rules(project, deadline)
-        known, stale_why = await self.means(asked.model, deadline)
+        known, stale_why = await self.means(request.model, deadline)
         remaining = None if balance is None else balance.remaining
         limit = triage.limit(
-            asked.input_type,
+            request.input_type,
             rules,
             remaining,
             "billing" if run is None else run.cost_basis,
             "soft" if run is None else run.enforcement,
         )
-        decided = await off_loop(len(asked.agents), _decide, asked, known, rules, limit)
-        session = asked.session or next(iter(asked.hints.sessions), None)
+        decided = await off_loop(len(request.agents), _decide, request, known, rules, limit)
+        session = request.session or next(iter(request.hints.sessions), None)
         before, _ = await self._records(session, None if run is None else run.id, deadline)
         note = decided.note
         if session is None and run is None:
             unknown = "neither session nor run is known, so 'report' will find none of this triage's tokens"
             note = "; ".join(filter(None, (note, unknown)))
-        made = Triage(
+        decision = Triage(
             id=_new_id(),
             at=self._clock(),
             run=None if run is None else run.id,
             session=session,
             # The keys of transcripts are not ordered, but their times are exact.
             last_key=None if self._is_live(session) else max((record.key for record in before), default=0),
-            input_type=asked.input_type,
-            model=asked.model or estimates.DEFAULT_MODEL,
-            slicing=asked.slicing,
+            input_type=request.input_type,
+            model=request.model or estimates.DEFAULT_MODEL,
+            slicing=request.slicing,
             cost_basis=limit.basis,
             enforcement=limit.enforcement,
             min_agents=rules.min_agents,
@@ -159,31 +161,32 @@ class Reviews:
             override=decided.override,
             agents=decided.lines,
         )
-        await self._ledger.reviews.add(made)
-        return Decided(made, note, stale_why)
+        await self._ledger.reviews.add(decision)
+        return Decided(decision, note, stale_why)
 
     async def report(self, name: str, deadline: float) -> tuple[Triage, Reported]:
         """Return a triage and its cost report; raises `BadInputError` if there is no such triage."""
-        found = await self._ledger.reviews.triage(name)
-        if found is None:
+        stored = await self._ledger.reviews.triage(name)
+        if stored is None:
             raise BadInputError(f"there is no triage {name[:60]!r}", "'fluxbudgetctl triage' prints the id of each")
-        if found.run in self._accounts.runs:
+        if stored.run in self._accounts.runs:
             # Only a refreshed run knows which source counts for a session.
-            await self._refresher.refresh([found.run], deadline=deadline)
-        records, stale_why = await self._records(found.session, found.run, deadline)
-        return found, Reported(report.of_triage(found, report.actuals(found, records)), (found.id,), stale_why)
+            await self._refresher.refresh([stored.run], deadline=deadline)
+        records, stale_why = await self._records(stored.session, stored.run, deadline)
+        actuals = report.actuals(stored, records)
+        return stored, Reported(report.of_triage(stored, actuals), (stored.id,), stale_why)
 
     async def report_run(self, account: RunAccount, deadline: float) -> Reported:
         """Return the cost report of all of a run's reviews."""
         triages = await self._ledger.reviews.triages(account.run.id)
         records: dict[str | None, list[Usage]] = {}
         stale_why = None
-        for session in {one.session: None for one in triages}:
+        for session in {each.session: None for each in triages}:
             records[session], stale = await self._records(session, account.run.id, deadline)
             stale_why = stale_why or stale
-        size = sum(map(len, records.values())) + sum(len(one.agents) for one in triages)
-        made = await off_loop(size, report.of_run, account.run.token_budget, account.run.cost_basis, triages, records)
-        return Reported(made, tuple(one.id for one in triages[-report.MOST_LISTED :]), stale_why)
+        size = sum(map(len, records.values())) + sum(len(each.agents) for each in triages)
+        costs = await off_loop(size, report.of_run, account.run.token_budget, account.run.cost_basis, triages, records)
+        return Reported(costs, tuple(each.id for each in triages[-report.MOST_LISTED :]), stale_why)
 
     def _is_live(self, session: str | None) -> bool:
         account = None if session is None else self._accounts.sessions.get(session)
@@ -199,14 +202,14 @@ class Reviews:
         for name in sessions:
             if records and anyio.current_time() > deadline:
                 raise RequestTimeoutError("not all sessions could be read in time", "give more --timeout")
-            found, stale = await self._totals.records(name, deadline)
-            records += found
+            of_session, stale = await self._totals.records(name, deadline)
+            records += of_session
             stale_why = stale_why or stale
         return records, stale_why
 
     async def calibrate(self, deadline: float) -> tuple[Calibration, str | None]:
-        """Return a calibration from history, and why it is stale; raises `RequestTimeoutError` if it is late."""
-        # Measured against the configured multiplier, not against what an earlier calibration proposed.
+        """Return a calibration from history, and why it is stale; raises `RequestTimeoutError`."""
+        # Measure against the configured multiplier, not against what an earlier calibration proposed.
         rules = await self.rules(None, deadline, calibrated=False)
         triages = await self._ledger.reviews.triages()
         phases = []
@@ -217,39 +220,40 @@ class Reviews:
         agents = sorted(calibrate.sliced_agents(triages))
 
         def scan(source: InterstatSource) -> tuple[dict[str, AgentCalibration], SlicingCalibration] | None:
-            found = source.calibration(agents)
-            if found is None:
+            scanned = source.calibration(agents)
+            if scanned is None:
                 return None
-            most = sorted(found[0], key=lambda name: (-found[0][name].sample_size, name))[:_MOST_AGENTS]
-            spreads = {name: found[0][name] for name in sorted(most)}
-            return spreads, calibrate.slicing(triages, found[1], rules.slicing_multiplier)
+            by_agent, rows = scanned
+            most = sorted(by_agent, key=lambda name: (-by_agent[name].sample_size, name))[:_MOST_AGENTS]
+            spreads = {name: by_agent[name] for name in sorted(most)}
+            return spreads, calibrate.slicing(triages, rows, rules.slicing_multiplier)
 
         # The slicing multiplier depends on the triages as well.
-        key = f"calibration with {[one.id for one in triages[-1:]]}, {rules.slicing_multiplier}"
+        key = f"calibration with {[each.id for each in triages[-1:]]}, {rules.slicing_multiplier}"
         found = await self._history.ask(key, scan, deadline)
         if not found.in_time:
             raise RequestTimeoutError("the agents' history is still being read", "ask again with more --timeout")
         spreads, slicing = found.value or ({}, calibrate.slicing((), (), rules.slicing_multiplier))
-        made = Calibration(
+        calibration = Calibration(
             provenance=Provenance(
                 at=to_text(self._clock()),
                 version=__version__,
                 ledger=self._ledger.path,
                 interstat=self._history.status.path,
                 runs=sum(bool(measured) for measured in phases),
-                rows=sum(one.sample_size for one in spreads.values()),
+                rows=sum(spread.sample_size for spread in spreads.values()),
                 triages=len(triages),
             ),
             phases=await off_loop(len(phases), calibrate.phases, phases),
             agents=spreads,
             slicing=slicing,
         )
-        return made, found.stale_why
+        return calibration, found.stale_why
 
 
-def _decide(asked: TriageRequest, known: dict[str, Measured], rules: ReviewBudget, limit: triage.Limit) -> triage.Cut:
-    lines = triage.candidates(asked.agents, known, rules, limit.basis, slicing=asked.slicing)
-    reason = advance.reason(asked.override)
+def _decide(request: TriageRequest, known: dict[str, Measured], rules: ReviewBudget, limit: triage.Limit) -> triage.Cut:
+    lines = triage.candidates(request.agents, known, rules, limit.basis, slicing=request.slicing)
+    reason = advance.reason(request.override)
     return triage.cut(lines, limit.budget, rules.min_agents, limit.enforcement, reason)
 
 

@@ -1,4 +1,4 @@
-"""Thresholds: each is reported once per run and budget, by an event that is on disk before anything follows from it."""
+"""Thresholds: each is reported once per run and budget, by an event that is on disk before it is delivered."""
 
 from collections.abc import Callable
 
@@ -36,26 +36,26 @@ class Thresholds:
         self._backlog = writer.backlog("crossed thresholds", self._write)
 
     def evaluate(self, account: RunAccount) -> None:
-        """Have a run's newly passed thresholds reported, if there are any; returns at once."""
+        """Have a run's newly passed thresholds reported; returns at once."""
         if account.run.id not in self._crossed and self._newly_passed(account):
             self._crossed[account.run.id] = None
             self._backlog.request()
 
     async def reported(self, account: RunAccount, deadline: float) -> None:
-        """Evaluate a run, and wait until what it has passed is on disk, at most until the deadline."""
+        """Evaluate a run, and wait until its passed thresholds are on disk, at most until the deadline."""
         self.evaluate(account)
         with anyio.CancelScope(deadline=deadline):
             while account.run.id in self._crossed:
                 await self._reported.wait()
 
     def at_end(self, account: RunAccount) -> tuple[frozenset[BudgetThreshold], list[NewEvent]]:
-        """Return the thresholds reported once a run has ended, and the events that are still to report some."""
+        """Return all thresholds reported once the run has ended, and the events for those not reported yet."""
         new = self._newly_passed(account)
         events = thresholds.events(account.run, account.balance(), new) if new else []
         return account.fired | new, events
 
     def after_change(self, account: RunAccount, changed: Run) -> tuple[frozenset[BudgetThreshold], list[NewEvent]]:
-        """Return the thresholds reported once a run has changed, and the events that are still to report some.
+        """Return all thresholds reported once the run has changed, and the events for those not reported yet.
 
         Changing the budget re-arms thresholds that are no longer exceeded.
         """
@@ -76,7 +76,7 @@ class Thresholds:
     async def _write(self) -> None:
         for name in list(self._crossed):
             account = self._accounts.runs[name]
-            # The numbers may pass another threshold during the write.
+            # The run may pass another threshold during the write.
             while self._newly_passed(account):
                 await self._report(account)
             del self._crossed[name]
