@@ -19,7 +19,7 @@ from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.locations import Locations
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError
-from fluxbudgetd.events.channels import Surroundings
+from fluxbudgetd.events.channels import HostEnvironment
 from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.server.handlers import Context, handle
@@ -121,14 +121,14 @@ async def _serve(
     listener: Listener,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
-    around = Surroundings(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
+    host = HostEnvironment(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
     service = Service(
         InterstatSource(locations.interstat_db),
         TranscriptSource(locations.claude_dir),
         ledger,
         newest,
         settings,
-        around,
+        host,
     )
     await service.load()
     context = Context(

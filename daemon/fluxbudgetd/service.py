@@ -11,7 +11,7 @@ from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.decisions.reviews import Reviews
 from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.events.channels import Surroundings, make_channels
+from fluxbudgetd.events.channels import HostEnvironment, make_channels
 from fluxbudgetd.events.deliveries import Deliveries
 from fluxbudgetd.events.delivery import Delivery
 from fluxbudgetd.events.log import EventLog
@@ -32,7 +32,7 @@ _LONGEST_SCAN_SECONDS = 60.0
 
 
 class Service:
-    """The daemon's parts. `newest` gets the ledger's events. Without `around` there are no channels or state files."""
+    """The daemon's parts. `newest` gets the ledger's events. Without `host` there are no channels or state files."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Service:
         ledger: Ledger,
         newest: NewestEvents,
         settings: Settings,
-        around: Surroundings | None = None,
+        host: HostEnvironment | None = None,
     ) -> None:
         self.ledger = ledger
         self.settings = settings
@@ -72,17 +72,17 @@ class Service:
         self.session_warnings = SessionWarnings(accounts, self.events, ledger, writer, settings)
         self.deliveries: Deliveries | None = None
         self.state_files: StateFileWriter | None = None
-        if around is not None:
-            self.deliveries = self._make_deliveries(around)
+        if host is not None:
+            self.deliveries = self._make_deliveries(host)
             self.state_files = StateFileWriter(
-                accounts, around.state_directory, now_micros, totals.freshness.is_known_stale
+                accounts, host.state_directory, now_micros, totals.freshness.is_known_stale
             )
         # Fires when a run starts or ends, or a source changes state; then there is a new one to wait for.
         self.status_changed = anyio.Event()
 
-    def _make_deliveries(self, around: Surroundings) -> Deliveries:
+    def _make_deliveries(self, host: HostEnvironment) -> Deliveries:
         stored = self.ledger.deliveries
-        channels = make_channels(self.settings, self.accounts, around, now_micros, self._refreshed_balance)
+        channels = make_channels(self.settings, self.accounts, host, now_micros, self._refreshed_balance)
         return Deliveries(
             [
                 Delivery(channel, self.events, stored, self._writer, now_micros, self._has_active_runs)

@@ -152,7 +152,7 @@ class CommandProgram:
 def logged_crossings(daemon: Daemon) -> list[Crossing]:
     """Return the crossings in the daemon's log."""
     lines = [json.loads(line) for line in daemon.log.split("\n")[:-1] if line.startswith("{")]
-    return [Crossing(line["kind"], line["threshold"]) for line in lines if line["event"] == "budget"]
+    return [Crossing(line["kind"], line["threshold"]) for line in lines if line["event"] == "budget threshold passed"]
 
 
 def committed_events(home: Home) -> list[tuple[int, str, str]]:

@@ -18,23 +18,23 @@ class Deliveries:
 
     async def load(self) -> None:
         """Read each channel's position; raises `LedgerError`."""
-        positions = await self._stored.positions(one.channel.name for one in self.each)
-        for one in self.each:
-            one.load(positions[one.channel.name])
+        positions = await self._stored.positions(delivery.channel.name for delivery in self.each)
+        for delivery in self.each:
+            delivery.load(positions[delivery.channel.name])
 
     async def serve(self) -> None:
         """Deliver events until cancelled."""
         async with anyio.create_task_group() as tasks:
-            for one in self.each:
-                tasks.start_soon(one.serve)
+            for delivery in self.each:
+                tasks.start_soon(delivery.serve)
 
     def retry_now(self) -> None:
-        """Retry at once what failed on any channel, and have all of them reconcile."""
-        for one in self.each:
-            one.retry_now()
+        """Retry failed deliveries at once, and have all channels reconcile."""
+        for delivery in self.each:
+            delivery.retry_now()
 
     def evaluate(self, account: RunAccount) -> None:
-        """Have the channels reconcile that show something untrue of a run."""
-        for one in self.each:
-            if one.channel.is_outdated(account):
-                one.retry_now()
+        """Have channels with outdated output about a run reconcile."""
+        for delivery in self.each:
+            if delivery.channel.is_outdated(account):
+                delivery.retry_now()

@@ -1,7 +1,7 @@
 """Deliver events to one channel, in order, from the channel's own position in the event log.
 
-Each channel has a task of its own, so no channel waits for another and no answer waits for a channel. What fails is
-retried with growing pauses from the same position. A position is on disk before the next event is delivered: an event
+Each channel has its own task, so no channel waits for another and no answer waits for a channel. A failed delivery is
+retried from the same position with growing pauses. A position is on disk before the next event is delivered: an event
 is delivered again only if the daemon is killed between the delivery and that write.
 """
 
@@ -22,25 +22,25 @@ from fluxbudgetd.wire.messages import ChannelState
 
 log = structlog.get_logger()
 
-# A resting channel is tried this often while runs are active.
+# A resting channel is retried this often while runs are active.
 _RESTING_SECONDS = 60.0
-# Passing over so many events without a delivery is worth a write.
+# Save the position after skipping this many events.
 _MOST_UNSAVED = 64
 
 
 class EventChannel(Protocol):
-    """Where events are delivered. `latest_only`: of several events of a run only the last has to be delivered."""
+    """Where events are delivered. `latest_only`: only the last of several events of a run has to be delivered."""
 
     name: str
     latest_only: bool
 
     @property
     def enabled(self) -> bool:
-        """True if the channel is configured to be used."""
+        """Return True if the configuration enables the channel."""
         ...
 
     def wants(self, event: Event) -> bool:
-        """Return True if an event is to be delivered."""
+        """Return True if an event must be delivered."""
         ...
 
     async def deliver(self, event: Event) -> None:
@@ -49,20 +49,20 @@ class EventChannel(Protocol):
 
     @property
     def is_incomplete(self) -> bool:
-        """True if part of a delivery failed and is left for `reconcile`."""
+        """Return True if part of a delivery failed and is left for `reconcile`."""
         ...
 
     def is_outdated(self, account: RunAccount) -> bool:
-        """Return True if the channel shows something untrue of a run and no event says so. Returns at once."""
+        """Return True if the channel's output about a run is outdated and no event will correct it."""
         ...
 
     async def reconcile(self) -> None:
-        """Correct what is untrue or incomplete; raises `ChannelError`, and then it is retried."""
+        """Correct output that is outdated or incomplete; raises `ChannelError`, and then it is retried."""
         ...
 
 
 class Delivery:
-    """Delivers events to one channel. `position` is the number of the last event that the channel is done with.
+    """Delivers events to one channel. `position` is the number of the last event that was delivered or skipped.
 
     `pauses` are the shortest and the longest pause between attempts, in seconds.
     """
@@ -95,11 +95,11 @@ class Delivery:
 
     @property
     def state(self) -> ChannelState:
-        """Return whether the channel works."""
+        """Return the channel's state."""
         return self._state if self.channel.enabled else "off"
 
     def retry_now(self) -> None:
-        """Retry at once what failed, and have the channel reconcile."""
+        """Retry a failed delivery at once, and have the channel reconcile."""
         self._must_reconcile = True
         self._retry.set()
         self._events.notify()
@@ -131,7 +131,7 @@ class Delivery:
                 self._report("ok", "", "")
                 pause = self._shortest_pause
                 continue
-            # If it was `reconcile` that failed, new events do not wait for it.
+            # If `reconcile` failed, new events do not wait for it.
             if await self._pause(pause, until_new=self.position >= self._events.last):
                 pause = min(2 * pause, self._longest_pause)
 
@@ -146,8 +146,8 @@ class Delivery:
             self.position = event.seq
             await self._save_position()
         if page:
-            # Events that the channel does not want may be passed over again after a kill. Those that came while it was
-            # off may not: it must not deliver them once it is on.
+            # Skipped events may be skipped again after a kill. Those skipped while the channel was off must be saved, or
+            # it would deliver them once enabled.
             self.position = max(self.position, page[-1].seq)
             if self.position - self._saved_position >= _MOST_UNSAVED or self.state == "off":
                 self._backlog.request()
@@ -164,7 +164,7 @@ class Delivery:
                 raise
 
     async def _save_position(self) -> None:
-        """Wait until the position is on disk, however long that takes."""
+        """Wait until the position is on disk, without a deadline."""
         if await self._backlog.attempt():
             return
         if self._backlog.error is not None:
@@ -178,14 +178,14 @@ class Delivery:
             self._saved_position = position
 
     async def _pause(self, seconds: float, *, until_new: bool) -> bool:
-        """Wait this long, or until `retry_now`, or with `until_new` until the next event. True if it was this long."""
+        """Return True if the full time passed; `retry_now`, or a new event with `until_new`, ends the wait early."""
         async with anyio.create_task_group() as tasks:
             if until_new:
                 tasks.start_soon(self._retry_when_new, self._events.last)
             with anyio.move_on_after(seconds) as limit:
                 await self._retry.wait()
             tasks.cancel_scope.cancel()
-        # Cleared only now: a `retry_now` during the failed attempt counts, too.
+        # Cleared only now, so that a `retry_now` during the failed attempt counts, too.
         self._retry = anyio.Event()
         return limit.cancelled_caught
 
@@ -197,6 +197,6 @@ class Delivery:
         if state != self._state:
             self.since = self._clock()
         if (state, detail) != (self._state, self.detail):
-            write = log.error if state == "failing" else log.info
-            write("channel", channel=self.channel.name, state=state, detail=detail)
+            log_state = log.error if state == "failing" else log.info
+            log_state("channel state changed", channel=self.channel.name, state=state, detail=detail)
         self._state, self.detail, self.hint = state, detail, hint

@@ -1,6 +1,6 @@
-"""The event log: every event once, in the order of its number, at each reader's own pace.
+"""The event log: every event once, in the order of the numbers, at each reader's own pace.
 
-The newest events are in memory, older ones are read from the ledger a page at a time, so a slow reader costs nothing.
+The newest events are in memory; older ones are read from the ledger a page at a time, so a slow reader uses no memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +29,11 @@ class EventLog:
         return self._newest.last
 
     async def wait(self, position: int, or_until: Callable[[], bool] | None = None) -> None:
-        """Wait until there is an event after a position, or `or_until` returns True; `notify` has it called again."""
+        """Wait until there is an event after a position, or `or_until` returns True; `notify` re-evaluates it."""
         await self._newest.wait(position, or_until)
 
     def notify(self) -> None:
-        """Have those who wait check their conditions again."""
+        """Wake waiters to re-check their conditions."""
         self._newest.notify()
 
     def is_in_memory(self, position: int) -> bool:

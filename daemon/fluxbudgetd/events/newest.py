@@ -11,7 +11,7 @@ _MOST_EVENTS = 512
 
 
 class NewestEvents:
-    """The last few hundred events. `last` is the number of the last one, also when it is no longer in memory."""
+    """The last few hundred events. `last` is the number of the last event, even if none is in memory."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -19,7 +19,7 @@ class NewestEvents:
         self._notified = anyio.Event()
 
     def start_after(self, last: int) -> None:
-        """Continue the numbers of the ledger."""
+        """Continue after the ledger's last event number."""
         self.last = last
 
     def add(self, events: Sequence[Event]) -> None:
@@ -37,11 +37,11 @@ class NewestEvents:
         return [event for event in self._events if event.seq > position]
 
     async def wait(self, position: int, or_until: Callable[[], bool] | None = None) -> None:
-        """Wait until there is an event after a position, or `or_until` returns True; `notify` has it called again."""
+        """Wait until there is an event after a position, or `or_until` returns True; `notify` re-evaluates it."""
         while self.last <= position and not (or_until is not None and or_until()):
             await self._notified.wait()
 
     def notify(self) -> None:
-        """Have those who wait check their conditions again."""
+        """Wake waiters to re-check their conditions."""
         self._notified.set()
         self._notified = anyio.Event()

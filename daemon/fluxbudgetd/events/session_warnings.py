@@ -1,7 +1,7 @@
 """Warnings that sessions are given by their hooks: each session gets each warning once.
 
-A session has a warning when its hook has taken the answer. That is written afterwards, so a daemon that is killed in
-between repeats the warning rather than losing it. A hook that is gone before its answer has not delivered anything.
+A warning counts as delivered once the hook has received it. This is saved afterwards, so a kill in between repeats the
+warning rather than losing it. A hook that exits early has received nothing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ from fluxbudgetd.totals.accounts import Accounts
 
 
 class Reminder(NamedTuple):
-    """A warning for a session. Call `finish` once, with whether the hook has taken it."""
+    """A warning for a session. Call `finish(is_delivered)` exactly once."""
 
     event: Event
     finish: Callable[[bool], None]
@@ -40,9 +40,9 @@ class SessionWarnings:
         self._position = 0
         self._reading = anyio.Lock()
         self._warnings: dict[str, dict[BudgetThreshold, Event]] = {}
-        # By run and session, the number of the last warning that the session was given.
+        # By run and session: the number of the last warning that the session was given.
         self._given: dict[str, dict[str, int]] = {}
-        # By session and run: the deliveries under way, and what is not in the ledger yet.
+        # By session and run: the deliveries under way, and the warning numbers that are not in the ledger yet.
         self._under_way: dict[tuple[str, str], anyio.Event] = {}
         self._unsaved: dict[tuple[str, str], int] = {}
         self._backlog = writer.backlog("session warnings", self._write)
@@ -56,17 +56,17 @@ class SessionWarnings:
                 self._given[account.run.id] = await self._ledger.deliveries.warned(account.run.id)
 
     async def serve(self) -> None:
-        """Follow the event log until cancelled, so that a hook does not have to read much of it."""
+        """Follow the event log until cancelled, so that hooks have little of it left to read."""
         while True:
             last = self._events.last
-            with suppress(LedgerError):  # read again after the next event, or by the next hook
+            with suppress(LedgerError):  # retried after the next event, or by the next hook
                 await self._catch_up()
             await self._events.wait(last)
 
     async def next_for(self, account: RunAccount, session: str, deadline: float) -> Reminder | None:
-        """Return the gravest warning that a session has not been given of its run, or None.
+        """Return the most severe warning about a session's run that the session has not been given yet, or None.
 
-        One hook of a session delivers at a time; others wait until the deadline for its outcome. Raises `LedgerError`.
+        One hook of a session delivers at a time; others wait for its outcome until the deadline. Raises `LedgerError`.
         """
         key = session, account.run.id
         with anyio.CancelScope(deadline=deadline):
@@ -81,18 +81,18 @@ class SessionWarnings:
         if not new or account.run.status != "active":
             return None
         last = max(event.seq for _, event in new)
-        _, gravest = max(new, key=lambda one: one[0].pct)
+        _, most_severe = max(new, key=lambda warning: warning[0].pct)
         self._under_way[key] = done = anyio.Event()
 
-        def finish(is_taken: bool) -> None:
+        def finish(is_delivered: bool) -> None:
             del self._under_way[key]
             done.set()
-            if is_taken:
+            if is_delivered:
                 self._given.setdefault(account.run.id, {})[session] = last
                 self._unsaved[key] = last
                 self._backlog.request()
 
-        return Reminder(gravest, finish)
+        return Reminder(most_severe, finish)
 
     def _new_for(self, account: RunAccount, session: str) -> list[tuple[BudgetThreshold, Event]]:
         config = self._settings.config

@@ -15,13 +15,13 @@ from fluxbudgetd.wire.messages import ChannelState
 
 log = structlog.get_logger()
 
-# Several changes within this time are written once.
+# Changes within this time are written together.
 _COALESCE_SECONDS = 0.05
 _PAUSE_SECONDS = 5.0
 
 
 class StateFileWriter:
-    """Keeps the state files up to date. `is_stale` is True for a run whose numbers are known to be stale."""
+    """Keeps the state files up to date. `is_stale` returns True for a run whose numbers are known to be stale."""
 
     name = "state files"
 
@@ -38,7 +38,7 @@ class StateFileWriter:
         self._is_open = False
         self._changed: set[str] = set()
         self._has_changes = anyio.Event()
-        # The sessions that link to each run's file, for the runs that have one.
+        # For each run that has a file, the sessions that link to it.
         self._written: dict[str, frozenset[str]] = {}
 
     def request(self, run: str) -> None:
@@ -47,11 +47,11 @@ class StateFileWriter:
         self._has_changes.set()
 
     async def open(self) -> None:
-        """Remove what a killed daemon has left, and take the lock that says that a daemon is running."""
+        """Remove what a killed daemon has left, and lock the file that tells readers that a daemon is running."""
         self._is_open = await self._try(self._files.open)
 
     async def serve(self) -> None:
-        """Write what changes until cancelled; then remove all files."""
+        """Write changes until cancelled; then remove all files."""
         try:
             while not self._is_open:
                 await anyio.sleep(_PAUSE_SECONDS)
@@ -71,29 +71,29 @@ class StateFileWriter:
 
     async def _write(self, runs: Iterable[str]) -> None:
         changed = [self._accounts.runs[run] for run in runs]
-        shown = [one for one in changed if one.run.status == "active" and one.is_loaded]
-        gone = [one for one in changed if one not in shown and one.run.id in self._written]
+        shown = [account for account in changed if account.run.status == "active" and account.is_loaded]
+        gone = [account for account in changed if account not in shown and account.run.id in self._written]
         # Removals first: a session or a scope may continue in another run.
-        scopes: dict[str, str | None] = {one.run.scope: None for one in gone if one.run.scope is not None}
-        scopes |= {one.run.scope: one.run.id for one in shown if one.run.scope is not None}
-        sessions = {one.run.id: self._sessions_of(one) for one in shown}
+        scopes: dict[str, str | None] = {account.run.scope: None for account in gone if account.run.scope is not None}
+        scopes |= {account.run.scope: account.run.id for account in shown if account.run.scope is not None}
+        sessions = {account.run.id: self._sessions_of(account) for account in shown}
         links: dict[str, str | None] = {}
-        for one in (*gone, *shown):
-            left = self._written.get(one.run.id, frozenset()) - sessions.get(one.run.id, frozenset())
+        for run in [account.run.id for account in (*gone, *shown)]:
+            left = self._written.get(run, frozenset()) - sessions.get(run, frozenset())
             links |= {session: self._active_run_of(session) for session in left}
         for run, names in sessions.items():
             links |= dict.fromkeys(names, run)
-        # A write that fails may be done in part, so until it succeeds both the old and the new links count as written.
+        # A failed write may have been done in part, so both the old and the new links count as written until it succeeds.
         for run, names in sessions.items():
             self._written[run] = self._written.get(run, frozenset()) | names
-        await self._files.put([self._content(one) for one in shown], links, scopes)
-        await self._files.remove([one.run.id for one in gone])
+        await self._files.put([self._content(account) for account in shown], links, scopes)
+        await self._files.remove([account.run.id for account in gone])
         self._written |= sessions
-        for one in gone:
-            del self._written[one.run.id]
+        for account in gone:
+            del self._written[account.run.id]
 
     def _sessions_of(self, account: RunAccount) -> frozenset[str]:
-        return frozenset(one for one in account.sessions if self._accounts.run_of_session(one) is account)
+        return frozenset(name for name in account.sessions if self._accounts.run_of_session(name) is account)
 
     def _active_run_of(self, session: str) -> str | None:
         account = self._accounts.run_of_session(session)
@@ -115,7 +115,7 @@ class StateFileWriter:
         )
 
     async def _try(self, action: Callable[[], Awaitable[None]]) -> bool:
-        """Run an action on the files. True if it succeeded."""
+        """Run an action on the files. Return True if it succeeded."""
         try:
             await action()
         except ChannelError as exc:
@@ -128,5 +128,5 @@ class StateFileWriter:
         if state != self.state:
             self.since = self._clock()
         if detail != self.detail and detail:
-            log.error("state files", detail=detail)
+            log.error("state files not written", detail=detail)
         self.state, self.detail, self.hint = state, detail, hint

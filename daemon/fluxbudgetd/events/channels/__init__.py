@@ -1,4 +1,4 @@
-"""The channels: which events each delivers, and in which words. One file for each."""
+"""The channels: which events each delivers, and in what form. One file per channel."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
 
-class Surroundings(NamedTuple):
-    """The world around the daemon: environment, user, and where files go unless the configuration says otherwise.
+class HostEnvironment(NamedTuple):
+    """The daemon's environment and user, and default output directories.
 
     `interband_root` is for interband's files, `state_directory` for the state files.
     """
@@ -29,14 +29,14 @@ class Surroundings(NamedTuple):
 def make_channels(
     settings: Settings,
     accounts: Accounts,
-    around: Surroundings,
+    host: HostEnvironment,
     clock: Callable[[], int],
     balance: Callable[[RunAccount], Awaitable[Balance]],
 ) -> tuple[EventChannel, ...]:
     """Return all channels. `balance` brings a run up to date and returns its balance."""
     return (
-        DesktopChannel(settings, accounts, around.environ, around.uid, clock),
-        InterbandChannel(settings, accounts, around.interband_root, clock, balance),
+        DesktopChannel(settings, accounts, host.environ, host.uid, clock),
+        InterbandChannel(settings, accounts, host.interband_root, clock, balance),
         CommandChannel(settings, accounts),
         LogChannel(settings, accounts),
     )

@@ -26,7 +26,7 @@ class CommandChannel(ThresholdChannel):
 
     @property
     def enabled(self) -> bool:
-        """True if the channel is configured to be used, and a program is named."""
+        """Return True if the configuration enables the channel and names a program."""
         return self._config.enabled and bool(self._channels.command.argv)
 
     async def deliver(self, event: Event) -> None:

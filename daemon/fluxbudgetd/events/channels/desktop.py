@@ -11,7 +11,7 @@ from fluxbudgetd.policy import words
 from fluxbudgetd.totals.accounts import Accounts
 
 _URGENCY: dict[str, Urgency] = {"budget.warning": "normal", "budget.exceeded": "critical"}
-# A warning about a run that has ended is useless, unless it is so recent that it could not be shown in time.
+# A warning about a run that has ended is not shown once it is this old; a newer one may just be late.
 _OLD_MICROS = 10 * 60 * 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""Interband's side-band: a file per session that an existing status line reads."""
+"""Interband's side-band: a file per session, which an existing status line reads."""
 
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from fluxbudgetd.policy import thresholds
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
-#: Events that may change which thresholds of a run are passed, or which sessions it has.
+#: Events that may change a run's passed thresholds or its sessions.
 _RUN_EVENTS = frozenset(("run.started", "run.changed", "run.finished", "phase.advanced"))
 
 
 class _Alerts(NamedTuple):
-    """What the files say of a run: the sessions that have one, and the thresholds that are passed."""
+    """What the files say about a run: the sessions that have a file, and the passed thresholds."""
 
     sessions: frozenset[str]
     passed: frozenset[BudgetThreshold]
@@ -28,10 +28,10 @@ _NO_ALERTS = _Alerts(frozenset(), frozenset())
 
 
 class InterbandChannel(ThresholdChannel):
-    """Keeps the files true at all times, because their reader ignores how old they are.
+    """Keeps the files correct at all times, because their reader ignores how old they are.
 
-    Events make sure that nothing is missed across a restart. In addition every refresh of a run is compared with what
-    its files say: a row may have added a session, or a number may have been corrected.
+    Events make sure that nothing is missed across a restart. In addition, each refresh of a run is compared with its
+    files: a row may have added a session, or a number may have been corrected.
     """
 
     name = "interband"
@@ -51,7 +51,7 @@ class InterbandChannel(ThresholdChannel):
         self._balance = balance
         self._files: tuple[str, Interband] | None = None
         self._written: dict[str, _Alerts] = {}
-        # The runs whose files could not be written, each with the sessions that have left it.
+        # The runs whose files could not be written, each with the sessions that have left the run.
         self._failed: dict[str, frozenset[str]] = {}
 
     @property
@@ -68,21 +68,21 @@ class InterbandChannel(ThresholdChannel):
 
     @property
     def is_incomplete(self) -> bool:
-        """True if some files could not be written; those of other runs do not wait for them."""
+        """Return True if some files could not be written; those of other runs do not wait for them."""
         return bool(self._failed)
 
     def is_outdated(self, account: RunAccount) -> bool:
-        """Return True if a run's files say something else than its last known numbers."""
+        """Return True if a run's files do not match its last known numbers."""
         if not self.enabled or account.run.status != "active" or not account.is_loaded:
             return False
         if account.run.id in self._failed:
             return False  # retried after a pause
         written = self._written.get(account.run.id)
-        # After a start it is unknown what the files say, but a run that never passed a threshold has none.
+        # After a start, the files' content is unknown, but a run that never passed a threshold has none.
         return bool(account.fired) if written is None else self._wanted(account) != written
 
     async def deliver(self, event: Event) -> None:
-        """Write or remove the files of the run's sessions; what fails is left for `reconcile`."""
+        """Write or remove the files of the run's sessions; failures are left for `reconcile`."""
         detached = event.data.get("detached")
         left = {detached} if isinstance(detached, str) else set()
         run = event.run or ""
@@ -92,7 +92,7 @@ class InterbandChannel(ThresholdChannel):
             self._failed[run] = self._failed.get(run, frozenset()) | left
 
     async def reconcile(self) -> None:
-        """Bring all files up to date; remove them if the channel has been switched off. Raises `ChannelError`."""
+        """Bring all files up to date; remove them if the channel was disabled. Raises `ChannelError`."""
         failure = None
         await self._leave_old_root()
         active = {account.run.id for account in self._accounts.active()}
@@ -109,7 +109,7 @@ class InterbandChannel(ThresholdChannel):
             raise failure
 
     async def _leave_old_root(self) -> None:
-        """Remove the files below the root that the configuration named before."""
+        """Remove the files below the previously configured root."""
         if self._files is None or self._files[0] == self._root:
             return
         sessions = {session for alerts in self._written.values() for session in alerts.sessions}
@@ -127,7 +127,7 @@ class InterbandChannel(ThresholdChannel):
         await self._leave_old_root()
         wanted, balance = self._wanted(account), account.balance()
         alerts = [Alert(session, balance.pct or 0.0, balance.spent) for session in sorted(wanted.sessions)]
-        current = {session for one in self._written.values() for session in one.sessions}
+        current = {session for written in self._written.values() for session in written.sessions}
         await self._interband().put(alerts, self._to_remove(account, wanted, left), self._clock(), current)
         self._failed.pop(run.id, None)
         self._written[run.id] = wanted
@@ -135,8 +135,8 @@ class InterbandChannel(ThresholdChannel):
             del self._written[run.id]
 
     def _to_remove(self, account: RunAccount, wanted: _Alerts, left: Collection[str]) -> list[str]:
-        """Return the sessions whose files are to be removed: they were a run's and are not another's now."""
-        attached = {one.session for one in account.attachments()}
+        """Return the sessions whose files must be removed: they were the run's, and no other run has them now."""
+        attached = {attachment.session for attachment in account.attachments()}
         sessions = attached.union(left, self._sessions_written(account.run))
         return [name for name in sessions - wanted.sessions if self._accounts.run_of_session(name) in (None, account)]
 
@@ -149,8 +149,8 @@ class InterbandChannel(ThresholdChannel):
             return _NO_ALERTS
         config = self._settings.config
         percentages = config.warnings.thresholds if self._config.thresholds == "all" else self._config.thresholds
-        wanted = {run.warn_pct if one == "warn_pct" else one for one in percentages}
-        candidates = [one for one in thresholds.of_run(percentages, run.warn_pct) if one.pct in wanted]
+        wanted = {run.warn_pct if pct == "warn_pct" else pct for pct in percentages}
+        candidates = [each for each in thresholds.of_run(percentages, run.warn_pct) if each.pct in wanted]
         passed = thresholds.passed(candidates, account.balance())
         if not passed:
             return _NO_ALERTS

@@ -20,6 +20,8 @@ class LogChannel(ThresholdChannel):
         return self._channels.log
 
     async def deliver(self, event: Event) -> None:
-        """Log it."""
+        """Log the event."""
         run = self._run(event)
-        log.warning("budget", run=run.id, kind=event.kind, seq=event.seq, what=words.title(event), **event.data)
+        log.warning(
+            "budget threshold passed", run=run.id, kind=event.kind, seq=event.seq, what=words.title(event), **event.data
+        )

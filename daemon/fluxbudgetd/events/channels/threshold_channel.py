@@ -9,7 +9,7 @@ from fluxbudgetd.totals.accounts import Accounts
 
 
 class ThresholdChannel:
-    """An `EventChannel` that delivers the thresholds of its own table in the configuration, and nothing besides."""
+    """An `EventChannel` that delivers only the thresholds of its own table in the configuration."""
 
     name: str
     latest_only = False
@@ -29,7 +29,7 @@ class ThresholdChannel:
 
     @property
     def enabled(self) -> bool:
-        """True if the channel is configured to be used."""
+        """Return True if the configuration enables the channel."""
         return self._config.enabled
 
     def wants(self, event: Event) -> bool:
@@ -43,11 +43,11 @@ class ThresholdChannel:
         return False
 
     def is_outdated(self, _account: RunAccount) -> bool:
-        """Return False: the events say everything."""
+        """Return False: its output depends on events alone."""
         return False
 
     async def reconcile(self) -> None:
-        """Do nothing: the events say everything."""
+        """Do nothing: its output depends on events alone."""
 
     def _run(self, event: Event) -> Run:
         return self._accounts.runs[event.run or ""].run
