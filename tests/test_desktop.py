@@ -228,7 +228,7 @@ def test_invalid_address(address: str) -> None:
     error = refusal(desktop_at(address))
     assert not error.resting
     assert error.message.startswith("the session bus's address is not a valid D-Bus address: ")
-    assert error.hint == "look at $DBUS_SESSION_BUS_ADDRESS"
+    assert error.hint == "check $DBUS_SESSION_BUS_ADDRESS"
 
 
 @contextmanager
@@ -346,7 +346,7 @@ def test_listener_that_accepts_no_connection(tmp_path: Path) -> None:
 
 def test_address_is_shown_as_one_short_line() -> None:
     error = refusal(desktop_at("unix:path=/no/where,guid=" + "0" * 1000))
-    assert error.hint.startswith("is it running? Its address is unix:path=/no/where,guid=0")
+    assert error.hint.startswith("check that it is running; its address is unix:path=/no/where,guid=0")
     assert len(error.hint) < 300
 
 

@@ -168,12 +168,12 @@ def test_directory_in_a_files_place_is_reported_and_the_others_are_written(tmp_p
     assert names(tmp_path) == ["a.json", "b.json", "c.json", "d.json"]
     with pytest.raises(ChannelError, match=r"b\.json cannot be written: Is a directory") as raised:
         put(tmp_path, [Alert("b", 1, 1)])
-    assert "move the directory" in raised.value.hint
+    assert "a directory has this name" in raised.value.hint
 
 
 def test_file_in_the_directorys_place_is_reported(tmp_path: Path) -> None:
     (tmp_path / "interstat").write_text("")
-    with pytest.raises(ChannelError, match="interstat/budget cannot be made: Not a directory"):
+    with pytest.raises(ChannelError, match="interstat/budget cannot be created: Not a directory"):
         put(tmp_path, [Alert("s", 1, 1)])
 
 

@@ -508,7 +508,7 @@ def test_closing_what_was_never_opened_touches_nothing(tmp_path: Path) -> None:
 
 def test_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ChannelError, match="file/state/runs cannot be made: Not a directory"):
+    with pytest.raises(ChannelError, match="file/state/runs cannot be created: Not a directory"):
         anyio.run(StateFiles(str(tmp_path / "file" / "state")).open)
 
 

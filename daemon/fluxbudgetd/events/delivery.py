@@ -146,8 +146,8 @@ class Delivery:
             self.position = event.seq
             await self._save_position()
         if page:
-            # Skipped events may be skipped again after a kill. Those skipped while the channel was off must be saved, or
-            # it would deliver them once enabled.
+            # Skipped events may be skipped again after a kill. Those skipped while the channel was off must be saved,
+            # or it would deliver them once enabled.
             self.position = max(self.position, page[-1].seq)
             if self.position - self._saved_position >= _MOST_UNSAVED or self.state == "off":
                 self._backlog.request()

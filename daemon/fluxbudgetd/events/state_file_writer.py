@@ -83,7 +83,7 @@ class StateFileWriter:
             links |= {session: self._active_run_of(session) for session in left}
         for run, names in sessions.items():
             links |= dict.fromkeys(names, run)
-        # A failed write may have been done in part, so both the old and the new links count as written until it succeeds.
+        # A failed write may be done in part, so both the old and the new links count as written until it succeeds.
         for run, names in sessions.items():
             self._written[run] = self._written.get(run, frozenset()) | names
         await self._files.put([self._content(account) for account in shown], links, scopes)

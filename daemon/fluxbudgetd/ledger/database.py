@@ -1,10 +1,10 @@
-"""The ledger's one connection: reads, and transactions that are finished once they have begun.
+"""The ledger's one connection: reads, and transactions that cancellation cannot interrupt.
 
-Two grades of durability, both proof against `kill -9`:
+Two levels of durability, both of which survive `kill -9`:
 
-* What a client is told has happened (runs, attachments, events) is on disk before the answer: `synchronous = FULL`.
+* What an answer reports as done (runs, attachments, events) is on disk before the answer: `synchronous = FULL`.
 * Measured usage can be measured again, so its transactions do not wait for the disk: `synchronous = NORMAL`. A
-  power cut may lose the last of them, but never damages the file.
+  power failure may lose the last of them, but never damages the file.
 """
 
 import os
@@ -28,7 +28,7 @@ OnCommitted = Callable[[Sequence[Event]], None]
 
 
 class Transaction:
-    """An open transaction. `events` are those written in it, which no one may see before the commit."""
+    """An open transaction. `events` are those written in it, which must not be visible before the commit."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self.events: list[Event] = []
@@ -63,22 +63,22 @@ class Database:
         self._identity = _identity(path)
 
     @classmethod
-    async def over(cls, connection: aiosqlite.Connection, path: str, on_committed: OnCommitted) -> "Database":
-        """Return the database over a connection to a file that `open_ledger` has prepared."""
+    async def prepare(cls, connection: aiosqlite.Connection, path: str, on_committed: OnCommitted) -> "Database":
+        """Configure a connection and return its `Database`."""
         await connection.execute("PRAGMA foreign_keys = ON")
         # The daemon's memory is bounded, and the ledger has few hot pages.
         await connection.execute("PRAGMA cache_size = -512")
         return cls(connection, path, on_committed)
 
     async def close(self) -> None:
-        """Finish the present transaction and close the file."""
+        """Finish the current transaction and close the file."""
         async with self._lock:
             await self._connection.close()
 
     async def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Return a query's rows; raises `LedgerError`."""
         try:
-            async with self._lock:  # a transaction is on the same connection, and its rows are not there yet
+            async with self._lock:  # the connection would show the uncommitted rows of a transaction
                 return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
         except (sqlite3.Error, ValueError) as exc:
             raise LedgerError(
@@ -114,7 +114,7 @@ class Database:
                 self._on_committed(transaction.events)
 
     def _require_file(self) -> None:
-        # SQLite goes on writing to a file that was deleted or replaced, and all of that would be lost.
+        # SQLite continues to write to a file that was deleted or replaced, and all of that would be lost.
         if _identity(self.path) != self._identity:
             raise OSError("the file was removed or replaced while the daemon was running; restart fluxbudgetd")
 

@@ -1,4 +1,4 @@
-"""What has been delivered: each channel's position in the events, and the warnings that sessions know."""
+"""What has been delivered: each channel's position in the events, and the last warning given to each session."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +12,7 @@ class StoredDeliveries:
         self._database = database
 
     async def positions(self, channels: Iterable[str]) -> dict[str, int]:
-        """Return each channel's position. A new channel starts at the present end of the events."""
+        """Return each channel's position. A new channel starts after the last event."""
         async with self._database.transaction(durable=True) as transaction:
             await transaction.executemany(
                 "INSERT OR IGNORE INTO channels(name, seq)"
@@ -27,11 +27,11 @@ class StoredDeliveries:
             await transaction.execute("UPDATE channels SET seq = ? WHERE name = ?", (position, channel))
 
     async def warned(self, run: str) -> dict[str, int]:
-        """Return, by session, the number of the last warning about a run that it was given."""
+        """Return, by session, the number of the last warning about a run that the session was given."""
         rows = await self._database.rows("SELECT session, seq FROM told WHERE run = ?", (run,))
         return {session: int(seq) for session, seq in rows}
 
     async def save_warned(self, warned: Sequence[tuple[str, str, int]]) -> None:
-        """Write which warnings sessions were given: session, run, number."""
+        """Write the last warnings that sessions were given: session, run, number."""
         async with self._database.transaction(durable=False) as transaction:
             await transaction.executemany("INSERT OR REPLACE INTO told(session, run, seq) VALUES (?,?,?)", warned)

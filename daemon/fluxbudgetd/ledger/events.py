@@ -23,12 +23,12 @@ class StoredEvents:
         return list(map(_event, rows))
 
     async def last_number(self) -> int:
-        """Return the last event's sequence number; before the first event, the number that precedes it."""
+        """Return the last event's sequence number; before the first event, the number before its own."""
         rows = await self._database.rows("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
         return int(rows[0][0]) if rows else 0
 
     async def last_warnings(self, run: str) -> list[Event]:
-        """Return a run's last event of each kind and percentage of its budget, in order."""
+        """Return a run's latest threshold event per kind and percentage, oldest first."""
         rows = await self._database.rows(
             "SELECT seq, at, run, kind, data FROM events WHERE run = ?"
             " AND kind IN ('budget.threshold', 'budget.warning', 'budget.exceeded') ORDER BY seq",
@@ -38,7 +38,7 @@ class StoredEvents:
         return sorted(latest.values(), key=lambda event: event.seq)
 
     async def last_of_sources(self) -> dict[str, EventKind]:
-        """Return, by source, whether its latest event says that it has degraded or recovered."""
+        """Return, by source, the kind of its latest event."""
         kinds = ("source.degraded", "source.recovered")
         rows = await self._database.rows(
             "SELECT kind, data FROM events WHERE kind IN (?, ?) ORDER BY seq DESC LIMIT 100", kinds
@@ -59,7 +59,7 @@ def _event(row: Sequence[Any]) -> Event:
     seq, at, run, kind, encoded = row
     try:
         data = _decoded_data(encoded)
-    except (msgspec.DecodeError, TypeError):  # a damaged byte; that the event happened is still known
+    except (msgspec.DecodeError, TypeError):  # a damaged byte: keep the event without its data
         data = {}
     return Event(seq=seq, at=at, run=run, kind=kind, data=data)
 

@@ -25,5 +25,5 @@ class Ledger:
         self._database = database
 
     async def close(self) -> None:
-        """Finish the present transaction and close the file."""
+        """Finish the current transaction and close the file."""
         await self._database.close()

@@ -21,7 +21,7 @@ FILE_NAME = "ledger.db"
 # A full check reads the whole file. Above this size only the small tables are checked, so that the daemon is ready
 # within a second.
 _FULL_CHECK_BYTES = 32 << 20
-# Only the daemon writes to the ledger; a tool that locks it is not waited for any longer.
+# Only the daemon writes to the ledger; wait only this long for a tool that locks it.
 _BUSY_SECONDS = 2.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # The file itself last: a kill in between must not leave an old WAL beside a new ledger.
@@ -35,7 +35,7 @@ class _DamagedError(Exception):
 async def open_ledger(directory: str, on_committed: OnCommitted = lambda _events: None) -> tuple[Ledger, str | None]:
     """Open (or create) the ledger in a directory.
 
-    Returns it with the path to which a damaged one was moved, or None. `on_committed` is called after each transaction
+    Returns it, and the path to which a damaged one was moved, or None. `on_committed` is called after each transaction
     that wrote events. Raises `StartError` if the file cannot be opened or belongs to a newer fluxbudget.
     """
     path = os.path.join(directory, FILE_NAME)
@@ -46,11 +46,11 @@ async def open_ledger(directory: str, on_committed: OnCommitted = lambda _events
         except _DamagedError:
             moved = await anyio.to_thread.run_sync(_move_aside, path)
             await anyio.to_thread.run_sync(_prepare, path)
-            await anyio.to_thread.run_sync(_start_numbers_later, path)
+            await anyio.to_thread.run_sync(_skip_used_event_numbers, path)
         connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
     except (sqlite3.Error, OSError) as exc:
         raise StartError(f"the ledger {path} cannot be opened: {exc}", "check the directory and the disk") from exc
-    return Ledger(await Database.over(connection, path, on_committed)), moved
+    return Ledger(await Database.prepare(connection, path, on_committed)), moved
 
 
 def moved_aside(directory: str) -> tuple[str, ...]:
@@ -75,8 +75,8 @@ def _prepare(path: str) -> None:
     os.chmod(path, 0o600)
 
 
-def _start_numbers_later(path: str) -> None:
-    """Make a new ledger number its events higher than the damaged one, whose last number is unknown."""
+def _skip_used_event_numbers(path: str) -> None:
+    """Start a new ledger's event numbers above any that the damaged one can have used."""
     connection = sqlite3.connect(path, timeout=5)
     try:
         with connection:
@@ -108,10 +108,10 @@ def _upgrade(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: str) -> None:
-    small = os.path.getsize(path) <= _FULL_CHECK_BYTES
+    is_small = os.path.getsize(path) <= _FULL_CHECK_BYTES
     checks = (
         ("PRAGMA quick_check(1)",)
-        if small
+        if is_small
         else tuple(
             f"PRAGMA quick_check({table})" for table in ("runs", "attachments", "phases", "thresholds", "reservations")
         )
@@ -124,10 +124,10 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _check_contents(connection: sqlite3.Connection) -> None:
-    """Decode what the daemon reads at its start: to SQLite, a damaged byte within a text is no damage."""
+    """Decode what the daemon reads when it starts. SQLite's check does not notice a damaged byte within a text."""
     try:
-        for now_is, started_as in connection.execute("SELECT run, started_as FROM runs"):
-            msgspec.json.decode(now_is, type=Run)
+        for current, started_as in connection.execute("SELECT run, started_as FROM runs"):
+            msgspec.json.decode(current, type=Run)
             msgspec.json.decode(started_as, type=Run)
         connection.execute("SELECT * FROM attachments").fetchall()
         for table in ("thresholds", "channels", "told", "reservations"):

@@ -28,7 +28,7 @@ class StoredReservations:
             await transaction.executemany(
                 f"INSERT OR REPLACE INTO reservations({_COLUMNS})"  # noqa: S608  our own names
                 " VALUES (?,?,?,?,?,?,?,?,?)",
-                [msgspec.structs.astuple(one) for one in changed],
+                [msgspec.structs.astuple(reservation) for reservation in changed],
             )
             await transaction.executemany("DELETE FROM reservations WHERE id = ?", [(number,) for number in gone])
 

@@ -11,7 +11,7 @@ from fluxbudgetd.threads import off_loop
 
 
 class StoredReviews:
-    """Triages never change."""
+    """Triages by id. They never change."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -22,7 +22,7 @@ class StoredReviews:
         return msgspec.json.decode(rows[0][0], type=Triage) if rows else None
 
     async def triages(self, run: str | None = None) -> list[Triage]:
-        """Return the triages of a run, or all, in order of time."""
+        """Return the triages of a run, or all, oldest first."""
         where, parameters = ("", ()) if run is None else ("WHERE run = ?", (run,))
         rows = await self._database.rows(
             f"SELECT triage FROM triages {where} ORDER BY at, id",  # noqa: S608  our own names

@@ -1,4 +1,4 @@
-"""Runs as stored: the run now and as it was started, its phases, its passed thresholds, its attachments."""
+"""Runs as stored: each as it is and as it was started, its phases, passed thresholds and attachments."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from fluxbudgetd.model import Attachment, BudgetThreshold, EventData, PhaseRecor
 
 
 class StoredRuns:
-    """Each change is one durable transaction, together with the events that report it. `at` is when they happened."""
+    """Each change is one durable transaction, including the events that report it. `at` is the time of the change."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -17,10 +17,10 @@ class StoredRuns:
     async def all(self) -> list[tuple[Run, Run]]:
         """Return every run as it is and as it was started, oldest first."""
         rows = await self._database.rows("SELECT run, started_as FROM runs ORDER BY started_at, id")
-        return [(_decoded_run(present), _decoded_run(started_as)) for present, started_as in rows]
+        return [(_decoded_run(current), _decoded_run(started_as)) for current, started_as in rows]
 
     async def attachments(self) -> list[Attachment]:
-        """Return every attachment, each session's in order of time."""
+        """Return every attachment, each session's oldest first."""
         rows = await self._database.rows("SELECT session, run, since, until, first, origin FROM attachments")
         return [
             Attachment(session=session, run=run, since=since, until=until, first=bool(first), origin=origin)
@@ -28,18 +28,18 @@ class StoredRuns:
         ]
 
     async def completed_phases(self) -> dict[str, list[PhaseRecord]]:
-        """Return, by run, the phases that it has completed, in order of time."""
-        found: dict[str, list[PhaseRecord]] = {}
+        """Return, by run, the phases that it has completed, oldest first."""
+        completed: dict[str, list[PhaseRecord]] = {}
         for run, record in await self._database.rows("SELECT run, record FROM phases ORDER BY run, number"):
-            found.setdefault(run, []).append(msgspec.json.decode(record, type=PhaseRecord))
-        return found
+            completed.setdefault(run, []).append(msgspec.json.decode(record, type=PhaseRecord))
+        return completed
 
     async def passed_thresholds(self) -> dict[str, frozenset[BudgetThreshold]]:
-        """Return, by run, the thresholds that were reported for its present budget."""
-        found: dict[str, set[BudgetThreshold]] = {}
+        """Return, by run, the thresholds that were reported for its current budget."""
+        by_run: dict[str, set[BudgetThreshold]] = {}
         for run, kind, pct in await self._database.rows("SELECT run, kind, pct FROM thresholds"):
-            found.setdefault(run, set()).add(BudgetThreshold(kind, pct))
-        return {run: frozenset(fired) for run, fired in found.items()}
+            by_run.setdefault(run, set()).add(BudgetThreshold(kind, pct))
+        return {run: frozenset(fired) for run, fired in by_run.items()}
 
     async def start(self, run: Run, *, attachments: Sequence[Attachment], events: Sequence[NewEvent], at: int) -> None:
         """Write a new run, its first attachments and events."""
@@ -80,7 +80,8 @@ class StoredRuns:
             if fired is not None:
                 await transaction.execute("DELETE FROM thresholds WHERE run = ?", (run.id,))
                 await transaction.executemany(
-                    "INSERT INTO thresholds(run, kind, pct) VALUES (?,?,?)", [(run.id, *one) for one in sorted(fired)]
+                    "INSERT INTO thresholds(run, kind, pct) VALUES (?,?,?)",
+                    [(run.id, *threshold) for threshold in sorted(fired)],
                 )
             await transaction.add_events(at, run.id, events)
 
@@ -92,10 +93,17 @@ class StoredRuns:
 
 
 async def _put_attachments(transaction: Transaction, attachments: Sequence[Attachment]) -> None:
-    for one in attachments:
+    for attachment in attachments:
         await transaction.execute(
             "INSERT OR REPLACE INTO attachments(session, since, until, run, first, origin) VALUES (?,?,?,?,?,?)",
-            (one.session, one.since, one.until, one.run, one.first, one.origin),
+            (
+                attachment.session,
+                attachment.since,
+                attachment.until,
+                attachment.run,
+                attachment.first,
+                attachment.origin,
+            ),
         )
 
 

@@ -4,7 +4,7 @@ A released step is never edited; a change is a new step at the end. Every versio
 that must still open.
 """
 
-#: `PRAGMA application_id` of a ledger ("flxb"): another program's SQLite file is not taken for one.
+#: `PRAGMA application_id` of a ledger ("flxb"): distinguishes it from other SQLite files.
 APPLICATION_ID = 0x666C7862
 
 STEPS: tuple[str, ...] = (

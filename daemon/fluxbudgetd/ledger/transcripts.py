@@ -51,7 +51,7 @@ class StoredTranscripts:
         return await off_loop(len(rows), _copies, rows)
 
     async def first_responses(self, session: str) -> dict[int, int | None]:
-        """Return, by the file's number, the time of its first response."""
+        """Return, by file number, the time of the file's first response."""
         rows = await self._database.rows(
             "SELECT file, min(at) FROM responses WHERE session = ? GROUP BY file", (session,)
         )
@@ -59,11 +59,11 @@ class StoredTranscripts:
 
     async def save(self, changes: Sequence[TranscriptChanges]) -> None:
         """Bring sessions' responses and positions up to date, all in one transaction."""
-        gone = [(one.session, *key) for one in changes for key in one.gone]
+        gone = [(change.session, *key) for change in changes for key in change.gone]
         new: list[tuple[object, ...]] = []
-        for one in changes:
-            new += await off_loop(len(one.new), _response_rows, one)
-        files = [_file_row(one.session, file) for one in changes for file in one.files]
+        for change in changes:
+            new += await off_loop(len(change.new), _response_rows, change)
+        files = [_file_row(change.session, file) for change in changes for file in change.files]
         async with self._database.transaction(durable=False) as transaction:
             await transaction.executemany("DELETE FROM responses WHERE session = ? AND message = ? AND key = ?", gone)
             await transaction.executemany("INSERT OR REPLACE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", new)
@@ -76,7 +76,7 @@ def _file_row(session: str, file: TranscriptFile) -> tuple[object, ...]:
 
 
 def _signed(number: int) -> int:
-    """Return an unsigned 64-bit number as SQLite can hold it."""
+    """Return an unsigned 64-bit number as the signed one that SQLite can store."""
     return number - (1 << 64) if number >= 1 << 63 else number
 
 

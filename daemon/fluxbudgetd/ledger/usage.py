@@ -1,4 +1,4 @@
-"""The last measured usage of each session, as its sources gave it."""
+"""The last measured usage of each session, by source."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _COLUMNS = "key, at, agent, model, bead, phase, pending, input, output, cache_re
 
 
 class UsageChanges(msgspec.Struct, frozen=True):
-    """What turns one snapshot of a session's usage into another: the keys to delete, the new or changed records."""
+    """The difference between two snapshots of a session's usage: the keys to delete, the new or changed records."""
 
     gone: tuple[int, ...]
     new: tuple[Usage, ...]

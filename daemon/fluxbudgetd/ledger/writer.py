@@ -1,11 +1,11 @@
 """Write to the ledger what no request waits for, and retry until it succeeds.
 
-Measured usage, reservations, refusals, crossed thresholds and delivered positions are true in memory before they are on
-disk. Their owners keep them until they are written; each kind is a `Backlog` of the one `LedgerWriter`:
+Measured usage, reservations, refusals, crossed thresholds and delivered positions take effect in memory before they are
+on disk. Their owners keep them until they are written; each kind is a `Backlog` of the one `LedgerWriter`:
 
-* A backlog is written in a task of its own, so a slow one delays no other; the ledger runs one transaction at a time.
-* After a failure it is tried again after 1, 2, 4 … 60 seconds, or as soon as something is added to it.
-* On shutdown `flush` tries every backlog once more.
+* Each backlog is written in its own task, so a slow one delays no other; the ledger runs one transaction at a time.
+* A failed write is retried after 1, 2, 4 … 60 seconds, or as soon as something is added to the backlog.
+* On shutdown, `flush` tries every backlog once more.
 """
 
 import math
@@ -23,15 +23,16 @@ _FLUSH_SECONDS = 1.0
 
 
 class Backlog:
-    """One kind of record that waits to be written; `LedgerWriter.backlog` makes it.
+    """Records of one kind that wait to be written; create it with `LedgerWriter.backlog`.
 
-    `write` writes everything that waits and forgets what it has written. It returns at once if nothing waits, and
-    raises `LedgerError` if the ledger cannot be written. `error` is that of the last attempt, None if it succeeded.
+    `write` writes every waiting record and then forgets it. It returns at once if none waits, and raises `LedgerError`
+    if the ledger cannot be written. `error` is that of the last attempt, None if it succeeded. `records` names them in
+    the log.
     """
 
-    def __init__(self, what: str, write: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, records: str, write: Callable[[], Awaitable[None]]) -> None:
         self.error: LedgerError | None = None
-        self._what = what
+        self._records = records
         self._write = write
         # Requests are numbered. An attempt covers every request that was made before it began.
         self._requested = self._attempted = self._written = 0
@@ -44,7 +45,7 @@ class Backlog:
         self._request.set()
 
     async def attempt(self, seconds: float = math.inf) -> bool:
-        """Have the records written, and wait at most this long for the attempt. True if they are on disk."""
+        """Have the records written, and wait at most `seconds` for the attempt. Return True if they are on disk."""
         self.request()
         number = self._requested
         with anyio.move_on_after(seconds):
@@ -59,7 +60,7 @@ class Backlog:
             await self._attempt.wait()
 
     async def serve(self) -> None:
-        """Write what is requested until cancelled."""
+        """Write as requested until cancelled."""
         pause = _SHORTEST_PAUSE_SECONDS
         while True:
             if self._written == self._requested:
@@ -74,13 +75,13 @@ class Backlog:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def try_once(self) -> bool:
-        """Write everything that waits. True if that succeeded."""
+        """Write every waiting record. Return True if that succeeded."""
         number = self._requested
         try:
             await self._write()
         except LedgerError as exc:
             if self.error is None or self.error.message != exc.message:
-                log.error("not written to the ledger yet", what=self._what, error=exc.message)
+                log.error("ledger write failed, will retry", records=self._records, error=exc.message)
             self.error = exc
         else:
             self.error = None
@@ -98,26 +99,26 @@ class LedgerWriter:
         self._backlogs: list[Backlog] = []
         self._unreadable: str | None = None
 
-    def backlog(self, what: str, write: Callable[[], Awaitable[None]]) -> Backlog:
-        """Return a new backlog; `what` names its records in the log."""
-        backlog = Backlog(what, write)
+    def backlog(self, records: str, write: Callable[[], Awaitable[None]]) -> Backlog:
+        """Return a new backlog; `records` names its records in the log."""
+        backlog = Backlog(records, write)
         self._backlogs.append(backlog)
         return backlog
 
     @property
     def fault(self) -> str | None:
-        """Return why the ledger could not be written or read last, or None."""
+        """Return why the last write or read failed, or None."""
         errors = (backlog.error for backlog in self._backlogs)
         return next((error.message for error in errors if error is not None), self._unreadable)
 
     def note_unreadable(self, error: LedgerError) -> None:
-        """Report a failed read as the ledger's fault until `note_readable` is called."""
+        """Report a failed read as the ledger's fault, until `note_readable`."""
         if self._unreadable != error.message:
             log.error("the ledger cannot be read", error=error.message)
         self._unreadable = error.message
 
     def note_readable(self) -> None:
-        """Withdraw what `note_unreadable` reported."""
+        """Withdraw the fault that `note_unreadable` reported."""
         self._unreadable = None
 
     async def serve(self) -> None:
@@ -127,7 +128,7 @@ class LedgerWriter:
                 tasks.start_soon(backlog.serve)
 
     async def flush(self) -> None:
-        """Try every backlog once more, within a second; call it when nothing is added to them any more."""
+        """Try every backlog once more, within a second; call this once nothing more can be added."""
         with anyio.move_on_after(_FLUSH_SECONDS, shield=True):
             async with anyio.create_task_group() as tasks:
                 for backlog in self._backlogs:

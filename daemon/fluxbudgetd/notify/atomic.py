@@ -1,7 +1,7 @@
-"""Write files that are never seen half-written: each is made under a temporary name and renamed.
+"""Write files that are never seen half-written: each is created under a temporary name and renamed.
 
-Nothing is synced to disk: these files describe the present, and are made again after a power cut. All functions block,
-so call them in a worker thread.
+Nothing is synced to disk: these files describe the current state, and are written again after a power failure. All
+functions block, so call them in a worker thread.
 """
 
 import errno
@@ -24,42 +24,42 @@ _HINTS = {
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: f"{_NOT_ALLOWED}; as a systemd service: 'systemctl --user restart fluxbudgetd.socket'",
-    errno.EISDIR: "move the directory in its place away",
-    errno.ENOTDIR: "move the file in the directory's place away",
+    errno.EISDIR: "a directory has this name: move it away",
+    errno.ENOTDIR: "a file is where a directory must be: move it away",
 }
 
 
 def write(path: str, content: bytes, scratch: str) -> None:
-    """Give a file this content and mode 0600; raises `OSError`, and then nothing has changed.
+    """Write a file with mode 0600; raises `OSError`, and then nothing has changed.
 
     A file or symbolic link of that name is replaced; a link is never followed. `scratch` is the directory for the
     temporary file, on the same file system.
     """
-    made = _new_name(scratch)
-    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with _renamed(made, path), open(fd, "wb") as file:
-        os.fchmod(fd, 0o600)  # whatever the umask is
+    temporary = _new_name(scratch)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with _renamed(temporary, path), open(fd, "wb") as file:
+        os.fchmod(fd, 0o600)  # regardless of the umask
         file.write(content)
 
 
 def link(path: str, target: str, scratch: str) -> None:
-    """Make a symbolic link, replacing what has its name; raises `OSError`."""
-    made = _new_name(scratch)
-    os.symlink(target, made)
-    with _renamed(made, path):
+    """Create a symbolic link, replacing whatever has its name; raises `OSError`."""
+    temporary = _new_name(scratch)
+    os.symlink(target, temporary)
+    with _renamed(temporary, path):
         pass
 
 
 def private_directories(path: str) -> None:
-    """Make a directory and its missing parents with mode 0700; raises `OSError`."""
+    """Create a directory and its missing parents with mode 0700; raises `OSError`."""
     if os.path.isdir(path):
         return
-    above = os.path.dirname(path)
-    if above != path:
-        private_directories(above)
+    parent = os.path.dirname(path)
+    if parent != path:
+        private_directories(parent)
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)  # whatever the umask is
+        os.chmod(path, 0o700)  # regardless of the umask
 
 
 class Failures:
@@ -69,14 +69,14 @@ class Failures:
         self._first: ChannelError | None = None
 
     @contextmanager
-    def at(self, path: str, deed: str) -> Iterator[None]:
-        """Collect an `OSError` of the block. `deed` is what it does to the path, as a participle: written, removed."""
+    def at(self, path: str, participle: str) -> Iterator[None]:
+        """Collect an `OSError` of the block. `participle` completes "PATH cannot be …": written, removed."""
         try:
             yield
         except OSError as exc:
             if self._first is None:
                 hint = _HINTS.get(exc.errno or 0, "check the path")
-                self._first = ChannelError(f"{shown_file(path)} cannot be {deed}: {exc.strerror or exc}", hint)
+                self._first = ChannelError(f"{shown_file(path)} cannot be {participle}: {exc.strerror or exc}", hint)
                 self._first.__cause__ = exc
 
     def raise_first(self) -> None:
@@ -92,13 +92,13 @@ def remove(path: str) -> None:
 
 
 @contextmanager
-def _renamed(made: str, path: str) -> Iterator[None]:
+def _renamed(temporary: str, path: str) -> Iterator[None]:
     try:
         yield
-        os.replace(made, path)
+        os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(made)
+            os.unlink(temporary)
         raise
 
 

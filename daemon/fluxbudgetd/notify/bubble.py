@@ -1,4 +1,4 @@
-"""What a desktop notification says, as notification servers take it.
+"""The content of a desktop notification, in the form that notification servers accept.
 
 The rules are those of the Desktop Notifications Specification: https://specifications.freedesktop.org/notification-spec
 """
@@ -12,12 +12,12 @@ from fluxbudgetd.config.shown import one_line, shortened
 
 Urgency = Literal["low", "normal", "critical"]
 
-#: So many characters of a title and a body are shown.
+#: The longest title and body, in characters; the rest is cut off.
 MAX_TITLE = 200
 MAX_BODY = 1000
 
 #: The specification's number and the icon of each urgency.
-LOOKS: dict[Urgency, tuple[int, str]] = {
+URGENCIES: dict[Urgency, tuple[int, str]] = {
     "low": (0, "dialog-information"),
     "normal": (1, "dialog-warning"),
     "critical": (2, "dialog-error"),
@@ -25,7 +25,7 @@ LOOKS: dict[Urgency, tuple[int, str]] = {
 
 
 class Bubble(msgspec.Struct, frozen=True, kw_only=True):
-    """A notification. Bubbles with one key replace each other; title and body are plain text from anywhere."""
+    """A notification; its title and body are untrusted plain text. A bubble replaces the previous one with its key."""
 
     key: str
     title: str
@@ -34,12 +34,12 @@ class Bubble(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def title_of(bubble: Bubble) -> str:
-    """Return the title: one line, which is never markup."""
+    """Return the title as one line. Servers never interpret it as markup."""
     return shortened(one_line(bubble.title[: MAX_TITLE + 1]), MAX_TITLE)
 
 
 def body_of(bubble: Bubble, *, markup: bool) -> str:
-    """Return the body, whose lines stay lines. Where a server takes markup, what looks like it is escaped."""
+    """Return the body with its line breaks, escaped if the server interprets markup."""
     lines = bubble.body[: MAX_BODY + 1].split("\n")
     text = shortened("\n".join(map(one_line, lines)), MAX_BODY)
     return escape(text, quote=False) if markup else text

@@ -1,7 +1,7 @@
 """Start the user's program without a shell, with an event on its standard input.
 
-The program has a process group of its own, which is killed if it takes too long. Children that outlive it are left
-alone. Its output is discarded, except the first line of its standard error, which explains a failure.
+The program has a process group of its own, which is killed if it takes too long. Children that outlive it keep
+running. Its output is discarded, except the first line of its standard error, which explains a failure.
 """
 
 import errno
@@ -25,9 +25,9 @@ _STEP_SECONDS = 0.02
 _DRAIN_BYTES = 64 << 10
 _DRAIN_SECONDS = 0.05
 _GRACE_SECONDS = 0.5
-# Starting and reaping a program takes milliseconds; a file system that hangs may make it hang.
+# Starting and reaping a program takes milliseconds, unless its file system hangs.
 _SLACK_SECONDS = 2.0
-# When the daemon stops, a program that is about to end may do so: otherwise its event is delivered again.
+# On shutdown, wait this long for the program; if it is killed, its event is delivered again.
 _PATIENCE_SECONDS = 1.0
 _MOST_CHARACTERS = 300
 _MOST_LINE_BYTES = 4 * _MOST_CHARACTERS
@@ -55,9 +55,9 @@ class Command:
     async def run(self, argv: Sequence[str], payload: bytes, seconds: float) -> None:
         """Start a program with the payload on its standard input, and wait for it to end.
 
-        `argv[0]` is a path (a leading `~/` is expanded) or is searched in PATH. Raises `ChannelError` if it cannot be
-        started, fails, or takes longer than `seconds`. Then, or a second after the call is cancelled, it is killed with
-        its children.
+        `argv[0]` is a path (a leading `~/` is expanded) or is searched for in PATH. Raises `ChannelError` if the program
+        cannot be started, fails, or takes longer than `seconds`. Its process group is killed if it takes too long, or a
+        second after the call is cancelled.
         """
         if not argv or not argv[0]:
             raise ChannelError("the command is empty", "name a program")
@@ -76,7 +76,7 @@ class _Program:
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Have the program killed; does not wait, and may be called in any thread."""
+        """Have the program killed; returns at once, and may be called in any thread."""
         self._is_stopped = True
 
     def carry_out(self) -> None:
@@ -91,11 +91,14 @@ class _Program:
             streams.finish()
             code = process.wait()
         if not has_ended:
-            raise ChannelError(f"{self._name} was killed after {self._seconds:g} s", "have it do less in that time")
+            raise ChannelError(
+                f"{self._name} was killed after {self._seconds:g} s",
+                "make it faster, or raise channels.command.timeout",
+            )
         if code:
-            how = f"ended with exit code {code}" if code > 0 else f"was ended by {_signal_name(-code)}"
-            said = f": {streams.first_line}" if streams.first_line else ""
-            raise ChannelError(f"{self._name} {how}{said}", "run it by hand to see why")
+            outcome = f"ended with exit code {code}" if code > 0 else f"was ended by {_signal_name(-code)}"
+            reason = f": {streams.first_line}" if streams.first_line else ""
+            raise ChannelError(f"{self._name} {outcome}{reason}", "run it by hand to see why")
 
     def _started(self) -> subprocess.Popen[bytes]:
         try:
@@ -116,7 +119,7 @@ class _Program:
             raise ChannelError(f"{self._name} cannot be started: {exc}", "check the command's arguments") from exc
 
     def _kill(self, process: subprocess.Popen[bytes], streams: "_Streams") -> None:
-        """End the process group, which keeps its number until the process is waited for."""
+        """Kill the process group. Its number stays valid until the process is reaped."""
         if not self._is_stopped:
             _send(process, signal.SIGTERM)
             deadline = time.monotonic() + _GRACE_SECONDS
@@ -126,7 +129,7 @@ class _Program:
 
 
 class _Streams:
-    """A program's standard input and error; reading and writing never block."""
+    """A program's standard input and standard error; reading and writing never block."""
 
     def __init__(self, process: subprocess.Popen[bytes], payload: bytes) -> None:
         self._input = cast("IO[bytes]", process.stdin)
@@ -141,11 +144,11 @@ class _Streams:
 
     @property
     def first_line(self) -> str:
-        """Return the first line of the program's standard error, made printable, at most 300 characters."""
+        """Return the first line of the program's standard error, as printable text of at most 300 characters."""
         return shortened(one_line(fold(self._line.strip().split(b"\n")[0].strip())), _MOST_CHARACTERS)
 
     def serve(self, seconds: float) -> None:
-        """Wait until data can be passed on, at most this long, and pass it on."""
+        """Wait at most `seconds` until data can be passed on, and pass it on."""
         is_due = self._drain_at is not None and time.monotonic() >= self._drain_at
         if is_due:
             self._selector.register(self._errors, selectors.EVENT_READ)

@@ -1,7 +1,7 @@
 """The desktop as a channel: notification bubbles, through the session bus.
 
 dbus_fast takes a tenth of a second and megabytes to import, so it is imported with the first bubble, and never on the
-daemon's event loop. Each bubble is shown in a worker thread, on a short-lived loop of its own that leaves nothing open.
+daemon's event loop. Each bubble is shown in a worker thread, on its own short-lived loop, which leaves nothing open.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ class Desktop:
     """Shows bubbles, one at a time, on the session bus of this environment and user."""
 
     def __init__(self, environ: Mapping[str, str], uid: int) -> None:
-        self._named = environ.get("DBUS_SESSION_BUS_ADDRESS", "")
-        given = environ.get("XDG_RUNTIME_DIR", "")
-        self._usual = os.path.join(given if given.startswith("/") else f"/run/user/{uid}", "bus")
+        self._configured_address = environ.get("DBUS_SESSION_BUS_ADDRESS", "")
+        runtime_dir = environ.get("XDG_RUNTIME_DIR", "")
+        self._default_path = os.path.join(runtime_dir if runtime_dir.startswith("/") else f"/run/user/{uid}", "bus")
         self._shown = ShownBubbles()
         self._threads = anyio.CapacityLimiter(1)
         # Held by the thread that shows a bubble, even after the attempt was abandoned.
@@ -40,9 +40,9 @@ class Desktop:
         self._current: _Attempt | None = None
 
     async def show(self, bubble: Bubble, seconds: float) -> None:
-        """Show a bubble in place of its key's last one; raises `ChannelError`, after about `seconds` at most.
+        """Show a bubble, replacing the previous one with its key; raises `ChannelError`, after about `seconds` at most.
 
-        The error is `resting` if there is no session bus, or no notification server on it or startable by it.
+        The error is `resting` if there is no session bus, or the bus has no notification server and cannot start one.
         """
         current = self._current
         if current is not None and time.monotonic() >= current.until + _GRACE_SECONDS:
@@ -68,16 +68,16 @@ class Desktop:
 
     def _address(self) -> str:
         """Return the bus's address. A bus is never started: without a desktop it would have no notification server."""
-        if self._named:
-            return self._named
-        if not os.path.exists(self._usual):
+        if self._configured_address:
+            return self._configured_address
+        if not os.path.exists(self._default_path):
             hint = "the daemon runs outside a desktop session; $DBUS_SESSION_BUS_ADDRESS can name a bus"
             raise ChannelError("there is no session bus", hint, resting=True)
-        return f"unix:path={quote(os.fsencode(self._usual)).replace('~', '%7E')}"
+        return f"unix:path={quote(os.fsencode(self._default_path)).replace('~', '%7E')}"
 
 
 class _Attempt:
-    """One bubble that is being shown. `until` is the deadline, in seconds of the monotonic clock."""
+    """One attempt to show a bubble. `until` is its deadline, in seconds of the monotonic clock."""
 
     def __init__(self, bubble: Bubble, until: float) -> None:
         self.until = until
@@ -105,7 +105,7 @@ class _Attempt:
         anyio.run(cancellable)
 
     def give_up(self) -> None:
-        """Cancel it if it has not ended; called on the daemon's loop."""
+        """Cancel the attempt if it has not ended; called on the daemon's loop."""
         self._given_up = True
         if self._cancel is not None:
             with suppress(RuntimeError):  # its loop is closed
@@ -113,4 +113,4 @@ class _Attempt:
 
 
 def _hangs() -> ChannelError:
-    return ChannelError("an earlier notification hangs", "does the session bus hang?")
+    return ChannelError("an earlier notification hangs", "check that the session bus responds")

@@ -1,6 +1,6 @@
 """The side-band that an existing status line reads: a file per session, `<root>/interstat/budget/<session>.json`.
 
-Its reader rejects percentages above 100 and ignores a file's age, so files that are no longer true must be removed.
+Its reader rejects percentages above 100 and ignores a file's age, so outdated files must be removed.
 """
 
 import os
@@ -29,7 +29,7 @@ _WHOLE_SECONDS = len("2026-02-20T17:05:55")
 
 
 class Alert(NamedTuple):
-    """How much of its budget the run of a session has consumed: percent, and tokens of the run's cost basis."""
+    """How much of its budget a session's run has spent: percent, and tokens of the run's cost basis."""
 
     session: str
     pct: float
@@ -37,7 +37,7 @@ class Alert(NamedTuple):
 
 
 class Interband:
-    """The side-band below a root, whose leading `~` is expanded. A call takes at most `seconds`."""
+    """The side-band below a root (a leading `~` is expanded). A call takes at most `seconds`."""
 
     def __init__(self, root: str, *, seconds: float = _SECONDS) -> None:
         self._root = root
@@ -47,9 +47,9 @@ class Interband:
     async def put(self, alerts: Sequence[Alert], gone: Sequence[str], at: int, current: Collection[str] = ()) -> None:
         """Write the alerts, and remove the files of sessions that are gone and files that are a week old.
 
-        `at` is the time in microseconds since the epoch. Files of `current` sessions are kept however old they are.
-        Raises `ChannelError` for the first file that failed, after all others have been handled, or if the file system
-        does not answer.
+        `at` is the time in microseconds since the epoch. Files of `current` sessions are kept at any age. Raises
+        `ChannelError` for the first file that failed, after all others have been handled, or if the file system does
+        not answer.
         """
         names = frozenset(map(file_name, current))
         await self._worker.run(partial(self._put, tuple(alerts), tuple(gone), at, names), self._seconds)
@@ -58,7 +58,7 @@ class Interband:
         directory = self._directory()
         contents = {file_name(alert.session): _content(alert, at) for alert in alerts}
         failures = Failures()
-        with failures.at(directory, "made"):
+        with failures.at(directory, "created"):
             if contents:
                 private_directories(directory)
         failures.raise_first()
@@ -106,20 +106,20 @@ def _content(alert: Alert, at: int) -> bytes:
 
 
 def _prune(directory: str, now: float, current: frozenset[str], failures: Failures) -> None:
-    """Remove files that were not written for a week, and temporary files that a kill has left."""
+    """Remove files that were not written for a week, and temporary files that a killed daemon has left."""
     with failures.at(directory, "scanned"):
         if not os.path.isdir(directory):
             return
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.name.startswith(TEMPORARY):
-                    most = _LEFT_SECONDS
+                    max_age = _LEFT_SECONDS
                 elif entry.name.endswith(_SUFFIX) and entry.name not in current:
-                    most = _OLD_SECONDS
+                    max_age = _OLD_SECONDS
                 else:
                     continue
                 with failures.at(entry.path, "removed"):
-                    if not entry.is_dir(follow_symlinks=False) and _is_older(entry, now - most):
+                    if not entry.is_dir(follow_symlinks=False) and _is_older(entry, now - max_age):
                         remove(entry.path)
 
 

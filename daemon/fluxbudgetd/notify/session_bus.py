@@ -1,4 +1,4 @@
-"""One conversation with the notification server of a session bus.
+"""Show a bubble through the notification server of a session bus.
 
 Importing this module imports dbus_fast, which takes a tenth of a second: only `desktop` does, in a worker thread.
 """
@@ -16,7 +16,7 @@ from dbus_fast.errors import AuthError, DBusFastError, InvalidAddressError
 
 from fluxbudgetd.config.shown import one_line, shortened, shown_file
 from fluxbudgetd.errors import ChannelError
-from fluxbudgetd.notify.bubble import LOOKS, Bubble, body_of, title_of
+from fluxbudgetd.notify.bubble import URGENCIES, Bubble, body_of, title_of
 from fluxbudgetd.notify.shown_bubbles import NotificationServer, ShownBubbles
 
 T = TypeVar("T")
@@ -24,41 +24,41 @@ T = TypeVar("T")
 _BUS = "org.freedesktop.DBus"
 _SERVER = "org.freedesktop.Notifications"
 _NO_SERVER = (f"{_BUS}.Error.ServiceUnknown", f"{_BUS}.Error.NameHasNoOwner")
-# What dbus_fast raises on bytes that are not D-Bus, besides its own errors.
+# What dbus_fast raises for bytes that are not D-Bus, in addition to its own errors.
 _FOREIGN = (DBusFastError, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 _CLOSING_SECONDS = 1.0
 _MOST_CHARACTERS = 200
 
-# It logs what it also raises; without a handler that would come out as plain text between the log's lines.
+# dbus_fast also logs what it raises; silence it, so that no plain text mixes with our log.
 logging.getLogger("dbus_fast").addHandler(logging.NullHandler())
 
 
 async def show(address: str, bubble: Bubble, shown: ShownBubbles, seconds: float) -> None:
-    """Show a bubble in place of its key's last one; raises `ChannelError`, after at most `seconds`."""
-    silent_part = "the session bus"
+    """Show a bubble, replacing the previous one with its key; raises `ChannelError`, after at most `seconds`."""
+    waiting_for = "the session bus"
     try:
         with anyio.fail_after(seconds):
             async with _connected(address) as bus:
-                silent_part = "the notification server"
+                waiting_for = "the notification server"
                 await _notify(bus, bubble, shown)
     except TimeoutError as exc:
         raise ChannelError(
-            f"{silent_part} did not answer in time", f"does it hang? The bus is {_shown(address)}"
+            f"{waiting_for} did not answer in time", f"check that it responds; the bus is {_shown(address)}"
         ) from exc
     except InvalidAddressError as exc:
         message = f"the session bus's address is not a valid D-Bus address: {_shown_error(exc)}"
-        raise ChannelError(message, "look at $DBUS_SESSION_BUS_ADDRESS") from exc
+        raise ChannelError(message, "check $DBUS_SESSION_BUS_ADDRESS") from exc
     except AuthError as exc:
         message = f"the session bus refused the connection: {_shown_error(exc)}"
-        raise ChannelError(message, "is it the bus of the user that the daemon runs as?") from exc
+        raise ChannelError(message, "check that the bus belongs to the daemon's user") from exc
     except OSError as exc:
         message = f"the session bus cannot be reached: {_shown_error(exc)}"
-        raise ChannelError(message, f"is it running? Its address is {_shown(address)}") from exc
+        raise ChannelError(message, f"check that it is running; its address is {_shown(address)}") from exc
     except EOFError as exc:
         raise ChannelError("the session bus closed the connection", "it may have been stopped") from exc
     except _FOREIGN as exc:
         message = f"the session bus sent something that is not D-Bus: {_shown_error(exc)}"
-        raise ChannelError(message, "look at $DBUS_SESSION_BUS_ADDRESS") from exc
+        raise ChannelError(message, "check $DBUS_SESSION_BUS_ADDRESS") from exc
 
 
 @asynccontextmanager
@@ -74,23 +74,23 @@ async def _connected(address: str) -> AsyncIterator[MessageBus]:
 
 
 async def _notify(bus: MessageBus, bubble: Bubble, shown: ShownBubbles) -> None:
-    bus_id = await _asked(bus, Message(destination=_BUS, path="/org/freedesktop/DBus", interface=_BUS, member="GetId"))
-    found = await _asked(bus, _to_server(_SERVER, "GetCapabilities"))
-    server = NotificationServer(_first(bus_id, str), found.sender or "")
-    number, icon = LOOKS[bubble.urgency]
+    bus_id = await _call(bus, Message(destination=_BUS, path="/org/freedesktop/DBus", interface=_BUS, member="GetId"))
+    capabilities = await _call(bus, _to_server(_SERVER, "GetCapabilities"))
+    server = NotificationServer(_first(bus_id, str), capabilities.sender or "")
+    number, icon = URGENCIES[bubble.urgency]
     body: list[object] = [
         "fluxbudget",
         shown.id_of(bubble.key, server),
         icon,
         title_of(bubble),
-        body_of(bubble, markup="body-markup" in _first(found, list)),
+        body_of(bubble, markup="body-markup" in _first(capabilities, list)),
         [],
-        # No desktop-entry: GNOME takes the bubbles of a program that has one away when its connection ends.
+        # No desktop-entry hint: with one, GNOME removes the bubble when our connection closes.
         {"urgency": Variant("y", number)},
         -1,
     ]
-    # To the server that was asked, not to the name's present owner: another server does not know the id.
-    answer = await _asked(bus, _to_server(server.name, "Notify", "susssasa{sv}i", body))
+    # To the same server, not to the name's current owner: another server does not know the id.
+    answer = await _call(bus, _to_server(server.name, "Notify", "susssasa{sv}i", body))
     shown.remember(bubble.key, server, _first(answer, int))
 
 
@@ -105,20 +105,20 @@ def _to_server(name: str, member: str, signature: str = "", body: list[object] |
     )
 
 
-async def _asked(bus: MessageBus, question: Message) -> Message:
-    answer = await bus.call(question)
+async def _call(bus: MessageBus, request: Message) -> Message:
+    answer = await bus.call(request)
     if answer.message_type is not MessageType.ERROR:
         return answer
     name = answer.error_name or ""
-    if question.destination == _SERVER and name in _NO_SERVER:
+    if request.destination == _SERVER and name in _NO_SERVER:
         raise ChannelError(
             "no notification server is on the session bus",
             "desktops have one; elsewhere start one, such as dunst or mako",
             resting=True,
         )
     error = shortened(one_line(f"{name}: {answer.body[0]}" if answer.body else name), _MOST_CHARACTERS)
-    who = "session bus" if question.destination == _BUS else "notification server"
-    raise ChannelError(f"the {who} refused {question.member}: {error}", "its own log may say more")
+    peer = "session bus" if request.destination == _BUS else "notification server"
+    raise ChannelError(f"the {peer} refused {request.member}: {error}", "its own log may say more")
 
 
 def _first(answer: Message, kind: type[T]) -> T:

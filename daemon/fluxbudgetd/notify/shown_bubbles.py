@@ -1,4 +1,4 @@
-"""The notification that each key has on the server, so that a new bubble replaces the old one."""
+"""The id of each key's notification on the server, so that a new bubble replaces the old one."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ class NotificationServer(NamedTuple):
 
 
 class ShownBubbles:
-    """The notification of each key on the server that showed the last one."""
+    """The notification ids of the server that showed the last bubble, by key."""
 
     def __init__(self) -> None:
         self._server: NotificationServer | None = None
         self._ids: dict[str, int] = {}
 
     def id_of(self, key: str, server: NotificationServer) -> int:
-        """Return the key's notification on a server; 0 if it has none."""
+        """Return the id of the key's notification on a server; 0 if there is none."""
         return self._ids.get(key, 0) if server == self._server else 0
 
     def remember(self, key: str, server: NotificationServer, number: int) -> None:
-        """Remember a notification. Those on other servers are forgotten, and the oldest once there are too many."""
+        """Remember a notification's id. Ids of other servers are dropped, and the oldest once there are too many."""
         if server != self._server:
             self._server = server
             self._ids.clear()

@@ -1,7 +1,7 @@
 """Runs as files of `key=value` lines, for shells and sandboxes that cannot open a Unix socket.
 
-`runs/<run>` has the lines; `sessions/<session>` and `scopes/<scope>` are links to it. The files of a killed daemon mean
-nothing: a reader first tries to get a shared lock on `alive`, and succeeds only if no daemon is running.
+`runs/<run>` has the lines; `sessions/<session>` and `scopes/<scope>` are links to it. The files of a killed daemon must
+be ignored: a reader first tries to get a shared lock on `alive`, and succeeds only if no daemon is running.
 """
 
 import fcntl
@@ -45,7 +45,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateFiles:
-    """The state files in a directory, which is created. A call takes at most `seconds`.
+    """The state files in a directory, which is created if missing. A call takes at most `seconds`.
 
     Calls raise `ChannelError` for the first file that failed, after all others have been handled; call again to retry.
     """
@@ -55,7 +55,7 @@ class StateFiles:
         self._seconds = seconds
         self._alive = os.path.join(directory, ALIVE)
         self._lock: int | None = None
-        # What has been written: path → a file's content, path → a link's target.
+        # What was written: path → a file's content, path → a link's target.
         self._contents: dict[str, bytes] = {}
         self._targets: dict[str, str] = {}
         self._worker = Worker("writing state files", f"check the file system of {shown_file(directory)}")
@@ -69,7 +69,7 @@ class StateFiles:
     ) -> None:
         """Write the runs' files, then the links: session or scope → run, None to remove it.
 
-        Unchanged files are not rewritten. If the directory was deleted, everything is made again.
+        Unchanged files are not rewritten. If the directory was deleted, everything is written again.
         """
         await self._worker.run(partial(self._put, tuple(states), dict(links), dict(scopes)), self._seconds)
 
@@ -82,30 +82,30 @@ class StateFiles:
         await self._worker.run(self._close, self._seconds)
 
     def _path(self, directory: str, name: str) -> str | None:
-        written = file_name(name)
-        return None if written is None else os.path.join(self._directory, directory, written)
+        encoded = file_name(name)
+        return None if encoded is None else os.path.join(self._directory, directory, encoded)
 
     def _open(self) -> None:
         failures = Failures()
         for directory in (RUNS, SESSIONS, SCOPES):
             path = os.path.join(self._directory, directory)
-            with failures.at(path, "made"):
+            with failures.at(path, "created"):
                 private_directories(path)
         failures.raise_first()
         self._unlock()
         with failures.at(self._alive, "locked"):
             deadline = time.monotonic() + _LOCK_SECONDS
-            # If the file was removed before it was locked, readers open another one.
+            # If the file was removed before it was locked, readers would open another one.
             while not self._is_held():
                 self._unlock()
-                self._take(deadline)
+                self._acquire(deadline)
         failures.raise_first()
 
-    def _take(self, deadline: float) -> None:
+    def _acquire(self, deadline: float) -> None:
         """Remove the old files and lock `alive`; raises `OSError` or `ChannelError`."""
         self._lock = os.open(self._alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            # Until the old files are gone, readers still get their shared lock and so ignore them.
+            # Until the old files are gone, readers can still get a shared lock, and so ignore the files.
             self._flock(self._lock, fcntl.LOCK_SH, deadline)
             self._clear()
             self._flock(self._lock, fcntl.LOCK_EX, deadline)
@@ -143,12 +143,12 @@ class StateFiles:
     def _clear(self) -> None:
         """Remove every file and link; raises `ChannelError`."""
         failures = Failures()
-        for path in self._found(failures):
+        for path in self._existing(failures):
             with failures.at(path, "removed"):
                 remove(path)
         failures.raise_first()
 
-    def _found(self, failures: Failures) -> Iterator[str]:
+    def _existing(self, failures: Failures) -> Iterator[str]:
         """Yield the files and links that exist, links before their targets."""
         for directory, prefix in ((SESSIONS, ""), (SCOPES, ""), (RUNS, ""), ("", TEMPORARY)):
             place = os.path.join(self._directory, directory)
@@ -160,11 +160,11 @@ class StateFiles:
     def _put(self, states: tuple[State, ...], links: dict[str, str | None], scopes: dict[str, str | None]) -> None:
         contents = {path: _content(state) for state in states if (path := self._path(RUNS, state.run))}
         targets: dict[str, str | None] = {}
-        for directory, given in ((SESSIONS, links), (SCOPES, scopes)):
-            for name, run in given.items():
+        for directory, runs in ((SESSIONS, links), (SCOPES, scopes)):
+            for name, run in runs.items():
                 if path := self._path(directory, name):
-                    written = None if run is None else file_name(run)
-                    targets[path] = None if written is None else f"../{RUNS}/{written}"
+                    encoded = None if run is None else file_name(run)
+                    targets[path] = None if encoded is None else f"../{RUNS}/{encoded}"
         if not self._is_intact():
             self._open()
             contents = {**self._contents, **contents}
@@ -174,14 +174,14 @@ class StateFiles:
             with failures.at(path, "written"):
                 self._write(path, content)
         for path, target in targets.items():
-            with failures.at(path, "removed" if target is None else "made"):
+            with failures.at(path, "removed" if target is None else "created"):
                 self._link(path, target)
         failures.raise_first()
 
     def _write(self, path: str, content: bytes) -> None:
         if self._contents.get(path) == content and _is_file(path):
             return
-        # If this fails the present content is unknown, so the next call writes in any case.
+        # If this fails, the file's content is unknown, so the next call writes it again.
         self._contents.pop(path, None)
         write(path, content, self._directory)
         self._contents[path] = content
@@ -197,9 +197,9 @@ class StateFiles:
 
     def _remove(self, runs: tuple[str, ...]) -> None:
         names = {name for run in runs if (name := file_name(run))}
-        leading = {f"../{RUNS}/{name}" for name in names}
+        link_targets = {f"../{RUNS}/{name}" for name in names}
         failures = Failures()
-        for path in [path for path, target in self._targets.items() if target in leading]:
+        for path in [path for path, target in self._targets.items() if target in link_targets]:
             with failures.at(path, "removed"):
                 self._link(path, None)
         for path in (os.path.join(self._directory, RUNS, name) for name in names):

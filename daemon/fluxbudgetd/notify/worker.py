@@ -16,7 +16,7 @@ class _BlockingCall:
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
-        # Taken once: by the thread when it begins the call, or by the caller when it gives up before that.
+        # Acquired once: by the thread when it begins the call, or by the caller when it gives up before that.
         self._start = threading.Lock()
         self.ended = self.succeeded = False
 
@@ -30,7 +30,7 @@ class _BlockingCall:
             self.ended = True
 
     def give_up(self) -> bool:
-        """Prevent a call from beginning. True if that succeeded; a call that has begun continues."""
+        """Prevent the call from beginning. Return True if that succeeded; a call that has begun continues."""
         if not self._start.acquire(blocking=False):
             return False
         self.ended = True
@@ -38,17 +38,17 @@ class _BlockingCall:
 
 
 class Worker:
-    """Runs calls in a worker thread. `what` names the work in error messages, `hint` says what to do about it.
+    """Runs calls in a worker thread. `task` names the work in error messages; `hint` says what to do if it hangs.
 
     A cancelled call has `patience` seconds to end by itself before it is stopped.
     """
 
-    def __init__(self, what: str, hint: str, patience: float = 0.0) -> None:
-        self._what = what
+    def __init__(self, task: str, hint: str, patience: float = 0.0) -> None:
+        self._task = task
         self._patience = patience
         self._hint = hint
         self._turn = anyio.Lock()
-        # A call that hangs must not use up the threads of other workers.
+        # A call that hangs must not block the threads of other workers.
         self._limiter = anyio.CapacityLimiter(1)
         self._last: _BlockingCall | None = None
 
@@ -56,13 +56,13 @@ class Worker:
         """Call the function, and raise what it raises.
 
         Raises `ChannelError` if it takes longer than `seconds`, and at once while an earlier call still hangs. If this
-        is cancelled, it calls `stop` and waits for the call within `seconds`, so that nothing continues unnoticed. If
+        is cancelled, it calls `stop` and waits for the call within `seconds`, so that the call does not outlive it. If
         the call succeeds meanwhile, this returns normally, and the caller is cancelled at its next await.
         """
         with anyio.move_on_after(seconds) as limit:
             async with self._turn:
                 if self._last is not None and not self._last.ended:
-                    raise ChannelError(f"{self._what} still hangs from an earlier attempt", self._hint)
+                    raise ChannelError(f"{self._task} still hangs from an earlier attempt", self._hint)
                 self._last = call = _BlockingCall(function)
                 try:
                     await anyio.to_thread.run_sync(call.carry_out, abandon_on_cancel=True, limiter=self._limiter)
@@ -76,10 +76,10 @@ class Worker:
                         raise
                 except RuntimeError as exc:
                     if call.give_up():  # the system has no more threads
-                        raise ChannelError(f"{self._what} cannot start: {exc}", "end other processes") from exc
+                        raise ChannelError(f"{self._task} cannot start: {exc}", "end other processes") from exc
                     raise
         if limit.cancelled_caught:
-            raise ChannelError(f"{self._what} took longer than {seconds:g} s", self._hint)
+            raise ChannelError(f"{self._task} took longer than {seconds:g} s", self._hint)
 
 
 async def _until_ended(call: _BlockingCall, deadline: float) -> None:
