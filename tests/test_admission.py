@@ -131,7 +131,7 @@ def test_reservation_is_written_once_the_ledger_is_unlocked(home: Home, daemon: 
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert Claude(home).launch() == SILENT
-        wait_for(lambda: '"what": "reservations"' in daemon.log, "the daemon to report the locked ledger")
+        wait_for(lambda: '"records": "reservations"' in daemon.log, "the daemon to report the locked ledger")
         assert stored_reservations(home) == []
         other.execute("ROLLBACK")
     wait_for(lambda: len(stored_reservations(home)) == 1, "the reservation to be on disk")

@@ -387,7 +387,7 @@ def test_events_are_retried_once_the_ledger_is_unlocked(home: Home, interstat: I
     interstat.update(row, input_tokens=120)
     assert home.spend(run).state == "exceeded"
     assert home.ctl("check", "--run", run).stdout == EXCEEDED
-    wait_for(lambda: '"what": "refusals and overrides"' in daemon.log, "the daemon to report the locked ledger")
+    wait_for(lambda: '"records": "refusals and overrides"' in daemon.log, "the daemon to report the locked ledger")
     assert "database is locked" in home.ctl("doctor").stdout
     holder.execute("ROLLBACK")
     holder.close()

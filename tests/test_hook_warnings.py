@@ -257,7 +257,7 @@ def test_shown_warning_is_saved_once_the_ledger_is_unlocked(home: Home, intersta
     with contextlib.closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert is_warning(Claude(home).call("UserPromptSubmit"), "80 %")
-        wait_for(lambda: '"what": "session warnings"' in daemon.log, "the daemon to report the locked ledger")
+        wait_for(lambda: '"records": "session warnings"' in daemon.log, "the daemon to report the locked ledger")
         found = home.ctl("doctor")
         assert (found.returncode, "database is locked" in found.stdout) == (1, True)
         other.execute("ROLLBACK")

@@ -55,7 +55,7 @@ class Command:
     async def run(self, argv: Sequence[str], payload: bytes, seconds: float) -> None:
         """Start a program with the payload on its standard input, and wait for it to end.
 
-        `argv[0]` is a path (a leading `~/` is expanded) or is searched for in PATH. Raises `ChannelError` if the program
+        `argv[0]` is a path (a leading `~/` is expanded) or is searched for in PATH. Raises `ChannelError` if it
         cannot be started, fails, or takes longer than `seconds`. Its process group is killed if it takes too long, or a
         second after the call is cancelled.
         """
