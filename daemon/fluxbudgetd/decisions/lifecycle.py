@@ -133,8 +133,8 @@ class Lifecycle:
     async def detach(self, session: str, account: RunAccount | None, deadline: float) -> Run:
         """End a session's current attachment and return its run; raises `BadInputError` if it is not attached.
 
-        `account`, unless None, is the run that the session must be attached to. Raises `RequestTimeoutError` if the rows
-        that may attach the session could not be read in time.
+        `account`, unless None, is the run that the session must be attached to. Raises `RequestTimeoutError` if the
+        rows that may attach the session could not be read in time.
         """
         in_time = await self._refresh_session(session, deadline)
         async with self._runs_lock:
