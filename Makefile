@@ -25,7 +25,7 @@ PYTEST := -m pytest -n $(JOBS) $(if $(SELECTED),-m '$(SELECTED)')
 
 help:
 	@echo 'make demo           show what fluxbudget does, as a story in a throw-away home'
-	@echo 'make test           lint, types, the whole suite from the sources, and what starts the programs against the built wheel'
+	@echo 'make test           lint, types, the suite on the source tree, and the tests that start programs on the built wheel'
 	@echo 'make lint           ruff and mypy --strict'
 	@echo 'make yaml-test      our rules for YAML with each version of PyYAML in requirements/pyyaml'
 	@echo 'make test-newest    the suite with the newest version of every dependency'

@@ -24,7 +24,7 @@ def write(rows: Sequence[Row], root: Path) -> None:
     versions = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     (root / "bench" / "RESULTS.md").write_text(
         f"# Figures\n\nWritten by `make bench` ({versions}, {os.cpu_count()} cores, {platform.machine()}).\n"
-        f"Ratios are of interleaved runs; absolute times only explain.\n\n{table(rows)}"
+        f"Ratios are of interleaved runs; absolute times are for context.\n\n{table(rows)}"
     )
     page = root / "docs" / "performance.md"
     before, _, rest = page.read_text().partition(_BEGIN)

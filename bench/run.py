@@ -1,7 +1,7 @@
 """Measure fluxbudget: python bench/run.py [--quick] [--only PART]. A complete run writes its results (see results.py).
 
 Machines are shared and noisy, so ratios count: both sides of a comparison are measured in the same run, interleaved.
-Absolute times only explain. Nothing is asserted; a missed target is shown as missed.
+Absolute times are for context. Nothing is asserted; a missed target is shown as missed.
 """
 
 import argparse

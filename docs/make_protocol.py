@@ -30,11 +30,11 @@ it; further requests on it are ignored.
 default may be left out. A request with another `v` gets `unsupported_version`, with the version that is served in the
 message.
 
-**Limits**: 1 024 connections (fewer if the limit of open files is below 1 280), the next gets `busy`. A frame must be
-complete 10 s after its first byte, and an answer must be read within 10 s (a stream's events have no limit). A request
-is given up after 30 s. Unfinished requests of more than 16 KiB share 16 MiB, and so do unread answers. After an error
-that concerns the frame or the connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection
-or a request) the connection is closed; after any other error it stays open.
+**Limits**: 1 024 connections (fewer if the limit of open files is below 1 280); further ones get `busy`. A frame must
+be complete 10 s after its first byte, and an answer must be read within 10 s (a stream's events have no limit). The
+daemon abandons a request after 30 s. Unfinished requests of more than 16 KiB share 16 MiB, and so do unread answers.
+After an error that concerns the frame or the connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy`
+for a connection or a request) the connection is closed; after any other error it stays open.
 
 **Pages**: `status` and `run_list` return at most 64 runs; send `next` as `after` to get the following page.
 

@@ -1,1 +1,1 @@
-"""The rules: pure, total functions. No I/O and no clock: `now` is an argument, decisions are return values."""
+"""The rules: pure functions. No I/O and no clock: `now` is an argument, decisions are return values."""
