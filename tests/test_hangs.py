@@ -7,13 +7,15 @@ is held up by hand; everything around it is the real thing, in this process.
 import os
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import msgspec
 import pytest
 
@@ -76,8 +78,7 @@ def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) ->
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, state, within(5))
                 await anyio.sleep(0.05)  # the batch is with the reader now
-                attachments = service.lifecycle._attachments_to_move("s2", run.id)  # noqa: SLF001  an attach between two looks
-                await service.lifecycle._save_attachments(attachments, "s2", {}, run.id)  # noqa: SLF001  likewise
+                await service.lifecycle.attach("s2", state, within(0))
                 interstat.insert("s2", input_tokens=77, output_tokens=0)
                 source.resume()
             standing = await service.totals.standing(state, within(5))
@@ -97,9 +98,19 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
             state = service.accounts.runs[run.id]
             await service.totals.standing(state, within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            with source._working:  # noqa: SLF001  what a read that was given up on holds
+            abandoned, release = threading.Event(), threading.Event()
+
+            def hanging_scopes() -> Iterator[str]:
+                abandoned.set()
+                release.wait(60)
+                yield from ()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, source.read, {}, hanging_scopes())
+                await anyio.to_thread.run_sync(abandoned.wait, 60)
                 standing = await service.totals.standing(state, within(1))
                 assert (standing.balance.spent, standing.stale_why is None) == (0, False)
+                release.set()
             standing = await service.totals.standing(state, within(5))
             assert (standing.balance.spent, standing.stale_why) == (5, None)
         interstat.close()
@@ -446,15 +457,20 @@ def test_connections_of_the_source_are_closed(tmp_path: Path) -> None:
     assert not any("metrics.db" in name for name in held)
 
 
-def test_every_query_searches_by_index(tmp_path: Path) -> None:
+def test_every_query_searches_by_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No change is ever found by scanning the table: SQLite's own plan of every statement that a read executes."""
     interstat = Interstat(tmp_path / "metrics.db")
     interstat.insert("s1", bead_id="b1")
-    source = InterstatSource(str(tmp_path / "metrics.db"))
-    source.read({"s1": None}, ["b1"])
-    assert source._link is not None  # noqa: SLF001  the statements are seen on the connection that executes them
     seen: list[str] = []
-    source._link.reader.set_trace_callback(seen.append)  # noqa: SLF001  likewise
+    connect = sqlite3.connect
+
+    def traced_connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced_connect)
+    source = InterstatSource(str(tmp_path / "metrics.db"))
     source.read({"s1": None, "s2": None}, ["b1", "b2"])
     source.recent()
     queries = [sql for sql in seen if sql.startswith("SELECT") and "agent_runs" in sql]

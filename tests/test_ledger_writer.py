@@ -4,11 +4,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 import anyio
-import pytest
 
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import LedgerWriter
-from fluxbudgetd.ledger import writer as writer_module
 
 
 class Records:
@@ -87,12 +85,11 @@ def test_attempt_does_not_count_a_write_that_began_before_it() -> None:
     run(body)
 
 
-def test_failure_is_the_writers_fault_until_the_write_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_is_the_writers_fault_until_the_write_succeeds() -> None:
     """The write is retried without another request."""
-    monkeypatch.setattr(writer_module, "_SHORTEST_PAUSE_SECONDS", 0.005)
 
     async def body() -> None:
-        records, others, writer = Records(), Records(), LedgerWriter()
+        records, others, writer = Records(), Records(), LedgerWriter(pauses=(0.005, 60))
         backlog = writer.backlog("records", records.write)
         other = writer.backlog("others", others.write)
         records.fault = "disk full"
@@ -109,13 +106,11 @@ def test_failure_is_the_writers_fault_until_the_write_succeeds(monkeypatch: pyte
     run(body)
 
 
-def test_pauses_double_and_a_request_ends_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_double_and_a_request_ends_one() -> None:
     shortest = 0.005
-    monkeypatch.setattr(writer_module, "_SHORTEST_PAUSE_SECONDS", shortest)
-    monkeypatch.setattr(writer_module, "_LONGEST_PAUSE_SECONDS", 3600.0)
 
     async def body() -> None:
-        records, writer = Records(), LedgerWriter()
+        records, writer = Records(), LedgerWriter(pauses=(shortest, 3600))
         backlog = writer.backlog("records", records.write)
         records.fault = "disk full"
         async with served(writer):

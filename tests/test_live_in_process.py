@@ -126,7 +126,7 @@ def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
 @pytest.mark.parametrize("restarted", [False, True])
 def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
     """What has come is not added to nothing: stale, or no answer, until the ledger is back, and right then."""
-    monkeypatch.setattr(store_module, "_MOST_COPIES", 0)
+    monkeypatch.setattr(store_module, "MOST_COPIES", 0)
     failing = False
     real = StoredTranscripts.responses
 
@@ -174,7 +174,7 @@ def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest
 
 def test_session_that_goes_on_in_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for anew every few seconds."""
-    monkeypatch.setattr(store_module, "_SEARCH_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "SEARCH_SECONDS", 0.05)
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()

@@ -3,18 +3,18 @@
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
 from fluxbudgetd import service as service_module
-from fluxbudgetd import supervision as supervision_module
-from fluxbudgetd.errors import StartError
+from fluxbudgetd.errors import LedgerError, StartError
 from fluxbudgetd.server.listener import passed_listener
 from fluxbudgetd.service import Service
 from fluxbudgetd.supervision import Supervision
@@ -178,7 +178,7 @@ def test_look_through_the_whole_table_that_hangs_sends_no_sign_of_life(
             found = await service.totals.history.ask("k", lambda _source: gate.wait(60), within(0.2))
             assert not found.in_time
             assert await is_fed()
-            monkeypatch.setattr(service_module, "_LONGEST_SCAN_SECONDS", 0)
+            monkeypatch.setattr(service_module, "LONGEST_SCAN_SECONDS", 0)
             assert not await is_fed()
             gate.set()
             assert (await service.totals.history.ask("k", lambda _source: True, within(30))).in_time
@@ -218,16 +218,12 @@ def test_reload_is_not_over_before_the_configuration_is_read(tmp_path: Path) -> 
     anyio.run(body)
 
 
-def test_reload_whose_files_do_not_answer_ends_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(supervision_module, "_RELOAD_SECONDS", 0.2)
-
+def test_reload_whose_files_do_not_answer_ends_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             manager = Recorded()
             service.settings.reading.acquire()
-            await Supervision(manager, service).reload()
+            await Supervision(manager, service, reload_seconds=0.2).reload()
             assert manager.told == ["reloading", "ready"]
 
     anyio.run(body)
@@ -257,14 +253,26 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
 
 def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_path: Path) -> None:
     async def body() -> None:
-        gate = threading.Event()
-        async with supervised(tmp_path) as (service, _source, is_fed), anyio.create_task_group() as tasks:
-            connection = service.ledger._database._connection  # noqa: SLF001  whose thread is held up, as by a dead disk
-            tasks.start_soon(connection._execute, gate.wait, 60)  # noqa: SLF001
-            assert not await is_fed()
-            gate.set()
-            assert await is_fed()
-            await connection.close()
+        async with supervised(tmp_path) as (service, _source, is_fed):
+
+            async def write() -> None:
+                while True:
+                    with suppress(LedgerError):  # when SQLite has waited for long enough
+                        await service.lifecycle.start(messages.RunStart(id="r2", project_dir="/p"), within(30))
+
+            with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(write)
+                    with anyio.fail_after(30):
+                        while await is_fed():
+                            pass
+                    other.execute("ROLLBACK")
+                    with anyio.fail_after(30):
+                        while not await is_fed():
+                            pass
+                    tasks.cancel_scope.cancel()
+            await service.ledger.close()
             assert await is_fed()
 
     anyio.run(body)

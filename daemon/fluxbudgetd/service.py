@@ -27,8 +27,8 @@ from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
 _CHANNEL_WAIT_SECONDS = 60.0
-# One scan of a table of ten million rows takes less.
-_LONGEST_SCAN_SECONDS = 60.0
+#: After this long, a scan of interstat's whole table counts as stalled. Ten million rows take less.
+LONGEST_SCAN_SECONDS = 60.0
 
 
 class Service:
@@ -144,7 +144,7 @@ class Service:
         """
         if self.totals.refresher.has_stalled(seconds):
             return "the sources' reader"
-        if self.totals.history.has_stalled(max(seconds, _LONGEST_SCAN_SECONDS)):
+        if self.totals.history.has_stalled(max(seconds, LONGEST_SCAN_SECONDS)):
             return "a scan of interstat's whole table"
         try:
             with anyio.fail_after(seconds):

@@ -17,7 +17,6 @@ log = structlog.get_logger()
 
 # At most one status message per interval, however fast the status changes.
 _STATUS_SECONDS = 0.2
-_RELOAD_SECONDS = 5.0
 # Shares of the watchdog's time. A part that has made no progress for the first is stalled; then it is checked again
 # after the second. Otherwise the watchdog is fed after the third.
 _STALLED_SHARE, _RECHECK_SHARE, _FEED_SHARE = 1 / 4, 1 / 8, 1 / 2
@@ -25,11 +24,12 @@ _STATE_WORDS = {"unread": "not read yet"}
 
 
 class Supervision:
-    """Reports one service to one manager."""
+    """Reports one service to one manager. A reload gives up on files that do not answer after `reload_seconds`."""
 
-    def __init__(self, manager: Manager, service: Service) -> None:
+    def __init__(self, manager: Manager, service: Service, reload_seconds: float = 5.0) -> None:
         self._manager = manager
         self._service = service
+        self._reload_seconds = reload_seconds
         self._reported = ""
         self._stalled: str | None = None
 
@@ -55,13 +55,10 @@ class Supervision:
                 await changed.wait()
 
     async def reload(self) -> None:
-        """Read the configuration again, reopen the sources and retry failed channels; report when that is done.
-
-        Files that do not answer are given up after 5 s.
-        """
+        """Read the configuration again, reopen the sources and retry failed channels; report when that is done."""
         await self._manager.reloading()
         is_read = False
-        with anyio.move_on_after(_RELOAD_SECONDS):
+        with anyio.move_on_after(self._reload_seconds):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._service.reopen_sources)
                 while not is_read:

@@ -18,7 +18,6 @@ from fluxbudgetd.errors import LedgerError
 
 log = structlog.get_logger()
 
-_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _FLUSH_SECONDS = 1.0
 
 
@@ -30,10 +29,11 @@ class Backlog:
     the log.
     """
 
-    def __init__(self, records: str, write: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, records: str, write: Callable[[], Awaitable[None]], pauses: tuple[float, float]) -> None:
         self.error: LedgerError | None = None
         self._records = records
         self._write = write
+        self._shortest_pause, self._longest_pause = pauses
         # Requests are numbered. An attempt covers every request that was made before it began.
         self._requested = self._attempted = self._written = 0
         self._request = anyio.Event()
@@ -61,18 +61,18 @@ class Backlog:
 
     async def serve(self) -> None:
         """Write as requested until cancelled."""
-        pause = _SHORTEST_PAUSE_SECONDS
+        pause = self._shortest_pause
         while True:
             if self._written == self._requested:
                 await self._request.wait()
             self._request = anyio.Event()
             if await self.try_once():
-                pause = _SHORTEST_PAUSE_SECONDS
+                pause = self._shortest_pause
                 continue
             with anyio.move_on_after(pause) as limit:
                 await self._request.wait()
             if limit.cancelled_caught:
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, self._longest_pause)
 
     async def try_once(self) -> bool:
         """Write every waiting record. Return True if that succeeded."""
@@ -93,15 +93,19 @@ class Backlog:
 
 
 class LedgerWriter:
-    """The backlogs, and the one fault state of the ledger."""
+    """The backlogs, and the one fault state of the ledger.
 
-    def __init__(self) -> None:
+    `pauses` are the shortest and the longest pause between attempts, in seconds.
+    """
+
+    def __init__(self, pauses: tuple[float, float] = (1.0, 60.0)) -> None:
+        self._pauses = pauses
         self._backlogs: list[Backlog] = []
         self._unreadable: str | None = None
 
     def backlog(self, records: str, write: Callable[[], Awaitable[None]]) -> Backlog:
         """Return a new backlog; `records` names its records in the log."""
-        backlog = Backlog(records, write)
+        backlog = Backlog(records, write, self._pauses)
         self._backlogs.append(backlog)
         return backlog
 

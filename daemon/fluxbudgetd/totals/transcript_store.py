@@ -28,11 +28,11 @@ from fluxbudgetd.totals.merging import Changes, Delta, Known, merge, usages, wit
 #: The transcripts' name as a source.
 NAME = "transcripts"
 
-# Memory holds at most this many responses (some megabytes), or those of one session.
-_MOST_COPIES = 20_000
+#: Memory holds at most this many responses (some megabytes), or those of one session.
+MOST_COPIES = 20_000
 _MOST_NOTES = 10
-# How often the directories are searched for more files of a session, which may move to another project.
-_SEARCH_SECONDS = 5.0
+#: How often the directories are searched for more files of a session, which may move to another project.
+SEARCH_SECONDS = 5.0
 _BACKGROUND_SEARCH_SECONDS = 60.0
 # In the ledger, the file number of a path that a hook named. Real files have numbers above 0.
 _NAMED = -1
@@ -106,7 +106,7 @@ class TranscriptStore:
         In the background, the directories are searched less often.
         """
         read_at = self._read_at.get(session)
-        interval = _BACKGROUND_SEARCH_SECONDS if in_background else _SEARCH_SECONDS
+        interval = _BACKGROUND_SEARCH_SECONDS if in_background else SEARCH_SECONDS
         if read_at is None or time.monotonic() - read_at > interval:
             return True
         return self._source.changed(session)
@@ -240,7 +240,7 @@ class TranscriptStore:
         self._known[session] = known  # evicted last
         total = sum(map(len, self._known.values()))
         for name in list(self._known)[:-1]:
-            if total <= _MOST_COPIES:
+            if total <= MOST_COPIES:
                 break
             total -= len(self._known.pop(name))
         return known
