@@ -74,15 +74,17 @@ def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) ->
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             state = service.accounts.runs[run.id]
+            await service.totals.standing(state, within(5))
+            interstat.insert("s1", input_tokens=5, output_tokens=0)
+            interstat.insert("s2", input_tokens=77, output_tokens=0)
             source.hang()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, state, within(5))
-                await anyio.sleep(0.05)  # the batch is with the reader now
+                await anyio.to_thread.run_sync(source.hanging.wait, 60)
                 await service.lifecycle.attach("s2", state, within(0))
-                interstat.insert("s2", input_tokens=77, output_tokens=0)
                 source.resume()
             standing = await service.totals.standing(state, within(5))
-            assert (standing.balance.spent, standing.stale_why) == (77, None)
+            assert (standing.balance.spent, standing.stale_why) == (82, None)
         interstat.close()
 
     anyio.run(body)
@@ -97,7 +99,6 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             state = service.accounts.runs[run.id]
             await service.totals.standing(state, within(5))
-            interstat.insert("s1", input_tokens=5, output_tokens=0)
             abandoned, release = threading.Event(), threading.Event()
 
             def hanging_scopes() -> Iterator[str]:
@@ -108,6 +109,7 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(anyio.to_thread.run_sync, source.read, {}, hanging_scopes())
                 await anyio.to_thread.run_sync(abandoned.wait, 60)
+                interstat.insert("s1", input_tokens=5, output_tokens=0)
                 standing = await service.totals.standing(state, within(1))
                 assert (standing.balance.spent, standing.stale_why is None) == (0, False)
                 release.set()

@@ -17,10 +17,14 @@ from fluxbudgetd.sources.transcripts import TranscriptSource
 
 
 class HangingSource(InterstatSource):
-    """The real source, whose reads hang after `hang`, as on a file system that does not answer, until `resume`."""
+    """The real source, whose reads hang after `hang`, as on a file system that does not answer, until `resume`.
+
+    `hanging` is set while a read hangs.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
+        self.hanging = threading.Event()
         self._answering = threading.Event()
         self._answering.set()
 
@@ -31,7 +35,10 @@ class HangingSource(InterstatSource):
         self._answering.set()
 
     def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
-        self._answering.wait(timeout=60)
+        if not self._answering.is_set():
+            self.hanging.set()
+            self._answering.wait(timeout=60)
+            self.hanging.clear()
         return super().read(wanted, scopes)
 
 
