@@ -48,6 +48,12 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return tmp_path_factory.mktemp(name[:8])
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that every example of a test overwrites."""
+    return tmp_path_factory.mktemp("scratch") / "file"
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     """A throw-away home; whatever daemons were started in it are ended, and must have kept their loops free."""

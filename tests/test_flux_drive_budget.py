@@ -238,12 +238,6 @@ YAML_PIECES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file to be overwritten by every example."""
-    return tmp_path_factory.mktemp("scratch") / "file"
-
-
 @given(content=anything(YAML_PIECES), pure=st.booleans())
 def test_any_bytes_are_a_review_budget_or_an_error(scratch: Path, content: bytes, pure: bool) -> None:
     scratch.write_bytes(content)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from fluxbudgetd.errors import ConfigError
 
+#: The shipped config.toml.
+TEMPLATE = Path(__file__).parents[2] / "config" / "fluxbudget.toml"
 SPREAD = {"mean": 2, "p50": 1, "p90": 3}
 SAMPLE = {"billing": SPREAD, "total": SPREAD, "sample_size": 3}
 CALIBRATION = {

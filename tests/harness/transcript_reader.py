@@ -11,8 +11,6 @@ from harness.daemon import wait_for
 from harness.transcripts import Counted, Transcript, assistant_line, encoded, recount
 
 SESSION = "0b5ce9a2-2f6a-4f0e-9d3c-1f2e3d4c5b6a"
-
-
 MIB = 1 << 20
 
 
