@@ -11,6 +11,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from fluxbudgetd import service as service_module
@@ -21,7 +22,7 @@ from fluxbudgetd.supervision import Supervision
 from fluxbudgetd.systemd import Manager, passed_descriptors
 from fluxbudgetd.wire import messages
 from harness.activation import Reports, activation, reports
-from harness.daemon import Home, Wire, started, wait_for
+from harness.daemon import PATIENCE, Home, Wire, started, wait_for
 from harness.interstat import Interstat
 from harness.service import HangingSource, service_over, within
 
@@ -260,15 +261,16 @@ def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_pat
                     with suppress(LedgerError):  # when SQLite has waited for long enough
                         await service.lifecycle.start(messages.RunStart(id="r2", project_dir="/p"), within(30))
 
-            with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
+            ledger = sqlite3.connect(tmp_path / "ledger.db", PATIENCE, isolation_level=None, check_same_thread=False)
+            with closing(ledger) as other:
+                await anyio.to_thread.run_sync(other.execute, "BEGIN IMMEDIATE")  # after a write that is under way
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(write)
-                    with anyio.fail_after(30):
+                    with anyio.fail_after(PATIENCE):
                         while await is_fed():
                             pass
                     other.execute("ROLLBACK")
-                    with anyio.fail_after(30):
+                    with anyio.fail_after(PATIENCE):
                         while not await is_fed():
                             pass
                     tasks.cancel_scope.cancel()
