@@ -73,7 +73,7 @@ def test_unsupported_version_says_what_is_served(home: Home, run: str) -> None:
         wire.socket.sendall(encode_frame(msgspec.msgpack.encode({"v": 7, "op": "ping"})))
         answer = messages.decode_answer(wire.receive())
     assert isinstance(answer, messages.ErrorAnswer)
-    assert answer.error.message == "protocol version 7 is not served; served: 1"
+    assert answer.error.message == "protocol version 7 is not supported; this daemon speaks version 1"
 
 
 @pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 2**32 - 1])

@@ -60,7 +60,7 @@ def test_soft_enforcement_asks_once_the_budget_is_spent(home: Home, daemon: Daem
     Transcript(home.root / "claude", "s1").response("m1", tokens=(50_000, 0, 0, 0))
     output = claude.run("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-safety"))
     assert output.decision == "ask"
-    assert output.reason.startswith("fluxbudget: the budget is spent, fd-safety goes beyond it: estimated at 40 000 ")
+    assert output.reason.startswith("fluxbudget: the budget is exceeded, fd-safety would add to it: estimated at ")
     assert reserved(home, run) == 2 * REVIEW
     claude.starts("a1", "fd-safety")
     assert reserved(home, run) == 3 * REVIEW

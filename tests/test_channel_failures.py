@@ -63,7 +63,7 @@ def test_broken_channel_affects_no_other(
         stream.until("budget.exceeded")
         wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
         wait_for(lambda: logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED], "the log")
-        assert "the budget is used up" in hook_message(home, "s1")
+        assert "budget exceeded" in hook_message(home, "s1")
     code, output = doctor(home)
     assert code == 1
     assert f"channel command: {complaint}" in output

@@ -120,7 +120,7 @@ def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat,
         interstat.insert("s1", input_tokens=100, output_tokens=0)
         stream.until("budget.exceeded")
     wait_until_delivered(home)
-    assert "the budget is used up" in hook_message(home, "s1")
+    assert "budget exceeded" in hook_message(home, "s1")
     daemon.stop()
     assert command.crossings == [Crossing("budget.threshold", 90)]
     assert logged_crossings(daemon) == [Crossing("budget.threshold", 30)]

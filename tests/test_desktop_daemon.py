@@ -50,7 +50,7 @@ def test_each_crossing_shows_one_bubble(home: Home, interstat: Interstat, bus: P
     assert set(by_run) == {"r1", other}
     assert (by_run["r1"]["replaces_id"], by_run["r1"]["urgency"]) == (first["id"], 1)
     assert (by_run[other]["replaces_id"], by_run[other]["urgency"]) == (0, 2)
-    assert by_run[other]["summary"] == "fluxbudget: the budget is used up"
+    assert by_run[other]["summary"] == "fluxbudget: budget exceeded"
 
 
 def test_channel_without_a_bus_rests_and_logs_it_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:

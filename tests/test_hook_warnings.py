@@ -52,7 +52,7 @@ def test_only_the_most_severe_warning_is_shown(home: Home, daemon: Daemon) -> No
     started(home, session="s1", token_budget=1000)
     write_usage(home, 1200)
     claude = Claude(home)
-    assert is_warning(claude.call("PostToolBatch"), "the budget is used up")
+    assert is_warning(claude.call("PostToolBatch"), "budget exceeded")
     assert claude.call("PostToolBatch") == SILENT
 
 
@@ -62,7 +62,7 @@ def test_exceeding_the_budget_warns_again(home: Home, daemon: Daemon) -> None:
     write_usage(home, 820)
     assert is_warning(claude.call("PostToolBatch"), "80 %")
     write_usage(home, 230, message="m2")
-    expected = f"fluxbudget: the budget is used up: run {run}, phase brainstorm: 1 050 of 1 000 billing tokens (105 %)"
+    expected = f"fluxbudget: budget exceeded: run {run}, phase brainstorm: 1 050 of 1 000 billing tokens (105 %)"
     assert is_warning(claude.run("PostToolBatch"), expected)
     assert claude.call("PostToolBatch") == SILENT
 
@@ -108,7 +108,7 @@ def test_raised_budget_warns_again(home: Home, daemon: Daemon) -> None:
     assert is_warning(claude.call("UserPromptSubmit"), "8 120 of 10 000")
     assert claude.call("UserPromptSubmit") == SILENT
     home.ok("run", "set", "--run", run, "--budget", "8000")
-    assert is_warning(claude.call("UserPromptSubmit"), "the budget is used up")
+    assert is_warning(claude.call("UserPromptSubmit"), "budget exceeded")
 
 
 def test_withdrawn_warning_is_not_shown_later(home: Home, daemon: Daemon) -> None:
@@ -166,7 +166,7 @@ def test_warning_is_shown_once_across_restarts(home: Home, interstat: Interstat,
     assert is_warning(Claude(home, "s2").call("UserPromptSubmit"), "80 %")
     write_usage(home, 500, message="m2")
     for session in ("s1", "s2"):
-        assert is_warning(Claude(home, session).call("PostToolBatch"), "the budget is used up")
+        assert is_warning(Claude(home, session).call("PostToolBatch"), "budget exceeded")
 
 
 def test_warning_not_shown_before_a_kill_is_shown_after_it(home: Home, interstat: Interstat) -> None:
@@ -201,7 +201,7 @@ def test_channel_follows_its_configuration(home: Home, interstat: Interstat) -> 
     assert claude.call("UserPromptSubmit") == SILENT
     configure(home, "")
     home.ctl("doctor")
-    assert is_warning(claude.call("UserPromptSubmit"), "the budget is used up")
+    assert is_warning(claude.call("UserPromptSubmit"), "budget exceeded")
 
 
 def test_warning_of_a_new_threshold_is_in_the_answer_that_finds_it(home: Home, interstat: Interstat) -> None:

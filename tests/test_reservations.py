@@ -268,7 +268,7 @@ def test_reasons() -> None:
     assert allowed.reason == f"fd-quality: {numbers}; run r1"
     asked = admitted(5, 1_234_567, cost_basis="total")
     assert asked.reason == (
-        "the budget is spent, fd-quality goes beyond it: estimated at 5 total tokens,"
+        "the budget is exceeded, fd-quality would add to it: estimated at 5 total tokens,"
         f" 1 234 567/100 000 (1234 %) spent, 0 remaining; {advice}"
     )
 

@@ -152,7 +152,7 @@ def test_cut_by_what_the_sprint_has_left(home: Home, interstat: Interstat, daemo
 
 
 def test_cut_under_hard_enforcement(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A protected set that does not fit blocks everybody, and no override passes; one that fits does not."""
+    """A protected set that does not fit blocks all agents, and overrides are not accepted; one that fits does not."""
     started(home, session="s1", token_budget=79_999, enforcement="hard")
     for arguments in ((), ("--override", "please")):
         result = home.ctl("triage", *arguments, stdin=json.dumps({"agents": AGENTS}), environ=IN_SESSION)

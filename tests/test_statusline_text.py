@@ -59,7 +59,7 @@ def test_what_is_reserved_does_not_remain() -> None:
 def test_exceeded() -> None:
     assert a_line(260_000) == "executing ████████ 260k/250k 104% · 1.8k/min · over by 10k"
     assert a_line(260_000, rate=0) == "executing ████████ 260k/250k 104% · over by 10k"
-    assert a_line(250_000, rate=0) == "executing ████████ 250k/250k 100% · budget spent"
+    assert a_line(250_000, rate=0) == "executing ████████ 250k/250k 100% · budget exceeded"
 
 
 def test_without_a_budget() -> None:

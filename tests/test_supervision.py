@@ -114,7 +114,7 @@ def test_signs_of_life_come_while_all_is_well_and_stop_is_told(home: Home, inter
     with Wire(home.socket) as wire:
         wire.ask(messages.Ping())
         daemon.signal(signal.SIGTERM)
-        assert told.next("STOPPING")["STATUS"] == "stopping: 1 connection to be ended"
+        assert told.next("STOPPING")["STATUS"] == "stopping: 1 connection to close"
     assert daemon.process.wait(20) == 0
 
 

@@ -39,7 +39,7 @@ class Watched:
         return self._told()
 
     def _told(self) -> list[tuple[str, object]]:
-        new = thresholds.passed(thresholds.of_run(self.configured, self.run.warn_pct), self.balance) - self.fired
+        new = thresholds.passed(thresholds.thresholds_of(self.configured, self.run.warn_pct), self.balance) - self.fired
         self.fired |= new
         told = thresholds.events(self.run, self.balance, new)
         return [(kind.removeprefix("budget."), data["threshold"]) for kind, data in told]
@@ -86,7 +86,7 @@ def test_nothing_without_a_budget() -> None:
     assert run.spend(10**18) == []
     assert run.change(token_budget=10**18) == HALF + WARNING + ALL
     assert run.change(token_budget=None) == []
-    every = thresholds.of_run(CONFIGURED, 80)
+    every = thresholds.thresholds_of(CONFIGURED, 80)
     assert thresholds.passed(every, budget.balance(a_run(token_budget=None), 5)) == frozenset()
 
 

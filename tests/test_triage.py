@@ -105,7 +105,7 @@ def test_a_budget_of_nothing_constrains() -> None:
 
 
 def test_hard_blocks_what_does_not_fit() -> None:
-    """Nobody is selected, and no override passes."""
+    """No agent is selected, and overrides are not accepted."""
     for override in (None, "release day"):
         found = triage.cut(lines_of(*REVIEW), 119_999, 2, "hard", override)
         assert (found.verdict, found.override) == ("blocked", None)

@@ -71,8 +71,8 @@ def test_crossing_is_delivered_once_on_every_channel(home: Home, interstat: Inte
             lambda: interband_files(home) == {"s1": (100.0, 8100), "s2": (100.0, 8100)},
             "interband's files to show 100 %",
         )
-        assert "the budget is used up" in hook_message(home, "s1")
-        assert "the budget is used up" in hook_message(home, "s2")
+        assert "budget exceeded" in hook_message(home, "s1")
+        assert "budget exceeded" in hook_message(home, "s2")
         wait_until_delivered(home)
         assert (hook_message(home, "s1"), hook_message(home, "s2")) == ("", "")
 
@@ -103,7 +103,7 @@ def test_jump_over_all_thresholds_delivers_each_once(home: Home, interstat: Inte
         stream.until("budget.exceeded")
         assert stream.crossings == [FIFTY, EIGHTY, WARNING, NINETY_FIVE, HUNDRED, EXCEEDED]
     wait_until_delivered(home)
-    assert "the budget is used up" in hook_message(home, "s1")  # only the most severe
+    assert "budget exceeded" in hook_message(home, "s1")  # only the most severe
     assert hook_message(home, "s1") == ""
     assert daemon.stop() == 0
     assert command.crossings == [WARNING, EXCEEDED]
@@ -177,5 +177,5 @@ def test_event_with_damaged_data_keeps_its_number(
         stream.until("budget.exceeded")
     wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
     wait_for(lambda: command.crossings[-1:] == [EXCEEDED], "the command")
-    assert "the budget is used up" in hook_message(home, "s1")
+    assert "budget exceeded" in hook_message(home, "s1")
     wait_until_delivered(home)

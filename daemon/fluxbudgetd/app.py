@@ -53,10 +53,10 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def run(locations: Locations, settings: Settings, manager: Manager, given: Listener | None) -> None:
-    """Serve until SIGTERM or SIGINT, on the given socket if there is one; raise `StartError` if that is impossible.
+def run(locations: Locations, settings: Settings, manager: Manager, passed: Listener | None) -> None:
+    """Serve until SIGTERM or SIGINT, on the `passed` socket if there is one; raise `StartError` if that is impossible.
 
-    What blocks (directories, locks, binding) is done before the event loop starts.
+    Blocking calls (directories, locks, binding) are made before the event loop starts.
     """
     _prepare_process()
     private_directory(locations.state_dir, ours=locations.state_dir_is_ours)
@@ -65,20 +65,20 @@ def run(locations: Locations, settings: Settings, manager: Manager, given: Liste
     with (
         lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
         lock(state_lock, f"the state in {locations.state_dir}"),
-        nullcontext(given) if given is not None else bound(locations.socket) as listener,
+        nullcontext(passed) if passed is not None else bound(locations.socket) as listener,
     ):
         anyio.run(_with_ledger, locations, settings, manager, listener)
 
 
-def refuse(given: Listener, error: FluxError, seconds: float) -> bool:
-    """Answer clients of a passed socket with an error for so many seconds; return True if there were any.
+def refuse(passed: Listener, error: FluxError, seconds: float) -> bool:
+    """Answer clients of a passed socket with an error for `seconds`; return True if there were any.
 
-    A client that stayed in the socket's queue would make systemd start the daemon again at once.
+    A client left in the socket's queue would make systemd start the daemon again at once.
     """
-    return anyio.run(_refuse, given, error, seconds)
+    return anyio.run(_refuse, passed, error, seconds)
 
 
-async def _refuse(given: Listener, error: FluxError, seconds: float) -> bool:
+async def _refuse(passed: Listener, error: FluxError, seconds: float) -> bool:
     refused = 0
 
     def refuse_request(_request: object) -> Never:
@@ -88,7 +88,7 @@ async def _refuse(given: Listener, error: FluxError, seconds: float) -> bool:
 
     server = Server(refuse_request)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve, given.socket)
+        tasks.start_soon(server.serve, passed.socket)
         await anyio.sleep(seconds)
         server.stop_accepting()
         with anyio.move_on_after(_CLOSE_SECONDS):
@@ -183,8 +183,7 @@ def _prepare_process() -> None:
 def _allow_connections() -> int:
     """Raise the limit of open files as far as needed and possible; return how many connections it allows.
 
-    Connections never take the last descriptors: one that is over the limit hears `busy` instead of nothing, and those
-    that are served get numbers that are read from files.
+    Keep descriptors in reserve to answer `busy` to connections over the limit, and to open files for the others.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = Limits().connections

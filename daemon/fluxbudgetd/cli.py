@@ -20,8 +20,8 @@ from fluxbudgetd.server.listener import Listener, passed_listener
 from fluxbudgetd.systemd import Manager, passed_descriptors
 from fluxbudgetd.wire import codes
 
-# A daemon that was started by a client and cannot serve retries for this long, and tells clients why meanwhile. If it
-# ended sooner, each client would cost a start, until systemd's start limit stops the socket.
+# A daemon that was started by a client and cannot serve retries for this long, and meanwhile tells clients why. If it
+# exited at once, each client would start it again, until the socket's trigger limit closes the socket.
 _RETRY_SECONDS = 3.0
 _REFUSAL_SECONDS = 0.3
 
@@ -34,44 +34,44 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    made = _Parser(
+    program = _Parser(
         prog="fluxbudgetd",
         description="Keep live token totals for sprint runs and answer fluxbudgetctl on a Unix socket.",
         epilog="Runs in the foreground and logs to stderr. SIGTERM and SIGINT end it. SIGHUP reloads the configuration "
         "and reopens the sources.",
         allow_abbrev=False,
     )
-    made.add_argument(
+    program.add_argument(
         "--socket",
         type=_path,
         metavar="PATH",
         help="the socket (default: $FLUXBUDGET_SOCKET, else fluxbudget/fluxbudgetd.sock in $XDG_RUNTIME_DIR)",
     )
-    made.add_argument(
+    program.add_argument(
         "--state-dir",
         type=_path,
         metavar="DIR",
         help="where the ledger is (default: $STATE_DIRECTORY, else fluxbudget in $XDG_STATE_HOME or ~/.local/state)",
     )
-    made.add_argument(
+    program.add_argument(
         "--interstat-db",
         type=_path,
         metavar="FILE",
         help="interstat's database (default: $INTERSTAT_DB, else interstat/metrics.db in the Claude directory)",
     )
-    made.add_argument(
+    program.add_argument(
         "--claude-dir",
         type=_path,
         metavar="DIR",
         help="Claude's directory (default: $CLAUDE_CONFIG_DIR, else ~/.claude)",
     )
-    made.add_argument(
+    program.add_argument(
         "--config",
         type=_path,
         metavar="FILE",
-        help="the configuration (default: fluxbudget/config.toml in $XDG_CONFIG_HOME or ~/.config, if it is there)",
+        help="the configuration (default: fluxbudget/config.toml in $XDG_CONFIG_HOME or ~/.config, if it exists)",
     )
-    actions = made.add_mutually_exclusive_group()
+    actions = program.add_mutually_exclusive_group()
     actions.add_argument(
         "--check-config",
         action="store_true",
@@ -82,8 +82,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print a configuration with every key at its default, and exit",
     )
-    made.add_argument("--version", action="version", version=f"fluxbudgetd {__version__}")
-    return made
+    program.add_argument("--version", action="version", version=f"fluxbudgetd {__version__}")
+    return program
 
 
 def _path(value: str) -> str:
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _serve(arguments, manager, descriptors)
     except Exception:  # noqa: BLE001  it is logged, with its traceback
-        # The exit code tells a service manager a defect from a refusal to start.
+        # For a service manager, the exit code distinguishes a defect from a refusal to start.
         app.log.exception("the daemon failed")
         code = codes.INTERNAL
     finally:
@@ -122,20 +122,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: Sequence[int]) -> int:
     """Serve; return the exit code."""
-    given = None
-    # The person who reads the error often removes its cause at once.
+    listener = None
+    # The user often fixes the cause right away.
     retry_until = time.monotonic() + _RETRY_SECONDS
     has_refused = False
     while True:
         try:
-            given = given or passed_listener(descriptors)
-            locations = _locate(arguments, given)
+            listener = listener or passed_listener(descriptors)
+            locations = _locate(arguments, listener)
             settings = Settings(locations.config, required=locations.config_is_chosen, claude_dir=locations.claude_dir)
             settings.load_first()
-            app.run(locations, settings, manager, given)
+            app.run(locations, settings, manager, listener)
         except FluxError as exc:
-            if given is not None:
-                has_refused |= app.refuse(given, exc, _REFUSAL_SECONDS)
+            if listener is not None:
+                has_refused |= app.refuse(listener, exc, _REFUSAL_SECONDS)
             if not has_refused or time.monotonic() > retry_until:
                 _print_error(exc)
                 return _exit_code(exc)
@@ -143,16 +143,18 @@ def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: S
             return codes.OK
 
 
-def _locate(arguments: Mapping[str, str | None], given: Listener | None) -> Locations:
+def _locate(arguments: Mapping[str, str | None], passed: Listener | None) -> Locations:
     """Return the locations; a passed socket replaces the default one. Raise `StartError` if --socket differs."""
     located = locate(os.environ, os.geteuid(), **arguments)
-    if given is None or given.path == located.socket:
+    if passed is None or passed.path == located.socket:
         return located
     if arguments["socket"] is not None:
         raise StartError(
-            f"the socket {given.path} was passed, but --socket says {located.socket}", "leave --socket out", codes.USAGE
+            f"the socket {passed.path} was passed, but --socket says {located.socket}",
+            "leave --socket out",
+            codes.USAGE,
         )
-    return locate(os.environ, os.geteuid(), **{**arguments, "socket": given.path})
+    return locate(os.environ, os.geteuid(), **{**arguments, "socket": passed.path})
 
 
 def _exit_code(error: FluxError) -> int:
@@ -189,7 +191,7 @@ def _written(text: str) -> bool:
         while left:
             left = left[os.write(1, left) :]
     except OSError as exc:
-        _print_error(FluxError(f"the output cannot be written: {exc.strerror}", "check where stdout leads"))
+        _print_error(FluxError(f"the output cannot be written: {exc.strerror}", "check where stdout goes"))
         return False
     return True
 

@@ -5,7 +5,7 @@ An error's message says what happened to which file, run or value; its hint says
 
 
 class FluxError(Exception):
-    """A request that failed. `code` is one of `wire.codes.ERROR_CODES`. Raised itself, it stands for a defect."""
+    """A failed request. `code` is one of `wire.codes.ERROR_CODES`. The base class itself means an internal error."""
 
     code = "internal"
 
@@ -52,7 +52,7 @@ class UnsupportedVersionError(FluxError):
 
 
 class TooLargeError(FluxError):
-    """A frame's length is impossible."""
+    """A frame's length is invalid."""
 
     code = "too_large"
 

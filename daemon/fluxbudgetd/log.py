@@ -64,7 +64,7 @@ def configure() -> Callable[[], None]:
 
 
 def write_now(text: str) -> None:
-    """Write the reason for which the daemon ends to stderr, at once."""
+    """Write a fatal error to stderr, bypassing the queue."""
     written = lines(text) if is_journal(2, os.environ) else f"{text}\n".encode("utf-8", "backslashreplace")
     with suppress(OSError):
         os.write(2, written)

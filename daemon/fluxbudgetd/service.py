@@ -107,7 +107,7 @@ class Service:
         self._on_runs_change()
 
     async def serve(self) -> None:
-        """Run every part's tasks until cancelled; then write the last of what waits for the ledger."""
+        """Run every part's tasks until cancelled; then flush what still waits for the ledger."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._writer.serve)
@@ -137,7 +137,7 @@ class Service:
         return self._writer.fault
 
     async def stalled(self, seconds: float) -> str | None:
-        """Return what has made no progress for so long, in words; None if the ledger and the reader do.
+        """Return the name of the part that has made no progress for `seconds`, or None.
 
         A ledger that fails and a source that cannot be read have answered, so they are not stalled. This takes
         at most `seconds`.

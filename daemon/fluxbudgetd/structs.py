@@ -1,4 +1,4 @@
-"""One struct from another with mostly the same fields."""
+"""Convert between structs with mostly the same fields."""
 
 from functools import cache
 from typing import TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def converted(value: msgspec.Struct, kind: type[T], **others: object) -> T:
-    """Return a struct of this kind, with the fields that `value` has by the same name.
+    """Return a struct of this kind, with the fields that `value` has under the same names.
 
     `others` are the fields that differ or are missing there. Raises `TypeError` if a field is left without a value.
     """
@@ -20,6 +20,6 @@ def converted(value: msgspec.Struct, kind: type[T], **others: object) -> T:
 
 
 @cache
-def _without(of: type[msgspec.Struct], kind: type[msgspec.Struct]) -> tuple[str, ...]:
-    """Return the names of the fields that only the first kind has."""
-    return tuple(name for name in of.__struct_fields__ if name not in kind.__struct_fields__)
+def _without(source: type[msgspec.Struct], kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Return the names of the fields that `kind` does not have."""
+    return tuple(name for name in source.__struct_fields__ if name not in kind.__struct_fields__)

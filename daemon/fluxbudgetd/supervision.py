@@ -65,12 +65,12 @@ class Supervision:
                     is_read = await self._service.settings.refresh(force=True)
         self._service.retry_channels()
         if not is_read:
-            log.error("the configuration was not read again: its files do not answer")
+            log.error("configuration not reloaded: reading timed out")
         await self.ready()
 
     async def stopping(self, connections: int) -> None:
         """Report that the daemon is about to stop."""
-        await self._manager.stopping(f"stopping: {counted(connections, 'connection')} to be ended")
+        await self._manager.stopping(f"stopping: {counted(connections, 'connection')} to close")
 
     async def feed_watchdog(self) -> float:
         """Report that the daemon is alive, unless a part of it is stalled; return when to check again (loop time)."""

@@ -17,7 +17,7 @@ from fluxbudgetd.errors import ConfigError
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.messages import MAX_TOKENS
 
-_JSON = Dialect(text="text", mapping="an object", sequence="an array", nothing="null")
+_JSON = Dialect(text="a string", mapping="an object", sequence="an array", nothing="null")
 _BYTE = re.compile(r" \(byte (\d+)\)\Z")
 _HINT = "write it again with 'fluxbudgetctl calibrate --write', or remove it"
 

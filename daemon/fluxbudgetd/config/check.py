@@ -30,8 +30,8 @@ def check(locations: Locations) -> Iterator[Checked]:
         locations.config, partial(load_config, locations.config, required=locations.config_is_chosen)
     )
     yield result
-    beside = calibration_path(locations.config)
-    yield _tried(beside, partial(load_calibration, beside))[1]
+    calibration = calibration_path(locations.config)
+    yield _tried(calibration, partial(load_calibration, calibration))[1]
     chosen = (config or Config()).flux_drive.budget_file
     try:
         found = budget_file(chosen, locations.claude_dir)

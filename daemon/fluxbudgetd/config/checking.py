@@ -14,8 +14,8 @@ T = TypeVar("T")
 Keys = tuple[str | int, ...]
 
 
-class UnfitError(ValueError):
-    """Fields that are allowed one by one but not together. Raised by structs; `key` is one of theirs, or empty."""
+class CombinationError(ValueError):
+    """Values that are valid individually but not together. Raised by structs; `key` is one of theirs, or empty."""
 
     def __init__(self, key: str, what: str, allowed: str) -> None:
         super().__init__(f"{key} {what}; allowed: {allowed}")
@@ -65,7 +65,7 @@ def _refusal(value: object, kind: object) -> msgspec.ValidationError | None:
 
 
 def _find(value: object, kind: object, keys: Keys, dialect: Dialect) -> _Wrong:
-    """Return what is wrong with a value that is not of this kind: the deepest, then the first error."""
+    """Return the error to report about a value that is not of this kind: the deepest, and of those the first."""
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if isinstance(bare, type) and issubclass(bare, msgspec.Struct) and isinstance(value, Mapping):
         return _find_in_struct(value, bare, keys, dialect)
@@ -74,7 +74,7 @@ def _find(value: object, kind: object, keys: Keys, dialect: Dialect) -> _Wrong:
             return _find(item, of_item, (*keys, key), dialect)
         if isinstance(key, str) and not fits(key, get_args(bare)[0]):
             return _Wrong((*keys, key), "is not an allowed name", _allowed(get_args(bare)[0], key, dialect))
-    if get_origin(bare) is tuple and isinstance(value, list | tuple):  # each value is allowed by itself
+    if get_origin(bare) is tuple and isinstance(value, list | tuple):  # each value is valid individually
         return _Wrong(keys, f"has {len(value)} values", _allowed(kind, value, dialect))
     return _Wrong(keys, f"is {_found(value, kind, dialect)}", _allowed(kind, value, dialect))
 
@@ -91,9 +91,9 @@ def _find_in_struct(value: Mapping[str, object], kind: type[msgspec.Struct], key
         if field.required and name not in value:
             return _Wrong((*keys, name), "is missing", _allowed(field.type, None, dialect))
     refusal = _refusal(value, kind)
-    unfit = None if refusal is None else refusal.__cause__
-    if isinstance(unfit, UnfitError):
-        return _Wrong((*keys, unfit.key) if unfit.key else keys, unfit.what, unfit.allowed)
+    cause = None if refusal is None else refusal.__cause__
+    if isinstance(cause, CombinationError):
+        return _Wrong((*keys, cause.key) if cause.key else keys, cause.what, cause.allowed)
     return _Wrong(keys, f"is {shown(value, dialect)}", _allowed(kind, value, dialect))
 
 
@@ -131,9 +131,9 @@ def _described(info: inspect.Type, value: object, dialect: Dialect) -> str:
         case inspect.IntType() | inspect.FloatType():
             words = _numbers(info, value)
         case inspect.LiteralType(values=values):
-            words = ", ".join(shown(one, dialect) for one in values)
+            words = ", ".join(shown(literal, dialect) for literal in values)
         case inspect.UnionType(types=types):
-            words = ", or ".join(_described(one, value, dialect) for one in types)
+            words = ", or ".join(_described(kind, value, dialect) for kind in types)
         case inspect.StructType(fields=fields):
             words = f"{dialect.mapping} with {', '.join(sorted(field.encode_name for field in fields))}"
         case inspect.DictType():

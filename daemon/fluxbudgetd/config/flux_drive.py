@@ -74,7 +74,7 @@ class ReviewBudget(msgspec.Struct, frozen=True, kw_only=True):
     exempt_agents: tuple[Annotated[str, Meta(min_length=1)], ...] = ("fd-safety", "fd-correctness")
     reaction_budget: ReactionBudget = ReactionBudget()
     files: tuple[str, ...] = ()
-    """The files that it was made from, lowest first."""
+    """The files that it was made from, lowest precedence first."""
 
 
 _KEYS = frozenset(ReviewBudget.__struct_fields__) - {"files"}
@@ -167,16 +167,16 @@ def _listed(claude_dir: str) -> Iterator[tuple[str, str]]:
         return
     plugins = content.get("plugins") if isinstance(content, dict) else None
     for name, entry in plugins.items() if isinstance(plugins, dict) else ():
-        for one in entry if isinstance(entry, list) else [entry]:
-            if name.partition("@")[0] == _PLUGIN and isinstance(one, dict):
-                root, version = one.get("installPath"), one.get("version")
+        for installation in entry if isinstance(entry, list) else [entry]:
+            if name.partition("@")[0] == _PLUGIN and isinstance(installation, dict):
+                root, version = installation.get("installPath"), installation.get("version")
                 if isinstance(root, str) and os.path.isabs(root):
                     yield version if isinstance(version, str) else "", root
 
 
 def _newest(candidates: list[tuple[str, str]]) -> str | None:
-    there = [(_order(version), _written(path), path) for version, path in candidates if os.path.exists(path)]
-    return max(there)[-1] if there else None
+    existing = [(_order(version), _written(path), path) for version, path in candidates if os.path.exists(path)]
+    return max(existing)[-1] if existing else None
 
 
 def _order(version: str) -> list[tuple[int, bool, str]]:

@@ -12,7 +12,7 @@ from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.shown import Dialect, one_line, shortened, shown_file
 from fluxbudgetd.errors import ConfigError
 
-_TOML = Dialect(text="text", mapping="a table", sequence="an array", nothing="nothing")
+_TOML = Dialect(text="a string", mapping="a table", sequence="an array", nothing="nothing")
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 # Python refuses to parse longer numbers, without saying where they are.
 _LONG_NUMBER = re.compile(r"[0-9][0-9_]{4300,}")
@@ -41,7 +41,7 @@ def _parsed(text: str, path: str) -> dict[str, Any]:
         raise _broken(text, path, str(exc)) from exc
     except RecursionError as exc:
         raise ConfigError(
-            f"{shown_file(path)}: arrays or tables are nested too deep", "no key needs that: remove it"
+            f"{shown_file(path)}: arrays or tables are nested too deeply", "no key needs that: remove it"
         ) from exc
     except ValueError as exc:
         found = _LONG_NUMBER.search(text)
@@ -51,11 +51,11 @@ def _parsed(text: str, path: str) -> dict[str, Any]:
         ) from exc
 
 
-def _broken(text: str, path: str, said: str) -> ConfigError:
-    place = _PLACE.search(said)
-    what = shortened(one_line(_PLACE.sub("", said)), _MOST_WORDS)
+def _broken(text: str, path: str, problem: str) -> ConfigError:
+    place = _PLACE.search(problem)
+    what = shortened(one_line(_PLACE.sub("", problem)), _MOST_WORDS)
     if place is None or place[1] is None:
         where = f"line {text.count(chr(10)) + 1}, the end of the file"
     else:
         where = f"line {place[1]}, column {place[2]}"
-    return ConfigError(f"{shown_file(path)}: {where}: {what}", "correct the line: the file has to be TOML")
+    return ConfigError(f"{shown_file(path)}: {where}: {what}", "correct the line: the file must be TOML")

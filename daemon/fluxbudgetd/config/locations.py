@@ -13,17 +13,17 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
 
     socket: str
     socket_dir_is_ours: bool
-    """The socket's directory is fluxbudget's own: it is the default, or is named `fluxbudget`."""
+    """True if the socket's directory is fluxbudget's own: the default, or one named `fluxbudget`."""
     state_dir: str
     state_dir_is_ours: bool
-    """The state directory is fluxbudget's own: no option chose it."""
+    """True if the state directory is fluxbudget's own: --state-dir did not name it."""
     interstat_db: str
     config: str
     config_is_chosen: bool
-    """An option chose the configuration, so it must exist."""
+    """True if --config named the file, which must then exist."""
     claude_dir: str
     interband_root: str
-    """The configuration may name another."""
+    """Default; `channels.interband.root` overrides it."""
 
 
 def locate(

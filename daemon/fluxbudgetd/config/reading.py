@@ -69,5 +69,7 @@ def _read(path: str, shown: str) -> bytes:
     finally:
         os.close(fd)
     if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{shown}: it is larger than 1 MiB; allowed: at most 1 MiB", "is it the right file?")
+        raise ConfigError(
+            f"{shown}: it is larger than 1 MiB; allowed: at most 1 MiB", "check that it is the right file"
+        )
     return data

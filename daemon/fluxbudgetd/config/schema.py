@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from fluxbudgetd.config.checking import UnfitError
+from fluxbudgetd.config.checking import CombinationError
 from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis, Enforcement
 
 _PHASES = 64
@@ -44,7 +44,7 @@ BudgetFile = Annotated[
 def _require_different(key: str, values: tuple[int | str, ...], allowed: str) -> None:
     value, count = max(Counter(values).items(), key=lambda entry: entry[1], default=("", 1))
     if count > 1:
-        raise UnfitError(key, f"has {value} more than once", allowed)
+        raise CombinationError(key, f"has {value} more than once", allowed)
 
 
 class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,11 +129,11 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         together = sum(stage.share for stage in (self.discover, self.design, self.build, self.ship, self.reflect))
         if together > _ALL:
-            raise UnfitError("", f"has shares of {together} in total", f"shares of at most {_ALL} in total")
+            raise CombinationError("", f"has shares of {together} in total", f"shares of at most {_ALL} in total")
 
 
 class Warnings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The percentages of a budget that fire an event; `warn_pct` stands for the run's own."""
+    """The percentages of a budget that fire an event; `warn_pct` means the run's own."""
 
     thresholds: tuple[Threshold, ...] = (50, "warn_pct", 95, 100)
 
@@ -170,7 +170,7 @@ class CommandConfig(ChannelConfig, frozen=True, kw_only=True):
     """A program that is started for each warning; none if `argv` is empty."""
 
     argv: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^[^\x00]*\Z")], ...], Meta(max_length=64, description="up to 64 texts")
+        tuple[Annotated[str, Meta(pattern=r"^[^\x00]*\Z")], ...], Meta(max_length=64, description="up to 64 strings")
     ] = ()
     timeout: Seconds = 10.0
 
@@ -212,11 +212,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def thresholds(self) -> tuple[Threshold, ...]:
         """Return every percentage that `warnings` or a channel names.
 
-        The warning and the exceeded budget are events of their own kinds, whether they are here or not.
+        `budget.warning` and `budget.exceeded` fire regardless of this list.
         """
         channels = self.channels
         wanted: dict[Threshold, None] = dict.fromkeys(self.warnings.thresholds)
-        for one in (channels.desktop, channels.interband, channels.command, channels.hook, channels.log):
-            if one.enabled and one.thresholds != "all":
-                wanted.update(dict.fromkeys(pct for pct in one.thresholds if pct not in ("warn_pct", _ALL)))
+        for channel in (channels.desktop, channels.interband, channels.command, channels.hook, channels.log):
+            if channel.enabled and channel.thresholds != "all":
+                wanted.update(dict.fromkeys(pct for pct in channel.thresholds if pct not in ("warn_pct", _ALL)))
         return tuple(wanted)

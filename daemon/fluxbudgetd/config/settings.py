@@ -1,4 +1,4 @@
-"""The present configuration: files are read again when they change, and a broken file changes nothing."""
+"""The current configuration: files are read again when they change; a broken file changes nothing."""
 
 import math
 import os
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-# A project on a file system that does not answer occupies a thread. At most this many may be occupied.
+# Reading a project on a file system that does not answer blocks a thread. At most this many may be blocked.
 _REVIEW_THREADS = 8
 _HUNG_SECONDS = 0.05
 
@@ -41,7 +41,7 @@ def calibration_path(config_path: str) -> str:
 
 
 class Settings:
-    """config.toml and calibration.json: their last good contents, and their present faults."""
+    """config.toml and calibration.json: their last good contents, and their current faults."""
 
     def __init__(self, config_path: str, *, required: bool, claude_dir: str) -> None:
         self.config_path = config_path
@@ -69,7 +69,7 @@ class Settings:
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """Return the present faults of the two files."""
+        """Return the current faults of the two files."""
         return tuple(fault for fault in (self._config.fault, self._calibration.fault) if fault is not None)
 
     def load_first(self) -> None:
@@ -81,10 +81,10 @@ class Settings:
         self._calibration.take(calibration)
 
     async def refresh(self, deadline: float = math.inf, *, force: bool = False) -> bool:
-        """Read the files that have changed, or with `force` both; return True if that was possible.
+        """Read the files that have changed, or with `force` both; return False if they could not be read in time.
 
-        If the file system does not answer within half of the time until the deadline (by the loop's clock), or has not
-        answered an earlier call yet, nothing changes.
+        The limit is half of the time until the deadline (by the loop's clock), or 50 ms while an earlier call still
+        hangs. On False nothing changes.
         """
         now = anyio.current_time()
         with anyio.CancelScope(deadline=now + (deadline - now) / 2):
@@ -101,7 +101,7 @@ class Settings:
         return False
 
     async def changed(self, known: Config) -> Config:
-        """Wait until the configuration is another one than `known`, and return it."""
+        """Wait until the configuration differs from `known`, and return it."""
         while self.config == known:
             if self._changed is None:  # made here, because an event belongs to the loop
                 self._changed = anyio.Event()
@@ -111,7 +111,7 @@ class Settings:
     async def review_budget(self, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
         """Return the review budgets that apply in a project now, with or without the calibrated multiplier.
 
-        Raises `ConfigError`, or `RequestTimeoutError` if too many files do not answer to try another.
+        Raises `ConfigError`, or `RequestTimeoutError` if too many earlier reads are still hanging.
         """
         slicing = None if self.calibration is None or not calibrated else self.calibration.slicing.multiplier
         return await anyio.to_thread.run_sync(
@@ -129,7 +129,7 @@ class Settings:
     def _review_budget(self, config: Config, project_dir: str | None, slicing: float | None) -> ReviewBudget:
         if not self._reviewing.acquire(timeout=_HUNG_SECONDS):
             raise RequestTimeoutError(
-                "flux-drive's budget files do not answer", "is their file system reachable? try again when it is"
+                "flux-drive's budget files could not be read in time", "check their file system, then retry"
             )
         try:
             return load_review_budget(
@@ -158,7 +158,7 @@ class _WatchedFile(Generic[T]):
 
     @property
     def fault(self) -> Fault | None:
-        """Return the file's present fault, or None."""
+        """Return the file's current fault, or None."""
         return None if self.error is None else Fault(self.error.message, self.error.hint)
 
     def read_if_changed(self, *, force: bool) -> _Read[T] | None:

@@ -54,7 +54,7 @@ def shown_file(path: str) -> str:
 
 
 def shortened(text: str, most: int = _MOST) -> str:
-    """Return a text cut to so many characters."""
+    """Return a text truncated to `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""Read YAML into nodes, and turn only the values that are asked for into Python values.
+"""Read YAML into nodes, and convert only the requested values to Python.
 
 PyYAML scans, parses and composes. The rules below are enforced here, because versions of PyYAML and libyaml differ on
 them (6.0.4 merges keys in another order than 6.0.3, and its libyaml refuses 1,000 levels):
@@ -26,7 +26,7 @@ from yaml.constructor import SafeConstructor
 from fluxbudgetd.config.shown import Dialect, one_line, shortened, shown_file
 from fluxbudgetd.errors import ConfigError
 
-DIALECT = Dialect(text="text in YAML 1.1", mapping="a map", sequence="a list", nothing="null")
+DIALECT = Dialect(text="a string in YAML 1.1", mapping="a map", sequence="a list", nothing="null")
 
 LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """PyYAML's safe loader, on libyaml if PyYAML was built with it."""
@@ -54,7 +54,7 @@ class _Mark(Protocol):
 
 
 class Other:
-    """A value that none of our keys may have, as text."""
+    """A value of a type that none of our keys allows, as text."""
 
     def __init__(self, text: str) -> None:
         self._text = text

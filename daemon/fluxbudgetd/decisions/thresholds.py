@@ -71,7 +71,7 @@ class Thresholds:
         return thresholds.passed(self._of(account.run), account.balance()) - account.fired
 
     def _of(self, run: Run) -> frozenset[BudgetThreshold]:
-        return thresholds.of_run(self._settings.config.thresholds, run.warn_pct)
+        return thresholds.thresholds_of(self._settings.config.thresholds, run.warn_pct)
 
     async def _write(self) -> None:
         for name in list(self._crossed):

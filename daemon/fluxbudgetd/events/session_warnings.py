@@ -117,7 +117,7 @@ class SessionWarnings:
 
     def _add(self, events: Iterable[Event]) -> None:
         for event in events:
-            threshold = thresholds.of_event(event)
+            threshold = thresholds.threshold_of(event)
             if event.run is not None and threshold is not None:
                 self._warnings.setdefault(event.run, {})[threshold] = event
             elif event.run is not None and event.kind == "run.finished":

@@ -1,7 +1,7 @@
-"""May a run go on? The check, and the step from one phase to the next.
+"""Whether a run may go on: the check, and the step from one phase to the next.
 
-Level-triggered: the answer depends on where the run stands now, so the second question about an exceeded budget is
-refused like the first. An override lets a run with soft enforcement pass; under hard enforcement nothing does.
+Level-triggered: the answer depends only on the current balance, so every check of an exceeded budget is refused, not
+only the first. Soft enforcement accepts an override; hard enforcement accepts none.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _MAX_REASON = 1000
 
 
 class Verdict(NamedTuple):
-    """`refusal` is the line that says why not (None: the run may go on). `override` is the reason that was needed."""
+    """`refusal` is the line that says why not (None: the run may go on). `override` is the reason, if it was needed."""
 
     refusal: str | None
     override: str | None = None
@@ -26,9 +26,9 @@ class Verdict(NamedTuple):
 
 
 def checked(run: Run, balance: Balance, override: str | None) -> Verdict:
-    """Return whether a run may go on with what it has spent.
+    """Return whether a run may go on with this balance.
 
-    `override` is the reason for going on all the same; it counts only when it is needed, and only under soft
+    `override` is the reason to go on although the budget is exceeded. It counts only then, and only under soft
     enforcement.
     """
     refusal = budget.refusal(run, balance)
@@ -36,18 +36,20 @@ def checked(run: Run, balance: Balance, override: str | None) -> Verdict:
     if refusal is None or override is None:
         return Verdict(refusal)
     if run.enforcement == "hard":
-        return Verdict(refusal, note=f"run {run.id} is enforced hard: no override passes; raise its budget instead")
+        return Verdict(
+            refusal, note=f"run {run.id} has hard enforcement: overrides are not accepted; raise its budget instead"
+        )
     return Verdict(None, override)
 
 
 def advanced(run: Run, balance: Balance, phase: str, override: str | None) -> Verdict:
-    """Return whether a run may leave a phase. Being in another one cannot be overridden."""
+    """Return whether a run may leave a phase. No override helps if the run is in another one."""
     stale = phases.stale_refusal(run, phase)
     return Verdict(stale) if stale is not None else checked(run, balance, override)
 
 
 def reason(text: str | None) -> str | None:
-    """Return a reason, cut to the length that is kept; None for a blank one."""
+    """Return a reason, truncated to the stored length; None for a blank one."""
     return text[:_MAX_REASON] if text and not text.isspace() else None
 
 

@@ -91,7 +91,7 @@ def earliest(records: Iterable[Usage]) -> int | None:
 
 
 def stint(attachment: Attachment, first_record: int | None, *, measured: bool) -> Stint:
-    """Return the time from which an attachment counts: a first one reaches back to the session's first record."""
+    """Return the period that an attachment covers; a first one starts at the session's first record."""
     since = attachment.since
     if attachment.first and first_record is not None:
         # An implied attachment has no beginning of its own.

@@ -1,14 +1,14 @@
-"""Spend, what remains, and the state that a run is in."""
+"""A run's balance: what is spent, what remains, and the state of its budget."""
 
 from fluxbudgetd.model import Balance, Run
 from fluxbudgetd.wire.messages import MAX_TOKENS, BudgetState
 
 
 def balance(run: Run, measured: int, provisional: int = 0, reserved: int = 0) -> Balance:
-    """Return where a run stands.
+    """Return a run's balance.
 
     spent = measured + provisional; remaining = max(0, budget - spent - reserved); the state depends on what is spent,
-    not on what is reserved. All in tokens of the run's cost basis, each stopping at `MAX_TOKENS`.
+    not on what is reserved. All in tokens of the run's cost basis, each capped at `MAX_TOKENS`.
     """
     measured, provisional = min(measured, MAX_TOKENS), min(provisional, MAX_TOKENS)
     spent = min(measured + provisional, MAX_TOKENS)
@@ -26,12 +26,12 @@ def balance(run: Run, measured: int, provisional: int = 0, reserved: int = 0) ->
 
 
 def percent(spent: int, budget: int) -> float:
-    """Return spent / budget · 100 with one decimal, rounded down: 80.0 is not shown before 80 % are spent."""
+    """Return spent / budget · 100 with one decimal, rounded down: 80.0 is not shown before 80 % is spent."""
     return (spent * 1000 // budget) / 10
 
 
 def state(run: Run, spent: int) -> BudgetState:
-    """Return `unlimited`, `ok`, `warning` (at least warn_pct % spent) or `exceeded` (the whole budget spent)."""
+    """Return `unlimited`, `ok`, `warning` (at least warn_pct % spent) or `exceeded` (at least 100 % spent)."""
     if run.token_budget is None:
         return "unlimited"
     if spent >= run.token_budget:
@@ -41,11 +41,11 @@ def state(run: Run, spent: int) -> BudgetState:
     return "ok"
 
 
-def refusal(run: Run, standing: Balance) -> str | None:
+def refusal(run: Run, balance: Balance) -> str | None:
     """Return the line `budget_exceeded|PHASE|SPENT/BUDGET billing tokens`, or None if the run may go on.
 
-    Level-triggered: it depends on the standing alone, so the second check of an exceeded run is refused like the first.
+    Level-triggered: it depends only on the balance, so every check of an exceeded run is refused.
     """
-    if standing.state != "exceeded":
+    if balance.state != "exceeded":
         return None
-    return f"budget_exceeded|{run.phase}|{standing.spent}/{standing.budget} {run.cost_basis} tokens"
+    return f"budget_exceeded|{run.phase}|{balance.spent}/{balance.budget} {run.cost_basis} tokens"

@@ -1,4 +1,4 @@
-"""The burn rate: tokens per minute recently, and how long what remains lasts at that rate."""
+"""The burn rate: recent tokens per minute, and how long the remaining budget lasts at that rate."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,9 +7,9 @@ from fluxbudgetd.model import Counts, Usage
 #: minute since the epoch → tokens used in it
 Minutes = Mapping[int, int]
 
-#: How far back the rate looks, in minutes: the present one, and those before it.
+#: How far back the rate looks, in minutes: the current one, and those before it.
 WINDOW = 10
-#: No estimate is given for what lasts longer than this, in minutes.
+#: The longest forecast, in minutes.
 LONGEST = 7 * 24 * 60
 
 #: A minute, in microseconds.
@@ -31,7 +31,7 @@ def by_minute(records: Iterable[Usage], now: int) -> dict[int, Counts]:
 def shifted(
     minutes: Mapping[int, Counts], less: Mapping[int, Counts], more: Mapping[int, Counts], now: int
 ) -> dict[int, Counts]:
-    """Return minutes less what no longer counts, plus what counts now, without those that are too old."""
+    """Return `minutes` minus `less` plus `more`, without the minutes that have left the window."""
     found = dict(minutes)
     for minute, counts in more.items():
         found[minute] = found.get(minute, Counts()) + counts
@@ -44,10 +44,10 @@ def rate(minutes: Minutes, now: int) -> int:
     """Return the tokens per minute of the last `WINDOW` minutes, rounded down; 0 if nothing was used.
 
     They are spread over the time since the window's first usage (from the start of its minute on), at least a minute.
-    Minutes in the future, by a clock that is ahead, count as the present one.
+    Minutes in the future, by a clock that is ahead, count as the current one.
     """
-    present = now // MINUTE
-    recent = {minute: tokens for minute, tokens in minutes.items() if tokens > 0 and minute > present - WINDOW}
+    current = now // MINUTE
+    recent = {minute: tokens for minute, tokens in minutes.items() if tokens > 0 and minute > current - WINDOW}
     if not recent:
         return 0
     # If all minutes are in the future the time is negative; it is at least a minute.
@@ -58,7 +58,7 @@ def rate(minutes: Minutes, now: int) -> int:
 def minutes_left(remaining: int | None, rate: int) -> int | None:
     """Return how many minutes the remaining tokens last, rounded down.
 
-    None when there is no limit, no usage, or more than 7 days are left.
+    None if there is no limit or no usage, or if they last more than 7 days.
     """
     if remaining is None or rate <= 0 or remaining > LONGEST * rate:
         return None

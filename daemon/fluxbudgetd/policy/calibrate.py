@@ -13,9 +13,9 @@ from fluxbudgetd.policy import estimates
 from fluxbudgetd.policy.report import is_since
 from fluxbudgetd.wire.messages import MAX_TOKENS, PhaseCalibration, SlicingCalibration, Spread
 
-#: Fewer sliced runs than this propose nothing.
+#: Propose no multiplier from fewer sliced runs.
 MIN_SLICED_RUNS = 10
-#: A multiplier that is off by no more than this is kept.
+#: Keep a multiplier that is off by no more than this.
 TOLERANCE = Fraction(20, 100)
 # Within what the configuration allows.
 _LEAST, _MOST = 0.01, 10.0
@@ -41,7 +41,7 @@ def measured_phases(timeline: Timeline, sums: Mapping[str, Counts]) -> dict[str,
     """Return a run's completed phases with what was measured of each; `sums` is its usage by phase."""
     completed = {record.phase for record in timeline.completed}
     if timeline.run.status == "done":
-        # Only late numbers can still arrive. Phases that rows name count, too.
+        # Only late numbers can still arrive, so every phase that a row names is complete.
         completed |= sums.keys()
     return {phase: counts for phase, counts in sums.items() if phase in completed and counts.total}
 
@@ -54,11 +54,11 @@ def phases(runs: Iterable[Mapping[str, Counts]]) -> dict[str, PhaseCalibration]:
             found.setdefault(phase, []).append(counts)
     return {
         phase: PhaseCalibration(
-            billing=spread(min(one.billing, MAX_TOKENS) for one in counts),
-            total=spread(min(one.total, MAX_TOKENS) for one in counts),
-            sample_size=len(counts),
+            billing=spread(min(counts.billing, MAX_TOKENS) for counts in sample),
+            total=spread(min(counts.total, MAX_TOKENS) for counts in sample),
+            sample_size=len(sample),
         )
-        for phase, counts in sorted(found.items())
+        for phase, sample in sorted(found.items())
     }
 
 
@@ -75,11 +75,11 @@ def sliced_agents(triages: Iterable[Triage]) -> set[str]:
 def slicing(triages: Sequence[Triage], rows: Iterable[AgentRow], multiplier: float) -> SlicingCalibration:
     """Return what slicing actually saves: each sliced run against the median of the same agent's full runs.
 
-    A row is a sliced run when the last triage of its session before it that launched the agent gave it a slice; any
-    other row of the agent is a full one. A new multiplier is proposed when there are enough sliced runs and the median
-    of their ratios is off the present multiplier by more than the tolerance.
+    A row is a sliced run if the latest earlier triage in its session that launched the agent gave it a slice; any other
+    row of the agent is a full run. A new multiplier is proposed if there are enough sliced runs and the median of their
+    ratios differs from the current multiplier by more than the tolerance.
     """
-    sliced, full = _parted(triages, rows)
+    sliced, full = _split(triages, rows)
     ratios = [
         Fraction(cost, 1) / middle
         for agent, costs in sliced.items()
@@ -87,9 +87,9 @@ def slicing(triages: Sequence[Triage], rows: Iterable[AgentRow], multiplier: flo
         for cost in costs
     ]
     found = Fraction(median(ratios)) if ratios else None
-    present = Fraction(repr(multiplier))
+    current = Fraction(repr(multiplier))
     proposed = None
-    if found is not None and len(ratios) >= MIN_SLICED_RUNS and abs(found - present) > TOLERANCE * present:
+    if found is not None and len(ratios) >= MIN_SLICED_RUNS and abs(found - current) > TOLERANCE * current:
         proposed = min(max(round(float(found), 2), _LEAST), _MOST)
     return SlicingCalibration(
         multiplier=proposed,
@@ -100,10 +100,10 @@ def slicing(triages: Sequence[Triage], rows: Iterable[AgentRow], multiplier: flo
     )
 
 
-def _parted(triages: Sequence[Triage], rows: Iterable[AgentRow]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Return, by agent, what its sliced runs have cost, and what its full ones."""
+def _split(triages: Sequence[Triage], rows: Iterable[AgentRow]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Return the costs of each agent's sliced runs, and of its full runs."""
     launches: dict[tuple[str, str], list[tuple[Triage, bool]]] = {}
-    for triage in sorted(triages, key=lambda one: one.at):
+    for triage in sorted(triages, key=lambda triage: triage.at):
         for line in triage.agents:
             if triage.session is not None and line.action == "Selected":
                 key = triage.session, estimates.plain_name(line.name)

@@ -15,14 +15,14 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis
 DEFAULT_MODEL = "claude-opus-4-6"
 #: Two names of one agent: with this plugin's prefix, and without.
 AGENT_PREFIX = "interflux:"
-#: Fewer rows than this are not enough for a mean.
+#: A mean needs at least this many rows.
 MIN_ROWS = 3
 #: The categories of the estimator's own output, in its order.
 CATEGORIES = ("review", "cognitive", "research", "oracle", "generated")
 
 _COGNITIVE = frozenset({"fd-systems", "fd-decisions", "fd-people", "fd-resilience", "fd-perception"})
 _RESEARCH = ("-researcher", "-analyzer", "-analyst")
-#: These always read whole documents, even if they are sliced for the others.
+#: These read whole documents even in sliced reviews.
 _READ_EVERYTHING = frozenset({"fd-architecture", "fd-quality"})
 
 
@@ -69,9 +69,10 @@ def category(agent: str) -> str:
 def measured(samples: Iterable[AgentSample]) -> dict[str, Measured]:
     """Return the means of the agents with enough rows, by plain name, in alphabetical order."""
     sums: dict[str, tuple[int, int, int]] = {}
-    for one in samples:
-        rows, billing, total = sums.get(plain_name(one.agent), (0, 0, 0))
-        sums[plain_name(one.agent)] = (rows + one.rows, billing + one.billing, total + one.total)
+    for sample in samples:
+        name = plain_name(sample.agent)
+        rows, billing, total = sums.get(name, (0, 0, 0))
+        sums[name] = (rows + sample.rows, billing + sample.billing, total + sample.total)
     return {
         name: Measured(mean(total, rows), mean(billing, rows), rows)
         for name, (rows, billing, total) in sorted(sums.items())
@@ -88,7 +89,7 @@ def of_agent(
     *,
     slicing: bool,
 ) -> AgentEstimate:
-    """Return an agent's estimate; `kind` is its category, `slicing` whether it is given a slice of the document."""
+    """Return an agent's estimate; `kind` is its category, `slicing` is True if it gets a slice of the document."""
     found = known.get(plain_name(agent))
     sliced = slicing and plain_name(agent) not in _READ_EVERYTHING
     tokens = rules.agent_defaults[kind] if found is None else found.of(basis)

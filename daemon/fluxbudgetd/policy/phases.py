@@ -75,14 +75,14 @@ def estimate(
 def provisional(
     completed: Iterable[PhaseRecord], measured: Collection[str], stints: Sequence[Stint]
 ) -> tuple[PhaseRecord, ...]:
-    """Return the completed phases whose estimates count.
+    """Return the completed phases that still count with their estimates.
 
     `measured` are the phases with measured tokens, `stints` the times that sessions have worked for the run.
     """
     return tuple(
         record
         for record in completed
-        if record.phase not in measured and not any(one.measured and _overlap(one, record) for one in stints)
+        if record.phase not in measured and not any(stint.measured and _overlap(stint, record) for stint in stints)
     )
 
 

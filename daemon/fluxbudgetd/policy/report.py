@@ -1,7 +1,8 @@
-"""The cost report of a review: what its agents were expected to cost, and what they did.
+"""The cost report of a review: what its agents were expected to cost, and what they have cost.
 
-An agent's actual cost is the sum of its measured rows in the triage's session since the triage. Rows come when an agent
-ends, their tokens later: until then the actual is `pending`, never 0, and a sum that misses some is called partial.
+An agent's actual cost is the sum of its measured rows in the triage's session since the triage. A row is
+written when an agent ends, its tokens later: until then the actual cost is `pending`, never 0, and a sum without it is
+`partial`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,18 +33,17 @@ Actuals = Mapping[str, Counts]
 def actuals(triage: Triage, records: Iterable[Usage]) -> dict[str, Counts]:
     """Return what the agents of a session have used since a triage."""
     found: dict[str, Counts] = {}
-    for one in records:
-        if is_since(one, triage):
-            name = estimates.plain_name(one.agent)
-            found[name] = found.get(name, Counts()) + one.counts
+    for record in records:
+        if is_since(record, triage):
+            name = estimates.plain_name(record.agent)
+            found[name] = found.get(name, Counts()) + record.counts
     return found
 
 
 def is_since(record: Usage | AgentRow, triage: Triage) -> bool:
     """Return True if a record of the triage's session is newer than the triage.
 
-    Where the time does not say it (there is none, or it is cut to the whole second of the triage), the record's key
-    does: keys grow as records come.
+    If the time is missing or truncated to the triage's second, compare keys, which increase with each record.
     """
     if record.at is None or record.at == triage.at - triage.at % _SECOND:
         return triage.last_key is None or record.key > triage.last_key
@@ -59,15 +59,15 @@ def of_triage(triage: Triage, used: Actuals) -> CostReport:
 def of_run(
     budget: int | None, basis: CostBasis, triages: Sequence[Triage], records: Mapping[str | None, Iterable[Usage]]
 ) -> CostReport:
-    """Return the cost report of all of a run's triages (in the order of time), with their sessions' records.
+    """Return the cost report of all of a run's triages (oldest first), with their sessions' records.
 
-    An agent has one entry per triage; a row of it belongs to the last triage of its session before it that named the
-    agent. A triage that was made again before the agent had a row was superseded: its entry does not count.
+    An agent has one entry per triage. A row belongs to the latest earlier triage in its session that named the agent.
+    An entry without a row is left out if a later triage named the agent again.
     """
     rows: dict[tuple[str | None, str], list[Usage]] = {}
     for session, of_session in records.items():
-        for one in of_session:
-            rows.setdefault((session, estimates.plain_name(one.agent)), []).append(one)
+        for record in of_session:
+            rows.setdefault((session, estimates.plain_name(record.agent)), []).append(record)
     entries = []
     following: dict[tuple[str | None, str], Triage] = {}
     for triage in reversed(triages):
@@ -76,9 +76,9 @@ def of_run(
             key = triage.session, estimates.plain_name(line.name)
             later = following.get(key)
             used = [
-                one.counts
-                for one in rows.get(key, ())
-                if is_since(one, triage) and not (later is not None and is_since(one, later))
+                record.counts
+                for record in rows.get(key, ())
+                if is_since(record, triage) and not (later is not None and is_since(record, later))
             ]
             following[key] = triage
             if used or later is None:
@@ -142,10 +142,10 @@ def _report(budget: int | None, kind: str, basis: CostBasis, entries: Sequence[_
         budget=budget,
         budget_type=kind,
         cost_basis=basis,
-        estimated_total=_capped(sum(one.estimated for one in agents)),
-        actual_billing=_sum(one.actual_billing for one in agents),
-        actual_total=_sum(one.actual_total for one in agents),
-        cache_read_total=_sum(one.cache_read for one in agents),
+        estimated_total=_capped(sum(agent.estimated for agent in agents)),
+        actual_billing=_sum(agent.actual_billing for agent in agents),
+        actual_total=_sum(agent.actual_total for agent in agents),
+        cache_read_total=_sum(agent.cache_read for agent in agents),
         partial=_partial(agents),
         pending=tuple(entry.line.name for entry in shown if entry.selected and entry.actual == "pending"),
         agents=tuple(_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in shown if entry.selected),
@@ -161,7 +161,7 @@ def _stage(launched: Sequence[_Entry]) -> ReportStage:
     agents = [_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in launched]
     return ReportStage(
         agents=len(agents),
-        estimated=_capped(sum(one.estimated for one in agents)),
+        estimated=_capped(sum(agent.estimated for agent in agents)),
         actual=_sum(entry.actual for entry in launched),
         partial=_partial(agents),
     )
@@ -177,14 +177,14 @@ def delta_pct(actual: int, estimated: int) -> int | None:
 
 def _sum(values: Iterable[Arrived]) -> Arrived:
     """Return the sum of what has arrived, or `pending` if nothing has."""
-    given = list(values)
-    there = [value for value in given if value != "pending"]
-    return "pending" if given and not there else _capped(sum(there))
+    costs = list(values)
+    arrived = [cost for cost in costs if cost != "pending"]
+    return "pending" if costs and not arrived else _capped(sum(arrived))
 
 
 def _partial(agents: Sequence[ReportAgent]) -> bool:
-    pending = sum(one.actual_total == "pending" for one in agents)
-    return 0 < pending < len(agents) or any(one.partial for one in agents)
+    pending = sum(agent.actual_total == "pending" for agent in agents)
+    return 0 < pending < len(agents) or any(agent.partial for agent in agents)
 
 
 def _capped(count: int) -> int:

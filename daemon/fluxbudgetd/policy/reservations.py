@@ -32,7 +32,7 @@ _MAX_AGENT = 60
 class Admission(NamedTuple):
     """Whether a sub-agent may be launched. `reason` is one line, for a person and for the model.
 
-    `reserve`: its estimate is to be reserved.
+    `reserve`: True if its estimate must be reserved.
     """
 
     decision: Literal["allow", "ask", "deny"]
@@ -42,28 +42,28 @@ class Admission(NamedTuple):
 
 def open_ones(reservations: Sequence[Reservation], instances: Sequence[Instance], now: int) -> tuple[Reservation, ...]:
     """Return the reservations that still count, earliest first. The order of the arguments does not matter."""
-    ordered = sorted(reservations, key=lambda one: (one.at, one.id))
+    ordered = sorted(reservations, key=lambda reservation: (reservation.at, reservation.id))
     measured = _measured(ordered, instances)
     return tuple(
-        one
-        for place, one in enumerate(ordered)
-        if one.ended_at is None and now - one.at < LIFETIME and place not in measured
+        reservation
+        for place, reservation in enumerate(ordered)
+        if reservation.ended_at is None and now - reservation.at < LIFETIME and place not in measured
     )
 
 
 def kept(reservations: Iterable[Reservation], now: int) -> tuple[Reservation, ...]:
-    """Return the reservations that still matter: those younger than twice `LIFETIME`.
+    """Return the reservations to keep: those younger than `KEPT`.
 
-    A reservation that no longer counts still takes its instance, which may be measured late.
+    One that no longer counts still takes its instance, which may be measured late.
     """
-    return tuple(one for one in reservations if now - one.at < KEPT)
+    return tuple(reservation for reservation in reservations if now - reservation.at < KEPT)
 
 
 def admission(run: Run, balance: Balance, estimate: int, agent: str) -> Admission:
     """Return whether a sub-agent may be launched, by its estimate in tokens of the run's cost basis.
 
-    Hard enforcement denies what is more than remains (reservations are already taken off), and everything once the
-    budget is exceeded. Soft enforcement asks a person once the budget is exceeded. An ended run reserves nothing.
+    Hard enforcement denies an estimate above what remains (reservations are already subtracted), and everything once
+    the budget is exceeded. Soft enforcement asks the user once the budget is exceeded. An ended run reserves nothing.
     """
     name = shortened(one_line(agent[: _MAX_AGENT + 1]), _MAX_AGENT)
     if run.status != "active":
@@ -76,22 +76,21 @@ def admission(run: Run, balance: Balance, estimate: int, agent: str) -> Admissio
     if run.enforcement == "hard" and (exceeded or estimate > balance.remaining):
         return Admission("deny", f"{name} does not fit into the budget: {standing}; {advice}", reserve=False)
     if exceeded:
-        return Admission("ask", f"the budget is spent, {name} goes beyond it: {standing}; {advice}", reserve=False)
+        return Admission("ask", f"the budget is exceeded, {name} would add to it: {standing}; {advice}", reserve=False)
     return Admission("allow", f"{name}: {standing}; run {run.id}", reserve=True)
 
 
 def _measured(ordered: Sequence[Reservation], instances: Iterable[Instance]) -> set[int]:
-    """Return the places of the reservations that an instance is given to."""
+    """Return the positions of the reservations that have been assigned an instance."""
     by_id: dict[tuple[str, str | None], list[int]] = {}
     by_name: dict[tuple[str, str], list[int]] = {}
-    for place, one in enumerate(ordered):
-        if one.agent_id is not None:
-            by_id.setdefault((one.session, one.agent_id), []).append(place)
-        by_name.setdefault((one.session, plain_name(one.agent)), []).append(place)
+    for place, reservation in enumerate(ordered):
+        if reservation.agent_id is not None:
+            by_id.setdefault((reservation.session, reservation.agent_id), []).append(place)
+        by_name.setdefault((reservation.session, plain_name(reservation.agent)), []).append(place)
     taken: set[int] = set()
     unnamed = []
-    # Of the same moment, those with an id come first: fewer reservations fit them.
-    for instance in sorted(instances, key=lambda one: (one.at is None, one.at or 0, one.agent_id is None)):
+    for instance in sorted(instances, key=_assignment_order):
         own = by_id.get((instance.session, instance.agent_id))
         if own is None:
             unnamed.append(instance)
@@ -103,6 +102,11 @@ def _measured(ordered: Sequence[Reservation], instances: Iterable[Instance]) -> 
             alike = sorted(alike, key=lambda place: ordered[place].ended_at is None)
         taken.update([place for place in alike if place not in taken and _may_be(ordered[place], instance)][:1])
     return taken
+
+
+def _assignment_order(instance: Instance) -> tuple[bool, int, bool]:
+    # At the same time, those with an id come first: fewer reservations fit them.
+    return instance.at is None, instance.at or 0, instance.agent_id is None
 
 
 def _may_be(reservation: Reservation, instance: Instance) -> bool:

@@ -13,7 +13,7 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis, Enforcement, RunSet
 
 _COMPLEXITIES = range(1, 6)
 FOLLOW_ENDED_MICROS = 48 * 3600 * 1_000_000
-"""The sources of a finished run are read for this long, since late numbers are the rule."""
+"""How long the sources of an ended run are still read, because numbers often arrive late."""
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # A phase is delimited by bars in a refusal line and by commas on the command line.
@@ -28,77 +28,79 @@ def is_followed(run: Run, now: int) -> bool:
     return run.ended_at is None or now - run.ended_at < FOLLOW_ENDED_MICROS
 
 
-def new_run(asked: RunStart, run_id: str, now: int, defaults: RunDefaults) -> Run:
-    """Return the run that a request asks for, with defaults filled in; raises `BadInputError`."""
-    complexity = defaults.complexity if asked.complexity is None else asked.complexity
+def new_run(request: RunStart, run_id: str, now: int, defaults: RunDefaults) -> Run:
+    """Return the requested run, with defaults filled in; raises `BadInputError`."""
+    complexity = defaults.complexity if request.complexity is None else request.complexity
     if complexity not in _COMPLEXITIES:
         raise BadInputError(f"complexity {complexity} is not allowed", "complexity is 1, 2, 3, 4 or 5")
-    phases = defaults.phases if asked.phases is None else _phases(asked.phases)
-    budget = defaults.budgets.of_complexity(complexity) if asked.token_budget is None else _budget(asked.token_budget)
-    goal = asked.goal or ""
+    phases = defaults.phases if request.phases is None else _phases(request.phases)
+    budget = (
+        defaults.budgets.of_complexity(complexity) if request.token_budget is None else _budget(request.token_budget)
+    )
+    goal = request.goal or ""
     if len(goal) > _MAX_GOAL:
         raise BadInputError(f"the goal has {len(goal)} characters", f"at most {_MAX_GOAL} are allowed")
     return Run(
         id=_run_id(run_id),
-        scope=None if asked.scope is None else foreign_id("scope", asked.scope),
-        project_dir=_project(asked.project_dir),
+        scope=None if request.scope is None else foreign_id("scope", request.scope),
+        project_dir=_project(request.project_dir),
         goal=goal,
         complexity=complexity,
         phases=phases,
         phase=phases[0],
         token_budget=budget,
-        warn_pct=_warn_pct(defaults.warn_pct if asked.warn_pct is None else asked.warn_pct),
-        enforcement=_enforcement(asked.enforcement or defaults.enforcement),
-        cost_basis=_cost_basis(asked.cost_basis or defaults.cost_basis),
+        warn_pct=_warn_pct(defaults.warn_pct if request.warn_pct is None else request.warn_pct),
+        enforcement=_enforcement(request.enforcement or defaults.enforcement),
+        cost_basis=_cost_basis(request.cost_basis or defaults.cost_basis),
         status="active",
         started_at=now,
         ended_at=None,
     )
 
 
-def changed_run(run: Run, asked: RunSet) -> Run:
+def changed_run(run: Run, request: RunSet) -> Run:
     """Return the run with what the request changes; raises `BadInputError`, or `ConflictError` on an ended run."""
     if run.status != "active":
         raise ConflictError(f"run {run.id} is {run.status}", "only an active run can be changed")
     return msgspec.structs.replace(
         run,
-        token_budget=run.token_budget if asked.token_budget is None else _budget(asked.token_budget),
-        warn_pct=run.warn_pct if asked.warn_pct is None else _warn_pct(asked.warn_pct),
-        enforcement=run.enforcement if asked.enforcement is None else _enforcement(asked.enforcement),
+        token_budget=run.token_budget if request.token_budget is None else _budget(request.token_budget),
+        warn_pct=run.warn_pct if request.warn_pct is None else _warn_pct(request.warn_pct),
+        enforcement=run.enforcement if request.enforcement is None else _enforcement(request.enforcement),
     )
 
 
-def require_same(asked: RunStart, now_is: Run, was: Run, defaults: RunDefaults) -> None:
+def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefaults) -> None:
     """Raise `ConflictError` unless the request can mean this run.
 
-    Every argument that was given must be what the run was started with (`was`) or what it is now: a hook that starts
-    the run again at every session start goes on finding it after `run set`.
+    Every argument that was given must have the value that the run was started with (`started`) or has now (`run`), so a
+    hook that repeats `run start` still finds the run after `run set`.
     """
-    if now_is.status != "active":
-        raise ConflictError(f"run {now_is.id} exists and is {now_is.status}", "start the new run under another id")
-    wanted = new_run(asked, now_is.id, now_is.started_at, defaults)
+    if run.status != "active":
+        raise ConflictError(f"run {run.id} exists and is {run.status}", "start the new run under another id")
+    wanted = new_run(request, run.id, run.started_at, defaults)
     given = {
-        "scope": asked.scope is not None,
-        "project_dir": asked.project_given,
-        "goal": asked.goal is not None,
-        "complexity": asked.complexity is not None,
-        "token_budget": asked.token_budget is not None,
-        "warn_pct": asked.warn_pct is not None,
-        "enforcement": asked.enforcement is not None,
-        "cost_basis": asked.cost_basis is not None,
-        "phases": asked.phases is not None,
+        "scope": request.scope is not None,
+        "project_dir": request.project_given,
+        "goal": request.goal is not None,
+        "complexity": request.complexity is not None,
+        "token_budget": request.token_budget is not None,
+        "warn_pct": request.warn_pct is not None,
+        "enforcement": request.enforcement is not None,
+        "cost_basis": request.cost_basis is not None,
+        "phases": request.phases is not None,
     }
     for field in (name for name, is_given in given.items() if is_given):
         value = getattr(wanted, field)
-        if value not in (getattr(now_is, field), getattr(was, field)):
+        if value not in (getattr(run, field), getattr(started, field)):
             raise ConflictError(
-                f"run {now_is.id} exists with another {field}: {_shown(getattr(now_is, field))}, not {_shown(value)}",
-                f"change it with 'fluxbudgetctl run set --run {now_is.id}', or start a run with another id",
+                f"run {run.id} exists with another {field}: {_shown(getattr(run, field))}, not {_shown(value)}",
+                f"change it with 'fluxbudgetctl run set --run {run.id}', or start a run with another id",
             )
 
 
 def foreign_id(what: str, value: str) -> str:
-    """Return a session id or scope. Other programs choose them, so only empty and absurdly long ones are refused."""
+    """Return a session id or scope. Other programs choose them, so only empty and very long ones are refused."""
     if not 0 < len(value) <= _MAX_ID:
         raise BadInputError(f"a {what} of {len(value)} characters is not allowed", f"1 to {_MAX_ID} characters")
     return value
@@ -150,7 +152,7 @@ def _cost_basis(value: str) -> CostBasis:
 def _phases(value: Sequence[str]) -> tuple[str, ...]:
     hint = f"1 to {_MAX_PHASES} different names of letters, digits, dots, colons, underscores or hyphens"
     if not 0 < len(value) <= _MAX_PHASES or len(set(value)) != len(value):
-        raise BadInputError(f"a chain of these {len(value)} phases is not allowed: {','.join(value)[:200]}", hint)
+        raise BadInputError(f"invalid list of {len(value)} phases: {','.join(value)[:200]}", hint)
     for name in value:
         if not _PHASE.fullmatch(name):
             raise BadInputError(f"phase {_shown(name)} is not allowed", hint)

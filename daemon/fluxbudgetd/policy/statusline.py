@@ -1,4 +1,4 @@
-"""The text for Claude Code's status line: where a run stands, in one line that fits.
+"""The text for Claude Code's status line: a run's balance in one line that fits.
 
 `executing ██████▋░ 208k/250k 83% (+40k reserved) · 1.8k/min · about 10 min at this rate (stale)`
 """
@@ -10,7 +10,7 @@ from fluxbudgetd.policy import burn
 from fluxbudgetd.wire.messages import BudgetState
 from fluxbudgetd.wire.short import short
 
-#: What is dropped if the line is too long, first to last. The percentage (without a budget: what is spent) stays.
+#: What is dropped from a line that is too long, in this order. The percentage (without a budget: the spend) stays.
 DROPPED = ("forecast", "reserved", "rate", "bar", "amount", "phase", "stale")
 
 _CELLS = 8
@@ -22,7 +22,7 @@ _COLOURS: dict[BudgetState, str] = {"ok": "32", "warning": "33", "exceeded": "1;
 class _Part(NamedTuple):
     text: str
     glue: str
-    """What separates the part before from this one."""
+    """The text between the previous part and this one."""
     colour: str = ""
 
 
@@ -31,8 +31,8 @@ def line(
 ) -> str:
     """Return the line, of at most `width` printable cells (None: no limit), without a newline.
 
-    `rate` is in tokens per minute, 0 is not shown. `colour`: the bar and the percentage are coloured by the state, by
-    SGR sequences, which take no cell. Without `unicode` everything is ASCII.
+    `rate` is in tokens per minute; 0 is not shown. With `colour`, the bar and the percentage have the colour of the
+    state, in SGR sequences, which take no cells. Without `unicode` everything is ASCII.
     """
     parts = _parts(run, balance, rate, stale=stale, unicode=unicode)
     for name in DROPPED:
@@ -70,7 +70,7 @@ def _outlook(balance: Balance, rate: int) -> str:
     if balance.budget is None or balance.state != "exceeded":
         return burn.forecast(burn.minutes_left(balance.remaining, rate))
     over = balance.spent - balance.budget
-    return f"over by {short(over)}" if over > 0 else "budget spent"
+    return f"over by {short(over)}" if over > 0 else "budget exceeded"
 
 
 def _phase(phase: str, *, unicode: bool) -> str:

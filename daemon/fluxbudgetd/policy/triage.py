@@ -1,11 +1,11 @@
 """The stage-aware budget cut: which review agents are launched within a budget.
 
-Protected agents (Stage 1, and exempt ones of either stage) are always selected; what they cost is counted first. Then
+Protected agents (Stage 1, and exempt ones of either stage) are always selected, and their cost is counted first. Then
 Stage 2 by score, highest first, equal scores by name: each is selected while it fits, or while fewer than `min_agents`
-are selected in all. One that does not fit is deferred; a cheaper one after it may still fit.
+are selected in total. One that does not fit is deferred; a cheaper one after it may still fit.
 
 Soft enforcement launches a protected set that does not fit, with a warning, and an override selects all agents. Hard
-enforcement blocks: no agent is selected, and no override helps.
+enforcement blocks: no agent is selected, and overrides are not accepted.
 """
 
 import math
@@ -21,7 +21,7 @@ from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAction, TriageAgent, TriageLine, TriageVerdict
 
 MAX_AGENTS = 1000
-# A bound, so that an answer fits into a frame.
+# So that an answer fits into a frame.
 _MAX_NAME = 200
 _MAX_CATEGORY = 64
 _STAGES = (1, 2)
@@ -30,7 +30,7 @@ _STAGES = (1, 2)
 class Limit(NamedTuple):
     """The budget of a review: what counts, in tokens of which basis, and how strictly.
 
-    `constrained`: the run's remainder is tighter than the input type's budget, so it counts.
+    `constrained`: the run's remaining budget is smaller than the input type's, so it counts.
     """
 
     budget: int
@@ -41,7 +41,7 @@ class Limit(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What the cut decided. `override` is the reason that was given, where it counted."""
+    """What the cut decided. `override` is the given reason, if it counted."""
 
     verdict: TriageVerdict
     lines: tuple[TriageLine, ...]
@@ -54,8 +54,8 @@ def limit(
 ) -> Limit:
     """Return the limit of a review; `remaining`, `basis` and `enforcement` are the run's (remaining None: no budget).
 
-    The run's remainder counts when it is the smaller number, also when it is 0: then its basis counts, and its
-    enforcement too. (Where the bases differ, the numbers are compared as they stand.) Raises `BadInputError` for an
+    The run's remaining budget counts if it is the smaller number, even if it is 0, and with it the run's basis and
+    enforcement. (If the bases differ, the numbers are compared without conversion.) Raises `BadInputError` for an
     unknown input type.
     """
     if input_type not in rules.budgets:
@@ -77,20 +77,20 @@ def candidates(
     *,
     slicing: bool,
 ) -> list[TriageLine]:
-    """Return the agents with their estimates, nothing decided yet; raises `BadInputError` that names the place."""
+    """Return the agents with their estimates, nothing decided yet; raises `BadInputError`, naming the place."""
     require_sound(agents, rules.agent_defaults)
     lines = []
-    for one in agents:
-        kind = one.category or estimates.category(one.name)
-        sliced = slicing if one.sliced is None else one.sliced
-        found = estimates.of_agent(one.name, kind, known, rules, basis, slicing=sliced)
+    for agent in agents:
+        kind = agent.category or estimates.category(agent.name)
+        sliced = slicing if agent.sliced is None else agent.sliced
+        found = estimates.of_agent(agent.name, kind, known, rules, basis, slicing=sliced)
         lines.append(
             TriageLine(
-                name=one.name,
-                score=one.score,
-                stage=one.stage,
+                name=agent.name,
+                score=agent.score,
+                stage=agent.stage,
                 category=kind,
-                protected=one.stage == 1 or estimates.plain_name(one.name) in rules.exempt_agents,
+                protected=agent.stage == 1 or estimates.plain_name(agent.name) in rules.exempt_agents,
                 est_tokens=found.tokens,
                 source=found.source,
                 sample_size=found.sample_size,
@@ -104,21 +104,19 @@ def candidates(
 def cut(
     lines: Iterable[TriageLine], budget: int, min_agents: int, enforcement: Enforcement, override: str | None
 ) -> Cut:
-    """Decide. The lines are returned in the order in which they were considered, regardless of their original order."""
+    """Decide about each agent. The lines are returned in the order in which they were considered."""
     ordered = sorted(lines, key=_order)
     protected = tokens(line for line in ordered if line.protected)
     if enforcement == "hard" and protected > budget:
         note = "the protected agents do not fit, and enforcement is hard"
-        note += ": no override passes" if override else ""
+        note += ": overrides are not accepted" if override else ""
         return Cut("blocked", _marked(ordered, "Blocked", range(len(ordered))), None, note)
     chosen = _selected(ordered, budget, min_agents)
     fits = len(chosen) == len(ordered) and tokens(ordered) <= budget
     if override is not None and enforcement == "soft":
         verdict: TriageVerdict = "ok" if fits else "overridden"
         return Cut(verdict, _marked(ordered, "Selected", range(len(ordered))), override, "")
-    note = (
-        "enforcement is hard: the override was not applied" if override and enforcement == "hard" and not fits else ""
-    )
+    note = "enforcement is hard: overrides are not accepted" if override and enforcement == "hard" and not fits else ""
     verdict = "ok"
     if tokens(ordered[index] for index in chosen) > budget:
         verdict = "over_budget"
@@ -157,26 +155,28 @@ def require_sound(agents: Sequence[TriageAgent], categories: Collection[str]) ->
     if len(agents) > MAX_AGENTS:
         raise BadInputError(f"agents: {len(agents)} of them", f"at most {MAX_AGENTS} are triaged at once")
     seen: dict[str, int] = {}
-    for index, one in enumerate(agents):
+    for index, agent in enumerate(agents):
         place = f"agents[{index}]"
-        size = len(one.name.encode(errors="replace"))
+        size = len(agent.name.encode(errors="replace"))
         if not 0 < size <= _MAX_NAME:
             raise BadInputError(f"{place}.name has {size} bytes", f"1 to {_MAX_NAME} are allowed")
-        name = estimates.plain_name(one.name)
+        name = estimates.plain_name(agent.name)
         if not name:
-            raise BadInputError(f"{place}.name is {one.name!r}", "give a name after the prefix")
+            raise BadInputError(f"{place}.name is {agent.name!r}", "give a name after the prefix")
         if name in seen:
             raise BadInputError(
-                f"{place}.name is {one.name!r}, as agents[{seen[name]}].name is", "name each agent once"
+                f"{place}.name is {agent.name!r}, as agents[{seen[name]}].name is", "name each agent once"
             )
         seen[name] = index
-        if not math.isfinite(one.score):
-            raise BadInputError(f"{place}.score is {one.score}", "a finite number is allowed")
-        if one.stage not in _STAGES:
-            raise BadInputError(f"{place}.stage is {one.stage}", "1 (runs first) or 2 (the expansion pool) is allowed")
-        if one.category is not None and (one.category not in categories or len(one.category) > _MAX_CATEGORY):
+        if not math.isfinite(agent.score):
+            raise BadInputError(f"{place}.score is {agent.score}", "a finite number is allowed")
+        if agent.stage not in _STAGES:
             raise BadInputError(
-                f"{place}.category is {one.category[:60]!r}", f"one of: {', '.join(sorted(categories))}, or none"
+                f"{place}.stage is {agent.stage}", "1 (runs first) or 2 (the expansion pool) is allowed"
+            )
+        if agent.category is not None and (agent.category not in categories or len(agent.category) > _MAX_CATEGORY):
+            raise BadInputError(
+                f"{place}.category is {agent.category[:60]!r}", f"one of: {', '.join(sorted(categories))}, or none"
             )
 
 

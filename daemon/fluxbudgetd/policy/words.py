@@ -9,12 +9,12 @@ _LONGEST_GOAL = 100
 def title(event: Event) -> str:
     """Return a warning in a few words: `80 % of the budget spent`."""
     if event.kind == "budget.exceeded":
-        return "the budget is used up"
+        return "budget exceeded"
     return f"{_number(event, 'threshold')} % of the budget spent"
 
 
 def where(run: Run, event: Event) -> str:
-    """Return where a run stood when it was warned of: `208 500 of 250 000 billing tokens (83 %), 41 500 left`."""
+    """Return a run's spend at the time of an event: `208 500 of 250 000 billing tokens (83 %), 41 500 left`."""
     return _share(run, _number(event, "spent"), _number(event, "budget"), None)
 
 
@@ -30,13 +30,13 @@ def warning(run: Run, event: Event) -> str:
 
 
 def reminder(run: Run, balance: Balance, event: Event) -> str:
-    """Return a warning that reaches a session late: what it is about, and where the run stands now."""
+    """Return a warning for a session, which may be late: what was reported, and the run's balance now."""
     return f"fluxbudget: {title(event)}: run {run.id}, phase {run.phase}: {_amounts(run, balance)}"
 
 
 def standing(run: Run, balance: Balance, *, stale: bool) -> str:
-    """Return where a run stands, as one line for a session that begins."""
-    exceeded = f"; the budget is used up, enforcement is {run.enforcement}" if balance.state == "exceeded" else ""
+    """Return a run's balance as one line for a session that starts."""
+    exceeded = f"; budget exceeded, enforcement is {run.enforcement}" if balance.state == "exceeded" else ""
     known = " (last known numbers)" if stale else ""
     return f"fluxbudget: run {run.id}, phase {run.phase}: spent {_amounts(run, balance)}{exceeded}{known}"
 

@@ -13,9 +13,9 @@ from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 _LINE_GOAL = 200
-# Smaller differences are normal: rows are parsed now and then, transcripts grow all the time.
+# Smaller differences are normal: transcripts grow continuously, and are parsed into rows only now and then.
 _OVER_COUNT = 1.05
-#: Lists of a run's agents, models, sessions and attachments end after this many, so that the answer fits into a frame.
+#: The longest list of a run's agents, models, sessions or attachments, so that the answer fits into a frame.
 MOST_LINES = 200
 
 
@@ -26,7 +26,7 @@ def capped(tokens: int) -> int:
 
 def spend(standing: Standing) -> wire.Spend:
     """Return a run's spend."""
-    # Without `converted`, which takes twice as long: every hook asks for this.
+    # `converted` would take twice as long, and every hook asks for this.
     fields = msgspec.structs.asdict(standing.balance)
     return wire.Spend(**fields, stale=standing.stale_why is not None, stale_why=standing.stale_why)
 
@@ -42,35 +42,39 @@ def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.
     return wire.RunLine(
         run=msgspec.structs.replace(info, goal=info.goal[:_LINE_GOAL]),
         spend=spend(standing),
-        sessions=len({one.session for one in account.attachments()}),
+        sessions=len({period.session for period in account.attachments()}),
         pending=account.measured().pending,
         burn=capped(rate),
         minutes_left=burn.minutes_left(standing.balance.remaining, rate),
     )
 
 
-def attachment(made: Attachment) -> wire.AttachmentInfo:
+def attachment(period: Attachment) -> wire.AttachmentInfo:
     """Return a period in which a session belongs to a run."""
-    since = None if made.first else to_text(made.since)
-    return converted(made, wire.AttachmentInfo, since=since, until=_text(made.until))
+    since = None if period.first else to_text(period.since)
+    return converted(period, wire.AttachmentInfo, since=since, until=_text(period.until))
 
 
 def channels(service: Service) -> tuple[wire.ChannelInfo, ...]:
     """Return the channels and the state-file writer, and whether they work."""
     last = service.events.last
-    found = [(one.channel.name, one, one.position) for one in (service.deliveries.each if service.deliveries else ())]
+    deliveries = service.deliveries.each if service.deliveries else ()
     files = service.state_files
+    outputs = [
+        *((delivery.channel.name, delivery, delivery.position) for delivery in deliveries),
+        *(() if files is None else ((files.name, files, last),)),
+    ]
     return tuple(
         wire.ChannelInfo(
             name=name,
-            state=one.state,
-            detail=one.detail,
-            hint=one.hint,
-            since=to_text(one.since),
-            told=place,
-            waiting=last - place,
+            state=output.state,
+            detail=output.detail,
+            hint=output.hint,
+            since=to_text(output.since),
+            told=position,
+            waiting=last - position,
         )
-        for name, one, place in (*found, *(() if files is None else ((files.name, files, last),)))
+        for name, output, position in outputs
     )
 
 
@@ -84,8 +88,8 @@ def sources(service: Service) -> tuple[wire.SourceInfo, ...]:
 
 def session_sources(service: Service, sessions: Iterable[str]) -> tuple[wire.SessionSources, ...]:
     """Return what each source says about sessions; those whose sources differ come first."""
-    found = (_session_sources(service, name) for name in sorted(sessions))
-    return tuple(sorted(found, key=lambda one: not one.words)[:MOST_LINES])
+    lines = (_session_sources(service, name) for name in sorted(sessions))
+    return tuple(sorted(lines, key=lambda line: not line.words)[:MOST_LINES])
 
 
 def _session_sources(service: Service, session: str) -> wire.SessionSources:

@@ -1,6 +1,6 @@
 """One connection: frames in, answers out, in order.
 
-A peer that sends half a frame, or never reads its answers, costs its own connection and nothing else.
+A peer that sends half a frame, or never reads its answers, only affects its own connection.
 """
 
 import socket
@@ -47,7 +47,7 @@ class Connection:
         self._was_answered = False
 
     async def serve(self) -> None:
-        """Answer requests until the peer closes, breaks a rule or the server drains.
+        """Answer requests until the peer closes the connection or violates the protocol, or the server drains.
 
         Raises anyio's `EndOfStream`, `BrokenResourceError` or `ClosedResourceError` if the connection has ended.
         """
@@ -74,7 +74,7 @@ class Connection:
             self._was_answered = True
 
     async def _receive(self) -> bytes:
-        """Return the next message; raise `FluxError` if a frame is impossible or late."""
+        """Return the next message; raise `FluxError` if a frame is invalid or late."""
         try:
             if (body := self._decoder.next()) is not None:
                 # A peer that sends many requests at once takes turns with the others.
@@ -116,9 +116,9 @@ class Connection:
             unread.held -= held
 
     async def _bytes(self, is_over: Callable[[], bool]) -> bytes:
-        """Return what the peer has sent; raise `EndOfStream` if it has closed, or nothing is left and it is over.
+        """Return bytes from the peer; raise `EndOfStream` if the peer has closed, or no bytes are left and `is_over()`.
 
-        The stream's own `receive` would lose bytes that arrive at the moment in which it is cancelled.
+        The stream's own `receive` would lose bytes that arrive just as it is cancelled.
         """
         has_waited = False
         while True:
@@ -128,7 +128,7 @@ class Connection:
                 if is_over():
                     raise anyio.EndOfStream from None
                 has_waited = True
-                with suppress(anyio.ClosedResourceError):  # the server drains: check again whether it is over
+                with suppress(anyio.ClosedResourceError):  # the server drains: check `is_over` again
                     await anyio.wait_readable(self._peer)
             except OSError as exc:
                 raise anyio.BrokenResourceError from exc
@@ -142,7 +142,7 @@ class Connection:
     async def _send(self, frame: bytes) -> bool:
         """Send an answer; return False if the peer did not read it in time.
 
-        The kernel nearly always takes all of it at once. Then no time limit is set up, which would cost more.
+        The kernel nearly always takes all of it at once. A time limit, which costs more, is set up only for the rest.
         """
         try:
             sent = self._peer.send(frame)
@@ -172,7 +172,7 @@ class Connection:
 
 
 async def send_error(stream: anyio.abc.SocketStream, error: errors.FluxError, seconds: float) -> None:
-    """Send a last error before the connection is closed; give up after so many seconds."""
+    """Send a last error before the connection is closed; give up after `seconds`."""
     with anyio.move_on_after(seconds):
         await stream.send(error_frame(error))
         await stream.send_eof()

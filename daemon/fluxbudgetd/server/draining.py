@@ -1,7 +1,7 @@
-"""How connections end when the server stops: no request that was sent is lost.
+"""How connections are closed when the server stops, without losing a request that was sent.
 
-A connection that has been answered ends as soon as it has nothing left to read. A new one may still send its first
-request for a moment, and ends when that has been answered. Streams end at once.
+A connection that has had an answer is closed as soon as it has nothing left to read. A new one has a moment to send its
+first request, and is closed after the answer. Streams end at once.
 """
 
 import socket
@@ -10,7 +10,7 @@ import anyio
 
 
 class Draining:
-    """Knows the streams and the connections that wait for a request, and ends them when the server stops."""
+    """Tracks the streams and the idle connections, and ends them when the server stops."""
 
     def __init__(self) -> None:
         self._idle: dict[socket.socket, bool] = {}
@@ -20,7 +20,7 @@ class Draining:
 
     @property
     def has_begun(self) -> bool:
-        """True if connections are to end."""
+        """True if connections must be closed."""
         return self._has_begun
 
     @property
@@ -29,34 +29,34 @@ class Draining:
         return tuple(self._idle)
 
     def is_over(self, *, was_answered: bool) -> bool:
-        """Return True if a connection with nothing left to read is to end; `was_answered` if it had a request."""
+        """Return True if a connection with nothing left to read must be closed; `was_answered` if it had an answer."""
         return self._has_begun and (was_answered or self._includes_new)
 
     def add_idle(self, peer: socket.socket, *, was_answered: bool) -> None:
-        """Note that a connection waits for its next request."""
+        """Record that a connection waits for its next request."""
         self._idle[peer] = was_answered
 
     def remove_idle(self, peer: socket.socket) -> None:
-        """Note that a connection waits no longer."""
+        """Record that a connection is no longer idle."""
         del self._idle[peer]
 
     def add_stream(self, scope: anyio.CancelScope) -> None:
-        """Note a stream, which ends if its scope is cancelled."""
+        """Record a stream, which ends if its scope is cancelled."""
         self._streams.add(scope)
 
     def remove_stream(self, scope: anyio.CancelScope) -> None:
-        """Note that a stream has ended."""
+        """Record that a stream has ended."""
         self._streams.discard(scope)
 
     def begin(self) -> None:
-        """End the streams, and the connections that have been answered."""
+        """End the streams, and close the connections that have had an answer."""
         self._has_begun = True
         for scope in self._streams:
             scope.cancel()
         self._wake()
 
     def include_new(self) -> None:
-        """End the connections that have not sent a request, too."""
+        """Close the connections that have not sent a request, too."""
         self._includes_new = True
         self._wake()
 

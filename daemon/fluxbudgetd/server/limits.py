@@ -7,12 +7,12 @@ BACKLOG = 512
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The server's limits. They hold for each connection, or for all of them together where that is said."""
+    """The server's limits. Per connection unless stated otherwise."""
 
     connections: int = 1024
     """How many may be open. The next ones get the error `busy`."""
     refusals: int = 64
-    """How many refused connections may wait for their error at the same time. Others are closed without one."""
+    """How many refused connections may be sent an error at a time; the rest are closed without one."""
     refusal_seconds: float = 1.0
     """How long the server tries to send a last error before it closes a connection."""
     first_request_seconds: float = 1.0

@@ -1,6 +1,6 @@
 """The listening socket: one that was passed to this process, or one that it binds itself.
 
-A socket file that no process serves is replaced. A served socket, or a file that is not a socket, never is. The
+A socket file that no process serves is replaced; a socket that one serves, or any other file, never is. The
 directory is 0700 and the socket 0600, whatever the umask.
 """
 
@@ -68,7 +68,7 @@ def bound(path: str) -> Iterator[Listener]:
     """Listen at the path. The caller holds the lock. Raise `StartError` if the path cannot be bound."""
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise StartError(
-            f"the socket path has {len(os.fsencode(path))} bytes, and at most {_MAX_PATH_BYTES} are possible: {path}",
+            f"the socket path is {len(os.fsencode(path))} bytes long, the limit is {_MAX_PATH_BYTES}: {path}",
             "give a shorter one with --socket or $FLUXBUDGET_SOCKET",
         )
     _clear(path)

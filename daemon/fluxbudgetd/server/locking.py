@@ -1,4 +1,4 @@
-"""Lock files, which decide who serves a socket and a state directory, and the directories that they lie in."""
+"""Lock files, so that one daemon serves a socket and a state directory, and the private directories of both."""
 
 import errno
 import fcntl
@@ -12,9 +12,9 @@ from fluxbudgetd.errors import StartError
 
 @contextmanager
 def lock(path: str, purpose: str) -> Iterator[None]:
-    """Hold a `flock`ed file that says who holds it; raise `StartError` naming the holder if another process does.
+    """Lock a file with `flock` and write this process's pid to it; raise `StartError` if another process holds it.
 
-    The kernel releases the lock when the process ends, however it ends. The file stays: if it were removed, two
+    The kernel releases the lock when the process ends, even if it is killed. The file stays: if it were removed, two
     processes could lock two files of the same name.
     """
     try:
@@ -29,7 +29,7 @@ def lock(path: str, purpose: str) -> Iterator[None]:
             raise StartError(f"{purpose} is served by {holder} (lock {path})", "use it, or stop it first") from exc
         except OSError as exc:
             raise StartError(f"the lock {path} cannot be taken: {exc.strerror}", "check its file system") from exc
-        with suppress(OSError):  # on a full disk the file is empty, and the lock holds all the same
+        with suppress(OSError):  # on a full disk the file stays empty, but the lock is held
             os.ftruncate(fd, 0)
             os.write(fd, f"fluxbudgetd pid {os.getpid()}\n".encode())
         yield
@@ -40,8 +40,8 @@ def lock(path: str, purpose: str) -> Iterator[None]:
 def private_directory(path: str, *, ours: bool) -> None:
     """Create a directory for this user alone; raise `StartError` if others could write to it.
 
-    `ours`: only fluxbudget's files belong there, so an existing directory is closed to others. A directory that a
-    person has chosen keeps its mode.
+    `ours`: it is only for fluxbudget's files, so an existing directory is made private. A directory that the user has
+    chosen keeps its mode.
     """
     try:
         existed = os.path.isdir(path)
@@ -53,8 +53,8 @@ def private_directory(path: str, *, ours: bool) -> None:
             os.chmod(path, 0o700)
         elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise StartError(f"{path} is writable by others", f"chmod go-w {path}, or use another directory")
-        above = os.stat(os.path.dirname(path)).st_mode
-        if above & stat.S_IWOTH and not above & stat.S_ISVTX:
+        parent = os.stat(os.path.dirname(path)).st_mode
+        if parent & stat.S_IWOTH and not parent & stat.S_ISVTX:
             raise StartError(f"{os.path.dirname(path)} is writable by everyone", "use a directory of your own")
     except OSError as exc:
         # The service's sandbox can only write to directories that existed when it was set up; the socket unit

@@ -1,6 +1,6 @@
 """From a request's bytes to its answer's: decode, call the handler, encode. No socket is used here.
 
-Whatever goes wrong becomes an error answer. A defect in one request is that request's error; the daemon goes on.
+Every failure becomes an error answer. A defect affects only its own request; the daemon continues.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -104,11 +104,13 @@ def decode(body: bytes) -> messages.AnyRequest:
         raise errors.BadRequestError(f"not a request: {reason}", "send a MessagePack map with v and op") from None
     if envelope.v != codes.VERSION:
         raise errors.UnsupportedVersionError(
-            f"protocol version {envelope.v} is not served; served: {codes.VERSION}",
+            f"protocol version {envelope.v} is not supported; this daemon speaks version {codes.VERSION}",
             "use a client of the daemon's version",
         )
     if envelope.op not in messages.OPERATIONS:
-        raise errors.UnknownOpError(f"operation {envelope.op!r} is not known", "is the daemon older than the client?")
+        raise errors.UnknownOpError(
+            f"operation {envelope.op!r} is not known", "the daemon may be older than the client: restart it"
+        )
     raise errors.BadRequestError(f"operation {envelope.op}: {reason}", "see docs/protocol.md")
 
 

@@ -1,4 +1,4 @@
-"""The server: accepts connections, refuses those beyond its limits, ends them in order."""
+"""The server: accepts connections, refuses those beyond its limits, and closes them in order."""
 
 import os
 import socket
@@ -46,8 +46,8 @@ class Server:
     async def serve(self, listening: socket.socket) -> None:
         """Accept connections of a listening, non-blocking socket until `stop_accepting`, and serve them.
 
-        Accepting never waits half-way: a connection is either served here or still in the kernel's queue, for the
-        next process that serves the socket.
+        No connection is lost: each is either served here, or stays in the kernel's queue for the next process that
+        serves the socket.
         """
         async with anyio.create_task_group() as tasks:
             with self._accepting:
@@ -70,10 +70,10 @@ class Server:
         self._accepting.cancel()
 
     async def drained(self) -> None:
-        """End every connection after its present answer, and wait until all are closed.
+        """Close every connection after its current answer, and wait until all are closed.
 
-        No request that was sent is lost: a connection ends when nothing is left to be read from it, and a new one
-        after its first request has been answered.
+        No request that was sent is lost: a connection is closed when it has nothing left to read, and a new one after
+        its first request has been answered.
         """
         # Let the newest connection's task start, so that it is counted.
         await anyio.lowlevel.checkpoint()

@@ -23,7 +23,7 @@ async def send_stream(
 ) -> errors.FluxError | None:
     """Send a stream's answers until it ends, the peer closes or the server drains; return the error that ended it.
 
-    A peer may read as slowly as it likes: it holds up one answer of its own connection and nothing else.
+    A peer that reads slowly only delays its own stream.
     """
     error = None
     async with anyio.create_task_group() as tasks:
@@ -38,7 +38,7 @@ async def send_stream(
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
         except Exception:
-            # As for a request: one stream's defect is that stream's error.
+            # As for a request, a defect affects only its own stream.
             log.exception("request failed")
             error = errors.FluxError("the daemon failed on this stream", "the daemon's log has the details")
         finally:
@@ -50,7 +50,7 @@ async def send_stream(
 async def _cancel_when_closed(peer: socket.socket, scope: anyio.CancelScope) -> None:
     """Cancel the scope when the peer closes its end. What it sends until then is discarded.
 
-    asyncio complains if the stream's own `receive` is cancelled at the moment in which bytes arrive.
+    asyncio complains if the stream's own `receive` is cancelled just as bytes arrive.
     """
     with suppress(OSError, anyio.ClosedResourceError):
         while True:

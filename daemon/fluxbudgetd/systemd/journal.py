@@ -17,7 +17,7 @@ _RESERVED = ("event", "level", "exception")
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Return True if a file descriptor leads to the journal."""
+    """Return True if a file descriptor is connected to the journal."""
     with suppress(OSError):
         found = os.fstat(descriptor)
         return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
@@ -30,9 +30,9 @@ class Entry:
     def __init__(self, event: Mapping[str, object]) -> None:
         self.priority = _PRIORITIES.get(str(event.get("level")), _PRIORITIES["info"])
         self._fields = {key: str(value) for key, value in event.items() if key not in _RESERVED}
-        said = [str(event.get("event", "")), *(f"{key}={value}" for key, value in self._fields.items())]
+        words = [str(event.get("event", "")), *(f"{key}={value}" for key, value in self._fields.items())]
         traceback = event.get("exception")
-        self.message = " ".join(said) + (f"\n{traceback}" if traceback else "")
+        self.message = " ".join(words) + (f"\n{traceback}" if traceback else "")
 
     def datagram(self) -> bytes:
         """Return the entry in the journal's protocol."""

@@ -25,8 +25,8 @@ class Manager:
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str], pid: int) -> "Manager":
         """Return this process's manager, and remove its variables, so that child processes do not inherit them."""
-        address, microseconds, meant = (environ.pop(name, "") for name in _VARIABLES)
-        is_watched = microseconds.isdecimal() and int(microseconds) > 0 and meant in ("", str(pid))
+        address, microseconds, recipient = (environ.pop(name, "") for name in _VARIABLES)
+        is_watched = microseconds.isdecimal() and int(microseconds) > 0 and recipient in ("", str(pid))
         return cls(address or None, int(microseconds) / 1e6 if address and is_watched else None)
 
     async def ready(self, status: str) -> None:
@@ -50,7 +50,7 @@ class Manager:
         await self._send("STOPPING=1", _status(status))
 
     async def _send(self, *lines: str) -> None:
-        """Send one message. It is dropped if the manager is gone, or reads nothing for a second."""
+        """Send one message. It is dropped if the manager is gone, or does not read it within a second."""
         if self.address is None:
             return
         address = f"\0{self.address[1:]}" if self.address.startswith("@") else self.address

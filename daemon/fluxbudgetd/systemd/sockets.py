@@ -10,10 +10,10 @@ _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 def passed_descriptors(environ: MutableMapping[str, str], pid: int) -> range:
     """Return the file descriptors that were passed to this process, and remove their variables from the environment.
 
-    Variables that name another process are meant for that one, and were only inherited.
+    Variables that name another process were only inherited, and are ignored.
     """
-    meant, count, _names = (environ.pop(name, "") for name in _VARIABLES)
-    if meant != str(pid) or not count.isdecimal():
+    recipient, count, _names = (environ.pop(name, "") for name in _VARIABLES)
+    if recipient != str(pid) or not count.isdecimal():
         return range(0)
     found = range(_FIRST, _FIRST + int(count))
     for descriptor in found:

@@ -150,7 +150,7 @@ class InterbandChannel(ThresholdChannel):
         config = self._settings.config
         percentages = config.warnings.thresholds if self._config.thresholds == "all" else self._config.thresholds
         wanted = {run.warn_pct if pct == "warn_pct" else pct for pct in percentages}
-        candidates = [each for each in thresholds.of_run(percentages, run.warn_pct) if each.pct in wanted]
+        candidates = [each for each in thresholds.thresholds_of(percentages, run.warn_pct) if each.pct in wanted]
         passed = thresholds.passed(candidates, account.balance())
         if not passed:
             return _NO_ALERTS

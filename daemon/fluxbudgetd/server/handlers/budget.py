@@ -1,4 +1,4 @@
-"""What is left, and may the run go on: the requests that hooks make all the time."""
+"""Requests about one run's budget: remaining, check, advance."""
 
 from collections.abc import Awaitable
 
@@ -18,14 +18,14 @@ def remaining(context: Context, request: wire.Remaining) -> wire.AnyAnswer | Awa
 
 
 def check(context: Context, request: wire.Check) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
-    """Return whether the run may go on. A refusal, and an override that was needed, are recorded as events."""
+    """Check whether the run may go on. A refusal, and an override that was needed, are recorded as events."""
     standing = _standing_now(context, request)
     if standing is None:
         return _check_later(context, request)
     verdict = policy.checked(standing.run, standing.balance, request.override)
     if verdict.refusal is None and verdict.override is None:
         return _checked(standing, verdict)
-    return _noted(context, request, standing, verdict)
+    return _recorded(context, request, standing, verdict)
 
 
 async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer:
@@ -52,7 +52,7 @@ async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer
 
 
 def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
-    """Return where the run stands, if that is known without waiting."""
+    """Return the run's standing if it is known without waiting."""
     return context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
 
 
@@ -63,10 +63,10 @@ async def _remaining_later(context: Context, request: wire.Remaining) -> wire.An
 
 async def _check_later(context: Context, request: wire.Check) -> wire.AnyAnswer:
     _account, standing = await find_standing(context, request, deadline_of(request))
-    return await _noted(context, request, standing, policy.checked(standing.run, standing.balance, request.override))
+    return await _recorded(context, request, standing, policy.checked(standing.run, standing.balance, request.override))
 
 
-async def _noted(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.AnyAnswer:
+async def _recorded(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.AnyAnswer:
     await context.service.checks.record(standing.run, standing.balance, verdict, "check", deadline_of(request))
     return _checked(standing, verdict)
 

@@ -16,7 +16,7 @@ _MAX_WAIT_SECONDS = 20.0
 
 
 class Context(msgspec.Struct):
-    """What the handlers work with. `connections` counts the open connections."""
+    """What the handlers use. `connections` returns the number of open connections."""
 
     service: Service
     state_dir: str
@@ -25,7 +25,7 @@ class Context(msgspec.Struct):
 
 
 def deadline_of(request: wire.Request) -> float:
-    """Return the time, by the event loop's clock, at which everything that a request waits for ends."""
+    """Return the time, by the event loop's clock, by which a request must stop waiting."""
     wait = min(max(request.wait_ms, 0) / 1000 * _WAIT_SHARE, _MAX_WAIT_SECONDS)
     return anyio.current_time() + wait
 
@@ -36,6 +36,6 @@ async def find(context: Context, request: wire.Naming, deadline: float) -> RunAc
 
 
 async def find_standing(context: Context, request: wire.Naming, deadline: float) -> tuple[RunAccount, Standing]:
-    """Return the account of the run that a request names, and where it stands; raise `NoRunError`."""
+    """Return the account of the run that a request names, and its standing; raise `NoRunError`."""
     account = await find(context, request, deadline)
     return account, await context.service.totals.standing(account, deadline)

@@ -15,31 +15,31 @@ _SHORTEST_HEARTBEAT_MS = 100
 
 
 async def subscribe(context: Context, request: wire.Subscribe) -> AsyncGenerator[wire.AnyAnswer, None]:
-    """Yield the events for ever, each once, in the order of their numbers."""
+    """Yield events, each once, in the order of their numbers, until closed."""
     events = context.service.events
     if request.run is not None:
         context.service.totals.chooser.find(request.run, None, None, wire.Hints())
-    place = events.last if request.since is None else max(0, request.since)
-    if place > events.last:
-        place = 0  # the number is from another ledger: this client has seen no event of this one
-    yield wire.SubscribedAnswer(since=place, last=events.last)
+    position = events.last if request.since is None else max(0, request.since)
+    if position > events.last:
+        position = 0  # the number is from another ledger: this client has seen no event of this one
+    yield wire.SubscribedAnswer(since=position, last=events.last)
     has_caught_up = False
     silence = max(request.heartbeat_ms, _SHORTEST_HEARTBEAT_MS) / 1000 if request.heartbeat_ms > 0 else math.inf
     sent_at = anyio.current_time()
     while True:
-        if place >= events.last:
+        if position >= events.last:
             has_caught_up = True
             with anyio.CancelScope(deadline=sent_at + silence):
-                await events.wait(place)
+                await events.wait(position)
         # Another run's events are not sent, so they do not replace a heartbeat.
         if anyio.current_time() >= sent_at + silence:
-            yield wire.HeartbeatAnswer(at=to_text(now_micros()), seq=place)
+            yield wire.HeartbeatAnswer(at=to_text(now_micros()), seq=position)
             sent_at = anyio.current_time()
-        if has_caught_up and not events.is_in_memory(place):
+        if has_caught_up and not events.is_in_memory(position):
             has_caught_up = False
-            yield wire.LaggedAnswer(at=to_text(now_micros()), seq=place, behind=events.last - place)
-        for event in await events.after(place):
-            place = event.seq
+            yield wire.LaggedAnswer(at=to_text(now_micros()), seq=position, behind=events.last - position)
+        for event in await events.after(position):
+            position = event.seq
             if request.run in (None, event.run):
                 yield converted(event, wire.EventAnswer, at=to_text(event.at))
                 sent_at = anyio.current_time()

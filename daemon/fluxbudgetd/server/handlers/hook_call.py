@@ -10,7 +10,7 @@ from fluxbudgetd.service import Service
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
-#: Sessions that start for these reasons choose their run by the environment again. Others keep their run.
+#: A session started for one of these reasons chooses its run again; others keep theirs.
 _FRESH_STARTS = ("startup", "resume")
 
 
@@ -19,7 +19,7 @@ class HookCall(msgspec.Struct, frozen=True):
 
     context: Context
     request: wire.Hook
-    given: HookInput
+    hook_input: HookInput
     session: str
     deadline: float
 
@@ -31,18 +31,18 @@ class HookCall(msgspec.Struct, frozen=True):
     @property
     def hints(self) -> wire.Hints:
         """Return what the environment and the input say about the run."""
-        return merged_hints(self.request.hints, self.given)
+        return merged_hints(self.request.hints, self.hook_input)
 
     async def find_run(self) -> RunAccount | None:
         """Return the active run that the session works for, or would join; None if there is none, or several."""
         request = self.request
         last = self._last_attachment()
         if last is not None and not (request.run or request.scope or request.session):
-            present = self.service.accounts.runs[last.run]
+            current = self.service.accounts.runs[last.run]
             if last.until is not None:
-                return None  # a person has detached it
-            if present.run.status == "active" and self.given.source not in _FRESH_STARTS:
-                return present
+                return None  # the user has detached it
+            if current.run.status == "active" and self.hook_input.source not in _FRESH_STARTS:
+                return current
         # The input's directory may be a symlink; the hook's own working directory is resolved.
         directories = dict.fromkeys((self.hints.cwd, request.hints.cwd))
         # A session that outlives its run joins the next one of its directory.
@@ -60,7 +60,7 @@ class HookCall(msgspec.Struct, frozen=True):
         return None
 
     async def join_run(self) -> RunAccount | None:
-        """Return the session's run, as `find_run`; a session without one is attached to it first."""
+        """Return the session's run as `find_run` does; attach the session first if it is not attached to that run."""
         account = await self.find_run()
         last = self._last_attachment()
         if account is not None and (last is None or last.run != account.run.id):
@@ -71,9 +71,9 @@ class HookCall(msgspec.Struct, frozen=True):
         """Attach the session to a run."""
         lifecycle = self.service.lifecycle
         try:
-            await lifecycle.attach(self.session, account, self.deadline, self.given.transcript)
+            await lifecycle.attach(self.session, account, self.deadline, self.hook_input.transcript)
         except BadInputError:
-            # The transcript's path is not one that may be followed. The session is attached all the same.
+            # The transcript's path may not be followed: attach the session without it.
             await lifecycle.attach(self.session, account, self.deadline)
 
     def _last_attachment(self) -> Attachment | None:
@@ -81,7 +81,7 @@ class HookCall(msgspec.Struct, frozen=True):
         return known.current[-1] if known is not None and known.current else None
 
 
-def merged_hints(hints: wire.Hints, given: HookInput) -> wire.Hints:
+def merged_hints(hints: wire.Hints, hook_input: HookInput) -> wire.Hints:
     """Return the environment's hints, preceded by the session and the directory that the input names."""
-    sessions = tuple(dict.fromkeys(name for name in (given.session, *hints.sessions) if name is not None))
-    return msgspec.structs.replace(hints, sessions=sessions, cwd=given.cwd or hints.cwd)
+    sessions = tuple(dict.fromkeys(name for name in (hook_input.session, *hints.sessions) if name is not None))
+    return msgspec.structs.replace(hints, sessions=sessions, cwd=hook_input.cwd or hints.cwd)

@@ -1,6 +1,6 @@
 """The JSON that Claude Code passes to hooks and to the status line's command. Only names and ids in it are read.
 
-No field is required, and none has to have the expected type: other input is as good as an empty object.
+A missing field, or one of another type, is None. Input that is not a JSON object counts as an empty one.
 """
 
 import json
@@ -37,7 +37,7 @@ class _ToolInput(msgspec.Struct):
 
 
 class HookInput(msgspec.Struct, frozen=True, kw_only=True):
-    """What a hook was called for. A text that is too long for its purpose is None."""
+    """What a hook was called for. A text that is too long is None."""
 
     event: str | None = None
     session: str | None = None
@@ -55,7 +55,7 @@ class HookInput(msgspec.Struct, frozen=True, kw_only=True):
 
 _PATHS = frozenset({"transcript", "cwd"})
 #: name in the JSON → our name
-_NAMES = {one.encode_name: one.name for one in msgspec.structs.fields(_Fields)}
+_NAMES = {info.encode_name: info.name for info in msgspec.structs.fields(_Fields)}
 _fields = msgspec.json.Decoder(_Fields)
 _tool_input = msgspec.json.Decoder(_ToolInput)
 _text_decoder = msgspec.json.Decoder(str)
@@ -64,13 +64,13 @@ _text_decoder = msgspec.json.Decoder(str)
 def parse(raw: bytes) -> HookInput | None:
     """Return what the input says; None if it is unusual, which `parse_unusual` handles."""
     try:
-        return _made(_fields.decode(raw))
+        return _from_fields(_fields.decode(raw))
     except (msgspec.DecodeError, RecursionError):
         return None
 
 
 def parse_unusual(raw: bytes) -> HookInput:
-    """Return what an unusual input says; nothing if it is not JSON. May take milliseconds.
+    """Return what an unusual input says; nothing if it is not a JSON object. May take milliseconds.
 
     JavaScript writes half a surrogate pair if it cuts a text in the middle of a character; msgspec refuses that.
     """
@@ -81,7 +81,7 @@ def parse_unusual(raw: bytes) -> HookInput:
     if not isinstance(found, dict):
         return HookInput()
     known = {_NAMES[name]: Raw(json.dumps(value).encode()) for name, value in found.items() if name in _NAMES}
-    return _made(_Fields(**known))
+    return _from_fields(_Fields(**known))
 
 
 def parse_beginning(raw: bytes) -> HookInput:
@@ -106,10 +106,10 @@ def parse_beginning(raw: bytes) -> HookInput:
             at = _skip(text, at)
     except (ValueError, RecursionError):
         pass  # the input was cut here
-    return _made(_Fields(**found))
+    return _from_fields(_Fields(**found))
 
 
-def _made(fields: _Fields) -> HookInput:
+def _from_fields(fields: _Fields) -> HookInput:
     texts = {
         name: _text(getattr(fields, name), _LONGEST_PATH if name in _PATHS else _LONGEST_ID)
         for name in _Fields.__struct_fields__

@@ -1,6 +1,6 @@
 """Claude Code's hooks: what each event does, and its answer in Claude Code's format.
 
-A hook never breaks a session. Whatever fails here becomes an error answer, on which the client prints nothing.
+A hook never breaks a session: every failure becomes an error answer, for which the client prints nothing.
 """
 
 from collections.abc import Awaitable, Callable
@@ -25,24 +25,24 @@ HookAnswer = wire.HookAnswer | TrackedAnswer
 
 
 def hook(context: Context, request: wire.Hook) -> HookAnswer | Awaitable[HookAnswer]:
-    """Handle a hook. An event that needs nothing done is answered at once."""
-    given = parse(request.input) if request.whole else None
-    return _unusual(context, request) if given is None else _handle(context, request, given)
+    """Handle a hook. An event that requires no action is answered at once."""
+    hook_input = parse(request.input) if request.whole else None
+    return _unusual(context, request) if hook_input is None else _handle(context, request, hook_input)
 
 
 async def _unusual(context: Context, request: wire.Hook) -> HookAnswer:
     parser = parse_unusual if request.whole else parse_beginning
-    given = await anyio.to_thread.run_sync(parser, request.input, abandon_on_cancel=True)
-    answer = _handle(context, request, given)
+    hook_input = await anyio.to_thread.run_sync(parser, request.input, abandon_on_cancel=True)
+    answer = _handle(context, request, hook_input)
     return await answer if isinstance(answer, Awaitable) else answer
 
 
-def _handle(context: Context, request: wire.Hook, given: HookInput) -> HookAnswer | Awaitable[HookAnswer]:
-    handler = _HANDLERS.get(given.event or "")
-    is_other_tool = given.event == "PreToolUse" and given.tool not in _LAUNCH_TOOLS
-    if handler is None or given.session is None or is_other_tool:
+def _handle(context: Context, request: wire.Hook, hook_input: HookInput) -> HookAnswer | Awaitable[HookAnswer]:
+    handler = _HANDLERS.get(hook_input.event or "")
+    is_other_tool = hook_input.event == "PreToolUse" and hook_input.tool not in _LAUNCH_TOOLS
+    if handler is None or hook_input.session is None or is_other_tool:
         return wire.HookAnswer()
-    return handler(HookCall(context, request, given, given.session, deadline_of(request)))
+    return handler(HookCall(context, request, hook_input, hook_input.session, deadline_of(request)))
 
 
 async def _session_start(call: HookCall) -> HookAnswer:
@@ -53,7 +53,7 @@ async def _session_start(call: HookCall) -> HookAnswer:
     await call.attach(account)
     standing = await call.service.totals.standing(account, call.deadline)
     context = words.standing(standing.run, standing.balance, stale=standing.stale_why is not None)
-    output = {"hookSpecificOutput": {"hookEventName": call.given.event, "additionalContext": context}}
+    output = {"hookSpecificOutput": {"hookEventName": call.hook_input.event, "additionalContext": context}}
     return wire.HookAnswer(output=_json(output), exports=f"export FLUXBUDGET_RUN={standing.run.id}\n")
 
 
@@ -64,19 +64,19 @@ async def _turn(call: HookCall) -> HookAnswer:
 
 
 async def _subagent_start(call: HookCall) -> HookAnswer:
-    """Note which admitted sub-agent has started; deliver a warning."""
+    """Record which admitted sub-agent has started; deliver a warning."""
     account = await call.join_run()
     if account is None:
         return wire.HookAnswer()
-    agent = call.given.agent_type or ""
+    agent = call.hook_input.agent_type or ""
     expected = await call.service.reviews.expected(agent or GENERAL, account.run, call.deadline)
-    await call.service.admission.start(account, call.session, agent, call.given.agent_id, expected)
+    await call.service.admission.start(account, call.session, agent, call.hook_input.agent_id, expected)
     return await _with_warning(call, account)
 
 
 async def _subagent_stop(call: HookCall) -> HookAnswer:
     """Release what is reserved for the sub-agent."""
-    await call.service.admission.stop(call.session, call.given.agent_type or "", call.given.agent_id)
+    await call.service.admission.stop(call.session, call.hook_input.agent_type or "", call.hook_input.agent_id)
     call.service.totals.request_refresh(call.session)
     return wire.HookAnswer()
 
@@ -94,10 +94,10 @@ async def _launch(call: HookCall) -> HookAnswer:
     account = await call.join_run()
     if account is None:
         return wire.HookAnswer()
-    agent = call.given.subagent_type or GENERAL
+    agent = call.hook_input.subagent_type or GENERAL
     await service.totals.standing(account, call.deadline)
     expected = await service.reviews.expected(agent, account.run, call.deadline)
-    admission, reserved = await service.admission.admit(account, call.session, agent, expected, call.given.call)
+    admission, reserved = await service.admission.admit(account, call.session, agent, expected, call.hook_input.call)
     if reserved is not None:
         # If the hook has given up, its session does not know of the admission.
         return TrackedAnswer(
@@ -139,7 +139,7 @@ async def _with_warning(call: HookCall, account: RunAccount) -> HookAnswer:
     warning = words.reminder(standing.run, standing.balance, reminder.event)
     output = {
         "systemMessage": warning,
-        "hookSpecificOutput": {"hookEventName": call.given.event, "additionalContext": warning},
+        "hookSpecificOutput": {"hookEventName": call.hook_input.event, "additionalContext": warning},
     }
     return TrackedAnswer(wire.HookAnswer(output=_json(output)), reminder.finish)
 

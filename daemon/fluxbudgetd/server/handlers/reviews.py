@@ -21,9 +21,9 @@ async def estimates(context: Context, request: wire.Estimates) -> wire.Estimates
     return wire.EstimatesAnswer(
         estimates={
             name: wire.AgentEstimate(
-                est_tokens=capped(one.est_tokens), est_billing=capped(one.est_billing), sample_size=one.sample_size
+                est_tokens=capped(mean.est_tokens), est_billing=capped(mean.est_billing), sample_size=mean.sample_size
             )
-            for name, one in means.items()
+            for name, mean in means.items()
         },
         defaults={name: rules.agent_defaults[name] for name in policy.CATEGORIES},
         slicing_multiplier=rules.slicing_multiplier if request.slicing else 1.0,
@@ -47,22 +47,22 @@ async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
     """Return what the agents of a triage, or of all the run's triages, have cost."""
     service, deadline = context.service, deadline_of(request)
     if request.triage is not None:
-        found, made = await service.reviews.report(request.triage, deadline)
+        found, costs = await service.reviews.report(request.triage, deadline)
         run = found.run
     else:
         account, _standing = await find_standing(context, request, deadline)
-        made, run = await service.reviews.report_run(account, deadline), account.run.id
-    return wire.ReportAnswer(run=run, triages=made.triages, report=made.report, stale_why=made.stale_why)
+        costs, run = await service.reviews.report_run(account, deadline), account.run.id
+    return wire.ReportAnswer(run=run, triages=costs.triages, report=costs.report, stale_why=costs.stale_why)
 
 
 async def calibrate(context: Context, request: wire.Calibrate) -> wire.CalibrateAnswer:
-    """Return what phases and agents have really cost."""
+    """Return what phases and agents have actually cost."""
     service, deadline = context.service, deadline_of(request)
     standings = await service.totals.standings(list(service.accounts.runs.values()), deadline)
-    made, stale_why = await service.reviews.calibrate(deadline)
-    stale_why = next((one.stale_why for one in standings if one.stale_why is not None), stale_why)
+    calibration, stale_why = await service.reviews.calibrate(deadline)
+    stale_why = next((standing.stale_why for standing in standings if standing.stale_why is not None), stale_why)
     return wire.CalibrateAnswer(
-        calibration=made, path=fold(os.fsencode(service.settings.calibration_path)), stale_why=stale_why
+        calibration=calibration, path=fold(os.fsencode(service.settings.calibration_path)), stale_why=stale_why
     )
 
 
@@ -75,25 +75,26 @@ async def _project(context: Context, hints: wire.Hints, deadline: float) -> str 
     return hints.cwd if account is None else account.run.project_dir
 
 
-def _triage_answer(made: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:
+def _triage_answer(decided: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:
     return converted(
-        made,
+        decided,
         wire.TriageAnswer,
-        triage_id=made.id,
-        selected=_part(made, (1, 2), is_selected=True),
-        deferred=_part(made, (1, 2), is_selected=False),
+        triage_id=decided.id,
+        selected=_part(decided, (1, 2), is_selected=True),
+        deferred=_part(decided, (1, 2), is_selected=False),
         by_stage={
             f"stage_{stage}": wire.TriageStage(
-                selected=_part(made, (stage,), is_selected=True), deferred=_part(made, (stage,), is_selected=False)
+                selected=_part(decided, (stage,), is_selected=True),
+                deferred=_part(decided, (stage,), is_selected=False),
             )
             for stage in (1, 2)
         },
-        summary=triage_policy.summary(made.agents, made.budget, constrained=made.sprint_constrained),
+        summary=triage_policy.summary(decided.agents, decided.budget, constrained=decided.sprint_constrained),
         note=note,
         stale_why=stale_why,
     )
 
 
-def _part(made: Triage, stages: tuple[int, ...], *, is_selected: bool) -> wire.TriagePart:
-    chosen = [line for line in made.agents if line.stage in stages and (line.action == "Selected") == is_selected]
+def _part(decided: Triage, stages: tuple[int, ...], *, is_selected: bool) -> wire.TriagePart:
+    chosen = [line for line in decided.agents if line.stage in stages and (line.action == "Selected") == is_selected]
     return wire.TriagePart(agents=len(chosen), est_tokens=capped(triage_policy.tokens(chosen)))

@@ -38,7 +38,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         state_dir=shown_path(context.state_dir),
         ledger=shown_path(service.ledger.path),
         sources=sources,
-        sessions=answers.session_sources(service, {name for one in followed for name in one.sessions}),
+        sessions=answers.session_sources(service, {name for account in followed for name in account.sessions}),
         findings=(*_source_findings(sources), *_service_findings(service, damaged), *_channel_findings(channels)),
         active_runs=len(service.accounts.active()),
         followed_runs=len(followed),
@@ -48,11 +48,12 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
 
 
 def _source_findings(sources: Sequence[wire.SourceInfo]) -> Iterator[wire.Finding]:
-    for one in sources:
-        if one.state != "ok":
-            yield wire.Finding(what=f"{one.name}: {one.state}: {one.detail} ({one.path})", hint=one.hint)
-        if one.name == "interstat":
-            yield from (wire.Finding(what=f"{one.name}: {note}", hint="update interstat") for note in one.notes)
+    for source in sources:
+        if source.state != "ok":
+            what = f"{source.name}: {source.state}: {source.detail} ({source.path})"
+            yield wire.Finding(what=what, hint=source.hint)
+        if source.name == "interstat":
+            yield from (wire.Finding(what=f"{source.name}: {note}", hint="update interstat") for note in source.notes)
 
 
 def _service_findings(service: Service, damaged: Sequence[str]) -> Iterator[wire.Finding]:
@@ -68,6 +69,6 @@ def _service_findings(service: Service, damaged: Sequence[str]) -> Iterator[wire
 
 
 def _channel_findings(channels: Sequence[wire.ChannelInfo]) -> Iterator[wire.Finding]:
-    for one in channels:
-        if one.state == "failing":
-            yield wire.Finding(what=f"channel {one.name}: {one.detail}", hint=one.hint)
+    for channel in channels:
+        if channel.state == "failing":
+            yield wire.Finding(what=f"channel {channel.name}: {channel.detail}", hint=channel.hint)

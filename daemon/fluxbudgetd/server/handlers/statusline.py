@@ -15,10 +15,10 @@ from fluxbudgetd.wire import messages as wire
 async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusLineAnswer:
     """Return the line for Claude Code's status line."""
     totals, deadline = context.service.totals, deadline_of(request)
-    given = parse(request.input)
-    if given is None:
-        given = await anyio.to_thread.run_sync(parse_unusual, request.input, abandon_on_cancel=True)
-    hints = merged_hints(request.hints, given)
+    hook_input = parse(request.input)
+    if hook_input is None:
+        hook_input = await anyio.to_thread.run_sync(parse_unusual, request.input, abandon_on_cancel=True)
+    hints = merged_hints(request.hints, hook_input)
     try:
         account = await totals.find(request.run, request.scope, request.session, hints, deadline)
     except NoRunError:

@@ -1,4 +1,4 @@
-"""What all messages have in common, and the words they use."""
+"""What all messages have in common, and the types they share."""
 
 from typing import Literal
 

@@ -5,14 +5,14 @@ from fluxbudgetd.wire.messages.spend import PhaseLine, Spend
 
 
 class Remaining(Naming, frozen=True, tag="remaining"):
-    """What is left of a run's budget?"""
+    """Return what is left of a run's budget."""
 
 
 class Check(Naming, frozen=True, kw_only=True, tag="check"):
-    """May this run go on? A refusal, and an override that was needed, are recorded as events."""
+    """Check whether a run may go on. A refusal, and an override that was needed, are recorded as events."""
 
     override: str | None = None
-    """The reason for going on with an exceeded budget. Only soft enforcement accepts it."""
+    """The reason to go on although the budget is exceeded. Only soft enforcement accepts it."""
 
 
 class Advance(Naming, frozen=True, kw_only=True, tag="advance"):

@@ -1,4 +1,4 @@
-"""Calibration: what phases and agents have really cost."""
+"""Calibration: what phases and agents have cost."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from fluxbudgetd.wire.messages.base import Answer, Request
 
 
 class Calibrate(Request, frozen=True, tag="calibrate"):
-    """What have phases and agents really cost, and what does slicing really save?"""
+    """Return what phases and agents have cost, and what slicing saves."""
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class SlicingCalibration(msgspec.Struct, frozen=True, kw_only=True):
     """What slicing saves: sliced runs against the median of the same agents' full runs."""
 
     multiplier: float | None
-    """The proposed multiplier; null: too few runs, or the present one is close enough."""
+    """The proposed multiplier; null: too few runs, or the current one is close enough."""
     median: float | None
     sliced_runs: int
     full_runs: int

@@ -6,9 +6,8 @@ from fluxbudgetd.wire.messages.base import Answer, Request
 class Subscribe(Request, frozen=True, kw_only=True, tag="subscribe"):
     """Turn the connection into a stream of events, until either end closes it.
 
-    First comes `subscribed`, then every event in the order of its number, none missing and none twice; a `heartbeat`
-    if nothing else was sent for a while; `lagged` if the client reads so slowly that the following events come from
-    disk.
+    First comes `subscribed`, then every event in the order of its number, without gaps or duplicates; a `heartbeat`
+    after a period without events; `lagged` if the client reads so slowly that the following events come from disk.
     """
 
     since: int | None = None
@@ -33,7 +32,7 @@ class EventAnswer(Answer, frozen=True, kw_only=True, tag="event"):
     """An event."""
 
     seq: int
-    """Increasing for ever."""
+    """Strictly increasing, never reused."""
     at: str
     run: str | None
     """Null for events about a source."""
@@ -42,7 +41,7 @@ class EventAnswer(Answer, frozen=True, kw_only=True, tag="event"):
 
 
 class HeartbeatAnswer(Answer, frozen=True, kw_only=True, tag="heartbeat"):
-    """Nothing has happened."""
+    """Sent after a period without events."""
 
     at: str
     seq: int
@@ -50,10 +49,10 @@ class HeartbeatAnswer(Answer, frozen=True, kw_only=True, tag="heartbeat"):
 
 
 class LaggedAnswer(Answer, frozen=True, kw_only=True, tag="lagged"):
-    """The client reads more slowly than events arrive. None is missing; the following ones are read from disk."""
+    """The client reads more slowly than events arrive. No event is lost; the following ones are read from disk."""
 
     at: str
     seq: int
     """All events up to this number have been sent."""
     behind: int
-    """How many numbers there are between `seq` and the last event."""
+    """The number of events after `seq`."""

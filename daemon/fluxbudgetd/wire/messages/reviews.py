@@ -13,7 +13,7 @@ Arrived = int | Literal["pending"]
 
 
 class Estimates(Request, frozen=True, kw_only=True, tag="estimates"):
-    """What is each agent expected to cost?"""
+    """Return what each agent is expected to cost."""
 
     model: str | None = None
     """Use the rows of this model and those without a model; `claude-opus-4-6` if omitted."""
@@ -38,7 +38,7 @@ class TriageAgent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
-    """Which of these agents may be launched? The answer is stored, so that `report` can compare."""
+    """Decide which of these agents may be launched. The answer is stored, so that `report` can compare."""
 
     agents: tuple[TriageAgent, ...]
     input_type: str = "other"
@@ -49,7 +49,7 @@ class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
 
 
 class Report(Naming, frozen=True, kw_only=True, tag="report"):
-    """What have a triage's agents cost? Without a triage: those of all the run's triages."""
+    """Return what a triage's agents have cost. Without a triage: those of all the run's triages."""
 
     triage: str | None = None
 
@@ -120,7 +120,7 @@ class TriageAnswer(Answer, frozen=True, kw_only=True, tag="triage"):
     cost_basis: CostBasis
     enforcement: Enforcement
     budget: int
-    """The budget that applied: the tighter of the two below."""
+    """The budget that applied: the smaller of the two below."""
     type_budget: int
     sprint_remaining: int | None
     """Null without a run, or without a budget."""
@@ -163,7 +163,7 @@ class ReportDeferred(msgspec.Struct, frozen=True, kw_only=True):
     estimated: int
     reason: str
     actual_billing: int | None
-    """What it has used anyway; null if it did not run."""
+    """What it used although it was not selected; null if it did not run."""
 
 
 class ReportStage(msgspec.Struct, frozen=True, kw_only=True):

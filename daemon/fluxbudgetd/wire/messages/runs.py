@@ -16,7 +16,7 @@ class RunStart(Request, frozen=True, kw_only=True, tag="run_start"):
     project_dir: str
     """Absolute; used for a new run."""
     project_given: bool = False
-    """True if the person named the directory: then an existing run's must be the same."""
+    """True if the user named the directory; an existing run must then have the same one."""
     goal: str | None = None
     complexity: int | None = None
     token_budget: int | Literal["none"] | None = None
@@ -99,7 +99,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A run and its spend: one entry of `status` and `run_list` (with the goal cut to 200 characters)."""
+    """A run and its spend: one entry of `status` and `run_list` (the goal truncated to 200 characters)."""
 
     run: RunInfo
     spend: Spend
@@ -109,7 +109,7 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     burn: int = 0
     """Tokens of the run's cost basis per minute, over the last ten minutes."""
     minutes_left: int | None = None
-    """How long the remaining budget lasts at this rate; null if that cannot be said."""
+    """How long the remaining budget lasts at this rate; null without a limit or recent usage, or beyond 7 days."""
 
 
 class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):

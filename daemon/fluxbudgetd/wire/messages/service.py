@@ -42,7 +42,7 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     since: str
     """When this state began."""
     notes: tuple[str, ...]
-    """What is readable but not as it should be (a missing index or optional column)."""
+    """Problems that do not prevent reading (a missing index or optional column)."""
     anomalies: int
     """Counts that were dropped because they were negative or not whole numbers, in the followed sessions."""
 
@@ -52,7 +52,7 @@ class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     state: ChannelState
-    """`resting`: there is nothing to deliver to (no desktop session); it is tried again."""
+    """`resting`: there is nothing to deliver to (no desktop session); the daemon tries again."""
     detail: str
     hint: str
     since: str
@@ -60,7 +60,7 @@ class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
     told: int
     """The number of the last event that the channel has handled."""
     waiting: int
-    """How many later events there are."""
+    """How many events it has not handled yet."""
 
 
 class Unattributed(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +88,7 @@ class PingAnswer(Answer, frozen=True, kw_only=True, tag="ping"):
 
 
 class StatusAnswer(Answer, frozen=True, kw_only=True, tag="status"):
-    """The runs that were asked for, newest first, in pages."""
+    """The requested runs, newest first, in pages."""
 
     runs: tuple[RunLine, ...]
     next: str | None
