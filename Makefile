@@ -2,15 +2,15 @@
 PYTHON ?= python3
 # A test spends about half of its time waiting for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
-# Tests to run: MARKS is an expression for pytest's -m; FAST=1 leaves out the tests that take long, and those of the
-# native client, on which the version of a package or of Python has no influence.
+# Tests to run: MARKS is an expression for pytest's -m; FAST=1 leaves out long tests, and those of the native client,
+# which depends on no package and no Python.
 MARKS ?=
 FAST ?=
 
 # test-newest, test-lowest and test-all call make again with an environment of their own.
 VENV := .venv
 BIN := $(VENV)/bin
-# The set of packages to run the programs with, and the set to test them with: each is a file in requirements/, or newest.
+# Package sets for running and for testing: a file in requirements/, or `newest`.
 RUNTIME := runtime
 TEST := test
 
@@ -39,7 +39,7 @@ help:
 	@echo
 	@echo "FAST=1 leaves out the soak tests and those of the native client; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
-# A changed lock makes a new environment, so that no package of the old one is left in it.
+# A changed lock makes a new environment, so that no package of the old one remains.
 $(VENV)/.made: $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'fluxbudget needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …' >&2; exit 1; }
@@ -62,7 +62,7 @@ $(VENV)/.ourselves: $(VENV)/.$(RUNTIME) pyproject.toml hatch_build.py $(wildcard
 	@$(BIN)/python $(PIP_OURSELVES) --editable .
 	@touch $@
 
-# A Ctrl-C that came before Python runs the script would print a traceback: env holds it back (coreutils 8.31 and newer).
+# A Ctrl-C before Python runs the script would print a traceback: env blocks it (coreutils 8.31 and newer).
 HOLD_SIGINT := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-signal=INT)
 demo: $(VENV)/.ourselves
 	@$(HOLD_SIGINT) $(BIN)/python docs/demo.py
@@ -78,7 +78,7 @@ suite: $(VENV)/.ourselves $(VENV)/.$(TEST)
 	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py
 
 # Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 and later and
-# cannot be compiled there: of the wheel for 3.12, such a Python uses the loader that is written in Python.
+# cannot be compiled there; there the wheel for 3.12 is used, with its pure-Python loader.
 PYYAML := 6.0.1 6.0.3 6.0.4
 PYYAML_6.0.1 = $(shell $(BIN)/python -c 'import sys; print("--python-version=3.12" * (sys.version_info >= (3, 13)))')
 $(VENV)/pyyaml/%/.made: requirements/pyyaml/%.txt $(VENV)/.ourselves $(VENV)/.$(TEST)
@@ -113,7 +113,7 @@ test: lint suite yaml-test wheel-test
 test-newest:
 	@$(MAKE) suite VENV=build/env/newest RUNTIME=newest TEST=newest
 
-# The lowest versions are locked because only the direct dependencies are at their floors: what these need is not.
+# Locked, because only direct dependencies are at their lowest versions; transitive ones are not.
 test-lowest:
 	@$(MAKE) suite VENV=build/env/lowest RUNTIME=lowest TEST=lowest
 
@@ -160,7 +160,7 @@ docs: $(VENV)/.ourselves
 	$(BIN)/python docs/make_map.py docs/ARCHITECTURE.md
 	$(BIN)/python docs/make_captures.py docs
 
-# Into the user's own environment, with pipx or uv if installed, otherwise pip --user; never by force into the system's Python.
+# Into the user's own environment, with pipx or uv if installed, otherwise pip --user; never forced into the system's Python.
 install:
 	@if command -v pipx >/dev/null; then pipx install --force .; \
 	elif command -v uv >/dev/null; then uv tool install --force .; \

@@ -1,6 +1,6 @@
 """Build hook: add the systemd units, the configuration template and `fluxbudgetctl` to the wheel.
 
-`fluxbudgetctl` is the native client where a C compiler is available, else a short script. Both pass what they do not
+`fluxbudgetctl` is the native client if a C compiler is available, else a short script. Both pass what they do not
 handle themselves to `fluxbudgetctl-python` beside them, an ordinary console script. With `FLUXBUDGET_NATIVE=0` the
 native client is left out; with `FLUXBUDGET_NATIVE=1` the build fails if it cannot be compiled.
 """
@@ -18,7 +18,7 @@ from packaging.tags import platform_tags
 
 _NAME = "fluxbudgetctl"
 _SETTING = "FLUXBUDGET_NATIVE"
-#: Files that the installed programs read, and their places in the wheel.
+#: Files that the installed programs read, and their paths in the wheel.
 _DATA = {"systemd": f"{_NAME}/systemd", "config/fluxbudget.toml": "fluxbudgetd/config/fluxbudget.toml"}
 
 # A static program needs no libc, only a kernel. manylinux_2_17 is the oldest tag that promises one new enough (CentOS 7
@@ -72,8 +72,8 @@ class Client(BuildHookInterface[Any]):
 
     def _why_not(self) -> str:
         if os.statvfs(self._made.name).f_flag & os.ST_NOEXEC:
-            return f"what is compiled in {tempfile.gettempdir()} may not run (noexec): set TMPDIR to another directory"
-        return "no C compiler here makes a program that runs"
+            return f"programs in {tempfile.gettempdir()} cannot be executed (noexec): set TMPDIR to another directory"
+        return "no working C compiler was found"
 
 
 def _platform(program: str) -> str:

@@ -16,7 +16,7 @@ ROW_TOKENS = 110
 
 
 def database(base: Path, path: Path, rows: int) -> None:
-    """Put a database with this many rows at `path`. The first of each size is made beside `base` and kept."""
+    """Put a database with this many rows at `path`. The first one of each size is kept beside `base` and copied."""
     made = base.parent / f"{rows}.db"
     if not made.exists():
         _make(made, rows)
@@ -30,7 +30,7 @@ def sprint_rows(rows: int) -> int:
 
 
 def _sessions(rows: int) -> Iterator[str]:
-    """Yield each row's session: twenty rows each, but of the last tenth of all rows every tenth is the sprint's."""
+    """Yield the session of each row: twenty rows each; in the table's last tenth, every tenth row is the sprint's."""
     for number in range(rows):
         recent = number >= rows - rows // 10
         yield SPRINT if recent and number % 10 == 0 else f"s{number // SESSION_ROWS}"

@@ -70,7 +70,7 @@ def hook_input(home: harness.Home, fields: dict[str, object]) -> bytes:
 
 
 def hooks(base: Path, rounds: int) -> Iterator[Row]:
-    """Send hooks' requests without starting processes: the daemon's part alone."""
+    """Measure the daemon's share of a hook: requests without processes."""
     with world("hooks", base) as home:
         Interstat(home.interstat).close()
         home.start()

@@ -12,7 +12,7 @@ import sys
 import time
 from array import array
 
-#: Responses in the first moments are not counted: connections are being accepted, and caches fill.
+#: Warm-up: these responses are ignored.
 WARM_SECONDS = 0.1
 
 

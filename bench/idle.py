@@ -10,7 +10,7 @@ from common import Row, world
 from databases import SMALL, database
 from harness import daemon as harness
 
-#: How often threads are sampled. What a thread does between its last sample and its end is not counted.
+#: How often threads are sampled. Wake-ups between a thread's last sample and its end are not counted.
 _SAMPLE_SECONDS = 0.25
 
 
@@ -27,7 +27,7 @@ def switches(pid: int) -> dict[int, int]:
 
 
 def wake_ups(pid: int, seconds: float) -> Counter[int]:
-    """Count the wake-ups of each thread for so many seconds, including threads that start or end meanwhile."""
+    """Count the wake-ups of each thread for `seconds`, including threads that start or end meanwhile."""
     counted: Counter[int] = Counter()
     last = switches(pid)
     end = time.monotonic() + seconds
@@ -66,4 +66,4 @@ def idle(base: Path, seconds: float) -> Iterator[Row]:
                 watcher = max(counted.values())
                 others = (counted.total() - watcher) / seconds
                 figure = f"{watcher / seconds:.1f}/s (the event loop {loop / seconds:.2f}/s, all others {others:.2f}/s)"
-                yield Row("… of them the watcher's thread, which looks every 50 ms", figure, "", None)
+                yield Row("… of which the file watcher (polls every 50 ms)", figure, "", None)

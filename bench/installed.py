@@ -21,7 +21,7 @@ def install(place: Path, native: bool) -> Path | None:
     built = subprocess.run(build, cwd=ROOT, env={**os.environ, **setting}, capture_output=True, text=True, check=False)
     if built.returncode != 0:
         # Any other failure is a defect of ours.
-        assert "no C compiler" in built.stdout + built.stderr, built
+        assert "no working C compiler" in built.stdout + built.stderr, built
         return None
     venv.create(place, symlinks=True)
     pip = [

@@ -1,4 +1,4 @@
-"""Whole processes, as a hook pays for them: from starting the program until it has been waited for."""
+"""Time whole processes as a hook experiences them, from spawn to wait()."""
 
 import contextlib
 import json
@@ -39,9 +39,9 @@ _SIZES = {f"sqlite3, {grouped(rows)} rows": rows for rows in (SMALL, MIDDLE, LAR
 _SQLITE = f"sqlite3, {grouped(MIDDLE)} rows"
 _HOOK_NAMES = tuple(f"`hook`, native client, {name}" for name, _ in HOOKS)
 
-#: Programs take turns in sets. What ran before decides what a program finds in the processor's caches, and client and
-#: daemon together lose more there than /bin/true, so there is a set of short programs and a set of almost all.
-#: Hooks that write have a set of their own: the daemon works on after its answer, which would slow the others down.
+#: Programs are interleaved in sets, because what ran before affects the CPU caches, and client and daemon together
+#: suffer more from that than /bin/true: one set of short programs, one of nearly all. Hooks that write have a set of
+#: their own: the daemon still works after its answer, which would slow the others down.
 _SHORT = frozenset((_TRUE, _NATIVE, _STATUSLINE, _HOOK_NAMES[0], _AWAY))
 _WRITING = frozenset((_TRUE, *_HOOK_NAMES[1:]))
 
@@ -73,7 +73,7 @@ _COMPARISONS: tuple[tuple[str, str, float | None], ...] = (
 
 
 def processes(base: Path, rounds: int) -> Iterator[Row]:
-    """Run every contender in shuffled turns, and at last a hook while the daemon is stopped."""
+    """Run every contender in shuffled turns, and finally a hook while the daemon is stopped."""
     with world("processes", base) as home, contextlib.ExitStack() as stack:
         files = {name: base / f"{rows}.db" for name, rows in _SIZES.items()}
         # The daemon keeps its own file open, so the other files are kept open as well.
@@ -105,7 +105,7 @@ def processes(base: Path, rounds: int) -> Iterator[Row]:
 
 
 def _programs(base: Path, home: harness.Home, files: Mapping[str, Path]) -> tuple[dict[str, Program], dict[str, str]]:
-    """Return the programs that can be measured, and for each other one the reason why not."""
+    """Return the programs that can be measured, and why each of the others cannot."""
     # PYTHONPATH would run the client of the source tree instead of the installed one.
     environ = {name: value for name, value in home.environ.items() if name != "PYTHONPATH"}
     sprint = {**environ, "CLAUDE_CODE_SESSION_ID": SPRINT}
@@ -140,14 +140,14 @@ def _programs(base: Path, home: harness.Home, files: Mapping[str, Path]) -> tupl
 def _native(program: str, base: Path, home: harness.Home, environ: Mapping[str, str]) -> Iterator[tuple[str, Program]]:
     """Yield the programs of the native client that read stdin, each with its input file."""
     for number, (name, (_, fields)) in enumerate(zip(_HOOK_NAMES, HOOKS, strict=True)):
-        given = base / f"hook-{number}.json"
-        given.write_bytes(hook_input(home, fields))
-        yield name, Program([program, "hook"], environ, str(given))
-    nobody = {**environ, "FLUXBUDGET_SOCKET": str(base / "nobody.sock")}
-    yield _AWAY, Program([program, "hook"], nobody, str(base / "hook-0.json"))
-    given = base / "statusline.json"
-    given.write_bytes(hook_input(home, {"model": {"display_name": "Opus"}, "version": "2.1.0"}))
-    yield _STATUSLINE, Program([program, "statusline"], environ, str(given))
+        stdin = base / f"hook-{number}.json"
+        stdin.write_bytes(hook_input(home, fields))
+        yield name, Program([program, "hook"], environ, str(stdin))
+    away = {**environ, "FLUXBUDGET_SOCKET": str(base / "absent.sock")}
+    yield _AWAY, Program([program, "hook"], away, str(base / "hook-0.json"))
+    stdin = base / "statusline.json"
+    stdin.write_bytes(hook_input(home, {"model": {"display_name": "Opus"}, "version": "2.1.0"}))
+    yield _STATUSLINE, Program([program, "statusline"], environ, str(stdin))
 
 
 def _require_equal_answers(programs: Mapping[str, Program]) -> None:

@@ -25,7 +25,7 @@ from transcripts import live_totals
 
 
 def start_up(base: Path, rounds: int) -> Iterator[Row]:
-    """Measure the time from starting the daemon to its first answer, with much data and with none."""
+    """Measure the time from starting the daemon to its first answer, with a lot of data and with none."""
     with world("empty", base) as empty, world("full", base) as full:
         database(base, full.interstat, LARGE)
         full.start()
@@ -58,7 +58,7 @@ def start_up(base: Path, rounds: int) -> Iterator[Row]:
         seconds = statistics.median(times["full"])
         yield Row("ready with 1 000 000 rows and 1 000 active runs", f"{seconds:.2f} s", "≤ 1 s", seconds <= 1)
         ratio = seconds / statistics.median(times["empty"])
-        yield Row("… ÷ ready with nothing", f"{ratio:.2f}", "", None)
+        yield Row("… ÷ an empty daemon", f"{ratio:.2f}", "", None)
         with world("full", base) as again:
             again.start()
             first = timed(lambda: again.ask(messages.Remaining(scope="b7", wait_ms=10_000)))
@@ -82,7 +82,7 @@ def memory(base: Path) -> Iterator[Row]:
             wire.ask(messages.Status(wait_ms=20_000), 30)
         used = daemon.status("VmRSS") / 1024
         yield Row("memory with 100 runs, 1 000 sessions, 20 000 rows", f"{used:.1f} MiB", "≤ 45 MiB", used <= 45)
-        yield Row("… ÷ memory with nothing", f"{used / bare:.2f} ({bare:.1f} MiB)", "", None)
+        yield Row("… ÷ an empty daemon", f"{used / bare:.2f} ({bare:.1f} MiB)", "", None)
 
 
 PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {

@@ -402,7 +402,7 @@ def test_ping_and_version(home: Home, daemon: Daemon) -> None:
 
 
 def test_doctor(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    assert home.ok("doctor").endswith("all is well")
+    assert home.ok("doctor").endswith("no problems found")
     assert home.json("doctor")["ok"] is True
     daemon.kill()
     result = home.ctl("doctor")

@@ -132,7 +132,7 @@ class Environment:
 def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str, warned: bool) -> None:
     """The client is native where a compiler works and it is wanted; the wheel's tag is for this platform or for any."""
     result = build("wheel", tmp_path / "dist", environ=environ)
-    assert ("no C compiler here" in result.stdout + result.stderr) == warned, result
+    assert ("no working C compiler was found" in result.stdout + result.stderr) == warned, result
     (wheel,) = (tmp_path / "dist").iterdir()
     pure = kind == "python"
     with zipfile.ZipFile(wheel) as content:
@@ -271,7 +271,7 @@ def test_compiler_whose_programs_may_not_run(tmp_path: Path) -> None:
         prefix=with_empty(str(temporary), options="noexec"),
     )
     assert result.returncode == 1
-    assert f"what is compiled in {temporary} may not run (noexec)" in result.stdout + result.stderr
+    assert f"programs in {temporary} cannot be executed (noexec)" in result.stdout + result.stderr
 
 
 def clean_client(installed: Environment, kind: str) -> None:
@@ -315,7 +315,7 @@ def test_wheel_of_the_sdist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({**NO_COMPILER, "FLUXBUDGET_NATIVE": "1"}, "FLUXBUDGET_NATIVE=1, but no C compiler here"),
+        ({**NO_COMPILER, "FLUXBUDGET_NATIVE": "1"}, "FLUXBUDGET_NATIVE=1, but no working C compiler was found"),
         ({"FLUXBUDGET_NATIVE": "yes"}, "FLUXBUDGET_NATIVE is 'yes'"),
     ],
 )

@@ -149,7 +149,7 @@ def test_silent_daemon_counts_as_lost_until_it_answers_again(home: Home, served:
     with Watch(home, "--heartbeat", "0.1", "--timeout", "60") as watch:
         served.wait_for_subscriber()
         served.mute.set()
-        watch.wait_for_stderr("connection lost (nothing came for 2 s), waiting for the daemon")
+        watch.wait_for_stderr("connection lost (nothing arrived for 2 s), waiting for the daemon")
         served.events = some(1, 2)
         served.speak()
         watch.wait_for_numbers([1, 2])

@@ -88,7 +88,7 @@ def test_stopped_daemon_counts_as_lost(home: Home, daemon: Daemon) -> None:
         home.ok("run", "start", "--id", "r1")
         watch.wait_for_numbers(written(home))
         daemon.signal(signal.SIGSTOP)
-        watch.wait_for_stderr("connection lost (nothing came for 2 s)")
+        watch.wait_for_stderr("connection lost (nothing arrived for 2 s)")
         daemon.signal(signal.SIGCONT)
         watch.wait_for_stderr("connected again")
         home.ok("run", "finish", "--run", "r1")

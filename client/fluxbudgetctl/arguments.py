@@ -13,7 +13,7 @@ Parser = argparse.ArgumentParser
 
 
 class FailingParser(Parser):
-    """A parser that reports a usage error as every other failure is reported: one line and a hint."""
+    """A parser that reports a usage error like every other failure: one line and a hint."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with the usage exit code."""
@@ -99,7 +99,7 @@ def add_transcript(parser: Parser) -> None:
 
 
 def add_model(parser: Parser) -> None:
-    """Add the flags that select the history estimates are made from."""
+    """Add the flags that select the history that estimates are based on."""
     parser.add_argument(
         "--model", type=text, metavar="M", help="use the history of this model (default: claude-opus-4-6)"
     )

@@ -1,7 +1,7 @@
-"""The entry point of the script that stands in for the native client: `python -I -S bare.py CLIENT WORD…`.
+"""The entry point of the script that replaces the native client: `python -I -S bare.py CLIENT WORD…`.
 
-Without `site`, Python starts faster, but finds no packages, so only the hot verbs can be carried out like this. For
-everything else Python is started again the usual way, as CLIENT.
+Without `site`, Python starts faster but finds no packages. The hot verbs need none. For everything else this executes
+CLIENT, which starts Python the usual way.
 """
 
 import os

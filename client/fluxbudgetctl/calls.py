@@ -45,7 +45,7 @@ class TimeLimit:
         self._deadline = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Return the seconds that are left; raises `Failure` when there are none."""
+        """Return the remaining seconds; raises `Failure` if there are none."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise Failure("not all runs arrived within the time limit", "use a longer --timeout", codes.NO_ANSWER)

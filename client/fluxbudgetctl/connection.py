@@ -15,8 +15,8 @@ _RETRY_SECONDS = 0.002
 _CREDENTIAL_BYTES = 12
 _CHUNK = 65536
 
-#: The code of a failure to connect: no daemon is there, or the system forbids the socket. The caller may then use the
-#: state files. After any other failure it must not: there is, or was, a daemon, and only its answer counts.
+#: The code of a failure to connect: no daemon listens, or the system forbids the socket. Only then may the caller use
+#: the state files: after any other failure there is, or was, a daemon, and only its answer counts.
 NO_SOCKET = "no_socket"
 #: (Some sandboxes use the last two instead of the usual errors.)
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOSYS)
@@ -36,7 +36,7 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
         try:  # noqa: SIM105  contextlib is not imported for this
             peer.sendall(frame)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before it was read: the answer says why
+            pass  # refused before it was read; the answer says why
         return _receive(peer, deadline, path)
     except TimeoutError:
         raise no_answer(path, seconds) from None
@@ -48,7 +48,7 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
 
 
 def connect(path: str, deadline: float) -> _socket.socket:
-    """Return a connection to the daemon's socket, on which sending has until the deadline (monotonic seconds).
+    """Return a connection to the daemon's socket; sending on it times out at the deadline (monotonic seconds).
 
     Raises `Failure` if the socket has no daemon or belongs to another user, `TimeoutError` after the deadline, and
     `OSError`.
@@ -112,7 +112,7 @@ def not_understood(reason: str) -> Failure:
     """Return the failure for an answer that breaks the protocol."""
     return Failure(
         f"the daemon's answer is not understood: {reason}",
-        "are the daemon and the client the same version?",
+        "compare versions with 'fluxbudgetctl version'",
         codes.INTERNAL,
         "not_understood",
     )

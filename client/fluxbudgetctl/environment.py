@@ -29,7 +29,7 @@ def working_directory() -> str | None:
 
 
 def override() -> str | None:
-    """Return the environment's reason to continue although the budget is exceeded; None if it is unset or empty."""
+    """Return the environment's reason to continue although the budget is exceeded, or None."""
     value = os.environ.get("CLAVAIN_SKIP_BUDGET")
     return text(value) if value else None
 

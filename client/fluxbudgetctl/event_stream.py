@@ -1,4 +1,4 @@
-"""A stream of the daemon's events that survives reconnecting: every event once, in order, none missing."""
+"""A stream of the daemon's events that survives reconnects: every event once, in order, without gaps."""
 
 import time
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from fluxbudgetd.wire import messages
 
 # Seconds between attempts to reconnect; each pause is twice the one before.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-#: Seconds that an attempt to reconnect may take at least.
+#: Minimum time limit of a reconnect attempt, in seconds.
 _RECONNECT_SECONDS = 5.0
 #: The connection counts as lost after this many missing heartbeats…
 _MISSING_HEARTBEATS = 3
-#: … but not before this many seconds, because a busy machine may be slow.
+#: … but not before this many seconds, because the machine may be busy.
 _SHORTEST_SILENCE = 2.0
 #: Failures after which reconnecting may succeed.
 _TRANSIENT = {NO_SOCKET, "unreachable", "no_answer", "busy", "timeout"}

@@ -59,7 +59,7 @@ def print_stderr(line: str) -> None:
 def discard(fd: int) -> None:
     """Send the rest of stdout or stderr to /dev/null.
 
-    Otherwise Python would try to write what is left in the buffer when it exits, fail again, and change the exit code.
+    Otherwise Python would try to write the rest of the buffer at exit, fail again, and change the exit code.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 

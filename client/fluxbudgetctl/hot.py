@@ -2,7 +2,7 @@
 
 This module imports nothing that costs milliseconds: argparse, msgspec or the socket module would each take as long as
 the rest of the answer. Its table of flags serves the quick parser below and the full one in `cli`, which takes over for
-everything but a plain, correct use of these flags: `--help`, abbreviations, mistakes.
+anything but a plain, correct use of these flags: `--help`, abbreviations, mistakes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "hook": (*NAMING_FLAGS, "--timeout"),
     "statusline": (*NAMING_FLAGS, "--timeout", "--width", "--no-colour", "--no-color"),
 }
-#: The verbs that run all day; they get the shorter time limit.
+#: The verbs that are called most often; they get the shorter time limit.
 QUICK = ("remaining", "hook", "statusline")
 #: The flags without a value, and their names in `Options`.
 _SWITCHES = {"--json": "json", "--no-colour": "no_colour", "--no-color": "no_colour"}
@@ -69,7 +69,7 @@ _PING: dict[str, tuple[type, ...]] = {"version": (str,), "protocol": (int,), "pi
 
 
 class Options:
-    """A hot command line. `switches` names the flags without a value that are given: `json`, `no_colour`."""
+    """A hot command line. `switches` names the given flags without a value: `json`, `no_colour`."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ def _print_no_run(options: Options) -> None:
 
 
 def _print(line: object) -> None:
-    """Print a line. A reader that has gone changes nothing: `check` exits with 1 when it refuses, even then."""
+    """Print a line. A closed pipe does not change the exit code of a refused `check`."""
     try:
         print(line)
     except BrokenPipeError:  # raised here if stdout is unbuffered or the line exceeds its buffer

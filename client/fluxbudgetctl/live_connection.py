@@ -1,4 +1,4 @@
-"""A connection that stays open for many answers, and whose waiting can be ended from outside."""
+"""A connection that stays open for many answers, and whose waits can be interrupted."""
 
 import math
 import select
@@ -19,7 +19,7 @@ Received = messages.AnyAnswer | messages.ErrorAnswer
 
 
 class StopOn(NamedTuple):
-    """A descriptor, and its poll events that end all waiting; an error on the descriptor always does."""
+    """A descriptor, and the poll events on it that end every wait; an error on it always does."""
 
     fd: int
     events: int
@@ -30,7 +30,7 @@ class Stopped(Exception):  # noqa: N818  not an error
 
 
 class ConnectionLost(Exception):  # noqa: N818  not an error of the program
-    """The connection cannot be used any more. `timed_out`: because nothing arrived in time."""
+    """The connection is no longer usable. `timed_out` if nothing arrived in time."""
 
     def __init__(self, why: str, *, timed_out: bool = False) -> None:
         super().__init__(why)
@@ -69,7 +69,7 @@ class LiveConnection:
     def receive(self, seconds: float) -> list[Received]:
         """Return what has arrived, at least one answer.
 
-        Raises `ConnectionLost`, also if nothing arrives for so many seconds; `Failure` if what arrives is not an
+        Raises `ConnectionLost`, also if nothing arrives for `seconds`; `Failure` if what arrives is not an
         answer; `Stopped`.
         """
         while not (answers := list(self._decoded())):
@@ -102,7 +102,7 @@ class LiveConnection:
         if self._stop_on is not None and any(fd == self._stop_on.fd for fd, _ in ready):
             raise Stopped
         if not ready:
-            raise ConnectionLost(f"nothing came for {seconds:g} s", timed_out=True)
+            raise ConnectionLost(f"nothing arrived for {seconds:g} s", timed_out=True)
 
 
 def pause(seconds: float, stop_on: StopOn | None) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Removed, so that programs started by this one do not inherit it.
+    # Removed, so that child processes do not inherit it.
     native = os.environ.pop("FLUXBUDGETCTL_NATIVE", None)
     code = 0
     try:
@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of stdout has gone (`| head`). The exit code is that of the answer all the same.
+        # The reader of stdout has gone (`| head`). The answer's exit code stays.
         _discard_stdout()
     except OSError as exc:
         # Only writing our own output can get here; all other errors are handled where they occur.
         _discard_stdout()
-        return _fail(f"the output cannot be written: {exc.strerror}", "is the disk full?")
+        return _fail(f"the output cannot be written: {exc.strerror}", "check where stdout goes, and free disk space")
     except Exception as exc:  # noqa: BLE001  Python would exit with 1, which means "refused"
         return _fail(f"internal error: {type(exc).__name__}: {exc}", "please report it")
     return code
@@ -43,7 +43,7 @@ def _exit_code(request: SystemExit) -> int:
             sys.stdout.flush()
     except OSError as exc:
         _discard_stdout()
-        return _fail(f"the output cannot be written: {exc.strerror}", "is the disk full?")
+        return _fail(f"the output cannot be written: {exc.strerror}", "check where stdout goes, and free disk space")
     return request.code if isinstance(request.code, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""What the client itself can find wrong with the socket and the files beside it."""
+"""Problems with the socket and its directory that the client can find without the daemon."""
 
 import os
 import socket

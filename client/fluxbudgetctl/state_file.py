@@ -1,8 +1,8 @@
 """The daemon's state files, for when its socket cannot be opened: in a sandbox, or when the socket was deleted.
 
-A file says what was true at its `as_of`. It counts while the daemon, which keeps it up to date, is alive; the file of a
-killed daemon does not. Nothing in a directory that other users could have created or changed counts, because the
-socket's path may be in a directory that everyone can write to.
+A file says what was true at its `as_of`. It is used only while the daemon, which keeps it up to date, is alive. Files
+that other users could have created or changed are never used, because the socket may be in a directory that everyone
+can write to.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Input:
 def read_input(deadline: float) -> Input:
     """Read stdin to its end, or until the deadline (monotonic seconds).
 
-    A stdin that is a terminal, closed or unreadable counts as empty: it holds nothing for a hook.
+    A stdin that is a terminal, closed or unreadable counts as empty.
     """
     data = bytearray()
     whole = True
@@ -58,7 +58,7 @@ def write_line(line: str, deadline: float, file: TextIO | None) -> None:
     """Write a line to stdout or stderr, as UTF-8 in every locale because Claude Code reads it.
 
     Raises `OSError`; `TimeoutError` if at the deadline (monotonic seconds) the reader has not made room for the rest.
-    Whatever there is room for is written even after the deadline.
+    Even after the deadline it writes as much as there is room for.
     """
     if file is None:  # closed; its descriptor may belong to another file by now
         return

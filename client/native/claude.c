@@ -133,10 +133,10 @@ static void export_lines(struct text lines)
         debug_error("the file named by $CLAUDE_ENV_FILE cannot be written: ", why);
 }
 
-static void pack_whole(struct packer *to, const void *of)
+static void pack_whole(struct packer *to, const void *context)
 {
     pack_string(to, "whole");
-    pack_boolean(to, *(const bool *)of);
+    pack_boolean(to, *(const bool *)context);
 }
 
 /* Ask the daemon; return false with a failure for any kind of error. */
@@ -148,7 +148,7 @@ static bool ask_hook(const struct options *options, const char *path, const stru
         return add_string(failure, "the hook's input did not end in time");
     }
     struct request request = {.path = path, .op = "hook", .options = options, .input = given->data,
-                              .pairs = 1, .pack_rest = pack_whole, .of = &given->whole};
+                              .pairs = 1, .pack_rest = pack_whole, .context = &given->whole};
     struct value answer;
     if (!ask(&request, left, &answer, failure))
         return false;
@@ -219,9 +219,9 @@ struct line_style {
     bool colour;
 };
 
-static void pack_style(struct packer *to, const void *of)
+static void pack_style(struct packer *to, const void *context)
 {
-    const struct line_style *style = of;
+    const struct line_style *style = context;
     pack_string(to, "width");
     if (style->width > 0)
         pack_count(to, (uint64_t)style->width);
@@ -305,7 +305,7 @@ static bool put_line(const struct options *options, const char *path, struct tex
     if (terminal != NULL && strcmp(terminal, "dumb") == 0)
         style.colour = false;
     struct request request = {.path = path, .op = "statusline", .options = options, .input = input,
-                              .pairs = 2, .pack_rest = pack_style, .of = &style};
+                              .pairs = 2, .pack_rest = pack_style, .context = &style};
     struct value answer;
     if (!ask(&request, left, &answer, failure)) {
         if (!failure->no_socket || !find_state(options, path, text_field(input, "\"session_id\""), &state, failure))

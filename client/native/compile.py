@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wvla")
-#: Linker flags to try in this order. A static program starts faster because nothing is linked at that time, and fewer
+#: Linker flags to try in this order. A static program starts faster because nothing is linked at start-up, and fewer
 #: segments mean fewer page faults.
 _LINKING = (("-static", "-s", "-Wl,-z,noseparate-code"), ("-s",))
 _COMPILERS = ("cc", "gcc", "clang")
@@ -55,11 +55,11 @@ def sources() -> list[str]:
 def write_table(directory: str) -> None:
     """Write `printable.h`, the code points at which `str.isprintable` changes, so that both clients agree."""
     with open(os.path.join(directory, "printable.h"), "w", encoding="ascii") as file:
-        file.write(f"static const uint32_t turns[] = {{{', '.join(map(str, _turns()))}}};\n")
+        file.write(f"static const uint32_t printable_boundaries[] = {{{', '.join(map(str, _boundaries()))}}};\n")
 
 
 @functools.cache
-def _turns() -> list[int]:
+def _boundaries() -> list[int]:
     found, before = [0], False
     for code in range(sys.maxunicode + 1):
         if chr(code).isprintable() != before:
@@ -69,7 +69,7 @@ def _turns() -> list[int]:
 
 
 def _runs(program: str) -> bool:
-    """True if the program starts. (Without the Python client beside it, it cannot do more.)"""
+    """True if the program starts. (Without the Python client beside it, it can do no more.)"""
     try:
         done = subprocess.run([os.path.abspath(program)], capture_output=True, check=False)  # noqa: S603
     except OSError:

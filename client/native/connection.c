@@ -190,7 +190,7 @@ bool ask(const struct request *request, double seconds, struct value *answer, st
         pack_bytes_head(&to, request->input.size);
     }
     if (request->pack_rest != NULL)
-        request->pack_rest(request->input.bytes != NULL ? &after : &to, request->of);
+        request->pack_rest(request->input.bytes != NULL ? &after : &to, request->context);
     size_t size = to.size - HEADER + request->input.size + after.size;
     if (size > MAX_FRAME) {
         snprintf(failure->number, sizeof failure->number, "a message has 1 to %d bytes, this one %zu", MAX_FRAME, size);

@@ -11,9 +11,9 @@ struct request {
     const char *op;
     const struct options *options; /* null: the request is not about a run */
     struct text input;
-    size_t pairs;                                                /* how many `pack_rest` adds */
-    void (*pack_rest)(struct packer *to, const void *of);        /* null: nothing */
-    const void *of;
+    size_t pairs; /* how many `pack_rest` adds */
+    void (*pack_rest)(struct packer *to, const void *context); /* null: nothing */
+    const void *context; /* passed to `pack_rest` */
 };
 
 /* Ask the daemon. The answer is a map whose `ok` is true; it is valid until the next request. */

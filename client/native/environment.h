@@ -20,7 +20,7 @@ struct options {
 /* Return an environment variable; null if it is unset or empty. */
 const char *variable(const char *name);
 
-/* Return the path of the daemon's socket; null if it is not plain, which is left to Python. */
+/* Return the path of the daemon's socket; null if it needs normalising; then Python takes over. */
 const char *socket_path(void);
 
 /* Return a width in cells; 0 unless it is a whole number above 0 of at most five digits. */

@@ -34,7 +34,7 @@ bool add_string(struct failure *failure, const char *piece)
 
 bool not_understood(struct failure *failure, const char *reason)
 {
-    fail(failure, INTERNAL, "are the daemon and the client the same version?");
+    fail(failure, INTERNAL, "compare versions with 'fluxbudgetctl version'");
     add_string(failure, "the daemon's answer is not understood: ");
     return add_string(failure, reason);
 }

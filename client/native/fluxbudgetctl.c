@@ -131,45 +131,45 @@ static const struct verb *parse(char **arguments, struct options *options)
 }
 
 /* Find the path of this program with symlinks resolved; return false if the system does not provide it. */
-static bool find_self(char place[PATH_MAX])
+static bool find_self(char path[PATH_MAX])
 {
-    ssize_t size = readlink("/proc/self/exe", place, PATH_MAX - 1);
+    ssize_t size = readlink("/proc/self/exe", path, PATH_MAX - 1);
     if (size > 0) {
-        place[size] = '\0';
+        path[size] = '\0';
         return true;
     }
     /* There may be no /proc. The kernel also passes the name by which the program was executed. */
     const char *called = (const char *)getauxval(AT_EXECFN);
-    return called != NULL && realpath(called, place) != NULL;
+    return called != NULL && realpath(called, path) != NULL;
 }
 
-/* Execute the Python client beside this program in its place; return an exit code if that fails. */
+/* Replace this process with the Python client beside this program; return an exit code if that fails. */
 static int run_python_client(char **arguments)
 {
-    char place[PATH_MAX + 32] = "/proc/self/exe";
+    char path[PATH_MAX + 32] = "/proc/self/exe";
     struct failure failure = {.count = 0};
     bool hook = arguments[0] != NULL && arguments[1] != NULL && strcmp(arguments[1], "hook") == 0;
-    if (find_self(place)) {
-        strcpy(strrchr(place, '/') + 1, "fluxbudgetctl-python");
+    if (find_self(path)) {
+        strcpy(strrchr(path, '/') + 1, "fluxbudgetctl-python");
         setenv("FLUXBUDGETCTL_NATIVE", FLUXBUDGET_VERSION, 1);
-        /* With these, Python may fail to start or continue after its end, with exit codes that have a meaning here. */
+        /* With these set, Python may fail to start, or keep running after the script, and exit with a code that means
+           something else here. */
         unsetenv("PYTHONHOME");
         unsetenv("PYTHONINSPECT");
-        arguments[0] = place;
-        execv(place, arguments);
+        arguments[0] = path;
+        execv(path, arguments);
     }
     const char *why = strerror(errno);
     if (hook)
         return OK; /* a hook never disturbs the session */
     fail(&failure, INTERNAL, "install fluxbudget again: this command needs its Python client");
-    add_string(&failure, place);
+    add_string(&failure, path);
     add_string(&failure, ": ");
     add_string(&failure, why);
     return report(&failure);
 }
 
-/* A closed standard file's number would be given to the next file that is opened, which would then be used as stdin or
-   stdout. */
+/* Otherwise the next file that is opened would get the number of a closed one, and be used as stdin or stdout. */
 static void open_standard_files(void)
 {
     for (int file = STDIN_FILENO; file <= STDERR_FILENO; file++)
@@ -182,7 +182,7 @@ int main(int count, char **arguments)
     struct options options;
     open_standard_files();
     if (count == 0) {
-        /* argv has no element that could be replaced by the Python client's path. */
+        /* argv is empty: make room for the Python client's path. */
         char *none[] = {NULL, NULL};
         return run_python_client(none);
     }
@@ -190,8 +190,8 @@ int main(int count, char **arguments)
     const char *path = verb != NULL ? socket_path() : NULL;
     if (path == NULL)
         return run_python_client(arguments);
-    /* As in Python, output that cannot be written is an error, and not a signal that ends the program. Set only after
-       the Python client had its chance to be executed, because it would inherit this. */
+    /* As in Python, output that cannot be written is an error, not a signal that ends the program. Set only now,
+       because the Python client would inherit it. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
     int code = verb->run(&options, path);
@@ -199,7 +199,7 @@ int main(int count, char **arguments)
     if (out.error == 0 || out.error == EPIPE)
         return code;
     struct failure failure = {.count = 0};
-    fail(&failure, INTERNAL, "is the disk full?");
+    fail(&failure, INTERNAL, "check where stdout goes, and free disk space");
     add_string(&failure, "the output cannot be written: ");
     add_string(&failure, strerror(out.error));
     out.used = 0;

@@ -85,7 +85,7 @@ static void write_shortest(double number, char to[32])
         snprintf(to, 32, "%.*e", digits - 1, number);
         if (strtod(to, NULL) == number)
             return;
-        /* Above a power of two, floats are farther apart than below. There the next digit up may also read back. */
+        /* Above a power of two, floats are farther apart than below, so the next higher digit may also round-trip. */
         char *last = strchr(to, 'e') - 1;
         if (*last < '9' && strtod(to, NULL) < number) {
             ++*last;

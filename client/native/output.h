@@ -34,7 +34,7 @@ void put_float(struct output *to, double number);
    (failure.py, `one_line`). */
 void put_one_line(struct output *to, struct text bytes);
 
-/* Put the inside of a JSON string, in ASCII; the second function puts what `put_one_line` would write. */
+/* Put the inside of a JSON string, in ASCII; `put_json_one_line` first escapes as `put_one_line` does. */
 void put_json(struct output *to, struct text utf8);
 void put_json_one_line(struct output *to, struct text bytes);
 

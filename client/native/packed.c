@@ -44,7 +44,7 @@ static struct value make_integer(uint64_t number, size_t width, bool is_signed)
     bool below = is_signed && (number >> (8 * width - 1)) != 0;
     if (below && width < 8)
         number |= UINT64_MAX << (8 * width);
-    return (struct value){.kind = INTEGER, .truth = below, .magnitude = below ? 0 - number : number};
+    return (struct value){.kind = INTEGER, .negative = below, .magnitude = below ? 0 - number : number};
 }
 
 static struct value take_float(struct reader *from)

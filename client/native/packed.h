@@ -10,7 +10,8 @@ enum kind { ABSENT = 0, NIL = 1, BOOLEAN = 2, INTEGER = 4, FLOAT = 8, TEXT = 16,
 
 struct value {
     enum kind kind;
-    bool truth;         /* the value of a boolean; of an integer: it is negative */
+    bool truth;         /* of a boolean */
+    bool negative;      /* of an integer */
     uint64_t magnitude; /* of an integer */
     double number;      /* of a float */
     struct text text;   /* of a text; of an array or a map: the bytes from its first item on */
@@ -20,8 +21,10 @@ struct value {
 /* Return why the bytes are not one value of the kinds above; null if they are. `room` is for the message. */
 const char *check_packed(struct text bytes, char room[64]);
 
-/* Return the value of bytes that have been checked; and the last value of a map's key, or ABSENT. */
+/* Return the value of checked bytes. */
 struct value read_packed(struct text bytes);
+
+/* Return the last value of a key, or ABSENT. */
 struct value field(const struct value *map, const char *key);
 
 /* A request under construction. Bytes that exceed `room` are counted, but not written. */
@@ -41,7 +44,7 @@ void pack_string(struct packer *to, const char *string);
 /* Pack bytes as the protocol's text (`fold`). */
 void pack_folded(struct packer *to, struct text bytes);
 
-/* Pack the head of bytes that are sent after it. */
+/* Pack the head of a byte string; its bytes are sent separately. */
 void pack_bytes_head(struct packer *to, size_t size);
 
 #endif

@@ -14,7 +14,7 @@ enum { LARGEST = 64 * 1024, MOST_DIGITS = 19 };
 
 enum { AS_OF = SPEND_FIELDS, RUN, PHASE, KEYS };
 
-/* Null: the field is not in the file, and nil in the answer. */
+/* Null: not in the file, so nil in the answer. */
 static const char *const keys[KEYS] = {
     [BUDGET] = "budget", [SPENT] = "spent", [RESERVED] = "reserved", [REMAINING] = "remaining", [PCT] = "pct",
     [STATE] = "state",   [STALE] = "stale", [AS_OF] = "as_of",       [RUN] = "run",             [PHASE] = "phase",

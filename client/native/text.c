@@ -66,11 +66,11 @@ size_t encode(uint32_t code, char *to)
 
 bool is_printable(uint32_t code)
 {
-    /* `turns` lists the code points at which it changes; it starts with "not printable" at 0. */
-    size_t low = 0, high = sizeof turns / sizeof turns[0];
+    /* `printable_boundaries` lists the code points at which the answer changes; it starts with "not printable" at 0. */
+    size_t low = 0, high = sizeof printable_boundaries / sizeof printable_boundaries[0];
     while (high - low > 1) {
         size_t middle = (low + high) / 2;
-        if (turns[middle] <= code)
+        if (printable_boundaries[middle] <= code)
             low = middle;
         else
             high = middle;

@@ -25,7 +25,7 @@ size_t encode(uint32_t code, char *to);
 /* True if Python calls the character printable, which decides what `one_line` (failure.py) escapes. */
 bool is_printable(uint32_t code);
 
-/* Write the bytes as the protocol's text, unless `to` is null. Return its length: at most three times the bytes'. */
+/* Write the bytes as the protocol's text, unless `to` is null. Return its length, at most three times the input's. */
 size_t fold(struct text bytes, char *to);
 
 /* Write the file name of the state file for a name (wire/state_names.py), with a NUL; false if it cannot have one. */

@@ -59,7 +59,7 @@ static bool take_spend(const struct value *answer, struct value *spend, struct f
 static void print(struct value value)
 {
     if (value.kind == INTEGER)
-        put_integer(&out, value.truth, value.magnitude);
+        put_integer(&out, value.negative, value.magnitude);
     else if (value.kind == TEXT)
         put(&out, value.text);
     else
@@ -76,7 +76,7 @@ static void json_name(const char *name)
 static void json_value(struct value value)
 {
     if (value.kind == INTEGER) {
-        put_integer(&out, value.truth, value.magnitude);
+        put_integer(&out, value.negative, value.magnitude);
     } else if (value.kind == FLOAT) {
         put_float(&out, value.number);
     } else if (value.kind == TEXT) {
@@ -203,15 +203,15 @@ int verb_env(const struct options *options, const char *path)
     if (left.kind == INTEGER) {
         /* Its readers take 0 as "no limit", so an exhausted budget is 1. */
         put_string(&out, "export FLUX_BUDGET_REMAINING=");
-        put_integer(&out, left.truth, left.magnitude == 0 ? 1 : left.magnitude);
+        put_integer(&out, left.negative, left.magnitude == 0 ? 1 : left.magnitude);
         put_string(&out, "\n");
     }
     return finish(&account, &failure);
 }
 
-static void pack_override(struct packer *to, const void *of)
+static void pack_override(struct packer *to, const void *context)
 {
-    const struct options *options = of;
+    const struct options *options = context;
     const char *reason = options->override != NULL ? options->override : variable("CLAVAIN_SKIP_BUDGET");
     pack_string(to, "override");
     if (reason != NULL)
@@ -223,7 +223,7 @@ static void pack_override(struct packer *to, const void *of)
 int verb_check(const struct options *options, const char *path)
 {
     struct request request = {
-        .path = path, .op = "check", .options = options, .pairs = 1, .pack_rest = pack_override, .of = options};
+        .path = path, .op = "check", .options = options, .pairs = 1, .pack_rest = pack_override, .context = options};
     struct value answer, spend[SPEND_FIELDS], found[CHECK_FIELDS];
     struct failure failure = {.count = 0};
     if (!ask(&request, options->seconds, &answer, &failure) || !take_spend(&answer, spend, &failure))

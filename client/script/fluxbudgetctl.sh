@@ -6,9 +6,10 @@ case $self in */*) ;; *) if [ -f "./$self" ]; then self=./$self; else self=$(com
 [ ! -L "$self" ] || self=$(readlink -f -- "$self")
 here=${self%/*}
 client=$here/fluxbudgetctl-python
-# A Python that cannot start, or that waits for input at its end, would give an exit code with another meaning.
+# With these set, Python may fail to start, or keep running after the script, and exit with a code that means something
+# else here.
 unset PYTHONHOME PYTHONINSPECT
-# The shell would report an interpreter that is gone with exit code 127, to a hook, too.
+# For a missing interpreter the shell would exit with 127, even for a hook.
 can_run() { [ -x "$client" ] && IFS= read -r first <"$client" && first=${first#??} && [ -x "${first%% *}" ]; }
 if ! can_run; then
     [ "$1" != hook ] || exit 0
@@ -16,8 +17,8 @@ if ! can_run; then
     echo "hint: install fluxbudget again" >&2
     exit 70
 fi
-# In a virtual environment the package's place is known, so Python need not search for packages, which takes it longer
-# than the whole answer. An editable install has no package there, and starts Python the usual way.
+# In a virtual environment the package's path is known, so skip Python's package search, which takes longer than the
+# answer. An editable install has no package there, and starts Python the usual way.
 case $1 in remaining | env | check | ping | hook | statusline)
     if [ -f "$here/../pyvenv.cfg" ] && [ -x "$here/python" ]; then
         for start in "$here"/../lib/python3*/site-packages/fluxbudgetctl/bare.py; do

@@ -82,7 +82,7 @@ def test_hanging_daemon_keeps_its_socket_and_ledger(installed: Installed, how: s
         assert is_active() == ["inactive", "inactive"]
         ended = installed.ctl("doctor", "--json", "--timeout", "0.2")
         found = {one["what"]: one["hint"] for one in json.loads(ended.stdout)["findings"]}
-        what = f"fluxbudgetd (pid {pid}) runs outside systemd, beside the units that are installed"
+        what = f"fluxbudgetd (pid {pid}) runs outside systemd, although the units are installed"
         assert found[what] == f"stop it (kill {pid}), then {NOW}"
         assert f"systemctl --user start {SOCKET}" not in found.values()
         assert json.loads(ended.stdout)["service"]["daemon"]["outside"] == pid
@@ -209,7 +209,7 @@ def test_program_that_the_manager_starts_is_compared(installed: Installed) -> No
     other.set_version(OTHER_VERSION)
     assert json.loads(other.ok("service", "status", "--json"))["outdated"]
     other.daemon.unlink()
-    assert f"{SERVICE} starts {other.daemon}, which is not a program" in findings(installed)
+    assert f"{SERVICE} starts {other.daemon}, which is not executable" in findings(installed)
 
 
 def test_install_without_disk_space_leaves_nothing(installed: Installed) -> None:

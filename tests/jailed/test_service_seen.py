@@ -110,7 +110,7 @@ def test_unit_edited_by_hand(installed: Installed) -> None:
 
 def test_missing_program(installed: Installed) -> None:
     installed.daemon.rename(installed.daemon.with_name("gone"))
-    what = f"fluxbudgetd.service starts {installed.daemon}, which is not a program"
+    what = f"fluxbudgetd.service starts {installed.daemon}, which is not executable"
     assert findings(installed, timeout="0.1")[what] == "fluxbudgetctl service install"
 
 

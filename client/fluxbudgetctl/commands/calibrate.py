@@ -38,7 +38,7 @@ def _calibrate(options: Options) -> int:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Replace a file atomically; raises `Failure` and leaves the old file when that is impossible."""
+    """Replace a file atomically; raises `Failure` and keeps the old file if that is impossible."""
     directory = os.path.dirname(path)
     temporary = None
     try:

@@ -9,7 +9,7 @@ import sys
 from fluxbudgetd.wire import codes
 
 _NAME = "fluxbudgetctl"
-#: The events of Claude Code that fluxbudget answers or records, and the tools it wants them for.
+#: Claude Code's events that fluxbudget answers or records, each with a matcher for the tools (None: no matcher).
 _EVENTS = {
     "SessionStart": None,
     "UserPromptSubmit": None,
@@ -31,7 +31,7 @@ def print_settings() -> int:
 
 
 def settings(program: str) -> dict[str, object]:
-    """Return the settings with which Claude Code calls this program, which is given as the shell reads it."""
+    """Return the settings with which Claude Code calls this program, given as a shell word."""
     hooks: dict[str, object] = {}
     for event, matcher in _EVENTS.items():
         call = {"type": "command", "command": f"{program} hook", "timeout": _TIMEOUTS.get(event, _TIMEOUT)}
@@ -45,10 +45,10 @@ def command() -> str:
 
     That is `fluxbudgetctl`, which passed the command line on to this Python client and is installed beside it.
     """
-    started = os.path.realpath(sys.argv[0])
-    if os.path.basename(started) == "__main__.py":  # python -m
+    called = os.path.realpath(sys.argv[0])
+    if os.path.basename(called) == "__main__.py":  # python -m
         return f"{shlex.quote(sys.executable)} -m {_NAME}"
-    program = os.path.join(os.path.dirname(started), _NAME)
+    program = os.path.join(os.path.dirname(called), _NAME)
     found = shutil.which(_NAME)
     if found is not None and os.path.isabs(found) and os.path.exists(program) and os.path.samefile(found, program):
         return _NAME

@@ -31,7 +31,7 @@ def add(commands: Subcommands) -> None:
 
 def _add_start(runs: Subcommands) -> None:
     parser = add_command(
-        runs, "start", "start a run and print its id; the same arguments again name the same run", _start
+        runs, "start", "start a run and print its id; repeating the command finds the same run", _start
     )
     parser.add_argument("--id", type=arguments.text, help="the run's id (default: generated)")
     parser.add_argument("--scope", type=arguments.text, metavar="BEAD", help="the bead the run is about")
@@ -138,15 +138,15 @@ def _set(options: Options) -> int:
 
 
 def _attach(options: Options) -> int:
-    environs = hints()
-    # The session that is attached must not name the run it is attached to.
-    others = tuple(name for name in environs.sessions if name != options.session)
+    known = hints()
+    # Do not use the session as a hint: it is what gets attached.
+    others = tuple(name for name in known.sessions if name != options.session)
     request = messages.RunAttach(
         attach=options.session,
         run=options.run,
         scope=options.scope,
         transcript=transcript(options.transcript),
-        hints=msgspec.structs.replace(environs, sessions=others),
+        hints=msgspec.structs.replace(known, sessions=others),
     )
     return _change(request, options)
 

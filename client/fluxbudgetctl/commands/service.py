@@ -14,13 +14,13 @@ def add(commands: Subcommands) -> None:
     install.add_argument("--now", action="store_true", help="start listening at once, not at the next login")
     install.add_argument("--print", action="store_true", help="print what would be written, and write nothing")
     install.add_argument(
-        "--force", action="store_true", help="overwrite units that were edited or that others have written"
+        "--force", action="store_true", help="overwrite units that were edited, or not written by this command"
     )
 
     uninstall = _add(group, "uninstall", "stop, disable and remove the units; keep the ledger and the configuration")
     uninstall.set_defaults(run_command=_uninstall)
     uninstall.add_argument(
-        "--force", action="store_true", help="remove units that were edited or that others have written"
+        "--force", action="store_true", help="remove units that were edited, or not written by this command"
     )
 
     status = _add(group, "status", "show whether the service is installed, listens and runs; exit 1 if not")

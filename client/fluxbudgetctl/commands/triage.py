@@ -65,7 +65,7 @@ def _triage(options: Options) -> int:
 
 
 def _read_agents() -> tuple[messages.TriageAgent, ...]:
-    """Return the agents on stdin; raises `Failure` that names the place of a mistake."""
+    """Return the agents on stdin; raises `Failure`, naming the place of a mistake."""
     if sys.stdin is None or sys.stdin.isatty():
         raise Failure("no agents: stdin is closed or a terminal", _HINT, codes.BAD_INPUT)
     data = sys.stdin.buffer.read(_MAX_INPUT + 1)

@@ -14,7 +14,7 @@ def add(commands: Subcommands) -> None:
 
 
 def _version(options: Options) -> int:
-    """Print the versions; the client's also when the daemon does not answer."""
+    """Print the versions; if the daemon does not answer, print the client's and fail."""
     client = {"client": options.native or client_version(), "client_kind": "native" if options.native else "python"}
     line = f"fluxbudgetctl {client['client']} ({client['client_kind']})"
     if half := half_upgrade(options.native):

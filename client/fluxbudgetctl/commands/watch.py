@@ -49,7 +49,7 @@ def _watch(options: Options) -> int:
         return _top(options)
     signal.signal(signal.SIGTERM, _terminated)
     heartbeat = _DEFAULT_HEARTBEAT if options.heartbeat is None else options.heartbeat
-    # One printed heartbeat is this many of the daemon's; 0: none is printed.
+    # Print one of this many heartbeats from the daemon; 0: print none.
     parts = math.ceil(heartbeat / _LONGEST_WIRE_HEARTBEAT)
     request = messages.Subscribe(
         since=options.since,

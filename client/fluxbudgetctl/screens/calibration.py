@@ -1,4 +1,4 @@
-"""What calibration has learnt from history."""
+"""A calibration, as tables."""
 
 from fluxbudgetctl.failure import one_line
 from fluxbudgetctl.screens.output import print_columns, tokens
@@ -11,10 +11,10 @@ def print_calibration(calibration: messages.Calibration) -> None:
         rows = [
             (
                 one_line(name) or "-",
-                str(one.sample_size),
-                *(tokens(count) for count in (one.billing.mean, one.billing.p50, one.billing.p90, one.total.mean)),
+                str(cost.sample_size),
+                *(tokens(count) for count in (cost.billing.mean, cost.billing.p50, cost.billing.p90, cost.total.mean)),
             )
-            for name, one in lines.items()
+            for name, cost in lines.items()
         ]
         if rows:
             print_columns((title, "SAMPLES", "MEAN (BILLING)", "P50", "P90", "MEAN (TOTAL)"), rows)

@@ -22,11 +22,11 @@ def print_doctor(
     if answer is not None:
         _print_daemon(answer)
     if not findings:
-        print("all is well")
+        print("no problems found")
     for finding in findings:
         print(f"problem   {one_line(finding.what)}")
         if finding.hint:
-            print(f"          do: {one_line(finding.hint)}")
+            print(f"          hint: {one_line(finding.hint)}")
 
 
 def _print_daemon(answer: messages.DoctorAnswer) -> None:
@@ -48,9 +48,10 @@ def _print_daemon(answer: messages.DoctorAnswer) -> None:
 
 def _print_sessions(sessions: Sequence[messages.SessionSources]) -> None:
     """Print what transcripts and interstat say about the sessions that both know."""
-    both = [one for one in sessions if one.ratio is not None]
-    for one in both[:_MOST_SESSIONS]:
-        figures = f"{one.transcripts_total} in the transcripts, {one.interstat_total} in interstat, ratio {one.ratio:g}"
-        print(f"session   {one_line(one.session)}: {figures}{f'; {one.words}' if one.words else ''}")
+    both = [session for session in sessions if session.ratio is not None]
+    for session in both[:_MOST_SESSIONS]:
+        totals = f"{session.transcripts_total} in the transcripts, {session.interstat_total} in interstat"
+        words = f"; {session.words}" if session.words else ""
+        print(f"session   {one_line(session.session)}: {totals}, ratio {session.ratio:g}{words}")
     if both[_MOST_SESSIONS:]:
         print(f"          ({len(both) - _MOST_SESSIONS} more sessions: see --json)")

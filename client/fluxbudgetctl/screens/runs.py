@@ -1,4 +1,4 @@
-"""Runs: one line each, one run in full, and the line that a change prints."""
+"""Runs: a list, one run in full, and the line printed after a change."""
 
 from collections.abc import Iterable, Sequence
 
@@ -51,8 +51,8 @@ def print_run(answer: messages.RunShowAnswer) -> None:
         print_columns(
             ("ATTACHED SESSION", "SINCE", "UNTIL", "BY"),
             [
-                (one_line(one.session), one.since or "its start", one.until or "now", one.origin)
-                for one in answer.attachments
+                (one_line(period.session), period.since or "its start", period.until or "now", period.origin)
+                for period in answer.attachments
             ],
         )
 
@@ -89,18 +89,18 @@ def _print_phases(lines: Sequence[messages.PhaseLine]) -> None:
         ("PHASE", "STATE", "SPENT", "PROVISIONAL", "ESTIMATE", "FROM", "INPUT", "OUTPUT", "RECORDS", "PENDING"),
         [
             (
-                one_line(one.name),
-                one.state + (" (overridden)" if one.override else ""),
-                tokens(one.spent),
-                tokens(one.provisional),
-                tokens(one.estimate),
-                f"{one.sample_size} runs" if one.estimate_source == "calibration" else one.estimate_source,
-                tokens(one.input),
-                tokens(one.output),
-                str(one.records),
-                str(one.pending),
+                one_line(line.name),
+                line.state + (" (overridden)" if line.override else ""),
+                tokens(line.spent),
+                tokens(line.provisional),
+                tokens(line.estimate),
+                f"{line.sample_size} runs" if line.estimate_source == "calibration" else line.estimate_source,
+                tokens(line.input),
+                tokens(line.output),
+                str(line.records),
+                str(line.pending),
             )
-            for one in lines
+            for line in lines
         ],
     )
 
@@ -111,12 +111,12 @@ def _print_stages(lines: Sequence[messages.StageLine]) -> None:
         ("MACRO-STAGE", "SPENT", "ALLOCATED", "PROVISIONAL"),
         [
             (
-                one.name,
-                tokens(one.spent),
-                "-" if one.allocated is None else tokens(one.allocated),
-                tokens(one.provisional),
+                line.name,
+                tokens(line.spent),
+                "-" if line.allocated is None else tokens(line.allocated),
+                tokens(line.provisional),
             )
-            for one in lines
+            for line in lines
         ],
     )
 
@@ -129,15 +129,22 @@ def _print_sums(title: str, sums: Sequence[messages.Tally]) -> None:
         (title.upper(), "BILLING", "TOTAL", "INPUT", "OUTPUT", "CACHE READ", "CACHE CREATION", "RECORDS", "PENDING"),
         [
             (
-                one_line(one.name) or "-",
+                one_line(tally.name) or "-",
                 *(
                     tokens(count)
-                    for count in (one.billing, one.total, one.input, one.output, one.cache_read, one.cache_creation)
+                    for count in (
+                        tally.billing,
+                        tally.total,
+                        tally.input,
+                        tally.output,
+                        tally.cache_read,
+                        tally.cache_creation,
+                    )
                 ),
-                str(one.records),
-                str(one.pending),
+                str(tally.records),
+                str(tally.pending),
             )
-            for one in sums
+            for tally in sums
         ],
     )
 
@@ -150,13 +157,13 @@ def _print_sources(lines: Sequence[messages.SessionSources]) -> None:
         ("SESSION", "COUNTS", "TRANSCRIPTS (TOTAL)", "INTERSTAT (TOTAL)", "RATIO", ""),
         [
             (
-                one_line(one.session),
-                one.counts,
-                tokens(one.transcripts_total),
-                tokens(one.interstat_total),
-                "-" if one.ratio is None else f"{one.ratio:g}",
-                one.words,
+                one_line(line.session),
+                line.counts,
+                tokens(line.transcripts_total),
+                tokens(line.interstat_total),
+                "-" if line.ratio is None else f"{line.ratio:g}",
+                line.words,
             )
-            for one in lines
+            for line in lines
         ],
     )

@@ -79,8 +79,8 @@ def as_json(status: ServiceStatus, outside: int | None) -> dict[str, object]:
         "installed": status.is_installed,
         "outdated": status.outdated,
         "units": {
-            name: {"path": one.path, "state": one.state, "version": one.version or None}
-            for name, one in status.files.items()
+            name: {"path": file.path, "state": file.state, "version": file.version or None}
+            for name, file in status.files.items()
         },
         "drop_ins": status.drop_ins,
         "program": status.program,
@@ -110,17 +110,17 @@ def installed_units(status: ServiceStatus) -> str:
 
 
 def _state(status: ServiceStatus, name: str) -> str:
-    one = status.files[name]
-    if one.state is State.MISSING:
+    file = status.files[name]
+    if file.state is State.MISSING:
         fragment = status.manager[name].fragment
         return f"comes from {fragment}" if fragment else "is not installed"
-    if one.state is State.OURS:
-        return f"installed by version {one.version}"
-    if one.state is State.EDITED:
+    if file.state is State.OURS:
+        return f"installed by version {file.version}"
+    if file.state is State.EDITED:
         return "was edited by hand"
-    if one.state is State.FOREIGN:
-        return f"was not written by fluxbudgetctl ({one.path})"
-    return f"is masked ({one.path})"
+    if file.state is State.FOREIGN:
+        return f"was not written by fluxbudgetctl ({file.path})"
+    return f"is masked ({file.path})"
 
 
 def _socket(status: ServiceStatus) -> str:

@@ -15,7 +15,7 @@ from fluxbudgetd.wire.paths import socket_path
 
 INSTALL = "fluxbudgetctl service install"
 INSTALL_NOW = f"{INSTALL} --now"
-# `doctor` answers soon even if the manager hangs.
+# `doctor` must answer soon even if the manager hangs.
 _SECONDS = 0.8
 _GRAPHICAL = ("x11", "wayland", "mir")
 
@@ -76,15 +76,15 @@ def findings(status: ServiceStatus, *, outside: int | None, runs: int, environ: 
     if status.is_known(SOCKET) and outside is None:
         yield from _listening(status)
     if outside is not None:
-        what = f"fluxbudgetd (pid {outside}) runs outside systemd, beside the units that are installed"
+        what = f"fluxbudgetd (pid {outside}) runs outside systemd, although the units are installed"
         yield Finding(what=what, hint=f"stop it (kill {outside}), then {INSTALL_NOW}")
-    asked = socket_path(environ, os.geteuid())
-    if status.listen and os.path.realpath(asked) != os.path.realpath(status.listen):
+    expected = socket_path(environ, os.geteuid())
+    if status.listen and os.path.realpath(expected) != os.path.realpath(status.listen):
         if environ.get("FLUXBUDGET_SOCKET"):
-            what = f"the service listens at {status.listen}, but your FLUXBUDGET_SOCKET is {asked}"
-            yield Finding(what=what, hint=f"unset it, or {INSTALL_NOW} with it")
+            what = f"the service listens at {status.listen}, but your FLUXBUDGET_SOCKET is {expected}"
+            yield Finding(what=what, hint=f"unset it, or run '{INSTALL_NOW}' with it set")
         else:
-            what = f"the service listens at {status.listen}, but your shell looks at {asked}"
+            what = f"the service listens at {status.listen}, but your shell looks at {expected}"
             yield Finding(what=what, hint=f"export FLUXBUDGET_SOCKET={shlex.quote(status.listen)}")
     if status.lingering is False and runs and not _is_graphical(environ):
         what = "systemd stops fluxbudgetd at your last logout, while a run is active (a session in tmux continues)"
@@ -102,7 +102,7 @@ def _files(status: ServiceStatus) -> Iterator[Finding]:
     program = status.program
     if program is not None and status.has_file(SERVICE) and not _is_program(program):
         hint = INSTALL if status.files[SERVICE].state is State.OURS else f"repair {status.files[SERVICE].path}"
-        yield Finding(what=f"{SERVICE} starts {program}, which is not a program", hint=hint)
+        yield Finding(what=f"{SERVICE} starts {program}, which is not executable", hint=hint)
     elif status.outdated:
         yield Finding(what="the installed units differ from what this version writes", hint=INSTALL)
 
@@ -142,7 +142,7 @@ def unmask_command(name: str, path: str, directory: str) -> str:
 
 def _masked(status: ServiceStatus) -> dict[str, str]:
     """Return the masked units, each with the path of its mask."""
-    masked = {name: one.path for name, one in status.files.items() if one.state is State.MASKED}
+    masked = {name: file.path for name, file in status.files.items() if file.state is State.MASKED}
     return masked | {
         name: unit.fragment for name, unit in status.manager.items() if unit.load == "masked" and name not in masked
     }

@@ -15,8 +15,8 @@ from fluxbudgetd.wire import codes
 def install(*, now: bool, force: bool) -> None:
     """Install the service.
 
-    With `now` the socket listens at once, not only after the next login. With `force`, units that were edited or that
-    others have written are overwritten. Raises `Failure`.
+    With `now` the socket listens at once, not only after the next login. With `force`, units that were edited, or
+    not written by this command, are overwritten. Raises `Failure`.
     """
     environ = units.carried_over(os.environ, os.geteuid())
     before, answer = status.read_status_and_ping()
@@ -48,7 +48,7 @@ def print_units() -> None:
 
 
 def _print_remarks(installed: units.File, environ: dict[str, str]) -> None:
-    """Print what the user should know beforehand. `environ` is what the environment carries over to the daemon."""
+    """Print what the user should know before. `environ` is what the environment carries over to the daemon."""
     program = package.daemon_command()[0]
     home = os.path.expanduser("~")
     why = package.why_temporary(program, home, os.environ.get("XDG_CACHE_HOME"))
@@ -82,7 +82,7 @@ def _require_replaceable(before: ServiceStatus, *, force: bool) -> None:
 def _apply(before: ServiceStatus, texts: dict[str, str], *, now: bool, outside: int | None) -> None:
     """Have the manager use the written units.
 
-    Raises `Failure` if a step fails, after what was running before has been started again.
+    Raises `Failure` if a step fails, after restarting what was running before.
     """
     is_restart = _must_restart_socket(before, texts)
     try:
@@ -109,7 +109,7 @@ def _apply(before: ServiceStatus, texts: dict[str, str], *, now: bool, outside: 
 
 
 def _must_restart_socket(before: ServiceStatus, texts: dict[str, str]) -> bool:
-    """True if the socket listens (or should) by another unit than the one just written.
+    """True if the socket was set up by a different unit than the one just written.
 
     This depends on what the manager has read, not only on the file: an earlier install may have failed in between.
     """

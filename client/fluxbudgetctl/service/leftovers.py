@@ -1,4 +1,4 @@
-"""What a killed daemon leaves beside its socket, and what units leave whose files were deleted."""
+"""Removes what a killed daemon leaves beside its socket, and finds what units with deleted files leave."""
 
 import glob
 import os

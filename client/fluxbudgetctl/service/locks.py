@@ -1,4 +1,4 @@
-"""Which process holds fluxbudgetd's locks, and whether it is the service.
+"""Finds the process that holds fluxbudgetd's locks, and whether it is the service's.
 
 The locks are never taken, not even for a test: a daemon that is just starting would fail to get them.
 """

@@ -14,10 +14,10 @@ from fluxbudgetctl.failure import Failure, one_line
 from fluxbudgetctl.service.units import UNITS
 from fluxbudgetd.wire import codes
 
-#: Seconds. A start or a stop lasts as long as the daemon needs (its own limits are shorter than this).
+#: Seconds. Longer than the daemon's own limits for starting and stopping.
 LONG_SECONDS = 120.0
 _QUICK_SECONDS = 10.0
-# The directory of units that `systemctl edit` and the like create is the directory of the user's units + `.control`.
+# Commands like `systemctl edit` may write to the user's unit directory with `.control` appended.
 _CONTROL = re.compile(r" (/\S+/systemd/user)\.control(?= )")
 _STARTS = re.compile(r"\{ path=(.*?) ; argv\[\]=", re.DOTALL)
 _LISTENS = re.compile(r"(/.*) \(Stream\)")
@@ -86,9 +86,9 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def runtime_directory() -> str | None:
-    """Return the user's runtime directory, which has the manager's sockets; None if it does not exist.
+    """Return the user's runtime directory, which contains the manager's sockets; None if it does not exist.
 
-    That is `$XDG_RUNTIME_DIR`, or without it (as after `su`) the usual one.
+    That is `$XDG_RUNTIME_DIR`, or without it (for example after `su`) the usual one.
     """
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     found = given if given.startswith("/") else f"/run/user/{os.geteuid()}"
@@ -118,7 +118,7 @@ def unit_directory(seconds: float = _QUICK_SECONDS) -> str:
             codes.UNREACHABLE,
         )
     places = f" {result.stdout.strip().partition('=')[2]} "
-    for known in (usual_unit_directory(os.environ), usual_unit_directory({})):  # found even if they contain a blank
+    for known in (usual_unit_directory(os.environ), usual_unit_directory({})):  # also finds paths with spaces
         if f" {known}.control " in places:
             return known
     runtime = f"{runtime_directory()}/"

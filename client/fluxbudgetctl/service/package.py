@@ -52,7 +52,7 @@ def code_directories() -> tuple[str, ...]:
 
 
 def why_temporary(path: str, home: str, cache: str | None) -> str | None:
-    """Return why a program at this path will not stay there; None if it will."""
+    """Return why a program at this path is only temporary; None if it is not."""
     temporary = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108  nothing is created there
     if any(path.startswith(f"{above}/") for above in temporary):
         return "is in a directory that is emptied when the machine starts"

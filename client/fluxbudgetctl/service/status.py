@@ -179,7 +179,7 @@ def _program(service: units.File, started: str) -> str | None:
 def _is_listening(path: str) -> bool:
     """True if a process listens at a path; connecting would start the daemon.
 
-    A list without the manager's own socket is that of another network namespace; then the answer is True.
+    A list without the manager's own socket belongs to another network namespace; then the answer is True.
     """
     try:
         with open("/proc/net/unix", "rb") as file:
@@ -200,14 +200,14 @@ def _is_outdated(found: dict[str, units.File], program: str | None) -> bool:
         now = wanted_units(units.carried_in(found[SERVICE]))
     except Failure:
         return False  # unknown what this version would write
-    ours = [(one, now[name]) for name, one in found.items() if one.state is State.OURS]
-    if all(one.text == text for one, text in ours):
+    ours = [(file, now[name]) for name, file in found.items() if file.state is State.OURS]
+    if all(file.text == text for file, text in ours):
         return False
     return not (
         program is not None
         and os.access(program, os.X_OK)
-        and all(one.version == client_version() for one, _ in ours)
-        and all(_PROGRAM_SETTINGS.sub("", one.body) == _PROGRAM_SETTINGS.sub("", _body(text)) for one, text in ours)
+        and all(file.version == client_version() for file, _ in ours)
+        and all(_PROGRAM_SETTINGS.sub("", file.body) == _PROGRAM_SETTINGS.sub("", _body(text)) for file, text in ours)
     )
 
 

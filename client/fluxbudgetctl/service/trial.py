@@ -1,4 +1,4 @@
-"""Tries whether the daemon's program starts in the manager's environment, which is not the shell's."""
+"""Checks that the daemon's program starts in the manager's environment, which differs from the shell's."""
 
 import subprocess
 from collections.abc import Mapping

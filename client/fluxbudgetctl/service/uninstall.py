@@ -13,7 +13,7 @@ from fluxbudgetd.wire import codes
 def uninstall(*, force: bool) -> None:
     """Stop, disable and remove the units; the ledger and the configuration stay.
 
-    With `force` it also removes units that were edited or that others have written. Raises `Failure`.
+    With `force` it also removes units that were edited, or not written by this command. Raises `Failure`.
     """
     before = read_status()
     present = [name for name in UNITS if before.has_file(name)]

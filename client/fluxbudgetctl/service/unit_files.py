@@ -16,7 +16,7 @@ def write(directory: str, texts: dict[str, str]) -> None:
     made: list[tuple[str, str]] = []
     try:
         os.makedirs(directory, exist_ok=True)
-        for name in UNITS:  # added one by one, so that each can be removed after an error
+        for name in UNITS:  # one by one, so that those written can be removed after an error
             made += [(_write_temporary(directory, texts[name]), os.path.join(directory, name))]
         for temporary, path in made:
             os.replace(temporary, path)

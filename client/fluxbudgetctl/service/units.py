@@ -55,7 +55,7 @@ class State(StrEnum):
     FOREIGN = "foreign"
     """Not written by this program: another file, a symlink, a directory."""
     MASKED = "masked"
-    """A symlink to /dev/null, or an empty file, by which systemd knows that a unit must not be started."""
+    """A symlink to /dev/null, or an empty file: systemd does not start such a unit."""
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):

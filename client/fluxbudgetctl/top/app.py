@@ -55,7 +55,7 @@ class _Loop:
                 return code
 
     def _keep_selection(self, snapshot: Snapshot) -> None:
-        """Stay on the selected run while others come and go; if it has gone, select the run in its place."""
+        """Keep the selected run selected while others come and go; if it is gone, select the run at its position."""
         ids = [line.run.id for line in snapshot.runs]
         if self._run in ids:
             self._index = ids.index(self._run)

@@ -18,14 +18,14 @@ from fluxbudgetctl.live_connection import ConnectionLost, LiveConnection, StopOn
 from fluxbudgetd.wire import messages
 
 _EVENTS = 200
-#: Seconds between two polls at least, however many events arrive.
+#: Minimum seconds between polls.
 _SHORTEST_GAP = 0.1
 _RETRY_SECONDS = 1.0
 _AWAY = {NO_SOCKET, "unreachable", "no_answer"}
 
 
 class Snapshot(NamedTuple):
-    """What is known now. While `away` is set, the rest is what was last known."""
+    """What is known now. While `away` is set, the other fields are the last known ones."""
 
     runs: tuple[messages.RunLine, ...] = ()
     """The active runs, newest first."""

@@ -211,12 +211,12 @@ def _details(detail: messages.RunShowAnswer | None, screen: Screen, rows: int) -
     half = (screen.width - 2) // 2
     left = [_named("PHASE", "SPENT/EST", half, "dim"), *_phases(detail.by_phase, half, rows - 1, screen)]
     basis = detail.run.cost_basis
-    agents = sorted(detail.by_agent, key=lambda one: (-getattr(one, basis), one.name))
+    agents = sorted(detail.by_agent, key=lambda agent: (-getattr(agent, basis), agent.name))
     right_width = screen.width - 2 - half
     right = [_named("AGENT", basis.upper(), right_width, "dim")]
-    for one in agents[: rows - 1]:
-        count = short(getattr(one, basis)) + (f" +{one.pending} pending" if one.pending else "")
-        right.append(_named(one.name or "-", count, right_width))
+    for agent in agents[: rows - 1]:
+        count = short(getattr(agent, basis)) + (f" +{agent.pending} pending" if agent.pending else "")
+        right.append(_named(agent.name or "-", count, right_width))
     if len(agents) > rows - 1 and rows > 2:  # noqa: PLR2004  the head, and at least two agents
         right[-1] = Text(f"({len(agents) - rows + 2} more)", style="dim")
     made = []
@@ -232,26 +232,26 @@ def _details(detail: messages.RunShowAnswer | None, screen: Screen, rows: int) -
 
 def _phases(phases: tuple[messages.PhaseLine, ...], width: int, rows: int, screen: Screen) -> list[Text]:
     """Return the phases around the current one."""
-    current = next((number for number, one in enumerate(phases) if one.state == "current"), len(phases) - 1)
+    current = next((number for number, phase in enumerate(phases) if phase.state == "current"), len(phases) - 1)
     first = max(min(current - rows // 2, len(phases) - rows), 0)
     marks = _MARKS if screen.unicode else _PLAIN_MARKS
     styles = {"current": "bold", "ahead": "dim", "skipped": "dim"}
     made = []
-    for one in phases[first : first + rows]:
-        spent = f"{'~' if one.provisional else ''}{short(one.spent)}/{short(one.estimate)}"
-        made.append(_named(f"{marks[one.state]} {one.name}", spent, width, styles.get(one.state, "")))
+    for phase in phases[first : first + rows]:
+        spent = f"{'~' if phase.provisional else ''}{short(phase.spent)}/{short(phase.estimate)}"
+        made.append(_named(f"{marks[phase.state]} {phase.name}", spent, width, styles.get(phase.state, "")))
     return made
 
 
 def _events(snapshot: Snapshot, screen: Screen, rows: int) -> list[Text]:
     made = []
-    width = min(
-        max((cell_len(one_line(one.run or "-")) for one in snapshot.events[-rows:]), default=0), screen.width // 4
-    )
-    for one in snapshot.events[-rows:]:
-        line = Text(f"{formats.clock(one.at)} ", style="dim")
-        line.append_text(_cell(Text(one_line(one.run or "-"), style="not dim"), width))
-        line.append(f" {formats.event_line(one)}", style=f"not dim {_event_colour(one.kind)}")
+    shown = snapshot.events[-rows:]
+    longest = max((cell_len(one_line(event.run or "-")) for event in shown), default=0)
+    width = min(longest, screen.width // 4)
+    for event in shown:
+        line = Text(f"{formats.clock(event.at)} ", style="dim")
+        line.append_text(_cell(Text(one_line(event.run or "-"), style="not dim"), width))
+        line.append(f" {formats.event_line(event)}", style=f"not dim {_event_colour(event.kind)}")
         made.append(line)
     return made
 
