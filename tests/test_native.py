@@ -568,7 +568,7 @@ def test_both_clients_agree_on_printable_characters(tmp_path: Path) -> None:
     """The table is made from this Python."""
     native.compiling().write_table(str(tmp_path))
     written = (tmp_path / "printable.h").read_text()
-    turns = [int(number) for number in written.partition("{")[2].partition("}")[0].split(",")]
-    ends = [*turns[1:], sys.maxunicode + 1]
-    printable = [number % 2 == 1 for number, turn in enumerate(turns) for _ in range(turn, ends[number])]
+    boundaries = [int(number) for number in written.partition("{")[2].partition("}")[0].split(",")]
+    ends = [*boundaries[1:], sys.maxunicode + 1]
+    printable = [number % 2 == 1 for number, start in enumerate(boundaries) for _ in range(start, ends[number])]
     assert printable == [chr(code).isprintable() for code in range(sys.maxunicode + 1)]
