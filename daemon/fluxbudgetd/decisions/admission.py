@@ -1,6 +1,6 @@
 """Admit sub-agents before they are launched, and reserve their estimates until they are measured or have ended.
 
-There is no await between the decision and the reservation, so concurrent launches cannot all fit into one gap.
+There is no await between the decision and the reservation, so concurrent launches cannot claim the same tokens.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,8 +19,8 @@ from fluxbudgetd.totals.accounts import Accounts
 GENERAL = "general-purpose"
 
 
-class Admitted(NamedTuple):
-    """The decision about a launch, and the number of its reservation (None: no reservation)."""
+class AdmissionResult(NamedTuple):
+    """The decision about a launch, and the number of its reservation (None: none was made)."""
 
     admission: policy.Admission
     reservation: int | None
@@ -34,7 +34,9 @@ class Admissions:
         self._reservations = reservations
         self._clock = clock
 
-    async def admit(self, account: RunAccount, session: str, agent: str, estimate: int, call: str | None) -> Admitted:
+    async def admit(
+        self, account: RunAccount, session: str, agent: str, estimate: int, call: str | None
+    ) -> AdmissionResult:
         """Decide whether a session may launch a sub-agent, and reserve its estimate if so.
 
         `call` identifies the launch: asking again about the same launch does not reserve again.
@@ -42,14 +44,14 @@ class Admissions:
         reservations = self._reservations
         await reservations.watch(session)
         if call is not None and any(each.call == call for each in reservations.of_session(session)):
-            return Admitted(policy.Admission("allow", "it was admitted before", reserve=False), None)
+            return AdmissionResult(policy.Admission("allow", "it was admitted before", reserve=False), None)
         admission = policy.admission(account.run, account.balance(), estimate, plain_name(agent))
         if not admission.reserve:
             reservations.unwatch_if_unused(session)
-            return Admitted(admission, None)
+            return AdmissionResult(admission, None)
         reservation = reservations.add(account, session, agent, estimate, call=call)
         await reservations.written()
-        return Admitted(admission, reservation.id)
+        return AdmissionResult(admission, reservation.id)
 
     async def start(
         self, account: RunAccount | None, session: str, agent: str, agent_id: str | None, estimate: int

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 _MOST_UNSAVED = 10_000
 
 
-class Advanced(NamedTuple):
+class AdvanceResult(NamedTuple):
     """The outcome of an advance. `completed` is the phase that the run has left, None if the advance was refused."""
 
     run: Run
@@ -74,7 +74,7 @@ class Checks:
         self._unsaved.append((self._clock(), run.id, event))
         await self._backlog.attempt(deadline - anyio.current_time())
 
-    async def advance(self, account: RunAccount, phase: str, to: str | None, override: str | None) -> Advanced:
+    async def advance(self, account: RunAccount, phase: str, to: str | None, override: str | None) -> AdvanceResult:
         """Advance a run from `phase` to `to` (None: the next phase), or refuse. Of concurrent calls, one succeeds.
 
         Raises `BadInputError` for a phase that the run does not have, `ConflictError` if it has ended, `LedgerError`.
@@ -83,7 +83,7 @@ class Checks:
             run, balance = account.run, account.balance()
             verdict = advance.advanced(run, balance, phase, override)
             if verdict.refusal is not None:
-                return Advanced(run, verdict.refusal, verdict, None)
+                return AdvanceResult(run, verdict.refusal, verdict, None)
             new = msgspec.structs.replace(run, phase=phases.next_phase(run, to))
             record = self._completed(account, verdict.override)
             counts = record in account.would_count((*account.completed, record))
@@ -97,7 +97,7 @@ class Checks:
             # Usage without a time, or with one in the future, belongs to the current phase, which has just changed.
             await self._tallier.retally(session)
         self._thresholds.evaluate(account)
-        return Advanced(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
+        return AdvanceResult(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
 
     def _completed(self, account: RunAccount, override: str | None) -> PhaseRecord:
         run, since = account.run, self._accounts.timelines[account.run.id].since

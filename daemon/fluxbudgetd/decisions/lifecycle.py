@@ -97,7 +97,7 @@ class Lifecycle:
     async def end(self, account: RunAccount, status: RunStatus, deadline: float) -> tuple[Run, bool]:
         """Finish or cancel a run. Return it, and whether anything changed. Its sources are followed for 48 hours."""
         if account.run.status == "active":
-            # Thresholds that it has passed by now are still reported.
+            # Report the thresholds that the run has passed by now.
             await self._refresher.refresh([account.run.id], deadline=deadline)
         async with self._runs_lock:
             if account.run.status == status:
@@ -228,7 +228,7 @@ class Lifecycle:
         await self._stored.start(run, attachments=attachments, events=[("run.started", data)], at=self._clock())
         account = self._accounts.put_run(run)
         self._accounts.put_attachments(attachments)
-        # Rows that name the scope may have counted for another run until now.
+        # Until now, rows that name the scope may have counted for another run.
         naming = set() if run.scope is None else await self._tallier.sessions_naming(run.scope)
         for session in naming:
             self._accounts.join(account, session)

@@ -22,7 +22,7 @@ from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
 _MICROS = 1_000_000
-# Expiry is checked a little late, so that one check is enough.
+# Check a little after the expiry, so that one check is enough.
 _SLACK_SECONDS = 0.05
 # An answer waits this long for its reservation to be on disk, which is nearly always enough.
 _WRITE_SECONDS = 0.05

@@ -32,7 +32,7 @@ from fluxbudgetd.wire.messages import (
 
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _MAX_MODEL = 200
-# A calibration has to fit into a frame, and into a file of limited size.
+# A calibration must fit into a frame, and into a file of limited size.
 _MOST_AGENTS = 1000
 # Let other tasks run after this many runs.
 _RUNS_PER_TURN = 64
@@ -41,7 +41,7 @@ _MEANS_SECONDS = 0.03
 _RULES_SHARE = 0.2
 
 
-class Decided(NamedTuple):
+class TriageResult(NamedTuple):
     """A triage, a note about it for people, and why its numbers are stale (None: fresh)."""
 
     triage: Triage
@@ -49,7 +49,7 @@ class Decided(NamedTuple):
     stale_why: str | None
 
 
-class Reported(NamedTuple):
+class ReportResult(NamedTuple):
     """A cost report, the triages it covers, and why its numbers are stale (None: fresh)."""
 
     report: CostReport
@@ -58,7 +58,7 @@ class Reported(NamedTuple):
 
 
 class Reviews:
-    """Serves reviews. A triage is in the ledger before it is answered."""
+    """Estimates, triages, reports and calibrations. A triage is in the ledger before it is answered."""
 
     def __init__(
         self, accounts: Accounts, totals: Totals, ledger: Ledger, settings: Settings, clock: Callable[[], int]
@@ -120,7 +120,7 @@ class Reviews:
 
     async def triage(
         self, request: TriageRequest, run: Run | None, balance: Balance | None, deadline: float
-    ) -> Decided:
+    ) -> TriageResult:
         """Decide which agents are launched, and write the decision. `run` and `balance` are None outside a run."""
         project = request.hints.cwd if run is None else run.project_dir
         rules = await self.rules(project, deadline)
@@ -162,9 +162,9 @@ class Reviews:
             agents=decided.lines,
         )
         await self._ledger.reviews.add(decision)
-        return Decided(decision, note, stale_why)
+        return TriageResult(decision, note, stale_why)
 
-    async def report(self, name: str, deadline: float) -> tuple[Triage, Reported]:
+    async def report(self, name: str, deadline: float) -> tuple[Triage, ReportResult]:
         """Return a triage and its cost report; raises `BadInputError` if there is no such triage."""
         stored = await self._ledger.reviews.triage(name)
         if stored is None:
@@ -174,9 +174,9 @@ class Reviews:
             await self._refresher.refresh([stored.run], deadline=deadline)
         records, stale_why = await self._records(stored.session, stored.run, deadline)
         actuals = report.actuals(stored, records)
-        return stored, Reported(report.of_triage(stored, actuals), (stored.id,), stale_why)
+        return stored, ReportResult(report.of_triage(stored, actuals), (stored.id,), stale_why)
 
-    async def report_run(self, account: RunAccount, deadline: float) -> Reported:
+    async def report_run(self, account: RunAccount, deadline: float) -> ReportResult:
         """Return the cost report of all of a run's reviews."""
         triages = await self._ledger.reviews.triages(account.run.id)
         records: dict[str | None, list[Usage]] = {}
@@ -186,7 +186,7 @@ class Reviews:
             stale_why = stale_why or stale
         size = sum(map(len, records.values())) + sum(len(each.agents) for each in triages)
         costs = await off_loop(size, report.of_run, account.run.token_budget, account.run.cost_basis, triages, records)
-        return Reported(costs, tuple(each.id for each in triages[-report.MOST_LISTED :]), stale_why)
+        return ReportResult(costs, tuple(each.id for each in triages[-report.MOST_LISTED :]), stale_why)
 
     def _is_live(self, session: str | None) -> bool:
         account = None if session is None else self._accounts.sessions.get(session)

@@ -1,4 +1,4 @@
-"""All deliveries together."""
+"""The deliveries of all channels."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from fluxbudgetd.totals.account import RunAccount
 
 
 class Deliveries:
-    """One `Delivery` per channel, each in a task of its own."""
+    """One `Delivery` per channel, each in its own task."""
 
     def __init__(self, each: Iterable[Delivery], stored: StoredDeliveries) -> None:
         self.each = tuple(each)

@@ -1,4 +1,4 @@
-"""The newest events in memory: the ledger adds them as soon as they are on disk."""
+"""The newest events, in memory. They are added as soon as they are on disk."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Warnings that sessions are given by their hooks: each session gets each warning once.
+"""Warnings that hooks give to their sessions: each session gets each warning once.
 
 A warning counts as delivered once the hook has received it. This is saved afterwards, so a kill in between repeats the
 warning rather than losing it. A hook that exits early has received nothing.

@@ -11,7 +11,7 @@ from fluxbudgetd.threads import off_loop
 
 
 class TranscriptChanges(msgspec.Struct, frozen=True):
-    """What a reading changed: the copies to delete (message, key), the new or changed ones, the files' positions."""
+    """What a reading changed: the copies to delete (message, key), new or changed copies, and the files' positions."""
 
     session: str
     gone: tuple[tuple[int, int], ...]

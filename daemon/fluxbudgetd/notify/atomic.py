@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.errors import ChannelError
 
-#: The prefix of temporary names; a kill may leave such a file.
+#: The prefix of temporary names; a killed daemon may leave such a file.
 TEMPORARY = ".fluxbudget-"
 
 _NO_ROOM = "make room on its file system"
@@ -63,7 +63,7 @@ def private_directories(path: str) -> None:
 
 
 class Failures:
-    """Collects failures while many files are handled; the first one is raised at the end."""
+    """Collects failures while many files are handled, to raise the first at the end."""
 
     def __init__(self) -> None:
         self._first: ChannelError | None = None

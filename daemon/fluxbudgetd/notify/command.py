@@ -1,6 +1,6 @@
 """Start the user's program without a shell, with an event on its standard input.
 
-The program has a process group of its own, which is killed if it takes too long. Children that outlive it keep
+The program has its own process group, which is killed if it takes too long. Children that outlive it keep
 running. Its output is discarded, except the first line of its standard error, which explains a failure.
 """
 
@@ -66,7 +66,7 @@ class Command:
 
 
 class _Program:
-    """One start of the program, in a worker thread."""
+    """One run of the program, in a worker thread."""
 
     def __init__(self, argv: tuple[str, ...], payload: bytes, seconds: float) -> None:
         self._argv = argv
@@ -81,7 +81,7 @@ class _Program:
 
     def carry_out(self) -> None:
         """Run the program to its end; raises `ChannelError`."""
-        with self._started() as process:
+        with self._start() as process:
             streams = _Streams(process, self._payload)
             deadline = time.monotonic() + self._seconds
             while not (has_ended := _has_ended(process)) and not self._is_stopped and time.monotonic() < deadline:
@@ -100,7 +100,7 @@ class _Program:
             reason = f": {streams.first_line}" if streams.first_line else ""
             raise ChannelError(f"{self._name} {outcome}{reason}", "run it by hand to see why")
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(  # noqa: S603  what the user has configured, and no shell
                 [_expanded(self._argv[0]), *self._argv[1:]],

@@ -1,4 +1,4 @@
-"""The desktop as a channel: notification bubbles, through the session bus.
+"""Notification bubbles on the desktop, through the session bus.
 
 dbus_fast takes a tenth of a second and megabytes to import, so it is imported with the first bubble, and never on the
 daemon's event loop. Each bubble is shown in a worker thread, on its own short-lived loop, which leaves nothing open.
@@ -22,7 +22,7 @@ from fluxbudgetd.notify.shown_bubbles import ShownBubbles
 
 __all__ = ["Bubble", "Desktop", "Urgency"]
 
-# An attempt ends by itself at its deadline; one that has not ended this much later hangs.
+# An attempt ends at its deadline. If it has not ended this much later, it hangs.
 _GRACE_SECONDS = 0.5
 
 
@@ -67,7 +67,7 @@ class Desktop:
             self._showing.release()
 
     def _address(self) -> str:
-        """Return the bus's address. A bus is never started: without a desktop it would have no notification server."""
+        """Return the bus's address. Never start one: without a desktop it has no notification server."""
         if self._configured_address:
             return self._configured_address
         if not os.path.exists(self._default_path):

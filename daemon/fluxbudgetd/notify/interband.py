@@ -19,7 +19,7 @@ from fluxbudgetd.notify.worker import Worker
 
 _SECONDS = 5.0
 _SUFFIX = ".json"
-# A file name may have 255 bytes.
+# File names are limited to 255 bytes.
 _MOST_CHARACTERS = 200
 _FOREIGN = re.compile(r"[^A-Za-z0-9._-]")
 _OLD_SECONDS = 7 * 24 * 3600

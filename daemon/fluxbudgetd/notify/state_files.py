@@ -114,7 +114,7 @@ class StateFiles:
             raise
 
     def _flock(self, fd: int, kind: int, deadline: float) -> None:
-        while not _locked(fd, kind):
+        while not _try_lock(fd, kind):
             if time.monotonic() > deadline:
                 raise ChannelError(
                     f"{shown_file(self._alive)} is locked by another process",
@@ -224,7 +224,7 @@ class StateFiles:
         failures.raise_first()
 
 
-def _locked(fd: int, kind: int) -> bool:
+def _try_lock(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -48,7 +48,7 @@ class Worker:
         self._patience = patience
         self._hint = hint
         self._turn = anyio.Lock()
-        # A call that hangs must not block the threads of other workers.
+        # A call that hangs must not use up threads that other workers need.
         self._limiter = anyio.CapacityLimiter(1)
         self._last: _BlockingCall | None = None
 

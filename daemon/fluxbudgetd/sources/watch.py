@@ -19,7 +19,7 @@ _DEBOUNCE_MS = 100
 # Yield at least this often: inotify reports neither changes on a network file system nor a renamed parent.
 _LONGEST_WAIT_MS = 5_000
 _POLL_SECONDS = 2.0
-# watchfiles' own poll interval: it does not poll here.
+# watchfiles' own poll interval; watchfiles is not asked to poll.
 _UNUSED = 300
 
 
@@ -75,5 +75,5 @@ def _place(path: str) -> _Place:
     parent = directory = os.path.dirname(target)
     while not os.path.isdir(directory) and directory != "/":
         directory = os.path.dirname(directory)
-    found = os.stat(directory)
-    return _Place(directory, directory == parent, (found.st_dev, found.st_ino), names)
+    info = os.stat(directory)
+    return _Place(directory, directory == parent, (info.st_dev, info.st_ino), names)

@@ -30,17 +30,17 @@ class Stamp(NamedTuple):
 
 
 class Sums(enum.Enum):
-    """What a session's sums were made of."""
+    """What a session's sums include."""
 
     #: Nothing was summed since the daemon started.
     UNKNOWN = "unknown"
-    #: interstat's rows alone; what the ledger has of its transcripts is not included.
+    #: interstat's rows alone, without the transcripts' responses that are in the ledger.
     ROWS = "rows"
     #: Both sources.
     WHOLE = "whole"
     #: `ROWS` or `WHOLE` from before a run with a scope was added; that run may own some of the rows.
     OUTDATED = "outdated"
-    #: Usage older than the last measured, because the ledger could not be read.
+    #: Older usage than the last measured, because the ledger could not be read.
     UNREADABLE = "unreadable"
 
 

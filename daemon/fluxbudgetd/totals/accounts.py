@@ -19,7 +19,7 @@ from fluxbudgetd.totals.account import NEVER, RunAccount, SessionAccount, Sums
 
 
 class Accounts:
-    """All runs, and the sessions that have been read. `on_change` is called with each run that may have changed."""
+    """The runs, and the sessions that were read. `on_change` is called with the id of a run that may have changed."""
 
     def __init__(self, on_change: Callable[[str], None] = lambda _run: None) -> None:
         self._on_change = on_change
@@ -153,7 +153,7 @@ class Accounts:
         return list(self._active.values())
 
     def has_active(self) -> bool:
-        """Return True if a run is active. Any thread may ask."""
+        """Return True if a run is active. May be called in any thread."""
         return bool(self._active)
 
     def followed(self, now: int) -> list[RunAccount]:

@@ -49,8 +49,8 @@ class RunChooser:
     def find_if_any(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount | None:
         """Return the run that a request means; None if it names no run and the hints lead to none.
 
-        Raises `NoRunError` for a name that no run has, and for hints that fit several runs: an answer that
-        depends on the run must not be given as if there were none.
+        Raises `NoRunError` for a name that no run has, and for hints that fit several runs, because such a request must
+        not be answered as if there were no run.
         """
         if run or scope or session or hints.run:
             return self.find(run, scope, session, hints)

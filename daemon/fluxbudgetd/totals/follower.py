@@ -1,4 +1,4 @@
-"""Following the sources without being asked, so that thresholds fire and the last known numbers are recent."""
+"""Following the sources in the background, so that thresholds fire and the last known numbers are recent."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -28,7 +28,7 @@ Refresh = Callable[[Iterable[RunAccount], Required, float], Awaitable[None]]
 
 
 class Follower:
-    """Watches the places in which the active runs' usage appears, and scans ended runs every hour.
+    """Watches the sources of the active runs, and scans ended runs every hour.
 
     It rests while there is nothing to follow. `refresh` brings runs up to date by a deadline.
     """
@@ -141,7 +141,7 @@ class Follower:
 
 
 async def _set_when_cancelled(event: anyio.Event) -> None:
-    """Make watchfiles' thread end: cancelling the task that waits for it does not."""
+    """End watchfiles' thread, which cancelling the task that waits for it does not do."""
     try:
         await anyio.sleep_forever()
     finally:

@@ -13,8 +13,8 @@ question fixes the required stamps when it begins, so its answer includes everyt
 
 Runs that ended more than 48 hours ago are not followed; their numbers need only be loaded.
 
-Stamps are compared here alone. `Accounts.put_attachments` resets one, and `Tallier` sets a session's `sums`. `History`
-and `InterstatReader` each keep a result with the epoch at which it was found; that is their own business.
+Stamps are compared only here. `Accounts.put_attachments` resets one, and `Tallier` sets a session's `sums`. `History`
+and `InterstatReader` each cache results with the epoch of the read, independently of stamps.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -27,8 +27,8 @@ Scan = Callable[[InterstatSource], T | None]
 _MOST_KEPT = 16
 
 
-class Found(NamedTuple, Generic[T]):
-    """What a scan found last; None if there is nothing.
+class ScanResult(NamedTuple, Generic[T]):
+    """The result of a scan. `value` is what was found last; None if there is nothing.
 
     `stale_why` says why the result is older than the request (None: it is not). `in_time`: a scan finished in time.
     """
@@ -70,7 +70,7 @@ class History:
         """The source's state as of the last scan."""
         return self._source.status
 
-    async def ask(self, key: str, scan: Scan[T], deadline: float) -> Found[T]:
+    async def ask(self, key: str, scan: Scan[T], deadline: float) -> ScanResult[T]:
         """Return what a scan finds now or, at the deadline, what it found last. Raises what the scan raised."""
         epoch = self._epoch()
         entry = self._entry(key)
@@ -88,10 +88,10 @@ class History:
             raise entry.error
         value = cast("T | None", entry.value)  # a key stands for one kind of scan
         if entry.found >= epoch:
-            return Found(value, None, in_time=True)
+            return ScanResult(value, None, in_time=True)
         status = self._source.status
         fault = f"{status.state}: {status.detail}" if in_time else "slow: current numbers were not available in time"
-        return Found(value, f"{status.name}: {fault}", in_time)
+        return ScanResult(value, f"{status.name}: {fault}", in_time)
 
     async def serve(self) -> None:
         """Scan as requested, until cancelled."""

@@ -43,7 +43,7 @@ class InterstatReader:
         return self._source.status
 
     def epoch(self) -> int:
-        """Return a number that grows whenever a commit may have landed. A read that begins now includes it."""
+        """Return a number that grows whenever a commit may have landed. A read that begins now includes all of them."""
         return self._source.epoch()
 
     async def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:

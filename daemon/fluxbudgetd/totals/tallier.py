@@ -1,6 +1,6 @@
-"""Summing what was measured into the accounts.
+"""Summing measured usage into the accounts.
 
-Every change of cells is made here, under the tally lock: a session is summed by one task at a time, so an older tally
+Every change to cells is made here, under the tally lock: a session is summed by one task at a time, so an older tally
 cannot replace a newer one. Readings of transcripts are applied under the same lock, so that sums and copies agree.
 
 Long sums are computed in a thread. If the accounts' `version` changed meanwhile, the result is discarded and computed
@@ -106,7 +106,7 @@ class Tallier:
             return self._rows.unsaved_sessions_naming(scope)
 
     async def find_sessions(self, account: RunAccount) -> None:
-        """Join the sessions that are known to name a run's scope to the run, once. Never fails."""
+        """Join to a run, once, the sessions that are known to name its scope. Never fails."""
         if account.has_sessions:
             return
         if account.run.scope is not None:

@@ -69,7 +69,7 @@ class TranscriptStore:
         self._ledger_lock = anyio.Lock()
 
     async def load(self) -> None:
-        """Read which sessions the ledger has transcripts of; raises `LedgerError`."""
+        """Read which sessions are in the ledger; raises `LedgerError`."""
         self._saved = set(await self._ledger.transcripts.sessions())
 
     @property
@@ -93,7 +93,7 @@ class TranscriptStore:
 
     @property
     def anomalies(self) -> int:
-        """How many counts were dropped because they were negative or not whole numbers."""
+        """How many token counts were invalid, and so ignored."""
         return sum(file.anomalies for files in self.files.values() for file in files)
 
     def path_count(self, session: str) -> int:

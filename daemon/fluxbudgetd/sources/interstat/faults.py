@@ -28,7 +28,7 @@ HINTS: dict[SourceState, str] = {
 
 
 def state_of(error: Exception) -> tuple[SourceState, str]:
-    """Return the state and the detail that an error of SQLite or the file system means."""
+    """Return the state and the detail for an error of SQLite or the file system."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "absent", "the file does not exist"
     if isinstance(error, OSError):

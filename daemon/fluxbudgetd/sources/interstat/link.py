@@ -39,19 +39,19 @@ def signature(path: str) -> Signature:
 
     Opening a FIFO in the database's place would block forever.
     """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
         raise NotRegularError(f"{path} is not a regular file")
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
     """Return device and inode, or None if there is no such file."""
     try:
-        found = os.stat(path)
+        info = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return info.st_dev, info.st_ino
 
 
 class Link:
@@ -88,7 +88,7 @@ class Link:
     def _data_version(self) -> int:
         return int(self._probe.execute("PRAGMA data_version").fetchone()[0])
 
-    def replaced(self) -> bool:
+    def must_reopen(self) -> bool:
         """Return True if the link must be opened again: a new file, a new WAL, or an immutable file that changed."""
         if self.immutable:
             return not self._settled or self.was_opened_for_writing()
@@ -103,7 +103,7 @@ class Link:
 
     def changed(self) -> bool:
         """Return True if a commit may have landed since the last call."""
-        if self.replaced():
+        if self.must_reopen():
             return True
         if self.immutable:
             return False

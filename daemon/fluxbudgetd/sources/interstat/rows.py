@@ -116,14 +116,14 @@ def read_columns(connection: sqlite3.Connection) -> Columns | None:
 
 
 def records(rows: Iterable[Row]) -> tuple[tuple[Usage, ...], int]:
-    """Return a session's rows as usage records, and how many counts were dropped as anomalies."""
+    """Return a session's rows as usage records, and how many of their counts were invalid."""
     anomalies = 0
-    found = []
+    usage = []
     for position, row in enumerate(rows):
         rowid, agent, model, timestamp, input_, output, cache_read, cache_creation, bead, phase = row
-        counts, dropped = token_counts((input_, output, cache_read, cache_creation))
-        anomalies += dropped
-        found.append(
+        counts, invalid = token_counts((input_, output, cache_read, cache_creation))
+        anomalies += invalid
+        usage.append(
             Usage(
                 rowid if isinstance(rowid, int) else -1 - position,  # a view has no rowids
                 moment(timestamp),
@@ -135,4 +135,4 @@ def records(rows: Iterable[Row]) -> tuple[tuple[Usage, ...], int]:
                 *counts,
             )
         )
-    return tuple(found), anomalies
+    return tuple(usage), anomalies

@@ -90,8 +90,8 @@ class InterstatSource:
         def snapshots(connection: sqlite3.Connection, columns: rows.Columns) -> Reading:
             by_scope = {scope: _sessions_of(connection, columns, scope) for scope in scopes}
             sessions = dict.fromkeys((name for names in by_scope.values() for name in names), None) | dict(wanted)
-            found = {name: _snapshot(connection, columns, name, known) for name, known in sessions.items()}
-            return Reading(status=self._ok(columns), sessions=found, by_scope=by_scope)
+            by_session = {name: _snapshot(connection, columns, name, known) for name, known in sessions.items()}
+            return Reading(status=self._ok(columns), sessions=by_session, by_scope=by_scope)
 
         return self._run(snapshots, lambda status: Reading(status=status))
 
@@ -99,13 +99,13 @@ class InterstatSource:
         """Return the newest rows' usage, summed by session and bead; None if the file cannot be read."""
 
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...] | None:
-            found: dict[tuple[str, str], Counts] = {}
+            by_key: dict[tuple[str, str], Counts] = {}
             for session, bead, *tokens in rows.fetch(connection, columns.select_recent, {"count": RECENT_ROWS}):
                 counts, _ = token_counts(tokens)
                 pending = tokens[0] is None and tokens[1] is None
                 key = text(session), text(bead)
-                found[key] = found.get(key, Counts()) + Counts(1, int(pending), *counts)
-            return tuple(RecentUsage(*key, counts) for key, counts in found.items())
+                by_key[key] = by_key.get(key, Counts()) + Counts(1, int(pending), *counts)
+            return tuple(RecentUsage(*key, counts) for key, counts in by_key.items())
 
         return self._run(sums, lambda _status: None)
 
@@ -190,7 +190,7 @@ class InterstatSource:
 
     def _current_link(self) -> Link:
         with self._swap:
-            if self._link is not None and self._link.replaced():
+            if self._link is not None and self._link.must_reopen():
                 self._drop()
             if self._link is None:
                 link = Link(self.path)
@@ -236,16 +236,16 @@ class InterstatSource:
 def _sessions_of(connection: sqlite3.Connection, columns: rows.Columns, scope: str) -> tuple[str, ...]:
     if columns.select_scope is None:
         return ()
-    found = rows.fetch(connection, columns.select_scope, {"id": unfold(scope)})
-    return tuple(text(session) for (session,) in found)
+    fetched = rows.fetch(connection, columns.select_scope, {"id": unfold(scope)})
+    return tuple(text(session) for (session,) in fetched)
 
 
 def _snapshot(
     connection: sqlite3.Connection, columns: rows.Columns, session: str, known: int | None
 ) -> SessionSnapshot:
-    found = rows.fetch(connection, columns.select, {"id": unfold(session)})
-    digest = rows.digest(found)
+    fetched = rows.fetch(connection, columns.select, {"id": unfold(session)})
+    digest = rows.digest(fetched)
     if digest == known:
         return SessionSnapshot(digest, None)
-    usage, anomalies = rows.records(found)
+    usage, anomalies = rows.records(fetched)
     return SessionSnapshot(digest, usage, anomalies)

@@ -1,6 +1,6 @@
 """Claude Code's transcripts: a session's own log, which shows its tokens a second or two after they were used.
 
-How the files behave decides how they are read:
+The behaviour of these files determines how they are read:
 
 * `<claude>/projects/<project>/<session>.jsonl` is the session's own; its sub-agents' are `agent-*.jsonl`, at any depth
   below `<session>/subagents/` beside it, each with an `agent-*.meta.json` that names the agent;

@@ -31,7 +31,7 @@ class ReplacedError(Exception):
 
 
 class ReadFile(NamedTuple):
-    """A file as far as it has been read.
+    """A file, and how far it has been read.
 
     `scanned` is how many bytes after the last complete line are known to contain no newline (0 if only a few), and
     `scanned_mark` the digest of the last of them. `stamp` is the file's stamp at that time, unless there was more to
@@ -54,8 +54,8 @@ class NewPart(NamedTuple):
     more: bool
 
 
-def unread(number: int, path: str, agent: str) -> TranscriptFile:
-    """Return a file of which nothing has been read."""
+def unread_file(number: int, path: str, agent: str) -> TranscriptFile:
+    """Return a file that has not been read yet."""
     return TranscriptFile(number, fold(os.fsencode(path)), 0, 0, 0, b"", agent)
 
 
@@ -65,9 +65,9 @@ def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
     _require_regular(os.lstat(path))
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        found = os.fstat(fd)
-        _require_regular(found)
-        yield fd, found
+        info = os.fstat(fd)
+        _require_regular(info)
+        yield fd, info
     finally:
         os.close(fd)
 
@@ -83,8 +83,8 @@ def is_openable(path: str) -> bool:
 
 def require_same(path: str, file: TranscriptFile) -> None:
     """Raise `ReplacedError` if the file is not the one that was read, `OSError` if that cannot be determined."""
-    with opened(path) as (fd, found):
-        _require_same(fd, found, file)
+    with opened(path) as (fd, info):
+        _require_same(fd, info, file)
 
 
 def read_new(path: str, known: ReadFile, limit: int) -> NewPart:
@@ -92,28 +92,28 @@ def read_new(path: str, known: ReadFile, limit: int) -> NewPart:
 
     The cost depends on what is new, not on what was read before.
     """
-    with opened(path) as (fd, found):
+    with opened(path) as (fd, info):
         file = known.file
-        _require_same(fd, found, file)
+        _require_same(fd, info, file)
         start = file.offset
-        if known.scanned and _is_same(fd, found, file, start + known.scanned, known.scanned_mark):
+        if known.scanned and _is_same(fd, info, file, start + known.scanned, known.scanned_mark):
             start += known.scanned
-        stop = min(found.st_size, start + limit)
+        stop = min(info.st_size, start + limit)
         harvest = Harvest(file.number, file.agent)
         offset, end = _take_lines(fd, harvest, file.offset, start, stop)
         after = msgspec.structs.replace(
             file,
-            dev=found.st_dev,
-            ino=found.st_ino,
+            dev=info.st_dev,
+            ino=info.st_ino,
             offset=offset,
             mark=_mark(fd, offset),
             skipped=file.skipped + harvest.skipped,
             anomalies=file.anomalies + harvest.anomalies,
         )
         scanned = end - offset if end - offset >= _CHUNK_BYTES else 0
-        stamp = stamps.stamp_of(found) if end == found.st_size else stamps.UNSETTLED
+        stamp = stamps.stamp_of(info) if end == info.st_size else stamps.UNSETTLED
         now = ReadFile(after, scanned, _mark(fd, end) if scanned else b"", stamp, known.meta)
-        return NewPart(now, harvest.copies, end - start, end == stop < found.st_size)
+        return NewPart(now, harvest.copies, end - start, end == stop < info.st_size)
 
 
 def _take_lines(fd: int, harvest: Harvest, offset: int, start: int, stop: int) -> tuple[int, int]:
@@ -162,18 +162,18 @@ def _mark(fd: int, offset: int) -> bytes:
     return blake2b(os.pread(fd, offset - begin, begin), digest_size=_DIGEST_BYTES).digest() if offset else b""
 
 
-def _require_same(fd: int, found: os.stat_result, file: TranscriptFile) -> None:
+def _require_same(fd: int, info: os.stat_result, file: TranscriptFile) -> None:
     # If nothing was read from the file yet, it does not matter whether it was replaced.
-    if file.offset and not _is_same(fd, found, file, file.offset, file.mark):
+    if file.offset and not _is_same(fd, info, file, file.offset, file.mark):
         raise ReplacedError
 
 
-def _is_same(fd: int, found: os.stat_result, file: TranscriptFile, offset: int, mark: bytes) -> bool:
-    return (found.st_dev, found.st_ino) == (file.dev, file.ino) and _mark(fd, offset) == mark
+def _is_same(fd: int, info: os.stat_result, file: TranscriptFile, offset: int, mark: bytes) -> bool:
+    return (info.st_dev, info.st_ino) == (file.dev, file.ino) and _mark(fd, offset) == mark
 
 
-def _require_regular(found: os.stat_result) -> None:
-    if stat.S_ISDIR(found.st_mode):
+def _require_regular(info: os.stat_result) -> None:
+    if stat.S_ISDIR(info.st_mode):
         raise NotRegularError("is a directory")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(info.st_mode):
         raise NotRegularError("is not a regular file")

@@ -75,13 +75,13 @@ class Harvest:
         if _HINT not in line:
             return
         try:
-            found = _decoded(line)
-            if found is not None and found.message and found.message.usage:
-                self._take(found, found.message, found.message.usage, offset)
+            parsed = _decode(line)
+            if parsed is not None and parsed.message and parsed.message.usage:
+                self._add(parsed, parsed.message, parsed.message.usage, offset)
         except (ValueError, RecursionError):  # raised by msgspec and by UTF-8 decoding
             self.skipped += 1
 
-    def _take(self, line: _Line, message: _Message, usage: _Usage, offset: int) -> None:
+    def _add(self, line: _Line, message: _Message, usage: _Usage, offset: int) -> None:
         counts, invalid = _counts(usage)
         self.anomalies += invalid
         name = _name(message.id)
@@ -104,10 +104,10 @@ class Harvest:
         )
 
 
-def _decoded(line: bytes) -> _Line | None:
+def _decode(line: bytes) -> _Line | None:
     """Return an assistant's line, or None for any other line, valid or not. Raises `ValueError`."""
     try:
-        found = _decode_line(line)
+        parsed = _decode_line(line)
     except msgspec.ValidationError:
         if not _is_assistants(_decode_kind(line).type):
             return None
@@ -116,12 +116,12 @@ def _decoded(line: bytes) -> _Line | None:
         mended = _ESCAPE.sub(_mend, line)
         if mended == line:
             raise
-        return _decoded(mended)
-    if not _is_assistants(found.type):
+        return _decode(mended)
+    if not _is_assistants(parsed.type):
         return None
     if not line.isascii():
         line.decode()  # msgspec does not check the UTF-8 of what it skips
-    return found
+    return parsed
 
 
 def _is_assistants(kind: msgspec.Raw) -> bool:

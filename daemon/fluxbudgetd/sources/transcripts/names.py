@@ -33,7 +33,7 @@ def session_name(session: str) -> str | None:
     return os.fsdecode(raw)
 
 
-def is_agents(name: str) -> bool:
+def is_sub_agents(name: str) -> bool:
     """Return True if a file of this name is a sub-agent's transcript."""
     return name.startswith(_AGENT) and name.endswith(SUFFIX)
 
@@ -46,7 +46,7 @@ def plain_agent(path: str) -> str:
 def agent_id(path: str) -> str | None:
     """Return the id of the sub-agent that a transcript belongs to; None for a session's own."""
     name = os.path.basename(path)
-    return fold(os.fsencode(name[len(_AGENT) : -len(SUFFIX)])) if is_agents(name) else None
+    return fold(os.fsencode(name[len(_AGENT) : -len(SUFFIX)])) if is_sub_agents(name) else None
 
 
 def companion(path: str) -> str:

@@ -14,7 +14,7 @@ from fluxbudgetd.sources.transcripts.files import (
     is_openable,
     read_new,
     require_same,
-    unread,
+    unread_file,
 )
 from fluxbudgetd.sources.transcripts.stamps import MISSING, UNSETTLED, PathStamp, stamp
 from fluxbudgetd.sources.transcripts.survey import Survey, describe
@@ -37,7 +37,7 @@ class KnownSession(NamedTuple):
     directories: tuple[str, ...] = ()
 
 
-def restored(named: str | None, files: Iterable[TranscriptFile]) -> KnownSession:
+def restored_session(named: str | None, files: Iterable[TranscriptFile]) -> KnownSession:
     """Return what is known of a session before its first reading."""
     return KnownSession(named, {os.fsdecode(unfold(file.path)): ReadFile(file) for file in files})
 
@@ -98,7 +98,7 @@ class _Reading:
             self._stamps[path] = UNSETTLED
         else:
             if known is None:
-                known = ReadFile(unread(next(self._numbers), path, agent))
+                known = ReadFile(unread_file(next(self._numbers), path, agent))
             if self._read(path, known._replace(meta=meta), agent) and renamed:
                 self._void.add(known.file.number)
 
@@ -146,4 +146,4 @@ class _Reading:
 
 
 def _restarted(path: str, known: ReadFile, agent: str) -> ReadFile:
-    return ReadFile(unread(known.file.number, path, agent), meta=known.meta)
+    return ReadFile(unread_file(known.file.number, path, agent), meta=known.meta)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.model import TranscriptFile, TranscriptReading
 from fluxbudgetd.sources.transcripts import names
-from fluxbudgetd.sources.transcripts.reading import KnownSession, read_session, restored
+from fluxbudgetd.sources.transcripts.reading import KnownSession, read_session, restored_session
 from fluxbudgetd.sources.transcripts.stamps import UNSETTLED, stamp
 from fluxbudgetd.sources.transcripts.survey import is_below
 from fluxbudgetd.wire.text import fold, shown_path, unfold
@@ -28,7 +28,7 @@ class TranscriptSource:
 
     @property
     def path(self) -> str:
-        """Where the transcripts are, as shown to people."""
+        """The directory of the transcripts, as shown to people."""
         return shown_path(os.path.join(self._claude_dir, "projects"))
 
     def path_count(self, session: str) -> int:
@@ -43,7 +43,7 @@ class TranscriptSource:
         """
         with self._swap:
             known = self._sessions.get(session)
-            self._sessions[session] = restored(None if known is None else known.named, files)
+            self._sessions[session] = restored_session(None if known is None else known.named, files)
 
     def name(self, session: str, path: str) -> str:
         """Set the path of a session's main file, as named by a hook; return its real path. For a worker thread.
@@ -93,7 +93,7 @@ class TranscriptSource:
                 before = self._sessions.setdefault(session, KnownSession())
             after, reading = read_session(os.path.realpath(self._claude_dir), session, before)
             with self._swap:
-                # If the session was forgotten or restored meanwhile, this reading must leave no trace.
+                # If the session was forgotten or restored meanwhile, discard this reading.
                 if self._sessions.get(session) is before:
                     self._sessions[session] = after
         return reading

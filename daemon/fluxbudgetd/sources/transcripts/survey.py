@@ -30,7 +30,7 @@ def projects_directory(root: str) -> str:
 
 
 class Survey:
-    """What was found below `root`, the Claude directory's real path.
+    """The files found below `root`, the Claude directory's real path.
 
     `files` maps each path to the agent's name according to the path. `stamps` has the stamp of every path whose change
     may mean something new, taken before the path was searched; `directories` are those to watch. `faults` says what
@@ -106,7 +106,7 @@ class Survey:
         while pending:
             directory, depth = pending.pop()
             for entry in self._listed(directory):
-                if names.is_agents(entry.name):
+                if names.is_sub_agents(entry.name):
                     self._add(entry.path, names.plain_agent(entry.path))
                 elif _is_directory(entry):
                     if depth == MAX_DEPTH:
