@@ -46,8 +46,8 @@ class Client(BuildHookInterface[Any]):
         setting = os.environ.get(_SETTING, "")
         if setting not in {"", "0", "1"}:
             self.app.abort(f"fluxbudget: {_SETTING} is {setting!r}: 0 leaves out the native client, 1 requires it")
-        self._made = tempfile.TemporaryDirectory(prefix="fluxbudget-")
-        program = os.path.join(self._made.name, _NAME)
+        self._directory = tempfile.TemporaryDirectory(prefix="fluxbudget-")
+        program = os.path.join(self._directory.name, _NAME)
         if setting != "0" and self._compile(program):
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform(program)}"  # a program runs beside any Python
@@ -62,7 +62,7 @@ class Client(BuildHookInterface[Any]):
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
         """Remove the built client; the wheel contains a copy."""
-        self._made.cleanup()
+        self._directory.cleanup()
 
     def _compile(self, output: str) -> bool:
         if sys.platform != "linux":
@@ -71,7 +71,7 @@ class Client(BuildHookInterface[Any]):
         return bool(found["compile"](output, self.metadata.version))
 
     def _why_not(self) -> str:
-        if os.statvfs(self._made.name).f_flag & os.ST_NOEXEC:
+        if os.statvfs(self._directory.name).f_flag & os.ST_NOEXEC:
             return f"programs in {tempfile.gettempdir()} cannot be executed (noexec): set TMPDIR to another directory"
         return "no working C compiler was found"
 

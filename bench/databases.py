@@ -16,12 +16,12 @@ ROW_TOKENS = 110
 
 
 def database(base: Path, path: Path, rows: int) -> None:
-    """Put a database with this many rows at `path`. The first one of each size is kept beside `base` and copied."""
-    made = base.parent / f"{rows}.db"
-    if not made.exists():
-        _make(made, rows)
+    """Copy a database with this many rows to `path`. The template of each size is made once, beside `base`."""
+    template = base.parent / f"{rows}.db"
+    if not template.exists():
+        _make(template, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(made, path)
+    shutil.copyfile(template, path)
 
 
 def sprint_rows(rows: int) -> int:

@@ -42,7 +42,7 @@ def insert_cost(base: Path, rounds: int) -> Iterator[Row]:
         sides = {rows: _side(stack, base, rows) for rows in (SMALL, MIDDLE, LARGE)}
         turns = [*sides.values()]
         for number in range(rounds):
-            # Most rows belong to other sessions; the run's own session is read all the same.
+            # Most rows belong to other sessions, but each commit makes the daemon read.
             session = "s5" if number % 20 == 0 else "s6"
             for side in turns[:: 1 if number % 2 else -1]:
                 request = messages.Remaining(run=side.run, wait_ms=5000)

@@ -225,7 +225,7 @@ def test_state_directory_that_cannot_be_made(home: Home) -> None:
     closed.mkdir(mode=0o555)
     code, log = failed_start(home, "--state-dir", str(closed / "new" / "state"), prefix=OBEDIENT)
     assert code == 1
-    assert "cannot be made" in log
+    assert "cannot be created" in log
     assert "Traceback" not in log
 
 

@@ -1,4 +1,4 @@
-"""The whole command line, with argparse. Hot verbs get here only for `--help` and for command lines with mistakes."""
+"""The whole command line, with argparse. Hot verbs reach it only for `--help` and for mistakes."""
 
 import argparse
 import io

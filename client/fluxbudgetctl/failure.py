@@ -66,9 +66,9 @@ def discard(fd: int) -> None:
 
 def failure_of(error: object) -> Failure:
     """Return the failure for the `error` of an answer, which should be a map."""
-    given = error if isinstance(error, dict) else {}
+    answered = error if isinstance(error, dict) else {}
     fields = {"code": "internal", "message": "the daemon failed", "hint": ""}
-    fields |= {name: value for name, value in given.items() if name in fields and isinstance(value, str)}
+    fields |= {name: value for name, value in answered.items() if name in fields and isinstance(value, str)}
     exit_code = codes.ERROR_CODES.get(fields["code"], (codes.INTERNAL, ""))[0]
     return Failure(fields["message"], fields["hint"], exit_code, fields["code"])
 

@@ -32,15 +32,15 @@ def run(naming: dict[str, Value | bytes], seconds: float) -> int:
     """
     deadline = time.monotonic() + seconds
     limit_stderr(deadline)
-    given = stdio.read_input(deadline)
-    if not given.data:
+    stdin = stdio.read_input(deadline)
+    if not stdin.data:
         return codes.OK
     output = exports = ""
     try:
-        output, exports = _ask(naming, given, deadline - time.monotonic())
+        output, exports = _ask(naming, stdin, deadline - time.monotonic())
     except Failure as failure:
         _debug(failure.message)
-        if os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1" and _is_launch(given.data):
+        if os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1" and _is_launch(stdin.data):
             output = _denial(failure.message)
     try:
         if exports:
@@ -55,11 +55,11 @@ def run(naming: dict[str, Value | bytes], seconds: float) -> int:
     return codes.OK
 
 
-def _ask(naming: dict[str, Value | bytes], given: stdio.Input, left: float) -> tuple[str, str]:
+def _ask(naming: dict[str, Value | bytes], stdin: stdio.Input, left: float) -> tuple[str, str]:
     """Return what to print and what to export; raises `Failure`."""
-    if not given.ended or left <= 0:
+    if not stdin.ended or left <= 0:
         raise Failure("the hook's input did not end in time", "", codes.NO_ANSWER)
-    fields: dict[str, Value | bytes] = {**naming, "input": given.data, "whole": given.whole}
+    fields: dict[str, Value | bytes] = {**naming, "input": stdin.data, "whole": stdin.whole}
     answer = ask("hook", fields, left)
     output, exports = answer.get("output", ""), answer.get("exports", "")
     if answer.get("op") != "hook" or not isinstance(output, str) or not isinstance(exports, str):
@@ -87,7 +87,7 @@ def _export(lines: str) -> None:
 
 
 def _is_launch(data: bytes) -> bool:
-    """True if this is the PreToolUse event of a sub-agent's launch."""
+    """Return True if this is the PreToolUse event of a sub-agent's launch."""
     return json_fields.text_field(data, b"hook_event_name") == b"PreToolUse" and (
         json_fields.text_field(data, b"tool_name") in _LAUNCHERS
     )

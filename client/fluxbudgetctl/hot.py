@@ -270,7 +270,7 @@ def _required(
 
 
 def _finish(answer: dict[str, Value], spend: dict[str, Value]) -> int:
-    """Report what stderr should say about an answer that has been printed; return the exit code."""
+    """Report on stderr that a printed answer is stale or that the run has no budget; return the exit code."""
     _report_stale(spend)
     if spend["budget"] is None:
         hint = f"set one with 'fluxbudgetctl run set --run {answer['run']} --budget N'"

@@ -37,7 +37,7 @@ def socket_findings(path: str) -> Iterator[Finding]:
 
 
 def is_dead(path: str) -> bool:
-    """True if no process listens at the socket.
+    """Return True if no process listens at the socket.
 
     It connects rather than trying the daemon's lock: a daemon that is just starting would fail to get the lock.
     """

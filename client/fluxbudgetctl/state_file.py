@@ -137,12 +137,12 @@ def _places(naming: dict[str, Value | bytes], session: str | None) -> list[tuple
 
 
 def _is_trusted(status: os.stat_result) -> bool:
-    """True if the file belongs to this user or to root."""
+    """Return True if the file belongs to this user or to root."""
     return status.st_uid in (0, os.geteuid())
 
 
 def _is_private(directory: int) -> bool:
-    """True if only this user and root can create files in the directory."""
+    """Return True if only this user and root can create files in the directory."""
     status = os.fstat(directory)
     return _is_trusted(status) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
@@ -170,7 +170,7 @@ def _read(directory: int, kind: str, name: str) -> State | None:
 
 
 def _is_alive(directory: int) -> bool:
-    """True if a daemon holds its lock. (A daemon that meets a reader's momentary lock tries again.)"""
+    """Return True if a daemon holds its lock. (A daemon that meets a reader's momentary lock tries again.)"""
     try:
         file = os.open(ALIVE, _FILE, dir_fd=directory)
     except OSError:

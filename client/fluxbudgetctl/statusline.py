@@ -25,13 +25,13 @@ def run(naming: dict[str, Value | bytes], seconds: float, *, width: int | None, 
     """
     deadline = time.monotonic() + seconds
     limit_stderr(deadline)
-    given = stdio.read_input(deadline)
+    stdin = stdio.read_input(deadline)
     left = deadline - time.monotonic()
-    if not given.ended or left <= 0:
+    if not stdin.ended or left <= 0:
         raise Failure(f"stdin did not end within {seconds:g} s", "redirect stdin from /dev/null", codes.NO_ANSWER)
     width = width or environment.columns()
     colour = colour and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    fields: dict[str, Value | bytes] = {**naming, "input": given.data, "width": width, "colour": colour}
+    fields: dict[str, Value | bytes] = {**naming, "input": stdin.data, "width": width, "colour": colour}
     try:
         answer = ask("statusline", fields, left)
     except Failure as failure:
@@ -39,7 +39,7 @@ def run(naming: dict[str, Value | bytes], seconds: float, *, width: int | None, 
             raise
         from fluxbudgetctl import state_file  # noqa: PLC0415  only needed without a socket
 
-        session = json_fields.text_field(given.data, b"session_id")
+        session = json_fields.text_field(stdin.data, b"session_id")
         state = state_file.read_state(naming, failure, None if session is None else fold(session))
         return _print(state_file.line(state, width, colour=colour), deadline)
     line, why = answer.get("line"), answer.get("stale_why")

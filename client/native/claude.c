@@ -18,33 +18,33 @@ enum { INPUT_LIMIT = 256 * 1024, CHUNK = 64 * 1024 };
 /* The width limit of a line when none is given. */
 enum { MOST_CELLS = 64 * 1024 };
 
-struct given {
+struct input {
     struct text data;
     bool whole; /* false if there was more, which was discarded */
     bool ended; /* false if the deadline came before the end of the input */
 };
 
 /* Read stdin to its end, or until the deadline. A terminal or an unreadable stdin counts as empty. */
-static struct given read_input(double deadline)
+static struct input read_input(double deadline)
 {
     static char data[INPUT_LIMIT + CHUNK] = {0};
-    struct given given = {{data, 0}, true, true};
+    struct input input = {{data, 0}, true, true};
     if (isatty(STDIN_FILENO))
-        return given;
+        return input;
     for (;;) {
         if (deadline - now() <= 0 || !wait_for(STDIN_FILENO, POLLIN, deadline)) {
-            given.ended = false;
-            return given;
+            input.ended = false;
+            return input;
         }
-        ssize_t size = read(STDIN_FILENO, data + given.data.size, CHUNK);
+        ssize_t size = read(STDIN_FILENO, data + input.data.size, CHUNK);
         if (size < 0 && errno == EINTR)
             continue;
         if (size <= 0)
-            return given;
-        given.data.size += (size_t)size;
-        if (given.data.size > INPUT_LIMIT) {
-            given.data.size = INPUT_LIMIT;
-            given.whole = false;
+            return input;
+        input.data.size += (size_t)size;
+        if (input.data.size > INPUT_LIMIT) {
+            input.data.size = INPUT_LIMIT;
+            input.whole = false;
         }
     }
 }
@@ -140,15 +140,15 @@ static void pack_whole(struct packer *to, const void *context)
 }
 
 /* Ask the daemon; return false with a failure for any kind of error. */
-static bool ask_hook(const struct options *options, const char *path, const struct given *given, double left,
+static bool ask_hook(const struct options *options, const char *path, const struct input *input, double left,
                      struct text *output, struct text *exports, struct failure *failure)
 {
-    if (!given->ended || left <= 0) {
+    if (!input->ended || left <= 0) {
         fail(failure, NO_ANSWER, "");
         return add_string(failure, "the hook's input did not end in time");
     }
-    struct request request = {.path = path, .op = "hook", .options = options, .input = given->data,
-                              .pairs = 1, .pack_rest = pack_whole, .context = &given->whole};
+    struct request request = {.path = path, .op = "hook", .options = options, .input = input->data,
+                              .pairs = 1, .pack_rest = pack_whole, .context = &input->whole};
     struct value answer;
     if (!ask(&request, left, &answer, failure))
         return false;
@@ -189,18 +189,18 @@ int verb_hook(const struct options *options, const char *path)
 {
     double deadline = now() + options->seconds;
     limit_output(deadline);
-    struct given given = read_input(deadline);
+    struct input input = read_input(deadline);
     struct text output = {NULL, 0}, exports = {NULL, 0};
     struct failure failure = {.count = 0};
-    if (given.data.size == 0)
+    if (input.data.size == 0)
         return OK;
-    bool answered = ask_hook(options, path, &given, deadline - now(), &output, &exports, &failure);
+    bool answered = ask_hook(options, path, &input, deadline - now(), &output, &exports, &failure);
     if (!answered)
         debug(failure.pieces, failure.count);
     if (exports.size > 0)
         export_lines(exports);
     const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");
-    if (!answered && closed != NULL && strcmp(closed, "1") == 0 && is_launch(given.data))
+    if (!answered && closed != NULL && strcmp(closed, "1") == 0 && is_launch(input.data))
         put_denial(&failure);
     if (output.size > 0) {
         put(&out, output);
@@ -329,16 +329,16 @@ int verb_statusline(const struct options *options, const char *path)
 {
     double deadline = now() + options->seconds;
     limit_output(deadline);
-    struct given given = read_input(deadline);
+    struct input input = read_input(deadline);
     double left = deadline - now();
     struct failure failure = {.count = 0};
-    if (!given.ended || left <= 0) {
+    if (!input.ended || left <= 0) {
         snprintf(failure.number, sizeof failure.number, "stdin did not end within %g s", options->seconds);
         fail(&failure, NO_ANSWER, "redirect stdin from /dev/null");
         add_string(&failure, failure.number);
         return report(&failure);
     }
-    if (!put_line(options, path, given.data, left, &failure))
+    if (!put_line(options, path, input.data, left, &failure))
         return report(&failure);
     put_string(&out, "\n");
     flush(&out);

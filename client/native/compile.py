@@ -69,7 +69,7 @@ def _boundaries() -> list[int]:
 
 
 def _runs(program: str) -> bool:
-    """True if the program starts. (Without the Python client beside it, it can do no more.)"""
+    """Return True if the program starts. (Without the Python client beside it, it can do no more.)"""
     try:
         done = subprocess.run([os.path.abspath(program)], capture_output=True, check=False)  # noqa: S603
     except OSError:

@@ -105,7 +105,7 @@ void pack_naming(struct packer *to, const struct options *options)
             pack_folded(to, text(variable(sessions[i])));
 }
 
-size_t state_places(const struct options *options, struct text given, const char *kinds[MOST_PLACES],
+size_t state_places(const struct options *options, struct text session, const char *kinds[MOST_PLACES],
                     struct text names[MOST_PLACES])
 {
     const char *run = options->run;
@@ -127,9 +127,9 @@ size_t state_places(const struct options *options, struct text given, const char
         kinds[count] = "scopes";
         names[count++] = text(scope);
     }
-    if (given.bytes != NULL) {
+    if (session.bytes != NULL) {
         kinds[count] = "sessions";
-        names[count++] = given;
+        names[count++] = session;
     }
     for (int i = 0; i < 2; i++) {
         if (variable(sessions[i]) != NULL) {

@@ -31,9 +31,9 @@ size_t naming_pairs(const struct options *options);
 void pack_naming(struct packer *to, const struct options *options);
 
 /* Find the state files to try, in the daemon's order: their directories (`kinds`) and names. Return how many there are.
-   `given` is the session named on stdin; its bytes are null if there is none. */
+   `session` is the one named on stdin; its bytes are null if there is none. */
 enum { MOST_PLACES = 4 };
-size_t state_places(const struct options *options, struct text given, const char *kinds[MOST_PLACES],
+size_t state_places(const struct options *options, struct text session, const char *kinds[MOST_PLACES],
                     struct text names[MOST_PLACES]);
 
 #endif

@@ -145,7 +145,7 @@ static bool ask_remaining(const struct options *options, const char *path, struc
     return true;
 }
 
-/* Report what stderr should say about an answer that has been printed; return the exit code. */
+/* Report on stderr that a printed answer is stale or that the run has no budget; return the exit code. */
 static int finish(const struct account *account, struct failure *failure)
 {
     const struct text run = account->run.text;
@@ -179,18 +179,18 @@ int verb_remaining(const struct options *options, const char *path)
         return finish(&account, &failure);
     }
     bool unreached = failure.exit_code == UNREACHABLE || failure.exit_code == NO_ANSWER;
-    bool given = options->has_default && unreached;
-    if (failure.exit_code == NO_RUN || given) {
-        uint64_t left = given ? options->fallback : 0;
+    bool use_default = options->has_default && unreached;
+    if (failure.exit_code == NO_RUN || use_default) {
+        uint64_t left = use_default ? options->fallback : 0;
         if (options->json) {
-            json_without_numbers(left, given ? "no_answer" : "no_run", given);
+            json_without_numbers(left, use_default ? "no_answer" : "no_run", use_default);
         } else {
             put_integer(&out, false, left);
             put_string(&out, "\n");
         }
     }
     int code = report(&failure);
-    return given ? OK : code;
+    return use_default ? OK : code;
 }
 
 int verb_env(const struct options *options, const char *path)

@@ -24,7 +24,7 @@ _CLOSE_SECONDS = 1.0
 
 
 class _Writer(Generic[T]):
-    """Writes entries in a thread of its own. If the reader is gone or stalled, entries are lost; the daemon goes on."""
+    """Writes entries in a thread of its own. If the reader is gone or stalled, entries are lost."""
 
     def __init__(self, write: Callable[[T], None]) -> None:
         self._write_one = write

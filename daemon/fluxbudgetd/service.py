@@ -77,7 +77,7 @@ class Service:
             self.state_files = StateFileWriter(
                 accounts, host.state_directory, now_micros, totals.freshness.is_known_stale
             )
-        # Fires when a run starts or ends, or a source changes state; then there is a new one to wait for.
+        # Fires when a run starts or ends, or a source changes state; then a new one replaces it.
         self.status_changed = anyio.Event()
 
     def _make_deliveries(self, host: HostEnvironment) -> Deliveries:

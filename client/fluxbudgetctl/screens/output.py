@@ -14,7 +14,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "exceeded": "bold red", "unlimite
 
 
 def is_on_terminal() -> bool:
-    """True if stdout is a terminal."""
+    """Return True if stdout is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()  # None: closed by the caller (`>&-`)
 
 

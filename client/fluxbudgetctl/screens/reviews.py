@@ -60,7 +60,7 @@ def print_report(answer: messages.ReportAnswer) -> None:
     if report.not_listed:
         print(f"\n{report.not_listed} agents of older reviews are in the sums, but not listed.")
     if report.deferred:
-        print("\n| deferred | estimated | reason | used all the same |\n|---|---:|---|---:|")
+        print("\n| deferred | estimated | reason | used anyway |\n|---|---:|---|---:|")
         for left in report.deferred:
             used = "-" if left.actual_billing is None else str(left.actual_billing)
             print(f"| {_cell(left.name)} | {left.estimated} | {left.reason} | {used} |")

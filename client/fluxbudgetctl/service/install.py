@@ -109,7 +109,7 @@ def _apply(before: ServiceStatus, texts: dict[str, str], *, now: bool, outside: 
 
 
 def _must_restart_socket(before: ServiceStatus, texts: dict[str, str]) -> bool:
-    """True if the socket was set up by a different unit than the one just written.
+    """Return True if the socket was set up by a different unit than the one just written.
 
     This depends on what the manager has read, not only on the file: an earlier install may have failed in between.
     """

@@ -33,7 +33,7 @@ def remove_leftovers(path: str) -> None:
 
 
 def has_links(directory: str, name: str) -> bool:
-    """True if a unit is still enabled in this directory (its file may be gone)."""
+    """Return True if a unit is still enabled in this directory (its file may be gone)."""
     wanted = os.path.join(directory, name)
     links = glob.glob(os.path.join(glob.escape(directory), "*.wants", name))
     return any(os.path.islink(link) and os.path.realpath(link) == os.path.realpath(wanted) for link in links)

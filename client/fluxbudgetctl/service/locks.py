@@ -44,7 +44,7 @@ def find_outside(locks: Iterable[str]) -> int | None:
 
 
 def is_outside(pid: int) -> bool:
-    """True if the process exists and is not the service's, by its control group.
+    """Return True if the process exists and is not the service's, by its control group.
 
     The manager's answer would be from another moment: the service may have started in between.
     """

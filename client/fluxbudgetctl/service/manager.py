@@ -90,13 +90,13 @@ def runtime_directory() -> str | None:
 
     That is `$XDG_RUNTIME_DIR`, or without it (for example after `su`) the usual one.
     """
-    given = os.environ.get("XDG_RUNTIME_DIR", "")
-    found = given if given.startswith("/") else f"/run/user/{os.geteuid()}"
-    return found if os.path.isdir(found) else None
+    chosen = os.environ.get("XDG_RUNTIME_DIR", "")
+    directory = chosen if chosen.startswith("/") else f"/run/user/{os.geteuid()}"
+    return directory if os.path.isdir(directory) else None
 
 
 def is_available() -> bool:
-    """True if there seems to be a user manager; it is not contacted."""
+    """Return True if there seems to be a user manager; it is not contacted."""
     runtime = runtime_directory()
     if runtime is None or shutil.which("systemctl") is None:
         return False
@@ -135,8 +135,8 @@ def unit_directory(seconds: float = _QUICK_SECONDS) -> str:
 
 def usual_unit_directory(environ: Mapping[str, str]) -> str:
     """Return the directory of the user's units for a manager with this environment."""
-    given = environ.get("XDG_CONFIG_HOME", "")
-    config = given if given.startswith("/") else os.path.join(os.path.expanduser("~"), ".config")
+    chosen = environ.get("XDG_CONFIG_HOME", "")
+    config = chosen if chosen.startswith("/") else os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(config, "systemd", "user")
 
 

@@ -56,11 +56,11 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.manager[SOCKET]
 
     def has_file(self, name: str) -> bool:
-        """True if there is a file where `install` writes the unit, whatever wrote it."""
+        """Return True if there is a file where `install` writes the unit, whatever wrote it."""
         return self.files[name].state in (State.OURS, State.EDITED, State.FOREIGN)
 
     def is_known(self, name: str) -> bool:
-        """True if the unit exists, wherever it comes from."""
+        """Return True if the unit exists, wherever it comes from."""
         return self.has_file(name) or self.manager[name].load not in ("not-found", "masked", "")
 
     @property
@@ -80,7 +80,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.held_by
 
     def is_outside(self, pid: int) -> bool:
-        """True if the daemon with this pid runs outside the service. (False if it has just ended.)"""
+        """Return True if the daemon with this pid runs outside the service. (False if it has just ended.)"""
         return pid != self.service.pid and locks.is_outside(pid)
 
 
@@ -129,7 +129,7 @@ def read_status(seconds: float = 10.0) -> ServiceStatus:
 
 
 def is_lingering(uid: int, root: str = "/") -> bool | None:
-    """True if the user's manager continues after the last logout; None where logind does not know the user."""
+    """Return True if the user's manager continues after the last logout; None where logind does not know the user."""
     if not os.path.exists(os.path.join(root, f"run/systemd/users/{uid}")):
         return None
     try:
@@ -177,7 +177,7 @@ def _program(service: units.File, started: str) -> str | None:
 
 
 def _is_listening(path: str) -> bool:
-    """True if a process listens at a path; connecting would start the daemon.
+    """Return True if a process listens at a path; connecting would start the daemon.
 
     A list without the manager's own socket belongs to another network namespace; then the answer is True.
     """
@@ -192,7 +192,7 @@ def _is_listening(path: str) -> bool:
 
 
 def _is_outdated(found: dict[str, units.File], program: str | None) -> bool:
-    """True if a unit of ours differs from what this version writes with the same variables.
+    """Return True if a unit of ours differs from what this version writes with the same variables.
 
     Units that another environment with the same version has installed are up to date while its program exists.
     """

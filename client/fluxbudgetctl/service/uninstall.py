@@ -38,7 +38,7 @@ def uninstall(*, force: bool) -> None:
 
 
 def _was_deleted(before: ServiceStatus, name: str) -> bool:
-    """True if the unit's file is gone, but the manager still has the unit loaded or enabled."""
+    """Return True if the unit's file is gone, but the manager still has the unit loaded or enabled."""
     unit = before.manager[name]
     if before.files[name].state is not State.MISSING or os.path.exists(unit.fragment):
         return False

@@ -13,16 +13,16 @@ _MODE = 0o644
 
 def write(directory: str, texts: dict[str, str]) -> None:
     """Write both units, each one atomically; raises `Failure`."""
-    made: list[tuple[str, str]] = []
+    temporaries: list[tuple[str, str]] = []
     try:
         os.makedirs(directory, exist_ok=True)
         for name in UNITS:  # one by one, so that those written can be removed after an error
-            made += [(_write_temporary(directory, texts[name]), os.path.join(directory, name))]
-        for temporary, path in made:
+            temporaries += [(_write_temporary(directory, texts[name]), os.path.join(directory, name))]
+        for temporary, path in temporaries:
             os.replace(temporary, path)
         _sync(directory)
     except OSError as exc:
-        for temporary, _ in made:
+        for temporary, _ in temporaries:
             with suppress(OSError):
                 os.unlink(temporary)
         message = f"{exc.filename or directory} cannot be written: {exc.strerror}"

@@ -63,7 +63,7 @@ def lines(snapshot: Snapshot, screen: Screen, clock: str) -> list[Text]:
     heights = _heights(snapshot, screen)
     selected = snapshot.runs[screen.selected] if snapshot.runs else None
     detail = snapshot.detail if selected and snapshot.detail and snapshot.detail.run.id == selected.run.id else None
-    made = [
+    texts = [
         _header(snapshot, screen, clock),
         *_filled(_table(snapshot, screen, heights.runs), screen, heights.runs + 1),
         _title(_run_title(selected), f"{screen.selected + 1}/{len(snapshot.runs)}" if selected else "", screen),
@@ -72,11 +72,11 @@ def lines(snapshot: Snapshot, screen: Screen, clock: str) -> list[Text]:
         *_filled(_events(snapshot, screen, heights.events), screen, heights.events),
         Text(_KEYS, style="dim"),
     ]
-    made = _filled(made, screen, screen.height)
+    texts = _filled(texts, screen, screen.height)
     if snapshot.away:
-        for line in made[1:-1]:
+        for line in texts[1:-1]:
             line.stylize(_FADED)
-    return made
+    return texts
 
 
 def visible_runs(snapshot: Snapshot, screen: Screen) -> int:
@@ -121,7 +121,7 @@ def _table(snapshot: Snapshot, screen: Screen, rows: int) -> list[Text]:
     head = Text("  ", style="dim")
     for number, (column, width) in enumerate(columns):
         head.append(" " * (number > 0)).append_text(_cell(Text(column.head), width, right=column.right))
-    made = [head]
+    texts = [head]
     for number, run in enumerate(part, first):
         line = Text("> " if number == screen.selected else "  ")
         for position, (column, width) in enumerate(columns):
@@ -129,8 +129,8 @@ def _table(snapshot: Snapshot, screen: Screen, rows: int) -> list[Text]:
         line.truncate(screen.width, pad=True)
         if number == screen.selected:
             line.stylize("reverse")
-        made.append(line)
-    return made
+        texts.append(line)
+    return texts
 
 
 def _columns(runs: tuple[messages.RunLine, ...], screen: Screen) -> list[tuple[_Column, int]]:
@@ -219,15 +219,15 @@ def _details(detail: messages.RunShowAnswer | None, screen: Screen, rows: int) -
         right.append(_named(agent.name or "-", count, right_width))
     if len(agents) > rows - 1 and rows > 2:  # noqa: PLR2004  the head, and at least two agents
         right[-1] = Text(f"({len(agents) - rows + 2} more)", style="dim")
-    made = []
+    texts = []
     for number in range(min(max(len(left), len(right)), rows)):
         line = left[number].copy() if number < len(left) else Text()
         line.truncate(half, pad=True)
         line.append("  ")
         if number < len(right):
             line.append_text(right[number])
-        made.append(line)
-    return made
+        texts.append(line)
+    return texts
 
 
 def _phases(phases: tuple[messages.PhaseLine, ...], width: int, rows: int, screen: Screen) -> list[Text]:
@@ -236,15 +236,15 @@ def _phases(phases: tuple[messages.PhaseLine, ...], width: int, rows: int, scree
     first = max(min(current - rows // 2, len(phases) - rows), 0)
     marks = _MARKS if screen.unicode else _PLAIN_MARKS
     styles = {"current": "bold", "ahead": "dim", "skipped": "dim"}
-    made = []
+    texts = []
     for phase in phases[first : first + rows]:
         spent = f"{'~' if phase.provisional else ''}{short(phase.spent)}/{short(phase.estimate)}"
-        made.append(_named(f"{marks[phase.state]} {phase.name}", spent, width, styles.get(phase.state, "")))
-    return made
+        texts.append(_named(f"{marks[phase.state]} {phase.name}", spent, width, styles.get(phase.state, "")))
+    return texts
 
 
 def _events(snapshot: Snapshot, screen: Screen, rows: int) -> list[Text]:
-    made = []
+    texts = []
     shown = snapshot.events[-rows:]
     longest = max((cell_len(one_line(event.run or "-")) for event in shown), default=0)
     width = min(longest, screen.width // 4)
@@ -252,8 +252,8 @@ def _events(snapshot: Snapshot, screen: Screen, rows: int) -> list[Text]:
         line = Text(f"{formats.clock(event.at)} ", style="dim")
         line.append_text(_cell(Text(one_line(event.run or "-"), style="not dim"), width))
         line.append(f" {formats.event_line(event)}", style=f"not dim {_event_colour(event.kind)}")
-        made.append(line)
-    return made
+        texts.append(line)
+    return texts
 
 
 def _event_colour(kind: str) -> str:
@@ -295,9 +295,9 @@ def _cell(text: Text, width: int, *, right: bool = False) -> Text:
     return text
 
 
-def _filled(made: list[Text], screen: Screen, rows: int) -> list[Text]:
+def _filled(texts: list[Text], screen: Screen, rows: int) -> list[Text]:
     """Return exactly `rows` lines, each as wide as the terminal."""
-    kept = [*made[:rows], *(Text() for _ in range(rows - len(made)))]
+    kept = [*texts[:rows], *(Text() for _ in range(rows - len(texts)))]
     for line in kept:
         line.truncate(screen.width, overflow="ellipsis", pad=True)
     return kept

@@ -132,14 +132,14 @@ def _laid_over(below: ReviewBudget, path: str) -> ReviewBudget:
     text = read_text(path)
     if text is None:
         return below
-    data = overlay(msgspec.to_builtins(below), _given(top_level(text, path)))
+    data = overlay(msgspec.to_builtins(below), _our_values(top_level(text, path)))
     review = checked(data, ReviewBudget, path, DIALECT, _HINT)
     return msgspec.structs.replace(review, files=(*below.files, shown_path(path)))
 
 
-def _given(nodes: dict[str, yaml.Node]) -> dict[str, object]:
+def _our_values(nodes: dict[str, yaml.Node]) -> dict[str, object]:
     """Return the values of our keys. The file is flux-drive's, so other keys are ignored."""
-    given: dict[str, object] = {}
+    values: dict[str, object] = {}
     for name in sorted(_KEYS & nodes.keys()):
         value = value_of(nodes[name])
         if isinstance(value, dict):
@@ -147,8 +147,8 @@ def _given(nodes: dict[str, yaml.Node]) -> dict[str, object]:
         elif isinstance(value, list):
             value = [item.removeprefix(f"{_PLUGIN}:") if isinstance(item, str) else item for item in value]
         if value is not None:
-            given[name] = value
-    return given
+            values[name] = value
+    return values
 
 
 def _is_ours(name: str, key: str, value: object) -> bool:

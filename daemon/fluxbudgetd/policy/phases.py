@@ -18,7 +18,7 @@ MACRO_STAGES = ("discover", "design", "build", "ship", "reflect", "done")
 #: The phases of a run's own chain that belong to no macro-stage.
 OTHER_STAGE = "other"
 
-#: A phase's calibration takes precedence over the table if it rests on at least this many measured runs.
+#: A phase's calibration takes precedence over the table if it is based on at least this many runs.
 MIN_MEASURED_RUNS = 3
 
 _STAGE_OF_PHASE = {
@@ -64,7 +64,7 @@ def allocations(stages: Stages, budget: int) -> dict[str, int]:
 def estimate(
     phase: str, basis: CostBasis, table: PhaseEstimates, calibrated: Mapping[str, PhaseCalibration]
 ) -> PhaseEstimate:
-    """Return a phase's estimate: the calibrated mean if it rests on enough measured runs, otherwise the table's."""
+    """Return a phase's estimate: the calibrated mean if it is based on enough runs, otherwise the table's."""
     known = calibrated.get(phase)
     if known is not None and known.sample_size >= MIN_MEASURED_RUNS:
         spread = known.billing if basis == "billing" else known.total

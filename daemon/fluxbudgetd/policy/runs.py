@@ -79,7 +79,7 @@ def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefault
     if run.status != "active":
         raise ConflictError(f"run {run.id} exists and is {run.status}", "start the new run under another id")
     wanted = new_run(request, run.id, run.started_at, defaults)
-    given = {
+    is_given = {
         "scope": request.scope is not None,
         "project_dir": request.project_given,
         "goal": request.goal is not None,
@@ -90,7 +90,7 @@ def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefault
         "cost_basis": request.cost_basis is not None,
         "phases": request.phases is not None,
     }
-    for field in (name for name, is_given in given.items() if is_given):
+    for field in (name for name, given in is_given.items() if given):
         value = getattr(wanted, field)
         if value not in (getattr(run, field), getattr(started, field)):
             raise ConflictError(

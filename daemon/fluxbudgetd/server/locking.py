@@ -63,4 +63,4 @@ def private_directory(path: str, *, ours: bool) -> None:
         hint = (
             "as a systemd service: 'systemctl --user restart fluxbudgetd.socket'" if is_sealed else "check its parent"
         )
-        raise StartError(f"the directory {path} cannot be made: {exc.strerror}", hint) from exc
+        raise StartError(f"the directory {path} cannot be created: {exc.strerror}", hint) from exc

@@ -105,7 +105,7 @@ def decode(body: bytes) -> messages.AnyRequest:
     if envelope.v != codes.VERSION:
         raise errors.UnsupportedVersionError(
             f"protocol version {envelope.v} is not supported; this daemon speaks version {codes.VERSION}",
-            "use a client of the daemon's version",
+            "use the client that was installed with this daemon",
         )
     if envelope.op not in messages.OPERATIONS:
         raise errors.UnknownOpError(

@@ -20,11 +20,12 @@ def socket_path(environ: Mapping[str, str], uid: int) -> str:
     """
     if chosen := environ.get("FLUXBUDGET_SOCKET"):
         return os.path.abspath(chosen)
-    given = environ.get("XDG_RUNTIME_DIR", "")
-    runtime = (
-        given if given.startswith("/") else f"/run/user/{uid}"
-    )  # the XDG specification says to ignore relative paths
-    if runtime == given or os.path.isdir(runtime):
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    is_usable = runtime.startswith("/")  # the XDG specification says to ignore relative paths
+    if not is_usable:
+        runtime = f"/run/user/{uid}"
+        is_usable = os.path.isdir(runtime)
+    if is_usable:
         return os.path.join(runtime, "fluxbudget", SOCKET_NAME)
     home = environ.get("HOME") or os.path.expanduser("~")
     return os.path.join(home, ".local", "state", "fluxbudget", "run", SOCKET_NAME)
