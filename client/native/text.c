@@ -12,9 +12,9 @@ struct text text(const char *string)
     return (struct text){string, strlen(string)};
 }
 
-bool equals(struct text one, const char *other)
+bool equals(struct text bytes, const char *string)
 {
-    return one.size == strlen(other) && memcmp(one.bytes, other, one.size) == 0;
+    return bytes.size == strlen(string) && memcmp(bytes.bytes, string, bytes.size) == 0;
 }
 
 size_t character(const char *at, const char *end, uint32_t *code)

@@ -13,7 +13,7 @@ struct text {
 };
 
 struct text text(const char *string);
-bool equals(struct text one, const char *other);
+bool equals(struct text bytes, const char *string);
 
 /* Return the length of the UTF-8 character at `at`, and its code point; 0 if the bytes are not UTF-8. */
 size_t character(const char *at, const char *end, uint32_t *code);

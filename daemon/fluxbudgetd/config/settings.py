@@ -53,7 +53,7 @@ class Settings:
             self.calibration_path, partial(load_calibration, self.calibration_path), None
         )
         # Held by the threads, not by the requests that wait for them. If a file system does not answer, a request gives
-        # up but its thread stays; the next request must not add another.
+        # up but its thread stays blocked; the next request must not block another.
         self.reading = threading.Lock()
         self._reviewing = threading.BoundedSemaphore(_REVIEW_THREADS)
 

@@ -66,7 +66,7 @@ def minutes_left(remaining: int | None, rate: int) -> int | None:
 
 
 def forecast(minutes_left: int | None) -> str:
-    """Return the time left in words, rounded down: `about 23 min at this rate`, hours from two on; "" for None."""
+    """Return the time left in words, rounded down: `about 23 min at this rate`, in hours from 2 h on; "" for None."""
     if minutes_left is None:
         return ""
     if minutes_left < 1:

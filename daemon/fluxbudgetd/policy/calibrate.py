@@ -1,7 +1,7 @@
-"""Learning from history: what phases and agents actually cost, and how much slicing actually saves.
+"""Calibration from history: what phases and agents actually cost, and what slicing actually saves.
 
 A phase is measured by a run when the run has completed it (or has ended in it, as done) with measured tokens. Means are
-rounded half away from zero; p50 and p90 are the nearest rank, so they are costs that have occurred.
+rounded half away from zero; p50 and p90 are the nearest rank, so they are actual costs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, PhaseCalibration, SlicingCalib
 MIN_SLICED_RUNS = 10
 #: Keep a multiplier that is off by no more than this.
 TOLERANCE = Fraction(20, 100)
-# Within what the configuration allows.
+# Inside the range that the configuration allows.
 _LEAST, _MOST = 0.01, 10.0
 
 

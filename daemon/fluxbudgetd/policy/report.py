@@ -23,7 +23,7 @@ from fluxbudgetd.wire.messages import (
 
 _SECOND = 1_000_000
 _STAGES = (1, 2)
-#: At most this many agents, the latest, are listed, so that a report fits into a frame. Sums are over all of them.
+#: Only the latest agents are listed, so that a report fits into a frame. Sums include all of them.
 MOST_LISTED = 1000
 
 #: plain agent name → the sum of its rows since the triage

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 class Shared(NamedTuple):
-    """What the connections of a server have in common. `unread` counts the bytes of unfinished requests."""
+    """State shared by a server's connections. `unread` counts the bytes of unfinished requests."""
 
     responder: Responder
     limits: Limits
@@ -77,7 +77,7 @@ class Connection:
         """Return the next message; raise `FluxError` if a frame is invalid or late."""
         try:
             if (body := self._decoder.next()) is not None:
-                # A peer that sends many requests at once takes turns with the others.
+                # Let other connections run between the requests of a peer that sends many at once.
                 await anyio.lowlevel.checkpoint()
                 return body
             if not self._decoder.buffered:

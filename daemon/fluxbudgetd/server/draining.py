@@ -41,7 +41,7 @@ class Draining:
         del self._idle[peer]
 
     def add_stream(self, scope: anyio.CancelScope) -> None:
-        """Record a stream, which ends if its scope is cancelled."""
+        """Record a stream; cancelling its scope ends it."""
         self._streams.add(scope)
 
     def remove_stream(self, scope: anyio.CancelScope) -> None:

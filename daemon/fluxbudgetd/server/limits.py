@@ -10,7 +10,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The server's limits. Per connection unless stated otherwise."""
 
     connections: int = 1024
-    """How many may be open. The next ones get the error `busy`."""
+    """How many may be open at a time. Further ones get the error `busy`."""
     refusals: int = 64
     """How many refused connections may be sent an error at a time; the rest are closed without one."""
     refusal_seconds: float = 1.0

@@ -1,4 +1,4 @@
-"""Lock files, so that one daemon serves a socket and a state directory, and the private directories of both."""
+"""Lock files, so that only one daemon serves a socket or a state directory; and private directories."""
 
 import errno
 import fcntl

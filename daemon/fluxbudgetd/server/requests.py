@@ -17,7 +17,7 @@ from fluxbudgetd.wire.framing import FrameError, encode_frame
 
 
 class TrackedAnswer(NamedTuple):
-    """An answer whose delivery matters: `on_delivered` is called once, with True if the peer has taken the answer."""
+    """An answer whose delivery matters: `on_delivered` is called once, with True if the peer has received it."""
 
     answer: messages.AnyAnswer
     on_delivered: Callable[[bool], None]
@@ -30,7 +30,7 @@ class TrackedFrame(NamedTuple):
     on_delivered: Callable[[bool], None]
 
 
-#: A stream of answers, which its connection carries until it ends.
+#: A stream of answers, sent on its connection until it ends.
 Stream = AsyncGenerator[messages.AnyAnswer, None]
 #: Returns the answer if it is available at once, otherwise an awaitable of it; or a stream.
 Handler = Callable[

@@ -1,4 +1,4 @@
-"""The path of the socket: one rule for the daemon and the client."""
+"""The path of the socket, for the daemon and the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Abbreviated token counts: one rule for the daemon and the client."""
+"""Abbreviated token counts, for the daemon and the client."""
 
 _UNITS = "kMGTPE"
 _DIGITS = 3

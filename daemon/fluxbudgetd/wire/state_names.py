@@ -1,4 +1,4 @@
-"""Where the state files are and how they are named: one rule for the daemon, which writes them, and the readers."""
+"""Where the state files are and how they are named, for the daemon (writer) and the client (reader)."""
 
 import os
 

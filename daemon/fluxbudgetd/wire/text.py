@@ -1,4 +1,4 @@
-"""Foreign bytes as text, without loss.
+"""Bytes from other programs as text, without loss.
 
 Session ids, agent names and bead ids come from databases and command lines, whose encoding is unknown. Inside
 fluxbudget they are ordinary `str`, fit for MessagePack, JSON and a terminal. A byte that is not part of valid UTF-8
