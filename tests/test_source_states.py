@@ -312,8 +312,14 @@ def test_closed_while_no_run_is_active(home: Home, interstat: Interstat, daemon:
     """Requests of any kind read the file and close it again, so its last writer can remove the WAL."""
     descriptors = Path(f"/proc/{daemon.process.pid}/fd")
 
+    def target(descriptor: Path) -> str:
+        try:
+            return os.readlink(descriptor)
+        except FileNotFoundError:  # closed meanwhile
+            return ""
+
     def is_open() -> bool:
-        return any(os.readlink(path).startswith(str(home.interstat)) for path in descriptors.iterdir())
+        return any(target(descriptor).startswith(str(home.interstat)) for descriptor in descriptors.iterdir())
 
     run = started(home, session="s1", scope="b1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
