@@ -459,6 +459,42 @@ def test_connections_of_the_source_are_closed(tmp_path: Path) -> None:
     assert not any("metrics.db" in name for name in held)
 
 
+def test_closed_file_counts_as_changed_only_after_a_commit(tmp_path: Path) -> None:
+    """Requests outside any run do not read a file that they have read already."""
+    interstat = Interstat(tmp_path / "metrics.db")
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    source = InterstatSource(str(tmp_path / "metrics.db"))
+    files = [tmp_path / "metrics.db", tmp_path / "metrics.db-wal"]
+
+    def read_and_close() -> int:
+        for path in files:
+            os.utime(path, (1, 1))  # a file that was written just now is not relied on
+        epoch = source.epoch()
+        source.read({"s1": None}, ())
+        source.close()
+        return epoch
+
+    epoch = read_and_close()
+    assert source.epoch() == source.epoch() == epoch
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    assert source.epoch() > epoch
+    assert source.epoch() > epoch + 1, "unknown until it is read again"
+    epoch = read_and_close()
+    assert source.epoch() == epoch
+    source.read({"s1": None}, ())
+    interstat.insert("s1", input_tokens=1, output_tokens=0)
+    for path in files:
+        os.utime(path, (1, 1))
+    source.close()
+    assert source.epoch() > epoch, "a commit between the read and the closing"
+    source.read({"s1": None}, ())
+    os.utime(files[1])
+    source.close()
+    assert source.epoch() < source.epoch(), "a file that was written just now"
+    source.reopen()
+    interstat.close()
+
+
 def test_every_query_searches_by_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No change is ever found by scanning the table: SQLite's own plan of every statement that a read executes."""
     interstat = Interstat(tmp_path / "metrics.db")

@@ -88,4 +88,4 @@ class InterstatReader:
             return read()
         finally:
             if not self._has_active():
-                self._source.reopen()
+                self._source.close()

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import stat
 import time
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
 # How long the worker waits for a lock before the state is `locked`. It must leave enough of the client's 200 ms to
@@ -43,6 +44,37 @@ def signature(path: str) -> Signature:
     if not stat.S_ISREG(info.st_mode):
         raise NotRegularError(f"{path} is not a regular file")
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+class Content(NamedTuple):
+    """What identifies the content of a database: the signatures of its main file and of its WAL, if there is one."""
+
+    main: Signature
+    wal: Signature | None
+
+    @classmethod
+    def at(cls, path: str, wal_path: str) -> Self:
+        """Return the present content; raises `OSError`."""
+        try:
+            wal = signature(wal_path)
+        except FileNotFoundError:
+            wal = None
+        return cls(signature(path), wal)
+
+
+class ClosedFile(NamedTuple):
+    """A database that was closed, and its content at that time."""
+
+    path: str
+    wal_path: str
+    content: Content
+
+    def changed(self) -> bool:
+        """Return True if a commit may have landed since."""
+        try:
+            return Content.at(self.path, self.wal_path) != self.content
+        except OSError:
+            return True
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
@@ -115,13 +147,27 @@ class Link:
         self._version = version
         return changed
 
-    def close(self) -> None:
-        """Close both connections; never fails."""
+    def close(self) -> ClosedFile | None:
+        """Close both connections, and return what shows later changes; never fails.
+
+        None if a commit may have landed since `changed` was last asked, or could land now without a visible trace.
+        """
+        closed = self._unchanged()
         for connection in (self._probe, self.reader):
             try:
                 connection.close()
             except sqlite3.Error:
                 continue
+        return closed
+
+    def _unchanged(self) -> ClosedFile | None:
+        try:
+            found = Content.at(self._path, self._wal)
+        except OSError:
+            return None
+        written_at = max(one[3] for one in found if one is not None)
+        is_settled = time.time_ns() - written_at > _RACY_NANOSECONDS
+        return ClosedFile(self._path, self._wal, found) if is_settled and not self.changed() else None
 
 
 def _connect(path: str, *, immutable: bool, busy_seconds: float) -> sqlite3.Connection:

@@ -20,7 +20,7 @@ from fluxbudgetd.model import (
     SourceStatus,
 )
 from fluxbudgetd.sources.interstat import faults, history, rows
-from fluxbudgetd.sources.interstat.link import Link, signature
+from fluxbudgetd.sources.interstat.link import ClosedFile, Link, signature
 from fluxbudgetd.sources.values import text, token_counts
 from fluxbudgetd.wire.messages import AgentCalibration
 from fluxbudgetd.wire.text import shown_path, unfold
@@ -49,6 +49,8 @@ class InterstatSource:
         self.path = path
         self.status = self._fault("unread", "not read yet")
         self._link: Link | None = None
+        # Shows whether the file has changed since `close`. None while it is open, and if that cannot be known.
+        self._closed: ClosedFile | None = None
         self._columns: rows.Columns | None = None
         self._working = threading.Lock()  # one worker at a time, even if an abandoned one still hangs
         self._swap = threading.Lock()  # the event loop never waits for it; no link is closed while its `changed` runs
@@ -76,7 +78,9 @@ class InterstatSource:
         if not self.status.is_readable or not self._swap.acquire(blocking=False):
             return True
         try:
-            return self._link is None or self._link.changed()
+            if self._link is not None:
+                return self._link.changed()
+            return self._closed is None or self._closed.changed()
         finally:
             self._swap.release()
 
@@ -145,6 +149,17 @@ class InterstatSource:
             finally:
                 self._working.release()
 
+    def close(self) -> None:
+        """Close the file until the next read. `epoch` grows when the file changes. For a worker thread."""
+        if self._working.acquire(timeout=_HUNG_SECONDS):
+            try:
+                with self._swap:
+                    if self._link is not None:
+                        self._closed = self._link.close()
+                        self._link = self._columns = None
+            finally:
+                self._working.release()
+
     def _run(self, read: Callable[[sqlite3.Connection, rows.Columns], T], otherwise: Callable[[SourceStatus], T]) -> T:
         if not self._working.acquire(timeout=_HUNG_SECONDS):
             return otherwise(self.slow())
@@ -199,7 +214,7 @@ class InterstatSource:
                 except BaseException:
                     link.close()
                     raise
-                self._link = link
+                self._link, self._closed = link, None
             return self._link
 
     def _forget(self) -> None:
@@ -211,6 +226,7 @@ class InterstatSource:
             self._link.close()
         self._link = None
         self._columns = None
+        self._closed = None
 
     def _current_columns(self, link: Link) -> rows.Columns:
         version = link.reader.execute("PRAGMA schema_version").fetchone()[0]
