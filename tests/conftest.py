@@ -1,4 +1,4 @@
-"""Fixtures, and the rule that in CI nothing is skipped."""
+"""Fixtures shared by many modules, and the rule that a skipped test fails in CI."""
 
 import os
 import re
@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that skips tells a user why; in CI, where everything is installed, it has failed."""
+    """Let a skipped test fail in CI, where everything is installed."""
     report = yield
     if report.skipped and os.environ.get("CI"):
         report.outcome = "failed"
@@ -56,7 +56,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    """A throw-away home; whatever daemons were started in it are ended, and must have kept their loops free."""
+    """Yield a throw-away home; at the end, stop its daemons and require that none of them blocked its event loop."""
     made = Home(tmp_path)
     yield made
     made.stop_all()
@@ -64,7 +64,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def interstat(home: Home) -> Iterator[Interstat]:
-    """Make the database that interstat has in that home."""
+    """Yield a writer of interstat's database in that home, which exists and is empty."""
     made = Interstat(home.interstat)
     yield made
     made.close()
@@ -72,7 +72,7 @@ def interstat(home: Home) -> Iterator[Interstat]:
 
 @pytest.fixture
 def daemon(home: Home, interstat: Interstat) -> Daemon:
-    """A running daemon over an existing, empty interstat database."""
+    """Return a running daemon over an empty interstat database."""
     return home.start()
 
 
@@ -85,18 +85,21 @@ def command(home: Home) -> CommandProgram:
 
 
 @pytest.fixture
-def claude(tmp_path: Path) -> Path:
+def claude_dir(tmp_path: Path) -> Path:
+    """Return the path of Claude's directory, which does not exist yet."""
     return tmp_path / "claude"
 
 
 @pytest.fixture
-def main(claude: Path) -> Transcript:
-    return Transcript(claude, SESSION)
+def transcript(claude_dir: Path) -> Transcript:
+    """Return the writer of a session's main transcript, which has no line yet."""
+    return Transcript(claude_dir, SESSION)
 
 
 @pytest.fixture
-def reader(claude: Path) -> Reader:
-    return Reader(claude)
+def reader(claude_dir: Path) -> Reader:
+    """Return a reader of the same session's transcripts."""
+    return Reader(claude_dir)
 
 
 _NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.is_available() else []
@@ -104,7 +107,7 @@ _NATIVE = [pytest.param("native", marks=pytest.mark.native)] if native.is_availa
 
 @pytest.fixture(params=["python", *_NATIVE])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One of the two clients of the hot verbs, which behave alike: whatever a test calls, it calls this one."""
+    """Run the test with each of the two clients of the hot verbs, which behave alike."""
     if request.param == "native":
         native.use(native.native_client(tmp_path_factory))
     yield request.param
@@ -113,7 +116,7 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(params=["C", "Python"] if yaml.__with_libyaml__ else ["Python"])
 def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """One of PyYAML's loaders, which give the same result; PyYAML may have been built without libyaml."""
+    """Run the test with each of PyYAML's loaders, which give the same result; a build without libyaml has only one."""
     if request.param == "Python":
         monkeypatch.setattr(yaml_nodes, "LOADER", yaml.SafeLoader)
     return str(request.param)

@@ -28,8 +28,8 @@ from harness.transcripts import Transcript
         (None, "agent-a"),
     ],
 )
-def test_agents_names(main: Transcript, reader: Reader, raw: bytes | None, agent: str) -> None:
-    writer = main.agent("a", "deep")
+def test_agent_name(transcript: Transcript, reader: Reader, raw: bytes | None, agent: str) -> None:
+    writer = transcript.agent("a", "deep")
     if raw is not None:
         writer.meta(raw)
     writer.response(tokens=(1, 0, 0, 0))
@@ -39,10 +39,12 @@ def test_agents_names(main: Transcript, reader: Reader, raw: bytes | None, agent
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("broken", [False, True])
-def test_name_that_comes_later(main: Transcript, reader: Reader, restart: bool, broken: bool) -> None:
-    """What the agent has given so far is given again, under its name; the other files are left alone."""
-    writer = main.agent("a")
-    main.response("m1", tokens=(1, 0, 0, 0))
+def test_agent_that_gets_its_name_later_is_read_again(
+    transcript: Transcript, reader: Reader, restart: bool, broken: bool
+) -> None:
+    """Under its name; the other files are not read again."""
+    writer = transcript.agent("a")
+    transcript.response("m1", tokens=(1, 0, 0, 0))
     writer.response("m2", tokens=(20, 0, 0, 0))
     if broken:
         writer.meta(b'{"agentT')
@@ -56,7 +58,7 @@ def test_name_that_comes_later(main: Transcript, reader: Reader, restart: bool, 
     assert set(reading.reset or ()) == {file.number for file in reader.files if file.agent == "fd-safety"}
     assert reader.agents == {"main-session": 1, "fd-safety": 20}
     reader.settle()
-    # It keeps the name, whatever becomes of the companion.
+    # It keeps the name if the file with the name is damaged or deleted.
     writer.meta(b"{")
     writer.response("m3", tokens=(300, 0, 0, 0))
     assert reader.read().reset is None
@@ -66,9 +68,9 @@ def test_name_that_comes_later(main: Transcript, reader: Reader, restart: bool, 
     assert reader.agents == {"main-session": 1, "fd-safety": 4320}
 
 
-def test_new_name_of_another_file(main: Transcript, reader: Reader) -> None:
-    """Named anew and replaced at once: everything is read again."""
-    one, two = main.agent("one"), main.agent("two")
+def test_file_that_is_renamed_and_replaced_is_read_again(transcript: Transcript, reader: Reader) -> None:
+    """With all others."""
+    one, two = transcript.agent("one"), transcript.agent("two")
     one.response("both", tokens=(100, 0, 0, 0))
     two.response("both", tokens=(90, 0, 0, 0))
     reader.settle()
@@ -78,10 +80,9 @@ def test_new_name_of_another_file(main: Transcript, reader: Reader) -> None:
     assert reader.agents == {"fd-safety": 7, "agent-two": 90}
 
 
-def test_what_is_no_companion(main: Transcript, reader: Reader) -> None:
-    """A FIFO or a directory in its place is as good as none."""
+def test_fifo_and_directory_give_no_name(transcript: Transcript, reader: Reader) -> None:
     for name, make in (("a", os.mkfifo), ("b", os.mkdir)):
-        writer = main.agent(name)
+        writer = transcript.agent(name)
         writer.response(name, tokens=(1, 0, 0, 0))
         make(writer.path.with_suffix(".meta.json"))
     assert reader.read().status.state == "ok"

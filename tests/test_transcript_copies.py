@@ -1,4 +1,4 @@
-"""Which copies of a response count."""
+"""Which of a response's copies count."""
 
 import itertools
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ def copy_of(size: int, *, key: int = 1, sidechain: bool = False, file: int = 1, 
     [
         pytest.param([copy_of(1), copy_of(3), copy_of(2)], [1], id="the largest"),
         pytest.param([copy_of(3, key=1), copy_of(2, key=2)], [0, 1], id="each request"),
-        pytest.param([copy_of(9, sidechain=True), copy_of(2)], [1], id="no sidechain beside one that is none"),
+        pytest.param([copy_of(9, sidechain=True), copy_of(2)], [1], id="no sidechain beside a main one"),
         pytest.param(
             [copy_of(9, sidechain=True), copy_of(2, key=2), copy_of(1, key=3)], [1, 2], id="nor beside several"
         ),
@@ -35,7 +35,7 @@ def copy_of(size: int, *, key: int = 1, sidechain: bool = False, file: int = 1, 
         pytest.param([copy_of(0)], [0], id="no tokens"),
     ],
 )
-def test_which_copies_count(copies: list[Copy], kept: list[int]) -> None:
+def test_copies_that_count(copies: list[Copy], kept: list[int]) -> None:
     for order in itertools.permutations(copies):
         assert set(fold_all(order)) == {copies[index] for index in kept}
 
@@ -73,7 +73,7 @@ def test_order_and_repetition_do_not_matter(copies: list[Copy], random: Any) -> 
     random.shuffle(again)
     assert set(fold_all(again)) == set(kept)
     assert len(kept) == len(set(kept))
-    # The plain grouping, afterwards.
+    # The same by plain grouping.
     own = [copy for copy in copies if not copy.sidechain]
     groups = {copy.key for copy in own} if own else {0}
     assert len(kept) == (len(groups) if copies else 0)

@@ -1,4 +1,4 @@
-"""What one line of a transcript gives."""
+"""What the reader takes from one line of a transcript."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from harness.transcript_reader import SESSION
 from harness.transcripts import Tokens, Transcript, assistant_line, encoded, encoded_without
 
 
-def taken(claude: Path, *lines: bytes) -> tuple[list[Copy], TranscriptFile]:
-    """Return what these lines give, as the only ones of a session."""
-    writer = Transcript(claude, SESSION)
+def taken(claude_dir: Path, *lines: bytes) -> tuple[list[Copy], TranscriptFile]:
+    """Return what is read of a session that consists of these lines."""
+    writer = Transcript(claude_dir, SESSION)
     writer.line(b"".join(lines))
-    reading = TranscriptSource(str(claude)).read(SESSION)
+    reading = TranscriptSource(str(claude_dir)).read(SESSION)
     assert reading.status.state == "ok"
     assert not reading.more
     (file,) = reading.files
@@ -24,9 +24,9 @@ def taken(claude: Path, *lines: bytes) -> tuple[list[Copy], TranscriptFile]:
     return list(reading.copies), file
 
 
-def test_a_line_whole(claude: Path) -> None:
+def test_line_with_every_field(claude_dir: Path) -> None:
     line = encoded(assistant_line(SESSION, tokens=(1, 20, 300, 4000), at="2026-02-20T17:05:55.250Z"))
-    (copy,), _ = taken(claude, line)
+    (copy,), _ = taken(claude_dir, line)
     assert (copy.input, copy.output, copy.cache_read, copy.cache_creation, copy.size) == (1, 20, 300, 4000, 4321)
     assert (copy.agent, copy.model, copy.sidechain) == ("main-session", "claude-opus-4-6", False)
     assert copy.at == 1771607155250000
@@ -72,8 +72,10 @@ def test_a_line_whole(claude: Path) -> None:
         ),
     ],
 )
-def test_counts(claude: Path, usage: dict[str, Any], expected: Tokens, anomalies: int) -> None:
-    (copy,), file = taken(claude, encoded(assistant_line(SESSION, **usage)))
+def test_counts_that_are_not_whole_numbers_are_dropped(
+    claude_dir: Path, usage: dict[str, Any], expected: Tokens, anomalies: int
+) -> None:
+    (copy,), file = taken(claude_dir, encoded(assistant_line(SESSION, **usage)))
     assert (copy.input, copy.output, copy.cache_read, copy.cache_creation) == expected
     assert (file.anomalies, file.skipped) == (anomalies, 0)
 
@@ -101,13 +103,13 @@ USAGE = b'"message":{"id":"m","usage":{"input_tokens":5}}'
         pytest.param(b'{"type":"assistant","message":{"usage":{"input_tokens":05}}}', id="no number"),
     ],
 )
-def test_lines_that_are_skipped_and_counted(claude: Path, line: bytes) -> None:
+def test_unreadable_lines_are_skipped_and_counted(claude_dir: Path, line: bytes) -> None:
     good = encoded(assistant_line(SESSION, "after", tokens=(3, 0, 0, 0)))
-    (copy,), file = taken(claude, line + b"\n", good)
+    (copy,), file = taken(claude_dir, line + b"\n", good)
     assert copy.size == 3
     assert (file.skipped, file.anomalies) == (1, 0)
     note = f"{file.path}: 1 lines could not be read"
-    assert TranscriptSource(str(claude)).read(SESSION).status.notes == (note,)
+    assert TranscriptSource(str(claude_dir)).read(SESSION).status.notes == (note,)
 
 
 @pytest.mark.parametrize(
@@ -116,17 +118,17 @@ def test_lines_that_are_skipped_and_counted(claude: Path, line: bytes) -> None:
         pytest.param(b"", id="empty"),
         pytest.param(b"no JSON at all \xff \0", id="garbage"),
         pytest.param(b'{"type":"user","message":{"role":"user","content":"hello"}}', id="a prompt"),
-        pytest.param(b'{"type":"user","message":"usage","usage":[1]}', id="another's usage"),
-        pytest.param(b'{"type":"user","message":{"usage":5}}', id="another's, misshapen"),
-        pytest.param(b'{"type":"user","toolUseResult":{"usage":{"input_tokens":5}}}', id="a tool's"),
-        pytest.param(b'{"type":5,' + USAGE + b"}", id="a type that is none"),
+        pytest.param(b'{"type":"user","message":"usage","usage":[1]}', id="usage of a prompt"),
+        pytest.param(b'{"type":"user","message":{"usage":5}}', id="malformed usage of a prompt"),
+        pytest.param(b'{"type":"user","toolUseResult":{"usage":{"input_tokens":5}}}', id="usage of a tool"),
+        pytest.param(b'{"type":5,' + USAGE + b"}", id="type not text"),
         pytest.param(b'{"type":"assistant","message":{"content":"no \\"usage\\" here"}}', id="quoted"),
         pytest.param(b'{"type":"assistant","message":{"content":{"usage":1}}}', id="elsewhere"),
-        pytest.param(b'{"type":"file-history-snapshot","snapshot":{}}', id="of a kind that came later"),
+        pytest.param(b'{"type":"file-history-snapshot","snapshot":{}}', id="unknown type"),
     ],
 )
-def test_lines_that_are_nobodys_business(claude: Path, line: bytes) -> None:
-    copies, file = taken(claude, line + b"\n")
+def test_lines_without_usage_are_ignored_silently(claude_dir: Path, line: bytes) -> None:
+    copies, file = taken(claude_dir, line + b"\n")
     assert (copies, file.skipped, file.anomalies) == ([], 0, 0)
 
 
@@ -134,29 +136,29 @@ def test_lines_that_are_nobodys_business(claude: Path, line: bytes) -> None:
     ("escaped", "size"),
     [(rb"\ud83d", 5), (rb"\ude00", 5), (rb"\ud83d\ude00", 5), (rb"\\ud83d", 5), (rb"\ud83d\ud83d\ude00\\\u00e9", 5)],
 )
-def test_half_an_emoji_is_no_damage(claude: Path, escaped: bytes, size: int) -> None:
-    """JavaScript writes a lone surrogate, as is left when a text is cut, as an escape."""
+def test_lone_surrogate_is_valid(claude_dir: Path, escaped: bytes, size: int) -> None:
+    """JavaScript escapes a lone surrogate, which is what remains of an emoji when a text is cut."""
     usage = USAGE.replace(b'"id"', rb'"model":"\"\u00e9\ud83d\ude00","id"')
-    (copy,), file = taken(claude, b'{"type":"assistant","x":"' + escaped + b'",' + usage + b"}\n")
+    (copy,), file = taken(claude_dir, b'{"type":"assistant","x":"' + escaped + b'",' + usage + b"}\n")
     assert (copy.size, copy.model, file.skipped) == (size, '"é😀', 0)
 
 
-def test_responses_without_an_id(claude: Path) -> None:
-    """The line's uuid stands in for the message's id; without that each line is one of its own."""
+def test_response_without_an_id_is_known_by_its_uuid(claude_dir: Path) -> None:
+    """Without a uuid, each line is a response of its own."""
     by_uuid = assistant_line(SESSION, None, tokens=(5, 0, 0, 0))
     nameless = encoded_without(assistant_line(SESSION, None, tokens=(7, 0, 0, 0)), "uuid")
     odd = assistant_line(SESSION, tokens=(9, 0, 0, 0)) | {"uuid": "msg_1"}
     odd["message"]["id"] = 17
     named = assistant_line(SESSION, "msg_1", tokens=(11, 0, 0, 0))
-    copies, _ = taken(claude, encoded(by_uuid) * 2, nameless * 2, encoded(odd), encoded(named))
+    copies, _ = taken(claude_dir, encoded(by_uuid) * 2, nameless * 2, encoded(odd), encoded(named))
     assert [copy.size for copy in copies] == [5, 5, 7, 7, 9, 11]
     names = [copy.message for copy in copies]
     assert names[0] == names[1]
     assert len(set(names)) == 5
 
 
-def test_requests(claude: Path) -> None:
-    """A request id that is missing, or none, is none; each other is one."""
+def test_responses_are_told_apart_by_request(claude_dir: Path) -> None:
+    """Request ids that are missing, null or not text are all the same."""
     lines = [
         assistant_line(SESSION, "m", request=None),
         assistant_line(SESSION, "m") | {"requestId": None},
@@ -166,7 +168,7 @@ def test_requests(claude: Path) -> None:
         assistant_line(SESSION, "m", request="r2"),
         assistant_line(SESSION, "m2", request="r2"),
     ]
-    copies, _ = taken(claude, *map(encoded, lines))
+    copies, _ = taken(claude_dir, *map(encoded, lines))
     assert len({copy.message for copy in copies}) == 2
     assert [len({copy.key for copy in group}) for group in (copies[:4], copies[3:])] == [1, 4]
 
@@ -182,8 +184,8 @@ def test_requests(claude: Path) -> None:
         ("\uef80", fold("\uef80".encode())),
     ],
 )
-def test_models(claude: Path, given: Any, model: str) -> None:
-    (copy,), _ = taken(claude, encoded(assistant_line(SESSION, model=given)))
+def test_model(claude_dir: Path, given: Any, model: str) -> None:
+    (copy,), _ = taken(claude_dir, encoded(assistant_line(SESSION, model=given)))
     assert copy.model == model
 
 
@@ -199,14 +201,14 @@ def test_models(claude: Path, given: Any, model: str) -> None:
         ({}, None),
     ],
 )
-def test_times(claude: Path, given: Any, at: int | None) -> None:
-    (copy,), _ = taken(claude, encoded(assistant_line(SESSION, at=given)))
+def test_time(claude_dir: Path, given: Any, at: int | None) -> None:
+    (copy,), _ = taken(claude_dir, encoded(assistant_line(SESSION, at=given)))
     assert copy.at == at
 
 
 @pytest.mark.parametrize(
     ("given", "sidechain"), [(True, True), (False, False), (None, False), ("true", False), (1, False)]
 )
-def test_sidechains(claude: Path, given: Any, sidechain: bool) -> None:
-    (copy,), _ = taken(claude, encoded(assistant_line(SESSION, sidechain=given)))
+def test_sidechain(claude_dir: Path, given: Any, sidechain: bool) -> None:
+    (copy,), _ = taken(claude_dir, encoded(assistant_line(SESSION, sidechain=given)))
     assert copy.sidechain is sidechain

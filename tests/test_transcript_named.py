@@ -10,12 +10,12 @@ from harness.transcript_reader import SESSION, Reader
 from harness.transcripts import Transcript, assistant_line, encoded
 
 
-def test_named(claude: Path, reader: Reader) -> None:
-    """A main file that nothing else would find, and its sub-agents; known again after a restart."""
-    place = claude / "elsewhere" / "of another name.jsonl"
+def test_named_path_is_read_with_its_sub_agents(claude_dir: Path, reader: Reader) -> None:
+    """Although a search would not find it; also after a restart."""
+    place = claude_dir / "elsewhere" / "of another name.jsonl"
     reader.source.name(SESSION, str(place))
     reader.settle()
-    writer = Transcript(claude, SESSION, path=place)
+    writer = Transcript(claude_dir, SESSION, path=place)
     writer.response("m1", tokens=(1, 0, 0, 0))
     assert reader.source.changed(SESSION)
     reader.settle()
@@ -29,21 +29,21 @@ def test_named(claude: Path, reader: Reader) -> None:
     assert reader.total == 321
 
 
-def test_named_and_then_restored(claude: Path, reader: Reader) -> None:
-    place = claude / "elsewhere" / "x.jsonl"
+def test_named_path_survives_restoring(claude_dir: Path, reader: Reader) -> None:
+    place = claude_dir / "elsewhere" / "x.jsonl"
     reader.source.name(SESSION, str(place))
     reader.source.restore(SESSION, ())
-    Transcript(claude, SESSION, path=place).response("m1", tokens=(1, 0, 0, 0))
+    Transcript(claude_dir, SESSION, path=place).response("m1", tokens=(1, 0, 0, 0))
     reader.read()
     assert reader.total == 1
 
 
-def test_naming_what_is_known_changes_nothing(main: Transcript, reader: Reader) -> None:
-    main.response("m1", tokens=(1, 0, 0, 0))
+def test_naming_a_known_path_changes_nothing(transcript: Transcript, reader: Reader) -> None:
+    transcript.response("m1", tokens=(1, 0, 0, 0))
     reader.settle()
-    reader.source.name(SESSION, str(main.path))
+    reader.source.name(SESSION, str(transcript.path))
     assert not reader.source.changed(SESSION)
-    reader.source.name(SESSION, str(main.path.with_name("other.jsonl")))
+    reader.source.name(SESSION, str(transcript.path.with_name("other.jsonl")))
     assert reader.source.changed(SESSION)
 
 
@@ -63,17 +63,17 @@ def test_naming_what_is_known_changes_nothing(main: Transcript, reader: Reader) 
         ("{claude}/a\0.jsonl", "is not a path"),
     ],
 )
-def test_paths_that_are_refused(
-    claude: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, why: str
+def test_path_is_refused(
+    claude_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, why: str
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    claude.mkdir()
+    claude_dir.mkdir()
     (outside / "x.jsonl").write_bytes(encoded(assistant_line(SESSION)))
-    (claude / "link.jsonl").symlink_to(outside / "x.jsonl")
-    (claude / "dir").symlink_to(outside)
-    monkeypatch.chdir(claude)
-    source = TranscriptSource(str(claude))
+    (claude_dir / "link.jsonl").symlink_to(outside / "x.jsonl")
+    (claude_dir / "dir").symlink_to(outside)
+    monkeypatch.chdir(claude_dir)
+    source = TranscriptSource(str(claude_dir))
     with pytest.raises(BadInputError, match=why):
-        source.name(SESSION, path.replace("{claude}", str(claude)))
+        source.name(SESSION, path.replace("{claude}", str(claude_dir)))
     assert source.read(SESSION).files == ()

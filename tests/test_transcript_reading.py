@@ -1,4 +1,4 @@
-"""A transcript is read on from where reading stopped, in bounded pieces."""
+"""Reading continues where it stopped, in bounded pieces."""
 
 import os
 import time
@@ -11,34 +11,34 @@ from harness.transcript_reader import MIB, SESSION, Reader, replaced
 from harness.transcripts import Transcript, assistant_line, encoded
 
 
-def test_reads_on_from_the_last_complete_line(main: Transcript, reader: Reader) -> None:
-    main.response("m1", tokens=(1, 0, 0, 0))
-    main.half("m2", tokens=(20, 0, 0, 0))
+def test_reading_continues_after_the_last_complete_line(transcript: Transcript, reader: Reader) -> None:
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    transcript.half("m2", tokens=(20, 0, 0, 0))
     reader.read()
     assert reader.total == 1
-    main.rest()
+    transcript.rest()
     assert reader.source.changed(SESSION)
     reader.read()
     assert reader.total == 21
-    main.response("m2", tokens=(25, 0, 0, 0))
+    transcript.response("m2", tokens=(25, 0, 0, 0))
     reader.read()
     assert reader.total == 26
-    assert reader.came == 3
+    assert reader.received == 3
 
 
-def test_changed(main: Transcript, reader: Reader) -> None:
-    """Only what really changes makes it true again; a half line that was seen does not."""
+def test_changed_is_true_only_after_a_change(transcript: Transcript, reader: Reader) -> None:
+    """An incomplete line that was read before is no change."""
     assert reader.source.changed(SESSION)
     reader.settle()
-    main.response(tokens=(1, 0, 0, 0))
+    transcript.response(tokens=(1, 0, 0, 0))
     assert reader.source.changed(SESSION)
     reader.settle()
-    main.half("m2")
+    transcript.half("m2")
     assert reader.source.changed(SESSION)
     reader.read()
     for _ in range(3):
         assert not reader.source.changed(SESSION)
-    main.line(b"more of it")
+    transcript.line(b"more of it")
     assert reader.source.changed(SESSION)
     reader.read()
     assert not reader.source.changed(SESSION)
@@ -46,19 +46,19 @@ def test_changed(main: Transcript, reader: Reader) -> None:
     assert reader.source.changed(SESSION)
 
 
-def test_appends_within_one_tick_of_the_clock(main: Transcript, reader: Reader) -> None:
-    main.response("m0")
+def test_append_within_one_tick_of_the_clock_is_noticed(transcript: Transcript, reader: Reader) -> None:
+    transcript.response("m0")
     reader.settle()
     for number in range(1, 200):
-        main.response(f"m{number}", tokens=(1, 0, 0, 0))
+        transcript.response(f"m{number}", tokens=(1, 0, 0, 0))
         assert reader.source.changed(SESSION)
         reader.read()
         assert not reader.source.changed(SESSION)
         assert reader.total == number
 
 
-def test_a_directory_that_has_just_changed_is_looked_at_again(tmp_path: Path) -> None:
-    """Until its time is so old that another change would show."""
+def test_directory_stamp_is_unsettled_just_after_a_change(tmp_path: Path) -> None:
+    """Until its time is so old that another change would show in it."""
     for number in range(20):
         (tmp_path / str(number)).touch()
         found = stamps.directory_stamp(str(tmp_path))
@@ -68,97 +68,97 @@ def test_a_directory_that_has_just_changed_is_looked_at_again(tmp_path: Path) ->
     assert stamps.directory_stamp(str(tmp_path / "none")) == stamps.MISSING
 
 
-def test_an_unchanged_file_is_not_read_again(main: Transcript, reader: Reader) -> None:
-    main.response(tokens=(1, 0, 0, 0))
+def test_touched_file_is_not_read_again(transcript: Transcript, reader: Reader) -> None:
+    transcript.response(tokens=(1, 0, 0, 0))
     reader.settle()
-    came, files = reader.came, reader.files
-    os.utime(main.path)
+    received, files = reader.received, reader.files
+    os.utime(transcript.path)
     reading = reader.read()
-    assert (reader.came, reading.files, reading.reset) == (came, files, None)
+    assert (reader.received, reading.files, reading.reset) == (received, files, None)
 
 
-def test_a_long_half_line_that_becomes_another(main: Transcript, reader: Reader) -> None:
-    """What was looked through and held no line's end is looked through again when it is something else by now."""
-    main.response("m1", tokens=(1, 0, 0, 0))
-    offset = main.path.stat().st_size
-    main.line(b"z" * MIB)
+def test_long_incomplete_line_that_is_replaced_is_read_again(transcript: Transcript, reader: Reader) -> None:
+    """A part that was searched for the line's end is searched again if it has changed."""
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    offset = transcript.path.stat().st_size
+    transcript.line(b"z" * MIB)
     reader.settle()
-    os.truncate(main.path, offset + 5)
-    main.line(b"\n")
-    main.response("m2", tokens=(20, 0, 0, 0))
-    main.line(b"y" * MIB)
+    os.truncate(transcript.path, offset + 5)
+    transcript.line(b"\n")
+    transcript.response("m2", tokens=(20, 0, 0, 0))
+    transcript.line(b"y" * MIB)
     reader.read()
     assert reader.total == 21
-    os.truncate(main.path, offset + 5)
-    main.line(b"\n")
+    os.truncate(transcript.path, offset + 5)
+    transcript.line(b"\n")
     reader.settle()
-    replaced(main)
+    replaced(transcript)
     reader.read()
     assert reader.total == 7
 
 
-def test_a_half_line_that_becomes_another(main: Transcript, reader: Reader) -> None:
-    """The same file by all that can be seen: nothing came from it, and it looks the same where reading stopped."""
-    main.line(b"z" * 2000)
+def test_rewritten_incomplete_line_is_read_again(transcript: Transcript, reader: Reader) -> None:
+    """Although nothing was counted from the file and its bytes before the position are the same."""
+    transcript.line(b"z" * 2000)
     reader.settle()
-    os.truncate(main.path, 0)
-    main.response("new", tokens=(7, 0, 0, 0))
-    main.line(b"z" * 2000)
+    os.truncate(transcript.path, 0)
+    transcript.response("new", tokens=(7, 0, 0, 0))
+    transcript.line(b"z" * 2000)
     reader.read()
     assert reader.total == 7
 
 
-def test_a_half_line_in_another_file(main: Transcript, reader: Reader) -> None:
-    """Nothing has come from the file yet, and the other one looks the same where reading stopped."""
-    main.line(b"z" * MIB)
+def test_file_that_replaces_an_incomplete_line_is_read(transcript: Transcript, reader: Reader) -> None:
+    """Although nothing was counted from the file and its bytes before the position are the same."""
+    transcript.line(b"z" * MIB)
     reader.settle()
-    other = main.path.with_suffix(".new")
+    other = transcript.path.with_suffix(".new")
     other.write_bytes(encoded(assistant_line(SESSION, "new", tokens=(7, 0, 0, 0))) + b"z" * MIB)
-    other.replace(main.path)
+    other.replace(transcript.path)
     reader.read()
     assert reader.total == 7
 
 
-def test_a_look_is_bounded(main: Transcript, reader: Reader) -> None:
-    """A long history comes in several looks, which never say more than there is."""
+def test_one_reading_is_bounded(transcript: Transcript, reader: Reader) -> None:
+    """A long history takes several readings, which never count more than there is."""
     text = "x" * 1000
     lines = [encoded(assistant_line(SESSION, f"m{n}", tokens=(1, 0, 0, 0), text=text)) for n in range(15_000)]
-    main.line(b"".join(lines))
-    agent = main.agent("a")
+    transcript.line(b"".join(lines))
+    agent = transcript.agent("a")
     agent.line(b"".join(lines[:9000]))
-    looks = 0
+    readings = 0
     while True:
         before = sum(file.offset for file in reader.files)
-        reading = reader.look()
-        looks += 1
-        assert sum(file.offset for file in reader.files) - before < 8 * MIB + 2000  # with the line that was under way
+        reading = reader.read_once()
+        readings += 1
+        assert sum(file.offset for file in reader.files) - before < 8 * MIB + 2000  # the last line may be incomplete
         assert reader.total <= 15_000
         if not reading.more:
             break
     assert reader.total == 15_000
-    assert looks >= 3
+    assert readings >= 3
     assert reader.counted == reader.recounted()
 
 
-def test_a_look_that_ends_with_a_file(main: Transcript, reader: Reader) -> None:
-    """Exactly as much as a look reads, and one more file."""
-    main.response("m1", tokens=(1, 0, 0, 0))
-    main.line(b"\n" * (8 * MIB - main.path.stat().st_size))
-    main.agent("a").response("m2", tokens=(20, 0, 0, 0))
+def test_reading_that_ends_with_a_file_continues_with_the_next(transcript: Transcript, reader: Reader) -> None:
+    """The first file is exactly as long as one reading."""
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    transcript.line(b"\n" * (8 * MIB - transcript.path.stat().st_size))
+    transcript.agent("a").response("m2", tokens=(20, 0, 0, 0))
     reader.settle()
     assert reader.total == 21
-    replaced(main)
-    main.line(b"\n" * (8 * MIB - main.path.stat().st_size))
-    assert reader.look().more
+    replaced(transcript)
+    transcript.line(b"\n" * (8 * MIB - transcript.path.stat().st_size))
+    assert reader.read_once().more
     assert reader.source.changed(SESSION)
-    assert not reader.look().more
+    assert not reader.read_once().more
     assert reader.total == 27
 
 
-def test_lines_across_chunks(main: Transcript, reader: Reader) -> None:
-    """Lines of all lengths around those that are read at once, and the longest that is read at all."""
+def test_lines_across_chunks_are_read(transcript: Transcript, reader: Reader) -> None:
+    """Lines shorter and longer than a chunk, and the longest that is read at all."""
     for length in (1, 300 << 10, MIB, 5, 3 * MIB, 100, 8 * MIB - 1000, 7):
-        main.response(f"m{length}", tokens=(length, 0, 0, 0), text="y" * length)
+        transcript.response(f"m{length}", tokens=(length, 0, 0, 0), text="y" * length)
     reader.read()
     assert reader.counted == reader.recounted()
     assert len(reader.counted) == 8
@@ -166,7 +166,7 @@ def test_lines_across_chunks(main: Transcript, reader: Reader) -> None:
 
 
 def long_line(path: Path, length: int) -> None:
-    """Append a line with usage that is too long to be read."""
+    """Append a line with usage that is too long to read."""
     line = encoded(assistant_line(SESSION, "long", tokens=(999, 0, 0, 0), text="@"))
     head, tail = line.split(b"@")
     with path.open("ab") as file:
@@ -176,10 +176,10 @@ def long_line(path: Path, length: int) -> None:
         file.write(tail)
 
 
-def test_a_long_line_is_passed_over(main: Transcript, reader: Reader) -> None:
-    main.response("m1", tokens=(1, 0, 0, 0))
-    long_line(main.path, 50 * MIB)
-    main.response("m2", tokens=(2, 0, 0, 0))
+def test_very_long_line_is_skipped_in_little_memory(transcript: Transcript, reader: Reader) -> None:
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    long_line(transcript.path, 50 * MIB)
+    transcript.response("m2", tokens=(2, 0, 0, 0))
     tracemalloc.start()
     try:
         reader.read()
@@ -191,17 +191,17 @@ def test_a_long_line_is_passed_over(main: Transcript, reader: Reader) -> None:
     assert reader.files[0].skipped == 1
 
 
-def test_a_long_line_that_is_being_written(main: Transcript, reader: Reader) -> None:
-    """It is looked through once, in many looks, and counted when it ends; also across a restart."""
-    main.response("m1", tokens=(1, 0, 0, 0))
-    offset = main.path.stat().st_size
-    main.line(b'{"usage"' + b"z" * 9 * MIB)
+def test_very_long_line_that_is_still_growing_is_skipped_once(transcript: Transcript, reader: Reader) -> None:
+    """It counts as skipped when it ends, even after a restart."""
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    offset = transcript.path.stat().st_size
+    transcript.line(b'{"usage"' + b"z" * 9 * MIB)
     reader.settle()
     assert (reader.files[0].offset, reader.files[0].skipped) == (offset, 0)
-    main.line(b"z" * 5)
+    transcript.line(b"z" * 5)
     reader.read()
     reader.restart()
-    main.line(b"\n")
-    main.response("m2", tokens=(2, 0, 0, 0))
+    transcript.line(b"\n")
+    transcript.response("m2", tokens=(2, 0, 0, 0))
     reader.read()
     assert (reader.total, reader.files[0].skipped) == (3, 1)

@@ -56,26 +56,26 @@ def written(fields: dict[str, Any]) -> bytes:
 line = response.map(written) | foreign
 any_file = st.integers(0, 2)
 act = st.tuples(st.just("write"), any_file, st.integers(1, 700)) | st.tuples(
-    st.sampled_from(("write", "look", "restart", "name", "cut", "replace")), any_file, st.just(100)
+    st.sampled_from(("write", "read", "restart", "name", "cut", "replace")), any_file, st.just(100)
 )
 
 
 class Scene:
-    """A session's writers, what they have yet to write, and the reader; each method is something that may happen."""
+    """A session's writers, what they have not written yet, and the reader. Each method is something that may happen."""
 
-    def __init__(self, claude: Path, texts: Iterable[bytes]) -> None:
-        main = Transcript(claude, SESSION)
-        self.writers = [main, main.agent("a"), main.agent("b", "deep")]
+    def __init__(self, claude_dir: Path, texts: Iterable[bytes]) -> None:
+        transcript = Transcript(claude_dir, SESSION)
+        self.writers = [transcript, transcript.agent("a"), transcript.agent("b", "deep")]
         self.texts = list(texts)
-        self.reader = Reader(claude)
+        self.reader = Reader(claude_dir)
 
     def write(self, which: int, length: int | None) -> None:
         text = self.texts[which]
         self.writers[which].line(text[:length])
         self.texts[which] = text[length:] if length is not None else b""
 
-    def look(self, _which: int = 0, _length: int = 0) -> None:
-        """Read, and compare with what is there."""
+    def read(self, _which: int = 0, _length: int = 0) -> None:
+        """Read, and compare with the recount."""
         reading = self.reader.read()
         assert reading.status.state in ("ok", "absent")
         assert self.reader.counted == self.reader.recounted()
@@ -88,13 +88,13 @@ class Scene:
             self.writers[which].meta(agentType="fd-quality")
 
     def cut(self, which: int, length: int) -> None:
-        self.look()
+        self.read()
         path = self.writers[which].path
         if path.exists():
             os.truncate(path, max(0, path.stat().st_size - length))
 
     def replace(self, which: int, _length: int) -> None:
-        self.look()
+        self.read()
         if self.writers[which].path.exists():
             replaced(self.writers[which])
 
@@ -104,13 +104,13 @@ class Scene:
 def test_totals_equal_a_recount(
     tmp_path_factory: pytest.TempPathFactory, texts: tuple[bytes, ...], acts: list[tuple[str, int, int]]
 ) -> None:
-    """Whatever is written in whatever pieces, and whatever becomes of the files, at every look."""
+    """After every reading, with anything written in any pieces, and files cut, replaced and restored."""
     scene = Scene(tmp_path_factory.mktemp("claude"), texts)
     for what, which, length in acts:
         getattr(scene, what)(which, length)
     for which in range(3):
         scene.write(which, None)
-    scene.look()
+    scene.read()
 
 
 APPEND = """
@@ -131,9 +131,9 @@ while files:
 """
 
 
-def test_never_more_than_there_is(main: Transcript, reader: Reader) -> None:
-    """Another process appends while it is read: no total on the way is larger than the last one."""
-    writers = [main, main.agent("a"), main.agent("b", "deep")]
+def test_totals_never_exceed_the_last_one(transcript: Transcript, reader: Reader) -> None:
+    """While another process appends."""
+    writers = [transcript, transcript.agent("a"), transcript.agent("b", "deep")]
     for number, writer in enumerate(writers):
         writer.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
@@ -154,14 +154,14 @@ def test_never_more_than_there_is(main: Transcript, reader: Reader) -> None:
     texts = [Path(f"{writer.path}.text").read_bytes() for writer in writers]
     final = sum(sum(one.tokens) for one in recount(dict(enumerate((text, "") for text in texts))))
     appending = subprocess.Popen([sys.executable, "-c", APPEND, "1", *(str(writer.path) for writer in writers)])
-    looks = 0
+    readings = 0
     while (running := appending.poll() is None) or reader.source.changed(SESSION):
         if reader.source.changed(SESSION):
             before = reader.total
-            reader.look()
-            looks += 1
+            reader.read_once()
+            readings += 1
             assert before <= reader.total <= final
         assert appending.returncode in (None, 0), running
-    assert looks > 1
+    assert readings > 1
     assert reader.total == final
     assert reader.counted == reader.recounted()

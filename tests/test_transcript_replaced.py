@@ -31,7 +31,7 @@ def created_again(writer: Transcript) -> None:
 
 
 def rewritten_in_place(writer: Transcript) -> None:
-    """The same inode, the same size."""
+    """Change the content, but neither inode nor size."""
     raw = writer.path.read_bytes()
     with writer.path.open("r+b") as file:
         file.write(raw.replace(b'"input_tokens":100', b'"input_tokens":333'))
@@ -43,21 +43,21 @@ def emptied_and_written(writer: Transcript) -> None:
 
 
 @pytest.mark.parametrize(
-    "become",
+    "change",
     [cut, cut_and_regrown, cut_in_a_line, replaced, created_again, rewritten_in_place, emptied_and_written],
 )
 @pytest.mark.parametrize("restart", [False, True])
-def test_another_file_under_the_name(
-    main: Transcript, reader: Reader, become: Callable[[Transcript], None], restart: bool
+def test_changed_file_is_read_again_from_its_beginning(
+    transcript: Transcript, reader: Reader, change: Callable[[Transcript], None], restart: bool
 ) -> None:
-    """Every file that is there is read again: what one has lost may have put out what another has."""
-    one, two = main.agent("one"), main.agent("two")
-    main.response("m1", tokens=(1, 0, 0, 0))
+    """With all others: a lost copy of a response may have suppressed a copy in another file."""
+    one, two = transcript.agent("one"), transcript.agent("two")
+    transcript.response("m1", tokens=(1, 0, 0, 0))
     one.response("both", tokens=(100, 0, 0, 0))
     two.response("both", tokens=(90, 0, 0, 0))
     reader.settle()
     assert reader.agents == {"main-session": 1, "agent-one": 100}
-    become(one)
+    change(one)
     if restart:
         reader.restart()
     assert reader.source.changed(SESSION)
@@ -70,22 +70,22 @@ def test_another_file_under_the_name(
     assert reader.counted == reader.recounted()
 
 
-def test_another_file_that_ends_alike(main: Transcript, reader: Reader) -> None:
-    main.response("m1", tokens=(100, 0, 0, 0))
-    main.response("m2", tokens=(1, 0, 0, 0))
+def test_replacement_with_the_same_last_lines_is_read_again(transcript: Transcript, reader: Reader) -> None:
+    transcript.response("m1", tokens=(100, 0, 0, 0))
+    transcript.response("m2", tokens=(1, 0, 0, 0))
     reader.settle()
-    raw = main.path.read_bytes()
-    other = main.path.with_suffix(".new")
+    raw = transcript.path.read_bytes()
+    other = transcript.path.with_suffix(".new")
     other.write_bytes(raw.replace(b'"input_tokens":100', b'"input_tokens":333'))
-    other.replace(main.path)
+    other.replace(transcript.path)
     assert reader.read().reset is not None
     assert reader.total == 334
 
 
-def test_a_file_that_has_gone_keeps_what_it_gave(main: Transcript, reader: Reader) -> None:
-    """Also when another one is replaced meanwhile; and when it comes back, it is read again."""
-    one, two = main.agent("one"), main.agent("two")
-    for writer, size in ((main, 1), (one, 10), (two, 100)):
+def test_deleted_file_still_counts(transcript: Transcript, reader: Reader) -> None:
+    """Even if another file is replaced meanwhile. A file that reappears is read again."""
+    one, two = transcript.agent("one"), transcript.agent("two")
+    for writer, size in ((transcript, 1), (one, 10), (two, 100)):
         writer.response(f"m{size}", tokens=(size, 0, 0, 0))
     reader.settle()
     numbers = {file.path: file.number for file in reader.files}
@@ -96,7 +96,7 @@ def test_a_file_that_has_gone_keeps_what_it_gave(main: Transcript, reader: Reade
     assert len(reading.files) == 3
     replaced(two)
     reading = reader.read()
-    assert set(reading.reset or ()) == {numbers[str(main.path)], numbers[str(two.path)]}
+    assert set(reading.reset or ()) == {numbers[str(transcript.path)], numbers[str(two.path)]}
     assert reader.agents == {"main-session": 1, "agent-one": 10, "agent-two": 7}
     one.response("m9", tokens=(9, 0, 0, 0))
     reader.settle()
@@ -104,11 +104,11 @@ def test_a_file_that_has_gone_keeps_what_it_gave(main: Transcript, reader: Reade
     assert {file.path: file.number for file in reader.files} == numbers
 
 
-def test_all_files_gone(main: Transcript, reader: Reader) -> None:
+def test_session_without_files_is_absent_but_still_counts(transcript: Transcript, reader: Reader) -> None:
     assert reader.read().status.state == "absent"
-    main.response(tokens=(5, 0, 0, 0))
+    transcript.response(tokens=(5, 0, 0, 0))
     assert reader.read().status.state == "ok"
-    main.path.unlink()
+    transcript.path.unlink()
     reading = reader.read()
     assert (reading.status.state, reading.reset, reader.total) == ("absent", None, 5)
     assert SESSION in reading.status.detail
@@ -117,19 +117,19 @@ def test_all_files_gone(main: Transcript, reader: Reader) -> None:
     assert file.offset > 0
 
 
-def test_a_reset_is_bounded_too(main: Transcript, reader: Reader) -> None:
-    """What is void is void at once; what takes its place comes in several looks."""
-    big = main.agent("big")
+def test_reading_after_a_reset_is_bounded(transcript: Transcript, reader: Reader) -> None:
+    """Void copies are reported at once; what replaces them takes several readings."""
+    big = transcript.agent("big")
     text = "x" * 10_000
     big.line(b"".join(encoded(assistant_line(SESSION, f"m{n}", tokens=(1, 0, 0, 0), text=text)) for n in range(2000)))
-    main.response("m", tokens=(5000, 0, 0, 0))
+    transcript.response("m", tokens=(5000, 0, 0, 0))
     reader.settle()
     assert reader.total == 7000
-    replaced(main)
-    first = reader.look()
+    replaced(transcript)
+    first = reader.read_once()
     assert first.more
     assert set(first.reset or ()) == {1, 2}
-    for reading in iter(reader.look, None):
+    for reading in iter(reader.read_once, None):
         assert reading.reset is None
         assert reader.total <= 2007
         if not reading.more:
@@ -137,30 +137,30 @@ def test_a_reset_is_bounded_too(main: Transcript, reader: Reader) -> None:
     assert reader.total == 2007
 
 
-def test_restored_positions(main: Transcript, reader: Reader) -> None:
-    """Another process reads on, and gives the same names to what it finds again."""
-    main.response("m1", tokens=(1, 0, 0, 0))
-    main.agent("a").response("m2", tokens=(20, 0, 0, 0))
-    main.half("m3", tokens=(300, 0, 0, 0))
+def test_restored_reader_continues(transcript: Transcript, reader: Reader) -> None:
+    """Another process continues at the position, and gives the same responses the same names."""
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    transcript.agent("a").response("m2", tokens=(20, 0, 0, 0))
+    transcript.half("m3", tokens=(300, 0, 0, 0))
     reader.read()
-    came = reader.came
+    received = reader.received
     reader.restart()
     assert reader.source.changed(SESSION)
     reading = reader.read()
-    assert (reader.came, reading.reset) == (came, None)
-    main.rest()
-    main.response("m1", tokens=(2, 0, 0, 0))
-    main.agent("b").response("m4", tokens=(4000, 0, 0, 0))
+    assert (reader.received, reading.reset) == (received, None)
+    transcript.rest()
+    transcript.response("m1", tokens=(2, 0, 0, 0))
+    transcript.agent("b").response("m4", tokens=(4000, 0, 0, 0))
     reader.read()
-    assert (reader.came, reader.total) == (came + 3, 4322)
+    assert (reader.received, reader.total) == (received + 3, 4322)
     assert sorted(file.number for file in reader.files) == [1, 2, 3]
 
 
-def test_going_back_to_what_was_kept(main: Transcript, reader: Reader) -> None:
-    """A reading that could not be kept is given again."""
-    main.response("m1", tokens=(1, 0, 0, 0))
+def test_reading_that_was_not_kept_is_repeated(transcript: Transcript, reader: Reader) -> None:
+    """After its positions were restored."""
+    transcript.response("m1", tokens=(1, 0, 0, 0))
     reader.read()
-    main.response("m2", tokens=(20, 0, 0, 0))
+    transcript.response("m2", tokens=(20, 0, 0, 0))
     lost = reader.source.read(SESSION)
     assert len(lost.copies) == 1
     reader.source.restore(SESSION, reader.files)
@@ -169,9 +169,11 @@ def test_going_back_to_what_was_kept(main: Transcript, reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_forgotten_while_it_is_read(main: Transcript, reader: Reader, restored: bool) -> None:
-    """What is forgotten or restored during a look is not brought back by the look's end."""
-    main.response("m1", tokens=(1, 0, 0, 0))
+def test_session_forgotten_during_a_read_stays_forgotten(
+    transcript: Transcript, reader: Reader, restored: bool
+) -> None:
+    """The end of the read does not bring it back."""
+    transcript.response("m1", tokens=(1, 0, 0, 0))
 
     def interrupt(_frame: FrameType, event: str, function: object) -> None:
         if event == "c_call" and function is os.pread:

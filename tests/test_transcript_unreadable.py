@@ -30,13 +30,13 @@ def make_socket(path: Path) -> None:
     ("make", "why"),
     [(os.mkdir, "is a directory"), (os.mkfifo, "is not a regular file"), (make_socket, "is not a regular file")],
 )
-def test_something_else_in_a_files_place(
-    main: Transcript, reader: Reader, make: Callable[[Path], None], why: str
+def test_directory_fifo_or_socket_is_unreadable(
+    transcript: Transcript, reader: Reader, make: Callable[[Path], None], why: str
 ) -> None:
-    """It is named, and disturbs nobody; what takes its place is read."""
-    main.response("m1", tokens=(1, 0, 0, 0))
-    bad = main.agent("bad")
-    main.agent("good").response("m2", tokens=(20, 0, 0, 0))
+    """Other files are read. A file that takes its place is read, too."""
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    bad = transcript.agent("bad")
+    transcript.agent("good").response("m2", tokens=(20, 0, 0, 0))
     make(bad.path)
     for _ in range(2):
         reading = reader.read()
@@ -52,28 +52,28 @@ def test_something_else_in_a_files_place(
     assert reader.total == 321
 
 
-def test_main_file_that_becomes_a_directory(main: Transcript, reader: Reader) -> None:
-    main.response("m1", tokens=(1, 0, 0, 0))
+def test_main_file_that_becomes_a_directory_is_unreadable(transcript: Transcript, reader: Reader) -> None:
+    transcript.response("m1", tokens=(1, 0, 0, 0))
     reader.settle()
-    main.path.unlink()
-    main.path.mkdir()
+    transcript.path.unlink()
+    transcript.path.mkdir()
     assert reader.source.changed(SESSION)
     reading = reader.read()
     assert (reading.status.state, reader.total, len(reading.files)) == ("unreadable", 1, 1)
 
 
-def test_many_that_cannot_be_read(main: Transcript, reader: Reader) -> None:
-    main.response("m1")
+def test_few_of_many_unreadable_files_are_listed(transcript: Transcript, reader: Reader) -> None:
+    transcript.response("m1")
     for number in range(20):
-        main.agent(f"{number:02}").path.mkdir(parents=True)
+        transcript.agent(f"{number:02}").path.mkdir(parents=True)
     status = reader.read().status
     assert status.detail.count("is a directory") == 5
     assert status.detail.endswith("and 15 more of them")
 
 
 @pytest.mark.parametrize("place", ["", "projects"])
-def test_a_file_in_a_directorys_place(claude: Path, reader: Reader, place: str) -> None:
-    path = claude / place
+def test_file_in_place_of_a_directory(claude_dir: Path, reader: Reader, place: str) -> None:
+    path = claude_dir / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     assert reader.read().status.state in ("absent", "unreadable")
@@ -84,30 +84,29 @@ import json, os, sys
 from fluxbudgetd.sources.transcripts import TranscriptSource
 claude, session, *places = sys.argv[1:]
 source = TranscriptSource(claude)
-def look(what):
+def read(what):
     changed = source.changed(session)
     reading = source.read(session)
     print(json.dumps([what, changed, sum(copy.size for copy in reading.copies), reading.status.state,
                       reading.status.detail, reading.reset is None, len(reading.files)]))
-look("")
+read("")
 for place in places:
     mode = os.stat(place).st_mode
     os.chmod(place, 0)
-    look(place)
-    look(place)
+    read(place)
+    read(place)
     os.chmod(place, mode)
-    look("")
+    read("")
 """
 
 
-def test_permissions(claude: Path, main: Transcript) -> None:
-    """Whatever may not be read is named; it is read as soon as it may be."""
-    main.response("m1", tokens=(1, 0, 0, 0))
-    agent = main.agent("a", "deep")
+def test_file_without_permission_is_read_once_it_is_allowed(claude_dir: Path, transcript: Transcript) -> None:
+    transcript.response("m1", tokens=(1, 0, 0, 0))
+    agent = transcript.agent("a", "deep")
     agent.response("m2", tokens=(20, 0, 0, 0))
-    places = [agent.path, agent.path.parent, main.subagents, claude / "projects"]
+    places = [agent.path, agent.path.parent, transcript.subagents, claude_dir / "projects"]
     result = subprocess.run(
-        [*OBEDIENT, sys.executable, "-c", PERMISSIONS, claude, SESSION, *places],
+        [*OBEDIENT, sys.executable, "-c", PERMISSIONS, claude_dir, SESSION, *places],
         capture_output=True,
         text=True,
         check=True,
@@ -141,16 +140,16 @@ assert (reading.status.state, reading.copies) == ("ok", ()), reading
 """
 
 
-def test_what_cannot_be_read_again_keeps_what_it_gave(claude: Path, main: Transcript) -> None:
-    """A file is replaced while another one may not be read."""
-    writers = [main, main.agent("a"), main.agent("b")]
+def test_file_that_cannot_be_read_again_still_counts(claude_dir: Path, transcript: Transcript) -> None:
+    """Another file is replaced while this one is unreadable."""
+    writers = [transcript, transcript.agent("a"), transcript.agent("b")]
     for number, writer in enumerate(writers):
         writer.response(f"m{number}", tokens=(1, 0, 0, 0))
-    time.sleep(0.06)  # so that the directories are old enough at the first look
+    time.sleep(0.06)  # so that the directories are old enough for the first reading
     for place in writers[:2]:
         place.response("again")
         result = subprocess.run(
-            [*OBEDIENT, sys.executable, "-c", REPLACED, claude, SESSION, place.path, writers[2].path],
+            [*OBEDIENT, sys.executable, "-c", REPLACED, claude_dir, SESSION, place.path, writers[2].path],
             capture_output=True,
             text=True,
             check=False,

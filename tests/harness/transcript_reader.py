@@ -1,4 +1,4 @@
-"""Follows one session's transcripts as the daemon does."""
+"""A reader that follows one session's transcripts as the daemon does."""
 
 import os
 from pathlib import Path
@@ -15,18 +15,18 @@ MIB = 1 << 20
 
 
 class Reader:
-    """Follows one session as the daemon does: keeps copies by `merged`, and what a reset makes void goes."""
+    """Keeps the copies of responses that count (`merged`), without those that a reset has made void."""
 
-    def __init__(self, claude: Path, session: str = SESSION) -> None:
-        self.claude = claude
+    def __init__(self, claude_dir: Path, session: str = SESSION) -> None:
+        self.claude_dir = claude_dir
         self.session = session
-        self.source = TranscriptSource(str(claude))
+        self.source = TranscriptSource(str(claude_dir))
         self.kept: dict[int, tuple[Copy, ...]] = {}
         self.files: tuple[TranscriptFile, ...] = ()
-        self.came = 0
+        self.received = 0
 
-    def look(self) -> TranscriptReading:
-        """Take in one reading."""
+    def read_once(self) -> TranscriptReading:
+        """Take in one bounded reading."""
         reading = self.source.read(self.session)
         void = reading.reset or frozenset()
         self.kept = {
@@ -36,18 +36,18 @@ class Reader:
             known = self.kept.get(copy.message, ())
             gone, new = merged(known, copy)
             self.kept[copy.message] = (*(one for one in known if one not in gone), *new)
-        self.came += len(reading.copies)
+        self.received += len(reading.copies)
         self.files = reading.files
         return reading
 
     def read(self) -> TranscriptReading:
-        """Read until there is no more; return the last reading."""
-        while (reading := self.look()).more:
+        """Read until nothing is left; return the last reading."""
+        while (reading := self.read_once()).more:
             assert self.source.changed(self.session)
         return reading
 
     def settle(self) -> None:
-        """Read until nothing has changed since: a directory that was just made may change again unseen."""
+        """Read until nothing seems changed: a directory that was just made may change again unnoticed."""
 
         def settled() -> bool:
             self.read()
@@ -56,9 +56,9 @@ class Reader:
         wait_for(settled, "the directories to be old enough")
 
     def restart(self) -> None:
-        """Go on as another process would, with what was kept."""
+        """Continue as another process would, with the positions that were kept."""
         files = msgspec.msgpack.decode(msgspec.msgpack.encode(self.files), type=tuple[TranscriptFile, ...])
-        self.source = TranscriptSource(str(self.claude))
+        self.source = TranscriptSource(str(self.claude_dir))
         self.source.restore(self.session, files)
 
     @property
@@ -82,7 +82,7 @@ class Reader:
         return found
 
     def recounted(self) -> list[Counted]:
-        """Return what the files that are there come to, counted again from their first byte."""
+        """Return what the present files contain, counted from their first byte."""
         paths = [Path(os.fsdecode(file.path.encode())) for file in self.files]
         return recount(
             {
@@ -94,6 +94,7 @@ class Reader:
 
 
 def replaced(writer: Transcript) -> None:
+    """Replace a transcript by another file, which has one response of 7 tokens."""
     other = writer.path.with_suffix(".new")
     other.write_bytes(encoded(assistant_line(SESSION, "new", tokens=(7, 0, 0, 0))))
     other.replace(writer.path)
