@@ -1,7 +1,6 @@
-"""A request or a source that hangs or fails harms no other request.
+"""A request or a source that hangs or fails affects no other request.
 
-The one thing that cannot be had for real here is a file system that does not answer, so the source's reading function
-is held up by hand; everything around it is the real thing, in this process.
+The tests cannot make a file system hang, so they hold up the source's read function. Everything around it is real.
 """
 
 import os
@@ -36,54 +35,54 @@ from harness.interstat import Interstat
 from harness.service import service_over, within
 
 
-def test_source_that_hangs_gives_the_last_known_numbers(tmp_path: Path) -> None:
+def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            state = service.accounts.runs[run.id]
+            account = service.accounts.runs[run.id]
             interstat.insert("s1", input_tokens=10, output_tokens=0)
-            standing = await service.totals.standing(state, within(5))
+            standing = await service.totals.standing(account, within(5))
             assert (standing.balance.spent, standing.stale_why) == (10, None)
             source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             for _ in range(3):
-                standing = await service.totals.standing(state, within(0.02))
+                standing = await service.totals.standing(account, within(0.02))
                 assert standing.balance.spent == 10
                 assert standing.stale_why is not None
                 assert "slow" in standing.stale_why
             with anyio.fail_after(10):
                 while service.totals.sources[0][0].state != "slow":  # noqa: ASYNC110  it comes by the clock, not by an event
                     await anyio.sleep(0.05)
-            # Changes go on, too.
-            changed, _ = await service.lifecycle.change(state, messages.RunSet(token_budget=50), within(0.2))
+            # Runs can still be changed.
+            changed, _ = await service.lifecycle.change(account, messages.RunSet(token_budget=50), within(0.2))
             assert changed.token_budget == 50
             source.resume()
-            standing = await service.totals.standing(state, within(10))
+            standing = await service.totals.standing(account, within(10))
             assert (standing.balance.spent, standing.stale_why) == (15, None)
         interstat.close()
 
     anyio.run(body)
 
 
-def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) -> None:
-    """A batch that began before an attach does not make the run fresh: it has not seen the session."""
+def test_session_that_joins_during_a_read_makes_its_run_stale(tmp_path: Path) -> None:
+    """A batch that began before the session was attached has not read its rows."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            state = service.accounts.runs[run.id]
-            await service.totals.standing(state, within(5))
+            account = service.accounts.runs[run.id]
+            await service.totals.standing(account, within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             interstat.insert("s2", input_tokens=77, output_tokens=0)
             source.hang()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(service.totals.standing, state, within(5))
+                tasks.start_soon(service.totals.standing, account, within(5))
                 await anyio.to_thread.run_sync(source.hanging.wait, 60)
-                await service.lifecycle.attach("s2", state, within(0))
+                await service.lifecycle.attach("s2", account, within(0))
                 source.resume()
-            standing = await service.totals.standing(state, within(5))
+            standing = await service.totals.standing(account, within(5))
             assert (standing.balance.spent, standing.stale_why) == (82, None)
         interstat.close()
 
@@ -91,14 +90,14 @@ def test_session_that_joins_while_its_run_is_read_is_read_too(tmp_path: Path) ->
 
 
 def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
-    """While an abandoned read still occupies the reader, answers are stale; afterwards they are right."""
+    """Answers are stale while an abandoned read still occupies the reader."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            state = service.accounts.runs[run.id]
-            await service.totals.standing(state, within(5))
+            account = service.accounts.runs[run.id]
+            await service.totals.standing(account, within(5))
             abandoned, release = threading.Event(), threading.Event()
 
             def hanging_scopes() -> Iterator[str]:
@@ -110,18 +109,18 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
                 tasks.start_soon(anyio.to_thread.run_sync, source.read, {}, hanging_scopes())
                 await anyio.to_thread.run_sync(abandoned.wait, 60)
                 interstat.insert("s1", input_tokens=5, output_tokens=0)
-                standing = await service.totals.standing(state, within(1))
+                standing = await service.totals.standing(account, within(1))
                 assert (standing.balance.spent, standing.stale_why is None) == (0, False)
                 release.set()
-            standing = await service.totals.standing(state, within(5))
+            standing = await service.totals.standing(account, within(5))
             assert (standing.balance.spent, standing.stale_why) == (5, None)
         interstat.close()
 
     anyio.run(body)
 
 
-def test_slowly_read_budget_file_counts_if_the_caller_has_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With less time, the built-in defaults count."""
+def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the built-in defaults count."""
     file = tmp_path / "project" / ".claude" / "flux-drive-budget.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("agent_defaults:\n  review: 12345\n")
@@ -143,8 +142,8 @@ def test_slowly_read_budget_file_counts_if_the_caller_has_time(tmp_path: Path, m
     anyio.run(body)
 
 
-def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
-    """Late numbers of a finished run reach the ledger although no request asks for it."""
+def test_ended_run_is_refreshed_without_a_request(tmp_path: Path) -> None:
+    """Late rows of a finished run reach the ledger."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -152,23 +151,23 @@ def test_ended_run_is_kept_up_to_date_unasked(tmp_path: Path) -> None:
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.lifecycle.end(service.accounts.runs[run.id], "done", within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            await service.totals.follower.scan()  # what the watcher and the hourly scan do
+            await service.totals.follower.scan()  # as the watcher and the hourly scan do
             assert [record.input for record in await service.ledger.usage.of_session("s1", "interstat")] == [5]
         interstat.close()
 
     anyio.run(body)
 
 
-def test_session_without_a_run_is_not_read_again_and_again(tmp_path: Path) -> None:
-    """A hook outside any run is answered at once and stores nothing; its session is found once a bead names its run."""
+def test_session_without_a_run_is_not_read_for_each_hook(tmp_path: Path) -> None:
+    """Nothing is stored of it, and it is found once a bead names its run."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
             await service.totals.standing(service.accounts.runs[run.id], within(5))
-            interstat.insert("stranger", input_tokens=5, output_tokens=0)
-            hints = messages.Hints(sessions=("stranger",), cwd="/p")
+            interstat.insert("unknown", input_tokens=5, output_tokens=0)
+            hints = messages.Hints(sessions=("unknown",), cwd="/p")
             found = await service.totals.find(None, None, None, hints, within(5))
             assert found.run.id == run.id
             await service.totals.standing(found, within(5))
@@ -177,19 +176,19 @@ def test_session_without_a_run_is_not_read_again_and_again(tmp_path: Path) -> No
             assert standing is not None
             assert standing.balance.spent == 0
             source.resume()
-            assert "stranger" not in service.accounts.sessions
-            assert await service.ledger.usage.of_session("stranger", "interstat") == ()
-            interstat.insert("stranger", bead_id="b1", input_tokens=1, output_tokens=0)
+            assert "unknown" not in service.accounts.sessions
+            assert await service.ledger.usage.of_session("unknown", "interstat") == ()
+            interstat.insert("unknown", bead_id="b1", input_tokens=1, output_tokens=0)
             assert service.totals.standing_now(None, None, None, hints) is None
-            found = await service.totals.find(None, None, "stranger", messages.Hints(), within(5))
+            found = await service.totals.find(None, None, "unknown", messages.Hints(), within(5))
             assert (await service.totals.standing(found, within(5))).balance.spent == 6
         interstat.close()
 
     anyio.run(body)
 
 
-def test_one_deadline_for_all_that_a_request_waits_for(tmp_path: Path) -> None:
-    """With a source that hangs, naming by an unknown session and reading share one limit; changes are not held up."""
+def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
+    """With a hanging source, finding the run of an unknown session and reading share it; changes are not delayed."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -213,8 +212,8 @@ def test_one_deadline_for_all_that_a_request_waits_for(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_peer_that_never_reads_is_closed(tmp_path: Path) -> None:
-    """An answer that is not taken costs its connection, after a while; large ones that wait are bounded in all."""
+def test_connection_that_never_reads_is_closed(tmp_path: Path) -> None:
+    """After a while. The large answers that wait in all connections are limited."""
     limits = Limits(send_seconds=0.5, shared_bytes=1_000_000)
     large = messages.PingAnswer(version="v" * 900_000, protocol=1, pid=1, started_at="now")
 
@@ -248,8 +247,8 @@ def test_peer_that_never_reads_is_closed(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_run_started_between_summing_and_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has been measured and is not in the ledger yet counts for a run that comes just then; nothing goes back."""
+def test_run_started_before_usage_is_saved_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Usage that is counted but not in the ledger yet moves to the run that starts, and stays there."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -267,13 +266,13 @@ def test_run_started_between_summing_and_keeping(tmp_path: Path, monkeypatch: py
             interstat.insert("s1", input_tokens=10, output_tokens=0)
             assert (await service.totals.standing(service.accounts.runs[first.id], within(5))).balance.spent == 42
             second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
-            states = [service.accounts.runs[run.id] for run in (first, second)]
-            standings = await service.totals.standings(states, within(5))
+            accounts = [service.accounts.runs[run.id] for run in (first, second)]
+            standings = await service.totals.standings(accounts, within(5))
             assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None)]
             third, _ = await service.lifecycle.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
             for _ in range(2):
-                states = [service.accounts.runs[run.id] for run in (first, second, third)]
-                standings = await service.totals.standings(states, within(5))
+                accounts = [service.accounts.runs[run.id] for run in (first, second, third)]
+                standings = await service.totals.standings(accounts, within(5))
                 assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None), (0, None)]
                 let.set()
                 await anyio.sleep(0.05)
@@ -282,8 +281,8 @@ def test_run_started_between_summing_and_keeping(tmp_path: Path, monkeypatch: py
     anyio.run(body)
 
 
-def test_numbers_that_were_never_read_are_not_called_known(tmp_path: Path) -> None:
-    """After a restart, until the first reading: no answer in time, instead of "nothing spent"."""
+def test_run_that_was_never_read_is_an_error(tmp_path: Path) -> None:
+    """After a restart, until the first read, requests time out instead of reporting 0."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -292,15 +291,15 @@ def test_numbers_that_were_never_read_are_not_called_known(tmp_path: Path) -> No
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.totals.standing(service.accounts.runs[run.id], within(5))
         async with service_over(tmp_path) as (service, source):
-            state = service.accounts.runs[run.id]
+            account = service.accounts.runs[run.id]
             with pytest.raises(RequestTimeoutError):
-                await service.totals.standing(state, within(0))
+                await service.totals.standing(account, within(0))
             source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            standing = await service.totals.standing(state, within(0.5))
+            standing = await service.totals.standing(account, within(0.5))
             assert (standing.balance.spent, standing.stale_why is None) == (5, False)
             source.resume()
-            assert (await service.totals.standing(state, within(5))).balance.spent == 10
+            assert (await service.totals.standing(account, within(5))).balance.spent == 10
         interstat.close()
 
     anyio.run(body)
@@ -340,17 +339,17 @@ def test_defect_in_a_read_reaches_only_the_requests_that_wait_for_it(
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, source):
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p"), within(5))
-            state = service.accounts.runs[run.id]
+            account = service.accounts.runs[run.id]
 
             def fail(*_arguments: Any) -> Reading:
                 raise ValueError("a defect")
 
             with monkeypatch.context() as patch:
                 patch.setattr(source, "read", fail)
-                state.shown = Stamp(NEVER, 0)
+                account.shown = Stamp(NEVER, 0)
                 with pytest.raises(ValueError, match="a defect"):
-                    await service.totals.standing(state, within(5))
-            standing = await service.totals.standing(state, within(5))
+                    await service.totals.standing(account, within(5))
+            standing = await service.totals.standing(account, within(5))
             assert standing.stale_why is None
 
     anyio.run(body)
@@ -384,7 +383,7 @@ PONG = messages.PingAnswer(version="v", protocol=1, pid=1, started_at="now")
 
 
 def test_request_that_fails_or_hangs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A defect is an `internal` error, a hang a `timeout`; other requests are answered meanwhile and afterwards."""
+    """A defect gives an `internal` error, a hang a `timeout`; other requests are answered."""
 
     async def handler(request: messages.AnyRequest) -> messages.AnyAnswer:
         if isinstance(request, messages.Doctor):
@@ -419,8 +418,8 @@ def test_request_that_fails_or_hangs(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "request failed" in capsys.readouterr().out  # structlog as it is before the daemon configures it
 
 
-def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
-    """Once its transaction has begun, a change is completed, even if no client waits for the answer."""
+def test_change_is_completed_although_its_client_disconnects(tmp_path: Path) -> None:
+    """Once its transaction has begun."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
@@ -438,8 +437,7 @@ def test_change_is_finished_when_its_asker_goes_away(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_connections_of_the_source_are_closed(tmp_path: Path) -> None:
-    """`reopen` closes all descriptors of the database."""
+def test_reopen_closes_the_database(tmp_path: Path) -> None:
     interstat = Interstat(tmp_path / "metrics.db")
     source = InterstatSource(str(tmp_path / "metrics.db"))
     assert source.read({"s": None}, ()).status.is_readable
@@ -496,7 +494,7 @@ def test_closed_file_counts_as_changed_only_after_a_commit(tmp_path: Path) -> No
 
 
 def test_every_query_searches_by_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No change is ever found by scanning the table: SQLite's own plan of every statement that a read executes."""
+    """SQLite's plan of no statement of a read scans the table."""
     interstat = Interstat(tmp_path / "metrics.db")
     interstat.insert("s1", bead_id="b1")
     seen: list[str] = []

@@ -11,7 +11,7 @@ from harness.transcripts import timestamp
 
 
 def test_tokens_count_while_the_session_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Every complete line that was there before the question is in the answer; half a line is not, until it is."""
+    """Every complete line that was written before the question is in the answer; an incomplete line is not."""
     run = started(home, session="s1", token_budget=10_000)
     writer = transcript(home)
     assert home.spent(run) == 0
@@ -26,7 +26,7 @@ def test_tokens_count_while_the_session_runs(home: Home, interstat: Interstat, d
 
 
 def test_response_counts_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its lines repeat its usage, partly or wholly; the largest counts, also when it comes later, from another file."""
+    """Its lines repeat its usage, in part or in full. The largest counts, even if it comes later or in another file."""
     run = started(home, session="s1")
     writer = transcript(home)
     for output, largest in ((1, 1), (8, 8), (300, 300), (8, 300)):
@@ -38,8 +38,8 @@ def test_response_counts_once(home: Home, interstat: Interstat, daemon: Daemon) 
     assert home.spent(run) == 352
 
 
-def test_subagents_come_and_have_names(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Without a restart, at any depth; the name is the companion's, when there is one."""
+def test_new_sub_agents_count_under_their_names(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Without a restart, at any depth. The file beside a transcript has the name."""
     run = started(home, session="s1")
     writer = transcript(home)
     writer.response("m1", tokens=(1, 0, 0, 0))
@@ -54,8 +54,10 @@ def test_subagents_come_and_have_names(home: Home, interstat: Interstat, daemon:
     assert by_agent(home, run) == {"fd-quality": 4020, "agent-two": 300, "main-session": 1}
 
 
-def test_transcripts_count_and_both_figures_are_shown(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Never both: interstat's rows count for a session without transcripts; where it over-counts, words say so."""
+def test_transcripts_count_instead_of_interstat_and_both_are_shown(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    """Interstat's rows count only for a session without transcripts. A higher figure of interstat's is explained."""
     run = started(home, session="s1")
     home.ok("run", "attach", "--run", run, "--session", "s2")
     interstat.insert("s1", input_tokens=240, output_tokens=0)
@@ -73,8 +75,7 @@ def test_transcripts_count_and_both_figures_are_shown(home: Home, interstat: Int
     assert json.loads(home.ok("doctor", "--json"))["daemon"]["sessions"][0]["session"] == "s1"
 
 
-def test_transcripts_without_tokens_do_not_count(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A transcript that holds no usage leaves interstat's rows as they are."""
+def test_interstat_counts_for_a_transcript_without_usage(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=240, output_tokens=0)
     writer = transcript(home)
@@ -83,8 +84,7 @@ def test_transcripts_without_tokens_do_not_count(home: Home, interstat: Intersta
     assert home.spent(run) == 240
 
 
-def test_bead_brings_its_sessions_transcripts(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A row with the run's bead attaches the session; from then on its transcripts count."""
+def test_transcripts_of_a_session_attached_by_its_bead_count(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, scope="b1")
     transcript(home).response("m1", tokens=(500, 0, 0, 0))
     assert home.spent(run) == 0
@@ -92,20 +92,19 @@ def test_bead_brings_its_sessions_transcripts(home: Home, interstat: Interstat, 
     assert home.spent(run) == 500
 
 
-def test_without_interstat(home: Home) -> None:
-    """Somebody who has no interstat at all has live totals, and nothing is called stale."""
+def test_totals_without_interstat(home: Home) -> None:
+    """They are not stale."""
     home.start()
     run = started(home, session="s1", scope="b1")
     transcript(home).response("m1", tokens=(500, 0, 0, 0))
     assert home.spent(run) == 500
 
 
-def test_two_runs_and_two_phases_in_one_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Each response belongs to the run, and the phase, that its time falls into."""
+def test_response_belongs_to_the_run_and_phase_of_its_time(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     first = started(home, session="s1", phases=("a", "b"))
     second = started(home)
     writer = transcript(home)
-    writer.response("m0", tokens=(1, 0, 0, 0), at="2020-01-01T00:00:00.000Z")  # before it was attached: reaches back
+    writer.response("m0", tokens=(1, 0, 0, 0), at="2020-01-01T00:00:00.000Z")  # before the attachment
     writer.response("m1", tokens=(20, 0, 0, 0), at=timestamp())
     assert home.spent(first) == 21
     time.sleep(0.002)  # a transcript's times have milliseconds
@@ -120,7 +119,7 @@ def test_two_runs_and_two_phases_in_one_session(home: Home, interstat: Interstat
     assert (home.spent(first), home.spent(second)) == (321, 4000)
     home.ok("run", "attach", "--run", first, "--session", "s1")
     assert (home.spent(first), home.spent(second)) == (321, 4000)
-    # A larger copy of an old response is still the old response's.
+    # A larger copy of a response counts at the time of the first one.
     writer.response("m1", tokens=(25, 0, 0, 0), at="2020-01-01T00:00:00.000Z")
     assert [line.billing for line in home.details(first).by_phase] == [26, 300]
 
@@ -132,10 +131,12 @@ def test_ended_run_still_counts_late_lines(home: Home, interstat: Interstat, dae
     assert home.spent(run) == 7
 
 
-def test_growing_transcripts_are_noticed_unasked(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A threshold is told without anybody's question, from a main file and from a new sub-agent's."""
+def test_growing_transcripts_pass_thresholds_without_a_request(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    """By a main transcript and by that of a new sub-agent."""
 
-    def told() -> list[int]:
+    def thresholds() -> list[int]:
         connection = sqlite3.connect(home.state / "ledger.db")
         try:
             rows = connection.execute("SELECT data FROM events WHERE kind = 'budget.threshold' ORDER BY seq").fetchall()
@@ -148,9 +149,9 @@ def test_growing_transcripts_are_noticed_unasked(home: Home, interstat: Intersta
     run = started(home, session="s1", token_budget=1000)
     assert home.spent(run) == 1
     writer.response("m1", tokens=(600, 0, 0, 0))
-    wait_for(lambda: told() == [50], "50 % to be told")
+    wait_for(lambda: thresholds() == [50], "the event of 50 %")
     writer.agent("new").response("m2", tokens=(250, 0, 0, 0))
-    wait_for(lambda: told() == [50, 80], "80 % to be told")
+    wait_for(lambda: thresholds() == [50, 80], "the event of 80 %")
 
 
 def test_report_has_live_actuals(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -172,7 +173,7 @@ def test_report_has_live_actuals(home: Home, interstat: Interstat, daemon: Daemo
 
 
 def test_report_right_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Of an ended run, whose sessions nobody has asked for yet: the transcripts' figures, not interstat's."""
+    """The transcripts count, not interstat, although no request has named the ended run's sessions."""
     run = started(home, session="s1")
     agents = {"agents": [{"name": "fd-safety", "score": 1, "stage": 1}]}
     decided = home.ctl("triage", stdin=json.dumps(agents), environ={"CLAUDE_CODE_SESSION_ID": "s1"})
@@ -183,20 +184,20 @@ def test_report_right_after_a_restart(home: Home, interstat: Interstat, daemon: 
     agent.response("m1", tokens=(50_000, 0, 0, 0), at=timestamp())
     interstat.insert("s1", "fd-safety", input_tokens=120_000, output_tokens=0)
     assert home.json("report", "--triage", name)["actual_billing"] == 50_000
-    wait_for(lambda: offsets(home), "the position to be kept")
+    wait_for(lambda: offsets(home), "the position in the ledger")
     home.ok("run", "finish", "--run", run)
     daemon.kill()
     home.start()
     assert home.json("report", "--triage", name)["actual_billing"] == 50_000
 
 
-def test_killed_between_rows_and_transcripts(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The ledger has a session's transcripts and not yet its rows: it is still the transcripts that count."""
+def test_kill_between_saving_transcripts_and_rows(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """If the ledger has a session's transcripts but not its rows, the transcripts count."""
     run = started(home, scope="b1")
     interstat.insert("s1", bead_id="b1", input_tokens=240, output_tokens=0)
     transcript(home).response("m1", tokens=(100, 0, 0, 0))
     assert home.spent(run) == 100
-    wait_for(lambda: offsets(home), "the position to be kept")
+    wait_for(lambda: offsets(home), "the position in the ledger")
     daemon.kill()
     connection = sqlite3.connect(home.state / "ledger.db")
     connection.execute("DELETE FROM usage")

@@ -13,17 +13,17 @@ from harness.privilege import OBEDIENT
 from harness.transcripts import assistant_line, encoded
 
 
-def test_restart_goes_on_where_it_was(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """What was counted is not read again, and never counted twice; what came meanwhile is."""
+def test_reading_continues_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """What was counted is not read again, and what was written meanwhile is read."""
     run = started(home, session="s1")
     writer = transcript(home)
     for number in range(50):
         writer.response(f"m{number}", tokens=(100, 0, 0, 0))
     assert home.spent(run) == 5000
-    wait_for(lambda: offsets(home) == {writer.path.stat().st_size}, "the position to be kept")
+    wait_for(lambda: offsets(home) == {writer.path.stat().st_size}, "the position in the ledger")
     daemon.kill()
     raw = writer.path.read_bytes()
-    writer.path.write_bytes(raw.replace(b'"input_tokens":100', b'"input_tokens":999', 1))  # long before the position
+    writer.path.write_bytes(raw.replace(b'"input_tokens":100', b'"input_tokens":999', 1))  # well before the position
     os.utime(writer.path)
     home.start()
     assert home.spent(run) == 5000
@@ -32,8 +32,8 @@ def test_restart_goes_on_where_it_was(home: Home, interstat: Interstat, daemon: 
     assert home.spent(run) == 5007
 
 
-def test_file_that_is_another_one_now(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Cut, replaced, rewritten: what is there now counts, whether the daemon saw it happen or not."""
+def test_changed_file_is_read_again(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Its present content counts, whether it was cut, replaced or rewritten, also while the daemon was stopped."""
     run = started(home, session="s1")
     writer = transcript(home)
     agent = writer.agent("a")
@@ -54,15 +54,15 @@ def test_file_that_is_another_one_now(home: Home, interstat: Interstat, daemon: 
     assert home.spent(run) == 5060
 
 
-def test_deleted_transcripts_keep_their_numbers(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """They are deleted after a month; the last numbers stay, across a restart, too, and nothing is called stale."""
+def test_deleted_transcripts_still_count(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Claude Code deletes them after a month. The totals stay and are not stale, also after a restart."""
     run = started(home, session="s1")
     writer = transcript(home)
     writer.response("m1", tokens=(500, 0, 0, 0))
     writer.agent("a").response("m2", tokens=(60, 0, 0, 0))
     assert home.spent(run) == 560
     interstat.insert("s1", input_tokens=9, output_tokens=0)
-    wait_for(lambda: len(offsets(home)) == 2, "the positions to be kept")
+    wait_for(lambda: len(offsets(home)) == 2, "the positions in the ledger")
     shutil.rmtree(writer.path.parent)
     assert home.spent(run) == 560
     daemon.kill()
@@ -71,8 +71,8 @@ def test_deleted_transcripts_keep_their_numbers(home: Home, interstat: Interstat
     assert by_agent(home, run) == {"main-session": 500, "agent-a": 60}
 
 
-def test_unreadable_transcript_is_stale(home: Home, interstat: Interstat) -> None:
-    """The last known numbers, called that; doctor names the file; others go on; it recovers by itself."""
+def test_totals_of_an_unreadable_transcript_are_stale(home: Home, interstat: Interstat) -> None:
+    """`doctor` names the file; other runs are not affected; the totals recover without a restart."""
     home.start(prefix=OBEDIENT)
     run, other = started(home, session="s1"), started(home, session="s2")
     writer = transcript(home)
@@ -94,8 +94,8 @@ def test_unreadable_transcript_is_stale(home: Home, interstat: Interstat) -> Non
     assert home.ctl("doctor").returncode == 0
 
 
-def test_what_cannot_be_understood_is_skipped(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Counted, and named by doctor; what stands around it counts, and nobody else is disturbed."""
+def test_unreadable_lines_are_skipped(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The lines around them count, `doctor` names the files, and other runs are not affected."""
     run, other = started(home, session="s1"), started(home, session="s2")
     writer = transcript(home)
     odd = (
@@ -117,11 +117,13 @@ def test_what_cannot_be_understood_is_skipped(home: Home, interstat: Interstat, 
     assert home.spent(other) == 7
     doctor = home.ctl("doctor").stdout
     assert "agent-dir.jsonl" in doctor
-    assert daemon.status("VmHWM") < 150_000  # kB; the detector and the test's own imports are in it
+    assert daemon.status("VmHWM") < 150_000  # kB, with the blocking-call detector
 
 
-def test_path_that_a_hook_gives(home: Home, interstat: Interstat, daemon: Daemon, tmp_path: Path) -> None:
-    """Taken inside Claude's directory, refused outside, also through a symlink; nothing is attached then."""
+def test_named_transcript_must_be_in_claudes_directory(
+    home: Home, interstat: Interstat, daemon: Daemon, tmp_path: Path
+) -> None:
+    """A path outside is refused, even through a link, and nothing is attached."""
     run = started(home)
     outside = tmp_path / "outside.jsonl"
     outside.write_bytes(encoded(assistant_line("s1", "m1", tokens=(500, 0, 0, 0))))
@@ -140,8 +142,10 @@ def test_path_that_a_hook_gives(home: Home, interstat: Interstat, daemon: Daemon
 
 
 @pytest.mark.parametrize("session", ["../s1", "a/b", ".", "..", "s'1", "s*", "[s]1", "ü"])
-def test_session_ids_are_foreign(home: Home, interstat: Interstat, daemon: Daemon, session: str) -> None:
-    """They name a file or nothing: no pattern, no way out of the directory."""
+def test_session_id_never_leads_out_of_the_directory(
+    home: Home, interstat: Interstat, daemon: Daemon, session: str
+) -> None:
+    """It names a file or nothing; it is no pattern."""
     run = started(home, session=session)
     writer = transcript(home)
     writer.response("m1", tokens=(500, 0, 0, 0))
@@ -152,8 +156,7 @@ def test_session_ids_are_foreign(home: Home, interstat: Interstat, daemon: Daemo
         assert home.spent(run) == 7
 
 
-def test_transcript_that_holds_nothing_any_more(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Emptied, it holds no usage: interstat's rows count again."""
+def test_interstat_counts_again_for_an_emptied_transcript(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=240, output_tokens=0)
     writer = transcript(home)
@@ -165,22 +168,22 @@ def test_transcript_that_holds_nothing_any_more(home: Home, interstat: Interstat
     assert home.spent(run) == 70
 
 
-def test_path_that_is_given_before_the_file_is_there(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A hook is asked at the session's start; the path is remembered across a restart, too."""
+def test_named_path_is_remembered_before_the_file_exists(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Claude Code names it at the start of a session. It survives a restart."""
     run = started(home)
     path = home.root / "claude" / "projects" / "p" / "odd-name.jsonl"
     path.parent.mkdir(parents=True)
     home.ok("run", "attach", "--run", run, "--session", "s1", "--transcript", str(path))
     assert home.spent(run) == 0
-    wait_for(lambda: 0 in offsets(home), "the path to be kept")
+    wait_for(lambda: 0 in offsets(home), "the path in the ledger")
     daemon.kill()
     home.start()
     path.write_bytes(encoded(assistant_line("s1", "m1", tokens=(77, 0, 0, 0))))
     assert home.spent(run) == 77
 
 
-def test_named_path_is_kept_whatever_else_comes(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Other files of the session come, before and after; Claude's directory is reached by a link."""
+def test_named_path_is_kept_beside_other_files(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The session has other files, older and newer, and Claude's directory is reached through a link."""
     link = home.root / "link"
     link.symlink_to(home.root / "claude")
     run = started(home, session="s1")
@@ -194,7 +197,7 @@ def test_named_path_is_kept_whatever_else_comes(home: Home, interstat: Interstat
     for name in ("b", "c"):
         writer.agent(name).response(f"m-{name}", tokens=(10, 0, 0, 0))
         assert home.spent(run) in (15, 25)
-    wait_for(lambda: len(offsets(home)) == 3, "all four to be kept")  # b and c are of one size
+    wait_for(lambda: len(offsets(home)) == 3, "all four in the ledger")  # b and c have the same size
     daemon.kill()
     home.start()
     path.write_bytes(encoded(assistant_line("s1", "m9", tokens=(1000, 0, 0, 0))))

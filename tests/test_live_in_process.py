@@ -32,8 +32,8 @@ async def read_until_unchanged(service: Service, account: RunAccount) -> None:
             await anyio.sleep(0.01)
 
 
-def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session is read in many looks; it is moved, and its run goes on, between them: nothing twice, nothing lost."""
+def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session is moved, and its run advances, between the readings of a long transcript: each token counts once."""
     monkeypatch.setattr(reading_module, "MAX_BYTES", 3000)
 
     async def body() -> None:
@@ -68,10 +68,8 @@ def test_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.
     anyio.run(body)
 
 
-def test_transcript_that_was_read_but_not_summed_yet_is_not_fresh(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its file no longer shows that it has changed, so a question must be told by the required generation."""
+def test_transcript_that_was_read_but_not_counted_is_not_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file no longer seems changed, so that only the required generation shows it."""
     applying, proceed = anyio.Event(), anyio.Event()
 
     async def body() -> None:
@@ -103,7 +101,7 @@ def test_transcript_that_was_read_but_not_summed_yet_is_not_fresh(
 def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its sources are no longer read, but a failed read of the ledger is repeated with the next question."""
+    """Its sources are no longer read, but the next question retries the ledger."""
     failing = False
     real = StoredTranscripts.responses
 
@@ -133,14 +131,14 @@ def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
-    """What has come is not added to nothing: stale, or no answer, until the ledger is back, and right then."""
+def test_ledger_that_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+    """New responses are not added to an empty sum: answers are stale, or time out, until the ledger can be read."""
     monkeypatch.setattr(store_module, "MOST_COPIES", 0)
     failing = False
     real = StoredTranscripts.responses
 
     async def responses(stored: StoredTranscripts, session: str) -> Any:
-        if failing:  # a disk that fails for once cannot be had here
+        if failing:  # no disk here fails only once
             raise LedgerError("disk I/O error", "check the disk")
         return await real(stored, session)
 
@@ -181,7 +179,7 @@ def test_ledger_that_cannot_be_read_for_once(tmp_path: Path, monkeypatch: pytest
     anyio.run(body)
 
 
-def test_session_that_goes_on_in_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_that_continues_in_another_project_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other projects' directories are searched again every few seconds."""
 
     async def body() -> None:
@@ -202,8 +200,8 @@ def test_session_that_goes_on_in_another_project(tmp_path: Path, monkeypatch: py
     anyio.run(body)
 
 
-def test_old_sessions_are_forgotten(tmp_path: Path) -> None:
-    """What no followed run needs any more is let go of, with whatever was wrong with it."""
+def test_sessions_no_longer_followed_are_forgotten(tmp_path: Path) -> None:
+    """With their faults."""
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
@@ -211,14 +209,14 @@ def test_old_sessions_are_forgotten(tmp_path: Path) -> None:
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
             append(tmp_path, "s1", 0, 5)
             Transcript(tmp_path, "s1").agent("x").path.mkdir(parents=True)
-            state = service.accounts.runs[run.id]
-            assert "is a directory" in str((await service.totals.standing(state, within(5))).stale_why)
-            await service.lifecycle.end(state, "done", within(5))
-            ended = msgspec.structs.replace(state.run, ended_at=1)  # long ago
+            account = service.accounts.runs[run.id]
+            assert "is a directory" in str((await service.totals.standing(account, within(5))).stale_why)
+            await service.lifecycle.end(account, "done", within(5))
+            ended = msgspec.structs.replace(account.run, ended_at=1)  # long ago
             service.accounts.put_run(ended)
             with anyio.fail_after(30):
                 while service.totals.transcripts.files or service.totals.transcripts.status.state != "ok":
                     service.totals.follower.forget_old_transcripts()
-                    await anyio.sleep(0.01)  # a look that had begun before may bring it back once
+                    await anyio.sleep(0.01)  # a read that had begun may bring it back once
 
     anyio.run(body)

@@ -54,11 +54,11 @@ def total(files: dict[int, tuple[bytes, str]]) -> int:
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(lines=lines, seed=st.integers(0, 1000))
 def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], seed: int) -> None:
-    """Another process appends in random pieces meanwhile.
+    """While another process appends in random pieces.
 
-    Every answer is the recount of what was there at some moment between question and answer; at rest, of everything.
+    Every answer is the recount of the files at some moment between question and answer; the last one, of everything.
     """
-    session = f"s-{next(SERIAL)}"  # hypothesis makes random numbers the same again
+    session = f"s-{next(SERIAL)}"  # not random: hypothesis repeats random numbers
     writer = transcript(live_home, session)
     writers = [writer, writer.agent("a"), writer.agent("b", "deeper")]
     raws = [b"", b"", b""]
@@ -121,8 +121,8 @@ def live_home(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.soak
-def test_killed_while_appending(home: Home, interstat: Interstat) -> None:
-    """Kill -9 under load, twenty times: after each restart the totals are those of a recount, and at the end, too."""
+def test_kill_while_transcripts_grow(home: Home, interstat: Interstat) -> None:
+    """After twenty kills, and one more restart, the totals are those of a recount."""
     sessions = [f"s{number}" for number in range(4)]
     daemon = home.start()
     run = started(home, token_budget="none")
