@@ -52,7 +52,7 @@ def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
                 assert standing.stale_why is not None
                 assert "slow" in standing.stale_why
             with anyio.fail_after(10):
-                while service.totals.sources[0][0].state != "slow":  # noqa: ASYNC110  it comes by the clock, not by an event
+                while service.totals.sources[0][0].state != "slow":  # noqa: ASYNC110  it depends on the clock
                     await anyio.sleep(0.05)
             # Runs can still be changed.
             changed, _ = await service.lifecycle.change(account, messages.RunSet(token_budget=50), within(0.2))

@@ -22,7 +22,7 @@ ODD = (None, 0, 7, 1000, 123_456_789, -5, "text", 2.5, b"\x00")
 
 session = st.sampled_from(SESSIONS)
 tokens = st.sampled_from(ODD)
-# Exact now, long ago (before every run and attachment), or nothing that is a time.
+# The present, long ago (before every run and attachment), or not a time.
 when = st.sampled_from(("now", "now", "now", "past", "garbage"))
 bead = st.sampled_from((*SCOPES, "", "", None, "unknown"))
 phase = st.sampled_from(("", "", None, "brainstorm", "planned", "no phase of ours"))
@@ -34,16 +34,16 @@ attach = st.tuples(st.just("attach"), session, st.integers(0, 5))
 detach = st.tuples(st.just("detach"), session)
 finish = st.tuples(st.just("finish"), st.integers(0, 5))
 advance = st.tuples(st.just("advance"), st.integers(0, 5))
-look = st.tuples(st.just("look"))
+compare = st.tuples(st.just("compare"))
 actions = st.lists(
-    st.one_of(write, write, write, update, delete, start, attach, detach, finish, advance, look),
+    st.one_of(write, write, write, update, delete, start, attach, detach, finish, advance, compare),
     min_size=20,
     max_size=80,
 )
 
 
 class History:
-    """Carries out actions on the daemon and on the recount alike, under names of its own."""
+    """Applies actions to the daemon and to the recount. Names are unique to each history."""
 
     def __init__(self, wire: Wire, interstat: Interstat, number: int) -> None:
         self.wire = wire
@@ -85,18 +85,17 @@ class History:
     def start(self, scope: str | None, name: str | None) -> None:
         if scope is not None and scope in self.active:
             return
-        named = None if scope is None else scope + self.mark
-        whole = None if name is None else name + self.mark
+        own_scope = None if scope is None else scope + self.mark
+        session = None if name is None else name + self.mark
         before = len(self.recount.runs)
-        if whole is not None:
-            # What its rows said of it before the run was there comes first.
-            pending = self.recount
-            answer = self.ask(messages.RunStart(scope=named, session=whole, project_dir="/", token_budget="none"))
-            pending.say(whole, answer.run.id, time.time())
+        if session is not None:
+            # The run that the session's rows implied before comes first.
+            answer = self.ask(messages.RunStart(scope=own_scope, session=session, project_dir="/", token_budget="none"))
+            self.recount.attach(session, answer.run.id, time.time())
         else:
-            answer = self.ask(messages.RunStart(scope=named, project_dir="/", token_budget="none"))
+            answer = self.ask(messages.RunStart(scope=own_scope, project_dir="/", token_budget="none"))
         at = datetime.fromisoformat(answer.run.started_at).timestamp()
-        self.recount.runs.insert(before, StartedRun(answer.run.id, named, at))
+        self.recount.runs.insert(before, StartedRun(answer.run.id, own_scope, at))
         self.recount.left[answer.run.id] = []
         self.recount.chains[answer.run.id] = answer.run.phases
         self.active[scope if scope is not None else answer.run.id] = answer.run.id
@@ -108,18 +107,18 @@ class History:
             answer = self.ask(messages.RunAttach(attach=name + self.mark, run=run))
             assert answer.changed == (present != run), answer
             if answer.changed:
-                self.recount.say(name + self.mark, run, time.time())
+                self.recount.attach(name + self.mark, run, time.time())
 
     def detach(self, name: str) -> None:
         present = self.present(name)
         answer = self.ask(messages.RunDetach(detach=name + self.mark))
         assert isinstance(answer, messages.RunAnswer) == (present is not None), answer
         if present is not None:
-            self.recount.say(name + self.mark, None, time.time())
+            self.recount.attach(name + self.mark, None, time.time())
 
     def present(self, name: str) -> str | None:
-        spoken = [said for said in self.recount.said if said.session == name + self.mark]
-        return spoken[-1].run if spoken else self.recount.implied(name + self.mark)
+        known = [one for one in self.recount.attachments if one.session == name + self.mark]
+        return known[-1].run if known else self.recount.implied(name + self.mark)
 
     def advance(self, index: int) -> None:
         if self.active:
@@ -140,7 +139,7 @@ class History:
             key = list(self.active)[index % len(self.active)]
             self.ask(messages.RunFinish(run=self.active.pop(key)))
 
-    def look(self) -> None:
+    def compare(self) -> None:
         expected = self.recount.totals()
         for run in self.recount.runs:
             shown = self.ask(messages.RunShow(run=run.name, wait_ms=30_000))
@@ -167,19 +166,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Inte
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions)
 def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], actions: list[tuple[Any, ...]]) -> None:
-    """After every look, and at the end, each run has exactly the tokens that the sentences of the rules give it."""
+    """At random moments and at the end, each run has exactly the tokens that the rules give it."""
     home, interstat, numbers = world
     with Wire(home.socket) as wire:
         history = History(wire, interstat, next(numbers))
         for name, *arguments in actions:
             getattr(history, name)(*arguments)
-        history.look()
-        # Small files recount quickly.
+        history.compare()
+        # A small table is recounted quickly.
         interstat.connection.execute("DELETE FROM agent_runs")
 
 
 def test_recount_after_a_restart(tmp_path: Path) -> None:
-    """What was attached by hand, by a bead, moved and finished is the same after kill -9."""
+    """After kill -9, with sessions attached by hand and by a bead, moved and detached, and a finished run."""
     home = Home(tmp_path)
     interstat = Interstat(home.interstat)
     daemon = home.start()
@@ -196,11 +195,11 @@ def test_recount_after_a_restart(tmp_path: Path) -> None:
         history.detach("s0")
         history.write("s0", "now", None, None, 7, 7, 7, 7)
         history.finish(0)
-        history.look()
+        history.compare()
     daemon.kill()
     home.start()
     with Wire(home.socket) as wire:
         history.wire = wire
-        history.look()
+        history.compare()
     interstat.close()
     home.stop_all()

@@ -1,4 +1,4 @@
-"""The promises under load: read your own writes, writers undisturbed, kill -9 at any moment."""
+"""Under load: read your own writes, undisturbed writers, kill -9 at any moment."""
 
 import random
 import sqlite3
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.soak
 WRITERS = 8
 COMMITS = 2500
 
-#: interstat's way of writing, in a process of its own: NULL tokens first, an UPDATE in place later. Hooks come one by
-#: one; eight loops without a pause would starve each other past SQLite's busy timeout with nobody else there.
+#: Writes as interstat does, in a process of its own: NULL tokens first, an UPDATE in place later. Without pauses, eight
+#: writers would exceed SQLite's busy timeout even without the daemon.
 WRITER = """
 import random, sqlite3, sys, time
 path, number, commits = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -64,7 +64,7 @@ def write_as_interstat_does(path: Path) -> int:
 
 
 def test_read_your_own_writes(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A row committed before `remaining` starts is in its answer: 1 000 times, the client a process of its own."""
+    """1 000 times, a row committed before the client starts is in its answer."""
     run = started(home, token_budget=10_000_000, session="s1")
     row = interstat.insert("s1", input_tokens=0, output_tokens=0)
     for number in range(1000):
@@ -77,7 +77,7 @@ def test_read_your_own_writes(home: Home, interstat: Interstat, daemon: Daemon) 
 
 
 def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None:
-    """20 000 commits by eight processes: no busy error more than without the daemon, and the exact total at the end."""
+    """After 20 000 commits the total is exact, with no more busy errors than without the daemon."""
     alone = Interstat(tmp_path / "alone" / "metrics.db")
     without = write_as_interstat_does(alone.path)
     alone.close()
@@ -109,8 +109,8 @@ def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None
 
     recount = Recount(interstat.path)
     recount.runs = [StartedRun(by_session, None, 0), StartedRun(by_bead, "b1", 0)]
-    recount.said = []
-    recount.say("s1", by_session, 0)
+    recount.attachments = []
+    recount.attach("s1", by_session, 0)
     expected = recount.totals()
     assert interstat.connection.execute("SELECT count(*) FROM agent_runs").fetchone()[0] > 5000
     for run in (by_session, by_bead):
@@ -122,7 +122,7 @@ def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None
 
 
 def test_kill_at_random_moments(home: Home, interstat: Interstat) -> None:
-    """100 times kill -9 under load: every acknowledged change is there, totals equal a recount, starts need no help."""
+    """After each of 100 kills, every acknowledged change is there and totals equal a recount."""
     chance = random.Random(11)
     interstat.connection.execute("PRAGMA synchronous=OFF")
     recount = Recount(interstat.path)
@@ -143,7 +143,7 @@ def test_kill_at_random_moments(home: Home, interstat: Interstat) -> None:
                     answer = wire.ask(messages.RunStart(id=name, project_dir="/p", session=session, token_budget=10**6))
                     assert isinstance(answer, messages.RunAnswer), answer
                     recount.runs.append(StartedRun(name, None, 0))
-                    recount.say(session, name, 0)
+                    recount.attach(session, name, 0)
                     budgets[name] = 10**6
                     budgets[name] = (
                         acknowledged(wire, messages.RunSet(run=name, token_budget=10**6 + number)).token_budget or 0
@@ -152,7 +152,7 @@ def test_kill_at_random_moments(home: Home, interstat: Interstat) -> None:
                         assert acknowledged(wire, messages.RunFinish(run=name)).status == "done"
                         finished.add(name)
         except (EOFError, OSError):
-            pass  # killed: what was asked last was not acknowledged
+            pass  # killed: the last change was not acknowledged
         finally:
             doom.cancel()
             daemon.kill()
@@ -168,13 +168,13 @@ def acknowledged(wire: Wire, request: messages.AnyRequest) -> messages.RunInfo:
 
 
 def compare(home: Home, recount: Recount, budgets: dict[str, int], finished: set[str]) -> None:
-    """Every acknowledged run is there with its budget, its state and the tokens that the rows give it."""
+    """Require every acknowledged run with its budget, its status and its rows' tokens."""
     lines = {line["run"]["id"]: line for line in home.json("run", "list", "--all", "--timeout", "30")["runs"]}
     sums = dict(recount_by_session(recount.database))
-    sessions = {said.run: said.session for said in recount.said}
+    sessions = {one.run: one.session for one in recount.attachments}
     for name, budget in budgets.items():
         line = lines[name]
-        # The last change before a kill may have been made without being acknowledged.
+        # The last change before a kill may have been saved without being acknowledged.
         assert line["run"]["token_budget"] is not None
         assert line["run"]["token_budget"] >= budget, name
         if name in finished:

@@ -1,4 +1,4 @@
-"""The daemon as a service manager sees it. (What systemd makes of it is shown in a real user manager.)"""
+"""The daemon as a service manager sees it. (tests/jailed runs it under a real systemd.)"""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Iterator[Reports]:
+def sent(tmp_path: Path) -> Iterator[Reports]:
     with reports(str(tmp_path / "notify")) as found:
         yield found
 
@@ -47,8 +47,8 @@ def configure(home: Home, text: str) -> Path:
     return place
 
 
-def woken(path: Path) -> Wire:
-    """Return a connection to a socket that is about to listen."""
+def connect_when_listening(path: Path) -> Wire:
+    """Wait for the socket to listen, and return a connection to it."""
 
     def connection() -> Wire | None:
         with suppress(FileNotFoundError, ConnectionRefusedError):
@@ -64,73 +64,73 @@ def activated(home: Home, watchdog: float = 0.0) -> tuple[str, ...]:
     return activation(home.socket, str(home.root / "notify"), watchdog)
 
 
-def test_ready_is_told_when_the_ledger_is_open_and_the_socket_serves(
+def test_ready_is_sent_when_the_ledger_is_open_and_the_socket_serves(
     home: Home, interstat: Interstat, address: str
 ) -> None:
-    with reports(address) as told:
+    with reports(address) as sent:
         home.start(wait=False, prefix=activation(home.socket, address))
-        ready = told.next("READY")
+        ready = sent.next("READY")
         assert ready == {"READY": "1", "STATUS": "0 active runs; interstat not read yet, transcripts ok"}
         assert (home.state / "ledger.db").exists()
         assert isinstance(home.ask(messages.Ping()), messages.PingAnswer)
 
 
-def test_status_follows_runs_and_sources(home: Home, interstat: Interstat, told: Reports) -> None:
+def test_status_follows_runs_and_sources(home: Home, interstat: Interstat, sent: Reports) -> None:
     home.start(prefix=activated(home))
-    told.next("READY")
+    sent.next("READY")
     run = started(home, session="s1")
     home.spend(run)
-    while told.next("STATUS")["STATUS"] != "1 active run; interstat ok, transcripts ok":
+    while sent.next("STATUS")["STATUS"] != "1 active run; interstat ok, transcripts ok":
         pass
     interstat.close()
     for path in home.interstat.parent.iterdir():
         path.unlink()
     home.interstat.write_bytes(b"this is no database" * 100)
     home.spend(run)
-    assert "interstat " in told.next("STATUS")["STATUS"]
-    assert "interstat ok" not in told.seen[-1]["STATUS"]
+    assert "interstat " in sent.next("STATUS")["STATUS"]
+    assert "interstat ok" not in sent.seen[-1]["STATUS"]
     home.ok("run", "finish", "--run", run)
-    while not told.next("STATUS")["STATUS"].startswith("0 active runs"):
+    while not sent.next("STATUS")["STATUS"].startswith("0 active runs"):
         pass
 
 
-def test_reload_is_told_from_its_beginning_to_its_end(home: Home, interstat: Interstat, told: Reports) -> None:
+def test_reload_is_reported_from_beginning_to_end(home: Home, interstat: Interstat, sent: Reports) -> None:
     daemon = home.start(prefix=activated(home))
-    told.next("READY")
+    sent.next("READY")
     started(home, id="before")
     configure(home, "[runs]\nwarn_pct = 70\n")
     daemon.signal(signal.SIGHUP)
-    assert int(told.next("RELOADING")["MONOTONIC_USEC"]) > 0
-    assert told.next("READY")["STATUS"].startswith("1 active run; ")
+    assert int(sent.next("RELOADING")["MONOTONIC_USEC"]) > 0
+    assert sent.next("READY")["STATUS"].startswith("1 active run; ")
     started(home, id="after")
     assert [home.json("run", "show", "--run", one)["run"]["warn_pct"] for one in ("before", "after")] == [80, 70]
 
 
-def test_signs_of_life_come_while_all_is_well_and_stop_is_told(home: Home, interstat: Interstat, told: Reports) -> None:
+def test_watchdog_is_fed_and_the_stop_is_reported(home: Home, interstat: Interstat, sent: Reports) -> None:
     daemon = home.start(prefix=activated(home, WATCHED))
-    told.next("READY")
+    sent.next("READY")
     for _ in range(3):
-        told.next("WATCHDOG")
+        sent.next("WATCHDOG")
     with Wire(home.socket) as wire:
         wire.ask(messages.Ping())
         daemon.signal(signal.SIGTERM)
-        assert told.next("STOPPING")["STATUS"] == "stopping: 1 connection to close"
+        assert sent.next("STOPPING")["STATUS"] == "stopping: 1 connection to close"
     assert daemon.process.wait(20) == 0
 
 
-def test_nothing_is_sent_without_a_watchdog(home: Home, interstat: Interstat, told: Reports) -> None:
+def test_watchdog_is_not_fed_unless_the_manager_has_one(home: Home, interstat: Interstat, sent: Reports) -> None:
     daemon = home.start(prefix=activated(home))
-    told.next("READY")
+    sent.next("READY")
     daemon.signal(signal.SIGTERM)
-    told.next("STOPPING")
-    assert not any("WATCHDOG" in one for one in told.seen)
+    sent.next("STOPPING")
+    assert not any("WATCHDOG" in one for one in sent.seen)
 
 
 @asynccontextmanager
 async def supervised(
     directory: Path,
 ) -> AsyncIterator[tuple[Service, HangingSource, Callable[[], Awaitable[bool]]]]:
-    """A service with a run, its source, and a function that returns True if the watchdog is fed now."""
+    """Yield a service with a run, its source, and a function that returns True if the watchdog is fed now."""
     interstat = Interstat(directory / "metrics.db")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(str(directory / "notify"))
@@ -152,7 +152,7 @@ async def supervised(
     interstat.close()
 
 
-def test_hanging_reader_starves_the_watchdog_while_the_loop_goes_on(tmp_path: Path) -> None:
+def test_hanging_reader_starves_the_watchdog(tmp_path: Path) -> None:
     async def body() -> None:
         async with supervised(tmp_path) as (service, source, is_fed):
             hanging = Interstat(tmp_path / "metrics.db")
@@ -170,9 +170,7 @@ def test_hanging_reader_starves_the_watchdog_while_the_loop_goes_on(tmp_path: Pa
     anyio.run(body)
 
 
-def test_look_through_the_whole_table_that_hangs_sends_no_sign_of_life(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_scan_of_the_whole_table_starves_the_watchdog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         gate = threading.Event()
         async with supervised(tmp_path) as (service, _source, is_fed):
@@ -189,43 +187,43 @@ def test_look_through_the_whole_table_that_hangs_sends_no_sign_of_life(
 
 
 class Recorded(Manager):
-    """A manager that remembers what it was told."""
+    """A manager that records what is reported to it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     async def reloading(self) -> None:
-        self.told.append("reloading")
+        self.reported.append("reloading")
 
     async def ready(self, status: str) -> None:
-        self.told.append("ready")
+        self.reported.append("ready")
 
 
-def test_reload_is_not_over_before_the_configuration_is_read(tmp_path: Path) -> None:
+def test_reload_waits_for_the_configuration(tmp_path: Path) -> None:
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             manager = Recorded()
             configure_at(tmp_path, "[runs]\nwarn_pct = 61\n")
-            service.settings.reading.acquire()  # as a thread does whose file system does not answer
+            service.settings.reading.acquire()  # like a thread whose file system does not answer
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(Supervision(manager, service).reload)
                 await anyio.sleep(0.2)
-                assert manager.told == ["reloading"]
+                assert manager.reported == ["reloading"]
                 service.settings.reading.release()
-            assert manager.told == ["reloading", "ready"]
+            assert manager.reported == ["reloading", "ready"]
             assert service.settings.config.runs.warn_pct == 61
 
     anyio.run(body)
 
 
-def test_reload_whose_files_do_not_answer_ends_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reload_gives_up_on_files_that_do_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             manager = Recorded()
             service.settings.reading.acquire()
             await Supervision(manager, service, reload_seconds=0.2).reload()
-            assert manager.told == ["reloading", "ready"]
+            assert manager.reported == ["reloading", "ready"]
 
     anyio.run(body)
     # On stdout, because structlog is not configured here.
@@ -236,15 +234,13 @@ def configure_at(directory: Path, text: str) -> None:
     (directory / "config.toml").write_text(text)
 
 
-def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
-    """What counts is how long ago it went a step forward, not how long a look at everything takes."""
-
+def test_slow_reader_that_makes_progress_does_not_starve_the_watchdog(tmp_path: Path) -> None:
     async def body() -> None:
         async with supervised(tmp_path) as (service, source, is_fed):
             source.hang()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, service.accounts.runs["r1"], within(30))
-                while not service.totals.refresher.has_stalled(WATCHED / 2):  # noqa: ASYNC110  it comes by the clock
+                while not service.totals.refresher.has_stalled(WATCHED / 2):  # noqa: ASYNC110  it depends on the clock
                     await anyio.sleep(0.01)
                 service.totals.refresher.note_progress()  # as at the end of each piece of work
                 assert await is_fed()
@@ -253,7 +249,7 @@ def test_reader_that_goes_on_slowly_is_alive(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_path: Path) -> None:
+def test_hanging_ledger_starves_the_watchdog_and_a_failing_one_does_not(tmp_path: Path) -> None:
     async def body() -> None:
         async with supervised(tmp_path) as (service, _source, is_fed):
 
@@ -281,8 +277,8 @@ def test_ledger_that_hangs_sends_no_sign_of_life_and_one_that_fails_does(tmp_pat
     anyio.run(body)
 
 
-def test_variables_of_the_manager_are_taken_out_of_the_environment() -> None:
-    """Programs that the daemon starts must neither report for it nor think that sockets were passed to them."""
+def test_variables_of_the_manager_are_removed_from_the_environment() -> None:
+    """A program that the daemon starts must not report for it or take the passed sockets for its own."""
     environ = {
         "NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "7",
         "LISTEN_PID": "8", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "HOME": "/",
@@ -293,7 +289,7 @@ def test_variables_of_the_manager_are_taken_out_of_the_environment() -> None:
     assert environ == {"HOME": "/"}
 
 
-def test_passed_descriptors_are_kept_from_children() -> None:
+def test_passed_descriptors_are_not_inherited() -> None:
     saved = os.dup(3) if Path("/proc/self/fd/3").exists() else None
     reading, writing = os.pipe()
     try:
@@ -313,14 +309,14 @@ def test_passed_descriptors_are_kept_from_children() -> None:
     ("microseconds", "pid", "seconds"),
     [("500000", "", 0.5), ("500000", "8", None), ("0", "7", None), ("", "7", None), ("x", "7", None), ("-1", "", None)],
 )
-def test_watchdog_is_ours_only_when_it_says_so(microseconds: str, pid: str, seconds: float | None) -> None:
+def test_watchdog_of_another_process_is_ignored(microseconds: str, pid: str, seconds: float | None) -> None:
     environ = {"NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid}
     assert Manager.from_environment(environ, 7).watchdog == seconds
 
 
-def test_manager_that_reads_nothing_or_has_gone_holds_nothing_up(tmp_path: Path) -> None:
+def test_manager_that_reads_nothing_or_is_absent_delays_nothing(tmp_path: Path) -> None:
     async def body() -> None:
-        await Manager(str(tmp_path / "nobody")).ready("x")
+        await Manager(str(tmp_path / "absent")).ready("x")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
             receiving.bind(str(tmp_path / "full"))
             manager = Manager(str(tmp_path / "full"))
@@ -334,7 +330,7 @@ def test_manager_that_reads_nothing_or_has_gone_holds_nothing_up(tmp_path: Path)
     anyio.run(body)
 
 
-def test_passed_socket_is_served_and_left_where_it_is(home: Home, interstat: Interstat, told: Reports) -> None:
+def test_passed_socket_is_served_and_not_removed(home: Home, interstat: Interstat, sent: Reports) -> None:
     daemon = home.start(prefix=activated(home))
     before = home.socket.stat().st_ino
     with Wire(home.socket) as wire:
@@ -344,9 +340,7 @@ def test_passed_socket_is_served_and_left_where_it_is(home: Home, interstat: Int
     assert stat.S_ISSOCK(home.socket.stat().st_mode)
 
 
-def test_socket_decides_where_the_state_files_and_the_lock_are(
-    home: Home, interstat: Interstat, tmp_path: Path
-) -> None:
+def test_state_files_and_lock_are_beside_the_passed_socket(home: Home, interstat: Interstat, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere" / "fluxbudget" / "other.sock"
     home.start(prefix=activation(elsewhere))
     assert not home.socket.exists()
@@ -356,28 +350,28 @@ def test_socket_decides_where_the_state_files_and_the_lock_are(
         assert isinstance(wire.ask(messages.Ping()), messages.PingAnswer)
 
 
-def test_variables_meant_for_another_process_are_no_sockets(home: Home, interstat: Interstat) -> None:
+def test_sockets_passed_to_another_process_are_ignored(home: Home, interstat: Interstat) -> None:
     home.start(prefix=("env", "LISTEN_PID=1", "LISTEN_FDS=1"))
     assert isinstance(home.ask(messages.Ping()), messages.PingAnswer)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "count", "code", "said"),
+    ("arguments", "count", "code", "message"),
     [
         ((), 2, 1, "2 sockets were passed"),
         (("--socket", "/elsewhere/x.sock"), 1, 64, "--socket says /elsewhere/x.sock"),
     ],
 )
-def test_sockets_that_cannot_be_served(
-    home: Home, arguments: tuple[str, ...], count: int, code: int, said: str
+def test_passed_sockets_that_cannot_be_served(
+    home: Home, arguments: tuple[str, ...], count: int, code: int, message: str
 ) -> None:
     daemon = home.start(*arguments, wait=False, prefix=activation(home.socket, count=count))
     assert daemon.process.wait(20) == code
-    assert said in daemon.log
+    assert message in daemon.log
 
 
 @pytest.mark.parametrize("what", ["file", "datagram", "internet", "connected", "abstract"])
-def test_what_is_no_listening_socket_with_a_path_is_refused(what: str, tmp_path: Path) -> None:
+def test_passed_descriptor_that_is_not_a_listening_socket_with_a_path_is_refused(what: str, tmp_path: Path) -> None:
     with ExitStack() as kept:
         if what == "file":
             descriptor = os.open(tmp_path, os.O_RDONLY)
@@ -399,10 +393,10 @@ def test_what_is_no_listening_socket_with_a_path_is_refused(what: str, tmp_path:
             os.close(descriptor)
 
 
-def test_who_wakes_a_daemon_with_a_bad_configuration_is_told(home: Home) -> None:
+def test_client_of_an_activated_daemon_gets_its_configuration_error(home: Home) -> None:
     place = configure(home, "[runs]\nwarn = 70\n")
     daemon = home.start("--config", str(place), wait=False, prefix=activation(home.socket))
-    with woken(home.socket) as wire:
+    with connect_when_listening(home.socket) as wire:
         answer = wire.ask(messages.Ping(), 20)
     assert isinstance(answer, messages.ErrorAnswer)
     assert answer.error.code == "bad_config"
@@ -410,10 +404,10 @@ def test_who_wakes_a_daemon_with_a_bad_configuration_is_told(home: Home) -> None
     assert daemon.process.wait(20) == 78
 
 
-def test_configuration_that_is_mended_at_once_is_served(home: Home) -> None:
+def test_daemon_serves_once_its_configuration_is_corrected(home: Home) -> None:
     place = configure(home, "[runs]\nwarn = 70\n")
     home.start("--config", str(place), wait=False, prefix=activation(home.socket))
-    with woken(home.socket) as wire:
+    with connect_when_listening(home.socket) as wire:
         assert isinstance(wire.ask(messages.Ping(), 20), messages.ErrorAnswer)
     configure(home, "[runs]\nwarn_pct = 70\n")
 
@@ -424,13 +418,13 @@ def test_configuration_that_is_mended_at_once_is_served(home: Home) -> None:
     wait_for(is_served, "the daemon to serve")
 
 
-def test_who_wakes_a_second_daemon_is_told_who_holds_the_state(
+def test_client_of_a_second_daemon_is_told_the_pid_of_the_first(
     home: Home, interstat: Interstat, tmp_path: Path
 ) -> None:
     first = home.start()
     other = tmp_path / "other" / "fluxbudget" / "x.sock"
     second = home.start(wait=False, prefix=activation(other))
-    with woken(other) as wire:
+    with connect_when_listening(other) as wire:
         answer = wire.ask(messages.Ping(), 20)
     assert isinstance(answer, messages.ErrorAnswer)
     assert answer.error.code == "unavailable"
@@ -438,7 +432,7 @@ def test_who_wakes_a_second_daemon_is_told_who_holds_the_state(
     assert second.process.wait(20) == 1
 
 
-def test_daemon_that_cannot_start_ends_at_once_if_no_client_waits(home: Home) -> None:
+def test_daemon_that_cannot_start_exits_at_once_without_a_client(home: Home) -> None:
     place = configure(home, "[runs]\nwarn = 70\n")
     daemon = home.start("--config", str(place), wait=False, prefix=activation(home.socket))
     assert daemon.process.wait(20) == 78

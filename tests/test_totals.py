@@ -1,4 +1,4 @@
-"""Rows of every kind give the right totals, seen through the real daemon."""
+"""Totals of interstat's rows of every kind, through the real daemon."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from harness.interstat import OLD_SCHEMA, Interstat, stamp
 
 
 def test_null_row_counts_when_it_is_updated(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A row is there before its tokens are; they count at once when they come."""
+    """A row is inserted before its tokens are known."""
     run = started(home, token_budget=1000, session="s1")
     row = interstat.insert("s1")
     assert home.ok("remaining", "--run", run) == "1000"
@@ -22,7 +22,7 @@ def test_null_row_counts_when_it_is_updated(home: Home, interstat: Interstat, da
     assert home.ok("remaining", "--run", run) == "850"
 
 
-def test_reparse_moves_the_total_up_and_down(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_updated_row_moves_the_total_up_and_down(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     row = interstat.insert("s1", input_tokens=100, output_tokens=0)
     for tokens in (500, 20, 0, 300):
@@ -32,8 +32,8 @@ def test_reparse_moves_the_total_up_and_down(home: Home, interstat: Interstat, d
     assert home.spent(run) == 0
 
 
-def test_unannounced_rows_and_deleted_rows(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The main session's row comes with its tokens; a readable source that says less makes the total fall."""
+def test_new_and_deleted_rows(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The main session's row is inserted with its tokens. A deleted row no longer counts."""
     run = started(home, session="s1")
     interstat.insert("s1", "main-session", input_tokens=1000, output_tokens=100)
     gone = interstat.insert("s1", "fd-safety", input_tokens=7, output_tokens=0)
@@ -55,7 +55,7 @@ ODD_IDS = ["it's", 'a "quoted" one', "semi;colon -- DROP", "naïve ☃", "tab\ta
 
 
 @pytest.mark.parametrize("name", ODD_IDS)
-def test_quotes_and_odd_characters_in_ids(home: Home, interstat: Interstat, daemon: Daemon, name: str) -> None:
+def test_odd_characters_in_session_ids(home: Home, interstat: Interstat, daemon: Daemon, name: str) -> None:
     folded = fold(name.encode())
     by_session = started(home, id="by-session", session=folded)
     by_bead = started(home, id="by-bead", scope=folded)
@@ -66,8 +66,8 @@ def test_quotes_and_odd_characters_in_ids(home: Home, interstat: Interstat, daem
     assert (home.spent(by_session), home.spent(by_bead)) == (10, 70)
 
 
-def test_bytes_that_are_no_text_in_ids(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Two ids that differ in a byte that is no UTF-8 are two sessions, from the command line to the total."""
+def test_invalid_utf_8_in_session_ids(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Ids that differ only in an invalid byte are two sessions, from the command line to the total."""
     insert = (
         "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens) "
         "VALUES ('2026-01-01T00:00:00Z', {}, CAST(x'fe' AS TEXT), ?, 0)"
@@ -89,16 +89,16 @@ def test_bytes_that_are_no_text_in_ids(home: Home, interstat: Interstat, daemon:
         ({"input_tokens": -7, "output_tokens": 5}, 5, 5, 1),
         ({"input_tokens": 1.5, "output_tokens": 5}, 5, 5, 1),
         ({"input_tokens": b"\x01", "output_tokens": 5}, 5, 5, 1),
-        ({"input_tokens": "12", "output_tokens": 5}, 17, 17, 0),  # SQLite itself makes a number of it
+        ({"input_tokens": "12", "output_tokens": 5}, 17, 17, 0),  # SQLite itself converts it
         ({"input_tokens": 3, "output_tokens": None}, 3, 3, 0),
         ({"input_tokens": 3, "output_tokens": 4, "cache_read_tokens": -1, "cache_creation_tokens": 10}, 7, 17, 1),
         ({"input_tokens": 3, "output_tokens": 4, "cache_read_tokens": "x", "cache_creation_tokens": "y"}, 7, 7, 2),
     ],
 )
-def test_values_that_are_no_counts(
+def test_invalid_counts_are_dropped(
     home: Home, interstat: Interstat, daemon: Daemon, columns: dict[str, Any], billing: int, total: int, anomalies: int
 ) -> None:
-    """A bad count is dropped and counted as an anomaly; the row's other counts stay."""
+    """They are reported as anomalies; the row's other counts stay."""
     run = started(home, session="s1")
     interstat.insert("s1", **columns)
     shown = home.json("run", "show", "--run", run)
@@ -106,9 +106,7 @@ def test_values_that_are_no_counts(
     assert home.json("status")["sources"][0]["anomalies"] == anomalies
 
 
-def test_huge_counts_stop_at_the_largest_number_that_can_be_told(
-    home: Home, interstat: Interstat, daemon: Daemon
-) -> None:
+def test_huge_sums_stop_at_the_largest_number_of_the_protocol(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, token_budget=2**63 - 1, session="s1")
     for _ in range(3):
         interstat.insert("s1", input_tokens=2**63 - 1, output_tokens=2**63 - 1)
@@ -119,8 +117,7 @@ def test_huge_counts_stop_at_the_largest_number_that_can_be_told(
 @pytest.mark.parametrize(
     "timestamp", ["", "yesterday", None, 12, b"\xff", "9999-99-99T00:00:00Z", "0001-01-01T00:00:00Z"]
 )
-def test_times_that_are_no_times(home: Home, tmp_path: Path, timestamp: Any) -> None:
-    """A record counts, whatever its time says."""
+def test_row_with_an_invalid_time_counts(home: Home, tmp_path: Path, timestamp: Any) -> None:
     schema = OLD_SCHEMA.replace("timestamp TEXT NOT NULL", "timestamp TEXT")
     interstat = Interstat(home.interstat, schema)
     home.start()
@@ -130,8 +127,8 @@ def test_times_that_are_no_times(home: Home, tmp_path: Path, timestamp: Any) -> 
     interstat.close()
 
 
-def test_old_file_without_the_optional_columns(home: Home) -> None:
-    """By session everything works; what is missing is named as a note, and the columns count when they are added."""
+def test_file_without_the_optional_columns(home: Home) -> None:
+    """Sessions count; missing columns are noted, and used as soon as they are added."""
     interstat = Interstat(home.interstat, OLD_SCHEMA)
     home.start()
     run = started(home, scope="b1", session="s1")
@@ -155,7 +152,7 @@ def test_old_file_without_the_optional_columns(home: Home) -> None:
 
 
 def test_bead_attaches_the_whole_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A row with the run's bead brings its session with it, the rows without a bead included."""
+    """A row with the run's bead attaches its session, and the session's rows without a bead count, too."""
     run = started(home, scope="b1")
     interstat.insert("s1", "main-session", input_tokens=1000, output_tokens=0)
     assert home.spent(run) == 0
@@ -166,25 +163,23 @@ def test_bead_attaches_the_whole_session(home: Home, interstat: Interstat, daemo
     assert (attachment["session"], attachment["origin"], attachment["since"]) == ("s1", "bead", None)
 
 
-def test_session_is_found_by_its_bead_before_anybody_asked_for_the_run(
-    home: Home, interstat: Interstat, daemon: Daemon
-) -> None:
+def test_session_is_found_by_its_bead_at_the_first_request(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     started(home, scope="b1")
     interstat.insert("s1", bead_id="b1", input_tokens=40, output_tokens=2)
     assert home.ok("remaining", "--session", "s1") == str(250_000 - 42)
 
 
-def test_bead_beats_attachment(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A row that names a run's bead belongs to that run, whoever its session is attached to."""
+def test_bead_takes_precedence_over_the_attachment(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A row with a run's bead belongs to that run, wherever its session is attached."""
     one, two = started(home, scope="b1"), started(home, scope="b2", session="s1")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
     interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
-    interstat.insert("s1", bead_id="nobody", input_tokens=100, output_tokens=0)
+    interstat.insert("s1", bead_id="unknown", input_tokens=100, output_tokens=0)
     assert (home.spent(one), home.spent(two)) == (10, 101)
 
 
-def test_session_moved_between_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The first attachment reaches back; a later one begins when it is made and ends the one before."""
+def test_session_that_moves_between_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The first attachment includes earlier usage; a later one begins when it is made and ends the previous one."""
     long_ago = (datetime.now(UTC) - timedelta(days=3)).isoformat()
     interstat.insert("s1", timestamp=long_ago, input_tokens=1, output_tokens=0)
     one, two = started(home, id="one"), started(home, id="two")
@@ -203,8 +198,8 @@ def test_session_moved_between_runs(home: Home, interstat: Interstat, daemon: Da
     assert (home.spent(one), home.spent(two)) == (101_011, 100)
 
 
-def test_session_known_by_its_bead_is_moved(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """What a session's rows said of it so far is its first attachment when it is attached elsewhere."""
+def test_session_attached_by_its_bead_is_moved(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Its attachment by the bead stays the first one."""
     one, two = started(home, id="one", scope="b1"), started(home, id="two")
     interstat.insert("s1", bead_id="b1", input_tokens=1, output_tokens=0)
     interstat.insert("s1", input_tokens=10, output_tokens=0)
@@ -213,8 +208,8 @@ def test_session_known_by_its_bead_is_moved(home: Home, interstat: Interstat, da
     assert (home.spent(one), home.spent(two)) == (11, 100)
 
 
-def test_the_same_scope_again(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A bead's rows belong to the run of that time; what is older than both belongs to the first."""
+def test_scope_that_is_used_again(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Rows belong to the run of their time; rows older than both runs belong to the first."""
     interstat.insert("s0", timestamp="2026-01-01T00:00:00Z", bead_id="b1", input_tokens=1, output_tokens=0)
     one = started(home, scope="b1")
     interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
@@ -225,7 +220,7 @@ def test_the_same_scope_again(home: Home, interstat: Interstat, daemon: Daemon) 
     assert (home.spent(one), home.spent(two)) == (11, 100)
 
 
-def test_two_runs_at_once_and_both_cost_bases(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_two_runs_with_different_cost_bases(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     billing = started(home, session="s1", cost_basis="billing", token_budget=1000)
     total = started(home, session="s2", cost_basis="total", token_budget=1000)
     for session in ("s1", "s2"):
@@ -236,7 +231,7 @@ def test_two_runs_at_once_and_both_cost_bases(home: Home, interstat: Interstat, 
     assert home.ok("remaining", "--run", total) == "279"
 
 
-def test_finished_run_still_counts_late_numbers(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_finished_run_still_counts_late_rows(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     row = interstat.insert("s1")
     home.ok("run", "finish", "--run", run)
@@ -245,8 +240,8 @@ def test_finished_run_still_counts_late_numbers(home: Home, interstat: Interstat
 
 
 def test_unattributed_usage_is_counted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    interstat.insert("stranger", input_tokens=5, output_tokens=6, cache_read_tokens=100)
-    interstat.insert("stranger", bead_id="no-run", input_tokens=1, output_tokens=0)
+    interstat.insert("unattached", input_tokens=5, output_tokens=6, cache_read_tokens=100)
+    interstat.insert("unattached", bead_id="no-run", input_tokens=1, output_tokens=0)
     interstat.insert("other", input_tokens=2**62, output_tokens=2**62)
     started(home, session="s1")
     interstat.insert("s1", input_tokens=1000, output_tokens=0)
@@ -257,7 +252,7 @@ def test_unattributed_usage_is_counted(home: Home, interstat: Interstat, daemon:
     assert "unattributed: 12 billing tokens in 1 sessions" in home.ok("status")
 
 
-def test_breakdown_sums_to_the_total(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_breakdowns_add_up_to_the_total(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Every record is in exactly one phase, macro-stage, agent, model and session."""
     run = started(home, scope="b1", session="s1", phases=("planned", "executing", "my-own"))
     interstat.insert("s1", "fd-a", model="opus", phase="executing", input_tokens=1, output_tokens=2)
@@ -274,8 +269,7 @@ def test_breakdown_sums_to_the_total(home: Home, interstat: Interstat, daemon: D
     assert {one["name"]: one["billing"] for one in shown["by_stage"]} == {"design": 300, "build": 3, "other": 30}
 
 
-def test_session_is_found_by_what_its_rows_say_now(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A commit that changes which run a session's rows imply is in the next answer, not in the one after it."""
+def test_commit_that_moves_a_session_is_in_the_next_answer(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     started(home, id="one", scope="b1", token_budget=1000)
     started(home, id="two", scope="b2", token_budget=2000)
     interstat.insert("s1", timestamp="2026-01-02T00:00:00Z", bead_id="b1", input_tokens=1, output_tokens=0)
@@ -284,8 +278,7 @@ def test_session_is_found_by_what_its_rows_say_now(home: Home, interstat: Inters
     assert home.json("remaining", "--session", "s1")["run"] == "two"
 
 
-def test_session_of_a_refused_request_is_found_later(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """What was looked at for a request that was refused does not hide the session from the run that comes."""
+def test_session_of_a_refused_request_is_found_by_a_later_run(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     started(home, id="one", token_budget=1000)
     interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
     assert home.ctl("run", "start", "--id", "one", "--budget", "999", "--session", "s1").returncode == 65

@@ -1,12 +1,14 @@
-"""The slow, obvious recount: every row of the database, one after the other, against everything that was ever said.
+"""A slow, obvious recount of every row of interstat's database. It shares no code with the daemon.
 
-It shares no code with the daemon. It knows the rules as sentences:
+The rules:
 
-* a row whose bead is a run's scope belongs to that run (the last one started at its time, else the first);
-* else it belongs to the run that its session was attached to at its time, a session's first attachment reaching back;
-* a session that was never attached counts as attached to the run of its earliest row with a known bead;
-* a row counts for the phase that it names, when the run has it, else for the one that the run was in at its time;
-* a phase that was left counts its estimate, until it has tokens, or a session has that worked for the run meanwhile.
+* A row whose bead is a run's scope belongs to the run with that scope that started last before the row's time, or to
+  the first if none did.
+* Otherwise it belongs to the run to which its session was attached at the row's time. A session's first attachment
+  includes everything before it.
+* A session that was never attached counts as attached to the run of its earliest row with a known bead.
+* A row counts for the phase that it names if the run has that phase, otherwise for the phase of the row's time.
+* A completed phase counts its estimate until the phase has tokens, or a session that worked in it has.
 """
 
 import sqlite3
@@ -21,17 +23,20 @@ class StartedRun(NamedTuple):
     at: float
 
 
-class Said(NamedTuple):
-    """A session belongs to a run (None: to no run) from then on; `at` None: from its start."""
+class Attached(NamedTuple):
+    """A session belongs to a run (None: to no run) from a time on (None: from its start).
+
+    `noted_at` is when the daemon was asked for it; None if the session's rows implied it.
+    """
 
     session: str
     run: str | None
     at: float | None
-    told: float | None
+    noted_at: float | None
 
 
 class Left(NamedTuple):
-    """A phase that a run has left, when, and what it was estimated at."""
+    """A completed phase of a run, its end, and its estimate in tokens."""
 
     phase: str
     until: float
@@ -54,7 +59,7 @@ class Recount:
     def __init__(self, database: Path) -> None:
         self.database = database
         self.runs: list[StartedRun] = []
-        self.said: list[Said] = []
+        self.attachments: list[Attached] = []
         self.left: dict[str, list[Left]] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
 
@@ -89,26 +94,26 @@ class Recount:
                 best = ((at is None, at or 0, row["id"]), run)
         return None if best is None else best[1]
 
-    def say(self, session: str, run: str | None, at: float) -> None:
-        """Note an attachment (or, with None, a detachment) that the daemon was told of now."""
-        spoken = [said for said in self.said if said.session == session]
-        if not spoken and (before := self.implied(session)) is not None:
-            self.said.append(Said(session, before, None, None))
-            spoken = [self.said[-1]]
-        self.said.append(Said(session, run, at if spoken else None, at))
+    def attach(self, session: str, run: str | None, at: float) -> None:
+        """Note that a session was attached to a run, or with None detached."""
+        known = [one for one in self.attachments if one.session == session]
+        if not known and (before := self.implied(session)) is not None:
+            self.attachments.append(Attached(session, before, None, None))
+            known = [self.attachments[-1]]
+        self.attachments.append(Attached(session, run, at if known else None, at))
 
     def owner(self, row: dict[str, object], implied: dict[str, str | None]) -> str | None:
         at = seconds(row["timestamp"])
         by_bead = self.run_of_bead(row["bead_id"], at)
         if by_bead is not None:
             return by_bead
-        spoken = [said for said in self.said if said.session == row["session_id"]]
-        if not spoken:
+        known = [one for one in self.attachments if one.session == row["session_id"]]
+        if not known:
             return implied[str(row["session_id"])]
         answer = None
-        for said in spoken:
-            if said.at is None or at is None or said.at <= at:
-                answer = said.run
+        for one in known:
+            if one.at is None or at is None or one.at <= at:
+                answer = one.run
         return answer
 
     def phase(self, row: dict[str, object], run: str) -> str:
@@ -121,7 +126,7 @@ class Recount:
         return self.chains[run][len(self.left[run])]
 
     def phases(self, run: str) -> dict[str, tuple[int, int]]:
-        """Return phase → (billing tokens measured, estimate that counts)."""
+        """Return phase → (measured billing tokens, estimate that counts)."""
         rows = self.rows()
         implied = {str(row["session_id"]): self.implied(str(row["session_id"]), rows) for row in rows}
         mine = [row for row in rows if self.owner(row, implied) == run]
@@ -156,24 +161,23 @@ class Recount:
         since: float,
         until: float,
     ) -> bool:
-        """Tell whether a session worked for a run at any time from `since` until before `until`."""
+        """Return True if a session worked for a run at any time from `since` until before `until`."""
         times = [seconds(row["timestamp"]) for row in rows if row["session_id"] == session]
         earliest = min((at for at in times if at is not None), default=None)
-        spoken = [said for said in self.said if said.session == session]
-        if not spoken:
+        known = [one for one in self.attachments if one.session == session]
+        if not known:
             return implied == run and (earliest is None or earliest < until)
-        for index, said in enumerate(spoken):
-            begin = said.at
+        for index, one in enumerate(known):
+            begin = one.at
             if begin is None:
-                known = [at for at in (said.told, earliest) if at is not None]
-                begin = min(known, default=0.0)
-            end = spoken[index + 1].at if index + 1 < len(spoken) else None
-            if said.run == run and begin < until and (end is None or end > since):
+                begin = min((at for at in (one.noted_at, earliest) if at is not None), default=0.0)
+            end = known[index + 1].at if index + 1 < len(known) else None
+            if one.run == run and begin < until and (end is None or end > since):
                 return True
         return False
 
     def totals(self) -> dict[str | None, tuple[int, int]]:
-        """Return run → (billing, total) tokens; under None what belongs to no run."""
+        """Return run → (billing, total) tokens; None stands for no run."""
         sums: dict[str | None, tuple[int, int]] = {run.name: (0, 0) for run in self.runs}
         rows = self.rows()
         sessions = {str(row["session_id"]) for row in rows}
