@@ -31,6 +31,7 @@ from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.totals.account import NEVER, Stamp
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
+from harness.descriptors import open_files
 from harness.interstat import Interstat
 from harness.service import service_over, within
 
@@ -441,20 +442,10 @@ def test_reopen_closes_the_database(tmp_path: Path) -> None:
     interstat = Interstat(tmp_path / "metrics.db")
     source = InterstatSource(str(tmp_path / "metrics.db"))
     assert source.read({"s": None}, ()).status.is_readable
-    held = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.lexists(f"/proc/self/fd/{fd}")
-    ]
-    assert sum("metrics.db" in name for name in held) > 2
+    assert sum("metrics.db" in target for target in open_files()) > 2
     interstat.close()
     source.reopen()
-    held = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.lexists(f"/proc/self/fd/{fd}")
-    ]
-    assert not any("metrics.db" in name for name in held)
+    assert not any("metrics.db" in target for target in open_files())
 
 
 def test_closed_file_counts_as_changed_only_after_a_commit(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 from harness.daemon import DAEMON, Daemon, Home, Wire, started, wait_for
+from harness.descriptors import open_files
 from harness.interstat import Interstat
 from harness.privilege import needs_root
 
@@ -160,8 +161,7 @@ def test_stalled_log_reader_delays_no_request(home: Home, interstat: Interstat) 
 
 def held(daemon: Daemon, name: str) -> bool:
     """True if the daemon has a file of this name open."""
-    descriptors = Path(f"/proc/{daemon.process.pid}/fd")
-    return any(name in os.readlink(fd) for fd in descriptors.iterdir() if os.path.lexists(fd))
+    return any(name in target for target in open_files(daemon.process.pid))
 
 
 def test_hangup_reopens_the_sources(home: Home, interstat: Interstat, daemon: Daemon) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.daemon import Daemon, Home, started, wait_for
+from harness.descriptors import open_files
 from harness.interstat import FULL_SCHEMA, Interstat
 from harness.privilege import OBEDIENT
 
@@ -310,16 +311,9 @@ def test_no_read_transaction_is_left_open(home: Home, interstat: Interstat, daem
 
 def test_closed_while_no_run_is_active(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Requests of any kind read the file and close it again, so its last writer can remove the WAL."""
-    descriptors = Path(f"/proc/{daemon.process.pid}/fd")
-
-    def target(descriptor: Path) -> str:
-        try:
-            return os.readlink(descriptor)
-        except FileNotFoundError:  # closed meanwhile
-            return ""
 
     def is_open() -> bool:
-        return any(target(descriptor).startswith(str(home.interstat)) for descriptor in descriptors.iterdir())
+        return any(target.startswith(str(home.interstat)) for target in open_files(daemon.process.pid))
 
     run = started(home, session="s1", scope="b1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
