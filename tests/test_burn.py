@@ -1,4 +1,4 @@
-"""The burn rate: of the last ten minutes, and what it means for what remains."""
+"""The burn rate of the last ten minutes, and when the budget would be spent."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,18 +13,18 @@ from harness.interstat import Interstat
 from harness.transcripts import Transcript
 
 MINUTE = 60 * 1_000_000
-#: A minute, by its number, and its start.
+#: The number of a minute, and its start.
 PRESENT = 29_526_766
 START = PRESENT * MINUTE
 
 
-def test_nothing_used() -> None:
+def test_rate_without_usage_is_0() -> None:
     assert rate({}, START) == 0
     assert rate({PRESENT: 0, PRESENT - 1: 0}, START) == 0
 
 
-def test_at_least_a_minute() -> None:
-    """The first seconds of work are not multiplied."""
+def test_rate_is_over_at_least_a_minute() -> None:
+    """The first seconds of work are not extrapolated."""
     assert [rate({PRESENT: 900}, START + second * 1_000_000) for second in (0, 1, 59)] == [900] * 3
 
 
@@ -32,35 +32,35 @@ def test_at_least_a_minute() -> None:
     ("seconds", "expected"),
     [(60, 900), (90, 600), (120, 450), (540, 100), (599, 90), (600, 0)],
 )
-def test_since_the_first_usage_in_the_window(seconds: int, expected: int) -> None:
+def test_rate_is_since_the_first_usage_in_the_window(seconds: int, expected: int) -> None:
     assert rate({PRESENT: 900}, START + seconds * 1_000_000) == expected
 
 
-def test_the_window_moves() -> None:
-    """What is older than ten minutes counts no more, neither its tokens nor its time."""
+def test_usage_older_than_ten_minutes_does_not_count() -> None:
+    """Neither its tokens nor its time."""
     assert rate({PRESENT - 10: 10**9, PRESENT - 4: 500, PRESENT: 500}, START + MINUTE) == 200
     assert rate({PRESENT - 9: 10_000, PRESENT - 10: 10**9}, START + MINUTE - 1) == 1000
     assert WINDOW == 10
 
 
-def test_minutes_without_usage_start_nothing() -> None:
+def test_minutes_without_usage_do_not_begin_the_window() -> None:
     assert rate({PRESENT - 8: 0, PRESENT - 1: 600}, START + MINUTE) == 300
 
 
-def test_rounded_down() -> None:
+def test_rate_is_rounded_down() -> None:
     assert rate({PRESENT - 2: 5}, START + MINUTE) == 1
     assert rate({PRESENT - 2: 2}, START + MINUTE) == 0
 
 
-def test_the_future_is_now() -> None:
-    """A source's clock that is ahead neither hides usage nor makes the time shorter than none."""
+def test_usage_in_the_future_counts_as_now() -> None:
+    """A source's clock that is ahead neither hides usage nor gives a negative time."""
     assert rate({PRESENT + 3: 400, PRESENT + 99_999: 300, PRESENT: 200}, START) == 900
     assert rate({PRESENT - 3: 400, PRESENT + 3: 400}, START + MINUTE) == 200
 
 
 @given(st.integers(0, 10**9), st.integers(0, MINUTE - 1), st.integers(0, 30))
-def test_steady_usage_has_its_own_rate(tokens: int, into: int, before: int) -> None:
-    """The same in each whole minute, however many; the present one has had its share so far."""
+def test_steady_usage_gives_its_rate(tokens: int, into: int, before: int) -> None:
+    """With the same usage in each full minute, and its share in the present one."""
     steady = {PRESENT - back: tokens for back in range(1, before + 1)}
     found = rate({**steady, PRESENT: tokens * into // MINUTE}, START + into)
     if before == 0:
@@ -70,13 +70,13 @@ def test_steady_usage_has_its_own_rate(tokens: int, into: int, before: int) -> N
 
 
 @given(st.dictionaries(st.integers(PRESENT - 20, PRESENT + 20), st.integers(0, 2**63)), st.integers(0, MINUTE))
-def test_a_rate_is_no_more_than_all_tokens_and_no_less_than_over_the_window(minutes: dict[int, int], into: int) -> None:
+def test_rate_is_at_most_all_tokens_and_at_least_their_mean_over_the_window(minutes: dict[int, int], into: int) -> None:
     found = rate(minutes, START + into)
     recent = sum(tokens for minute, tokens in minutes.items() if minute > (START + into) // MINUTE - WINDOW)
     assert recent // WINDOW <= found <= recent
 
 
-def test_minutes_left() -> None:
+def test_minutes_until_the_budget_is_spent() -> None:
     assert minutes_left(42_000, 1800) == 23
     assert minutes_left(1799, 1800) == 0
     assert minutes_left(0, 1800) == 0
@@ -85,7 +85,7 @@ def test_minutes_left() -> None:
     assert minutes_left(0, 0) is None
 
 
-def test_more_than_a_week_is_not_foretold() -> None:
+def test_more_than_a_week_is_not_predicted() -> None:
     assert LONGEST == 7 * 24 * 60
     assert minutes_left(LONGEST * 7, 7) == LONGEST
     assert minutes_left(LONGEST * 7 + 1, 7) is None
@@ -104,15 +104,15 @@ def test_more_than_a_week_is_not_foretold() -> None:
         (LONGEST, "about 168 h at this rate"),
     ],
 )
-def test_forecast(minutes: int | None, words: str) -> None:
+def test_forecast_in_words(minutes: int | None, words: str) -> None:
     assert forecast(minutes) == words
 
 
-# --- whose usage it is
+# --- with a real daemon
 
 
 def uses(home: Home, tokens: int, minutes: int) -> None:
-    """Write a response of so many minutes in the future, which counts as one of the present minute."""
+    """Write a response with a time in the future, which counts in the present minute."""
     at = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     Transcript(home.root / "claude", "s1").response(f"m{tokens}", tokens=(tokens, 0, 0, 0), at=at)
 
@@ -128,7 +128,7 @@ def statusline(home: Home, run: str) -> str:
     return answer.line
 
 
-def test_only_what_was_used_for_the_run_that_the_session_is_in(home: Home, interstat: Interstat) -> None:
+def test_only_usage_of_the_sessions_present_run_counts(home: Home, interstat: Interstat) -> None:
     """Its first attachment reaches back; of a later one nothing counts that was used before it.
 
     The same after a restart, when all that has been used is looked at again.
@@ -160,7 +160,7 @@ def test_only_what_was_used_for_the_run_that_the_session_is_in(home: Home, inter
 
 
 def test_ended_run_has_no_rate(home: Home, interstat: Interstat) -> None:
-    """Its session goes on in the next one, which has not used anything yet."""
+    """Its session is now in another run, which has used nothing."""
     home.start()
     started(home, id="a", session="s1", token_budget=1_000_000)
     uses(home, 300_000, 0)

@@ -1,4 +1,4 @@
-"""Learning from history: spreads, measured phases, and what slicing really saves."""
+"""The rules of calibration: spreads, measured phases, and what slicing saves."""
 
 from fractions import Fraction
 
@@ -19,14 +19,14 @@ from harness.values import NOW, a_run, a_triage, launched
         (range(1, 11), (6, 5, 9)), (range(1, 12), (6, 6, 10)), (range(1, 101), (51, 50, 90)), ([0, 0, 1], (0, 0, 1)),
     ],
 )  # fmt: skip
-def test_spread(values: list[int], expected: tuple[int, int, int]) -> None:
+def test_spread_of_values(values: list[int], expected: tuple[int, int, int]) -> None:
     mean, p50, p90 = expected
     assert calibrate.spread(values) == Spread(mean=mean, p50=p50, p90=p90)
 
 
 @given(st.lists(st.integers(0, 2**70), min_size=1))
 def test_percentiles_are_costs_that_occurred(values: list[int]) -> None:
-    """At least p % of the values are no higher, and fewer than p % are lower; exact also for absurd numbers."""
+    """At least p % of the values are no higher, and fewer than p % are lower, even for huge numbers."""
     found = calibrate.spread(values)
     for p, value in ((50, found.p50), (90, found.p90)):
         assert value in values
@@ -36,15 +36,15 @@ def test_percentiles_are_costs_that_occurred(values: list[int]) -> None:
 
 
 def timeline(status: RunStatus) -> Timeline:
-    """A run that has left its first phase and is in the second."""
+    """Return the timeline of a run in its second phase."""
     done = PhaseRecord(
         phase="brainstorm", since=NOW, until=NOW + 9, measured=Counts(), estimate=5, source="table", sample_size=0
     )
     return Timeline(a_run(status=status, phase="brainstorm-reviewed"), (done,))
 
 
-def test_measured_phases() -> None:
-    """Completed ones; of a run that is done, all of them; never those where nothing was measured."""
+def test_only_completed_and_measured_phases_count() -> None:
+    """All phases of a run that is done are completed."""
     some = Counts(records=1, input=3)
     sums = {
         "brainstorm": some,
@@ -60,7 +60,7 @@ def test_measured_phases() -> None:
     assert calibrate.measured_phases(timeline("active"), {"brainstorm": cached}) == {"brainstorm": cached}
 
 
-def test_phases() -> None:
+def test_calibration_of_phases() -> None:
     runs = [
         {"planned": Counts(input=10, output=1, cache_read=100), "executing": Counts(output=5)},
         {"planned": Counts(input=20, output=2)},
@@ -75,7 +75,7 @@ def test_phases() -> None:
     assert found["executing"].sample_size == 1
 
 
-def test_absurd_sums_can_be_answered() -> None:
+def test_huge_sums_are_capped() -> None:
     most = 2**63 - 1
     found = calibrate.phases([{"planned": Counts(input=most, output=most, cache_read=most)}])
     assert encode(found["planned"])
@@ -85,7 +85,7 @@ Costs = dict[str, list[int]]
 
 
 def history(sliced: Costs, full: Costs) -> tuple[list[Triage], list[AgentRow]]:
-    """Each run in a session of its own, after a triage that launched it."""
+    """Return triages and the rows of the agents that they launched, each in a session of its own."""
     triages: list[Triage] = []
     rows: list[AgentRow] = []
     for is_sliced, costs in ((True, sliced), (False, full)):
@@ -115,24 +115,24 @@ def test_ten_sliced_runs_are_enough() -> None:
         (85, 0.7, 0.85), (56, 0.7, None), (55, 0.7, 0.55), (12, 0.1, None), (13, 0.1, 0.13), (300, 1.0, 3.0),
     ],
 )  # fmt: skip
-def test_twenty_percent_off_is_kept_and_more_is_proposed(cost: int, multiplier: float, expected: float | None) -> None:
+def test_multiplier_more_than_20_percent_off_is_replaced(cost: int, multiplier: float, expected: float | None) -> None:
     assert proposed({"fd-a": [cost] * 10}, {"fd-a": [100]}, multiplier) == expected
 
 
 def test_runs_are_compared_with_the_same_agents_median() -> None:
-    """Not with other agents', not with a mean that one expensive run pulls up."""
+    """Not with other agents, and not with a mean, which one expensive run would raise."""
     full = {"fd-a": [100, 90, 9_000], "fd-b": [1_000, 3_000], "fd-c": [1]}
     assert proposed({"fd-a": [30] * 5, "fd-b": [600] * 5}, full) == 0.3
-    # The median of all ratios: eight of 0.5 among eleven.
+    # The median of eleven ratios, eight of which are 0.5.
     assert proposed({"fd-a": [50] * 8 + [1, 1, 1]}, full) is None
 
 
-def test_what_has_nothing_to_compare_with_does_not_count() -> None:
+def test_sliced_runs_without_full_ones_do_not_count() -> None:
     found = calibrate.slicing(*history({"fd-a": [30] * 9, "fd-new": [1] * 50}, {"fd-a": [100]}), 0.5)
     assert (found.multiplier, found.sliced_runs) == (None, 9)
     nothing = calibrate.slicing([], [], 0.5)
     assert (nothing.multiplier, nothing.median, nothing.sliced_runs, nothing.full_runs) == (None, None, 0, 0)
-    # Nor do rows that cost nothing, on either side.
+    # Rows that cost nothing do not count either.
     assert proposed({"fd-a": [30] * 9 + [0] * 9}, {"fd-a": [100]}) is None
     assert proposed({"fd-a": [30] * 10}, {"fd-a": [100, 0, 0, 0]}) == 0.3
 
@@ -142,7 +142,7 @@ def row(cost: int, session: str = "s") -> AgentRow:
 
 
 def test_which_runs_are_sliced() -> None:
-    """The last triage of the row's session before it that launched the agent says."""
+    """The last triage before the row that launched the agent in its session decides."""
     cut = launched("interflux:fd-a", 1, sliced=True)
     deferred = launched("fd-a", 1, sliced=True, action="Deferred (budget)")
     whole = launched("fd-a", 1)
@@ -173,8 +173,8 @@ def test_sliced_agents() -> None:
 
 
 @pytest.mark.parametrize("cost", [1, 50_000])
-def test_a_proposal_can_be_multiplied_with(cost: int) -> None:
-    """It is one that the configuration accepts: above 0, and at most 10."""
+def test_proposal_is_a_valid_multiplier(cost: int) -> None:
+    """The configuration accepts it: above 0, at most 10."""
     found = proposed({"fd-a": [cost] * 10}, {"fd-a": [1_000]})
     assert found is not None
     assert 0 < found <= 10

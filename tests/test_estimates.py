@@ -1,4 +1,4 @@
-"""What agents are expected to cost, against the existing estimator's own query on a real database."""
+"""Estimates of agents, compared with the query of flux-drive's estimator on a real database."""
 
 import math
 import sqlite3
@@ -33,7 +33,7 @@ Row = tuple[str, str | None, Any, Any, Any]
 
 
 class Table:
-    """A database whose rows are put anew each time, and the daemon's view of it."""
+    """A database whose rows are replaced for each example, and a source that reads it."""
 
     def __init__(self, path: Path) -> None:
         self.writer = Interstat(path)
@@ -70,7 +70,7 @@ some_rows = st.lists(
 
 
 @given(some_rows, st.sampled_from([MODEL, "haiku", ""]))
-def test_the_same_as_the_existing_estimator(table: Table, rows: list[Row], model: str) -> None:
+def test_estimates_equal_the_existing_estimator(table: Table, rows: list[Row], model: str) -> None:
     table.put(rows)
     expected = {agent: Measured(*means) for agent, *means in table.reader.execute(REFERENCE, (model,))}
     assert table.measured(model) == expected
@@ -78,7 +78,7 @@ def test_the_same_as_the_existing_estimator(table: Table, rows: list[Row], model
 
 @given(some_rows)
 def test_spreads_are_mean_and_nearest_rank(table: Table, rows: list[Row]) -> None:
-    """Of all models; p50 and p90 are costs that occurred."""
+    """Over all models; p50 and p90 are costs that occurred."""
     table.put(rows)
     costs: dict[str, list[tuple[int, int]]] = {}
     for agent, _, input_, output, total in rows:
@@ -105,8 +105,8 @@ def spread_of(values: list[int]) -> Spread:
 
 
 @pytest.mark.parametrize("wrong", [-1, -(2**63), 1.5, 1e300, "many", b"7", "12 000"])
-def test_what_is_no_count_is_dropped(table: Table, wrong: object) -> None:
-    """As a total it takes its row along; as a part it counts for nothing."""
+def test_invalid_count_is_dropped(table: Table, wrong: object) -> None:
+    """An invalid total drops its row; an invalid part counts as 0."""
     table.put([("fd-a", MODEL, 1, 2, wrong), *[("fd-a", MODEL, wrong, 4, 100)] * 2, ("fd-a", MODEL, 4, wrong, 100)])
     assert table.measured() == {"fd-a": Measured(est_tokens=100, est_billing=4, sample_size=3)}
     assert history.spreads(table.reader)["fd-a"].sample_size == 3
@@ -124,7 +124,7 @@ def test_sums_do_not_overflow(table: Table) -> None:
 
 
 def test_input_and_output_together_do_not_overflow(table: Table) -> None:
-    """Counts stay integers, whatever two counts of one row come to."""
+    """The sum of two huge counts stays an integer."""
     table.put([("fd-a", MODEL, MAX, MAX, MAX)] * 3)
     billing = history.spreads(table.reader)["fd-a"].billing
     found = [billing.mean, billing.p50, billing.p90, table.measured()["fd-a"].est_billing]
@@ -133,8 +133,8 @@ def test_input_and_output_together_do_not_overflow(table: Table) -> None:
     assert {min(value, MAX) for value in found} == {MAX}
 
 
-def test_a_name_kept_as_bytes_is_the_same_agent(table: Table) -> None:
-    """Any column may hold any kind of value."""
+def test_name_stored_as_bytes_is_the_same_agent(table: Table) -> None:
+    """In SQLite any column may hold a value of any type."""
     rows: list[Any] = [("fd-a", MODEL, 1, 1, 10), ("fd-a", MODEL, 1, 1, 10), (b"fd-a", MODEL, 1, 1, 10)]
     table.put(rows)
     assert table.measured()["fd-a"].sample_size == 3
@@ -147,8 +147,7 @@ def test_newest_rows_of_an_agent(table: Table) -> None:
     assert sorted(row.billing for row in history.agent_rows(table.reader, ["fd-a"])) == [3, 70]
 
 
-def test_a_file_without_totals(tmp_path: Path) -> None:
-    """No row of it says what it came to."""
+def test_file_without_totals_has_no_estimates(tmp_path: Path) -> None:
     writer = Interstat(tmp_path / "metrics.db", OLD_SCHEMA)
     for _ in range(5):
         writer.insert("s", "fd-a", input_tokens=1, output_tokens=2, model=MODEL)
@@ -159,7 +158,7 @@ def test_a_file_without_totals(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_no_file_at_all(tmp_path: Path) -> None:
+def test_absent_file_has_no_estimates(tmp_path: Path) -> None:
     source = InterstatSource(str(tmp_path / "metrics.db"))
     assert source.samples(MODEL) is None
     assert source.calibration([]) is None
@@ -186,19 +185,19 @@ def test_means_are_rounded_half_away_from_zero(total: int, count: int, expected:
         (7, 1, 7),
     ],
 )
-def test_a_multiplier_counts_as_it_is_written(tokens: int, factor: float, expected: int) -> None:
+def test_multiplier_is_exactly_the_decimal_that_was_written(tokens: int, factor: float, expected: int) -> None:
     assert estimates.times(tokens, factor) == expected
 
 
 def test_three_rows_are_enough_under_either_name() -> None:
-    """Each row counts once, not each name: the mean is of the rows."""
+    """The mean is over rows, not over names."""
     two, one = AgentSample("interflux:fd-a", 2, 20, 200), AgentSample("fd-a", 1, 3, 5)
     assert estimates.measured([two]) == {}
     assert estimates.measured([two, one]) == {"fd-a": Measured(est_tokens=68, est_billing=8, sample_size=3)}
     assert list(estimates.measured([AgentSample("z", 3, 1, 1), AgentSample("a", 3, 1, 1)])) == ["a", "z"]
 
 
-def test_a_measured_mean_wins_over_the_default() -> None:
+def test_measured_mean_takes_precedence_over_the_default() -> None:
     rules, known = ReviewBudget(), {"fd-a": Measured(est_tokens=900, est_billing=7, sample_size=3)}
     found = estimates.of_agent("interflux:fd-a", "review", known, rules, "billing", slicing=True)
     assert found == (4, "interstat", 3, True)

@@ -1,4 +1,4 @@
-"""The ledger: acknowledged changes, schema steps, newer files refused, damaged ones moved aside."""
+"""The ledger keeps acknowledged changes, migrates old schemas, refuses newer ones and moves damaged files aside."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def failed_start(home: Home, *arguments: str, prefix: tuple[str, ...] = ()) -> t
     return code, daemon.log
 
 
-def test_file_is_marked_private_and_in_wal_mode(home: Home, daemon: Daemon) -> None:
+def test_file_is_ours_private_and_in_wal_mode(home: Home, daemon: Daemon) -> None:
     assert rows(ledger(home), "PRAGMA application_id") == [(APPLICATION_ID,)]
     assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
     assert rows(ledger(home), "PRAGMA journal_mode") == [("wal",)]
@@ -51,8 +51,8 @@ def test_file_is_marked_private_and_in_wal_mode(home: Home, daemon: Daemon) -> N
 
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
-def test_every_version_that_ever_landed_opens(home: Home, version: int) -> None:
-    """The fixture was written by that version's daemon: two runs, one finished, with usage, attachments and events."""
+def test_ledger_of_every_version_opens(home: Home, version: int) -> None:
+    """That version's daemon wrote the fixture: two runs, one finished, with usage, attachments and events."""
     home.state.mkdir()
     shutil.copy(FIXTURES / f"ledger-v{version}.db", ledger(home))
     home.start()
@@ -70,24 +70,24 @@ def test_every_version_that_ever_landed_opens(home: Home, version: int) -> None:
         assert home.json("report", "--triage", str(triage))["pending"] == ["fd-safety", "fd-x"]
         assert rows(ledger(home), "SELECT count(*) FROM events WHERE kind = 'budget.warning'") == [(1,)]
     if version >= 3:
-        # Its transcript has gone since; what it gave stays.
+        # The transcript is deleted, but still counts.
         (source,) = home.json("run", "show", "--run", "fixture-done")["sources"]
         assert (source["session"], source["counts"], source["transcripts_total"]) == ("s2", "transcripts", 30)
     if version >= 4:
-        # s1 was told of the warning, s9 was not; what was reserved then has passed with its time.
-        told = {
+        # s1 has received the warning, s9 has not. The reservations of that time have expired.
+        shown = {
             session: home.ctl("hook", stdin=json.dumps({"session_id": session, "hook_event_name": "UserPromptSubmit"}))
             for session in ("s1", "s9")
         }
-        assert (told["s1"].stdout, "1 % of the budget spent" in told["s9"].stdout) == ("", True)
+        assert (shown["s1"].stdout, "1 % of the budget spent" in shown["s9"].stdout) == ("", True)
         assert listed["fixture-active"]["spend"]["reserved"] == 0
         assert rows(FIXTURES / "ledger-v4.db", "SELECT agent, tokens FROM reservations") == [("fd-x", 40_000)]
         assert rows(ledger(home), "SELECT * FROM reservations") == []
     assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
 
 
-def test_steps_are_frozen() -> None:
-    """A step that has landed is never edited: the fixture of its version has exactly its tables."""
+def test_schema_steps_are_never_edited() -> None:
+    """The fixture of each version has exactly the tables of the steps up to it."""
     for version in range(1, VERSION + 1):
         fresh = sqlite3.connect(":memory:")
         for step in STEPS[:version]:
@@ -126,13 +126,13 @@ def damaged_pages(path: Path) -> None:
 def another_database(path: Path) -> None:
     path.unlink()
     connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE somebody_elses(a)")
+    connection.execute("CREATE TABLE of_another_program(a)")
     connection.commit()
     connection.close()
 
 
 def flipped_byte(path: Path) -> None:
-    """No damage to SQLite: one byte inside a run's text."""
+    """Change a byte in a run's text, which SQLite does not notice."""
     connection = sqlite3.connect(path)
     connection.execute("UPDATE runs SET run = CAST(replace(run, 'brainstorm', CAST(x'ff' AS TEXT)) AS BLOB)")
     connection.commit()
@@ -140,8 +140,8 @@ def flipped_byte(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbage, damaged_pages, another_database, flipped_byte])
-def test_damaged_ledger_is_moved_aside_by_name(home: Home, damage: Callable[[Path], None]) -> None:
-    """Nothing is overwritten; the daemon starts with a new ledger and says so, in its log and in `doctor`."""
+def test_damaged_ledger_is_moved_aside(home: Home, damage: Callable[[Path], None]) -> None:
+    """Nothing is overwritten. The daemon starts with a new ledger; its log and `doctor` say so."""
     Interstat(home.interstat).close()
     first = home.start()
     started(home, id="r1")
@@ -162,7 +162,7 @@ def test_damaged_ledger_is_moved_aside_by_name(home: Home, damage: Callable[[Pat
 
 
 def test_acknowledged_changes_survive_kill(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Every field of every kind of change, after kill -9."""
+    """Every field of every change is there after kill -9."""
     fields = {
         "scope": "b1", "goal": "a goal", "complexity": 4, "token_budget": 1234, "warn_pct": 60,
         "enforcement": "hard", "cost_basis": "total", "phases": ("a", "b"), "session": "s1",
@@ -182,7 +182,7 @@ def test_acknowledged_changes_survive_kill(home: Home, interstat: Interstat, dae
     assert kinds == ["run.started", "run.started", "run.changed", "run.changed", "run.finished"]
 
 
-def test_ledger_that_cannot_be_written_says_so_and_answers_go_on(
+def test_ledger_that_cannot_be_written_is_reported_and_answers_continue(
     home: Home, interstat: Interstat, daemon: Daemon
 ) -> None:
     run = started(home, session="s1")
@@ -201,7 +201,7 @@ def test_ledger_that_cannot_be_written_says_so_and_answers_go_on(
 
 
 def test_full_disk(home: Home, interstat: Interstat) -> None:
-    """No space for the ledger: changes are refused, nothing is half done, answers are right."""
+    """Changes are refused, none is half done, and answers are right."""
     run_as = ("prlimit", "--fsize=200000", *OBEDIENT)
     home.start(prefix=run_as)
     run = started(home, session="s1")
@@ -220,7 +220,7 @@ def test_full_disk(home: Home, interstat: Interstat) -> None:
     assert len(listed.runs) == refused + 1
 
 
-def test_state_directory_that_cannot_be_made(home: Home) -> None:
+def test_state_directory_that_cannot_be_created(home: Home) -> None:
     closed = home.root / "closed"
     closed.mkdir(mode=0o555)
     code, log = failed_start(home, "--state-dir", str(closed / "new" / "state"), prefix=OBEDIENT)
@@ -236,7 +236,7 @@ def test_two_daemons_never_share_a_state_directory(home: Home, daemon: Daemon) -
 
 
 def test_fixture_can_be_made_again(tmp_path: Path) -> None:
-    """`tests/fixtures/make_ledger.py` makes the present version's fixture."""
+    """`tests/fixtures/make_ledger.py` makes the fixture of the current version."""
     target = tmp_path / "ledger.db"
     subprocess.run(
         [sys.executable, FIXTURES / "make_ledger.py", target],
@@ -247,8 +247,8 @@ def test_fixture_can_be_made_again(tmp_path: Path) -> None:
     assert rows(target, sql) == rows(FIXTURES / f"ledger-v{VERSION}.db", sql)
 
 
-def test_inodes_are_unsigned(tmp_path: Path) -> None:
-    """Some file systems give numbers that SQLite's integers do not hold."""
+def test_large_inode_and_device_numbers_are_kept(tmp_path: Path) -> None:
+    """Some file systems use numbers above the range of SQLite's integers."""
 
     async def body() -> None:
         ledger, _ = await open_ledger(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The ledger writer: what is requested is written, retried while the ledger fails, and flushed at the end."""
+"""The ledger writer writes what is requested, retries while the ledger fails, and flushes at the end."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from fluxbudgetd.ledger import LedgerWriter
 
 
 class Records:
-    """Records that wait to be written. `fault`: the ledger cannot be written. `hold`: a write waits for it."""
+    """Records that wait to be written. A write waits for `hold`, and fails with `fault`."""
 
     def __init__(self) -> None:
         self.waiting: list[int] = []
@@ -124,8 +124,8 @@ def test_pauses_double_and_a_request_ends_one() -> None:
     run(body)
 
 
-def test_flush_writes_what_is_left_and_gives_up_on_what_fails() -> None:
-    """Also what was never requested, and what a cancelled write has left."""
+def test_flush_writes_the_rest_and_gives_up_on_failures() -> None:
+    """It includes records that were never requested, and those of a cancelled write."""
 
     async def body() -> None:
         records, others, failing, writer = Records(), Records(), Records(), LedgerWriter()

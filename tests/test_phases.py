@@ -1,4 +1,4 @@
-"""Phases by the rules' own numbers: estimates, shares of a budget, what counts provisionally, the next step."""
+"""The rules for phases: estimates, shares of a budget, provisional spend, the next phase, and checks."""
 
 from fractions import Fraction
 from itertools import pairwise
@@ -14,7 +14,7 @@ from fluxbudgetd.policy import advance, attribution, budget, phases
 from fluxbudgetd.wire.messages import CostBasis, Enforcement, PhaseCalibration, Spread
 from harness.values import NOW, a_record, a_run
 
-#: phase → its macro-stage, and its estimate when nothing was measured
+#: phase → its macro-stage, and its estimate without measurements
 DEFAULT = {
     "brainstorm": ("discover", 30_000),
     "brainstorm-reviewed": ("design", 15_000),
@@ -30,7 +30,7 @@ CHAIN = tuple(DEFAULT)
 
 
 def left(phase: str, since: int, until: int, tokens: int = 0) -> PhaseRecord:
-    """A completed phase."""
+    """Return a completed phase."""
     return PhaseRecord(
         phase=phase, since=since, until=until, measured=Counts(input=tokens), estimate=100, source="table",
         sample_size=0,
@@ -45,7 +45,7 @@ def calibrated(sample_size: int) -> dict[str, PhaseCalibration]:
     }
 
 
-def test_the_default_chain() -> None:
+def test_default_chain() -> None:
     assert RunDefaults().phases == CHAIN
     assert [phases.macro_stage(phase) for phase in CHAIN] == [stage for stage, _ in DEFAULT.values()]
     assert phases.MACRO_STAGES == ("discover", "design", "build", "ship", "reflect", "done")
@@ -53,13 +53,13 @@ def test_the_default_chain() -> None:
 
 
 @pytest.mark.parametrize("basis", ["billing", "total"])
-def test_estimates_of_the_table(basis: CostBasis) -> None:
+def test_estimates_without_measurements(basis: CostBasis) -> None:
     for phase, (_, tokens) in {**DEFAULT, "polishing": ("other", 30_000)}.items():
         assert phases.estimate(phase, basis, PhaseEstimates(), {}) == (tokens, "table", 0)
 
 
 @pytest.mark.parametrize(("basis", "mean"), [("billing", 111), ("total", 999)])
-def test_calibration_counts_from_three_measured_runs_on(basis: CostBasis, mean: int) -> None:
+def test_calibration_needs_three_measured_runs(basis: CostBasis, mean: int) -> None:
     table = PhaseEstimates()
     for runs in (0, 1, 2):
         assert phases.estimate("executing", basis, table, calibrated(runs)) == (150_000, "table", 0)
@@ -74,7 +74,7 @@ def test_calibration_counts_from_three_measured_runs_on(basis: CostBasis, mean: 
         (1_000_000, [100_000, 250_000, 400_000, 200_000, 50_000]),
         (250_000, [25_000, 62_500, 100_000, 50_000, 12_500]),
         (25_000, [2_500, 6_250, 10_000, 5_000, 1_250]),
-        # From here on shares and floors come to more than the budget (24 200, then 23 000), and are scaled down.
+        # From here on, shares and floors exceed the budget (24 200, then 23 000) and are scaled down.
         (23_000, [2_185, 5_464, 9_504, 4_752, 1_092]),
         (20_000, [1_739, 4_347, 8_695, 4_347, 869]),
         (1, [0, 0, 0, 0, 0]),
@@ -98,7 +98,7 @@ def some_stages(draw: st.DrawFn) -> Stages:
 
 @given(some_stages(), st.integers(0, 200_000) | st.integers(0, 2**63 - 1))
 def test_allocations_never_exceed_the_budget(stages: Stages, tokens: int) -> None:
-    """Unscaled they are share or floor exactly; scaled, each loses the same part, and less than a token by rounding."""
+    """Unscaled, each is its share or its floor. Scaled, each loses the same fraction, rounded to a token."""
     found = phases.allocations(stages, tokens)
     wanted = {
         name: max(tokens * getattr(stages, name).share // 100, getattr(stages, name).floor)
@@ -118,18 +118,18 @@ def test_allocations_never_exceed_the_budget(stages: Stages, tokens: int) -> Non
         (set(), [], ["one", "two"]),
         ({"one"}, [], ["two"]),
         ({"one", "two", "three"}, [], []),
-        # A session that worked in the phase, and of which something is measured, even if for a later phase.
+        # A measured session that worked in the phase, even if it was measured only in a later phase.
         (set(), [Stint(5, None, measured=True)], []),
         (set(), [Stint(5, 10, measured=True)], ["two"]),
         (set(), [Stint(12, 13, measured=True)], ["one"]),
-        # Nothing measured of it; it came later; it had left before.
+        # A session that was not measured, that joined later, or that had left before.
         (set(), [Stint(5, None, measured=False)], ["one", "two"]),
         ({"three"}, [Stint(20, None, measured=True)], ["one", "two"]),
         (set(), [Stint(-9, 0, measured=True)], ["one", "two"]),
         (set(), [Stint(10, None, measured=True)], ["one"]),
     ],
 )
-def test_an_estimate_ends_with_the_first_measurement(
+def test_estimate_counts_until_the_first_measurement(
     measured: set[str], stints: list[Stint], counting: list[str]
 ) -> None:
     completed = [left("one", 0, 10), left("two", 10, 20)]
@@ -151,7 +151,7 @@ some_stints = st.lists(
     some_stints,
 )
 def test_never_both_measured_and_estimated(times: list[int], measured: set[str], stints: list[Stint]) -> None:
-    """Against every moment: an estimate counts while no measured session was there at any moment of the phase."""
+    """An estimate counts only if no measured session was attached at any moment of the phase."""
     completed = [left(phase, since, until) for phase, (since, until) in zip(CHAIN, pairwise(times), strict=False)]
     counting = {record.phase for record in phases.provisional(completed, measured, stints)}
     assert not counting & measured
@@ -164,8 +164,8 @@ def test_never_both_measured_and_estimated(times: list[int], measured: set[str],
         assert (record.phase in counting) == (record.phase not in measured and not worked)
 
 
-def test_a_session_works_from_its_first_record_on() -> None:
-    """The first attachment reaches back, so a session attached late still ends the estimates of what it worked in."""
+def test_session_works_from_its_first_record() -> None:
+    """Its first attachment includes earlier usage, which ends the estimates of the phases of that time."""
     completed = [left("one", 0, 10), left("two", 10, 20)]
     for first_record, counting in ((5, []), (15, ["one"]), (25, ["one", "two"]), (None, ["one", "two"])):
         attached = Attachment(session="s", run="r", since=30, until=None, first=True, origin="asked")
@@ -173,7 +173,7 @@ def test_a_session_works_from_its_first_record_on() -> None:
         assert [record.phase for record in phases.provisional(completed, set(), [stint])] == counting
 
 
-def test_stale() -> None:
+def test_check_of_another_phase_is_stale() -> None:
     run = a_run(phase="shipping")
     assert phases.stale_refusal(run, "shipping") is None
     assert phases.stale_refusal(run, "executing") == "stale_phase|executing|Phase already advanced to shipping"
@@ -187,7 +187,7 @@ def test_stale() -> None:
     assert "shipping" in caught.value.hint
 
 
-def test_the_next_phase() -> None:
+def test_next_phase() -> None:
     for here, following in pairwise(CHAIN):
         assert phases.next_phase(a_run(phase=here), None) == following
     assert phases.next_phase(a_run(phase="planned"), "plan-reviewed") == "plan-reviewed"
@@ -197,13 +197,13 @@ def test_the_next_phase() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["brainstorm", "planned", "polishing", ""])
-def test_never_back_nor_elsewhere(wanted: str) -> None:
+def test_phase_that_does_not_follow_is_refused(wanted: str) -> None:
     with pytest.raises(BadInputError) as caught:
         phases.next_phase(a_run(phase="planned"), wanted)
     assert "executing" in caught.value.hint
 
 
-def test_no_next_phase() -> None:
+def test_last_phase_has_no_next() -> None:
     for wanted in (None, "done"):
         with pytest.raises(BadInputError, match="last"):
             phases.next_phase(a_run(phase="done"), wanted)
@@ -213,13 +213,13 @@ def test_no_next_phase() -> None:
 
 
 def timeline(times: list[int]) -> Timeline:
-    """A run that entered one phase after the other at these times."""
+    """Return the timeline of a run that entered its phases at these times."""
     completed = tuple(left(name, *span) for name, span in zip(CHAIN, pairwise(times), strict=False))
     return Timeline(a_run(started_at=times[0], phase=CHAIN[len(completed)], scope="b"), completed)
 
 
-def test_three_phases_in_one_session() -> None:
-    """Each token is in the phase of its time; together they are the session's."""
+def test_tokens_belong_to_the_phase_of_their_time() -> None:
+    """Over three phases in one session."""
     run = timeline([NOW, NOW + 10, NOW + 20])
     ats = (NOW - 5, NOW, NOW + 9, NOW + 10, NOW + 19, NOW + 20, NOW + 999, None)
     records = [a_record(key=i, at=at, bead="b", input=10**i, output=10**i) for i, at in enumerate(ats)]
@@ -251,8 +251,7 @@ def test_every_token_is_in_exactly_one_phase(times: list[int], rows: list[tuple[
     assert {cell.phase: counts.billing for cell, counts in cells.items()} == expected
 
 
-def test_a_check_is_refused_every_time() -> None:
-    """Level-triggered: the second question about an exceeded budget is refused like the first."""
+def test_check_of_an_exceeded_budget_is_refused_every_time() -> None:
     run = a_run(token_budget=250_000, phase="executing")
     for _ in range(3):
         found = advance.checked(run, budget.balance(run, 260_000), None)
@@ -275,8 +274,8 @@ def test_override(enforcement: Enforcement, passes: bool) -> None:
     assert (not_needed.allowed, not_needed.override) == (True, None)
 
 
-def test_a_stale_phase_cannot_be_overridden() -> None:
-    """Not with the budget exceeded, and not without."""
+def test_stale_phase_cannot_be_overridden() -> None:
+    """Whether the budget is exceeded or not."""
     run = a_run(token_budget=100, phase="shipping")
     for spent in (0, 100):
         found = advance.advanced(run, budget.balance(run, spent), "executing", "release day")
@@ -284,7 +283,7 @@ def test_a_stale_phase_cannot_be_overridden() -> None:
         assert found.override is None
 
 
-def test_reasons() -> None:
+def test_reasons_are_sentences() -> None:
     assert advance.reason(None) is advance.reason("") is None
     assert advance.reason("x" * 1000) == "x" * 1000
     assert advance.reason("x" * 1001) == "x" * 1000

@@ -1,4 +1,4 @@
-"""The rules, by their own numbers."""
+"""The rules for runs, balances and attribution."""
 
 import msgspec
 import pytest
@@ -39,7 +39,7 @@ def test_defaults_of_a_run() -> None:
         {"scope": "x" * 513}, {"goal": "x" * 4097}, {"project_dir": "relative"}, {"project_dir": ""},
     ],
 )  # fmt: skip
-def test_what_is_not_allowed(fields: dict[str, object]) -> None:
+def test_invalid_run_is_refused(fields: dict[str, object]) -> None:
     asked = msgspec.structs.replace(RunStart(project_dir="/p"), **fields)
     with pytest.raises(BadInputError) as caught:
         runs.new_run(asked, "r", NOW, DEFAULTS)
@@ -47,7 +47,7 @@ def test_what_is_not_allowed(fields: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 129, "a/b", "a\n", "ü"])
-def test_run_ids_that_are_not_allowed(name: str) -> None:
+def test_invalid_run_id_is_refused(name: str) -> None:
     with pytest.raises(BadInputError):
         runs.new_run(RunStart(project_dir="/p"), name, NOW, DEFAULTS)
 
@@ -56,15 +56,15 @@ def test_run_ids_that_are_not_allowed(name: str) -> None:
     ("spent", "expected"),
     [(0, "ok"), (79_999, "ok"), (80_000, "warning"), (99_999, "warning"), (100_000, "exceeded"), (200_000, "exceeded")],
 )
-def test_state(spent: int, expected: str) -> None:
+def test_state_of_a_balance(spent: int, expected: str) -> None:
     assert budget.state(a_run(token_budget=100_000), spent) == expected
 
 
 @given(
     st.integers(1, 2**63 - 1), st.integers(0, 2**70), st.integers(0, 2**40), st.integers(0, 2**40), st.integers(1, 99)
 )
-def test_balance_is_total(tokens: int, measured: int, provisional: int, reserved: int, warn: int) -> None:
-    """Whatever the numbers: remaining within the budget, the percentage not above what is spent, the state its own."""
+def test_balance_is_consistent(tokens: int, measured: int, provisional: int, reserved: int, warn: int) -> None:
+    """For any numbers: what remains is within the budget, and percentage and state agree with what is spent."""
     at = budget.balance(a_run(token_budget=tokens, warn_pct=warn), measured, provisional, reserved)
     assert at.remaining == max(0, tokens - at.spent - reserved)
     assert at.pct is not None
@@ -83,7 +83,7 @@ def test_percent_is_rounded_down() -> None:
 
 
 @pytest.mark.parametrize("basis", ["billing", "total"])
-def test_refusal_line(basis: str) -> None:
+def test_message_of_a_refusal(basis: str) -> None:
     run = a_run(token_budget=250_000, phase="executing", cost_basis=basis)
     assert (
         budget.refusal(run, budget.balance(run, 260_000)) == f"budget_exceeded|executing|260000/250000 {basis} tokens"
@@ -107,7 +107,7 @@ def test_implied_attachment_is_the_earliest_row_with_a_known_bead() -> None:
     assert attribution.implied_attachment("s", records[2:3], scopes) is None
 
 
-def test_bead_means_the_run_of_its_time() -> None:
+def test_bead_names_the_run_of_its_time() -> None:
     older, newer = a_run(id="older", scope="b", started_at=NOW), a_run(id="newer", scope="b", started_at=NOW + 100)
     scopes = {"b": [older, newer]}
     found = [attribution.run_of_scope("b", at, scopes) for at in (NOW - 1, NOW, NOW + 99, NOW + 100, None)]
@@ -115,7 +115,7 @@ def test_bead_means_the_run_of_its_time() -> None:
     assert attribution.run_of_scope("", NOW, scopes) is None
 
 
-def test_attachment_covers_its_stretch() -> None:
+def test_attachment_covers_its_period() -> None:
     first = Attachment(session="s", run="r", since=NOW, until=NOW + 10, first=True, origin="asked")
     later = Attachment(session="s", run="r", since=NOW + 10, until=None, first=False, origin="asked")
     assert [first.covers(at) for at in (0, NOW - 1, NOW + 9, NOW + 10, None)] == [True, True, True, False, False]
@@ -140,8 +140,8 @@ def test_followed_for_48_hours() -> None:
     assert not runs.is_followed(ended, NOW + 48 * hours)
 
 
-def test_the_same_run_again() -> None:
-    """What was given must agree with what the run was started with, or with what it is now."""
+def test_starting_the_same_run_again() -> None:
+    """The fields that are given must agree with those at the start, or with the present ones."""
     was = a_run(token_budget=100)
     now_is = msgspec.structs.replace(was, token_budget=200)
     for agreed in (None, 100, 200):
@@ -154,7 +154,7 @@ def test_the_same_run_again() -> None:
         runs.require_same(RunStart(project_dir="/p"), msgspec.structs.replace(was, status="done"), was, DEFAULTS)
 
 
-def test_changes() -> None:
+def test_run_changes_as_asked() -> None:
     run = a_run(token_budget=100)
     assert runs.changed_run(run, RunSet(token_budget="none")).token_budget is None
     assert runs.changed_run(run, RunSet(warn_pct=50, enforcement="hard")) == msgspec.structs.replace(

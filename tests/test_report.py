@@ -1,4 +1,4 @@
-"""The cost report: what agents were expected to cost and did; what has not arrived is `pending`, never 0."""
+"""The cost report compares estimates with actual costs; what was not measured yet is `pending`, not 0."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def used(given: int, made: int, cache: int = 0, *, rows: int = 1, pending: int =
 NOTHING_YET = Counts(records=2, pending=2)
 
 
-def test_the_report_of_a_review() -> None:
+def test_report_of_a_review() -> None:
     triage = a_triage(
         launched("interflux:fd-a", 100),
         launched("fd-b", 200, source="interstat", sliced=True),
@@ -49,31 +49,31 @@ def test_the_report_of_a_review() -> None:
     }
 
 
-def test_the_total_basis() -> None:
-    """Deltas and stages are in tokens of the triage's basis."""
+def test_cost_basis_total() -> None:
+    """Deltas and stages use the cost basis of the triage."""
     found = report.of_triage(a_triage(launched("a", 100), cost_basis="total"), {"a": used(10, 20, 169)})
     assert (found.agents[0].delta_pct, found.by_stage["stage_1"].actual) == (100, 200)
     assert (found.actual_billing, found.actual_total) == (30, 200)
 
 
 @pytest.mark.parametrize("arrived", [None, NOTHING_YET])
-def test_nothing_has_arrived(arrived: Counts | None) -> None:
-    """No row, or rows without tokens: every number that needs one is `pending`."""
+def test_report_without_measurements(arrived: Counts | None) -> None:
+    """Without rows, or with rows without tokens, every actual number is `pending`."""
     found = report.of_triage(a_triage(launched("a", 100)), {} if arrived is None else {"a": arrived})
     numbers = (found.actual_billing, found.actual_total, found.cache_read_total, found.by_stage["stage_1"].actual)
     assert set(numbers) == {"pending"}
     assert (found.pending, found.partial, found.agents[0].partial) == (("a",), False, False)
 
 
-def test_some_rows_have_arrived() -> None:
-    """A sum that misses something says so: the agent, its stage and the whole."""
+def test_report_with_some_measurements() -> None:
+    """Incomplete sums are marked: the agent's, its stage's and the total."""
     found = report.of_triage(a_triage(launched("a", 100)), {"a": used(10, 0, rows=2, pending=1)})
     assert (found.agents[0].actual_billing, found.agents[0].partial, found.pending) == (10, True, ())
     assert (found.partial, found.by_stage["stage_1"].partial) == (True, True)
     assert (found.by_stage["stage_2"].agents, found.by_stage["stage_2"].actual) == (0, 0)
 
 
-def test_a_measured_zero_is_no_pending() -> None:
+def test_measured_zero_is_not_pending() -> None:
     found = report.of_triage(a_triage(launched("a", 100)), {"a": Counts(records=1)})
     assert (found.agents[0].actual_billing, found.agents[0].delta_pct, found.pending) == (0, -100, ())
 
@@ -86,14 +86,14 @@ def test_a_measured_zero_is_no_pending() -> None:
         (0, 0, None), (7, 0, None),
     ],
 )  # fmt: skip
-def test_delta(actual: int, estimated: int, expected: int | None) -> None:
+def test_delta_in_percent(actual: int, estimated: int, expected: int | None) -> None:
     assert report.delta_pct(actual, estimated) == expected
     found = report.of_triage(a_triage(launched("a", estimated)), {"a": used(actual, 0)})
     assert found.agents[0].delta_pct == expected
 
 
-def test_deferred_that_ran_all_the_same() -> None:
-    """It is said what it used, but it is no part of the sums."""
+def test_deferred_agent_that_ran_is_not_in_the_sums() -> None:
+    """Its usage is shown."""
     triage = a_triage(launched("a", 10), launched("b", 20, 2, "Deferred (budget)"), launched("c", 30, 1, "Blocked"))
     found = report.of_triage(triage, {"a": used(1, 0), "b": used(5, 5), "c": NOTHING_YET})
     assert [(one.name, one.reason, one.actual_billing) for one in found.deferred] == [
@@ -103,7 +103,7 @@ def test_deferred_that_ran_all_the_same() -> None:
     assert (found.estimated_total, found.actual_billing, found.pending, found.partial) == (10, 1, (), False)
 
 
-def test_rows_since_the_triage() -> None:
+def test_only_rows_after_the_triage_count() -> None:
     triage = a_triage(at=NOW + SECOND // 2)
     records = [
         a_record(key=1, at=NOW + SECOND // 2, agent="interflux:fd-a", input=1),
@@ -120,11 +120,11 @@ def test_rows_since_the_triage() -> None:
     ("at", "key", "since"),
     [
         (NOW + 700_000, 1, True), (NOW + 699_999, 99, False), (NOW + SECOND, 1, True), (NOW - SECOND, 99, False),
-        # Cut to the triage's whole second, or no time at all: the order in which rows came says it.
+        # A time cut to the triage's second, or no time: the order of the rows decides.
         (NOW, 5, False), (NOW, 6, True), (None, 5, False), (None, 6, True),
     ],
 )  # fmt: skip
-def test_times_in_whole_seconds_may_be_cut(at: int | None, key: int, since: bool) -> None:
+def test_time_may_be_cut_to_the_second(at: int | None, key: int, since: bool) -> None:
     triage = a_triage(at=NOW + 700_000, last_key=5)
     assert bool(report.actuals(triage, [a_record(at=at, key=key)])) == since
     if at is None or at == NOW:
@@ -136,8 +136,8 @@ def test_times_in_whole_seconds_may_be_cut(at: int | None, key: int, since: bool
     st.lists(st.integers(0, 9), min_size=2, max_size=2).map(sorted),
     st.lists(st.none() | st.integers(-1, 4).map(lambda at: at * SECOND) | st.integers(0, 4 * SECOND), max_size=10),
 )
-def test_every_row_is_of_one_review(moments: list[int], keys: list[int], times: list[int | None]) -> None:
-    """Of two reviews of an agent in a session, a row since the first one is in exactly one's actuals."""
+def test_every_row_belongs_to_one_review(moments: list[int], keys: list[int], times: list[int | None]) -> None:
+    """Each row after the first of two reviews is in the actual costs of exactly one."""
     first, second = (
         a_triage(launched("a", 1), at=NOW + at, last_key=key) for at, key in zip(moments, keys, strict=True)
     )
@@ -152,7 +152,7 @@ def a_row(seconds: int, agent: str, tokens: int, **fields: Any) -> Usage:
     return a_record(key=seconds, at=NOW + seconds * SECOND + 1, agent=agent, input=tokens, **fields)
 
 
-def test_all_reviews_of_a_run() -> None:
+def test_report_of_all_reviews_of_a_run() -> None:
     one = a_triage(launched("a", 100), launched("b", 50, 2, "Deferred (budget)"))
     two = a_triage(launched("a", 70, 2), id="triage-2", at=NOW + 5 * SECOND)
     records = [a_row(1, "a", 10, cache_read=5), a_row(9, "a", 20)]
@@ -169,7 +169,7 @@ def test_all_reviews_of_a_run() -> None:
     assert report.of_run(None, "billing", [], {}).estimated_total == 0
 
 
-def test_a_review_that_was_repeated_before_it_began_does_not_count() -> None:
+def test_review_that_was_repeated_before_it_began_does_not_count() -> None:
     one, two = a_triage(launched("a", 100)), a_triage(launched("a", 70), id="triage-2", at=NOW + 5 * SECOND)
     again = report.of_run(None, "billing", [one, two], {})
     assert [agent.estimated for agent in again.agents] == [70]
@@ -182,8 +182,8 @@ def test_a_review_that_was_repeated_before_it_began_does_not_count() -> None:
     assert (begun.actual_billing, begun.partial) == (5, True)
 
 
-def test_a_slow_agent_is_not_lost_to_the_next_review() -> None:
-    """Rows come when an agent ends: that may be after another review has begun, which did not name it."""
+def test_slow_agent_counts_for_its_own_review() -> None:
+    """Its row is inserted when it ends, which may be after the next review began."""
     one = a_triage(launched("slow", 100))
     two = a_triage(launched("b", 70), id="triage-2", at=NOW + 5 * SECOND)
     waiting = report.of_run(None, "billing", [one, two], {})
@@ -194,15 +194,15 @@ def test_a_slow_agent_is_not_lost_to_the_next_review() -> None:
     assert (found.estimated_total, found.actual_billing) == (170, 150)
 
 
-def test_each_review_keeps_its_own_basis() -> None:
-    """What is compared is in the same tokens, whatever the run's basis is."""
+def test_each_review_keeps_its_cost_basis() -> None:
+    """Whatever the run's cost basis is, estimates and actual costs use the same."""
     triage = a_triage(launched("a", 1000), cost_basis="total")
     found = report.of_run(5000, "billing", [triage], {"s": [a_row(1, "a", 100, cache_read=900)]})
     assert found.by_stage["stage_1"] == ReportStage(agents=1, estimated=1000, actual=1000, partial=False)
     assert found.agents[0].delta_pct == 0
 
 
-def test_absurd_sums_stop() -> None:
+def test_huge_sums_are_capped() -> None:
     most = 2**63 - 1
     lines = [launched(name, most) for name in "ab"]
     found = report.of_triage(a_triage(*lines), {name: used(most, most, most) for name in "ab"})

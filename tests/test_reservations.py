@@ -1,4 +1,4 @@
-"""Reservations: an admitted sub-agent counts with its estimate until it is measured, ends, or half an hour passes."""
+"""The rules of reservations: an admitted sub-agent counts with its estimate until it is measured or expires."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def still_open(reservations: Sequence[Reservation], *instances: Instance, now: i
     return [one.id for one in open_ones(reservations, instances, now)]
 
 
-def test_it_counts_until_it_ends_or_half_an_hour_has_passed() -> None:
+def test_reservation_counts_until_its_end_or_for_half_an_hour() -> None:
     one = a_reservation(1)
     assert open_ones([one], [], NOW) == (one,)
     assert still_open([one], now=NOW + LIFETIME - 1) == [1]
@@ -40,11 +40,11 @@ def test_it_counts_until_it_ends_or_half_an_hour_has_passed() -> None:
     assert LIFETIME == 30 * MINUTE
 
 
-def test_a_clock_that_was_set_back_ends_nothing() -> None:
+def test_clock_that_is_set_back_ends_no_reservation() -> None:
     assert still_open([a_reservation(1)], now=NOW - 5 * MINUTE) == [1]
 
 
-def test_one_that_is_measured_takes_one_reservation_of_its_kind_and_session() -> None:
+def test_measured_instance_closes_one_reservation_of_its_agent_and_session() -> None:
     several = [a_reservation(1), a_reservation(2), a_reservation(3, agent="fd-safety"), a_reservation(4, session="s2")]
     assert still_open(several, an_instance("a")) == [2, 3, 4]
     assert still_open(several, an_instance("a"), an_instance("b")) == [3, 4]
@@ -60,82 +60,82 @@ def test_both_names_of_an_agent_mean_the_same(reserved: str, measured: str) -> N
     assert still_open([a_reservation(1, agent=reserved)], an_instance(agent=measured)) == []
 
 
-def test_the_earliest_is_taken_by_time_then_by_number() -> None:
+def test_earliest_reservation_is_closed_first() -> None:
     three = [a_reservation(1, at=NOW + 2), a_reservation(3, at=NOW + 1), a_reservation(2, at=NOW + 1)]
     assert still_open(three) == [2, 3, 1]
     assert still_open(three, an_instance()) == [3, 1]
     assert still_open(three, an_instance(), an_instance()) == [1]
 
 
-def test_nothing_is_measured_before_it_is_admitted() -> None:
-    """What was measured before a reservation was made is another's; without a time it may be anybody's."""
+def test_instance_measured_before_a_reservation_does_not_close_it() -> None:
+    """An instance without a time may close any."""
     late = a_reservation(1, at=NOW + MINUTE)
     assert still_open([late], an_instance(at=NOW + MINUTE - 1)) == [1]
     assert still_open([late], an_instance(at=NOW + MINUTE)) == []
     assert still_open([late], an_instance(at=None)) == []
 
 
-def test_those_without_a_time_come_last() -> None:
-    """The first reservation goes to the instance that can have no other."""
+def test_instances_without_a_time_choose_last() -> None:
+    """The first reservation is left to the instance that can close no other."""
     two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
     assert still_open(two, an_instance(at=None), an_instance(at=NOW + MINUTE)) == []
 
 
-def test_instances_are_given_out_in_the_order_of_time() -> None:
-    """The later one leaves the early reservation to the earlier one, which can have no other."""
+def test_instances_choose_in_the_order_of_their_times() -> None:
+    """The early reservation is left to the earlier instance, which can close no other."""
     two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
     assert still_open(two, an_instance(at=NOW + 3 * MINUTE), an_instance(at=NOW + MINUTE)) == []
 
 
-def test_an_id_says_it_whatever_the_names_and_times() -> None:
+def test_same_id_closes_in_spite_of_name_and_time() -> None:
     two = [a_reservation(1), a_reservation(2, agent_id="a")]
     assert still_open(two, an_instance("a", at=NOW - MINUTE, agent="general-purpose")) == [1]
     assert still_open(two, an_instance("a", session="s2")) == [1, 2]
 
 
-def test_ids_go_before_names() -> None:
-    """One without an id comes earlier, but leaves a reservation to the one whose id it has."""
+def test_instances_with_an_id_choose_before_the_others() -> None:
+    """A reservation with an id is left to the instance with that id, even if it is later."""
     two = [a_reservation(1, agent_id="a"), a_reservation(2)]
     assert still_open(two, an_instance(at=NOW + 1), an_instance("a", at=NOW + 9)) == []
 
 
-def test_a_known_id_takes_nothing_by_name() -> None:
-    """A second transcript of an id that has its reservation does not close another's."""
+def test_known_id_does_not_close_by_name() -> None:
+    """A second transcript of the same id does not close another reservation."""
     two = [a_reservation(1, agent_id="a"), a_reservation(2)]
     assert still_open(two, an_instance("a"), an_instance("a", at=NOW + 9)) == [2]
 
 
-def test_another_id_is_another_sub_agent() -> None:
+def test_other_id_is_another_sub_agent() -> None:
     assert still_open([a_reservation(1, agent_id="a")], an_instance("b")) == [1]
     assert still_open([a_reservation(1, agent_id="a"), a_reservation(2)], an_instance("b")) == [1]
 
 
-def test_a_source_without_ids_closes_those_that_have_one() -> None:
+def test_instance_without_an_id_closes_reservations_with_one() -> None:
     assert still_open([a_reservation(1, agent_id="a")], an_instance(None)) == []
 
 
-def test_of_one_moment_those_with_an_id_choose_first() -> None:
-    """The one with an id can only have the reservation without; the other takes what is left."""
+def test_at_the_same_time_instances_with_an_id_choose_first() -> None:
+    """The one with an id can only close the reservation without one; the other closes the rest."""
     two = [a_reservation(1), a_reservation(2, agent_id="a")]
     assert still_open(two, an_instance(None), an_instance("b")) == []
 
 
 @pytest.mark.parametrize("gone", [{"ended_at": NOW + 1}, {"at": NOW - LIFETIME}])
-def test_what_counts_no_more_still_takes_its_own(gone: dict[str, object]) -> None:
-    """Otherwise what is measured of an ended sub-agent would close the one that is running."""
+def test_ended_reservation_still_takes_its_own_instance(gone: dict[str, object]) -> None:
+    """Otherwise the usage of an ended sub-agent would close the reservation of one that is running."""
     two = [a_reservation(1, **gone), a_reservation(2)]
     assert still_open(two, an_instance()) == [2]
     assert still_open(two, an_instance(), an_instance()) == []
 
 
-def test_kept_for_twice_the_lifetime() -> None:
+def test_reservation_is_kept_for_twice_its_lifetime() -> None:
     three = [a_reservation(1), a_reservation(2, at=NOW - 1, ended_at=NOW), a_reservation(3, at=NOW + 1)]
     assert kept(three, NOW + 2 * LIFETIME - 2) == tuple(three)
     assert kept(three, NOW + 2 * LIFETIME - 1) == (three[0], three[2])
     assert kept(three, NOW + 2 * LIFETIME) == (three[2],)
 
 
-# Few values, so that they meet.
+# Few values, so that they coincide.
 sessions = st.sampled_from(["s1", "s2"])
 names = st.sampled_from(["fd-quality", "interflux:fd-quality", "fd-safety", ""])
 ids = st.sampled_from([None, None, "a", "b", "c"])
@@ -157,7 +157,7 @@ reservation_lists = st.lists(
 
 
 @given(reservation_lists, instance_lists, times, st.data())
-def test_the_order_of_what_is_given_does_not_matter(
+def test_order_of_the_input_does_not_matter(
     reservations: list[Reservation], instances: list[Instance], now: int, data: st.DataObject
 ) -> None:
     mixed = data.draw(st.permutations(reservations)), data.draw(st.permutations(instances))
@@ -165,7 +165,7 @@ def test_the_order_of_what_is_given_does_not_matter(
 
 
 @given(reservation_lists, instance_lists, instance_lists, times)
-def test_more_measurements_never_open_a_closed_one(
+def test_more_instances_never_reopen_a_reservation(
     reservations: list[Reservation], instances: list[Instance], more: list[Instance], now: int
 ) -> None:
     assert set(still_open(reservations, *instances, *more, now=now)) <= set(
@@ -174,7 +174,7 @@ def test_more_measurements_never_open_a_closed_one(
 
 
 @given(reservation_lists, instance_lists, times)
-def test_measurements_close_no_more_than_there_are(
+def test_instances_close_no_more_reservations_than_there_are_instances(
     reservations: list[Reservation], instances: list[Instance], now: int
 ) -> None:
     before, after = still_open(reservations, now=now), still_open(reservations, *instances, now=now)
@@ -183,14 +183,16 @@ def test_measurements_close_no_more_than_there_are(
 
 
 @given(reservation_lists, instance_lists, times, times)
-def test_time_opens_nothing(reservations: list[Reservation], instances: list[Instance], one: int, another: int) -> None:
+def test_time_reopens_no_reservation(
+    reservations: list[Reservation], instances: list[Instance], one: int, another: int
+) -> None:
     now, later = sorted((one, another))
     assert set(still_open(reservations, *instances, now=later)) <= set(still_open(reservations, *instances, now=now))
 
 
 @given(reservation_lists.filter(bool), instance_lists, times)
-def test_an_end_closes_no_other(reservations: list[Reservation], instances: list[Instance], now: int) -> None:
-    """It may open one: a row that closed another's is then rather its own. Those with an id change nothing."""
+def test_end_closes_no_other_reservation(reservations: list[Reservation], instances: list[Instance], now: int) -> None:
+    """It may reopen one, whose instance is now counted for the ended one. Instances with an id change nothing."""
     first, *others = reservations
     ended = [msgspec.structs.replace(first, ended_at=NOW), *others]
 
@@ -203,9 +205,7 @@ def test_an_end_closes_no_other(reservations: list[Reservation], instances: list
 
 
 @given(reservation_lists, instance_lists, times)
-def test_sessions_do_not_concern_each_other(
-    reservations: list[Reservation], instances: list[Instance], now: int
-) -> None:
+def test_sessions_are_independent(reservations: list[Reservation], instances: list[Instance], now: int) -> None:
     apart = [
         number
         for session in ("s1", "s2")
@@ -236,8 +236,8 @@ def admitted(estimate: int, spent: int, reserved: int = 0, agent: str = "fd-qual
         ("soft", 0, 100_000, 0, "ask"),
     ],
 )
-def test_admission(enforcement: str, estimate: int, spent: int, reserved: int, decision: str) -> None:
-    """Hard: it fits into what remains, or is denied. Soft: a person is asked once the budget is spent."""
+def test_admission_by_enforcement(enforcement: str, estimate: int, spent: int, reserved: int, decision: str) -> None:
+    """Hard: denied unless it fits what remains. Soft: the user is asked once the budget is spent."""
     answer = admitted(estimate, spent, reserved, enforcement=enforcement)
     assert (answer.decision, answer.reserve) == (decision, decision == "allow")
 
@@ -252,14 +252,13 @@ def test_without_a_budget_everything_is_admitted(enforcement: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["done", "cancelled"])
-def test_an_ended_run_stops_nobody_and_reserves_nothing(status: str) -> None:
+def test_ended_run_denies_and_reserves_nothing(status: str) -> None:
     answer = admitted(10**9, 10**9, enforcement="hard", status=status)
     assert (answer.decision, answer.reserve) == ("allow", False)
     assert answer.reason == f"run r1 is {status}: nothing is reserved for fd-quality"
 
 
-def test_reasons() -> None:
-    """They say what it is about in full numbers, and what to do."""
+def test_reasons_have_numbers_and_a_remedy() -> None:
     numbers = "estimated at 40 000 billing tokens, 260 000/300 000 (86 %) spent, 30 000 reserved, 10 000 remaining"
     advice = "raise the budget with `fluxbudgetctl run set --run r1 --budget N`, or finish without it"
     denied = admitted(40_000, 260_000, 30_000, token_budget=300_000, enforcement="hard")
@@ -282,10 +281,10 @@ def test_reasons() -> None:
     st.sampled_from(["hard", "soft"]),
     st.sampled_from(["active", "done"]),
 )
-def test_a_reason_is_one_short_line(
+def test_reason_is_one_short_line(
     agent: str, estimate: int, spent: int, reserved: int, tokens: int | None, enforcement: str, status: str
 ) -> None:
-    """Whatever the numbers and the agent's name; a run that is not active, or has no budget, stops nobody."""
+    """For any numbers and agent names. A run that is not active, or has no budget, denies nothing."""
     fields = {"token_budget": tokens, "enforcement": enforcement, "status": status, "id": "r" * 128}
     answer = admitted(estimate, spent, reserved, agent, **fields)
     assert 0 < len(answer.reason) <= 500

@@ -1,4 +1,4 @@
-"""Estimates, the budget cut, the cost report and calibration, with a real daemon and the real client."""
+"""Estimates, triage, the cost report and calibration, with a real daemon and client."""
 
 import json
 import sqlite3
@@ -52,7 +52,7 @@ def kept(home: Home) -> list[Any]:
 
 
 def past(interstat: Interstat, name: str, billing: int, times: int = 3, **fields: Any) -> None:
-    """Let an agent have cost this much, so many times, in another session long ago."""
+    """Insert old rows of an agent with this cost, in another session."""
     for _ in range(times):
         fields = {"model": MODEL, "timestamp": LONG_AGO, "total_tokens": billing * 10, **fields}
         interstat.insert("old", name, input_tokens=billing - 10, output_tokens=10, **fields)
@@ -68,8 +68,8 @@ def project_file(home: Home, text: str) -> Path:
 # --- estimates
 
 
-def test_estimates_are_what_the_existing_estimator_gives(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its shape, key by key: means of at least three rows of the model (or of none), rounded half away from zero."""
+def test_estimates_equal_the_existing_estimator(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Same JSON; means of at least three rows of the model or of none, rounded half away from zero."""
     for total, model in ((10, MODEL), (11, MODEL), (None, MODEL), (11, None), (9999, "another")):
         interstat.insert("s", "interflux:fd-quality", input_tokens=3, output_tokens=4, total_tokens=total, model=model)
     interstat.insert("s", "fd-quality", input_tokens=4, output_tokens=4, total_tokens=10, model=MODEL)
@@ -89,7 +89,7 @@ def test_estimates_are_what_the_existing_estimator_gives(home: Home, interstat: 
 
 
 def test_estimates_follow_every_commit(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """With a run that keeps the file open, and without."""
+    """With and without an active run, which keeps the file open."""
     past(interstat, "fd-quality", 100)
     assert home.json("estimates")["estimates"]["fd-quality"]["est_billing"] == 100
     started(home)
@@ -99,7 +99,7 @@ def test_estimates_follow_every_commit(home: Home, interstat: Interstat, daemon:
 
 
 def test_estimates_without_history(home: Home) -> None:
-    """No database, or one without totals: defaults, and for the first the reason on stderr."""
+    """They are the defaults, without a database and with one without totals. stderr says if it is absent."""
     home.start()
     result = home.ctl("estimates")
     assert (result.returncode, json.loads(result.stdout)["estimates"]) == (0, {})
@@ -110,19 +110,19 @@ def test_estimates_without_history(home: Home) -> None:
     interstat.close()
 
 
-def test_estimates_leave_the_database_alone(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Nobody's run is active: the file is let go of, and its last writer can put its WAL away."""
+def test_estimates_close_the_database(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Without an active run, so that its last writer can remove its WAL."""
     past(interstat, "fd-quality", 100)
     home.ok("estimates")
     interstat.close()
     assert sorted(path.name for path in home.interstat.parent.iterdir()) == ["metrics.db"]
 
 
-# --- the cut
+# --- triage
 
 
 def test_cut_by_the_input_types_budget(home: Home, daemon: Daemon) -> None:
-    """No run applies: the input type's budget does. 80 000 are protected; of 150 000, 70 000 are left for Stage 2."""
+    """Without a run. Of 150 000, 80 000 are protected and 70 000 are left for Stage 2."""
     decision = triage(home, AGENTS, "--input-type", "plan")
     assert selected(decision) == ["fd-architecture", "fd-safety", "fd-performance", "docs-researcher"]
     assert decision["verdict"] == "ok"
@@ -133,8 +133,8 @@ def test_cut_by_the_input_types_budget(home: Home, daemon: Daemon) -> None:
     assert decision["summary"] == "Budget: 135K / 150K (90%) | Deferred: 1 agents (35K est.)"
 
 
-def test_cut_by_what_the_sprint_has_left(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The tighter of the two counts, also when it is 0: an exhausted sprint does not review without limit."""
+def test_cut_by_the_rest_of_the_sprint(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The tighter budget counts, even if it is 0: an exhausted sprint has no unlimited reviews."""
     run = started(home, session="s1", token_budget=200_000)
     row = interstat.insert("s1", input_tokens=80_000, output_tokens=0)
     decision = triage(home, AGENTS, environ=IN_SESSION)
@@ -171,8 +171,8 @@ def test_override_selects_all(home: Home, daemon: Daemon) -> None:
     assert kept(home)[0]["override"] == "release day"
 
 
-def test_cut_by_measured_costs_and_slices(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Means come from interstat; slicing halves them, but for the two that read everything and who says otherwise."""
+def test_cut_by_measured_costs_and_slicing(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Slicing halves the means of interstat, except for two agents that read everything and one with its own setting."""
     past(interstat, "interflux:fd-quality", 10_001)
     past(interstat, "fd-systems", 20_001)
     agents = [agent("fd-quality"), agent("interflux:fd-systems"), agent("fd-people", sliced=False), agent("helper")]
@@ -204,8 +204,8 @@ def test_table_for_people(home: Home, daemon: Daemon) -> None:
     assert lines[7].startswith("verdict: ok, soft, triage-")
 
 
-def test_name_that_fits_several_runs_is_not_taken_for_none(home: Home, daemon: Daemon) -> None:
-    """Without a run the cut would have no limit but the input type's; which run is meant has to be known."""
+def test_ambiguous_run_is_an_error(home: Home, daemon: Daemon) -> None:
+    """It must not be treated as no run, which would lift the run's limit."""
     started(home)
     started(home)
     result = home.ctl("triage", stdin=json.dumps({"agents": AGENTS}))
@@ -239,8 +239,8 @@ BAD = [
 
 
 @pytest.mark.parametrize("number", range(len(BAD)))
-def test_agents_that_are_not_right(home: Home, daemon: Daemon, number: int) -> None:
-    """Exit 65 with the place; nothing is kept."""
+def test_invalid_agents_are_refused(home: Home, daemon: Daemon, number: int) -> None:
+    """Exit 65 with the place; nothing is stored."""
     text, place = BAD[number]
     result = home.ctl("triage", stdin=text)
     assert (result.returncode, result.stdout) == (65, ""), result
@@ -250,8 +250,8 @@ def test_agents_that_are_not_right(home: Home, daemon: Daemon, number: int) -> N
     assert kept(home) == []
 
 
-def test_agents_that_are_unusual_and_right(home: Home, daemon: Daemon) -> None:
-    """Negative and huge scores order as numbers do; unknown fields are ignored; nobody is a right answer, too."""
+def test_unusual_agents_are_accepted(home: Home, daemon: Daemon) -> None:
+    """Negative and huge scores, unknown fields, and an empty list."""
     agents = [agent("low", -1e300), agent("high", 1e300, reason="x"), agent("zero", 0), agent("none", -0.0)]
     decision = triage(home, agents)
     assert [line["name"] for line in decision["agents"]] == ["high", "none", "zero", "low"]
@@ -260,8 +260,8 @@ def test_agents_that_are_unusual_and_right(home: Home, daemon: Daemon) -> None:
     assert len(triage(home, [agent(f"{'long' * 45}-{number}") for number in range(1000)])["agents"]) == 1000
 
 
-def test_nan_over_the_wire(home: Home, daemon: Daemon) -> None:
-    """JSON cannot say it, MessagePack can."""
+def test_nan_is_refused(home: Home, daemon: Daemon) -> None:
+    """It cannot be written in JSON, but in MessagePack."""
     for score in (float("nan"), float("inf")):
         one = messages.TriageAgent(name="a", score=score, stage=1)
         answer = home.ask(messages.TriageRequest(agents=(one,)))
@@ -269,7 +269,7 @@ def test_nan_over_the_wire(home: Home, daemon: Daemon) -> None:
         assert (answer.error.code, "agents[0].score" in answer.error.message) == ("bad_input", True)
 
 
-def test_input_type_that_does_not_exist(home: Home, daemon: Daemon) -> None:
+def test_unknown_input_type_is_refused(home: Home, daemon: Daemon) -> None:
     result = home.ctl("triage", "--input-type", "diff_small", stdin='{"agents": []}')
     assert (result.returncode, result.stdout) == (65, "")
     assert "diff-small" in result.stderr
@@ -279,7 +279,7 @@ def test_input_type_that_does_not_exist(home: Home, daemon: Daemon) -> None:
 
 
 def test_budget_files_key_by_key(home: Home, daemon: Daemon) -> None:
-    """Built in, then the plugin's, then the project's; read anew for each request."""
+    """Defaults, the plugin's file, the project's file. They are read again for each request."""
     plugin = home.root / "claude/plugins/cache/market/interflux/1.0.0/config/flux-drive/budget.yaml"
     plugin.parent.mkdir(parents=True)
     plugin.write_text("budgets: {plan: 1000, repo: 2000}\nagent_defaults: {oracle: 7}\ndispatch: {odd: [1]}\n")
@@ -294,8 +294,8 @@ def test_budget_files_key_by_key(home: Home, daemon: Daemon) -> None:
     assert triage(home, [], "--input-type", "plan")["budget"] == 1000
 
 
-def test_broken_project_file_is_that_projects_trouble(home: Home, daemon: Daemon) -> None:
-    """Refused with file and key; the run's numbers, and other projects, go on."""
+def test_broken_project_file_affects_only_its_project(home: Home, daemon: Daemon) -> None:
+    """The error names file and key; the run's numbers and other projects still work."""
     elsewhere = home.root / "elsewhere"
     elsewhere.mkdir()
     file = project_file(home, "budgets:\n  plan: lots\n")
@@ -316,7 +316,7 @@ def test_broken_project_file_is_that_projects_trouble(home: Home, daemon: Daemon
 
 
 def test_report_fills_in(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Pending, then partial, then whole: estimates and actuals of that session's agents since the triage."""
+    """Pending, then partial, then complete: estimates and actual costs of the session's agents since the triage."""
     interstat.insert("s1", "fd-safety", input_tokens=1, output_tokens=1, timestamp=LONG_AGO)
     decision = triage(home, AGENTS, "--input-type", "plan", environ=IN_SESSION)
     name = decision["triage_id"]
@@ -353,7 +353,7 @@ def test_report_fills_in(home: Home, interstat: Interstat, daemon: Daemon) -> No
 
 
 def test_report_survives_a_restart_and_a_lost_source(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The triage is in the ledger; so is what was measured of a session that a run follows."""
+    """The triage is in the ledger, and so is the usage of a session with a run."""
     started(home, session="s1")
     name = triage(home, AGENTS, environ=IN_SESSION)["triage_id"]
     interstat.insert("s1", "fd-safety", input_tokens=50_000, output_tokens=0)
@@ -370,7 +370,7 @@ def test_report_survives_a_restart_and_a_lost_source(home: Home, interstat: Inte
 
 
 def test_report_of_a_run(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """All of its reviews; a triage that was made again before anything ran does not count twice."""
+    """It has all reviews. A triage that was repeated before any agent ran counts once."""
     run = started(home, session="s1", token_budget=1_000_000)
     triage(home, AGENTS, environ=IN_SESSION)
     first = triage(home, AGENTS, environ=IN_SESSION)
@@ -406,7 +406,7 @@ def spend_in_phase(home: Home, interstat: Interstat, number: int, tokens: int) -
 
 
 def test_calibration_of_phases(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Two measured runs change nothing, three do: `advance` uses their mean, `run show` says where it is from."""
+    """From the third measured run on, `advance` uses their mean, and `run show` names its source."""
     for number, tokens in enumerate((1000, 2000)):
         spend_in_phase(home, interstat, number, tokens)
     home.ok("calibrate", "--write")
@@ -431,7 +431,7 @@ def test_calibration_of_phases(home: Home, interstat: Interstat, daemon: Daemon)
 
 
 def test_calibration_of_slicing(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Ten sliced runs that cost 0.8 of the full ones propose 0.8; written, it is what slicing multiplies with."""
+    """Ten sliced runs at 0.8 of the full costs propose 0.8; once written, triage uses it."""
     past(interstat, "fd-people", 1000)
     for number in range(10):
         proposed = home.json("calibrate")["slicing"]
@@ -444,12 +444,12 @@ def test_calibration_of_slicing(home: Home, interstat: Interstat, daemon: Daemon
     assert home.json("estimates", "--slicing")["slicing_multiplier"] == 0.8
     project_file(home, "slicing_multiplier: 0.25\n")
     assert home.json("estimates", "--slicing")["slicing_multiplier"] == 0.25
-    # Measured against what is built in, not against what it has proposed itself: the same data say the same again.
+    # It compares with the default, not with its own last proposal: the same data give the same result.
     assert home.json("calibrate", "--write")["slicing"] == slicing
 
 
-def test_calibration_file_that_is_broken(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The table counts instead, or the last good calibration; doctor says so; nothing else is disturbed."""
+def test_broken_calibration_file(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The defaults count, or the last valid calibration, and `doctor` says so."""
     for number in range(3):
         spend_in_phase(home, interstat, number, 700)
     home.ok("calibrate", "--write")
@@ -473,11 +473,11 @@ def test_calibration_that_cannot_be_written(home: Home, daemon: Daemon) -> None:
     assert "cannot be written" in result.stderr
 
 
-# --- side by side
+# --- load, sources and sessions
 
 
-def test_reviews_hold_nobody_up(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """While the whole history is gone through, again and again, a run's numbers stay fresh."""
+def test_reviews_do_not_delay_other_requests(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """While the whole history is scanned repeatedly, a run's numbers stay fresh."""
     moment = datetime.now(UTC) - timedelta(days=1)
     rows = [(moment.isoformat(), f"s{n % 500}", f"fd-{n % 40}", 100, 10, 1000, MODEL) for n in range(100_000)]
     interstat.connection.execute("BEGIN")
@@ -512,7 +512,7 @@ def test_reviews_hold_nobody_up(home: Home, interstat: Interstat, daemon: Daemon
 
 
 def test_calibration_is_not_written_without_its_source(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """What was learned before is not overwritten by nothing."""
+    """An existing calibration is not overwritten by an empty one."""
     past(interstat, "fd-quality", 100)
     home.ok("calibrate", "--write")
     file = home.root / ".config" / "fluxbudget" / "calibration.json"
@@ -529,7 +529,7 @@ def test_calibration_is_not_written_without_its_source(home: Home, interstat: In
 
 
 def test_triage_without_a_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its run's sessions are looked at, older rows left out; without a run either, it says so."""
+    """The report uses the rows of its run's sessions since the triage. Without a run, it says so."""
     run = started(home, session="s1")
     now = datetime.now(UTC).replace(microsecond=0).isoformat()
     interstat.insert("s1", "fd-quality", input_tokens=7, output_tokens=0, timestamp=now)
@@ -545,7 +545,7 @@ def test_triage_without_a_session(home: Home, interstat: Interstat, daemon: Daem
 
 
 def test_report_of_very_many_reviews(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The latest are listed, all are in the sums."""
+    """The latest are listed; all are in the sums."""
     run = started(home, session="s1", token_budget=10**9)
     for number in range(11):
         agents = tuple(messages.TriageAgent(name=f"a{number}-{n}", score=1, stage=1) for n in range(100))
@@ -556,8 +556,8 @@ def test_report_of_very_many_reviews(home: Home, interstat: Interstat, daemon: D
     assert report["estimated_total"] == 1100 * 40_000
 
 
-def test_estimates_are_the_projects_from_below_it(home: Home, daemon: Daemon) -> None:
-    """In a directory below a run's project, its file counts, as it does for `triage`."""
+def test_project_file_counts_in_directories_below_the_project(home: Home, daemon: Daemon) -> None:
+    """For `estimates` as for `triage`."""
     project_file(home, "agent_defaults: {review: 1000}\n")
     started(home)
     below = home.project / "src"

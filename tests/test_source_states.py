@@ -1,4 +1,4 @@
-"""Whatever becomes of interstat's file: a named state, the last known numbers, `stale`, and recovery by itself."""
+"""interstat's file in every state: named, with the last known numbers as stale, and with recovery without a restart."""
 
 import json
 import os
@@ -104,8 +104,7 @@ def test_replaced_by_another_file(home: Home, interstat: Interstat, daemon: Daem
     live.close()
 
 
-def test_replaced_while_a_writer_goes_on(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A new file of the same name, written live from its first row on."""
+def test_replaced_by_a_file_with_a_live_writer(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     assert seen(home, run) == (10, False)
@@ -119,8 +118,8 @@ def test_replaced_while_a_writer_goes_on(home: Home, interstat: Interstat, daemo
     live.close()
 
 
-def test_locked_for_a_while(home: Home) -> None:
-    """A writer holds the whole file (rollback journal): the last known numbers, until it lets go."""
+def test_locked_and_released(home: Home) -> None:
+    """By a writer with a rollback journal."""
     interstat = Interstat(home.interstat, journal="delete")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     home.start()
@@ -138,7 +137,7 @@ def test_locked_for_a_while(home: Home) -> None:
 
 
 def test_locked_from_before_the_start(home: Home, interstat: Interstat) -> None:
-    """A program that keeps a WAL database for itself alone."""
+    """By a program with exclusive access to a WAL database."""
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     interstat.connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
@@ -151,7 +150,7 @@ def test_locked_from_before_the_start(home: Home, interstat: Interstat) -> None:
 
 
 def damage_middle(path: Path) -> None:
-    """Overwrite the table's pages, leaving the header and the schema as they are."""
+    """Overwrite the table's pages, but neither the header nor the schema."""
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xa5" * (path.stat().st_size - 4096))
@@ -206,7 +205,7 @@ def test_damaged_then_repaired(
 
 
 def test_required_column_renamed(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Schema drift is said; it is never read as "no data"."""
+    """Schema drift is reported, not read as an empty database."""
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     assert seen(home, run) == (10, False)
@@ -236,7 +235,7 @@ def test_other_schema_drift(home: Home, schema: str) -> None:
 
 
 def test_directory_without_write_permission_at_rest(home: Home, interstat: Interstat) -> None:
-    """A WAL database that nobody has open is read without creating anything beside it."""
+    """A WAL database that no program has open is read without creating files beside it."""
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     interstat.close()
     assert os.listdir(home.interstat.parent) == ["metrics.db"]
@@ -277,7 +276,7 @@ def test_file_without_read_permission(home: Home, interstat: Interstat) -> None:
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_something_else_in_its_place(home: Home, make: Callable[[Path], None]) -> None:
-    """A directory or a FIFO (whose opening would hang for ever) is unreadable, and nothing more."""
+    """A directory or a FIFO, which would block when opened, is unreadable."""
     make(home.interstat)
     home.start()
     run = started(home, session="s1")
@@ -286,7 +285,7 @@ def test_something_else_in_its_place(home: Home, make: Callable[[Path], None]) -
 
 
 def test_nothing_is_written_beside_the_database(home: Home, interstat: Interstat) -> None:
-    """At rest the directory has one file, and keeps it; with a writer there is what the writer made."""
+    """Without a writer the directory keeps its one file; with one it has only the writer's files."""
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     interstat.close()
     before = home.interstat.read_bytes()
@@ -300,7 +299,7 @@ def test_nothing_is_written_beside_the_database(home: Home, interstat: Interstat
 
 
 def test_no_read_transaction_is_left_open(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A writer can empty the WAL while the daemon idles: nobody holds a snapshot of it."""
+    """A writer can empty the WAL while the daemon is idle."""
     run = started(home, session="s1")
     for total in range(1, 20):
         interstat.insert("s1", input_tokens=1, output_tokens=0)
@@ -309,8 +308,8 @@ def test_no_read_transaction_is_left_open(home: Home, interstat: Interstat, daem
         assert busy == 0
 
 
-def test_closed_while_no_run_is_active(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Requests of any kind read the file and close it again, so its last writer can remove the WAL."""
+def test_file_is_closed_while_no_run_is_active(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Every request closes the file after reading it, so that its last writer can remove the WAL."""
 
     def is_open() -> bool:
         return any(target.startswith(str(home.interstat)) for target in open_files(daemon.process.pid))
@@ -334,7 +333,7 @@ def test_closed_while_no_run_is_active(home: Home, interstat: Interstat, daemon:
 
 
 def test_wal_removed_under_the_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """When the -wal file is another one, the database is opened anew."""
+    """If the -wal file is another one, the database is opened again."""
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     assert seen(home, run) == (10, False)
@@ -348,10 +347,8 @@ def test_wal_removed_under_the_daemon(home: Home, interstat: Interstat, daemon: 
     again.close()
 
 
-def test_watcher_keeps_the_last_known_numbers_without_being_asked(
-    home: Home, interstat: Interstat, daemon: Daemon
-) -> None:
-    """With a run active, a commit that nobody asks about is in the ledger soon, and survives the source's end."""
+def test_commits_reach_the_ledger_without_a_request(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """While a run is active. They survive the loss of the database."""
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
 
@@ -371,8 +368,8 @@ def test_watcher_keeps_the_last_known_numbers_without_being_asked(
     assert seen(home, run) == (10, True)
 
 
-def test_database_behind_a_symlink(home: Home) -> None:
-    """Its WAL lies beside the file that the link leads to; a live writer there is seen, and so is another target."""
+def test_database_may_be_a_link(home: Home) -> None:
+    """Its WAL is beside the file that the link points to. Commits there are noticed, and so is a new target."""
     places = [home.root / name / "metrics.db" for name in ("one", "two")]
     writers = [Interstat(place) for place in places]
     home.interstat.symlink_to(places[0])
@@ -389,8 +386,8 @@ def test_database_behind_a_symlink(home: Home) -> None:
         writer.close()
 
 
-def test_writers_that_come_and_go(home: Home, interstat: Interstat) -> None:
-    """Each commit by a connection of its own, which puts the WAL away: nothing but the main file tells of it."""
+def test_commits_of_short_connections_are_noticed(home: Home, interstat: Interstat) -> None:
+    """Each commit removes the WAL with its connection, so that only the main file shows it."""
     interstat.close()
     home.start()
     run = started(home, session="s1")
@@ -405,7 +402,7 @@ def test_writers_that_come_and_go(home: Home, interstat: Interstat) -> None:
 
 
 def test_ended_run_is_followed_for_48_hours(home: Home, interstat: Interstat) -> None:
-    """After that its numbers are what was last measured, and not called stale for it."""
+    """After that its last numbers stay, and are not stale."""
     row = interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
     daemon = home.start()
     run = started(home, scope="b1", session="s2")
@@ -425,8 +422,8 @@ def test_ended_run_is_followed_for_48_hours(home: Home, interstat: Interstat) ->
         again.stop()
 
 
-def test_path_that_is_no_text(home: Home) -> None:
-    """A database whose path has bytes that are no UTF-8 is read, and shown by every command."""
+def test_path_that_is_not_utf_8(home: Home) -> None:
+    """The database is read, and every command shows its path."""
     odd = home.root / os.fsdecode(b"odd-\xff") / "metrics.db"
     interstat = Interstat(odd)
     interstat.insert("s1", input_tokens=5, output_tokens=0)

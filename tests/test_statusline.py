@@ -1,4 +1,4 @@
-"""`fluxbudgetctl statusline` with a real daemon: which run it is about, that it fits, that it can be a part."""
+"""`fluxbudgetctl statusline` with a real daemon: which run it shows, its width, and its use in another line."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def statusline(
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run it as Claude Code does; `given` is bytes, or what is given as JSON."""
+    """Run it as Claude Code does, with bytes or a JSON value on stdin."""
     return subprocess.run(
         [*CTL, "statusline", "--timeout", "20", *arguments],
         env={**home.environ, **(environ or {})},
@@ -37,7 +37,7 @@ def statusline(
 
 
 def line(home: Home, *arguments: str, **more: object) -> str:
-    """Return the line that it prints; fail unless that is one line and nothing else."""
+    """Return the line that it prints; require exactly one line."""
     result = statusline(home, *arguments, **more)  # type: ignore[arg-type]
     assert (result.returncode, result.stderr) == (0, b""), result
     text = result.stdout.decode()
@@ -47,15 +47,14 @@ def line(home: Home, *arguments: str, **more: object) -> str:
 
 
 def elsewhere(home: Home, **fields: object) -> str:
-    """Start a run of another project, in a phase that is called as the run."""
+    """Start a run of another project, in a phase with the run's name."""
     name = str(fields["id"])
     answer = home.ask(messages.RunStart(project_dir="/elsewhere", phases=(name, "done"), wait_ms=30_000, **fields))  # type: ignore[arg-type]
     assert isinstance(answer, messages.RunAnswer), answer
     return answer.run.id
 
 
-def test_line(home: Home, daemon: Daemon) -> None:
-    """Fresh on each call, with what is reserved."""
+def test_line_is_fresh_and_has_reservations(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=250_000)
     writer = Transcript(home.root / "claude", "s1")
     assert line(home, given={"session_id": "s1"}) == "brainstorm ░░░░░░░░ 0/250k 0%"
@@ -68,8 +67,8 @@ def test_line(home: Home, daemon: Daemon) -> None:
     assert line(home, given={"session_id": "s1"}).endswith("103% (+40k reserved) · over by 8k")
 
 
-def test_run_that_is_meant(home: Home, daemon: Daemon) -> None:
-    """Named, by the environment, by the session in the JSON, by its directory, by the one it runs in; in this order."""
+def test_run_is_chosen_by_name_environment_session_or_directory(home: Home, daemon: Daemon) -> None:
+    """In this order; the directory is that in the JSON, or the present one."""
     started(home, id="here", phases=("here", "done"))
     for name in ("by-flag", "by-run", "by-bead", "by-session", "by-own"):
         elsewhere(home, id=name, scope=f"bead-{name}", session=f"s-{name}")
@@ -91,16 +90,16 @@ def test_run_that_is_meant(home: Home, daemon: Daemon) -> None:
         assert found.split()[0] == phase, (given, environ)
 
 
-def test_directory_that_is_a_link(home: Home, daemon: Daemon) -> None:
-    """As for a hook: Claude Code may give the link's name, and the command itself runs where it leads."""
+def test_directory_may_be_a_link(home: Home, daemon: Daemon) -> None:
+    """Claude Code may pass the link's name, but the command runs in the link's target."""
     started(home)
     link = home.root / "link"
     link.symlink_to(home.project)
     assert line(home, given={"session_id": "unknown", "cwd": str(link)}, cwd=link).startswith("brainstorm")
 
 
-def test_without_a_run(home: Home, daemon: Daemon) -> None:
-    """Exit code 3, and stdout stays empty: none, two in the directory, one that is not there."""
+def test_without_a_run_it_prints_nothing(home: Home, daemon: Daemon) -> None:
+    """Exit 3 without a run, with two runs in the directory, and with an unknown one."""
     given = {"session_id": "s1", "cwd": str(home.project)}
     for environ, number in (({}, 0), ({"FLUXBUDGET_RUN": "no-such"}, 1), ({}, 2)):
         result = statusline(home, given=given, environ=environ, cwd=home.project)
@@ -128,7 +127,7 @@ def test_ended_run_of_the_session_is_shown(home: Home, daemon: Daemon) -> None:
 def test_colour(
     home: Home, daemon: Daemon, environ: Mapping[str, str], arguments: tuple[str, ...], coloured: bool
 ) -> None:
-    """Though it is no terminal that reads it; off by what switches it off everywhere."""
+    """By default, although stdout is not a terminal; NO_COLOR and other usual settings disable it."""
     started(home, session="s1", token_budget=1000)
     result = statusline(home, *arguments, given={"session_id": "s1"}, environ=environ)
     assert result.returncode == 0, result
@@ -136,8 +135,8 @@ def test_colour(
     assert (b"\x1b" in result.stdout) == coloured
 
 
-def test_any_width_fits(home: Home, daemon: Daemon) -> None:
-    """The percentage stays."""
+def test_line_fits_any_width(home: Home, daemon: Daemon) -> None:
+    """And keeps the percentage."""
     run = started(home, session="s1", token_budget=250_000, phases=("a-phase-with-quite-a-long-name", "done"))
     Transcript(home.root / "claude", "s1").response("m1", tokens=(208_000, 0, 0, 0))
     Claude(home).launch()
@@ -165,13 +164,13 @@ def test_any_width_fits(home: Home, daemon: Daemon) -> None:
     ],
     ids=lambda given: repr(given[:18]),
 )  # fmt: skip
-def test_garbage_is_no_input(home: Home, daemon: Daemon, given: bytes) -> None:
-    """The run is found by the directory that it runs in."""
+def test_invalid_input_is_ignored(home: Home, daemon: Daemon, given: bytes) -> None:
+    """The run is found by the present directory."""
     started(home)
     assert line(home, given=given, cwd=home.project).startswith("brainstorm")
 
 
-def test_last_known_numbers_are_called_that(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_stale_numbers_are_marked(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=500, output_tokens=0)
     assert home.spend(run).spent == 500
@@ -183,8 +182,8 @@ def test_last_known_numbers_are_called_that(home: Home, interstat: Interstat, da
     assert result.stderr.startswith(b"fluxbudgetctl: last known numbers: ")
 
 
-def test_segment_of_another_line(home: Home, daemon: Daemon) -> None:
-    """A shell takes the line whole, reads no stdin by it, and gets nothing when there is no run."""
+def test_line_as_a_part_of_another(home: Home, daemon: Daemon) -> None:
+    """In a shell it reads no stdin, and prints nothing without a run."""
     script = 'segment=$("$@" statusline --timeout 20 </dev/null 2>/dev/null); echo "[$segment]$?"; cat'
 
     def shown() -> str:

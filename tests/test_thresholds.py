@@ -1,4 +1,4 @@
-"""Warnings: each percentage is told once per budget, of what is passed now."""
+"""The rules for thresholds: each percentage is reported once per budget, among those passed now."""
 
 from fractions import Fraction
 
@@ -16,7 +16,7 @@ CONFIGURED = Warnings().thresholds
 
 
 class Watched:
-    """A run whose spend and settings change; every step returns what is told: (kind, percentage)."""
+    """A run whose spend and settings change; every step returns what is reported: (kind, percentage)."""
 
     def __init__(self, tokens: int | None, warn_pct: int = 80, configured: tuple[Threshold, ...] = CONFIGURED) -> None:
         self.run: Run = a_run(token_budget=tokens, warn_pct=warn_pct)
@@ -30,19 +30,19 @@ class Watched:
 
     def spend(self, spent: int) -> list[tuple[str, object]]:
         self.spent = spent
-        return self._told()
+        return self._reported()
 
     def change(self, **fields: object) -> list[tuple[str, object]]:
         self.run = msgspec.structs.replace(self.run, **fields)
         if "token_budget" in fields:
             self.fired = thresholds.still_fired(self.fired, self.balance)
-        return self._told()
+        return self._reported()
 
-    def _told(self) -> list[tuple[str, object]]:
+    def _reported(self) -> list[tuple[str, object]]:
         new = thresholds.passed(thresholds.thresholds_of(self.configured, self.run.warn_pct), self.balance) - self.fired
         self.fired |= new
-        told = thresholds.events(self.run, self.balance, new)
-        return [(kind.removeprefix("budget."), data["threshold"]) for kind, data in told]
+        reported = thresholds.events(self.run, self.balance, new)
+        return [(kind.removeprefix("budget."), data["threshold"]) for kind, data in reported]
 
 
 HALF = [("threshold", 50)]
@@ -50,21 +50,21 @@ WARNING = [("threshold", 80), ("warning", 80)]
 ALL = [("threshold", 95), ("threshold", 100), ("exceeded", 100)]
 
 
-def test_once_each_at_its_percentage() -> None:
+def test_each_threshold_is_reported_once() -> None:
     run = Watched(1000)
     steps = {499: [], 500: HALF, 799: [], 800: WARNING, 949: [], 950: ALL[:1], 999: [], 1000: ALL[1:], 9000: []}
     assert {spent: run.spend(spent) for spent in steps} == steps
     assert Watched(1000).spend(5000) == HALF + WARNING + ALL
 
 
-def test_falling_and_rising_again_tells_nothing() -> None:
+def test_spend_that_falls_and_rises_again_reports_nothing() -> None:
     run = Watched(1000)
     assert run.spend(850) == HALF + WARNING
     assert [run.spend(spent) for spent in (0, 850, 10, 949, 949)] == [[]] * 5
     assert run.spend(950) == ALL[:1]
 
 
-def test_a_higher_budget_arms_what_is_not_passed_any_more() -> None:
+def test_higher_budget_rearms_thresholds_no_longer_passed() -> None:
     run = Watched(1000)
     run.spend(1000)
     assert run.change(token_budget=2000) == []
@@ -73,7 +73,7 @@ def test_a_higher_budget_arms_what_is_not_passed_any_more() -> None:
     assert run.spend(2000) == ALL
 
 
-def test_a_lower_budget_tells_at_once() -> None:
+def test_lower_budget_reports_at_once() -> None:
     run = Watched(1000)
     assert run.spend(500) == HALF
     assert run.change(token_budget=600) == WARNING
@@ -81,7 +81,7 @@ def test_a_lower_budget_tells_at_once() -> None:
     assert run.change(token_budget=1) == []
 
 
-def test_nothing_without_a_budget() -> None:
+def test_run_without_a_budget_reports_nothing() -> None:
     run = Watched(None)
     assert run.spend(10**18) == []
     assert run.change(token_budget=10**18) == HALF + WARNING + ALL
@@ -90,7 +90,7 @@ def test_nothing_without_a_budget() -> None:
     assert thresholds.passed(every, budget.balance(a_run(token_budget=None), 5)) == frozenset()
 
 
-def test_another_warning_percentage() -> None:
+def test_changed_warning_percentage() -> None:
     run = Watched(1000)
     run.spend(850)
     assert run.change(warn_pct=90) == []
@@ -100,8 +100,8 @@ def test_another_warning_percentage() -> None:
 
 
 @pytest.mark.parametrize("warn_pct", [50, 95])
-def test_a_warning_is_told_although_its_percentage_was_told_as_a_threshold(warn_pct: int) -> None:
-    """A run that comes into the state `warning` is warned of, once, whatever else stands at that percentage."""
+def test_warning_is_reported_at_the_percentage_of_a_threshold(warn_pct: int) -> None:
+    """Each run that reaches the state `warning` is reported once, even if a threshold was reported there."""
     run = Watched(1000, warn_pct=99)
     run.spend(960)
     assert ("warning", warn_pct) in run.change(warn_pct=warn_pct)
@@ -109,7 +109,7 @@ def test_a_warning_is_told_although_its_percentage_was_told_as_a_threshold(warn_
 
 
 @pytest.mark.parametrize(
-    ("configured", "warn_pct", "told"),
+    ("configured", "warn_pct", "reported"),
     [
         ((), 80, [("warning", 80), ("exceeded", 100)]),
         ((50,), 50, [("threshold", 50), ("warning", 50), ("exceeded", 100)]),
@@ -118,12 +118,12 @@ def test_a_warning_is_told_although_its_percentage_was_told_as_a_threshold(warn_
         ((100, 150, 201), 99, [("warning", 99), ("threshold", 100), ("exceeded", 100), ("threshold", 150)]),
     ],
 )
-def test_kinds(configured: tuple[Threshold, ...], warn_pct: int, told: list[tuple[str, int]]) -> None:
-    """`threshold` where one is configured; `warning` and `exceeded` always, at warn_pct and at 100."""
-    assert Watched(1000, warn_pct, configured).spend(2009) == told
+def test_kinds(configured: tuple[Threshold, ...], warn_pct: int, reported: list[tuple[str, int]]) -> None:
+    """`threshold` as configured, `warning` always at warn_pct, and `exceeded` always at 100."""
+    assert Watched(1000, warn_pct, configured).spend(2009) == reported
 
 
-def test_what_an_event_says() -> None:
+def test_data_of_an_event() -> None:
     run = a_run(token_budget=1000, phase="executing")
     balance = budget.balance(run, 700, provisional=107, reserved=50)
     (kind, data), *_ = thresholds.events(run, balance, {BudgetThreshold("budget.warning", 80)})
@@ -144,21 +144,23 @@ some_thresholds = st.lists(st.integers(1, 150) | st.just("warn_pct"), unique=Tru
 
 
 @given(some_thresholds, st.integers(1, 100), steps)
-def test_against_a_slow_obvious_model(
+def test_thresholds_equal_a_slow_obvious_model(
     configured: tuple[Threshold, ...], tokens: int, steps: list[tuple[str, int | None]]
 ) -> None:
-    """Each percentage at most once for as long as it stays passed or the budget stays; none is ever missed."""
+    """Each percentage is reported once while it stays passed or the budget stays the same; none is missed."""
     run = Watched(tokens, configured=configured)
     limit: int | None = tokens
     spent, warn = 0, 80
-    told: set[tuple[str, int]] = set()
+    reported: set[tuple[str, int]] = set()
     for what, value in steps:
         if what == "spend":
             spent = value or 0
             found = run.spend(spent)
         elif what == "budget":
             limit = value
-            told = {one for one in told if limit is not None and Fraction(spent, limit) >= Fraction(one[1], 100)}
+            reported = {
+                one for one in reported if limit is not None and Fraction(spent, limit) >= Fraction(one[1], 100)
+            }
             found = run.change(token_budget=limit)
         else:
             warn = value or 1
@@ -167,8 +169,8 @@ def test_against_a_slow_obvious_model(
         looked_at += [("warning", warn), ("exceeded", 100)]
         expected = {
             one for one in looked_at if limit is not None and Fraction(spent, limit) >= Fraction(one[1], 100)
-        } - told
-        told |= expected
+        } - reported
+        reported |= expected
         assert set(found) == expected
         assert len(found) == len(expected)
         assert [pct for _, pct in found] == sorted(pct for _, pct in expected)

@@ -1,4 +1,4 @@
-"""The cut: which agents are launched within a budget, by the rules' own numbers."""
+"""The rules of triage: which agents are launched within a budget."""
 
 import math
 from typing import Any
@@ -41,31 +41,31 @@ DEFAULTS = {"cognitive": 35_000, "research": 15_000, "oracle": 80_000, "review":
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_categories(category: str) -> None:
+def test_category_of_an_agent(category: str) -> None:
     for line in (line for name in CATEGORIES[category].split() for line in lines_of(an_agent(name))):
         assert (line.category, line.est_tokens, line.source) == (category, DEFAULTS[category], "default"), line.name
 
 
-def test_a_category_that_was_given_wins() -> None:
+def test_given_category_takes_precedence() -> None:
     found = lines_of(an_agent("fd-quality", category="oracle"), an_agent("x", category="reaction"))
     assert [(line.category, line.est_tokens) for line in found] == [("oracle", 80_000), ("reaction", 15_000)]
 
 
 @pytest.mark.parametrize(("basis", "tokens"), [("billing", 700), ("total", 9_000)])
-def test_what_was_measured_is_the_estimate(basis: CostBasis, tokens: int) -> None:
+def test_measured_mean_is_the_estimate(basis: CostBasis, tokens: int) -> None:
     known = {"fd-quality": Measured(est_tokens=9_000, est_billing=700, sample_size=5)}
     (line,) = triage.candidates([an_agent("interflux:fd-quality")], known, RULES, basis, slicing=False)
     assert (line.est_tokens, line.source, line.sample_size) == (tokens, "interstat", 5)
 
 
-def test_absurd_estimates_can_be_answered() -> None:
-    """The highest default and the highest multiplier that are allowed."""
+def test_huge_estimates_are_capped() -> None:
+    """With the highest default and the highest multiplier that are allowed."""
     rules = msgspec.structs.replace(RULES, slicing_multiplier=10.0, agent_defaults={"generated": 2**63 - 1})
     (line,) = triage.candidates([an_agent("x")], {}, rules, "billing", slicing=True)
     assert encode(line)
 
 
-def test_protected_are_stage_1_and_exempt_agents_of_either_stage() -> None:
+def test_stage_1_and_exempt_agents_are_protected() -> None:
     agents = [an_agent("a", stage=1), an_agent("fd-safety"), an_agent("interflux:fd-correctness"), an_agent("b")]
     assert [line.protected for line in lines_of(*agents)] == [True, True, True, False]
 
@@ -81,8 +81,8 @@ REVIEW = [
 ]
 
 
-def test_the_cut_of_a_plan() -> None:
-    """150 000: three protected take 120 000, the best one does not fit, two cheaper ones do, to the last token."""
+def test_cut_of_a_plan() -> None:
+    """Three protected agents take 120 000 of 150 000. The best of the others does not fit; two cheaper ones do."""
     found = triage.cut(lines_of(*REVIEW), 150_000, 2, "soft", None)
     assert found.verdict == "ok"
     assert {line.name for line in found.lines} - set(selected(found)) == {"fd-performance", "cost-analyst"}
@@ -91,8 +91,8 @@ def test_the_cut_of_a_plan() -> None:
     )
 
 
-def test_a_budget_of_nothing_constrains() -> None:
-    """The trap of the old way: an exhausted sprint ran unconstrained."""
+def test_budget_of_0_selects_only_protected_agents() -> None:
+    """An exhausted sprint must not count as one without a budget."""
     limit = triage.limit("plan", RULES, 0, "billing", "soft")
     assert (limit.budget, limit.type_budget, limit.constrained) == (0, 150_000, True)
     found = triage.cut(lines_of(*REVIEW), limit.budget, 2, limit.enforcement, None)
@@ -104,7 +104,7 @@ def test_a_budget_of_nothing_constrains() -> None:
     assert triage.summary([], 0, constrained=False) == "Budget: 0K / 0K (0%) | Deferred: 0 agents (0K est.)"
 
 
-def test_hard_blocks_what_does_not_fit() -> None:
+def test_hard_enforcement_blocks_protected_agents_that_do_not_fit() -> None:
     """No agent is selected, and overrides are not accepted."""
     for override in (None, "release day"):
         found = triage.cut(lines_of(*REVIEW), 119_999, 2, "hard", override)
@@ -116,8 +116,8 @@ def test_hard_blocks_what_does_not_fit() -> None:
     assert triage.cut(lines_of(*REVIEW), 120_000, 2, "hard", None).verdict == "ok"
 
 
-def test_an_override() -> None:
-    """Soft: everybody is selected, and why is kept. Hard: it changes nothing."""
+def test_override_selects_all_under_soft_enforcement() -> None:
+    """Its reason is kept. Under hard enforcement it changes nothing."""
     soft = triage.cut(lines_of(*REVIEW), 150_000, 2, "soft", "release day")
     assert (soft.verdict, soft.override, len(selected(soft))) == ("overridden", "release day", len(REVIEW))
     hard = triage.cut(lines_of(*REVIEW), 150_000, 2, "hard", "release day")
@@ -126,8 +126,8 @@ def test_an_override() -> None:
     assert hard.note
 
 
-def test_min_agents_are_selected_whatever_they_cost() -> None:
-    """The best ones, counting the protected; nobody more once they are there."""
+def test_min_agents_are_selected_at_any_cost() -> None:
+    """The best ones, including the protected; no further agent is selected."""
     lines = [a_line("c", 900, 1), a_line("b", 900, 3), a_line("a", 900, 3), a_line("d", 10, 2)]
     assert selected(triage.cut(lines, 100, 2, "soft", None)) == ["a", "b"]
     assert selected(triage.cut(lines, 100, 0, "soft", None)) == ["d"]
@@ -137,8 +137,8 @@ def test_min_agents_are_selected_whatever_they_cost() -> None:
     assert triage.cut(lines, 100, 2, "soft", None).verdict == "over_budget"
 
 
-def test_equal_scores_go_by_name() -> None:
-    """The plugin's prefix is no part of a name."""
+def test_equal_scores_are_ordered_by_name() -> None:
+    """Without the plugin's prefix."""
     lines = [a_line("fd-c", 10), a_line("interflux:fd-b", 10), a_line("fd-a", 10), a_line("fd-d", 10, 1.5)]
     assert selected(triage.cut(lines, 30, 0, "soft", None)) == ["fd-d", "fd-a", "interflux:fd-b"]
 
@@ -156,7 +156,7 @@ a_minimum = st.integers(0, 6)
 
 
 @given(some_lines, a_budget, a_minimum)
-def test_what_always_holds(lines: list[TriageLine], budget: int, minimum: int) -> None:
+def test_invariants_of_the_cut(lines: list[TriageLine], budget: int, minimum: int) -> None:
     found = triage.cut(lines, budget, minimum, "soft", None)
     chosen = [line for line in found.lines if line.action == "Selected"]
     protected = [line for line in lines if line.protected]
@@ -165,7 +165,7 @@ def test_what_always_holds(lines: list[TriageLine], budget: int, minimum: int) -
     assert len(chosen) >= min(minimum, len(lines))
     over = triage.tokens(chosen) > budget
     assert (found.verdict, bool(found.note)) == (("over_budget", True) if over else ("ok", False))
-    # What exceeds the budget is protected, or is there to make up the minimum.
+    # Agents over the budget are protected, or needed for the minimum.
     assert not over or len(chosen) <= max(minimum, len(protected))
     fitting = [line for line in lines if not line.protected and triage.tokens(protected) + line.est_tokens <= budget]
     if fitting and minimum <= len(protected):
@@ -173,7 +173,7 @@ def test_what_always_holds(lines: list[TriageLine], budget: int, minimum: int) -
 
 
 @given(some_lines, a_budget, a_minimum)
-def test_against_the_rule_read_aloud(lines: list[TriageLine], budget: int, minimum: int) -> None:
+def test_cut_equals_a_literal_implementation_of_the_rule(lines: list[TriageLine], budget: int, minimum: int) -> None:
     names = {line.name for line in lines if line.protected}
     spent = sum(line.est_tokens for line in lines if line.protected)
     for line in sorted((line for line in lines if not line.protected), key=lambda line: (-line.score, line.name)):
@@ -184,7 +184,7 @@ def test_against_the_rule_read_aloud(lines: list[TriageLine], budget: int, minim
 
 
 @given(some_lines, a_budget, a_minimum, st.sampled_from(["soft", "hard"]), st.none() | st.just("why"), st.randoms())
-def test_the_order_of_the_input_never_matters(
+def test_order_of_the_input_does_not_matter(
     lines: list[TriageLine], budget: int, minimum: int, enforcement: Enforcement, override: str | None, random: Any
 ) -> None:
     shuffled = random.sample(lines, len(lines))
@@ -193,7 +193,7 @@ def test_the_order_of_the_input_never_matters(
 
 
 @given(some_lines, a_budget, a_minimum, st.none() | st.just("why"))
-def test_hard_blocks_exactly_when_the_protected_do_not_fit(
+def test_hard_enforcement_blocks_if_and_only_if_the_protected_do_not_fit(
     lines: list[TriageLine], budget: int, minimum: int, override: str | None
 ) -> None:
     found = triage.cut(lines, budget, minimum, "hard", override)
@@ -226,21 +226,21 @@ def test_hard_blocks_exactly_when_the_protected_do_not_fit(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_input_errors_name_the_place(agents: list[TriageAgent], place: str) -> None:
+def test_input_error_names_the_place(agents: list[TriageAgent], place: str) -> None:
     with pytest.raises(BadInputError) as caught:
         lines_of(*agents)
     assert caught.value.message.startswith(place)
     assert caught.value.hint
 
 
-def test_what_is_just_allowed() -> None:
+def test_input_at_the_limits_is_allowed() -> None:
     assert lines_of() == []
     assert len(lines_of(*(an_agent(f"a{number}", -1e308) for number in range(1000)))) == 1000
     assert lines_of(an_agent("x" * 200))[0].category == "generated"
 
 
-def test_slicing() -> None:
-    """Half, except for those who always read everything; what is said of an agent wins over what is said of all."""
+def test_slicing_halves_estimates() -> None:
+    """Except for agents that always read everything. An agent's own setting takes precedence."""
     names = ("fd-performance", "fd-architecture", "fd-quality", "interflux:fd-quality", "oracle")
     everything = {"fd-architecture", "fd-quality", "interflux:fd-quality"}
     for said_of_all in (True, False):
@@ -263,7 +263,7 @@ def test_slicing() -> None:
         (300_000, 150_000, "Budget: 300K / 150K (200%)"),
     ],
 )
-def test_summary(tokens: int, budget: int, line: str) -> None:
+def test_summary_line(tokens: int, budget: int, line: str) -> None:
     lines = [a_line("a", tokens, action="Selected"), a_line("b", 1_500)]
     assert triage.summary(lines, budget, constrained=False) == f"{line} | Deferred: 1 agents (2K est.)"
     marked = triage.summary(lines, budget, constrained=True)
@@ -277,7 +277,7 @@ def test_summary(tokens: int, budget: int, line: str) -> None:
         ("diff-large", 200_000), ("repo", 300_000), ("other", 150_000),
     ],
 )  # fmt: skip
-def test_the_tighter_budget_counts(kind: str, budget: int) -> None:
+def test_tighter_budget_counts(kind: str, budget: int) -> None:
     for remaining, effective in ((None, budget), (budget + 1, budget), (budget, budget), (budget - 1, budget - 1)):
         found = triage.limit(kind, RULES, remaining, "billing", "soft")
         assert (found.budget, found.type_budget, found.constrained) == (effective, budget, effective < budget)
@@ -285,8 +285,8 @@ def test_the_tighter_budget_counts(kind: str, budget: int) -> None:
 
 @pytest.mark.parametrize("of_file", ["soft", "hard"])
 @pytest.mark.parametrize("of_run", ["soft", "hard"])
-def test_whose_basis_and_enforcement_count(of_file: Enforcement, of_run: Enforcement) -> None:
-    """The run's basis when its remainder counts; its enforcement then makes things stricter, never laxer."""
+def test_cost_basis_and_enforcement_of_run_and_file(of_file: Enforcement, of_run: Enforcement) -> None:
+    """If the run's budget counts, so does its cost basis; its enforcement can only make the file's stricter."""
     rules = msgspec.structs.replace(RULES, cost_basis="total", enforcement=of_file)
     own = triage.limit("plan", rules, None, "billing", of_run)
     assert (own.basis, own.enforcement) == ("total", of_file)
@@ -294,7 +294,7 @@ def test_whose_basis_and_enforcement_count(of_file: Enforcement, of_run: Enforce
     assert (runs.basis, runs.enforcement) == ("billing", "hard" if "hard" in (of_file, of_run) else "soft")
 
 
-def test_an_unknown_input_type() -> None:
+def test_unknown_input_type_is_refused() -> None:
     with pytest.raises(BadInputError, match="poem") as caught:
         triage.limit("poem", RULES, None, "billing", "soft")
     assert "diff-small" in caught.value.hint
