@@ -1,4 +1,4 @@
-"""Garbage, half frames, slow senders, too many connections, clients that never read: no other client notices."""
+"""Garbage, incomplete frames, slow senders, too many connections and clients that never read affect no other client."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from harness.interstat import Interstat
 
 @pytest.fixture
 def run(home: Home, interstat: Interstat, daemon: Daemon) -> Iterator[str]:
-    """A run whose answer must be right during and after the abuse."""
+    """Yield a run whose answers must be right during and after the test."""
     name = started(home, session="s1")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
     yield name
@@ -68,7 +68,7 @@ def test_invalid_message_gets_an_error_and_the_next_one_an_answer(
         assert isinstance(messages.decode_answer(wire.receive()), messages.PingAnswer)
 
 
-def test_unsupported_version_says_what_is_served(home: Home, run: str) -> None:
+def test_unsupported_version_gets_the_supported_ones(home: Home, run: str) -> None:
     with Wire(home.socket) as wire:
         wire.socket.sendall(encode_frame(msgspec.msgpack.encode({"v": 7, "op": "ping"})))
         answer = messages.decode_answer(wire.receive())
@@ -77,7 +77,7 @@ def test_unsupported_version_says_what_is_served(home: Home, run: str) -> None:
 
 
 @pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 2**32 - 1])
-def test_impossible_lengths_are_told_and_closed(home: Home, run: str, length: int) -> None:
+def test_invalid_length_gets_an_error_and_is_closed(home: Home, run: str, length: int) -> None:
     with Wire(home.socket) as wire:
         wire.socket.sendall(length.to_bytes(4, "big") + b"x")
         assert wire.error() == "too_large"
@@ -89,7 +89,7 @@ def test_random_garbage(home: Home, run: str) -> None:
     for _ in range(200):
         with Wire(home.socket) as wire:
             data = chance.randbytes(chance.randrange(1, 200))
-            # Mostly short lengths, so that garbage gets past the framing to the decoder.
+            # Mostly short lengths, so that garbage reaches the decoder.
             wire.socket.sendall((b"\0\0\0" if chance.random() < 0.7 else b"") + data)
             wire.socket.shutdown(socket.SHUT_WR)
             assert ended(wire.socket)
@@ -104,8 +104,8 @@ def test_requests_in_one_piece_and_in_many_are_answered_in_order(home: Home, run
     assert kinds == [messages.RemainingAnswer, messages.ErrorAnswer] * 50
 
 
-def test_half_frames_time_out_while_others_are_answered(home: Home, run: str) -> None:
-    """Each slow sender gets an error after ten seconds; meanwhile all other clients are served."""
+def test_incomplete_frames_time_out_while_others_are_answered(home: Home, run: str) -> None:
+    """Each slow sender gets an error after ten seconds."""
     with ExitStack() as stack:
         slow = [stack.enter_context(Wire(home.socket)) for _ in range(20)]
         for wire in slow:
@@ -114,7 +114,7 @@ def test_half_frames_time_out_while_others_are_answered(home: Home, run: str) ->
         while time.monotonic() - before < 9:
             assert home.spend(run).spent == 1
             for wire in slow:
-                wire.socket.sendall(b"x")  # a byte now and then does not help
+                wire.socket.sendall(b"x")  # more bytes do not extend the time limit
         for wire in slow:
             assert wire.error() == "timeout"
             assert ended(wire.socket)
@@ -122,7 +122,7 @@ def test_half_frames_time_out_while_others_are_answered(home: Home, run: str) ->
 
 @pytest.fixture
 def descriptors() -> Iterator[int]:
-    """Let this process open as many files as its hard limit allows; give that number."""
+    """Let this process open as many files as its hard limit allows; yield that number."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = before[1] if before[1] != resource.RLIM_INFINITY else 1 << 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, before[1]))
@@ -131,7 +131,7 @@ def descriptors() -> Iterator[int]:
 
 
 def require_limit(home: Home, run: str, limit: int) -> None:
-    """So many connections are served, the others hear `busy`; when some close, there is room again."""
+    """Require that so many connections are served and further ones get `busy`, until some are closed."""
     with ExitStack() as stack:
         served, refused = [], 0
         for _ in range(limit + 76):
@@ -156,21 +156,21 @@ def require_limit(home: Home, run: str, limit: int) -> None:
 
 
 def test_more_connections_than_are_served(home: Home, run: str, daemon: Daemon, descriptors: int) -> None:
-    """1 024 are, if that many files may be open beside the daemon's own."""
+    """1 024 connections are served, if the limit of open files allows it."""
     require_limit(home, run, min(1024, descriptors - 256))
     assert daemon.status("VmRSS") < 100_000
 
 
 def test_few_open_files_mean_fewer_connections(home: Home, interstat: Interstat) -> None:
-    """The daemon keeps descriptors for what it reads: nobody waits in vain, and numbers stay fresh."""
+    """The daemon reserves descriptors for its own files, so that numbers stay fresh."""
     home.start(prefix=("prlimit", "--nofile=200"))
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
     require_limit(home, run, 100)
 
 
-def test_reader_that_never_reads(home: Home, run: str, daemon: Daemon) -> None:
-    """Its requests stop being taken; its connection is closed; the daemon does not grow."""
+def test_client_that_never_reads(home: Home, run: str, daemon: Daemon) -> None:
+    """Its connection is closed, and the daemon's memory does not grow."""
     frame = encode_frame(messages.encode(messages.RunShow(run=run)))
     before = daemon.status("VmRSS")
     with ExitStack() as stack:
@@ -187,8 +187,8 @@ def test_reader_that_never_reads(home: Home, run: str, daemon: Daemon) -> None:
         assert daemon.status("VmRSS") - before < 20_000
 
 
-def test_many_large_half_frames_stay_bounded(home: Home, run: str, daemon: Daemon) -> None:
-    """300 clients begin a frame of one MiB; what is kept of them has a limit, and small requests go on."""
+def test_memory_for_incomplete_frames_is_bounded(home: Home, run: str, daemon: Daemon) -> None:
+    """300 clients begin a frame of one MiB; small requests are still answered."""
     piece = (MAX_FRAME).to_bytes(4, "big") + os.urandom(900_000)
     before = daemon.status("VmRSS")
 
@@ -214,7 +214,7 @@ def test_many_large_half_frames_stay_bounded(home: Home, run: str, daemon: Daemo
 
 
 def test_out_of_descriptors(home: Home, interstat: Interstat) -> None:
-    """When the system gives no more descriptors, those connected are served, and later others again."""
+    """The connected clients are served, and new ones as soon as descriptors are free."""
     daemon = home.start(prefix=("prlimit", "--nofile=60:60"))
     name = started(home, session="s1")
     with ExitStack() as stack:

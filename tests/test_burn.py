@@ -129,10 +129,7 @@ def statusline(home: Home, run: str) -> str:
 
 
 def test_only_usage_of_the_sessions_present_run_counts(home: Home, interstat: Interstat) -> None:
-    """Its first attachment reaches back; of a later one nothing counts that was used before it.
-
-    The same after a restart, when all that has been used is looked at again.
-    """
+    """The first attachment includes earlier usage; a later one does not. The same holds after a restart."""
     daemon = home.start()
     started(home, id="a", token_budget=1_000_000)
     uses(home, 300_000, 0)

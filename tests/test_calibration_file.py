@@ -1,4 +1,4 @@
-"""calibration.json: what it says holds; what is wrong is said in one line."""
+"""calibration.json: its values are used, and each error is one line that names the key."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_calibration_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("v",), 2, "v is 2; allowed: 1"),
         (("v",), True, "v is true; allowed: 1"),
@@ -56,14 +56,14 @@ def test_calibration_is_read(tmp_path: Path) -> None:
         (("provenance", "at"), 5, "provenance.at is 5; allowed: text"),
     ],
 )  # fmt: skip
-def test_broken_calibration(tmp_path: Path, path: tuple[str, ...], value: object, said: str) -> None:
+def test_error_message(tmp_path: Path, path: tuple[str, ...], value: object, message: str) -> None:
     file = tmp_path / "calibration.json"
     file.write_bytes(calibration_with(*path, value=value))
-    assert wrong(lambda: load_calibration(str(file)), file) == said
+    assert wrong(lambda: load_calibration(str(file)), file) == message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "line 1, column 1: Input data was truncated"),
         (b'{\n "v": 1,\n}', "line 3, column 1: JSON is malformed: trailing comma in object"),
@@ -72,10 +72,10 @@ def test_broken_calibration(tmp_path: Path, path: tuple[str, ...], value: object
         (b'\n"\xff"', "line 2 has the byte 0xff; allowed: UTF-8"),
     ],
 )
-def test_calibration_that_is_no_json(tmp_path: Path, content: bytes, said: str) -> None:
+def test_invalid_json(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "calibration.json"
     file.write_bytes(content)
-    assert wrong(lambda: load_calibration(str(file)), file) == said
+    assert wrong(lambda: load_calibration(str(file)), file) == message
 
 
 JSON_PIECES = [

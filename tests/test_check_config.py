@@ -24,7 +24,7 @@ def check_config(home: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> s
     )
 
 
-def test_check_config_without_any_file(tmp_path: Path) -> None:
+def test_check_without_files(tmp_path: Path) -> None:
     result = check_config(tmp_path, "--check-config")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
@@ -34,7 +34,7 @@ def test_check_config_without_any_file(tmp_path: Path) -> None:
     ]
 
 
-def test_check_config_with_every_file(tmp_path: Path) -> None:
+def test_check_with_every_file(tmp_path: Path) -> None:
     config, review = tmp_path / "own.toml", tmp_path / "own.yaml"
     config.write_text('[flux_drive]\nbudget_file = "~/own.yaml"\n')
     review.write_text("min_agents: 3\n")
@@ -52,7 +52,7 @@ def test_check_config_with_every_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--check-config",), ()], ids=["checked", "started"])
-def test_broken_config_is_exit_code_78(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_error_in_the_file_is_exit_code_78(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     config = tmp_path / "c.toml"
     config.write_text("[runs]\nwarn_pct = 120\n")
     result = check_config(tmp_path, *arguments, "--config", str(config))
@@ -63,7 +63,7 @@ def test_broken_config_is_exit_code_78(tmp_path: Path, arguments: tuple[str, ...
     ]
 
 
-def test_chosen_config_that_is_absent_is_exit_code_78(tmp_path: Path) -> None:
+def test_absent_file_is_exit_code_78_if_it_was_named(tmp_path: Path) -> None:
     result = check_config(tmp_path, "--check-config", "--config", f"{tmp_path}/none.toml")
     assert result.returncode == 78
     assert f"{tmp_path}/none.toml: the file does not exist" in result.stderr
@@ -80,8 +80,8 @@ def test_unreadable_file(tmp_path: Path) -> None:
     ]
 
 
-def test_printed_config_is_the_shipped_file_and_checks_out(tmp_path: Path) -> None:
-    """An installed wheel prints its own copy."""
+def test_printed_file_is_the_shipped_one_and_valid(tmp_path: Path) -> None:
+    """An installed wheel has its own copy."""
     printed = check_config(tmp_path, "--print-config")
     assert (printed.returncode, printed.stdout, printed.stderr) == (0, TEMPLATE.read_text(), "")
     config = tmp_path / ".config" / "fluxbudget" / "config.toml"
@@ -90,7 +90,7 @@ def test_printed_config_is_the_shipped_file_and_checks_out(tmp_path: Path) -> No
     assert check_config(tmp_path, "--check-config").stdout.startswith(f"ok: {config}\n")
 
 
-def test_printing_and_checking_at_once_is_a_usage_error(tmp_path: Path) -> None:
+def test_printing_and_checking_together_is_a_usage_error(tmp_path: Path) -> None:
     assert check_config(tmp_path, "--print-config", "--check-config").returncode == 64
 
 

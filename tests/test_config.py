@@ -1,4 +1,4 @@
-"""config.toml: what it says holds; what is wrong is said in one line and changes nothing."""
+"""config.toml: its values are used, and each error is one line that names the key."""
 
 import os
 import tomllib
@@ -39,28 +39,28 @@ def keys(table: object, above: str = "") -> Iterator[str]:
         yield above
 
 
-def test_template_is_the_defaults() -> None:
-    """The shipped file has every key, and each at its default."""
+def test_shipped_file_has_the_defaults() -> None:
+    """It has every key, at its default."""
     assert load_config(str(TEMPLATE), required=True) == Config()
     assert set(keys(tomllib.loads(TEMPLATE.read_text()))) == set(keys(msgspec.to_builtins(Config())))
 
 
-def test_document_has_every_key() -> None:
+def test_documentation_has_every_key() -> None:
     text = (ROOT / "docs" / "config.md").read_text()
-    # One row stands for all stages, one for all phases, one for all complexities.
+    # One row describes all stages, one all phases, one all complexities.
     for key in keys(msgspec.to_builtins(Config())):
         table, _, name = key.rpartition(".")
         shown = {"phases.estimates": "PHASE", "runs.budgets": "1"}.get(table, name)
         assert f"`{shown}`" in text, key
 
 
-def test_absent_file_is_the_defaults(tmp_path: Path) -> None:
+def test_absent_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load_config(str(tmp_path / "none.toml"), required=False) == Config()
     (tmp_path / "file").touch()
     assert load_config(str(tmp_path / "file" / "config.toml"), required=False) == Config()
 
 
-def test_file_that_was_asked_for_has_to_exist(tmp_path: Path) -> None:
+def test_required_file_must_exist(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
     assert wrong(lambda: load_config(str(path), required=True), path) == "the file does not exist"
 
@@ -72,7 +72,7 @@ def test_defaults() -> None:
     assert (config.phases.of("executing"), config.phases.of("another")) == (150_000, 30_000)
 
 
-def test_what_a_file_names_changes_and_nothing_else(tmp_path: Path) -> None:
+def test_file_changes_only_the_keys_that_it_has(tmp_path: Path) -> None:
     config = config_of(
         tmp_path,
         """
@@ -103,7 +103,7 @@ def test_what_a_file_names_changes_and_nothing_else(tmp_path: Path) -> None:
     assert config.warnings.thresholds == ()
 
 
-def test_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert config_of(tmp_path, "\ufeff[runs]\nwarn_pct = 7\n").runs.warn_pct == 7
 
 
@@ -113,7 +113,7 @@ NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[runs]\nwarn_pct = 120", "runs.warn_pct is 120; allowed: 1 to 99"),
         ("[runs]\nwarn_pct = 0", "runs.warn_pct is 0; allowed: 1 to 99"),
@@ -184,13 +184,13 @@ NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_what_is_wrong_is_said(tmp_path: Path, content: str | bytes, said: str) -> None:
-    assert wrong_config(tmp_path, content) == said
+def test_error_message(tmp_path: Path, content: str | bytes, message: str) -> None:
+    assert wrong_config(tmp_path, content) == message
 
 
 def test_long_values_are_cut(tmp_path: Path) -> None:
-    said = wrong_config(tmp_path, f"[runs]\nenforcement = '{'x' * 100_000}'")
-    assert said == f'runs.enforcement is "{"x" * 57}…"; allowed: "hard", "soft"'
+    message = wrong_config(tmp_path, f"[runs]\nenforcement = '{'x' * 100_000}'")
+    assert message == f'runs.enforcement is "{"x" * 57}…"; allowed: "hard", "soft"'
     assert len(wrong_config(tmp_path, f"{'k' * 100_000} = 1")) < 200
 
 
@@ -206,16 +206,16 @@ def test_nearest_key_is_suggested(tmp_path: Path) -> None:
     assert caught.value.hint == "remove it, or update fluxbudget"
 
 
-@pytest.mark.parametrize(("make", "said"), IN_THE_WAY)
-def test_something_else_in_the_files_place(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+@pytest.mark.parametrize(("make", "message"), IN_THE_WAY)
+def test_path_that_is_not_a_regular_file(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
     config, calibration = tmp_path / "config.toml", tmp_path / "calibration.json"
     make(config)
     make(calibration)
-    assert wrong(lambda: load_config(str(config), required=False), config) == said
-    assert wrong(lambda: load_calibration(str(calibration)), calibration) == said
+    assert wrong(lambda: load_config(str(config), required=False), config) == message
+    assert wrong(lambda: load_calibration(str(calibration)), calibration) == message
 
 
-def test_paths_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_paths(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 300)
     assert wrong(lambda: load_config(str(path), required=False), path) == "it cannot be read: File name too long"
     with pytest.raises(ConfigError, match="this is not a path"):

@@ -1,4 +1,4 @@
-"""How a running daemon applies config.toml: live, by SIGHUP, and keeping the last good one."""
+"""A running daemon applies changes of config.toml, on SIGHUP or by itself, and keeps the last valid one."""
 
 import json
 import signal
@@ -21,8 +21,8 @@ def budget_of_a_new_run(home: Home) -> int | None:
     return answer.run.token_budget
 
 
-def test_runs_are_started_as_configured(home: Home, daemon: Daemon) -> None:
-    """A change holds from the next question on; what a request says counts more; old runs stay as they are."""
+def test_new_runs_use_the_configuration(home: Home, daemon: Daemon) -> None:
+    """From the next request on. Options of a request take precedence, and existing runs stay as they are."""
     configure(
         home,
         '[runs]\ncomplexity = 1\nwarn_pct = 60\nenforcement = "hard"\ncost_basis = "total"\nphases = ["a", "b"]\n'
@@ -41,7 +41,7 @@ def test_runs_are_started_as_configured(home: Home, daemon: Daemon) -> None:
 
 
 def test_broken_on_reload(home: Home, daemon: Daemon) -> None:
-    """The last good configuration holds, doctor names file and key, and mending it is enough."""
+    """The last valid configuration stays, `doctor` names file and key, and correcting the file is enough."""
     configure(home, "[runs.budgets]\n3 = 1234\n")
     assert budget_of_a_new_run(home) == 1234
     configure(home, "[runs.budgets]\n3 = 5\n[runs]\nwarn_pct = 120\n")
@@ -57,7 +57,7 @@ def test_broken_on_reload(home: Home, daemon: Daemon) -> None:
 
 
 def test_broken_at_the_start(home: Home, interstat: Interstat) -> None:
-    """Exit 78, one line that names file and key, and no files."""
+    """Exit 78, a line with file and key, and no state files."""
     configure(home, "[runs]\nwarnpct = 50\n")
     daemon = home.start(wait=False)
     assert daemon.process.wait(timeout=60) == 78
@@ -81,7 +81,7 @@ def test_phases_stages_and_thresholds_as_configured(home: Home, interstat: Inter
     interstat.insert("s1", input_tokens=850, output_tokens=0)
     home.spend(run)
 
-    def told() -> list[tuple[str, int]]:
+    def thresholds() -> list[tuple[str, int]]:
         connection = sqlite3.connect(home.state / "ledger.db")
         try:
             rows = connection.execute(
@@ -92,4 +92,4 @@ def test_phases_stages_and_thresholds_as_configured(home: Home, interstat: Inter
         return [(kind, json.loads(data)["threshold"]) for kind, data in rows]
 
     expected = [("budget.threshold", 10), ("budget.threshold", 20), ("budget.warning", 80)]
-    wait_for(lambda: told() == expected, "10 and 20 % as configured, and the run's own warning")
+    wait_for(lambda: thresholds() == expected, "10 and 20 % as configured, and the run's own warning")

@@ -1,4 +1,4 @@
-"""The blocking-call detector of the harness detects."""
+"""The harness's detector of blocking calls works."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ asyncio.run(block())
 @pytest.mark.parametrize(
     "call", ["time.sleep(0.001)", "sqlite3.connect(':memory:').execute('SELECT 1')", "__import__('os').listdir('/')"]
 )
-def test_detector_sees_what_blocks(call: str) -> None:
+def test_detector_finds_blocking_call(call: str) -> None:
     code = SNIPPET.format(tests=str(Path(__file__).parent), call=call)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "BlockingError" in result.stderr, result

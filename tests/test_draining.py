@@ -1,4 +1,4 @@
-"""The end of a server: no request that was sent is lost, and no connection holds it up."""
+"""A server that stops loses no request that was sent, and waits for no idle connection."""
 
 import socket
 import threading
@@ -16,13 +16,13 @@ from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
 from harness.daemon import Wire
 
-#: A new connection's first request is waited for longer than the test may take.
+#: The server waits for a new connection's first request longer than the test may take.
 PATIENT = Limits(first_request_seconds=60)
 PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
 
 
 class Served:
-    """A server over a real socket, which can be told to end."""
+    """A server at a real socket, which the test can stop."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
@@ -80,7 +80,7 @@ def test_new_connection_may_still_send_its_first_request(tmp_path: Path) -> None
     anyio.run(body)
 
 
-def test_connection_without_a_request_does_not_delay_the_end(tmp_path: Path) -> None:
+def test_connection_without_a_request_does_not_delay_the_stop(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path / "s") as it:
             with await it.connected() as wire, anyio.fail_after(30):
@@ -90,7 +90,7 @@ def test_connection_without_a_request_does_not_delay_the_end(tmp_path: Path) -> 
     anyio.run(body)
 
 
-def test_answered_connection_without_a_request_ends_at_once(tmp_path: Path) -> None:
+def test_idle_connection_is_closed_at_once(tmp_path: Path) -> None:
     async def body() -> None:
         async with served(tmp_path / "s", PATIENT) as it:
             with await it.connected() as wire, anyio.fail_after(30):
@@ -101,8 +101,8 @@ def test_answered_connection_without_a_request_ends_at_once(tmp_path: Path) -> N
     anyio.run(body)
 
 
-def test_request_sent_before_the_end_is_answered(tmp_path: Path) -> None:
-    """Even if the server has not read it yet, on a connection that was answered before."""
+def test_request_sent_before_the_stop_is_answered(tmp_path: Path) -> None:
+    """On a connection that was answered before, even if the server has not read it yet."""
 
     async def body() -> None:
         async with served(tmp_path / "s") as it:
@@ -114,7 +114,7 @@ def test_request_sent_before_the_end_is_answered(tmp_path: Path) -> None:
                     await anyio.lowlevel.checkpoint()
                 (raw,) = it.server.idle
                 asking.start()
-                # Without giving the loop a chance to see it.
+                # The server's loop does not run in between.
                 while True:
                     try:
                         raw.recv(1, socket.MSG_PEEK)

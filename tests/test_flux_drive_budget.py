@@ -1,4 +1,4 @@
-"""flux-drive's budget files: laid over each other key by key, foreign keys passed over, hostile ones survived."""
+"""flux-drive's budget files: merged key by key, with unknown keys ignored and malicious content harmless."""
 
 import os
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def project_file(project: Path) -> Path:
 
 @pytest.fixture
 def load(tmp_path: Path, yaml_loader: str) -> Callable[[str | bytes], ReviewBudget]:
-    """Write a file and load it as the plugin's."""
+    """Return a function that writes a file and loads it as the plugin's."""
 
     def made(content: str | bytes) -> ReviewBudget:
         path = tmp_path / "budget.yaml"
@@ -46,7 +46,7 @@ def unfiled(review: ReviewBudget) -> ReviewBudget:
     return msgspec.structs.replace(review, files=())
 
 
-def test_built_in() -> None:
+def test_defaults() -> None:
     review = load_review_budget(None, None)
     assert review == ReviewBudget()
     assert (review.budgets["plan"], review.budgets["repo"], review.agent_defaults["oracle"]) == (
@@ -59,8 +59,8 @@ def test_built_in() -> None:
     assert review.reaction_budget == ReactionBudget(fraction=0.25, min_agents=2)
 
 
-def test_layers(tmp_path: Path) -> None:
-    """Built in, the plugin's, the calibrated multiplier, the project's: each overrides the one before, key by key."""
+def test_files_are_merged_key_by_key(tmp_path: Path) -> None:
+    """Defaults, the plugin's file, the calibrated multiplier, the project's file: the later ones take precedence."""
     plugin = tmp_path / "budget.yaml"
     project = tmp_path / "project"
     plugin.write_text(
@@ -92,14 +92,14 @@ def test_layers(tmp_path: Path) -> None:
     [
         "", "# nothing\n", "~", "---\n", "budgets:\n", "budgets: ~\nexempt_agents: null\nmin_agents:\n",
         "budgets: {plan: ~}", "reaction_budget: {fraction: , min_agents: ~, other: x}", "{}",
-        # What is not ours is passed over, whatever it holds.
+        # Unknown keys are ignored, whatever their values are.
         "dispatch: {a: 2026-13-45}\ndropout: !custom [1]\nother: [[[{}]]]\nfiles: 5", "dispatch: !!int x",
         "1: 2\ntrue: 3\n? [a, b]\n: 4\n? {a: b}\n: 5\n2026-01-01: 6",
         "budgets: {x: text, y: -1, z: [1], t: true, f: 1.5, 1: 5, true: 6, ~: 7}", "agent_defaults: {x: 1e5}",
         "budgets: &b {other: 150000, again: *b}",
     ],
 )  # fmt: skip
-def test_nothing_of_ours(load: Load, content: str) -> None:
+def test_file_without_known_keys(load: Load, content: str) -> None:
     assert unfiled(load(content)) == ReviewBudget()
 
 
@@ -118,7 +118,7 @@ def test_nothing_of_ours(load: Load, content: str) -> None:
         ("<<: {budgets: {plan: 3}}", "plan", 3),
     ],
 )
-def test_budgets(load: Load, content: str, name: str, expected: int) -> None:
+def test_budget_of_an_input_type(load: Load, content: str, name: str, expected: int) -> None:
     assert load(content).budgets[name] == expected
 
 
@@ -126,7 +126,7 @@ TOKENS = f"a whole number, 1 to {MAX}"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("budgets: {plan: 0}", f"budgets.plan is 0; allowed: 1 to {MAX}"),
         (f"budgets: {{plan: {2**63}}}", f"budgets.plan is {2**63}; allowed: 1 to {MAX}"),
@@ -182,37 +182,37 @@ TOKENS = f"a whole number, 1 to {MAX}"
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_what_is_wrong_is_said(tmp_path: Path, load: Load, yaml_loader: str, content: str | bytes, said: str) -> None:
+def test_error_message(tmp_path: Path, load: Load, yaml_loader: str, content: str | bytes, message: str) -> None:
     found = wrong(lambda: load(content), tmp_path / "budget.yaml")
-    if yaml_loader == "Python" and "column" in said:  # its words and columns for bad syntax are others
-        assert found.startswith(said.partition(",")[0])
+    if yaml_loader == "Python" and "column" in message:  # it words syntax errors differently
+        assert found.startswith(message.partition(",")[0])
     else:
-        assert found.startswith(said) if said.startswith("line ") else found == said
+        assert found.startswith(message) if message.startswith("line ") else found == message
 
 
-def test_nothing_is_executed(tmp_path: Path, load: Load) -> None:
+def test_tags_execute_nothing(tmp_path: Path, load: Load) -> None:
     victim = tmp_path / "made"
     with pytest.raises(ConfigError):
         load(f"budgets: !!python/object/apply:os.mkdir [{victim}]")
     assert not victim.exists()
 
 
-def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, load: Load) -> None:
-    """One loader refuses it as syntax; the other loader makes it text that could never be sent."""
+def test_lone_surrogate_is_refused(tmp_path: Path, load: Load) -> None:
+    """One loader reports bad syntax; the other returns text that could not be sent."""
     wrong(lambda: load('exempt_agents: ["\\ud800"]'), tmp_path / "budget.yaml")
 
 
-@pytest.mark.parametrize(("make", "said"), IN_THE_WAY)
-def test_something_else_in_the_files_place(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+@pytest.mark.parametrize(("make", "message"), IN_THE_WAY)
+def test_path_that_is_not_a_regular_file(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
     plugin = tmp_path / "budget.yaml"
     make(plugin)
-    assert wrong(lambda: load_review_budget(str(plugin), None), plugin) == said
+    assert wrong(lambda: load_review_budget(str(plugin), None), plugin) == message
     theirs = project_file(tmp_path / "project")
     make(theirs)
-    assert wrong(lambda: load_review_budget(None, str(tmp_path / "project")), theirs) == said
+    assert wrong(lambda: load_review_budget(None, str(tmp_path / "project")), theirs) == message
 
 
-def test_absent(tmp_path: Path) -> None:
+def test_absent_files_give_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".claude").touch()
@@ -220,8 +220,8 @@ def test_absent(tmp_path: Path) -> None:
         assert load_review_budget(str(tmp_path / "none.yaml"), str(tmp_path / project)) == ReviewBudget()
 
 
-def test_project_whose_name_is_no_utf_8(tmp_path: Path) -> None:
-    """Runs have it folded into text; the file is the one that the bytes name."""
+def test_project_whose_path_is_not_utf_8(tmp_path: Path) -> None:
+    """Runs have the path as text, but the file is found by its bytes."""
     project = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
     project_file(project).write_text("min_agents: 7\n")
     review = load_review_budget(None, shown_path(str(project)))
@@ -247,7 +247,7 @@ def test_any_bytes_are_a_review_budget_or_an_error(scratch: Path, content: bytes
         assert holds(lambda: load_review_budget(str(scratch), None), ReviewBudget)
 
 
-# --- where the installed plugin has it
+# --- where the installed plugin's file is
 
 
 def installed(root: Path) -> str:
@@ -257,57 +257,57 @@ def installed(root: Path) -> str:
     return str(path)
 
 
-def noted(claude: Path, content: object) -> None:
-    path = claude / "plugins" / "installed_plugins.json"
+def recorded(claude_dir: Path, content: object) -> None:
+    path = claude_dir / "plugins" / "installed_plugins.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else msgspec.json.encode(content))
 
 
-def cache(claude: Path, version: str, marketplace: str = "market") -> Path:
-    return claude / "plugins" / "cache" / marketplace / "interflux" / version
+def cache(claude_dir: Path, version: str, marketplace: str = "market") -> Path:
+    return claude_dir / "plugins" / "cache" / marketplace / "interflux" / version
 
 
 @pytest.fixture
-def claude(tmp_path: Path) -> Path:
-    """Claude's directory, whose name means something to a glob."""
+def claude_dir(tmp_path: Path) -> Path:
+    """Return Claude's directory, whose name would be a pattern for a glob."""
     return tmp_path / "cl[a]ude*"
 
 
-def test_nothing_is_installed(claude: Path) -> None:
-    assert installed_budget_file(str(claude)) is None
+def test_plugin_that_is_not_installed(claude_dir: Path) -> None:
+    assert installed_budget_file(str(claude_dir)) is None
 
 
 @pytest.mark.parametrize("as_list", [True, False], ids=["version 2", "version 1"])
-def test_noted_plugin_counts_first(tmp_path: Path, claude: Path, as_list: bool) -> None:
-    installed(cache(claude, "9.9.9"))
+def test_recorded_plugin_takes_precedence(tmp_path: Path, claude_dir: Path, as_list: bool) -> None:
+    installed(cache(claude_dir, "9.9.9"))
     expected = installed(tmp_path / "elsewhere")
     entry = {"installPath": str(tmp_path / "elsewhere"), "version": "0.1.0"}
     other = {"installPath": str(tmp_path), "version": "8"}
     plugins = {"interflux@market": [other, entry] if as_list else entry, "interfluxious@market": other}
-    noted(claude, {"version": 2, "plugins": plugins})
-    assert installed_budget_file(str(claude)) == expected
+    recorded(claude_dir, {"version": 2, "plugins": plugins})
+    assert installed_budget_file(str(claude_dir)) == expected
 
 
-def test_stale_note_is_passed_over(tmp_path: Path, claude: Path) -> None:
-    expected = installed(cache(claude, "0.2.1"))
-    noted(claude, {"plugins": {"interflux@market": [{"installPath": str(tmp_path / "gone"), "version": "9"}]}})
-    assert installed_budget_file(str(claude)) == expected
+def test_stale_record_is_ignored(tmp_path: Path, claude_dir: Path) -> None:
+    expected = installed(cache(claude_dir, "0.2.1"))
+    recorded(claude_dir, {"plugins": {"interflux@market": [{"installPath": str(tmp_path / "gone"), "version": "9"}]}})
+    assert installed_budget_file(str(claude_dir)) == expected
 
 
-def test_newest_cached_version(claude: Path) -> None:
-    """Numbers are compared as numbers; what is no number is below every number."""
+def test_newest_cached_version_is_used(claude_dir: Path) -> None:
+    """Numbers are compared as numbers, and text is less than any number."""
     ascending = ["unknown", "0.2", "0.2.9", "0.2.10-rc1", "0.2.10", "0.10.0", "1"]
     for version in ascending:
-        expected = installed(cache(claude, version))
-        assert installed_budget_file(str(claude)) == expected, version
+        expected = installed(cache(claude_dir, version))
+        assert installed_budget_file(str(claude_dir)) == expected, version
 
 
-def test_equal_versions_by_time(claude: Path) -> None:
-    one, other = installed(cache(claude, "1.0", "b")), installed(cache(claude, "1.0", "a"))
+def test_newest_file_of_equal_versions_is_used(claude_dir: Path) -> None:
+    one, other = installed(cache(claude_dir, "1.0", "b")), installed(cache(claude_dir, "1.0", "a"))
     os.utime(one, (1, 1))
-    assert installed_budget_file(str(claude)) == other
+    assert installed_budget_file(str(claude_dir)) == other
     os.utime(other, (0, 0))
-    assert installed_budget_file(str(claude)) == one
+    assert installed_budget_file(str(claude_dir)) == one
 
 
 @pytest.mark.parametrize(
@@ -321,25 +321,27 @@ def test_equal_versions_by_time(claude: Path) -> None:
     ],
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
-def test_foreign_garbage_is_as_if_absent(claude: Path, content: object) -> None:
-    expected = installed(cache(claude, "1.0"))
-    noted(claude, content)
-    assert installed_budget_file(str(claude)) == expected
+def test_invalid_record_is_ignored(claude_dir: Path, content: object) -> None:
+    expected = installed(cache(claude_dir, "1.0"))
+    recorded(claude_dir, content)
+    assert installed_budget_file(str(claude_dir)) == expected
 
 
-@pytest.mark.parametrize(("make", "said"), IN_THE_WAY)
-def test_something_else_in_the_notes_place(claude: Path, make: Callable[[Path], None], said: str) -> None:
-    expected = installed(cache(claude, "1.0"))
-    make(claude / "plugins" / "installed_plugins.json")
-    assert installed_budget_file(str(claude)) == expected, said
+@pytest.mark.parametrize(("make", "message"), IN_THE_WAY)
+def test_record_that_is_not_a_regular_file_is_ignored(
+    claude_dir: Path, make: Callable[[Path], None], message: str
+) -> None:
+    expected = installed(cache(claude_dir, "1.0"))
+    make(claude_dir / "plugins" / "installed_plugins.json")
+    assert installed_budget_file(str(claude_dir)) == expected, message
 
 
-def test_settings_put_the_layers_together(tmp_path: Path) -> None:
-    """Each time anew: the plugin's file, or the chosen one; the calibrated multiplier; the project's file."""
-    claude, config = tmp_path / "claude", tmp_path / "config.toml"
-    plugin = Path(installed(cache(claude, "1.0")))
+def test_settings_merge_the_files(tmp_path: Path) -> None:
+    """At each request: the plugin's file, or the configured one, the calibrated multiplier, and the project's file."""
+    claude_dir, config = tmp_path / "claude", tmp_path / "config.toml"
+    plugin = Path(installed(cache(claude_dir, "1.0")))
     plugin.write_text("min_agents: 4\n")
-    settings = Settings(str(config), required=False, claude_dir=str(claude))
+    settings = Settings(str(config), required=False, claude_dir=str(claude_dir))
     settings.load_first()
 
     def review() -> ReviewBudget:

@@ -1,4 +1,4 @@
-"""Frames, fed whole, byte by byte, with trailing bytes, and with lengths that cannot be."""
+"""Frames, fed whole, byte by byte, with trailing bytes, and with invalid lengths."""
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ def take_all(decoder: FrameDecoder) -> list[bytes]:
 
 
 @given(bodies, st.binary(max_size=3))
-def test_whole_and_trailing(messages: list[bytes], rest: bytes) -> None:
+def test_whole_frames_with_trailing_bytes(messages: list[bytes], rest: bytes) -> None:
     decoder = FrameDecoder()
     decoder.feed(b"".join(map(encode_frame, messages)) + rest)
     assert take_all(decoder) == messages
@@ -35,7 +35,7 @@ def test_byte_by_byte(messages: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 2**32 - 1])
-def test_impossible_length_is_refused_before_its_body(length: int) -> None:
+def test_invalid_length_is_refused_before_its_body(length: int) -> None:
     decoder = FrameDecoder()
     decoder.feed(length.to_bytes(4, "big"))
     with pytest.raises(FrameError):
@@ -49,6 +49,6 @@ def test_largest_frame() -> None:
 
 
 @pytest.mark.parametrize("size", [0, MAX_FRAME + 1])
-def test_what_cannot_be_a_frame_is_not_encoded(size: int) -> None:
+def test_body_of_an_invalid_length_is_not_encoded(size: int) -> None:
     with pytest.raises(FrameError):
         encode_frame(b"x" * size)

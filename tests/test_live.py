@@ -17,7 +17,7 @@ def test_tokens_count_while_the_session_runs(home: Home, interstat: Interstat, d
     assert home.spent(run) == 0
     writer.response("m1", tokens=(100, 10, 5000, 70))
     assert home.ok("remaining", "--run", run) == "9890"
-    writer.half("m2", tokens=(1000, 0, 0, 0))
+    writer.incomplete("m2", tokens=(1000, 0, 0, 0))
     assert home.spent(run) == 110
     writer.rest()
     assert home.spent(run) == 1110

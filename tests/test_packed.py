@@ -1,4 +1,4 @@
-"""The hot client's codec says the same as msgspec."""
+"""The hot client's codec agrees with msgspec."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ edges += [-1, -32, -33, -128, -129, -32768, -32769, -(2**31), -(2**31) - 1, -(2*
 
 
 @given(values)
-def test_packed_as_msgspec_packs(value: Any) -> None:
+def test_values_are_encoded_as_by_msgspec(value: Any) -> None:
     assert pack(value) == msgspec.msgpack.encode(value)
     assert unpack(pack(value)) == value
 
@@ -28,14 +28,14 @@ def test_packed_as_msgspec_packs(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [*edges, "x" * 31, "x" * 32, "x" * 255, "x" * 256, "x" * 65536, [1] * 15, [1] * 70000]
 )
-def test_edges(value: Any) -> None:
+def test_edges_are_encoded_as_by_msgspec(value: Any) -> None:
     assert pack(value) == msgspec.msgpack.encode(value)
     assert unpack(msgspec.msgpack.encode(value)) == value
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 65535, 65536])
 def test_bytes_are_sent(size: int) -> None:
-    """A hook's input is passed on as it is."""
+    """A hook's input is sent unchanged."""
     request: dict[str, Value | bytes] = {"input": b"\xff" * size}
     assert pack(request) == msgspec.msgpack.encode(request)
 
@@ -48,8 +48,7 @@ def test_floats_are_read(value: float) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_garbage_is_an_error_and_nothing_else(data: bytes) -> None:
-    """Whatever bytes come: a value, or a `PackedError`."""
+def test_any_bytes_give_a_value_or_an_error(data: bytes) -> None:
     try:
         unpack(data)
     except PackedError:
@@ -57,12 +56,12 @@ def test_garbage_is_an_error_and_nothing_else(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 1.5, {1: 2}.keys()])
-def test_what_the_protocol_does_not_carry(value: Any) -> None:
+def test_values_outside_the_protocol_are_refused(value: Any) -> None:
     with pytest.raises(PackedError):
         pack(value)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc0\xc0", b"\x81\x01\x02", b"\xa5abc", b"\xc4\x01x", b"\x91" * 5000])
-def test_what_is_not_one_value(data: bytes) -> None:
+def test_bytes_that_are_not_exactly_one_value_are_refused(data: bytes) -> None:
     with pytest.raises(PackedError):
         unpack(data)

@@ -1,4 +1,4 @@
-"""Where things lie, for every combination of environment and flags."""
+"""Paths of the socket, state, sources and configuration, for every combination of environment and options."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from fluxbudgetd.config.locations import locate
 from fluxbudgetd.wire.paths import socket_path
 
-NOBODY = 4_000_000_000  # has no /run/user directory
+UNUSED_UID = 4_000_000_000  # has no /run/user directory
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,13 @@ NOBODY = 4_000_000_000  # has no /run/user directory
         ({"HOME": "/h"}, "/h/.local/state/fluxbudget/run/fluxbudgetd.sock"),
     ],
 )
-def test_socket(environ: dict[str, str], expected: str) -> None:
-    assert socket_path(environ, NOBODY) == expected
+def test_socket_path(environ: dict[str, str], expected: str) -> None:
+    assert socket_path(environ, UNUSED_UID) == expected
 
 
 def test_relative_socket_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert socket_path({"FLUXBUDGET_SOCKET": "x.sock"}, NOBODY) == str(tmp_path / "x.sock")
+    assert socket_path({"FLUXBUDGET_SOCKET": "x.sock"}, UNUSED_UID) == str(tmp_path / "x.sock")
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,10 @@ def test_relative_socket_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
         ({"HOME": "/h"}, {"claude_dir": "/cc"}, "/h/.local/state/fluxbudget", "/cc/interstat/metrics.db"),
     ],
 )
-def test_state_and_database(environ: dict[str, str], arguments: dict[str, str], state: str, database: str) -> None:
-    found = locate(environ, NOBODY, **arguments)
+def test_state_directory_and_database(
+    environ: dict[str, str], arguments: dict[str, str], state: str, database: str
+) -> None:
+    found = locate(environ, UNUSED_UID, **arguments)
     assert (found.state_dir, found.interstat_db) == (state, database)
 
 
@@ -60,14 +62,14 @@ def test_state_and_database(environ: dict[str, str], arguments: dict[str, str], 
         ({"HOME": "/h", "XDG_CONFIG_HOME": "/x"}, {"config": "/own.toml"}, "/own.toml", True),
     ],
 )
-def test_config(environ: dict[str, str], arguments: dict[str, str], config: str, is_chosen: bool) -> None:
-    found = locate(environ, NOBODY, **arguments)
+def test_config_path(environ: dict[str, str], arguments: dict[str, str], config: str, is_chosen: bool) -> None:
+    found = locate(environ, UNUSED_UID, **arguments)
     assert (found.config, found.config_is_chosen) == (config, is_chosen)
 
 
 def test_relative_config_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert locate({"HOME": "/h"}, NOBODY, config="own.toml").config == str(tmp_path / "own.toml")
+    assert locate({"HOME": "/h"}, UNUSED_UID, config="own.toml").config == str(tmp_path / "own.toml")
 
 
 @pytest.mark.parametrize(
@@ -79,4 +81,4 @@ def test_relative_config_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_claude_directory(environ: dict[str, str], arguments: dict[str, str], expected: str) -> None:
-    assert locate(environ, NOBODY, **arguments).claude_dir == expected
+    assert locate(environ, UNUSED_UID, **arguments).claude_dir == expected

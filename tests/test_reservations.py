@@ -252,7 +252,7 @@ def test_without_a_budget_everything_is_admitted(enforcement: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["done", "cancelled"])
-def test_ended_run_denies_and_reserves_nothing(status: str) -> None:
+def test_ended_run_denies_nothing_and_reserves_nothing(status: str) -> None:
     answer = admitted(10**9, 10**9, enforcement="hard", status=status)
     assert (answer.decision, answer.reserve) == ("allow", False)
     assert answer.reason == f"run r1 is {status}: nothing is reserved for fd-quality"

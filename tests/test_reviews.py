@@ -172,7 +172,7 @@ def test_override_selects_all(home: Home, daemon: Daemon) -> None:
 
 
 def test_cut_by_measured_costs_and_slicing(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Slicing halves the means of interstat, except for two agents that read everything and one with its own setting."""
+    """Slicing halves interstat's means, except for two agents that read everything and one with its own setting."""
     past(interstat, "interflux:fd-quality", 10_001)
     past(interstat, "fd-systems", 20_001)
     agents = [agent("fd-quality"), agent("interflux:fd-systems"), agent("fd-people", sliced=False), agent("helper")]

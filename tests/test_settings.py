@@ -19,7 +19,7 @@ from harness.daemon import wait_for
 
 
 class Live:
-    """Settings over two files, as the daemon has them."""
+    """Settings of two files, as the daemon has them."""
 
     def __init__(self, directory: Path, *, required: bool = False) -> None:
         self.config = directory / "config.toml"
@@ -29,11 +29,11 @@ class Live:
     def refresh(self, *, force: bool = False) -> list[str]:
         """Refresh; return what was logged."""
 
-        async def look() -> None:
+        async def refresh() -> None:
             await self.settings.refresh(force=force)
 
         with capture_logs() as logs:
-            anyio.run(look)
+            anyio.run(refresh)
         return [str(entry["event"]) for entry in logs]
 
     @property
@@ -47,7 +47,7 @@ class Live:
 
 @pytest.fixture
 def live(tmp_path: Path) -> Live:
-    """Settings without any file yet."""
+    """Return settings whose files do not exist yet."""
     return Live(tmp_path)
 
 
@@ -55,7 +55,7 @@ RELOADED = ["configuration reloaded"]
 BROKEN = ["configuration broken, keeping the last good one"]
 
 
-def test_change_is_seen_and_told_once(live: Live) -> None:
+def test_change_is_noticed_and_logged_once(live: Live) -> None:
     live.settings.load_first()
     assert (live.warn_pct, live.refresh()) == (80, [])
     live.config.write_text("[runs]\nwarn_pct = 70\n")
@@ -65,8 +65,8 @@ def test_change_is_seen_and_told_once(live: Live) -> None:
     assert (live.refresh(), live.warn_pct) == (RELOADED, 80)
 
 
-def test_change_within_a_clock_tick_is_seen(live: Live) -> None:
-    """Neither the file's size nor, perhaps, its times tell."""
+def test_change_within_a_clock_tick_is_noticed(live: Live) -> None:
+    """The file's size, and perhaps its times, stay the same."""
     for pct in range(10, 60):
         live.config.write_text(f"[runs]\nwarn_pct = {pct}\n")
         live.refresh()
@@ -86,7 +86,7 @@ def test_broken_file_keeps_the_last_good_one(live: Live) -> None:
     assert (live.refresh(), live.warn_pct, live.faults) == (RELOADED, 70, [])
 
 
-def test_what_was_in_the_way_has_gone(live: Live) -> None:
+def test_directory_in_place_of_the_file_is_a_fault_until_it_is_removed(live: Live) -> None:
     live.settings.load_first()
     live.config.mkdir()
     assert (live.refresh(), live.faults) == (BROKEN, [f"{live.config}: it is a directory; allowed: a regular file"])
@@ -111,7 +111,7 @@ def test_chosen_config_that_is_removed_is_a_fault(tmp_path: Path) -> None:
     assert live.faults == [f"{live.config}: the file does not exist"]
 
 
-def test_calibration_comes_breaks_and_goes(live: Live) -> None:
+def test_calibration_is_created_damaged_and_removed(live: Live) -> None:
     live.calibration.write_text("{")
     with capture_logs() as logs:
         live.settings.load_first()
@@ -138,7 +138,7 @@ def test_file_that_has_not_changed_is_not_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(settings_module, "load_config", counted)
     live = Live(tmp_path)
     live.config.write_text("")
-    wait_for(lambda: file_stamp(str(live.config)), "the file to have been left alone for a while")
+    wait_for(lambda: file_stamp(str(live.config)), "the file to be unchanged for a while")
     live.settings.load_first()
     live.refresh()
     assert len(reads) == 1
@@ -149,8 +149,8 @@ def test_file_that_has_not_changed_is_not_read(tmp_path: Path, monkeypatch: pyte
     assert len(reads) == 3
 
 
-def test_error_that_passes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file stays as it is. No file system here fails once and then works, so the loader does."""
+def test_failed_read_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the file has not changed. No file system here fails only once, so the loader does."""
     failures = [ConfigError("cannot be read: Input/output error", "wait")]
 
     def failing(path: str, *, required: bool) -> Config:
@@ -161,12 +161,12 @@ def test_error_that_passes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(settings_module, "load_config", failing)
     live = Live(tmp_path)
     live.config.write_text("[runs]\nwarn_pct = 70\n")
-    wait_for(lambda: file_stamp(str(live.config)), "the file to have been left alone for a while")
+    wait_for(lambda: file_stamp(str(live.config)), "the file to be unchanged for a while")
     assert (live.refresh(), live.warn_pct) == (BROKEN, 80)
     assert (live.refresh(), live.warn_pct, live.faults) == (RELOADED, 70, [])
 
 
-def test_marks(tmp_path: Path) -> None:
+def test_stamp_of_a_recent_file_is_unknown(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert file_stamp(str(path)) == ()
     path.touch()
@@ -174,8 +174,8 @@ def test_marks(tmp_path: Path) -> None:
     assert file_stamp("/a\0b") is None
 
 
-def test_file_system_that_does_not_answer_delays_no_request(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read that hangs cannot be had from a real file system here, so the loader waits for the test instead."""
+def test_hanging_file_system_delays_no_request(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file system here hangs, so the loader does, until the test ends."""
     hangs, release = threading.Event(), threading.Event()
 
     def hang(_path: str) -> None:
@@ -184,14 +184,14 @@ def test_file_system_that_does_not_answer_delays_no_request(live: Live, monkeypa
 
     monkeypatch.setattr(settings_module, "file_stamp", hang)
 
-    async def look() -> None:
+    async def body() -> None:
         while not hangs.is_set():
             await live.settings.refresh(anyio.current_time() + 0.01)
         before = threading.active_count()
         for _ in range(10):
             await live.settings.refresh(anyio.current_time() + 0.2)
-        assert threading.active_count() <= before + 1, "a request that gives up must not leave another thread each time"
+        assert threading.active_count() <= before + 1, "a request that times out must not leave another thread"
         release.set()
 
-    anyio.run(look)
+    anyio.run(body)
     assert live.settings.config == Config()

@@ -1,4 +1,4 @@
-"""Foreign bytes become text and come back, every one of them."""
+"""Any bytes can be converted to text and back."""
 
 import msgspec
 from hypothesis import given
@@ -11,7 +11,7 @@ tricky = st.binary(max_size=20) | st.text("\uef7f\uef80\uefff\uf000aé", max_siz
 
 
 @given(tricky)
-def test_lossless_and_fit_for_every_encoder(raw: bytes) -> None:
+def test_conversion_is_lossless_and_its_text_can_be_encoded(raw: bytes) -> None:
     text = fold(raw)
     assert unfold(text) == raw
     assert msgspec.json.decode(msgspec.json.encode(text)) == text
@@ -19,20 +19,20 @@ def test_lossless_and_fit_for_every_encoder(raw: bytes) -> None:
 
 
 @given(tricky, tricky)
-def test_different_bytes_are_different_text(one: bytes, two: bytes) -> None:
+def test_different_bytes_give_different_texts(one: bytes, two: bytes) -> None:
     assert (fold(one) == fold(two)) == (one == two)
 
 
-def test_ordinary_text_is_itself() -> None:
+def test_ordinary_text_is_unchanged() -> None:
     assert fold("naïve ☃ id".encode()) == "naïve ☃ id"
 
 
 @given(st.text(max_size=20))
-def test_one_line_cannot_move_the_cursor(text: str) -> None:
+def test_shown_text_cannot_move_the_cursor(text: str) -> None:
     assert one_line(text).isprintable()
     if text.isprintable():
         assert one_line(text) == text
 
 
-def test_foreign_bytes_are_written_out() -> None:
+def test_invalid_bytes_are_shown_as_escapes() -> None:
     assert one_line(fold(b"a\xff\x1b[2J")) == "a\\xff\\x1b[2J"

@@ -13,7 +13,7 @@ from harness.transcripts import Transcript, assistant_line, encoded
 
 def test_reading_continues_after_the_last_complete_line(transcript: Transcript, reader: Reader) -> None:
     transcript.response("m1", tokens=(1, 0, 0, 0))
-    transcript.half("m2", tokens=(20, 0, 0, 0))
+    transcript.incomplete("m2", tokens=(20, 0, 0, 0))
     reader.read()
     assert reader.total == 1
     transcript.rest()
@@ -33,7 +33,7 @@ def test_changed_is_true_only_after_a_change(transcript: Transcript, reader: Rea
     transcript.response(tokens=(1, 0, 0, 0))
     assert reader.source.changed(SESSION)
     reader.settle()
-    transcript.half("m2")
+    transcript.incomplete("m2")
     assert reader.source.changed(SESSION)
     reader.read()
     for _ in range(3):

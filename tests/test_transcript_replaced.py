@@ -39,7 +39,7 @@ def rewritten_in_place(writer: Transcript) -> None:
 
 def emptied_and_written(writer: Transcript) -> None:
     writer.path.write_bytes(b"")
-    writer.half("new")
+    writer.incomplete("new")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_restored_reader_continues(transcript: Transcript, reader: Reader) -> No
     """Another process continues at the position, and gives the same responses the same names."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     transcript.agent("a").response("m2", tokens=(20, 0, 0, 0))
-    transcript.half("m3", tokens=(300, 0, 0, 0))
+    transcript.incomplete("m3", tokens=(300, 0, 0, 0))
     reader.read()
     received = reader.received
     reader.restart()

@@ -1,4 +1,4 @@
-"""What the tests of configuration files share."""
+"""Samples, checks and obstacles for the tests of configuration files."""
 
 import os
 from collections.abc import Callable
@@ -26,19 +26,19 @@ CALIBRATION = {
 
 
 def wrong(load: Callable[[], object], path: Path) -> str:
-    """Return the message of the error that loading ends with, behind the file's name; it is one printable line."""
+    """Return the error message of loading, without the file's name; require that it is one printable line."""
     with pytest.raises(ConfigError) as caught:
         load()
     assert caught.value.message.isprintable()
     assert caught.value.hint.isprintable()
     assert caught.value.hint
-    file, separator, said = caught.value.message.partition(": ")
+    file, separator, message = caught.value.message.partition(": ")
     assert (file, separator) == (str(path), ": ")
-    return said
+    return message
 
 
 def holds(load: Callable[[], object], kind: type) -> bool:
-    """Tell whether loading gives a value of this kind, or an error that is one printable line; no other exception."""
+    """Return True if loading gives a value of this kind, or an error whose message is one printable line."""
     try:
         return isinstance(load(), kind)
     except ConfigError as exc:
@@ -46,7 +46,7 @@ def holds(load: Callable[[], object], kind: type) -> bool:
 
 
 def anything(pieces: list[str]) -> st.SearchStrategy[bytes]:
-    """Return bytes that mean nothing, and such as nearly mean something."""
+    """Return a strategy for random bytes, and for bytes that are nearly valid."""
     return st.binary(max_size=40) | st.lists(st.sampled_from(pieces), max_size=20).map(
         lambda chosen: "".join(chosen).encode()
     )
@@ -68,7 +68,7 @@ def _loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-#: what stands in a file's place, and what is said of it; nothing of it may make a loader wait
+#: obstacles in a file's place, and the message about them; none may make a loader wait
 IN_THE_WAY = [
     pytest.param(_directory, "it is a directory; allowed: a regular file", id="directory"),
     pytest.param(_fifo, "it is not a regular file; allowed: a regular file", id="fifo"),

@@ -1,4 +1,4 @@
-"""A real fluxbudgetd in a throw-away home, and the client beside it."""
+"""Real daemons in a throw-away home, and the client."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 
 DAEMON = [sys.executable, str(Path(__file__).parent / "watched_daemon.py")]
 CTL = [sys.executable, "-m", "fluxbudgetctl"]
-#: Seconds that a test waits for what must come: far longer than it takes on a machine that is busy with other things.
+#: How long a test waits for a condition, in seconds: far longer than it takes, even on a busy machine.
 PATIENCE = 60.0
 #: Commands that give up after a second or less if the daemon has not answered by then.
 _HURRIED = {
@@ -36,13 +36,13 @@ def patient(arguments: Sequence[str | bytes]) -> tuple[str | bytes, ...]:
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Return the condition's first true value; fail when there is none in time."""
+    """Return the condition's first true value; fail if there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.005)
-    raise AssertionError(f"waited {seconds} s in vain for: {what}")
+    raise AssertionError(f"waited {seconds} s for {what}")
 
 
 @contextmanager
@@ -70,7 +70,7 @@ class Home:
 
     @property
     def environ(self) -> dict[str, str]:
-        """Return an environment in which nothing of the person who runs the tests is left."""
+        """Return an environment without the settings of the user who runs the tests."""
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "PYTHONPATH") if name in os.environ}
         return {
             **kept,
@@ -78,12 +78,12 @@ class Home:
             "CLAUDE_CONFIG_DIR": str(self.root / "claude"),
             "FLUXBUDGET_SOCKET": str(self.socket),
             "PYTHONUTF8": "1",
-            # No bubble is shown to the person who runs the tests.
+            # So that no notification is shown to the user who runs the tests.
             "XDG_RUNTIME_DIR": str(self.root / "run"),
         }
 
     def start(self, *arguments: str, wait: bool = True, prefix: tuple[str, ...] = ()) -> "Daemon":
-        """Start a daemon; `prefix` is a command that starts it (setpriv, prlimit)."""
+        """Start a daemon; `prefix` is a command that runs it (setpriv, prlimit)."""
         daemon = Daemon(self, arguments, prefix)
         self._daemons.append(daemon)
         if wait:
@@ -145,7 +145,7 @@ class Home:
         return answer
 
     def stop_all(self) -> None:
-        """End every daemon, and require that none of them blocked its loop or failed on a request."""
+        """Stop every daemon, and require that none blocked its loop or failed on a request."""
         for daemon in self._daemons:
             daemon.stop()
         for daemon in self._daemons:
@@ -153,7 +153,7 @@ class Home:
 
 
 class Wire:
-    """A connection that speaks the protocol, for tests that would not learn more from a process."""
+    """A connection that speaks the protocol, for tests that need no client process."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -187,7 +187,7 @@ class Wire:
 
     @property
     def unfinished(self) -> int:
-        """Return how many bytes of a frame have come whose end has not."""
+        """Return how many bytes of an incomplete frame were received."""
         return self._decoder.buffered
 
     def error(self) -> str:
@@ -222,7 +222,7 @@ class Daemon:
         wait_for(ready, "the daemon to be ready")
 
     def kill(self) -> None:
-        """End it like a power cut."""
+        """Kill it, as a power cut would."""
         self.process.kill()
         self.process.wait()
         self._close()
@@ -231,7 +231,7 @@ class Daemon:
         self.process.send_signal(number)
 
     def stop(self) -> int:
-        """End it like systemd does; return the exit code."""
+        """Stop it as systemd does; return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()

@@ -1,4 +1,4 @@
-"""Holding threads of another process still, as a file system that does not answer holds a reader."""
+"""Stops threads of another process, as a hanging file system stops a reader."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ def threads(pid: int) -> list[int]:
 
 
 class Held:
-    """Threads that are stopped, and nothing else of their process, until the end of the block."""
+    """Threads that are stopped until the end of the block, while the rest of their process runs."""
 
     def __init__(self) -> None:
         self._threads: set[int] = set()
@@ -27,20 +27,20 @@ class Held:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.take_note()
+        self.reap()
         for thread in self._threads:
             _ptrace(_DETACH, thread)
 
     def add(self, *more: int) -> None:
-        """Stop threads, except those that are already."""
+        """Stop further threads."""
         for thread in set(more) - self._threads:
             _ptrace(_SEIZE, thread)
             _ptrace(_INTERRUPT, thread)
             os.waitpid(thread, _THREAD)
             self._threads.add(thread)
 
-    def take_note(self) -> None:
-        """Take note of those that have ended: a process that was killed is not gone before that."""
+    def reap(self) -> None:
+        """Wait for the threads that have ended, without which a killed process does not disappear."""
         for thread in tuple(self._threads):
             if os.waitpid(thread, _THREAD | os.WNOHANG)[0]:
                 self._threads.discard(thread)

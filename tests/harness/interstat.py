@@ -1,4 +1,4 @@
-"""A database as the interstat plugin writes it, in its schema, with its habits."""
+"""A database as the interstat plugin writes it."""
 
 import sqlite3
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ CREATE INDEX idx_phase ON agent_runs(phase);
 PRAGMA user_version = 2;
 """
 
-#: The oldest files: none of the columns that came later.
+#: The schema of the oldest files, without the later columns.
 OLD_SCHEMA = """
 CREATE TABLE agent_runs(id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT NOT NULL, session_id TEXT NOT NULL,
   agent_name TEXT NOT NULL, input_tokens INTEGER, output_tokens INTEGER, model TEXT);
@@ -35,7 +35,7 @@ def stamp() -> str:
 
 
 class Interstat:
-    """A writer: every method is one commit."""
+    """A writer of interstat's database: every method is one commit."""
 
     def __init__(self, path: Path, schema: str = FULL_SCHEMA, journal: str = "wal") -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Transcripts as Claude Code writes them, and the slow, obvious recount of what they say."""
+"""Transcripts as Claude Code writes them, and a slow, obvious recount of them."""
 
 import json
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def assistant_line(
     text: str = "Here is what I found.",
     **more: Any,
 ) -> dict[str, Any]:
-    """Return one line of a response. `at` is its time; what else is given is part of the usage."""
+    """Return one line of a response. `at` is its time; further arguments are part of its usage."""
     at = more.pop("at", "2026-02-20T17:05:55.000Z")
     line: dict[str, Any] = {
         "parentUuid": f"00000000-0000-4000-8000-{next(_serial):012}",
@@ -81,7 +81,7 @@ def encoded_without(line: dict[str, Any], *names: str) -> bytes:
 
 
 class Transcript:
-    """A writer of one session's own transcript; `agent` gives writers of its sub-agents'."""
+    """Writes one session's main transcript; `agent` returns the writers of its sub-agents' transcripts."""
 
     def __init__(
         self, claude_dir: Path, session: str, project: str = "-home-me-work", *, path: Path | None = None
@@ -97,13 +97,13 @@ class Transcript:
         self.line(encoded(assistant_line(self.session, message, **{"sidechain": self.sidechain, **fields})))
 
     def line(self, raw: bytes) -> None:
-        """Append bytes, whatever they are."""
+        """Append any bytes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.write(raw)
 
-    def half(self, message: str = "msg_1", **fields: Any) -> None:
-        """Append the first half of a response's line; `rest` appends the other."""
+    def incomplete(self, message: str = "msg_1", **fields: Any) -> None:
+        """Append the first half of a response's line; `rest` appends the second."""
         line = encoded(assistant_line(self.session, message, **{"sidechain": self.sidechain, **fields}))
         self._rest = line[len(line) // 2 :]
         self.line(line[: len(line) // 2])
@@ -116,7 +116,7 @@ class Transcript:
         return Transcript(Path(), self.session, path=self.subagents.joinpath(*deeper, f"agent-{name}.jsonl"))
 
     def meta(self, raw: bytes | None = None, **fields: Any) -> Path:
-        """Write the companion that says which agent a sub-agent's transcript is of."""
+        """Write the file beside a sub-agent's transcript that names its agent."""
         path = self.path.with_suffix(".meta.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(fields) if raw is None else raw)
@@ -132,17 +132,17 @@ class Counted(NamedTuple):
 
 
 def recount(files: Mapping[int, tuple[bytes, str]]) -> list[Counted]:
-    """Return what counts of transcripts, by their numbers: their bytes, and which agent they are of.
+    """Return the responses that count in transcripts, which map a file's number to its bytes and its agent.
 
-    It shares no code with the daemon. It knows the rule as sentences:
+    It shares no code with the daemon. The rules:
 
-    * a line of an assistant's counts when it is complete, is JSON and has a map as its usage;
-    * lines with one message id are one response, a line without one is known by its uuid, or stands alone;
-    * if any of a response's lines is not a sidechain's, its sidechains' do not count, and every request id among the
-      others counts once; else the response counts once;
-    * of the lines that count once together, the one with most tokens does; of those the one with most input and output;
-      of those the earliest, one without a readable time last; of those the one in the file with the lowest number; then
-      by agent, model and counts.
+    * An assistant's line counts if it is complete, is JSON and has an object as its usage.
+    * Lines with the same message id are one response. A line without one is known by its uuid, or is a response of its
+      own.
+    * If some of a response's lines are not of a sidechain, those of sidechains do not count, and each request id among
+      the others counts once. Otherwise the response counts once.
+    * Of the lines that count once together, the one with the most tokens counts. Ties are decided by the most input
+      and output tokens, the earliest time (no time comes last), the lowest file number, agent, model and counts.
     """
     responses: dict[object, list[tuple[Any, ...]]] = {}
     for number, (raw, agent) in files.items():

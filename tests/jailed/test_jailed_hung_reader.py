@@ -31,7 +31,7 @@ def test_hanging_reader_makes_systemd_restart_the_daemon(home: Account) -> None:
         assert stale_why == "interstat: slow: current numbers were not available in time"
 
         def is_restarted() -> bool:
-            held.take_note()
+            held.reap()
             return home.pid not in (0, hanging)
 
         wait_for(is_restarted, "another daemon")
