@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -503,7 +503,8 @@ def test_every_query_searches_by_index(tmp_path: Path, monkeypatch: pytest.Monke
     queries = [sql for sql in seen if sql.startswith("SELECT") and "agent_runs" in sql]
     assert len(queries) == 5
     for sql in queries:
-        plan = [row[3] for row in sqlite3.connect(tmp_path / "metrics.db").execute(f"EXPLAIN QUERY PLAN {sql}")]
+        with closing(sqlite3.connect(tmp_path / "metrics.db")) as connection:
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
         assert not any("SCAN agent_runs" in step for step in plan), (sql, plan)
         assert any("SEARCH agent_runs" in step for step in plan), (sql, plan)
     source.reopen()
