@@ -12,6 +12,7 @@ from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import BudgetThreshold, Run
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.wire import messages
+from harness.hooks import timestamp
 from harness.interstat import Interstat
 from harness.service import service_over, within
 from harness.transcripts import Transcript
@@ -77,6 +78,37 @@ def test_threshold_that_is_passed_while_another_is_written_is_reported(
             await service.totals.standing(account, within(60))
             may_go_on.set()
             await until(lambda: BudgetThreshold("budget.threshold", 95) in account.fired)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_reservation_ends_although_the_ledger_was_too_slow_for_its_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which sub-agents are measured is read from the ledger after the launch, without another request."""
+    first_copies = TranscriptStore.first_copies
+    may_go_on = anyio.Event()
+
+    async def slow(store: TranscriptStore, session: str) -> Any:
+        await may_go_on.wait()
+        return await first_copies(store, session)
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with service_over(tmp_path) as (service, _source):
+            asked = messages.RunStart(project_dir="/p", session="s1", token_budget=100_000)
+            run, _ = await service.lifecycle.start(asked, within(60))
+            account = service.accounts.runs[run.id]
+            monkeypatch.setattr(TranscriptStore, "first_copies", slow)
+            await service.admission.admit(account, "s1", "fd-quality", 40_000, None)
+            writer = Transcript(tmp_path, "s1").agent("a1")
+            writer.meta(agentType="fd-quality")
+            writer.response(tokens=(900, 0, 0, 0), at=timestamp())
+            await service.totals.standing(account, within(60))
+            assert account.reserved == 40_000
+            may_go_on.set()
+            await until(lambda: account.reserved == 0)
         interstat.close()
 
     anyio.run(body)

@@ -26,6 +26,7 @@ _MICROS = 1_000_000
 _SLACK_SECONDS = 0.05
 # An answer waits this long for its reservation to be on disk, which is nearly always enough.
 _WRITE_SECONDS = 0.05
+_RETRY_SECONDS = 1.0
 
 
 class Reservations:
@@ -49,6 +50,9 @@ class Reservations:
         self._reserved: Counter[str] = Counter()
         self._last_id = 0
         self._has_any = anyio.Event()
+        # The sessions that are to be watched and whose usage so far has not been read from the ledger yet.
+        self._unwatched: set[str] = set()
+        self._has_unwatched = anyio.Event()
         # What is not in the ledger yet; None: to be deleted.
         self._unsaved: dict[int, Reservation | None] = {}
         self._backlog = writer.backlog("reservations", self._write)
@@ -66,7 +70,12 @@ class Reservations:
             await self.watch(session)
 
     async def serve(self) -> None:
-        """Expire reservations until cancelled."""
+        """Expire reservations, and watch the sessions that a request could not wait for, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._expire)
+            tasks.start_soon(self._watch_later)
+
+    async def _expire(self) -> None:
         while True:
             while not self._all:
                 self._has_any = anyio.Event()
@@ -133,10 +142,28 @@ class Reservations:
 
     async def watch(self, session: str) -> None:
         """Keep track of which of a session's sub-agents are measured, and settle it."""
-        # Until the ledger can be read, no sub-agent counts as measured; the next call tries again.
+        # No request waits long for the ledger. Until it was read, no sub-agent counts as measured.
+        self._unwatched.add(session)
         with anyio.move_on_after(_WRITE_SECONDS), suppress(LedgerError):
             await self._instances.watch(session)
+            self._unwatched.discard(session)
+        if session in self._unwatched:
+            self._has_unwatched.set()
         self.settle(session)
+
+    async def _watch_later(self) -> None:
+        while True:
+            await self._has_unwatched.wait()
+            self._has_unwatched = anyio.Event()
+            try:
+                for session in list(self._unwatched):
+                    await self._instances.watch(session)
+                    self._unwatched.discard(session)
+                    self.settle(session)
+                    self.unwatch_if_unused(session)
+            except LedgerError:
+                self._has_unwatched.set()
+                await anyio.sleep(_RETRY_SECONDS)
 
     def unwatch_if_unused(self, session: str) -> None:
         """Stop watching a session if it has no reservations."""
