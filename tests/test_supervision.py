@@ -258,7 +258,9 @@ def test_hanging_ledger_starves_the_watchdog_and_a_failing_one_does_not(tmp_path
                     with suppress(LedgerError):  # when SQLite has waited for long enough
                         await service.lifecycle.start(messages.RunStart(id="r2", project_dir="/p"), within(30))
 
-            ledger = sqlite3.connect(tmp_path / "ledger.db", PATIENCE, isolation_level=None, check_same_thread=False)
+            ledger = sqlite3.connect(
+                tmp_path / "ledger.db", timeout=PATIENCE, isolation_level=None, check_same_thread=False
+            )
             with closing(ledger) as other:
                 await anyio.to_thread.run_sync(other.execute, "BEGIN IMMEDIATE")  # after a write that is under way
                 async with anyio.create_task_group() as tasks:
