@@ -4,8 +4,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetctl.failure import one_line
-from fluxbudgetd.wire.text import fold, unfold
+from fluxbudgetd.wire.text import fold, one_line, unfold
 
 tricky = st.binary(max_size=20) | st.text("\uef7f\uef80\uefff\uf000aé", max_size=6).map(str.encode)
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from fluxbudgetctl import environment, hot
-from fluxbudgetctl.failure import Failure, one_line
+from fluxbudgetctl.failure import Failure
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
 
 Options = argparse.Namespace
 Parser = argparse.ArgumentParser

@@ -4,6 +4,7 @@ import os
 import sys
 
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
 
 
 class Failure(Exception):  # noqa: N818  not an error of the program
@@ -71,16 +72,3 @@ def failure_of(error: object) -> Failure:
     fields |= {name: value for name, value in answered.items() if name in fields and isinstance(value, str)}
     exit_code = codes.ERROR_CODES.get(fields["code"], (codes.INTERNAL, ""))[0]
     return Failure(fields["message"], fields["hint"], exit_code, fields["code"])
-
-
-def one_line(text: str) -> str:
-    """Return text that is safe on a terminal: characters that could move the cursor or end the line are escaped."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    if "\uef80" <= character <= "\uefff":  # stands for a byte that is not UTF-8: see fluxbudgetd.wire.text
-        return f"\\x{ord(character) - 0xEF00:02x}"
-    return character.encode("unicode_escape").decode()

@@ -14,9 +14,10 @@ import time
 
 from fluxbudgetctl import json_fields, stdio
 from fluxbudgetctl.connection import not_understood
-from fluxbudgetctl.failure import Failure, limit_stderr, one_line, print_stderr
+from fluxbudgetctl.failure import Failure, limit_stderr, print_stderr
 from fluxbudgetctl.request import ask
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:

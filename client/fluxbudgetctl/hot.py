@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from fluxbudgetctl import environment
 from fluxbudgetctl.connection import NO_SOCKET, not_understood
-from fluxbudgetctl.failure import Failure, discard, one_line, print_stderr
+from fluxbudgetctl.failure import Failure, discard, print_stderr
 from fluxbudgetctl.request import ask
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ import os
 import stat
 
 from fluxbudgetctl import environment
-from fluxbudgetctl.failure import Failure, one_line, print_stderr
+from fluxbudgetctl.failure import Failure, print_stderr
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.short import short
 from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
+from fluxbudgetd.wire.text import one_line
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:

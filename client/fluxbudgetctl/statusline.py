@@ -8,10 +8,10 @@ import time
 
 from fluxbudgetctl import environment, json_fields, stdio
 from fluxbudgetctl.connection import NO_SOCKET, not_understood
-from fluxbudgetctl.failure import Failure, limit_stderr, one_line, print_stderr
+from fluxbudgetctl.failure import Failure, limit_stderr, print_stderr
 from fluxbudgetctl.request import ask
 from fluxbudgetd.wire import codes
-from fluxbudgetd.wire.text import fold
+from fluxbudgetd.wire.text import fold, one_line
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:

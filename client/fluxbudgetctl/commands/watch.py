@@ -11,10 +11,11 @@ from typing import NoReturn
 from fluxbudgetctl import arguments, environment
 from fluxbudgetctl.arguments import Options, Subcommands, add_command
 from fluxbudgetctl.event_stream import Disconnected, EventStream, LedgerReplaced, Notice, Reconnected
-from fluxbudgetctl.failure import Failure, one_line, print_stderr
+from fluxbudgetctl.failure import Failure, print_stderr
 from fluxbudgetctl.live_connection import StopOn
 from fluxbudgetctl.screens.output import note
 from fluxbudgetd.wire import codes, messages
+from fluxbudgetd.wire.text import one_line
 
 _SHORTEST_HEARTBEAT, _LONGEST_HEARTBEAT = 0.1, 3600.0
 _MAX_SEQ = 2**63 - 1

@@ -1,8 +1,8 @@
 """A calibration, as tables."""
 
-from fluxbudgetctl.failure import one_line
 from fluxbudgetctl.screens.output import print_columns, tokens
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.text import one_line
 
 
 def print_calibration(calibration: messages.Calibration) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fluxbudgetctl.failure import one_line
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.text import one_line
 
 _MOST_SESSIONS = 20
 

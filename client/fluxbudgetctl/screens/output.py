@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fluxbudgetctl.failure import one_line, print_stderr
+from fluxbudgetctl.failure import print_stderr
+from fluxbudgetd.wire.text import one_line
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 #: The colour of each state of a budget, as rich names colours.

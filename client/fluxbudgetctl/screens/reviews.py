@@ -1,8 +1,8 @@
 """Reviews: the decision of a triage as a table, the cost report as Markdown."""
 
-from fluxbudgetctl.failure import one_line
 from fluxbudgetctl.screens.output import print_columns, tokens
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.text import one_line
 
 
 def print_triage(answer: messages.TriageAnswer) -> None:

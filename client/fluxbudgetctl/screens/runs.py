@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from fluxbudgetctl.failure import one_line
 from fluxbudgetctl.screens.output import print_columns, tokens
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.text import one_line
 
 
 def print_run_list(lines: Iterable[messages.RunLine]) -> None:

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fluxbudgetctl.failure import one_line
 from fluxbudgetctl.screens.output import COLOURS, bar, is_on_terminal, print_columns, tokens
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.text import one_line
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -2,12 +2,13 @@
 
 import signal
 
-from fluxbudgetctl.failure import Failure, one_line
+from fluxbudgetctl.failure import Failure
 from fluxbudgetctl.service.manager import Unit
 from fluxbudgetctl.service.status import ServiceStatus
 from fluxbudgetctl.service.units import SERVICE, SOCKET, State
 from fluxbudgetctl.versions import client_version
 from fluxbudgetd.wire import codes, messages
+from fluxbudgetd.wire.text import one_line
 
 JOURNAL = "journalctl --user-unit=fluxbudgetd"
 _EXITED = 1

@@ -3,13 +3,14 @@
 import os
 from contextlib import suppress
 
-from fluxbudgetctl.failure import Failure, one_line, print_stderr
+from fluxbudgetctl.failure import Failure, print_stderr
 from fluxbudgetctl.service import describe, leftovers, manager, package, status, trial, unit_files, units
 from fluxbudgetctl.service.doctor import INSTALL, INSTALL_NOW, unmask_command
 from fluxbudgetctl.service.status import ServiceStatus
 from fluxbudgetctl.service.unit_files import not_ours, require_no_directory
 from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
 
 
 def install(*, now: bool, force: bool) -> None:

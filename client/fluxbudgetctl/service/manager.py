@@ -10,9 +10,10 @@ from contextlib import suppress
 
 import msgspec
 
-from fluxbudgetctl.failure import Failure, one_line
+from fluxbudgetctl.failure import Failure
 from fluxbudgetctl.service.units import UNITS
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
 
 #: Seconds. Longer than the daemon's own limits for starting and stopping.
 LONG_SECONDS = 120.0

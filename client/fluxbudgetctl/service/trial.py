@@ -3,8 +3,9 @@
 import subprocess
 from collections.abc import Mapping
 
-from fluxbudgetctl.failure import Failure, one_line
+from fluxbudgetctl.failure import Failure
 from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
 
 _SECONDS = 30.0
 

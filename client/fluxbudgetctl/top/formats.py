@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from fluxbudgetctl.failure import one_line
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.short import short
+from fluxbudgetd.wire.text import one_line
 
 _TEN_THOUSAND = 10_000
 _HOURS_FROM, _DAYS_FROM = 100, 6000  # minutes

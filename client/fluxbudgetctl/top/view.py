@@ -10,12 +10,12 @@ from typing import NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
-from fluxbudgetctl.failure import one_line
 from fluxbudgetctl.screens.output import COLOURS, bar
 from fluxbudgetctl.top import formats
 from fluxbudgetctl.top.feed import Snapshot
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.short import short
+from fluxbudgetd.wire.text import one_line
 
 NARROWEST, LOWEST = 40, 10
 #: Rows for the header, the head of the table, the title of the selected run, the title of the events, and the keys.

@@ -9,8 +9,9 @@ import msgspec
 from fluxbudgetd.config.checking import checked, overlay
 from fluxbudgetd.config.reading import read_text
 from fluxbudgetd.config.schema import Config
-from fluxbudgetd.config.shown import Dialect, one_line, shortened, shown_file
+from fluxbudgetd.config.shown import Dialect, shortened, shown_file
 from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.wire.text import one_line
 
 _TOML = Dialect(text="a string", mapping="a table", sequence="an array", nothing="nothing")
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)\Z")

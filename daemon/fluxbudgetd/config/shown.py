@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fluxbudgetd.wire.text import shown_path
+from fluxbudgetd.wire.text import one_line, shown_path
 
 _MOST = 60
 _MOST_BITS = 190  # just below 58 decimal digits
@@ -56,16 +56,3 @@ def shown_file(path: str) -> str:
 def shortened(text: str, most: int = _MOST) -> str:
     """Return a text truncated to `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def one_line(text: str) -> str:
-    r"""Return text with unprintable characters escaped; a folded foreign byte becomes `\xff`."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else _escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    if "\uef80" <= character <= "\uefff":  # see fluxbudgetd.wire.text
-        return f"\\x{ord(character) - 0xEF00:02x}"
-    return character.encode("unicode_escape").decode()

@@ -23,8 +23,9 @@ from typing import Protocol
 import yaml
 from yaml.constructor import SafeConstructor
 
-from fluxbudgetd.config.shown import Dialect, one_line, shortened, shown_file
+from fluxbudgetd.config.shown import Dialect, shortened, shown_file
 from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.wire.text import one_line
 
 DIALECT = Dialect(text="a string in YAML 1.1", mapping="a map", sequence="a list", nothing="null")
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from fluxbudgetd.config.shown import one_line, shortened
+from fluxbudgetd.config.shown import shortened
+from fluxbudgetd.wire.text import one_line
 
 Urgency = Literal["low", "normal", "critical"]
 

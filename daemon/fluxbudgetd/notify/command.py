@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, cast
 
-from fluxbudgetd.config.shown import one_line, shortened, shown_file
+from fluxbudgetd.config.shown import shortened, shown_file
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.notify.worker import Worker
-from fluxbudgetd.wire.text import fold
+from fluxbudgetd.wire.text import fold, one_line
 
 # How often the program is polled.
 _STEP_SECONDS = 0.02

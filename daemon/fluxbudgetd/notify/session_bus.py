@@ -14,10 +14,11 @@ from dbus_fast import Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError, DBusFastError, InvalidAddressError
 
-from fluxbudgetd.config.shown import one_line, shortened, shown_file
+from fluxbudgetd.config.shown import shortened, shown_file
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.notify.bubble import URGENCIES, Bubble, body_of, title_of
 from fluxbudgetd.notify.shown_bubbles import NotificationServer, ShownBubbles
+from fluxbudgetd.wire.text import one_line
 
 T = TypeVar("T")
 

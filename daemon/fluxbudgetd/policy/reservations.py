@@ -15,10 +15,11 @@ Reservations that have ended or expired take an instance, too; otherwise their u
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from fluxbudgetd.config.shown import one_line, shortened
+from fluxbudgetd.config.shown import shortened
 from fluxbudgetd.model import Balance, Instance, Reservation, Run
 from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.policy.words import grouped
+from fluxbudgetd.wire.text import one_line
 
 #: A reservation of this age no longer counts, in microseconds: the end of its sub-agent may never be reported.
 LIFETIME = 30 * 60 * 1_000_000

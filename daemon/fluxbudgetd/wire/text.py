@@ -1,4 +1,4 @@
-"""Bytes from other programs as text, without loss.
+"""Bytes from other programs as text without loss, and text that is safe on a terminal.
 
 Session ids, agent names and bead ids come from databases and command lines, whose encoding is unknown. Inside
 fluxbudget they are ordinary `str`, fit for MessagePack, JSON and a terminal. A byte that is not part of valid UTF-8
@@ -31,6 +31,22 @@ def unfold(text: str) -> bytes:
         return text.encode("ascii")
     parts = (chr(0xDC00 + ord(c) - _BASE) if _FIRST <= c <= _LAST else c for c in text)
     return "".join(parts).encode("utf-8", "surrogateescape")
+
+
+def one_line(text: str) -> str:
+    r"""Return text that is safe on a terminal: characters that could move the cursor or end the line are escaped.
+
+    A folded byte that is not UTF-8 becomes `\xff`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if _FIRST <= character <= _LAST:
+        return f"\\x{ord(character) - _BASE:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def _fold_character(character: str) -> str:
