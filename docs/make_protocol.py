@@ -8,7 +8,7 @@ from typing import get_args
 
 from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
-from fluxbudgetd.wire.messages import base, budget, calibration, events, hooks, reviews, runs, service, spend
+from fluxbudgetd.wire.messages import base, budget, calibration, commands, events, hooks, reviews, runs, service, spend
 
 INTRODUCTION = f"""\
 # The protocol
@@ -51,7 +51,7 @@ length, another name a map described on this page.
 
 
 #: The modules that define the structs, in the order in which their parts are listed.
-MODULES = (base, spend, budget, runs, reviews, calibration, events, hooks, service)
+MODULES = (base, spend, budget, runs, reviews, calibration, events, hooks, commands, service)
 
 
 def classes() -> dict[str, ast.ClassDef]:

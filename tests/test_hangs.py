@@ -23,7 +23,8 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
-from fluxbudgetd.server.handlers import Context, handle
+from fluxbudgetd.server.dispatch import handle
+from fluxbudgetd.server.handlers import Context
 from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.requests import Handler
 from fluxbudgetd.server.server import Server

@@ -22,7 +22,8 @@ from fluxbudgetd.errors import FluxError
 from fluxbudgetd.events.channels import HostEnvironment
 from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import Ledger, open_ledger
-from fluxbudgetd.server.handlers import Context, handle
+from fluxbudgetd.server.dispatch import handle
+from fluxbudgetd.server.handlers import Context
 from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.listener import Listener, bound
 from fluxbudgetd.server.locking import lock, private_directory

@@ -50,10 +50,13 @@ class Responder:
         self._unsent = unsent
 
     async def respond(self, body: bytes) -> bytes | TrackedFrame | Stream:
-        """Return the answer's frame, or a stream if the request asks for one."""
+        """Return the answer's frame (empty: there is no answer), or a stream if the request asks for one."""
         seconds = self._limits.request_seconds
         try:
-            answer = self._handler(decode(body))
+            request = decode(body)
+            if isinstance(request, messages.Stdin):
+                return b""  # the command it belongs to has been answered already
+            answer = self._handler(request)
             # The usual case is tested first, because the other tests take longer.
             if isinstance(answer, messages.Answer):
                 return self._frame(answer)

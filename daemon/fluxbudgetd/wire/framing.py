@@ -13,6 +13,10 @@ HEADER_BYTES = 4
 # of `status` is far below 1 MiB. The limit is small enough that a thousand clients cannot exhaust the memory.
 MAX_FRAME = 1 << 20
 
+#: The largest stdin that a client forwards with a command line, in bytes. (A hook's input, which may hold a tool's
+#: output, can be of any size.)
+MAX_STDIN = 256 << 10
+
 
 class FrameError(ValueError):
     """The bytes are not a frame: the length is zero or above `MAX_FRAME`."""

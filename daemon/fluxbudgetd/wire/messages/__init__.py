@@ -13,6 +13,7 @@ from fluxbudgetd.wire.messages.base import *
 from fluxbudgetd.wire.messages.budget import *
 from fluxbudgetd.wire.messages.calibration import *
 from fluxbudgetd.wire.messages.codec import *
+from fluxbudgetd.wire.messages.commands import *
 from fluxbudgetd.wire.messages.events import *
 from fluxbudgetd.wire.messages.hooks import *
 from fluxbudgetd.wire.messages.reviews import *

@@ -7,6 +7,7 @@ import msgspec
 from fluxbudgetd.wire.messages.base import Envelope, ErrorAnswer
 from fluxbudgetd.wire.messages.budget import Advance, AdvanceAnswer, Check, CheckAnswer, Remaining, RemainingAnswer
 from fluxbudgetd.wire.messages.calibration import Calibrate, CalibrateAnswer
+from fluxbudgetd.wire.messages.commands import Command, CommandAnswer, Stdin
 from fluxbudgetd.wire.messages.events import EventAnswer, HeartbeatAnswer, LaggedAnswer, Subscribe, SubscribedAnswer
 from fluxbudgetd.wire.messages.hooks import Hook, HookAnswer, StatusLine, StatusLineAnswer
 from fluxbudgetd.wire.messages.reviews import (
@@ -54,6 +55,8 @@ AnyRequest = (
     | Hook
     | StatusLine
     | Doctor
+    | Command
+    | Stdin
 )
 
 AnyAnswer = (
@@ -76,6 +79,7 @@ AnyAnswer = (
     | HookAnswer
     | StatusLineAnswer
     | DoctorAnswer
+    | CommandAnswer
 )
 
 _encoder = msgspec.msgpack.Encoder()

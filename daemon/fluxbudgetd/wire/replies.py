@@ -1,0 +1,183 @@
+"""What the commands that hooks call print, and their exit codes: an answer or a failure in, a `Reply` out.
+
+The daemon renders with this when it carries out a command line, and so does the Python client when it has to ask or
+read by itself. An answer may be a struct of `messages` or any object with the same attributes. Nothing here is checked
+or written, and nothing is imported that takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.text import one_line
+
+TYPE_CHECKING = False  # typing costs milliseconds; type checkers know this name
+if TYPE_CHECKING:
+    from fluxbudgetd.wire import messages
+
+#: Attributes of an answer, in the order in which `--json` prints them.
+SPEND = (
+    *("budget", "spent", "measured", "provisional", "reserved"),
+    *("remaining", "pct", "state", "stale", "stale_why"),
+)
+CHECK = ("run", "phase", "allowed", "refusal", "overridden", "note")
+PING = ("version", "protocol", "pid", "started_at")
+ADVANCE = ("run", "advanced", "line", "phase", "completed", "overridden", "note")
+COMPLETED = (
+    *("name", "records", "pending", "input", "output", "cache_read", "cache_creation", "billing", "total"),
+    *("state", "since", "until", "spent", "provisional", "estimate", "estimate_source", "sample_size", "override"),
+)
+
+_NO_NUMBERS = dict.fromkeys(
+    ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
+)
+#: What `env` prints without a run or a budget, so that a value from before does not stay.
+_UNSET = "unset FLUX_BUDGET_REMAINING\n"
+
+
+class Reply:
+    """What a command line results in. `exports` are lines for the file that `$CLAUDE_ENV_FILE` names."""
+
+    def __init__(self, exit_code: int, out: str = "", err: str = "", exports: str = "") -> None:
+        self.exit_code = exit_code
+        self.out = out.encode()
+        self.err = err.encode()
+        self.exports = exports.encode()
+
+
+def remaining(answer: messages.RemainingAnswer, *, default: int | None = None, as_json: bool = False) -> Reply:
+    """Return the reply of `remaining`; `default` is printed for a run without a budget, and 0 if it is None."""
+    spend = answer.spend
+    left = default if spend.budget is None else spend.remaining
+    if as_json:
+        fields = {"run": answer.run, "phase": answer.phase, **_fields(spend, SPEND)}
+        out = _json({**fields, "remaining": left})
+    else:
+        out = f"{left or 0}\n"
+    return _unless_unlimited(answer, out)
+
+
+def remaining_failed(
+    message: str, hint: str, exit_code: int, *, default: int | None = None, as_json: bool = False
+) -> Reply:
+    """Return the reply of `remaining` if it was not answered.
+
+    `default` is what is printed without a run (0 if it is None) and, with exit code 0, without a daemon that answers.
+    """
+    state = ""
+    if exit_code == codes.NO_RUN:
+        state = "no_run"
+    elif default is not None and exit_code in (codes.UNREACHABLE, codes.NO_ANSWER):
+        state, exit_code = "no_answer", codes.OK
+    if not state:
+        return failed(message, hint, exit_code)
+    if as_json:
+        fields = {**_NO_NUMBERS, "remaining": default or 0, "state": state, "stale": state == "no_answer"}
+        return failed(message, hint, exit_code, _json(fields))
+    return failed(message, hint, exit_code, f"{default or 0}\n")
+
+
+def env(answer: messages.RemainingAnswer) -> Reply:
+    """Return the reply of `env`."""
+    left = answer.spend.remaining
+    # Readers of the variable take 0 as "no limit", so an exhausted budget is 1.
+    out = _UNSET if answer.spend.budget is None else f"export FLUX_BUDGET_REMAINING={left or 1}\n"
+    return _unless_unlimited(answer, out)
+
+
+def env_failed(message: str, hint: str, exit_code: int) -> Reply:
+    """Return the reply of `env` if it was not answered."""
+    return failed(message, hint, exit_code, _UNSET if exit_code == codes.NO_RUN else "")
+
+
+def check(answer: messages.CheckAnswer, *, as_json: bool = False) -> Reply:
+    """Return the reply of `check`."""
+    err = _stale(answer.spend.stale_why) + _notes(answer.note, answer.overridden)
+    if as_json:
+        out = _json({**_fields(answer, CHECK), **_fields(answer.spend, SPEND)})
+    else:
+        out = "ok\n" if answer.allowed else f"{answer.refusal}\n"
+    return Reply(codes.OK if answer.allowed else codes.REFUSED, out, err)
+
+
+def check_failed(message: str, hint: str, exit_code: int, *, require: bool = False) -> Reply:
+    """Return the reply of `check` if it was not answered. With `require`, no run is a refusal."""
+    return failed(message, hint, codes.REFUSED if require and exit_code == codes.NO_RUN else exit_code)
+
+
+def advance(answer: messages.AdvanceAnswer, *, as_json: bool = False) -> Reply:
+    """Return the reply of `advance`."""
+    err = _stale(answer.spend.stale_why) + _notes(answer.note, answer.overridden)
+    if as_json:
+        completed = None if answer.completed is None else _fields(answer.completed, COMPLETED)
+        out = _json({**_fields(answer, ADVANCE), "completed": completed, "spend": _fields(answer.spend, SPEND)})
+    else:
+        out = f"{answer.line}\n"
+    return Reply(codes.OK if answer.advanced else codes.REFUSED, out, err)
+
+
+def ping(answer: messages.PingAnswer, took_ms: float | None, *, as_json: bool = False) -> Reply:
+    """Return the reply of `ping`; `took_ms` are the milliseconds that the client waited, None if unknown."""
+    if as_json:
+        took = None if took_ms is None else round(took_ms, 3)
+        return Reply(codes.OK, _json({**_fields(answer, PING), "round_trip_ms": took}))
+    within = "" if took_ms is None else f" in {took_ms:.2f} ms"
+    return Reply(codes.OK, f"fluxbudgetd {answer.version} (pid {answer.pid}) answered{within}\n")
+
+
+def hook(answer: messages.HookAnswer) -> Reply:
+    """Return the reply of `hook`."""
+    out = f"{answer.output}\n" if answer.output else ""
+    is_open = answer.exports and not answer.exports.endswith("\n")
+    return Reply(codes.OK, out, exports=f"{answer.exports}\n" if is_open else answer.exports)
+
+
+def statusline(answer: messages.StatusLineAnswer) -> Reply:
+    """Return the reply of `statusline`."""
+    return Reply(codes.OK, f"{answer.line}\n", _stale(answer.stale_why))
+
+
+def failed(message: str, hint: str, exit_code: int, out: str = "") -> Reply:
+    """Return the reply of a command that was not answered: the reason and the hint, each a line on stderr."""
+    return Reply(exit_code, out, _reason(message, hint))
+
+
+def exit_code(code: str) -> int:
+    """Return the exit code for an error code of an answer."""
+    return codes.ERROR_CODES.get(code, (codes.INTERNAL, ""))[0]
+
+
+def _unless_unlimited(answer: messages.RemainingAnswer, out: str) -> Reply:
+    """Return the reply that prints this; it reports on stderr that the answer is stale or that there is no budget."""
+    err = _stale(answer.spend.stale_why)
+    if answer.spend.budget is not None:
+        return Reply(codes.OK, out, err)
+    hint = f"set one with 'fluxbudgetctl run set --run {answer.run} --budget N'"
+    return Reply(codes.NO_RUN, out, err + _reason(f"run {answer.run} has no budget", hint))
+
+
+def _reason(message: str, hint: str) -> str:
+    return _note(message) + (f"hint: {one_line(hint)}\n" if hint else "")
+
+
+def _stale(why: str | None) -> str:
+    return _note(f"last known numbers: {why}") if why else ""
+
+
+def _notes(note: str, overridden: str | None) -> str:
+    """Return the lines on stderr about an override that was not accepted, or was."""
+    text = _note(note) if note else ""
+    return text + (_note(f"the budget is exceeded; overridden: {overridden}") if overridden else "")
+
+
+def _note(text: str) -> str:
+    return f"fluxbudgetctl: {one_line(text)}\n"
+
+
+def _fields(value: object, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: getattr(value, name) for name in names}
+
+
+def _json(value: dict[str, object]) -> str:
+    import json  # noqa: PLC0415  5 ms that only --json pays
+
+    return json.dumps(value) + "\n"
