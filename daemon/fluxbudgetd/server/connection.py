@@ -4,7 +4,7 @@ A peer that sends half a frame, or never reads its answers, only affects its own
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -14,9 +14,10 @@ import anyio.lowlevel
 import structlog
 
 from fluxbudgetd import errors
+from fluxbudgetd.server.continuation import next_message
 from fluxbudgetd.server.draining import Draining
 from fluxbudgetd.server.limits import ByteCount, Limits
-from fluxbudgetd.server.requests import Responder, TrackedFrame, error_frame
+from fluxbudgetd.server.requests import MoreInput, Responder, Stream, TrackedFrame, error_frame
 from fluxbudgetd.server.streaming import send_stream
 from fluxbudgetd.wire.framing import FrameDecoder, FrameError
 
@@ -51,14 +52,12 @@ class Connection:
 
         Raises anyio's `EndOfStream`, `BrokenResourceError` or `ClosedResourceError` if the connection has ended.
         """
-        respond = self._shared.responder.respond
         while True:
             try:
-                body = await self._receive()
+                answer = await self._answer(await self._receive())
             except errors.FluxError as exc:
                 await send_error(self._stream, exc, self._limits.refusal_seconds)
                 return
-            answer = await respond(body)
             if isinstance(answer, bytes):
                 is_sent = await self._send(answer)
             elif isinstance(answer, TrackedFrame):
@@ -72,6 +71,19 @@ class Connection:
                 log.warning("peer does not read its answers; connection closed")
                 return
             self._was_answered = True
+
+    async def _answer(self, body: bytes) -> bytes | TrackedFrame | Stream:
+        """Return the answer to a request; raise `FluxError` if a frame of its input is invalid."""
+        responder, unread = self._shared.responder, self._shared.unread
+        response = responder.respond(body)
+        while not isinstance(response, bytes):
+            if isinstance(response, Awaitable):
+                response = await response
+            elif isinstance(response, MoreInput):
+                response = responder.resume(response, await next_message(self._peer, self._decoder, response, unread))
+            else:
+                return response
+        return response
 
     async def _receive(self) -> bytes:
         """Return the next message; raise `FluxError` if a frame is invalid or late."""

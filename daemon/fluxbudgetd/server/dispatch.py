@@ -5,10 +5,10 @@ from typing import Any
 
 from fluxbudgetd.server.commands import command
 from fluxbudgetd.server.handlers import Context, budget, events, hooks, reviews, runs, service, statusline
-from fluxbudgetd.server.requests import Stream, TrackedAnswer
+from fluxbudgetd.server.requests import Handled, Stream
 from fluxbudgetd.wire import messages as wire
 
-Answer = wire.AnyAnswer | TrackedAnswer | Awaitable[wire.AnyAnswer | TrackedAnswer] | Stream
+Answer = Handled | Awaitable[Handled] | Stream
 
 
 def handle(context: Context, request: wire.AnyRequest) -> Answer:

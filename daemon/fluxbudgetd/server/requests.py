@@ -30,13 +30,26 @@ class TrackedFrame(NamedTuple):
     on_delivered: Callable[[bool], None]
 
 
+class MoreInput(NamedTuple):
+    """What a handler returns if its command needs more of its stdin.
+
+    `resume` is called with the connection's next message, or with None at the deadline (by the event loop's clock); it
+    raises `FluxError` as a handler does. `held` is the number of bytes of stdin that have arrived so far.
+    """
+
+    deadline: float
+    held: int
+    resume: "Callable[[messages.Stdin | None], Handled | Awaitable[Handled]]"
+
+
 #: A stream of answers, sent on its connection until it ends.
 Stream = AsyncGenerator[messages.AnyAnswer, None]
+#: What a handler returns in the end.
+Handled = messages.AnyAnswer | TrackedAnswer | MoreInput
 #: Returns the answer if it is available at once, otherwise an awaitable of it; or a stream.
-Handler = Callable[
-    [messages.AnyRequest],
-    messages.AnyAnswer | TrackedAnswer | Stream | Awaitable[messages.AnyAnswer | TrackedAnswer],
-]
+Handler = Callable[[messages.AnyRequest], Handled | Stream | Awaitable[Handled]]
+#: What a connection does next: send a frame (an empty one: nothing), send a stream, or read more input.
+Response = bytes | TrackedFrame | Stream | MoreInput
 
 log = structlog.get_logger()
 
@@ -49,33 +62,40 @@ class Responder:
         self._limits = limits
         self._unsent = unsent
 
-    async def respond(self, body: bytes) -> bytes | TrackedFrame | Stream:
-        """Return the answer's frame (empty: there is no answer), or a stream if the request asks for one."""
-        seconds = self._limits.request_seconds
+    def respond(self, body: bytes) -> Response | Awaitable[Response]:
+        """Return the response to a request, as an awaitable if something has to be waited for. Never raises."""
         try:
             request = decode(body)
             if isinstance(request, messages.Stdin):
                 return b""  # the command it belongs to has been answered already
-            answer = self._handler(request)
-            # The usual case is tested first, because the other tests take longer.
-            if isinstance(answer, messages.Answer):
-                return self._frame(answer)
-            if isinstance(answer, AsyncGenerator):
-                return answer
-            if not isinstance(answer, TrackedAnswer):
-                with anyio.fail_after(seconds):
-                    answer = await answer
-            return self._tracked(answer) if isinstance(answer, TrackedAnswer) else self._frame(answer)
-        except errors.FluxError as exc:
-            error = exc
-        except FrameError:
-            error = errors.AnswerTooLargeError("the answer does not fit into a frame", "ask for less")
-        except TimeoutError:
-            error = errors.RequestTimeoutError(f"no answer within {seconds:.0f} s", "see the daemon's log")
-        except Exception:
-            log.exception("request failed")
-            error = errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
-        return error_frame(error)
+            return self._now_or_later(self._handler(request))
+        except Exception as exc:  # noqa: BLE001  `_error` logs it
+            return self._error(exc)
+
+    def resume(self, more: MoreInput, body: bytes | None) -> Response | Awaitable[Response]:
+        """Return the response to a command after its connection's next message, or after its deadline (None)."""
+        try:
+            return self._now_or_later(more.resume(None if body is None else _stdin(body)))
+        except Exception as exc:  # noqa: BLE001  `_error` logs it
+            return self._error(exc)
+
+    def _now_or_later(self, answer: Handled | Stream | Awaitable[Handled]) -> Response | Awaitable[Response]:
+        # The usual case is tested first, because the other tests take longer.
+        if isinstance(answer, messages.Answer):
+            return self._frame(answer)
+        return self._later(answer) if isinstance(answer, Awaitable) else self._response(answer)
+
+    async def _later(self, answer: Awaitable[Handled]) -> Response:
+        try:
+            with anyio.fail_after(self._limits.request_seconds):
+                return self._response(await answer)
+        except Exception as exc:  # noqa: BLE001  `_error` logs it
+            return self._error(exc)
+
+    def _response(self, answer: Handled | Stream) -> Response:
+        if isinstance(answer, messages.Answer):
+            return self._frame(answer)
+        return self._tracked(answer) if isinstance(answer, TrackedAnswer) else answer
 
     def _tracked(self, tracked: TrackedAnswer) -> TrackedFrame:
         try:
@@ -89,6 +109,29 @@ class Responder:
         if self._unsent.is_too_much(len(frame)):
             raise errors.BusyError("too many large answers are waiting to be read", "try again")
         return frame
+
+    def _error(self, exc: Exception) -> bytes:
+        """Return the error answer for an exception."""
+        if isinstance(exc, errors.FluxError):
+            error = exc
+        elif isinstance(exc, FrameError):
+            error = errors.AnswerTooLargeError("the answer does not fit into a frame", "ask for less")
+        elif isinstance(exc, TimeoutError):
+            seconds = self._limits.request_seconds
+            error = errors.RequestTimeoutError(f"no answer within {seconds:.0f} s", "see the daemon's log")
+        else:
+            log.error("request failed", exc_info=exc)
+            error = errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
+        return error_frame(error)
+
+
+def _stdin(body: bytes) -> messages.Stdin:
+    request = decode(body)
+    if not isinstance(request, messages.Stdin):
+        raise errors.BadRequestError(
+            "a command's stdin was expected, not another request", "end it with a stdin request without more"
+        )
+    return request
 
 
 def decode(body: bytes) -> messages.AnyRequest:
