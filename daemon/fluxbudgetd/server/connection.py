@@ -76,6 +76,7 @@ class Connection:
         """Return the answer to a request; raise `FluxError` if a frame of its input is invalid."""
         responder, unread = self._shared.responder, self._shared.unread
         response = responder.respond(body)
+        del body  # it may be large, and the command may wait for long
         while not isinstance(response, bytes):
             if isinstance(response, Awaitable):
                 response = await response

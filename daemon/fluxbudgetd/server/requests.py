@@ -4,7 +4,7 @@ Every failure becomes an error answer. A defect affects only its own request; th
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import anyio
 import msgspec
@@ -15,11 +15,13 @@ from fluxbudgetd.server.limits import ByteCount, Limits
 from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.framing import FrameError, encode_frame
 
+A_co = TypeVar("A_co", covariant=True)
 
-class TrackedAnswer(NamedTuple):
+
+class TrackedAnswer(NamedTuple, Generic[A_co]):
     """An answer whose delivery matters: `on_delivered` is called once, with True if the peer has received it."""
 
-    answer: messages.AnyAnswer
+    answer: A_co
     on_delivered: Callable[[bool], None]
 
 
@@ -45,7 +47,7 @@ class MoreInput(NamedTuple):
 #: A stream of answers, sent on its connection until it ends.
 Stream = AsyncGenerator[messages.AnyAnswer, None]
 #: What a handler returns in the end.
-Handled = messages.AnyAnswer | TrackedAnswer | MoreInput
+Handled = messages.AnyAnswer | TrackedAnswer[messages.AnyAnswer] | MoreInput
 #: Returns the answer if it is available at once, otherwise an awaitable of it; or a stream.
 Handler = Callable[[messages.AnyRequest], Handled | Stream | Awaitable[Handled]]
 #: What a connection does next: send a frame (an empty one: nothing), send a stream, or read more input.
@@ -97,7 +99,7 @@ class Responder:
             return self._frame(answer)
         return self._tracked(answer) if isinstance(answer, TrackedAnswer) else answer
 
-    def _tracked(self, tracked: TrackedAnswer) -> TrackedFrame:
+    def _tracked(self, tracked: TrackedAnswer[messages.AnyAnswer]) -> TrackedFrame:
         try:
             return TrackedFrame(self._frame(tracked.answer), tracked.on_delivered)
         except Exception:

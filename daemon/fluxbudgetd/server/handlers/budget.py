@@ -11,13 +11,13 @@ from fluxbudgetd.totals import Standing
 from fluxbudgetd.wire import messages as wire
 
 
-def remaining(context: Context, request: wire.Remaining) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+def remaining(context: Context, request: wire.Remaining) -> wire.RemainingAnswer | Awaitable[wire.RemainingAnswer]:
     """Return what is left of a run's budget."""
     standing = _standing_now(context, request)
     return _remaining_later(context, request) if standing is None else _remaining(standing)
 
 
-def check(context: Context, request: wire.Check) -> wire.AnyAnswer | Awaitable[wire.AnyAnswer]:
+def check(context: Context, request: wire.Check) -> wire.CheckAnswer | Awaitable[wire.CheckAnswer]:
     """Check whether the run may go on. A refusal, and an override that was needed, are recorded as events."""
     standing = _standing_now(context, request)
     if standing is None:
@@ -56,26 +56,26 @@ def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
     return context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
 
 
-async def _remaining_later(context: Context, request: wire.Remaining) -> wire.AnyAnswer:
+async def _remaining_later(context: Context, request: wire.Remaining) -> wire.RemainingAnswer:
     _account, standing = await find_standing(context, request, deadline_of(request))
     return _remaining(standing)
 
 
-async def _check_later(context: Context, request: wire.Check) -> wire.AnyAnswer:
+async def _check_later(context: Context, request: wire.Check) -> wire.CheckAnswer:
     _account, standing = await find_standing(context, request, deadline_of(request))
     return await _recorded(context, request, standing, policy.checked(standing.run, standing.balance, request.override))
 
 
-async def _recorded(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.AnyAnswer:
+async def _recorded(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.CheckAnswer:
     await context.service.checks.record(standing.run, standing.balance, verdict, "check", deadline_of(request))
     return _checked(standing, verdict)
 
 
-def _remaining(standing: Standing) -> wire.AnyAnswer:
+def _remaining(standing: Standing) -> wire.RemainingAnswer:
     return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=answers.spend(standing))
 
 
-def _checked(standing: Standing, verdict: Verdict) -> wire.AnyAnswer:
+def _checked(standing: Standing, verdict: Verdict) -> wire.CheckAnswer:
     return wire.CheckAnswer(
         run=standing.run.id,
         phase=standing.run.phase,

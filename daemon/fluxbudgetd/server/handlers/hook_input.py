@@ -6,6 +6,7 @@ A missing field, or one of another type, is None. Input that is not a JSON objec
 import json
 from json.decoder import scanstring  # type: ignore[attr-defined]  # public, but without types
 
+import anyio.to_thread
 import msgspec
 from msgspec import Raw, field
 
@@ -15,6 +16,7 @@ _LONGEST_ID = 512
 _LONGEST_PATH = 4096
 _ABSENT = Raw(b"null")
 _SPACE = " \t\n\r"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class _Fields(msgspec.Struct):
@@ -62,11 +64,28 @@ _text_decoder = msgspec.json.Decoder(str)
 
 
 def parse(raw: bytes) -> HookInput | None:
-    """Return what the input says; None if it is unusual, which `parse_unusual` handles."""
+    """Return what the input says; None if it is unusual, which `parsed_slowly` handles."""
+    if not raw:
+        return HookInput()
     try:
-        return _from_fields(_fields.decode(raw))
+        return _from_fields(_fields.decode(raw.removeprefix(_BYTE_ORDER_MARK)))
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+async def parsed_slowly(raw: bytes, *, whole: bool) -> HookInput:
+    """Return what an unusual input says, or the beginning of an input; it is parsed in a thread."""
+    parser = parse_unusual if whole else parse_beginning
+    return await anyio.to_thread.run_sync(parser, raw, abandon_on_cancel=True)
+
+
+def is_json(raw: bytes) -> bool:
+    """Return True if this is a JSON value, however unusual. May take milliseconds."""
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def parse_unusual(raw: bytes) -> HookInput:
@@ -87,7 +106,7 @@ def parse_unusual(raw: bytes) -> HookInput:
 def parse_beginning(raw: bytes) -> HookInput:
     """Return what the beginning of an input says: the fields that are complete. May take milliseconds."""
     found: dict[str, Raw] = {}
-    text = raw.decode("utf-8", "ignore")
+    text = raw.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "ignore")
     decoder = json.JSONDecoder()
     at = _skip(text, 0)
     try:

@@ -5,15 +5,13 @@ A hook never breaks a session: every failure becomes an error answer, for which 
 
 from collections.abc import Awaitable, Callable
 
-import anyio
-import anyio.to_thread
 import msgspec
 
 from fluxbudgetd.decisions.admission import GENERAL
 from fluxbudgetd.policy import words
 from fluxbudgetd.server.handlers.common import Context, deadline_of
 from fluxbudgetd.server.handlers.hook_call import HookCall
-from fluxbudgetd.server.handlers.hook_input import HookInput, parse, parse_beginning, parse_unusual
+from fluxbudgetd.server.handlers.hook_input import HookInput, parse, parsed_slowly
 from fluxbudgetd.server.requests import TrackedAnswer
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
@@ -21,7 +19,7 @@ from fluxbudgetd.wire import messages as wire
 #: The tools that launch sub-agents (`Task` is the older name).
 _LAUNCH_TOOLS = ("Agent", "Task")
 
-HookAnswer = wire.HookAnswer | TrackedAnswer
+HookAnswer = wire.HookAnswer | TrackedAnswer[wire.HookAnswer]
 
 
 def hook(context: Context, request: wire.Hook) -> HookAnswer | Awaitable[HookAnswer]:
@@ -31,9 +29,7 @@ def hook(context: Context, request: wire.Hook) -> HookAnswer | Awaitable[HookAns
 
 
 async def _unusual(context: Context, request: wire.Hook) -> HookAnswer:
-    parser = parse_unusual if request.whole else parse_beginning
-    hook_input = await anyio.to_thread.run_sync(parser, request.input, abandon_on_cancel=True)
-    answer = _handle(context, request, hook_input)
+    answer = _handle(context, request, await parsed_slowly(request.input, whole=request.whole))
     return await answer if isinstance(answer, Awaitable) else answer
 
 

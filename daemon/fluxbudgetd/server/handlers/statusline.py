@@ -1,23 +1,21 @@
 """The line for Claude Code's status line."""
 
-import anyio
-import anyio.to_thread
 import msgspec
 
 from fluxbudgetd.errors import NoRunError
 from fluxbudgetd.policy import statusline as policy
 from fluxbudgetd.server.handlers.common import Context, deadline_of
 from fluxbudgetd.server.handlers.hook_call import merged_hints
-from fluxbudgetd.server.handlers.hook_input import parse, parse_unusual
+from fluxbudgetd.server.handlers.hook_input import parse, parsed_slowly
 from fluxbudgetd.wire import messages as wire
 
 
 async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusLineAnswer:
     """Return the line for Claude Code's status line."""
     totals, deadline = context.service.totals, deadline_of(request)
-    hook_input = parse(request.input)
+    hook_input = parse(request.input) if request.whole else None
     if hook_input is None:
-        hook_input = await anyio.to_thread.run_sync(parse_unusual, request.input, abandon_on_cancel=True)
+        hook_input = await parsed_slowly(request.input, whole=request.whole)
     hints = merged_hints(request.hints, hook_input)
     try:
         account = await totals.find(request.run, request.scope, request.session, hints, deadline)

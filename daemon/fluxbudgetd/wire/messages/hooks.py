@@ -17,6 +17,8 @@ class StatusLine(Naming, frozen=True, kw_only=True, tag="statusline"):
 
     input: bytes = b""
     """The JSON that the status line's command received; may be empty."""
+    whole: bool = True
+    """False: `input` is only its beginning."""
     width: int | None = None
     """How many cells the line may take; null: no limit."""
     colour: bool = False

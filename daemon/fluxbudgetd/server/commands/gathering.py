@@ -1,0 +1,93 @@
+"""The stdin of a command, which arrives in pieces and may never end.
+
+Claude Code does not always close a hook's stdin, so a JSON object is complete when it can be parsed. That is tried only
+after a `}`, and only for a limited number of bytes in all, because a sender may drip.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+
+from fluxbudgetd.errors import BadRequestError
+from fluxbudgetd.server.handlers.hook_input import is_json, parse
+from fluxbudgetd.server.requests import Handled, MoreInput
+from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire.framing import MAX_STDIN
+
+# All attempts to parse one command's stdin together; a short attempt counts as `_SHORTEST`.
+_MOST_PARSED = 16 * MAX_STDIN
+_SHORTEST = 16 << 10
+_MAX_WAIT_SECONDS = 20.0
+
+
+class Patience(NamedTuple):
+    """How long a command waits for its stdin, as shares of its client's time limit."""
+
+    empty: float
+    """If nothing has arrived."""
+    begun: float
+    """If something has arrived."""
+
+
+class Input(NamedTuple):
+    """What has arrived on stdin. `is_whole` is False for the beginning of a longer input."""
+
+    data: bytes
+    is_whole: bool
+    has_ended: bool
+    """False: the time was over."""
+    wait_ms: int
+    """What is left of the client's time limit."""
+
+
+Result = Handled | Awaitable[Handled]
+
+
+class Gathering:
+    """Gathers a command's stdin, then calls `finish` with it."""
+
+    def __init__(self, wait_ms: int, patience: Patience, finish: Callable[[Input], Result]) -> None:
+        self._wait_ms = wait_ms
+        self._patience = patience
+        self._finish = finish
+        self._begun_at = anyio.current_time()
+        self._data = bytearray()
+        self._is_whole = True
+        self._parsed = 0
+
+    def add(self, part: wire.Command | wire.Stdin | None) -> Result:
+        """Add a part of stdin, None at the deadline; return the command's answer, or ask for more input.
+
+        Raises `BadRequestError` if there is too much.
+        """
+        if part is None:
+            return self._end(has_ended=False)
+        self._data += part.stdin
+        self._is_whole = self._is_whole and not part.cut
+        if len(self._data) > MAX_STDIN:
+            raise BadRequestError(f"more than {MAX_STDIN} bytes of stdin were sent", "send its beginning, with cut")
+        if not part.more:
+            return self._end(has_ended=True)
+        if not part.stdin.rstrip().endswith(b"}") or self._parsed > _MOST_PARSED:
+            return self._more()
+        self._parsed += max(len(self._data), _SHORTEST)
+        raw = bytes(self._data)
+        return self._end(has_ended=True) if parse(raw) is not None else self._after_slow_parsing(raw)
+
+    async def _after_slow_parsing(self, raw: bytes) -> Handled:
+        if not await anyio.to_thread.run_sync(is_json, raw, abandon_on_cancel=True):
+            return self._more()
+        result = self._end(has_ended=True)
+        return await result if isinstance(result, Awaitable) else result
+
+    def _more(self) -> MoreInput:
+        share = self._patience.begun if self._data else self._patience.empty
+        wait = min(self._wait_ms / 1000 * share, _MAX_WAIT_SECONDS)
+        return MoreInput(self._begun_at + wait, len(self._data), self.add)
+
+    def _end(self, *, has_ended: bool) -> Result:
+        waited_ms = int((anyio.current_time() - self._begun_at) * 1000)
+        left_ms = max(self._wait_ms - waited_ms, 0)
+        return self._finish(Input(bytes(self._data), self._is_whole, has_ended, left_ms))
