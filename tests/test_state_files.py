@@ -56,6 +56,7 @@ def state(run: str = "r1", **changes: object) -> State:
         "reserved": 40_000,
         "pct": 83.4,
         "stale": False,
+        "line": "executing ██████▋░ 208k/250k 83%",
         "as_of": "2026-02-20T17:05:55.000000Z",
     }
     return State(**{**fields, **changes})  # type: ignore[arg-type]
@@ -160,11 +161,11 @@ def test_lines_of_a_run(tmp_path: Path) -> None:
         await files.put([state(), none], {}, {})
         assert (tmp_path / "runs" / "r1").read_text() == (
             "run=r1\nphase=executing\nstate=warning\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\n"
-            "reserved=40000\nstale=0\nas_of=2026-02-20T17:05:55.000000Z\n"
+            "reserved=40000\nstale=0\nline='executing ██████▋░ 208k/250k 83%'\nas_of=2026-02-20T17:05:55.000000Z\n"
         )
         assert (tmp_path / "runs" / "r2").read_text() == (
             "run=r2\nphase=executing\nstate=warning\nbudget=\nspent=0\nremaining=\npct=\nreserved=0\nstale=1\n"
-            "as_of=2026-02-20T17:05:55.000000Z\n"
+            "line='executing ██████▋░ 208k/250k 83%'\nas_of=2026-02-20T17:05:55.000000Z\n"
         )
 
     with_open_files(tmp_path, body)
@@ -173,10 +174,10 @@ def test_lines_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["$(touch pwned)", "a b", "a;b", "`x`", "a\nb=1", "a\n", "é", "'", "\0"])
 def test_value_that_the_shell_would_interpret_is_left_out(tmp_path: Path, bad: str) -> None:
     async def body(files: StateFiles) -> None:
-        await files.put([state(phase=bad, state=bad, as_of=bad)], {}, {})
+        await files.put([state(phase=bad, state=bad, line="", as_of=bad)], {}, {})
         assert (tmp_path / "runs" / "r1").read_text() == (
             "run=r1\nphase=\nstate=\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\nreserved=40000\n"
-            "stale=0\nas_of=\n"
+            "stale=0\nline=''\nas_of=\n"
         )
 
     with_open_files(tmp_path, body)
@@ -184,11 +185,20 @@ def test_value_that_the_shell_would_interpret_is_left_out(tmp_path: Path, bad: s
 
 def test_shell_can_source_it_through_a_link(tmp_path: Path) -> None:
     async def body(files: StateFiles) -> None:
-        await files.put([state()], {"s/1": "r1"}, {"bead-1": "r1"})
+        hostile = state(line="██ $(touch pwned)'; `touch pwned`\n\x1b[2J\"5%")
+        await files.put([hostile], {"s/1": "r1"}, {"bead-1": "r1"})
         for link in ("sessions/s%2F1", "scopes/bead-1"):
-            shell = ["/bin/sh", "-euc", '. "$1"; echo "$run $remaining $pct $as_of"', "sh", str(tmp_path / link)]
+            shell = [
+                "/bin/sh",
+                "-euc",
+                '. "$1"; echo "$run $remaining $pct $as_of"; echo "$line"',
+                "sh",
+                str(tmp_path / link),
+            ]
             result = await anyio.run_process(shell)
-            assert result.stdout == b"r1 41500 83.4 2026-02-20T17:05:55.000000Z\n"
+            assert result.stdout.decode() == (
+                'r1 41500 83.4 2026-02-20T17:05:55.000000Z\n██ $(touch pwned)?; `touch pwned`??[2J"5%\n'
+            )
 
     with_open_files(tmp_path, body)
 
@@ -372,7 +382,7 @@ def test_failed_write_is_repeated_even_with_the_same_contents(tmp_path: Path, mo
 
 READER = """
 import sys
-keys = ["run", "phase", "state", "budget", "spent", "remaining", "pct", "reserved", "stale", "as_of"]
+keys = ["run", "phase", "state", "budget", "spent", "remaining", "pct", "reserved", "stale", "line", "as_of"]
 print("ready", flush=True)
 seen = set()
 while len(seen) < 1000:

@@ -54,6 +54,7 @@ def test_state_files_follow_their_runs(home: Home, interstat: Interstat, daemon:
     shows(run="r1", phase="brainstorm", state="ok", budget="1000", spent="0", remaining="1000", pct="0.0", reserved="0")
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     shows(state="warning", spent="810", remaining="190", pct="81.0", stale="0")
+    shows(line="'brainstorm ██████▍░ 810/1k 81%'")
     assert (
         read_state_file(home, "sessions", "s1")
         == read_state_file(home, "scopes", "b1")

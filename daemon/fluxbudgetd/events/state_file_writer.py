@@ -9,6 +9,7 @@ import structlog
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.model import to_text
 from fluxbudgetd.notify.state_files import State, StateFiles
+from fluxbudgetd.policy import statusline
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.wire.messages import ChannelState
@@ -100,7 +101,9 @@ class StateFileWriter:
         return account.run.id if account is not None and account.run.status == "active" else None
 
     def _content(self, account: RunAccount) -> State:
-        balance = account.balance()
+        balance, is_stale = account.balance(), self._is_stale(account)
+        # The reader comes later, when the rate may be another one: the line is without it.
+        line = statusline.line(run=account.run, balance=balance, rate=0, stale=is_stale, width=None, colour=False)
         return State(
             run=account.run.id,
             phase=account.run.phase,
@@ -110,7 +113,8 @@ class StateFileWriter:
             remaining=balance.remaining,
             pct=balance.pct,
             reserved=balance.reserved,
-            stale=self._is_stale(account),
+            stale=is_stale,
+            line=line,
             as_of=to_text(self._clock()),
         )
 

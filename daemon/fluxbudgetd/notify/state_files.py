@@ -30,7 +30,10 @@ _PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:+-]*")
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run's file says. Tokens are of the run's cost basis, `pct` has one decimal, `as_of` is ISO-8601 UTC."""
+    """What a run's file says. Tokens are of the run's cost basis, `pct` has one decimal, `as_of` is ISO-8601 UTC.
+
+    `line` is the text of the status line, without colours.
+    """
 
     run: str
     phase: str
@@ -41,6 +44,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     reserved: int
     pct: float | None
     stale: bool
+    line: str
     as_of: str
 
 
@@ -248,20 +252,29 @@ def _target(path: str) -> str | None:
 
 def _content(state: State) -> bytes:
     lines = {
-        "run": state.run,
-        "phase": state.phase,
-        "state": state.state,
-        "budget": state.budget,
-        "spent": state.spent,
-        "remaining": state.remaining,
-        "pct": None if state.pct is None else f"{state.pct:.1f}",
-        "reserved": state.reserved,
-        "stale": int(state.stale),
-        "as_of": state.as_of,
+        "run": _plain(state.run),
+        "phase": _plain(state.phase),
+        "state": _plain(state.state),
+        "budget": _number(state.budget),
+        "spent": _number(state.spent),
+        "remaining": _number(state.remaining),
+        "pct": "" if state.pct is None else f"{state.pct:.1f}",
+        "reserved": _number(state.reserved),
+        "stale": str(int(state.stale)),
+        "line": _quoted(state.line),
+        "as_of": _plain(state.as_of),
     }
-    return "".join(f"{key}={_value(value)}\n" for key, value in lines.items()).encode("ascii")
+    return "".join(f"{key}={value}\n" for key, value in lines.items()).encode()
 
 
-def _value(value: str | int | None) -> str:
-    text = "" if value is None else str(value)
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _plain(text: str) -> str:
     return text if _PLAIN_VALUE.fullmatch(text) else ""
+
+
+def _quoted(text: str) -> str:
+    """Return a text in single quotes, in which a shell takes every character literally but the quote."""
+    return "'" + "".join("?" if c == "'" or not c.isprintable() else c for c in text) + "'"
