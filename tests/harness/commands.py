@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxbudgetd.wire import messages
-from harness.daemon import PATIENCE, Home, Wire
+from harness.daemon import PATIENCE, Home
 
 
 class Outcome(NamedTuple):
@@ -51,11 +51,6 @@ def is_mine(home: Home, *words: str | bytes, **more: Any) -> bool:
     assert isinstance(answer, messages.CommandAnswer), answer
     assert answer.mine or answer == messages.CommandAnswer(mine=False)
     return answer.mine
-
-
-def send(wire: Wire, request: messages.AnyRequest) -> None:
-    """Send a request without waiting for its answer."""
-    wire.send(request)
 
 
 def _raw(word: str | bytes) -> bytes:

@@ -173,8 +173,12 @@ class Wire:
 
     def ask(self, request: messages.AnyRequest, timeout: float = PATIENCE) -> messages.AnyAnswer | messages.ErrorAnswer:
         self.socket.settimeout(timeout)
-        self.socket.sendall(encode_frame(messages.encode(request)))
+        self.send(request)
         return messages.decode_answer(self.receive())
+
+    def send(self, *requests: messages.AnyRequest) -> None:
+        """Send requests in one piece, without waiting for their answers."""
+        self.socket.sendall(b"".join(encode_frame(messages.encode(request)) for request in requests))
 
     def receive(self) -> bytes:
         """Return the next answer's body; raises EOFError at the end of the stream."""
