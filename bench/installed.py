@@ -9,13 +9,13 @@ from pathlib import Path
 from common import ROOT
 
 
-def install(place: Path, native: bool) -> Path | None:
+def install(place: Path, native: bool, compiler: str | None = None) -> Path | None:
     """Install the native client, or the one for machines without a C compiler; return the directory of its programs.
 
-    Return None if there is no C compiler here. The dependencies are left out: hot verbs do not import them, so they
-    start equally fast without.
+    `compiler` is the C compiler to use, by default the best one here. Return None if there is no C compiler here. The
+    dependencies are left out: hot verbs do not import them, so they start equally fast without.
     """
-    setting = {"FLUXBUDGET_NATIVE": "1" if native else "0"}
+    setting = {"FLUXBUDGET_NATIVE": "1" if native else "0", **({} if compiler is None else {"CC": compiler})}
     wheels = place / "dist"
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(wheels)]
     built = subprocess.run(build, cwd=ROOT, env={**os.environ, **setting}, capture_output=True, text=True, check=False)

@@ -60,15 +60,16 @@ _CONTENDERS = {
 }
 #: Which programs are compared, and the target. Comparisons with /bin/true are within a set of similar programs.
 _COMPARISONS: tuple[tuple[str, str, float | None], ...] = (
-    (_NATIVE, _TRUE, 1.25),
-    (_NATIVE, _SQLITE, 0.5),
+    (_NATIVE, _TRUE, 0.5),
+    (_NATIVE, _SQLITE, 0.3),
     *((_NATIVE, name, None) for name in _SIZES if name != _SQLITE),
     (_NATIVE, _HAND, None),
     (_NATIVE, _FALLBACK, None),
     (_FALLBACK, _BARE, 1.3),
     (_DIRECT, _BARE, None),
-    (_HOOK_NAMES[0], _TRUE, 1.4),
-    *((name, _TRUE, None) for name in (*_HOOK_NAMES[1:], _STATUSLINE, _AWAY)),
+    (_HOOK_NAMES[0], _TRUE, 0.55),
+    *((name, _TRUE, None) for name in (*_HOOK_NAMES[1:], _STATUSLINE)),
+    (_AWAY, _TRUE, 0.25),
 )
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from common import ROOT, Row, timed, world
 from databases import LARGE, SESSION_ROWS, database
 from events import hooks, push
+from floor import floor
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
 from idle import idle
 from ingest import insert_cost
-from load import load, warm_request
+from load import load, short_connections, warm_request
 from processes import processes
 from results import write
 from transcripts import live_totals
@@ -58,7 +59,7 @@ def start_up(base: Path, rounds: int) -> Iterator[Row]:
         seconds = statistics.median(times["full"])
         yield Row("ready with 1 000 000 rows and 1 000 active runs", f"{seconds:.2f} s", "≤ 1 s", seconds <= 1)
         ratio = seconds / statistics.median(times["empty"])
-        yield Row("… ÷ an empty daemon", f"{ratio:.2f}", "", None)
+        yield Row("… ÷ ready with nothing", f"{ratio:.2f}", "", None)
         with world("full", base) as again:
             again.start()
             first = timed(lambda: again.ask(messages.Remaining(scope="b7", wait_ms=10_000)))
@@ -82,14 +83,16 @@ def memory(base: Path) -> Iterator[Row]:
             wire.ask(messages.Status(wait_ms=20_000), 30)
         used = daemon.status("VmRSS") / 1024
         yield Row("memory with 100 runs, 1 000 sessions, 20 000 rows", f"{used:.1f} MiB", "≤ 45 MiB", used <= 45)
-        yield Row("… ÷ an empty daemon", f"{used / bare:.2f} ({bare:.1f} MiB)", "", None)
+        yield Row("… ÷ memory of an empty daemon", f"{used / bare:.2f} ({bare:.1f} MiB)", "", None)
 
 
 PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
     "processes": lambda base, quick: processes(base, 20 if quick else 400),
+    "floor": lambda base, quick: floor(base, 20 if quick else 400),
     "ingest": lambda base, quick: insert_cost(base, 200 if quick else 2000),
     "warm": lambda base, quick: warm_request(base, 2000 if quick else 20_000),
     "load": lambda base, quick: load(base, *((2, 0.3) if quick else (8, 0.6))),
+    "connect": lambda base, quick: short_connections(base, *((2, 200) if quick else (10, 1000))),
     "start": lambda base, quick: start_up(base, 3 if quick else 11),
     "memory": lambda base, _quick: memory(base),
     "live": lambda base, quick: live_totals(base, 20 if quick else 200, 100 if quick else 1000),
