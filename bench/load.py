@@ -97,7 +97,8 @@ def short_connections(base: Path, slices: int, connections: int) -> Iterator[Row
     """Connect, send one request, read the answer, close: what that costs the server in CPU time."""
     with _servers(base, "protocol") as servers:
         frame = encode_frame(messages.encode(servers.request))
-        ours, bare = [], []
+        ours: list[float] = []
+        bare: list[float] = []
         for _ in range(slices):
             for pid, path, times in (
                 (servers.daemon, servers.daemon_path, ours),
