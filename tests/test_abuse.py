@@ -54,6 +54,18 @@ def ended(peer: socket.socket) -> bool:
         (msgspec.msgpack.encode({"v": 1, "op": "run_start"}), "bad_request"),
         (msgspec.msgpack.encode({"v": 1, "op": "ping", "of-a-newer-client": {"a": [1]}}), None),
         (b"\x91" * 100_000, "bad_request"),
+        (b"\x82\xa1v\x01\xa2op\xa3\xff\xfe\xfd", "bad_request"),  # the operation is not UTF-8
+        (b"\x81\xa2op\xa3\xff\xfe\xfd", "bad_request"),
+        (b"\x83\xa1v\x01\xa2op\xa9remaining\xa3run\xa2\xff\xfe", "bad_request"),
+        (b"\x83\xa1v\x01\xa2op\xa4ping\xa2\xff\xfe\x01", None),  # a field that no version knows
+        (b"\x83\xa1v\x02\xa2op\xa4ping\xa1x\xa2\xff\xfe", "unsupported_version"),
+        *((msgspec.msgpack.encode({"v": 1, "op": op}), "bad_request") for op in (5, None, b"ping", ["ping"], {})),
+        *((msgspec.msgpack.encode({"v": v, "op": "ping"}), "bad_request") for v in (None, "1", b"1", 1.5, True, [1])),
+        (msgspec.msgpack.encode({"v": 2**64 - 1, "op": "ping"}), "unsupported_version"),
+        (msgspec.msgpack.encode({"op": "no-such-thing"}), "unknown_op"),
+        # An error that quotes this in full does not fit into a frame.
+        (msgspec.msgpack.encode({"v": 1, "op": "\0" * 1_000_000}), "unknown_op"),
+        (msgspec.msgpack.encode({"v": 1, "op": "remaining", "run": "é" * 500_000}), "no_run"),
     ],
 )
 def test_invalid_message_gets_an_error_and_the_next_one_an_answer(

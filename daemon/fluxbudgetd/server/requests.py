@@ -53,6 +53,9 @@ Handler = Callable[[messages.AnyRequest], Handled | Stream | Awaitable[Handled]]
 #: What a connection does next: send a frame (an empty one: nothing), send a stream, or read more input.
 Response = bytes | TrackedFrame | Stream | MoreInput
 
+# A message may quote what the client has sent, which may be as long as a frame.
+_LONGEST_TEXT = 1000
+
 log = structlog.get_logger()
 
 
@@ -163,6 +166,12 @@ def decode(body: bytes) -> messages.AnyRequest:
 
 
 def error_frame(error: errors.FluxError) -> bytes:
-    """Return an error answer's frame."""
-    info = messages.ErrorInfo(code=error.code, message=error.message, hint=error.hint)
+    """Return an error answer's frame. Long texts are cut, so this always succeeds."""
+    info = messages.ErrorInfo(code=error.code, message=_sendable(error.message), hint=_sendable(error.hint))
     return encode_frame(messages.encode(messages.ErrorAnswer(error=info)))
+
+
+def _sendable(text: str) -> str:
+    """Return a text that can be encoded and is short enough."""
+    cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    return cut if cut.isascii() else cut.encode("utf-8", "replace").decode()

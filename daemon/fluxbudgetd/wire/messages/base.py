@@ -67,8 +67,8 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool = False
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of a request that every protocol version has."""
 
-    v: int
+    v: int = VERSION
     op: str

@@ -92,19 +92,31 @@ encode = _encoder.encode
 OPERATIONS = frozenset(kind.__struct_config__.tag for kind in get_args(AnyRequest))
 
 
+# msgspec raises `UnicodeDecodeError` for text that is not UTF-8, which is no `DecodeError`.
+_NOT_UTF8 = "a text is not UTF-8"
+
+
 def decode_request(body: bytes) -> AnyRequest:
     """Return the request; raise `msgspec.DecodeError` if it is not one (`decode_envelope` may say why)."""
-    return _request_decoder.decode(body)
+    try:
+        return _request_decoder.decode(body)
+    except UnicodeDecodeError as exc:
+        raise msgspec.DecodeError(_NOT_UTF8) from exc
 
 
 def decode_envelope(body: bytes) -> Envelope:
     """Return the version and operation of any version's request; raise `msgspec.DecodeError` if it has none."""
-    return _envelope_decoder.decode(body)
+    try:
+        return _envelope_decoder.decode(body)
+    except UnicodeDecodeError as exc:
+        raise msgspec.DecodeError(_NOT_UTF8) from exc
 
 
 def decode_answer(body: bytes) -> AnyAnswer | ErrorAnswer:
     """Return the answer; raise `msgspec.DecodeError` if it is not one."""
     try:
         return _answer_decoder.decode(body)
+    except UnicodeDecodeError as exc:
+        raise msgspec.DecodeError(_NOT_UTF8) from exc
     except msgspec.ValidationError:
         return _error_decoder.decode(body)
