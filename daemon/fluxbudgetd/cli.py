@@ -28,7 +28,7 @@ _REFUSAL_SECONDS = 0.3
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"fluxbudgetd: {message}\nhint: see 'fluxbudgetd --help'\n")
+        log.write_now(f"fluxbudgetd: {message}\nhint: see 'fluxbudgetd --help'")
         raise SystemExit(codes.USAGE)
 
 
@@ -94,6 +94,7 @@ def _path(value: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve, or check or print the configuration; return the exit code."""
+    _open_standard_streams()
     arguments = vars(parser().parse_args(argv))
     only_check, only_print = arguments.pop("check_config"), arguments.pop("print_config")
     if only_check:
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if only_print:
         return _print_template()
     # When a library crashes, the stacks of all threads go to stderr.
-    faulthandler.enable()
+    faulthandler.enable(2)
     app.hold_signals()
     manager = Manager.from_environment(os.environ, os.getpid())
     descriptors = passed_descriptors(os.environ, os.getpid())
@@ -118,6 +119,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A thread hangs in a file system that does not answer. Everything of ours is closed, so do not wait for it.
         os._exit(code)
     return code
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that is closed.
+
+    Otherwise the next file that is opened gets its number, and the log is written into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one. A command that the daemon starts inherits it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: Sequence[int]) -> int:
