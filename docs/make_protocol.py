@@ -20,6 +20,13 @@ INTRODUCTION = f"""\
 else the socket is `~/.local/state/fluxbudget/run/fluxbudgetd.sock`. The directory is 0700, the socket 0600, and peers
 of another user are refused (except root; in the service's sandbox root is an ordinary user, and refused too).
 
+**Lock**: beside the socket is the file `fluxbudgetd.sock.lock`, which the daemon holds with `flock(2)`. Its first line
+is `fluxbudgetd pid N`, its second `socket PATH`: where the daemon listens. If a socket that was not chosen with
+`$FLUXBUDGET_SOCKET` is missing or dead, clients look into that file, and connect to `PATH` if it is another one: the
+daemon may have been started with `--socket`, and then leaves these lines at the default place, without holding the
+lock. Errors of a second daemon, and `doctor`, use the file too. (Older daemons write only the first line.) If the
+socket, the lock or their directory is removed, the daemon creates them again within seconds.
+
 **Frame**: a big-endian `u32` that counts the bytes of the body, then the body: one
 [MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests, which
 are answered in order. `subscribe` turns its connection into a stream of events, which ends when either side closes
@@ -30,11 +37,12 @@ it; further requests on it are ignored.
 default may be left out. A request with another `v` gets `unsupported_version`, with the version that is served in the
 message.
 
-**Limits**: 1 024 connections (fewer if the limit of open files is below 1 280); further ones get `busy`. A frame must
-be complete 10 s after its first byte, and an answer must be read within 10 s (a stream's events have no limit). The
-daemon abandons a request after 30 s. Unfinished requests of more than 16 KiB share 16 MiB, and so do unread answers.
-After an error that concerns the frame or the connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy`
-for a connection or a request) the connection is closed; after any other error it stays open.
+**Limits**: 1 024 connections (fewer if the limit of open files is below 1 280). For a further one, the connection that
+has waited longest for its next request is closed; if none waits, the new one gets `busy`. A frame must be complete 10 s
+after its first byte, and an answer must be read within 10 s (a stream's events have no limit). The daemon abandons a
+request after 30 s. Unfinished requests of more than 16 KiB share 16 MiB, and so do unread answers. After an error that
+concerns the frame or the connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection or a
+request) the connection is closed; after any other error it stays open.
 
 **Pages**: `status` and `run_list` return at most 64 runs; send `next` as `after` to get the following page.
 

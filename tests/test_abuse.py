@@ -7,15 +7,27 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import NoReturn
 
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from fluxbudgetd.server.limits import ByteCount, Limits
+from fluxbudgetd.server.requests import Responder
+from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
-from harness.daemon import Daemon, Home, Wire, started
+from harness.daemon import PATIENCE, Daemon, Home, Wire, started, wait_for
 from harness.interstat import Interstat
+
+PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
 
 
 @pytest.fixture
@@ -59,7 +71,10 @@ def ended(peer: socket.socket) -> bool:
         (b"\x83\xa1v\x01\xa2op\xa9remaining\xa3run\xa2\xff\xfe", "bad_request"),
         (b"\x83\xa1v\x01\xa2op\xa4ping\xa2\xff\xfe\x01", None),  # a field that no version knows
         (b"\x83\xa1v\x02\xa2op\xa4ping\xa1x\xa2\xff\xfe", "unsupported_version"),
-        *((msgspec.msgpack.encode({"v": 1, "op": op}), "bad_request") for op in (5, None, b"ping", ["ping"], {})),
+        *(
+            (msgspec.msgpack.encode({"v": 1, "op": op}), "bad_request")
+            for op in (5, None, b"ping", ["ping"], {"op": 1})
+        ),
         *((msgspec.msgpack.encode({"v": v, "op": "ping"}), "bad_request") for v in (None, "1", b"1", 1.5, True, [1])),
         (msgspec.msgpack.encode({"v": 2**64 - 1, "op": "ping"}), "unsupported_version"),
         (msgspec.msgpack.encode({"op": "no-such-thing"}), "unknown_op"),
@@ -143,31 +158,22 @@ def descriptors() -> Iterator[int]:
 
 
 def require_limit(home: Home, run: str, limit: int) -> None:
-    """Require that so many connections are served and further ones get `busy`, until some are closed."""
+    """Require that so many connections stay open, and that the longest idle one is closed for each further one."""
     with ExitStack() as stack:
-        served, refused = [], 0
+        wires = []
         for _ in range(limit + 76):
-            wire = stack.enter_context(Wire(home.socket))
-            try:
-                answer = wire.ask(messages.Ping())
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                refused += 1
-                continue
-            if isinstance(answer, messages.ErrorAnswer):
-                assert answer.error.code == "busy"
-                refused += 1
-            else:
-                served.append(wire)
-        assert (len(served), refused) == (limit, 76)
-        result = home.ctl("remaining", "--run", run)
-        assert (result.returncode, result.stdout) == (69, "")
-        assert isinstance(served[0].ask(messages.Remaining(run=run)), messages.RemainingAnswer)
-        for wire in served[:10]:
-            wire.socket.close()
+            wires.append(stack.enter_context(Wire(home.socket)))
+            assert isinstance(wires[-1].ask(messages.Ping()), messages.PingAnswer)
+        for wire in wires[:76]:
+            assert ended(wire.socket)
+        hook = messages.Hook(input=b'{"hook_event_name": "UserPromptSubmit", "session_id": "s1"}')
+        assert isinstance(home.ask(hook), messages.HookAnswer)
+        assert ended(wires[76].socket)
         assert home.ok("remaining", "--run", run) == str(250_000 - 1)
+        assert isinstance(wires[-1].ask(messages.Remaining(run=run)), messages.RemainingAnswer)
 
 
-def test_more_connections_than_are_served(home: Home, run: str, daemon: Daemon, descriptors: int) -> None:
+def test_idle_connections_make_room(home: Home, run: str, daemon: Daemon, descriptors: int) -> None:
     """1 024 connections are served, if the limit of open files allows it."""
     require_limit(home, run, min(1024, descriptors - 256))
     assert daemon.status("VmRSS") < 100_000
@@ -179,6 +185,81 @@ def test_few_open_files_mean_fewer_connections(home: Home, interstat: Interstat)
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
     require_limit(home, run, 100)
+
+
+def test_no_connection_in_use_is_closed_for_another(home: Home, interstat: Interstat) -> None:
+    """If none is idle, a further one gets `busy`, until some are closed."""
+    home.start(prefix=("prlimit", "--nofile=200"))
+    run = started(home, session="s1")
+    with ExitStack() as stack:
+        streams = [stack.enter_context(Wire(home.socket)) for _ in range(100)]
+        for wire in streams:
+            assert isinstance(wire.ask(messages.Subscribe()), messages.SubscribedAnswer)
+        for _ in range(76):
+            with Wire(home.socket) as refused:
+                assert refused.error() == "busy"
+                assert ended(refused.socket)
+        result = home.ctl("remaining", "--run", run)
+        assert (result.returncode, result.stdout) == (69, "")
+        for wire in streams[:10]:
+            wire.socket.close()
+        wait_for(lambda: home.ctl("remaining", "--run", run).returncode == 0, "the closed streams to make room")
+
+
+def test_connection_whose_request_has_arrived_is_not_closed_for_another(tmp_path: Path) -> None:
+    async def body() -> None:
+        with socket.socket(socket.AF_UNIX) as listening, ExitStack() as stack:
+            listening.bind(str(tmp_path / "s"))
+            listening.listen()
+            listening.setblocking(False)
+            server = Server(lambda _request: PONG, Limits(connections=2))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve, listening)
+                first, second = (stack.enter_context(Wire(tmp_path / "s")) for _ in range(2))
+                while len(server.idle) < 2:
+                    await anyio.lowlevel.checkpoint()
+                # The server's loop does not run in between.
+                first.socket.sendall(encode_frame(messages.encode(messages.Ping())))
+                third = stack.enter_context(Wire(tmp_path / "s"))
+                assert await anyio.to_thread.run_sync(third.ask, messages.Ping()) == PONG
+                assert messages.decode_answer(await anyio.to_thread.run_sync(first.receive)) == PONG
+                assert await anyio.to_thread.run_sync(ended, second.socket)
+                tasks.cancel_scope.cancel()
+
+    anyio.run(body)
+
+
+def test_many_invalid_requests_are_answered_and_not_logged(home: Home, run: str, daemon: Daemon) -> None:
+    """Others are answered meanwhile."""
+    invalid = (b"\xc1", b"\x81\xa2op\xa3\xff\xfe\xfd", msgspec.msgpack.encode({"v": 1, "op": "no-such-thing"}))
+    frames = b"".join(map(encode_frame, invalid)) * 20
+    lines = len(daemon.log.splitlines())
+
+    def send() -> None:
+        for _ in range(25):
+            with Wire(home.socket) as wire:
+                wire.socket.sendall(frames + b"\0\0\0\0")
+                assert ended(wire.socket)
+
+    with ThreadPoolExecutor(4) as threads:
+        sending = [threads.submit(send) for _ in range(4)]
+        while not all(future.done() for future in sending):
+            assert home.spend(run).spent == 1
+        for future in sending:
+            future.result()
+    assert len(daemon.log.splitlines()) < lines + 10
+
+
+def test_defect_that_every_request_meets_is_logged_a_few_times(tmp_path: Path) -> None:
+    def fail(_request: messages.AnyRequest) -> NoReturn:
+        raise ValueError("a defect")
+
+    responder = Responder(fail, Limits(), ByteCount(Limits()))
+    request = messages.encode(messages.Ping())
+    with capture_logs() as lines:
+        for _ in range(1000):
+            assert isinstance(responder.respond(request), bytes)
+    assert [line["event"] for line in lines] == ["request failed"]
 
 
 def test_client_that_never_reads(home: Home, run: str, daemon: Daemon) -> None:
@@ -226,7 +307,7 @@ def test_memory_for_incomplete_frames_is_bounded(home: Home, run: str, daemon: D
 
 
 def test_out_of_descriptors(home: Home, interstat: Interstat) -> None:
-    """The connected clients are served, and new ones as soon as descriptors are free."""
+    """Idle clients make room for new ones."""
     daemon = home.start(prefix=("prlimit", "--nofile=60:60"))
     name = started(home, session="s1")
     with ExitStack() as stack:
@@ -235,9 +316,9 @@ def test_out_of_descriptors(home: Home, interstat: Interstat) -> None:
             peer = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
             peer.connect(str(home.socket))
             wires.append(peer)
-        first = wires[0]
-        first.settimeout(10)
-        first.sendall(encode_frame(messages.encode(messages.Ping())))
-        assert first.recv(65536)
+        last = wires[-1]
+        last.settimeout(PATIENCE)
+        last.sendall(encode_frame(messages.encode(messages.Ping())))
+        assert last.recv(65536)
     assert home.spend(name).spent == 0
     assert daemon.process.poll() is None

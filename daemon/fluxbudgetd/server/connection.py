@@ -1,29 +1,25 @@
-"""One connection: frames in, answers out, in order.
+"""What a connection waits for: the rest of a frame, an answer, more input, a stream, room for unsent bytes.
 
-A peer that sends half a frame, or never reads its answers, only affects its own connection.
+A peer that sends half a frame, or never reads its answers, only affects its own connection. Between requests, a
+connection has no task (`quick.py`).
 """
 
-import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 import anyio
-import anyio.abc
-import anyio.lowlevel
-import structlog
 
 from fluxbudgetd import errors
 from fluxbudgetd.server.continuation import next_message
 from fluxbudgetd.server.draining import Draining
+from fluxbudgetd.server.limited_log import LimitedLog
 from fluxbudgetd.server.limits import ByteCount, Limits
-from fluxbudgetd.server.requests import MoreInput, Responder, Stream, TrackedFrame, error_frame
+from fluxbudgetd.server.peer import Peer
+from fluxbudgetd.server.requests import MoreInput, Responder, Response, Stream, TrackedFrame
 from fluxbudgetd.server.streaming import send_stream
-from fluxbudgetd.wire.framing import FrameDecoder, FrameError
+from fluxbudgetd.wire.framing import FrameError
 
-_CHUNK_BYTES = 64 << 10
-
-log = structlog.get_logger()
+log = LimitedLog()
 
 
 class Shared(NamedTuple):
@@ -37,66 +33,49 @@ class Shared(NamedTuple):
 
 
 class Connection:
-    """Serves one peer. `peer` is the socket below `stream`."""
+    """A connection that waits for something."""
 
-    def __init__(self, stream: anyio.abc.SocketStream, peer: socket.socket, shared: Shared) -> None:
-        self._stream = stream
+    def __init__(self, peer: Peer, shared: Shared) -> None:
         self._peer = peer
         self._shared = shared
         self._limits = shared.limits
-        self._decoder = FrameDecoder()
-        self._was_answered = False
 
-    async def serve(self) -> None:
-        """Answer requests until the peer closes the connection or violates the protocol, or the server drains.
+    async def finish(self, response: Response | Awaitable[Response] | None) -> bool:
+        """Finish a request: receive the rest of it (None), or send this response to it.
 
-        Raises anyio's `EndOfStream`, `BrokenResourceError` or `ClosedResourceError` if the connection has ended.
+        Return False if the connection must be closed. Raises `FluxError` if the client must be told before; anyio's
+        `EndOfStream` or `BrokenResourceError`, or `OSError`, if it has closed.
         """
-        while True:
-            try:
-                answer = await self._answer(await self._receive())
-            except errors.FluxError as exc:
-                await send_error(self._stream, exc, self._limits.refusal_seconds)
-                return
-            if isinstance(answer, bytes):
-                is_sent = await self._send(answer)
-            elif isinstance(answer, TrackedFrame):
-                is_sent = await self._send_tracked(answer)
-            else:
-                error = await send_stream(self._stream, self._peer, answer, self._shared.draining)
-                if error is not None:
-                    await send_error(self._stream, error, self._limits.refusal_seconds)
-                return
-            if not is_sent:
-                log.warning("peer does not read its answers; connection closed")
-                return
-            self._was_answered = True
+        answer = await self._answer(response)
+        if isinstance(answer, bytes):
+            is_sent = await self._send(answer)
+        elif isinstance(answer, TrackedFrame):
+            is_sent = await self._send_tracked(answer)
+        else:
+            await send_stream(self._peer, answer, self._shared.draining)
+            return False
+        if not is_sent:
+            log.warning("peer does not read its answers; connection closed")
+        self._peer.was_answered = True
+        return is_sent
 
-    async def _answer(self, body: bytes) -> bytes | TrackedFrame | Stream:
-        """Return the answer to a request; raise `FluxError` if a frame of its input is invalid."""
-        responder, unread = self._shared.responder, self._shared.unread
-        response = responder.respond(body)
-        del body  # it may be large, and the command may wait for long
+    async def _answer(self, response: Response | Awaitable[Response] | None) -> bytes | TrackedFrame | Stream:
+        """Return the answer to a request; raise `FluxError` if a frame of it or of its input is invalid or late."""
+        responder, peer = self._shared.responder, self._peer
+        if response is None:
+            response = responder.respond(await self._rest_in_time())
         while not isinstance(response, bytes):
             if isinstance(response, Awaitable):
                 response = await response
             elif isinstance(response, MoreInput):
-                response = responder.resume(response, await next_message(self._peer, self._decoder, response, unread))
+                more = response
+                response = responder.resume(more, await next_message(peer, more, self._shared.unread))
             else:
                 return response
         return response
 
-    async def _receive(self) -> bytes:
-        """Return the next message; raise `FluxError` if a frame is invalid or late."""
+    async def _rest_in_time(self) -> bytes:
         try:
-            if (body := self._decoder.next()) is not None:
-                # Let other connections run between the requests of a peer that sends many at once.
-                await anyio.lowlevel.checkpoint()
-                return body
-            if not self._decoder.buffered:
-                self._decoder.feed(await self._first_bytes())
-                if (body := self._decoder.next()) is not None:
-                    return body
             with anyio.fail_after(self._limits.frame_seconds):
                 return await self._rest_of_frame()
         except FrameError as exc:
@@ -106,73 +85,35 @@ class Connection:
                 f"the frame was not complete after {self._limits.frame_seconds:.0f} s", "send a frame in one piece"
             ) from None
 
-    async def _first_bytes(self) -> bytes:
-        draining = self._shared.draining
-        draining.add_idle(self._peer, was_answered=self._was_answered)
-        try:
-            return await self._bytes(lambda: draining.is_over(was_answered=self._was_answered))
-        finally:
-            draining.remove_idle(self._peer)
-
     async def _rest_of_frame(self) -> bytes:
-        decoder, unread, held = self._decoder, self._shared.unread, 0
+        decoder, unread, held = self._peer.decoder, self._shared.unread, 0
         try:
             while True:
                 unread.held += decoder.buffered - held
                 held = decoder.buffered
                 if unread.is_too_much(held):
                     raise errors.BusyError("too many large requests are being received", "try again")
-                decoder.feed(await self._bytes(lambda: False))
+                decoder.feed(await self._peer.receive())
                 if (body := decoder.next()) is not None:
                     return body
         finally:
             unread.held -= held
-
-    async def _bytes(self, is_over: Callable[[], bool]) -> bytes:
-        """Return bytes from the peer; raise `EndOfStream` if the peer has closed, or no bytes are left and `is_over()`.
-
-        The stream's own `receive` would lose bytes that arrive just as it is cancelled.
-        """
-        has_waited = False
-        while True:
-            try:
-                data = self._peer.recv(_CHUNK_BYTES)
-            except BlockingIOError:
-                if is_over():
-                    raise anyio.EndOfStream from None
-                has_waited = True
-                with suppress(anyio.ClosedResourceError):  # the server drains: check `is_over` again
-                    await anyio.wait_readable(self._peer)
-            except OSError as exc:
-                raise anyio.BrokenResourceError from exc
-            else:
-                if not data:
-                    raise anyio.EndOfStream
-                if not has_waited:
-                    await anyio.lowlevel.checkpoint()
-                return data
 
     async def _send(self, frame: bytes) -> bool:
         """Send an answer; return False if the peer did not read it in time.
 
         The kernel nearly always takes all of it at once. A time limit, which costs more, is set up only for the rest.
         """
-        try:
-            sent = self._peer.send(frame)
-        except BlockingIOError:
-            sent = 0
-        except OSError as exc:
-            raise anyio.BrokenResourceError from exc
-        left = len(frame) - sent
+        left = frame[self._peer.send_now(frame) :]
         if not left:
             return True
-        self._shared.unsent.held += left
+        self._shared.unsent.held += len(left)
         try:
             with anyio.move_on_after(self._limits.send_seconds):
-                await self._stream.send(frame[sent:])
+                await self._peer.send(left)
                 return True
         finally:
-            self._shared.unsent.held -= left
+            self._shared.unsent.held -= len(left)
         return False
 
     async def _send_tracked(self, answer: TrackedFrame) -> bool:
@@ -182,10 +123,3 @@ class Connection:
         finally:
             answer.on_delivered(is_sent)
         return is_sent
-
-
-async def send_error(stream: anyio.abc.SocketStream, error: errors.FluxError, seconds: float) -> None:
-    """Send a last error before the connection is closed; give up after `seconds`."""
-    with anyio.move_on_after(seconds):
-        await stream.send(error_frame(error))
-        await stream.send_eof()

@@ -3,26 +3,23 @@
 The time limit is the request's own. Bytes that arrive as it passes are kept for the connection's next request.
 """
 
-import socket
-
 import anyio
 import anyio.lowlevel
 
 from fluxbudgetd import errors
 from fluxbudgetd.server.limits import ByteCount
+from fluxbudgetd.server.peer import Peer
 from fluxbudgetd.server.requests import MoreInput
-from fluxbudgetd.wire.framing import FrameDecoder, FrameError
-
-_CHUNK_BYTES = 64 << 10
+from fluxbudgetd.wire.framing import FrameError
 
 
-async def next_message(peer: socket.socket, decoder: FrameDecoder, more: MoreInput, unread: ByteCount) -> bytes | None:
+async def next_message(peer: Peer, more: MoreInput, unread: ByteCount) -> bytes | None:
     """Return the next message; None if it is not complete at the deadline.
 
     Raises `FluxError` for an invalid frame, or if all connections hold too much; anyio's `EndOfStream` or
     `BrokenResourceError` if the peer has closed.
     """
-    held = 0
+    held, decoder = 0, peer.decoder
     # Let other connections run between the messages of a peer that sends many at once.
     await anyio.lowlevel.checkpoint()
     try:
@@ -31,30 +28,13 @@ async def next_message(peer: socket.socket, decoder: FrameDecoder, more: MoreInp
             held = more.held + decoder.buffered
             if unread.is_too_much(held):
                 raise errors.BusyError("too many large requests are being received", "try again")
-            if not await _is_readable(peer, more.deadline):
+            with anyio.CancelScope(deadline=more.deadline) as scope:
+                decoder.feed(await peer.receive())
+            if scope.cancelled_caught:
                 return None
-            decoder.feed(_received(peer))
     except FrameError as exc:
         raise errors.TooLargeError(str(exc), "see docs/protocol.md") from exc
     else:
         return body
     finally:
         unread.held -= held
-
-
-async def _is_readable(peer: socket.socket, deadline: float) -> bool:
-    with anyio.CancelScope(deadline=deadline) as scope:
-        await anyio.wait_readable(peer)
-    return not scope.cancelled_caught
-
-
-def _received(peer: socket.socket) -> bytes:
-    try:
-        data = peer.recv(_CHUNK_BYTES)
-    except BlockingIOError:
-        return b""
-    except OSError as exc:
-        raise anyio.BrokenResourceError from exc
-    if not data:
-        raise anyio.EndOfStream
-    return data

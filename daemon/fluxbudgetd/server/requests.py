@@ -8,9 +8,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 import anyio
 import msgspec
-import structlog
 
 from fluxbudgetd import errors
+from fluxbudgetd.server.limited_log import LimitedLog
 from fluxbudgetd.server.limits import ByteCount, Limits
 from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.framing import FrameError, encode_frame
@@ -56,7 +56,7 @@ Response = bytes | TrackedFrame | Stream | MoreInput
 # A message may quote what the client has sent, which may be as long as a frame.
 _LONGEST_TEXT = 1000
 
-log = structlog.get_logger()
+log = LimitedLog()
 
 
 class Responder:
@@ -125,7 +125,7 @@ class Responder:
             seconds = self._limits.request_seconds
             error = errors.RequestTimeoutError(f"no answer within {seconds:.0f} s", "see the daemon's log")
         else:
-            log.error("request failed", exc_info=exc)
+            log.failure("request failed", exc)
             error = errors.FluxError("the daemon failed on this request", "the daemon's log has the details")
         return error_frame(error)
 

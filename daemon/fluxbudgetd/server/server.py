@@ -1,36 +1,38 @@
-"""The server: accepts connections, refuses those beyond its limits, and closes them in order."""
+"""The server: accepts connections, makes room for them or refuses them, and closes them in order."""
 
 import os
 import socket
-import struct
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
-import structlog
 
 from fluxbudgetd import errors
-from fluxbudgetd.server.connection import Connection, Shared, send_error
+from fluxbudgetd.server.connection import Connection, Shared
 from fluxbudgetd.server.draining import Draining
+from fluxbudgetd.server.limited_log import LimitedLog
 from fluxbudgetd.server.limits import ByteCount, Limits
+from fluxbudgetd.server.peer import Peer, is_allowed, uid_of
+from fluxbudgetd.server.quick import Acceptor, QuickConnections, Waiting
 from fluxbudgetd.server.requests import Handler, Responder
 
-_ACCEPT_PAUSE_SECONDS = 0.05
-
-log = structlog.get_logger()
+log = LimitedLog()
 
 
 class Server:
-    """Serves a listening socket until cancelled. Each connection is one task."""
+    """Serves a listening socket until cancelled. A connection has a task only while it waits for something."""
 
     def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
         self._limits = limits = limits or Limits()
         self._draining = Draining()
         unsent = ByteCount(limits)
-        self._shared = Shared(Responder(handler, limits, unsent), limits, self._draining, ByteCount(limits), unsent)
+        responder = Responder(handler, limits, unsent)
+        self._shared = Shared(responder, limits, self._draining, ByteCount(limits), unsent)
+        self._quick = QuickConnections(responder, self._draining, self._start_task, self._on_closed)
+        self._acceptor = Acceptor(self._add, self._quick.close_idle)
+        self._tasks: anyio.abc.TaskGroup | None = None
+        # The connections that have a task.
+        self._waiting: set[Peer] = set()
         self._connections = 0
-        self._refusals = 0
-        self._accepting = anyio.CancelScope()
         self._all_closed = anyio.Event()
 
     @property
@@ -41,33 +43,33 @@ class Server:
     @property
     def idle(self) -> tuple[socket.socket, ...]:
         """Return the sockets of the connections that wait for a request, the longest waiting first."""
-        return self._draining.idle
+        return self._quick.idle
 
     async def serve(self, listening: socket.socket) -> None:
-        """Accept connections of a listening, non-blocking socket until `stop_accepting`, and serve them.
+        """Serve the connections of a listening, non-blocking socket until cancelled.
 
         No connection is lost: each is either served here, or stays in the kernel's queue for the next process that
         serves the socket.
         """
-        async with anyio.create_task_group() as tasks:
-            with self._accepting:
-                while True:
-                    try:
-                        peer, _ = listening.accept()
-                    except BlockingIOError:
-                        await anyio.wait_readable(listening)
-                    except OSError as exc:
-                        # No descriptor is free, or the peer has closed already. Open connections are not affected.
-                        log.warning("connection not accepted", error=str(exc))
-                        await anyio.sleep(_ACCEPT_PAUSE_SECONDS)
-                    else:
-                        stream = await anyio.abc.UNIXSocketStream.from_socket(peer)
-                        tasks.start_soon(self._connection, stream, peer)
-                        await anyio.lowlevel.checkpoint()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                self._acceptor.start(listening)
+                await anyio.sleep_forever()
+        finally:
+            self._acceptor.stop(leave_queue=True)
+            self._quick.close_all()
+            for peer in self._waiting:  # their tasks were cancelled before they began
+                peer.close()
 
-    def stop_accepting(self) -> None:
-        """Leave new connections in the kernel's queue."""
-        self._accepting.cancel()
+    def move_to(self, listening: socket.socket) -> None:
+        """Accept connections of another listening socket from now on, after those in the current one's queue."""
+        self._acceptor.stop(leave_queue=False)
+        self._acceptor.start(listening)
+
+    def stop_accepting(self, *, leave_queue: bool = True) -> None:
+        """Accept no more connections: leave those in the kernel's queue for the next process, or accept them last."""
+        self._acceptor.stop(leave_queue=leave_queue)
 
     async def drained(self) -> None:
         """Close every connection after its current answer, and wait until all are closed.
@@ -75,59 +77,64 @@ class Server:
         No request that was sent is lost: a connection is closed when it has nothing left to read, and a new one after
         its first request has been answered.
         """
-        # Let the newest connection's task start, so that it is counted.
-        await anyio.lowlevel.checkpoint()
         self._draining.begin()
+        self._quick.drain()
         with anyio.move_on_after(self._limits.first_request_seconds):
             await self._closed()
         self._draining.include_new()
+        self._quick.drain()
         await self._closed()
 
     async def _closed(self) -> None:
         if self._connections:
             await self._all_closed.wait()
 
-    async def _connection(self, stream: anyio.abc.SocketStream, peer: socket.socket) -> None:
-        async with stream:
-            try:
-                refusal = self._refusal(peer)
-                if refusal is not None:
-                    await self._refuse(stream, refusal)
-                    return
-                self._connections += 1
-                try:
-                    await Connection(stream, peer, self._shared).serve()
-                finally:
-                    self._connections -= 1
-                    if self._draining.has_begun and not self._connections:
-                        self._all_closed.set()
-            except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
-                return
+    def _add(self, accepted: socket.socket) -> None:
+        """Serve a new connection, or refuse it."""
+        peer = Peer(accepted)
+        refusal = self._refusal(accepted)
+        if refusal is not None:
+            peer.close(refusal)
+            return
+        self._connections += 1
+        self._quick.start(peer)
 
-    def _refusal(self, peer: socket.socket) -> errors.FluxError | None:
+    def _refusal(self, accepted: socket.socket) -> errors.FluxError | None:
         """Return why a new connection is not served, or None."""
-        uid = peer_uid(peer)
-        if uid not in (0, os.geteuid()):
+        uid = uid_of(accepted)
+        if not is_allowed(uid):
             log.warning("peer refused", uid=uid)
             return errors.ForbiddenError(
                 f"this daemon serves uid {os.geteuid()}, not {uid}", "start your own fluxbudgetd"
             )
-        if self._connections >= self._limits.connections:
+        if self._connections >= self._limits.connections and not self._quick.close_idle():
             return errors.BusyError(f"{self._limits.connections} connections are open", "close some, or try again")
         return None
 
-    async def _refuse(self, stream: anyio.abc.SocketStream, refusal: errors.FluxError) -> None:
-        if self._refusals >= self._limits.refusals:
-            return
-        self._refusals += 1
+    def _start_task(self, peer: Peer, waiting: Waiting) -> None:
+        self._waiting.add(peer)
+        if self._tasks is not None:
+            self._tasks.start_soon(self._finish, peer, waiting)
+
+    async def _finish(self, peer: Peer, waiting: Waiting) -> None:
+        is_open, error = False, None
         try:
-            await send_error(stream, refusal, self._limits.refusal_seconds)
+            is_open = await Connection(peer, self._shared).finish(waiting)
+        except errors.FluxError as exc:
+            error = exc
+        except (OSError, anyio.BrokenResourceError, anyio.EndOfStream):
+            pass
+        except Exception as exc:  # noqa: BLE001  a defect affects only its own connection
+            log.failure("connection failed", exc)
         finally:
-            self._refusals -= 1
+            self._waiting.discard(peer)
+            if not is_open:
+                peer.close(error)
+                self._on_closed()
+        if is_open:
+            self._quick.start(peer)
 
-
-def peer_uid(peer: socket.socket) -> int:
-    """Return the user id of the process at the other end."""
-    size = struct.calcsize("3i")
-    _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return int(uid)
+    def _on_closed(self) -> None:
+        self._connections -= 1
+        if self._draining.has_begun and not self._connections:
+            self._all_closed.set()

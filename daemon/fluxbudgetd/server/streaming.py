@@ -1,29 +1,25 @@
 """A connection that has become a stream of answers."""
 
-import socket
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import anyio
-import anyio.abc
+import anyio.lowlevel
 import structlog
 
 from fluxbudgetd import errors
 from fluxbudgetd.server.draining import Draining
+from fluxbudgetd.server.peer import Peer
 from fluxbudgetd.server.requests import Stream
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 
-_CHUNK_BYTES = 16 << 10
-
 log = structlog.get_logger()
 
 
-async def send_stream(
-    stream: anyio.abc.SocketStream, peer: socket.socket, answers: Stream, draining: Draining
-) -> errors.FluxError | None:
-    """Send a stream's answers until it ends, the peer closes or the server drains; return the error that ended it.
+async def send_stream(peer: Peer, answers: Stream, draining: Draining) -> None:
+    """Send a stream's answers until it ends, the peer closes or the server drains.
 
-    A peer that reads slowly only delays its own stream.
+    Raises the `FluxError` that has ended the stream. A peer that reads slowly only delays its own stream.
     """
     error = None
     async with anyio.create_task_group() as tasks:
@@ -32,10 +28,11 @@ async def send_stream(
         try:
             async with aclosing(answers):
                 async for answer in answers:
-                    await stream.send(encode_frame(messages.encode(answer)))
+                    await peer.send(encode_frame(messages.encode(answer)))
+                    await anyio.lowlevel.checkpoint()
         except errors.FluxError as exc:
             error = exc
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        except anyio.BrokenResourceError:
             pass
         except Exception:
             # As for a request, a defect affects only its own stream.
@@ -44,18 +41,14 @@ async def send_stream(
         finally:
             draining.remove_stream(tasks.cancel_scope)
             tasks.cancel_scope.cancel()
-    return error
+    if error is not None:
+        raise error
 
 
-async def _cancel_when_closed(peer: socket.socket, scope: anyio.CancelScope) -> None:
-    """Cancel the scope when the peer closes its end. What it sends until then is discarded.
-
-    asyncio complains if the stream's own `receive` is cancelled just as bytes arrive.
-    """
-    with suppress(OSError, anyio.ClosedResourceError):
+async def _cancel_when_closed(peer: Peer, scope: anyio.CancelScope) -> None:
+    """Cancel the scope when the peer closes its end. What it sends until then is discarded."""
+    try:
         while True:
-            await anyio.wait_readable(peer)
-            with suppress(BlockingIOError):
-                if not peer.recv(_CHUNK_BYTES):
-                    break
-    scope.cancel()
+            await peer.receive()
+    except (anyio.EndOfStream, anyio.BrokenResourceError):
+        scope.cancel()

@@ -29,6 +29,14 @@ def encode_frame(body: bytes) -> bytes:
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
+def whole_message(data: bytes) -> bytes | None:
+    """Return the message if the bytes are exactly one frame, which is the usual case; otherwise None."""
+    length = len(data) - HEADER_BYTES
+    if 0 < length <= MAX_FRAME and int.from_bytes(data[:HEADER_BYTES], "big") == length:
+        return data[HEADER_BYTES:]
+    return None
+
+
 class FrameDecoder:
     """Splits a stream of bytes into messages.
 

@@ -1,0 +1,88 @@
+"""A connected client: its socket, and the bytes of its next requests."""
+
+import os
+import socket
+import struct
+from contextlib import suppress
+
+import anyio
+import anyio.lowlevel
+
+from fluxbudgetd.errors import FluxError
+from fluxbudgetd.server.requests import error_frame
+from fluxbudgetd.wire.framing import FrameDecoder
+
+CHUNK_BYTES = 64 << 10
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Peer:
+    """A client. `socket` is non-blocking; `was_answered` is True once a request of its has been answered."""
+
+    __slots__ = ("decoder", "socket", "was_answered")
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.socket = peer
+        self.decoder = FrameDecoder()
+        self.was_answered = False
+
+    def close(self, error: FluxError | None = None) -> None:
+        """Close the connection. Send a last error first, if the kernel takes it at once."""
+        with self.socket:
+            if error is not None:
+                with suppress(OSError):
+                    self.socket.send(error_frame(error))
+                    self.socket.shutdown(socket.SHUT_WR)
+
+    def has_sent(self) -> bool:
+        """Return True if the peer has sent something that was not received yet."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def send_now(self, data: bytes) -> int:
+        """Return how many of these bytes the kernel has taken; raises `OSError` if the peer has closed."""
+        try:
+            return self.socket.send(data) if data else 0
+        except BlockingIOError:
+            return 0
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes, however slowly the peer reads; raises anyio's `BrokenResourceError` if it has closed."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self.socket.send(left) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self.socket)
+            except OSError as exc:
+                raise anyio.BrokenResourceError from exc
+
+    async def receive(self) -> bytes:
+        """Return the next bytes; raise anyio's `EndOfStream` or `BrokenResourceError` if the peer has closed."""
+        # Others take their turn first, also if bytes are there already. No byte is lost if this is cancelled.
+        await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                data = self.socket.recv(CHUNK_BYTES)
+            except BlockingIOError:
+                await anyio.wait_readable(self.socket)
+            except OSError as exc:
+                raise anyio.BrokenResourceError from exc
+            else:
+                if not data:
+                    raise anyio.EndOfStream
+                return data
+
+
+def uid_of(peer: socket.socket) -> int:
+    """Return the user id of the process at the other end."""
+    found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(found)[1])
+
+
+def is_allowed(uid: int) -> bool:
+    """Return True if this daemon serves the user: its own, or root."""
+    return uid in (0, os.geteuid())

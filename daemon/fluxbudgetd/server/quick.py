@@ -1,0 +1,217 @@
+"""The usual case without a task: in one callback, a request is received, answered and sent.
+
+A hook connects, sends one request, reads the answer and closes. A task and a stream for each connection would cost more
+than the answer. So a connection only has a task (`Connection`) while it waits for something other than its next
+request: the rest of a frame, an answer, a stream, room for unsent bytes. Otherwise it is here, and idle.
+
+Callbacks belong to asyncio's event loop; anyio has nothing below tasks. So this file uses asyncio, as the server's only
+one, and contains nothing else.
+
+Each callback answers one request of one connection, or accepts a few connections, so a peer that sends many requests
+at once waits its turn like the others.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from fluxbudgetd import errors
+from fluxbudgetd.server.draining import Draining
+from fluxbudgetd.server.limited_log import LimitedLog
+from fluxbudgetd.server.peer import CHUNK_BYTES, Peer
+from fluxbudgetd.server.requests import Responder, Response
+from fluxbudgetd.wire.framing import FrameError, whole_message
+
+# How many connections are accepted, and their first requests answered, before other callbacks run.
+_ACCEPT_AT_ONCE = 16
+_ACCEPT_PAUSE_SECONDS = 0.05
+
+#: What a connection waits for: the rest of a frame (None), or a response.
+Waiting = Response | Awaitable[Response] | None
+
+log = LimitedLog()
+
+
+class Acceptor:
+    """Accepts the connections of a listening socket. `on_connection` is called with each."""
+
+    def __init__(self, on_connection: Callable[[socket.socket], None], make_room: Callable[[], bool]) -> None:
+        self._on_connection = on_connection
+        self._make_room = make_room
+        self._listening: socket.socket | None = None
+
+    def start(self, listening: socket.socket) -> None:
+        """Accept from a listening, non-blocking socket."""
+        self._listening = listening
+        asyncio.get_running_loop().add_reader(listening, self._accept_some, listening)
+
+    def stop(self, *, leave_queue: bool) -> None:
+        """Stop accepting. `leave_queue`: connections that wait in the kernel's queue stay there."""
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            asyncio.get_running_loop().remove_reader(listening)
+            while not leave_queue and self._accept(listening):
+                continue
+
+    def _accept_some(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPT_AT_ONCE):
+            if not self._accept(listening):
+                return
+
+    def _accept(self, listening: socket.socket) -> bool:
+        """Accept a connection; return False if there is none, or it cannot be accepted now."""
+        try:
+            peer, _ = listening.accept()
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            # No descriptor is free, or the peer has closed already. Open connections are not affected.
+            if self._make_room():
+                return True
+            log.warning("connection not accepted", error=str(exc))
+            self._pause(listening)
+            return False
+        peer.setblocking(False)
+        self._on_connection(peer)
+        return True
+
+    def _pause(self, listening: socket.socket) -> None:
+        """Look again a little later: the kernel would report the waiting connection at once."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+
+        def go_on() -> None:
+            if self._listening is listening:
+                self.start(listening)
+
+        loop.call_later(_ACCEPT_PAUSE_SECONDS, go_on)
+
+
+class QuickConnections:
+    """The connections without a task.
+
+    `on_waiting` is called when a connection has to wait for something, and owns it until it is passed to `start` again.
+    `on_closed` is called when a connection was closed here.
+    """
+
+    def __init__(
+        self,
+        responder: Responder,
+        draining: Draining,
+        on_waiting: Callable[[Peer, Waiting], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._responder = responder
+        self._draining = draining
+        self._on_waiting = on_waiting
+        self._on_closed = on_closed
+        # Those whose socket is watched, the longest idle first; and those whose next turn is scheduled.
+        self._idle: dict[Peer, None] = {}
+        self._scheduled: set[Peer] = set()
+
+    @property
+    def idle(self) -> tuple[socket.socket, ...]:
+        """Return the sockets of the idle connections, the longest idle first."""
+        return tuple(peer.socket for peer in self._idle)
+
+    def start(self, peer: Peer) -> None:
+        """Serve a connection: a new one, or one that has waited for something."""
+        self._turn(peer)
+
+    def close_idle(self) -> bool:
+        """Close the connection that has been idle longest; return False if none is idle."""
+        idle = next((peer for peer in self._idle if not peer.has_sent()), None)
+        if idle is not None:
+            self._close(idle)
+        return idle is not None
+
+    def drain(self) -> None:
+        """Answer what idle connections have sent, and close those that are over."""
+        for peer in tuple(self._idle):
+            self._turn(peer)
+
+    def close_all(self) -> None:
+        """Close every connection."""
+        for peer in (*self._idle, *self._scheduled):
+            self._close(peer)
+
+    def _turn(self, peer: Peer) -> None:
+        """Answer the connection's next request if it has arrived."""
+        self._scheduled.discard(peer)
+        try:
+            self._answer_next(peer)
+        except BlockingIOError:
+            if self._draining.is_over(was_answered=peer.was_answered):
+                self._close(peer)
+            else:
+                self._watch(peer)
+        except OSError:
+            self._close(peer)
+        except FrameError as exc:
+            self._close(peer, errors.TooLargeError(str(exc), "see docs/protocol.md"))
+        except Exception as exc:  # noqa: BLE001  a defect affects only its own connection
+            log.failure("connection failed", exc)
+            self._close(peer)
+
+    def _answer_next(self, peer: Peer) -> None:
+        """Answer the connection's next request, or pass the connection to `on_waiting`.
+
+        Raises `BlockingIOError` if no byte of a request has arrived, another `OSError` if the peer has closed, and
+        `FrameError`.
+        """
+        message = _next_message(peer)
+        waiting: Waiting = None if message is None else self._responder.respond(message)
+        if isinstance(waiting, bytes):
+            sent = peer.send_now(waiting)
+            if sent == len(waiting):
+                peer.was_answered = True
+                if peer.decoder.buffered or self._draining.has_begun:
+                    self._schedule(peer)
+                else:
+                    self._watch(peer)
+                return
+            waiting = waiting[sent:]
+        self._unwatch(peer)
+        self._on_waiting(peer, waiting)
+
+    def _schedule(self, peer: Peer) -> None:
+        """Let other connections take a turn before this one's next request."""
+        self._unwatch(peer)
+        self._scheduled.add(peer)
+        asyncio.get_running_loop().call_soon(self._scheduled_turn, peer)
+
+    def _scheduled_turn(self, peer: Peer) -> None:
+        if peer in self._scheduled:  # it has not been closed meanwhile
+            self._turn(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        """Make this the connection that became idle last."""
+        if peer in self._idle:
+            del self._idle[peer]
+        else:
+            asyncio.get_running_loop().add_reader(peer.socket, self._turn, peer)
+        self._idle[peer] = None
+
+    def _unwatch(self, peer: Peer) -> None:
+        if peer in self._idle:
+            del self._idle[peer]
+            asyncio.get_running_loop().remove_reader(peer.socket)
+
+    def _close(self, peer: Peer, error: errors.FluxError | None = None) -> None:
+        self._unwatch(peer)
+        self._scheduled.discard(peer)
+        peer.close(error)
+        self._on_closed()
+
+
+def _next_message(peer: Peer) -> bytes | None:
+    """Return the next message; None if only a part of it has arrived."""
+    decoder = peer.decoder
+    if not decoder.buffered:
+        data = peer.socket.recv(CHUNK_BYTES)
+        if not data:
+            raise ConnectionResetError
+        if (message := whole_message(data)) is not None:
+            return message
+        decoder.feed(data)
+    return decoder.next()
