@@ -13,7 +13,7 @@ from harness.imports import HEAVY
 
 #: A room may import the rooms of the layers before its own. The rooms of one layer never import each other.
 LAYERS: tuple[set[str], ...] = (
-    {"clock", "lean", "structs", "systemd", "threads", "wire"},
+    {"clock", "inotify", "lean", "structs", "systemd", "threads", "wire"},
     {"errors", "log", "model"},
     {"config"},
     {"policy"},
@@ -31,6 +31,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONLY_IN = {
     "aiosqlite": {"ledger"},
     "argparse": {"cli"},
+    "asyncio": {"notify", "server"},
+    "ctypes": {"inotify"},
     "dbus_fast": {"notify"},
     "socket": {"server", "systemd"},
     "sqlite3": {"ledger", "sources"},
@@ -140,6 +142,12 @@ def test_daemon_imports_only_downwards() -> None:
             elif own not in ONLY_IN.get(other.split(".")[0], {own}):
                 wrong.append(f"{name} imports {other}, which only {', '.join(ONLY_IN[other.split('.')[0]])} may")
     assert not wrong, "\n".join(wrong)
+
+
+def test_server_uses_asyncio_in_one_file() -> None:
+    """The rest of it uses anyio."""
+    found = [name for name, module in MODULES.items() if room(name) == "server" and "asyncio" in module.imports]
+    assert found == ["fluxbudgetd.server.quick"]
 
 
 def test_client_imports_only_the_wire_and_its_hot_path_nothing_heavy() -> None:

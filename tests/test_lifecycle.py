@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -229,6 +230,25 @@ def test_closed_log_reader_does_not_end_the_daemon(home: Home, interstat: Inters
         finally:
             process.terminate()
             assert process.wait(timeout=60) == 0
+
+
+def test_closed_standard_streams(home: Home, interstat: Interstat) -> None:
+    """No file of the daemon's gets their numbers, so that nothing is logged into the ledger or a connection."""
+    home.start(wait=False, prefix=("sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh"))
+    wait_for(lambda: home.socket.exists() and home.ctl("ping").returncode == 0, "the daemon to answer")
+    run = started(home, session="s1")
+    interstat.insert("s1", input_tokens=5, output_tokens=0)
+    assert home.spend(run).spent == 5
+    (pid,) = {int(line.split()[-1]) for line in Path(f"{home.socket}.lock").read_text().splitlines()[:1]}
+    assert {os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)} == {os.devnull}
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--check-config"], ["--no-such-option"]])
+def test_other_uses_with_closed_standard_streams(home: Home, arguments: list[str]) -> None:
+    """End with their usual exit codes."""
+    command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", sys.executable, "-m", "fluxbudgetd", *arguments]
+    result = subprocess.run(command, env=home.environ, check=False)
+    assert result.returncode == (64 if arguments == ["--no-such-option"] else 0)
 
 
 def test_logs_are_json_without_a_terminal(home: Home, daemon: Daemon) -> None:

@@ -6,7 +6,6 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 from typing import Never
 
 import anyio
@@ -23,10 +22,11 @@ from fluxbudgetd.events.channels import HostEnvironment
 from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import Ledger, open_ledger
 from fluxbudgetd.server.dispatch import handle
+from fluxbudgetd.server.endpoint import Endpoint
 from fluxbudgetd.server.handlers import Context
 from fluxbudgetd.server.limits import Limits
-from fluxbudgetd.server.listener import Listener, bound
-from fluxbudgetd.server.locking import lock, private_directory
+from fluxbudgetd.server.listener import Listener
+from fluxbudgetd.server.locking import LockFile, private_directory
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
@@ -61,14 +61,18 @@ def run(locations: Locations, settings: Settings, manager: Manager, passed: List
     """
     _prepare_process()
     private_directory(locations.state_dir, ours=locations.state_dir_is_ours)
-    private_directory(os.path.dirname(locations.socket), ours=locations.socket_dir_is_ours)
-    state_lock = os.path.join(locations.state_dir, "fluxbudgetd.lock")
-    with (
-        lock(f"{locations.socket}.lock", f"the socket {locations.socket}"),
-        lock(state_lock, f"the state in {locations.state_dir}"),
-        nullcontext(passed) if passed is not None else bound(locations.socket) as listener,
-    ):
-        anyio.run(_with_ledger, locations, settings, manager, listener)
+    endpoint = Endpoint(
+        locations.socket,
+        directory_is_ours=locations.socket_dir_is_ours,
+        passed=passed,
+        beside=(state_directory(locations.socket),),
+        default=locations.elsewhere,
+    )
+    state_lock = LockFile(
+        os.path.join(locations.state_dir, "fluxbudgetd.lock"), f"the state in {locations.state_dir}", locations.socket
+    )
+    with endpoint.locked(), state_lock, endpoint.bound():
+        anyio.run(_with_ledger, locations, settings, manager, endpoint)
 
 
 def refuse(passed: Listener, error: FluxError, seconds: float) -> bool:
@@ -98,7 +102,7 @@ async def _refuse(passed: Listener, error: FluxError, seconds: float) -> bool:
     return refused > 0
 
 
-async def _with_ledger(locations: Locations, settings: Settings, manager: Manager, listener: Listener) -> None:
+async def _with_ledger(locations: Locations, settings: Settings, manager: Manager, endpoint: Endpoint) -> None:
     with anyio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         newest = NewestEvents()
@@ -106,7 +110,7 @@ async def _with_ledger(locations: Locations, settings: Settings, manager: Manage
         if moved is not None:
             log.error("damaged ledger moved aside; starting with a new one", moved_to=moved)
         try:
-            await _serve(locations, settings, ledger, newest, manager, listener, signals)
+            await _serve(locations, settings, ledger, newest, manager, endpoint, signals)
         finally:
             with anyio.CancelScope(shield=True):
                 await ledger.close()
@@ -119,7 +123,7 @@ async def _serve(
     ledger: Ledger,
     newest: NewestEvents,
     manager: Manager,
-    listener: Listener,
+    endpoint: Endpoint,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
     host = HostEnvironment(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
@@ -133,14 +137,19 @@ async def _serve(
     )
     await service.load()
     context = Context(
-        service=service, state_dir=locations.state_dir, started_at=now_micros(), connections=lambda: server.connections
+        service=service,
+        state_dir=locations.state_dir,
+        started_at=now_micros(),
+        connections=lambda: server.connections,
+        endpoint_fault=lambda: endpoint.fault,
     )
 
     server = Server(lambda request: handle(context, request), Limits(connections=_allow_connections()))
     supervision = Supervision(manager, service)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(service.serve)
-        tasks.start_soon(server.serve, listener.socket)
+        tasks.start_soon(server.serve, endpoint.listener.socket)
+        tasks.start_soon(endpoint.keep, lambda new: server.move_to(new.socket), service.restore_state_files)
         gc.freeze()
         log.info(
             "ready",
@@ -156,8 +165,8 @@ async def _serve(
         await supervision.stopping(server.connections)
         # Remove the socket first, so that new clients fail fast. If the socket was passed, they wait in its queue for
         # the next daemon.
-        await anyio.to_thread.run_sync(listener.unlink)
-        server.stop_accepting()
+        await anyio.to_thread.run_sync(endpoint.withdraw)
+        server.stop_accepting(leave_queue=endpoint.listener.is_passed)
         with anyio.move_on_after(_DRAIN_SECONDS):
             await server.drained()
         with anyio.move_on_after(_CLOSE_SECONDS):

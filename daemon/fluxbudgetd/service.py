@@ -126,6 +126,11 @@ class Service:
         """Close the sources' files; the next read opens them again."""
         await self.totals.interstat.reopen()
 
+    def restore_state_files(self) -> None:
+        """Write the state files again if their directory was removed."""
+        if self.state_files is not None:
+            self.state_files.check()
+
     def retry_channels(self) -> None:
         """Try failed channels again at once."""
         if self.deliveries is not None:

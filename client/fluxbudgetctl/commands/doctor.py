@@ -26,7 +26,7 @@ def _doctor(options: Options) -> int:
 
     # Read first: the request below, and even the check of the socket, start a socket-activated daemon.
     before = service_doctor.read_before_request()
-    findings = list(socket_findings(environment.socket()))
+    findings = [*socket_findings(environment.socket()), *service_doctor.removed_socket(environment.socket())]
     if half := half_upgrade(options.native):
         findings.append(Finding(what=half.message, hint=half.hint))
     answer = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from fluxbudgetctl.failure import Failure
-from fluxbudgetctl.service import describe, manager
+from fluxbudgetctl.service import describe, locks, manager
 from fluxbudgetctl.service.status import ServiceStatus, read_status
 from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
 from fluxbudgetd.wire.messages import DoctorAnswer, Finding
@@ -60,6 +60,16 @@ def examine(status: ServiceStatus | Failure | None, answer: DoctorAnswer | None)
         else f"{describe.installed_units(status)}; fluxbudgetd (pid {outside}) runs without it",
         is_daemon_of_service=answer is not None and not status.is_outside(answer.pid),
     )
+
+
+def removed_socket(path: str) -> Iterator[Finding]:
+    """Yield a finding if a daemon serves this path, but the socket's file is gone."""
+    pid = None if os.path.lexists(path) else locks.holder(locks.socket_lock(path))
+    if pid is not None:
+        yield Finding(
+            what=f"fluxbudgetd (pid {pid}) is running, but its socket {path} was removed",
+            hint=f"it binds the socket again within seconds; if it is systemd's: systemctl --user restart {SOCKET}",
+        )
 
 
 def findings(status: ServiceStatus, *, outside: int | None, runs: int, environ: Mapping[str, str]) -> Iterator[Finding]:

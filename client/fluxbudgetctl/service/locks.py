@@ -10,7 +10,9 @@ from contextlib import suppress
 
 from fluxbudgetctl.service.units import SERVICE
 
-_NAMED = re.compile(rb"fluxbudgetd pid ([1-9][0-9]{0,9})\n")
+# The second line, where the daemon listens, is newer than the first.
+_NAMED = re.compile(rb"fluxbudgetd pid ([1-9][0-9]{0,9})\n(?:socket [^\n]+\n)?")
+_MOST_BYTES = 8192
 
 
 def socket_lock(path: str) -> str:
@@ -28,7 +30,7 @@ def holder(lock: str) -> int | None:
     with suppress(OSError):
         fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            named = _NAMED.fullmatch(os.read(fd, 1024))
+            named = _NAMED.fullmatch(os.read(fd, _MOST_BYTES))
             # The pid may belong to another process by now.
             if named is not None and _has_open(int(named[1]), os.fstat(fd)):
                 return int(named[1])

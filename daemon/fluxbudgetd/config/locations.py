@@ -14,6 +14,8 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
     socket: str
     socket_dir_is_ours: bool
     """True if the socket's directory is fluxbudget's own: the default, or one named `fluxbudget`."""
+    elsewhere: str | None
+    """The default path, if the user's own daemon (the one with the default state) listens at another one."""
     state_dir: str
     state_dir_is_ours: bool
     """True if the state directory is fluxbudget's own: --state-dir did not name it."""
@@ -53,9 +55,12 @@ def locate(
     claude = claude_dir or environ.get("CLAUDE_CONFIG_DIR") or os.path.join(home, ".claude")
     database = interstat_db or environ.get("INTERSTAT_DB") or os.path.join(claude, "interstat", "metrics.db")
     chosen = socket or environ.get("FLUXBUDGET_SOCKET") or None
+    listening = os.path.abspath(socket or socket_path(environ, uid))
+    default = socket_path({name: value for name, value in environ.items() if name != "FLUXBUDGET_SOCKET"}, uid)
     return Locations(
-        socket=os.path.abspath(socket or socket_path(environ, uid)),
+        socket=listening,
         socket_dir_is_ours=chosen is None or os.path.basename(os.path.dirname(os.path.abspath(chosen))) == "fluxbudget",
+        elsewhere=None if state_dir or listening == default else default,
         state_dir=os.path.abspath(state_dir or given_state or os.path.join(state_home, "fluxbudget")),
         state_dir_is_ours=not state_dir,
         interstat_db=os.path.abspath(database),

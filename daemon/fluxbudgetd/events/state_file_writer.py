@@ -47,6 +47,10 @@ class StateFileWriter:
         self._changed.add(run)
         self._has_changes.set()
 
+    def check(self) -> None:
+        """Have all files written again soon if their directory was removed; returns at once."""
+        self._has_changes.set()
+
     async def open(self) -> None:
         """Remove what a killed daemon has left, and lock the file that tells readers that a daemon is running."""
         self._is_open = await self._try(self._files.open)

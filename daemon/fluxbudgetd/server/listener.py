@@ -7,8 +7,8 @@ directory is 0700 and the socket 0600, whatever the umask.
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from fluxbudgetd.errors import StartError
@@ -20,19 +20,27 @@ _MAX_PATH_BYTES = 107
 
 
 class Listener(NamedTuple):
-    """A listening socket and its path. `inode` is that of the socket file, if it is ours to remove."""
+    """A listening socket and its path. `identity` is the device and inode of its file; None if it had none."""
 
     socket: socket.socket
     path: str
-    inode: int | None = None
+    identity: tuple[int, int] | None
+    is_passed: bool = False
+
+    def is_reachable(self) -> bool:
+        """Return True if the file at the path is still this socket's."""
+        return self.identity is not None and _identity(self.path) == self.identity
+
+    def close(self) -> None:
+        """Close the socket. Remove its file first, if this process has bound it."""
+        self.unlink()
+        self.socket.close()
 
     def unlink(self) -> None:
-        """Remove the socket's file if it is still the one that was bound."""
-        try:
-            if self.inode is not None and os.lstat(self.path).st_ino == self.inode:
+        """Remove the socket's file if this process has bound it, and no other file has its name now."""
+        with suppress(OSError):
+            if not self.is_passed and self.is_reachable():
                 os.unlink(self.path)
-        except OSError:
-            return
 
 
 def passed_listener(descriptors: Sequence[int]) -> Listener | None:
@@ -56,38 +64,39 @@ def passed_listener(descriptors: Sequence[int]) -> Listener | None:
         found.close()
         raise StartError("the socket that was passed is not a listening Unix stream socket with a path", hint)
     found.setblocking(False)
-    return Listener(found, name)
+    return Listener(found, name, _identity(name), is_passed=True)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _is_path(name: object) -> bool:
     return isinstance(name, str) and name.startswith("/")
 
 
-@contextmanager
-def bound(path: str) -> Iterator[Listener]:
-    """Listen at the path. The caller holds the lock. Raise `StartError` if the path cannot be bound."""
+def bind(path: str) -> Listener:
+    """Listen at the path. The caller holds the lock. Raise `StartError` if the path cannot be bound. Blocks."""
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise StartError(
             f"the socket path is {len(os.fsencode(path))} bytes long, the limit is {_MAX_PATH_BYTES}: {path}",
             "give a shorter one with --socket or $FLUXBUDGET_SOCKET",
         )
     _clear(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        before = os.umask(0o177)
-        try:
-            listening.bind(path)
-            os.chmod(path, 0o600)
-            listening.listen(BACKLOG)
-            listening.setblocking(False)
-            listener = Listener(listening, path, os.lstat(path).st_ino)
-        except OSError as exc:
-            raise StartError(f"the socket {path} cannot be bound: {exc.strerror}", "check its directory") from exc
-        finally:
-            os.umask(before)
-        try:
-            yield listener
-        finally:
-            listener.unlink()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(path)
+        os.chmod(path, 0o600)  # before `listen`: until then no one can connect
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except OSError as exc:
+        listening.close()
+        raise StartError(f"the socket {path} cannot be bound: {exc.strerror}", "check its directory") from exc
+    return Listener(listening, path, _identity(path))
 
 
 def _clear(path: str) -> None:

@@ -4,37 +4,132 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from typing import Self
 
 from fluxbudgetd.errors import StartError
+from fluxbudgetd.wire.text import shown_path
+
+_MOST_RECORD_BYTES = 8192
 
 
-@contextmanager
-def lock(path: str, purpose: str) -> Iterator[None]:
-    """Lock a file with `flock` and write this process's pid to it; raise `StartError` if another process holds it.
+class LockFile:
+    """A file that one daemon holds with `flock`; it says who serves, and where.
+
+    Its first line is `fluxbudgetd pid N`, its second `socket PATH`: where that daemon really listens. A client that
+    finds no socket looks there, and so does the error of a second daemon. `purpose` is what the lock protects, in
+    words; `socket` is the path to record.
 
     The kernel releases the lock when the process ends, even if it is killed. The file stays: if it were removed, two
     processes could lock two files of the same name.
     """
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as exc:
-        raise StartError(f"the lock {path} cannot be opened: {exc.strerror}", "check the directory") from exc
-    try:
+
+    def __init__(self, path: str, purpose: str, socket: str) -> None:
+        self.path = path
+        self._purpose = purpose
+        self._socket = socket
+        self._fd: int | None = None
+
+    def __enter__(self) -> Self:
+        self.take()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.release()
+
+    def take(self) -> None:
+        """Lock the file; a file that was removed meanwhile is made again. Raise `StartError` if another process has it.
+
+        Blocks for as long as the file system needs.
+        """
+        while not self.is_held():
+            fd = self._locked()
+            self.release()
+            self._fd = fd
+
+    def is_held(self) -> bool:
+        """Return True if the file that is locked still has its name."""
+        if self._fd is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.lstat(self.path))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Release the lock, if it is held."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _locked(self) -> int:
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as exc:
+            raise StartError(f"the lock {self.path} cannot be opened: {exc.strerror}", "check the directory") from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError):  # on a full disk the file stays empty, but the lock is held
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, _record(self._socket), 0)
         except BlockingIOError as exc:
-            holder = os.read(fd, 1024).decode(errors="replace").strip() or "another process"
-            raise StartError(f"{purpose} is served by {holder} (lock {path})", "use it, or stop it first") from exc
+            holder = _holder(os.pread(fd, _MOST_RECORD_BYTES, 0))
+            os.close(fd)
+            raise StartError(
+                f"{self._purpose} is served by {holder} (lock {self.path})", "use it, or stop it first"
+            ) from exc
         except OSError as exc:
-            raise StartError(f"the lock {path} cannot be taken: {exc.strerror}", "check its file system") from exc
-        with suppress(OSError):  # on a full disk the file stays empty, but the lock is held
-            os.ftruncate(fd, 0)
-            os.write(fd, f"fluxbudgetd pid {os.getpid()}\n".encode())
-        yield
-    finally:
-        os.close(fd)
+            os.close(fd)
+            raise StartError(f"the lock {self.path} cannot be taken: {exc.strerror}", "check its file system") from exc
+        return fd
+
+
+class Note:
+    """A lock file's lines at a place where no daemon serves: they say where this one listens.
+
+    The lock is not kept, so that a daemon may still serve there. A note that a killed daemon has left is harmless: no
+    process listens at the socket that it names. Failures are ignored, since nothing depends on the note alone.
+    """
+
+    def __init__(self, path: str, socket: str) -> None:
+        self._path = path
+        self._socket = socket
+
+    def leave(self) -> None:
+        """Write the note, unless another daemon holds the lock. Creates fluxbudget's directory if its parent exists."""
+        directory = os.path.dirname(self._path)
+        with suppress(OSError, StartError):
+            if os.path.isdir(os.path.dirname(directory)):
+                private_directory(directory, ours=True)
+                self._write(_record(self._socket))
+
+    def remove(self) -> None:
+        """Remove the note, if it is still there."""
+        with suppress(OSError):
+            self._write(b"")
+
+    def _write(self, record: bytes) -> None:
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if record else 0), 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if record or os.pread(fd, _MOST_RECORD_BYTES, 0) == _record(self._socket):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, record, 0)
+        finally:
+            os.close(fd)
+
+
+def _record(socket: str) -> bytes:
+    """Return a lock file's lines. A path with a newline in it cannot be recorded."""
+    where = b"" if "\n" in socket else b"socket %s\n" % os.fsencode(socket)
+    return b"fluxbudgetd pid %d\n%s" % (os.getpid(), where)
+
+
+def _holder(record: bytes) -> str:
+    """Return who holds a lock, in words."""
+    who, _, rest = shown_path(os.fsdecode(record)).partition("\n")
+    where = rest.partition("\n")[0].removeprefix("socket ")
+    return (who or "another process") + (f", which listens at {where}" if where else "")
 
 
 def private_directory(path: str, *, ours: bool) -> None:

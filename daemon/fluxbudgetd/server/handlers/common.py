@@ -5,6 +5,7 @@ from collections.abc import Callable
 import anyio
 import msgspec
 
+from fluxbudgetd.errors import FluxError
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals import Standing
 from fluxbudgetd.totals.account import RunAccount
@@ -16,12 +17,16 @@ _MAX_WAIT_SECONDS = 20.0
 
 
 class Context(msgspec.Struct):
-    """What the handlers use. `connections` returns the number of open connections."""
+    """What the handlers use.
+
+    `connections` returns the number of open connections, `endpoint_fault` why new clients cannot connect, if so.
+    """
 
     service: Service
     state_dir: str
     started_at: int
     connections: Callable[[], int]
+    endpoint_fault: Callable[[], FluxError | None] = lambda: None
 
 
 def deadline_of(request: wire.Request) -> float:

@@ -39,12 +39,24 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         ledger=shown_path(service.ledger.path),
         sources=sources,
         sessions=answers.session_sources(service, {name for account in followed for name in account.sessions}),
-        findings=(*_source_findings(sources), *_service_findings(service, damaged), *_channel_findings(channels)),
+        findings=(
+            *_endpoint_findings(context),
+            *_source_findings(sources),
+            *_service_findings(service, damaged),
+            *_channel_findings(channels),
+        ),
         active_runs=len(service.accounts.active()),
         followed_runs=len(followed),
         connections=context.connections(),
         channels=channels,
     )
+
+
+def _endpoint_findings(context: Context) -> Iterator[wire.Finding]:
+    """Yield why new clients cannot connect, which only a client that is connected already learns here."""
+    fault = context.endpoint_fault()
+    if fault is not None:
+        yield wire.Finding(what=fault.message, hint=fault.hint)
 
 
 def _source_findings(sources: Sequence[wire.SourceInfo]) -> Iterator[wire.Finding]:

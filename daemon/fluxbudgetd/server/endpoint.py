@@ -1,0 +1,192 @@
+"""Where clients find the daemon: the socket's file, and the lock file beside it, which are restored if removed.
+
+logind removes a user's runtime directory at the last logout, and cleaners remove files that look old, while the daemon
+lives on. The kernel reports that (`inotify`); nothing is polled while all is well. Then:
+
+* the files are restored only after a quiet moment, because whoever removes a directory would otherwise meet new files
+  in it, and a file system that is being unmounted would get them;
+* the socket's directory is created again, but its parent is waited for: the runtime directory is logind's to create;
+* a socket that systemd has passed is systemd's: that its file is missing is only reported;
+* if another daemon has taken the lock meanwhile, it serves.
+
+Open connections are not affected. The old socket is closed when the connections in its queue have been accepted.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from fluxbudgetd.errors import StartError
+from fluxbudgetd.inotify import GONE, MOVED, REMOVED, Watch
+from fluxbudgetd.server.listener import Listener, bind
+from fluxbudgetd.server.locking import LockFile, Note, private_directory
+from fluxbudgetd.wire.text import shown_path
+
+log = structlog.get_logger()
+
+_QUIET_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
+# The kernel does not report that a file system was unmounted while files in it are open, so what was just restored is
+# checked a few times more. Without inotify, everything is.
+_RECHECK_SECONDS = 5.0
+_RECHECKS = 6
+
+
+class Endpoint:
+    """The socket at a path. `directory_is_ours`: its directory has only fluxbudget's files.
+
+    `beside` are directories below the socket's directory whose removal matters, too. `default` is the path at which
+    clients look first, if it is another one: the lock file there gets a note that says where the socket is.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        directory_is_ours: bool,
+        passed: Listener | None = None,
+        beside: tuple[str, ...] = (),
+        default: str | None = None,
+    ) -> None:
+        self.path = path
+        #: Why clients cannot connect, or None.
+        self.fault: StartError | None = None
+        self._directory = os.path.dirname(path)
+        self._directory_is_ours = directory_is_ours
+        self._lock = LockFile(f"{path}.lock", f"the socket {path}", path)
+        self._beside = beside
+        self._note = None if default is None else Note(f"{default}.lock", path)
+        self._passed = passed
+        self._bound: Listener | None = None
+        # Held while files are restored, and when the socket's file is removed at the end.
+        self._restoring = threading.Lock()
+        self._is_withdrawn = False
+
+    @property
+    def listener(self) -> Listener:
+        """Return the listening socket, inside `bound`."""
+        listener = self._passed or self._bound
+        if listener is None:
+            raise RuntimeError("the socket is not bound yet")
+        return listener
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the directory and take the lock; raise `StartError` if that is impossible. Blocks."""
+        private_directory(self._directory, ours=self._directory_is_ours)
+        with self._lock:
+            yield
+
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """Listen; the lock is held. Raise `StartError` if that is impossible. Blocks."""
+        if self._passed is None:
+            self._bound = bind(self.path)
+        try:
+            if self._note is not None:
+                self._note.leave()
+            yield
+        finally:
+            if self._bound is not None:
+                self._bound.close()
+            if self._note is not None:
+                self._note.remove()
+
+    def withdraw(self) -> None:
+        """Remove the socket's file, so that new clients fail fast, and restore nothing any more. Blocks."""
+        with self._restoring:
+            self._is_withdrawn = True
+            self.listener.unlink()
+
+    async def keep(self, on_rebound: Callable[[Listener], None], on_removed: Callable[[], None]) -> None:
+        """Restore what is removed, until cancelled.
+
+        `on_rebound` must move to a new listening socket at once; the old one is closed afterwards. `on_removed` is
+        called when something in the directory has been removed, once the directory is there again.
+        """
+        rechecks, has_changed = 0, False
+        while True:
+            # First the watch, then the check: nothing is missed in between.
+            watch = await anyio.to_thread.run_sync(self._watch)
+            try:
+                new = await anyio.to_thread.run_sync(self._restored)
+                if new is not None:
+                    rechecks = _RECHECKS
+                    self._replace(new, on_rebound)
+                if self.fault is not None:
+                    await anyio.sleep(_RETRY_SECONDS)
+                    continue
+                if has_changed:
+                    on_removed()
+                has_changed = False
+                with anyio.move_on_after(_RECHECK_SECONDS if rechecks or watch is None else math.inf):
+                    await (anyio.sleep_forever() if watch is None else watch.happened())
+                    has_changed = True
+            finally:
+                if watch is not None:
+                    watch.close()
+            if has_changed:
+                await anyio.sleep(_QUIET_SECONDS)
+            rechecks = max(0, rechecks - 1)
+
+    def _replace(self, new: Listener, on_rebound: Callable[[Listener], None]) -> None:
+        old, self._bound = self._bound, new
+        on_rebound(new)
+        if old is not None:
+            old.socket.close()
+        log.warning("the socket was removed, and is bound again", socket=shown_path(self.path))
+
+    def _watch(self) -> Watch | None:
+        """Return a watch of everything whose removal makes the daemon unreachable; None if there can be none."""
+        try:
+            watch = Watch()
+        except OSError:
+            return None
+        directory = self._directory
+        while directory != (parent := os.path.dirname(directory)):
+            with suppress(OSError):  # it is missing, which `_restored` finds, or may not be read
+                watch.add(directory, GONE)
+            directory = parent
+        for directory, events in ((self._directory, MOVED), *((path, 0) for path in self._beside)):
+            with suppress(OSError):
+                watch.add(directory, REMOVED | GONE | events)
+        return watch
+
+    def _restored(self) -> Listener | None:
+        """Restore what is missing; return the new socket, if there is one. Sets `fault`. Blocks."""
+        with self._restoring:
+            try:
+                new = None if self._is_withdrawn else self._restore()
+            except StartError as exc:
+                if self.fault is None or self.fault.message != exc.message:
+                    log.error("clients cannot connect", what=exc.message, hint=exc.hint)
+                self.fault = exc
+                return None
+            self.fault = None
+            return new
+
+    def _restore(self) -> Listener | None:
+        if not os.path.isdir(os.path.dirname(self._directory)):
+            raise StartError(
+                f"the directory {shown_path(self._directory)} was removed",
+                "the socket is bound again when its parent exists",
+            )
+        if not os.path.isdir(self._directory):
+            private_directory(self._directory, ours=self._directory_is_ours)
+        self._lock.take()
+        if self._note is not None:
+            self._note.leave()
+        if self.listener.is_reachable():
+            return None
+        if self._passed is not None:
+            raise StartError(
+                f"the socket {shown_path(self.path)}, which was passed to this daemon, was removed",
+                "as a systemd service: 'systemctl --user restart fluxbudgetd.socket'",
+            )
+        return bind(self.path)

@@ -1,0 +1,198 @@
+"""The socket, its lock and what is beside it come back if they are removed; the lock says where the daemon listens."""
+
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from fluxbudgetd.server.server import Server
+from fluxbudgetd.wire import messages
+from harness.activation import activation
+from harness.daemon import DAEMON, PATIENCE, Daemon, Home, Wire, killed, started, wait_for
+from harness.events import read_state_file
+
+PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
+
+
+def lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def is_answered(path: Path) -> bool:
+    try:
+        with Wire(path) as wire:
+            return isinstance(wire.ask(messages.Ping()), messages.PingAnswer)
+    except (OSError, EOFError):
+        return False
+
+
+def findings(wire: Wire) -> str:
+    """Return what `doctor` reports to a client that is connected already."""
+    answer = wire.ask(messages.Doctor(wait_ms=int(PATIENCE * 1000)))
+    assert isinstance(answer, messages.DoctorAnswer)
+    return "\n".join(f"{finding.what} ({finding.hint})" for finding in answer.findings)
+
+
+def refused_start(home: Home, *arguments: str) -> str:
+    """Start a daemon that must refuse to serve; return its log."""
+    daemon = home.start(*arguments, wait=False)
+    assert daemon.process.wait(timeout=PATIENCE) == 1
+    return daemon.log
+
+
+def test_removed_socket_is_bound_again(home: Home, daemon: Daemon) -> None:
+    """By the same process, and open connections survive."""
+    with Wire(home.socket) as wire:
+        before = wire.ask(messages.Ping())
+        for _ in range(2):
+            home.socket.unlink()
+            wait_for(lambda: is_answered(home.socket), "the socket to be served again")
+        assert wire.ask(messages.Ping()) == before
+        assert home.ask(messages.Ping()) == before
+    assert stat.S_IMODE(home.socket.stat().st_mode) == 0o600
+    assert daemon.stop() == 0
+    assert not home.socket.exists()
+
+
+def test_renamed_directory_is_created_again(home: Home, daemon: Daemon) -> None:
+    home.socket.parent.rename(home.root / "away")
+    wait_for(lambda: is_answered(home.socket), "the socket to be served again")
+    assert stat.S_IMODE(home.socket.parent.stat().st_mode) == 0o700
+
+
+def test_everything_in_a_removed_runtime_directory_comes_back(home: Home, daemon: Daemon) -> None:
+    """Once the runtime directory exists again, which the daemon does not create itself."""
+    run = started(home, id="r1", session="s1", token_budget=1000)
+    wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file")
+    with Wire(home.socket) as wire:
+        shutil.rmtree(home.socket.parent.parent)
+        wait_for(lambda: "was removed (the socket is bound again when" in findings(wire), "doctor to report it")
+        assert not home.socket.parent.parent.exists()
+        home.socket.parent.parent.mkdir(mode=0o700)
+        wait_for(lambda: is_answered(home.socket), "the socket to be served again")
+        assert "was removed" not in findings(wire)
+        assert wire.ask(messages.Remaining(run=run, wait_ms=30_000)) == home.ask(
+            messages.Remaining(run=run, wait_ms=30_000)
+        )
+    wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file")
+    assert stat.S_IMODE(home.socket.parent.stat().st_mode) == 0o700
+    assert "is served by fluxbudgetd pid" in refused_start(home, "--state-dir", str(home.root / "another"))
+
+
+def test_removed_state_files_come_back_without_a_change(home: Home, daemon: Daemon) -> None:
+    started(home, id="r1", session="s1", token_budget=1000)
+    wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file")
+    shutil.rmtree(home.socket.parent / "state")
+    wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file to come back")
+
+
+def test_removed_lock_is_taken_again(home: Home, daemon: Daemon) -> None:
+    lock_of(home.socket).unlink()
+    wait_for(lambda: lock_of(home.socket).exists(), "the lock file")
+    assert "is served by fluxbudgetd pid" in refused_start(home, "--state-dir", str(home.root / "another"))
+
+
+def test_another_daemon_that_has_taken_the_place_keeps_it(home: Home, daemon: Daemon) -> None:
+    """The first daemon goes on for its clients, and takes the place again when the other one stops."""
+    with Wire(home.socket) as wire:
+        first = wire.ask(messages.Ping())
+        daemon.signal(signal.SIGSTOP)
+        shutil.rmtree(home.socket.parent)
+        other = home.start("--state-dir", str(home.root / "another"))
+        daemon.signal(signal.SIGCONT)
+        served = f"is served by fluxbudgetd pid {other.process.pid}, which listens at {home.socket}"
+        wait_for(lambda: served in findings(wire), "doctor to report it")
+        assert home.ask(messages.Ping()) != first
+        assert other.stop() == 0
+        wait_for(lambda: is_answered(home.socket), "the socket to be served again")
+        assert home.ask(messages.Ping()) == first
+
+
+def test_passed_socket_is_not_bound_again(home: Home) -> None:
+    """It is systemd's. The lock and the state files are the daemon's own."""
+    daemon = home.start(prefix=activation(home.socket))
+    started(home, id="r1", session="s1", token_budget=1000)
+    wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file")
+    with Wire(home.socket) as wire:
+        shutil.rmtree(home.socket.parent)
+        wait_for(lambda: "restart fluxbudgetd.socket" in findings(wire), "doctor to report it")
+        wait_for(lambda: lock_of(home.socket).exists(), "the lock file")
+        assert not home.socket.exists()
+    assert daemon.stop() == 0
+
+
+def test_lock_says_who_serves_and_where(home: Home, daemon: Daemon) -> None:
+    lines = f"fluxbudgetd pid {daemon.process.pid}\nsocket {home.socket}\n"
+    assert lock_of(home.socket).read_text() == (home.state / "fluxbudgetd.lock").read_text() == lines
+    log = refused_start(home, "--socket", str(home.root / "other" / "s"))
+    assert f"is served by fluxbudgetd pid {daemon.process.pid}, which listens at {home.socket} (lock " in log
+
+
+@contextmanager
+def listening_elsewhere(home: Home, *arguments: str) -> Iterator[Path]:
+    """Run a daemon at another path than the default; yield the path."""
+    elsewhere = home.root / "elsewhere" / "s.sock"
+    command = [*DAEMON, "--socket", str(elsewhere), *arguments]
+    with killed(subprocess.Popen(command, env=home.environ, stderr=subprocess.DEVNULL)) as process:
+        wait_for(lambda: is_answered(elsewhere), "the daemon")
+        yield elsewhere
+        process.terminate()
+        assert process.wait(timeout=PATIENCE) == 0
+
+
+def test_default_place_says_where_the_daemon_listens(home: Home) -> None:
+    """If it is the user's own daemon. The default place stays free for a daemon that serves there."""
+    home.socket.parent.parent.mkdir(mode=0o700)
+    note = lock_of(home.socket)
+    with listening_elsewhere(home) as elsewhere:
+        assert note.read_text().splitlines()[1] == f"socket {elsewhere}"
+        home.start()
+        assert note.read_text().splitlines()[1] == f"socket {home.socket}"
+    assert note.read_text().splitlines()[1] == f"socket {home.socket}"
+
+
+def test_note_at_the_default_place_is_removed(home: Home) -> None:
+    home.socket.parent.parent.mkdir(mode=0o700)
+    with listening_elsewhere(home):
+        assert lock_of(home.socket).read_text()
+    assert lock_of(home.socket).read_text() == ""
+
+
+def test_daemon_with_a_state_of_its_own_leaves_no_note(home: Home) -> None:
+    home.socket.parent.parent.mkdir(mode=0o700)
+    with listening_elsewhere(home, "--state-dir", str(home.root / "another")):
+        assert not home.socket.parent.exists()
+
+
+def test_connections_in_the_old_sockets_queue_are_served(tmp_path: Path) -> None:
+    """When the server moves to another socket, although it has not accepted them yet."""
+
+    async def body() -> None:
+        server = Server(lambda _request: PONG)
+        with listening_at(tmp_path / "old") as old, listening_at(tmp_path / "new") as new:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve, old)
+                await anyio.wait_all_tasks_blocked()
+                with Wire(tmp_path / "old") as early, Wire(tmp_path / "new") as late:
+                    server.move_to(new)
+                    old.close()
+                    for wire in (early, late):
+                        assert await anyio.to_thread.run_sync(wire.ask, messages.Ping()) == PONG
+                tasks.cancel_scope.cancel()
+
+    anyio.run(body)
+
+
+def listening_at(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen()
+    listening.setblocking(False)
+    return listening
