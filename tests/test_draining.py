@@ -12,6 +12,7 @@ import anyio.to_thread
 import pytest
 
 from fluxbudgetd.server.limits import Limits
+from fluxbudgetd.server.requests import Handler, MoreInput
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
 from harness.daemon import Wire
@@ -24,9 +25,9 @@ PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
 class Served:
     """A server at a real socket, which the test can stop."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
+    def __init__(self, path: Path, limits: Limits, handler: Handler) -> None:
         self.path = path
-        self.server = Server(lambda _request: PONG, limits)
+        self.server = Server(handler, limits)
         self.drained = anyio.Event()
 
     async def connected(self, count: int = 1) -> Wire:
@@ -43,8 +44,12 @@ class Served:
 
 
 @asynccontextmanager
-async def served(path: Path, limits: Limits = Limits()) -> AsyncIterator[Served]:  # noqa: B008  it is frozen
-    made = Served(path, limits)
+async def served(
+    path: Path,
+    limits: Limits = Limits(),  # noqa: B008  it is frozen
+    handler: Handler = lambda _request: PONG,
+) -> AsyncIterator[Served]:
+    made = Served(path, limits, handler)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
@@ -124,6 +129,33 @@ def test_request_sent_before_the_stop_is_answered(tmp_path: Path) -> None:
                 await it.drain()
                 await anyio.to_thread.run_sync(asking.join)
                 assert answers == [PONG]
+
+    anyio.run(body)
+
+
+def test_command_that_waits_for_its_stdin_is_answered(tmp_path: Path) -> None:
+    """Even on a connection that was answered before."""
+    waiting = threading.Event()
+
+    def handle(request: messages.AnyRequest) -> messages.AnyAnswer | MoreInput:
+        if isinstance(request, messages.Ping):
+            return PONG
+        waiting.set()
+        return MoreInput(anyio.current_time() + 60, 0, lambda part: PONG if part else messages.CommandAnswer())
+
+    async def body() -> None:
+        async with served(tmp_path / "s", handler=handle) as it, anyio.create_task_group() as tasks:
+            with await it.connected() as wire, anyio.fail_after(30):
+                assert await asked(wire) == PONG
+                wire.send(messages.Command(words=(b"hook",), more=True))
+                await anyio.to_thread.run_sync(waiting.wait)
+                tasks.start_soon(it.drain)
+                await anyio.sleep(0.05)
+                assert not it.drained.is_set()
+                wire.send(messages.Stdin(stdin=b"{}"))
+                assert messages.decode_answer(await anyio.to_thread.run_sync(wire.receive)) == PONG
+                assert await has_ended(wire)
+                await it.drained.wait()
 
     anyio.run(body)
 

@@ -75,6 +75,12 @@ def test_real_input(written: dict[str, Any]) -> None:
     assert read(json.dumps(REAL, **written).encode("utf-8", "surrogatepass")) == UNDERSTOOD
 
 
+def test_byte_order_mark_is_ignored() -> None:
+    raw = b"\xef\xbb\xbf" + json.dumps(REAL).encode("utf-8", "surrogatepass") + b"\r\n"
+    assert parse_at_once(raw) == read(raw) == UNDERSTOOD
+    assert read(b"\xef\xbb\xbf" + raw) == HookInput()
+
+
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_real_input_cut_anywhere(ascii_only: bool) -> None:
     """Each field is read if its value is complete. The reader of complete inputs needs the end."""
