@@ -44,6 +44,16 @@ request after 30 s. Unfinished requests of more than 16 KiB share 16 MiB, and so
 concerns the frame or the connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection or a
 request) the connection is closed; after any other error it stays open.
 
+**Command lines**: `command` carries a whole command line of `fluxbudgetctl`, and its answer is what the client writes.
+The daemon understands the plain, correct forms of `remaining`, `env`, `check`, `advance`, `ping`, `hook` and
+`statusline`; to any other command line it answers `mine` false. If `more` is true, `stdin` requests follow on the
+connection until one has `more` false. They have no answers of their own, and are ignored once the command has been
+answered; any other request gets `bad_request` as long as the command waits. It is answered as soon as its stdin is a
+complete JSON value, or has ended; `statusline` also after half of `wait_ms` if nothing has arrived, or after 75 % with
+the fields that are complete by then. `hook` answers nothing if nothing has arrived by the end of `wait_ms`; if its JSON
+is incomplete then, it gets `timeout`. A failure of `hook` is an error answer; any other verb's is an ordinary one, with
+an exit code and lines for stderr.
+
 **Pages**: `status` and `run_list` return at most 64 runs; send `next` as `after` to get the following page.
 
 **Text** is UTF-8. A byte of a foreign id that is not valid UTF-8 is sent as the private-use character U+EF00 + byte,

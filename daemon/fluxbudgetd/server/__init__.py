@@ -1,1 +1,1 @@
-"""The socket: listening, connections and their limits, requests in, answers out."""
+"""The socket: listening, connections and their limits, requests and command lines in, answers out."""
