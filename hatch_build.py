@@ -8,7 +8,6 @@ native client is left out; with `FLUXBUDGET_NATIVE=1` the build fails if it cann
 import os
 import runpy
 import shutil
-import struct
 import sys
 import tempfile
 from typing import Any
@@ -25,10 +24,6 @@ _DATA = {"systemd": f"{_NAME}/systemd", "config/fluxbudget.toml": "fluxbudgetd/c
 # has Linux 3.10): programs linked with a current static glibc refuse to start before Linux 3.2, and the distributions
 # of the older manylinux tags have 2.6. musllinux_1_1 is the oldest musl tag, and none promises a kernel version.
 _STATIC_TAGS = ("manylinux_2_17", "musllinux_1_1")
-
-# Numbers from elf(5).
-_ELFCLASS64 = 2
-_PT_INTERP = 3
 
 # A shell script instead of one that starts with `#!python`, which installers rewrite: pip's result does not run if the
 # path is long or has a space.
@@ -48,9 +43,12 @@ class Client(BuildHookInterface[Any]):
             self.app.abort(f"fluxbudget: {_SETTING} is {setting!r}: 0 leaves out the native client, 1 requires it")
         self._directory = tempfile.TemporaryDirectory(prefix="fluxbudget-")
         program = os.path.join(self._directory.name, _NAME)
-        if setting != "0" and self._compile(program):
+        native = runpy.run_path(os.path.join(self.root, "client", "native", "compile.py"))
+        is_wanted = setting != "0" and sys.platform == "linux"
+        if is_wanted and native["compile"](program, self.metadata.version):
             build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{_platform(program)}"  # a program runs beside any Python
+            platform = _platform(is_static=native["is_static"](program))
+            build_data["tag"] = f"py3-none-{platform}"  # a program runs beside any Python
         elif setting == "1":
             self.app.abort(f"fluxbudget: {_SETTING}=1, but {self._why_not()}")
         else:
@@ -64,20 +62,14 @@ class Client(BuildHookInterface[Any]):
         """Remove the built client; the wheel contains a copy."""
         self._directory.cleanup()
 
-    def _compile(self, output: str) -> bool:
-        if sys.platform != "linux":
-            return False
-        found = runpy.run_path(os.path.join(self.root, "client", "native", "compile.py"))
-        return bool(found["compile"](output, self.metadata.version))
-
     def _why_not(self) -> str:
         if os.statvfs(self._directory.name).f_flag & os.ST_NOEXEC:
             return f"programs in {tempfile.gettempdir()} cannot be executed (noexec): set TMPDIR to another directory"
         return "no working C compiler was found"
 
 
-def _platform(program: str) -> str:
-    """Return the platform part of the wheel's tag, which lists every platform that the program runs on.
+def _platform(*, is_static: bool) -> str:
+    """Return the platform part of the wheel's tag, which lists every platform that the client runs on.
 
     A dynamic program gets the tag that promises nothing about other machines. So does a static one on a platform that
     has no manylinux or musllinux tags: installers here would refuse the wheel.
@@ -86,20 +78,4 @@ def _platform(program: str) -> str:
     linux = next(tag for tag in here if tag.startswith("linux_"))
     machine = linux.removeprefix("linux_")
     static = [f"{tag}_{machine}" for tag in _STATIC_TAGS]
-    return ".".join(static) if _is_static(program) and not set(static).isdisjoint(here) else linux
-
-
-def _is_static(program: str) -> bool:
-    """Return True if the kernel starts this ELF program by itself, without a dynamic loader.
-
-    Shared libraries are loaded by the program's interpreter (PT_INTERP), so a program that runs and has none needs no
-    libraries. That includes static-pie programs, which have a dynamic section.
-    """
-    with open(program, "rb") as file:
-        image = file.read()
-    is_wide = image[4] == _ELFCLASS64
-    # The offsets of e_phoff, e_phentsize and e_phnum in elf(5), in the byte order of this machine, which has run it.
-    (table,) = struct.unpack_from("=Q" if is_wide else "=I", image, 32 if is_wide else 28)
-    size, count = struct.unpack_from("=HH", image, 54 if is_wide else 42)
-    kinds = [struct.unpack_from("=I", image, table + index * size)[0] for index in range(count)]
-    return _PT_INTERP not in kinds
+    return ".".join(static) if is_static and not set(static).isdisjoint(here) else linux

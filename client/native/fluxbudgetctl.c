@@ -1,133 +1,111 @@
-/* The native client of the verbs that hooks call: `remaining`, `env`, `check`, `ping`, `hook`, `statusline`.
+/* The native client: a pipe between a shell hook and the daemon.
 
    Claude Code starts a client for every tool call, and starting Python costs many times more than the answer. This
-   program does what client/fluxbudgetctl does, byte for byte; tests/test_native.py compares the two. The rules:
+   program passes on a command line: its words, the working directory, a few environment variables, and stdin. The
+   daemon answers with the exit code, stdout, stderr, and lines for $CLAUDE_ENV_FILE. The rules:
 
-   * It handles only plain, correct hot command lines. For everything else it executes `fluxbudgetctl-python`, which is
-     installed beside it, before it has read or written anything: for other verbs, `--help`, mistakes, numbers that the
-     two languages could read differently, and environments that only Python can interpret.
-   * Its memory is bounded: an answer is at most one frame, only the beginning of stdin is kept, and all buffers are
-     static. It allocates nothing, sets no locale, and uses only snprintf of stdio.
-   * One deadline covers connecting, writing and reading. For `hook` and `statusline`, which Claude Code waits for, it
-     also covers stdin, stdout and stderr. (The other verbs wait until their output is read.)
-   * Input is bytes. An answer is checked completely before it is used. Control characters are escaped before they can
-     reach a terminal.
+   * It understands two things of a command line: the verb and `--timeout`. What the daemon does not handle, and what
+     fails, is left to `fluxbudgetctl-python`, which is installed beside it, gets the same command line and stdin, and
+     is told what has failed. But a hook that fails is silent and exits with 0.
+   * It connects before it reads stdin, and forwards stdin while it waits. The daemon answers as soon as it has what it
+     needs, so an open stdin costs nothing.
+   * One deadline covers connecting, stdin, sending and receiving. For `hook` and `statusline`, which Claude Code waits
+     for, it also covers stdout and stderr. (The other verbs wait until their output is read.)
+   * An answer is checked completely before any of it is used. It comes from a process of this user or of root.
+   * Memory is bounded: all buffers are static. Nothing is allocated, except to start Python.
 
-   text: UTF-8, names. output: stdout and stderr. failure: one line, a hint, an exit code. packed: MessagePack.
-   environment: the socket, which run is meant. connection: one request. state_file: used without a socket.
-   verbs: the four that only print. claude: the two that Claude Code calls. */
+   buffer.c: strings, frames, waiting. place.c: where the daemon listens. packed.c: MessagePack. pipe.c: the exchange.
+   output.c: stdout, stderr, $CLAUDE_ENV_FILE. */
+#include "fluxbudgetctl.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <unistd.h>
-
-#include "failure.h"
-#include "output.h"
-#include "verbs.h"
 
 #ifndef FLUXBUDGET_VERSION
 #error "compile.py defines the version"
 #endif
 
-static const double QUICK = 0.2, PATIENT = 1.0, MOST_SECONDS = 3600.0;
+/* Which of the builds of compile.py this is. (musl has no macro by which it can be recognised.) */
+#if defined FLUXBUDGET_DYNAMIC
+#define KIND "dynamic"
+#elif defined __GLIBC__
+#define KIND "glibc static"
+#else
+#define KIND "musl"
+#endif
 
-enum flag { RUN, SCOPE, SESSION, TIMEOUT, DEFAULT, OVERRIDE, WIDTH, JSON, NO_COLOUR, NO_COLOR, FLAGS };
-
-/* JSON and the flags after it have no value. */
-static const char *const flag_names[FLAGS] = {"--run",      "--scope", "--session", "--timeout",   "--default",
-                                              "--override", "--width", "--json",    "--no-colour", "--no-color"};
-
-enum { NAMING = 1 << RUN | 1 << SCOPE | 1 << SESSION | 1 << TIMEOUT };
-
-static const struct verb {
-    const char *name;
-    unsigned flags;
-    double seconds;
-    int (*run)(const struct options *options, const char *path);
-} verbs[] = {
-    {"remaining", NAMING | 1 << JSON | 1 << DEFAULT, QUICK, verb_remaining},
-    {"env", NAMING, PATIENT, verb_env},
-    {"check", NAMING | 1 << JSON | 1 << OVERRIDE, PATIENT, verb_check},
-    {"ping", 1 << TIMEOUT | 1 << JSON, PATIENT, verb_ping},
-    {"hook", NAMING, QUICK, verb_hook},
-    {"statusline", NAMING | 1 << WIDTH | 1 << NO_COLOUR | 1 << NO_COLOR, QUICK, verb_statusline},
+static const struct verb verbs[] = {
+    {"remaining", SECOND / 5, false, false},
+    {"env", SECOND, false, false},
+    {"check", SECOND, false, false},
+    {"advance", SECOND, false, false},
+    {"ping", SECOND, false, false},
+    {"hook", SECOND / 5, true, true},
+    {"statusline", SECOND / 5, true, false},
 };
 
-/* Return a time limit in seconds; 0 unless it is plain digits with at most one point, and at most an hour. */
-static double read_seconds(const char *written)
+static const int64_t MOST = 3600 * SECOND;
+
+static const struct verb *find_verb(const char *name)
 {
-    size_t digits = strspn(written, "0123456789");
-    size_t more = written[digits] == '.' ? strspn(written + digits + 1, "0123456789") + 1 : 0;
-    if (written[digits + more] != '\0')
-        return 0;
-    double seconds = strtod(written, NULL);
-    return seconds <= MOST_SECONDS ? seconds : 0;
+    for (size_t i = 0; name != NULL && i < sizeof verbs / sizeof verbs[0]; i++)
+        if (strcmp(name, verbs[i].name) == 0)
+            return &verbs[i];
+    return NULL;
 }
 
-/* Read the flags; return false unless all are plain. The `values` of flags that are not given stay null. */
-static bool take_flags(const struct verb *verb, char **arguments, const char *values[FLAGS])
+/* Return a time limit; 0 unless it is plain digits with at most one point, above 0 and at most an hour. */
+static int64_t read_limit(const char *written)
 {
-    for (; *arguments != NULL; arguments++) {
-        size_t size = strcspn(*arguments, "=");
-        const char *value = (*arguments)[size] == '=' ? *arguments + size + 1 : NULL;
-        unsigned flag = 0;
-        while (flag < FLAGS && !equals((struct text){*arguments, size}, flag_names[flag]))
-            flag++;
-        if (flag == FLAGS || (verb->flags & 1U << flag) == 0 || values[flag] != NULL)
-            return false;
-        if (flag >= JSON) {
-            if (value != NULL)
-                return false;
-            values[flag] = *arguments;
-            continue;
-        }
-        if (value == NULL)
-            value = *++arguments;
-        if (value == NULL || *value == '\0' || *value == '-')
-            return false;
-        values[flag] = value;
+    int64_t limit = 0, unit = SECOND;
+    bool is_fraction = false;
+    for (; *written != '\0' && limit <= MOST; written++) {
+        int digit = *written - '0';
+        if (*written == '.' && !is_fraction)
+            is_fraction = true;
+        else if (digit < 0 || digit > 9)
+            return 0;
+        else if (is_fraction)
+            limit += digit * (unit /= 10);
+        else
+            limit = limit * 10 + digit * SECOND;
     }
+    return limit <= MOST ? limit : 0;
+}
+
+/* Set the deadline; return false if the time limit is unusual or wrong, so that Python must read it. */
+static bool set_deadline(struct call *call)
+{
+    static const char flag[] = "--timeout";
+    int64_t limit = call->verb->limit;
+    bool is_given = false;
+    for (char **word = call->words; *word != NULL; word++) {
+        const char *end = *word + sizeof flag - 1;
+        if (strncmp(*word, flag, sizeof flag - 1) != 0 || (*end != '\0' && *end != '='))
+            continue;
+        const char *value = *end == '=' ? end + 1 : *++word;
+        if (is_given || value == NULL || (limit = read_limit(value)) == 0)
+            return false;
+        is_given = true;
+    }
+    call->deadline = call->started + limit;
     return true;
 }
 
-/* Return the verb of a plain, correct hot command line, and its options; null for any other command line. */
-static const struct verb *parse(char **arguments, struct options *options)
+/* Otherwise the next file that is opened would get the number of a closed one, and be used as stdin or stdout. */
+static void open_standard_files(void)
 {
-    const char *values[FLAGS] = {NULL};
-    const struct verb *verb = verbs, *end = verbs + sizeof verbs / sizeof verbs[0];
-    while (verb < end && (arguments[0] == NULL || strcmp(arguments[0], verb->name) != 0))
-        verb++;
-    if (verb == end || !take_flags(verb, arguments + 1, values))
-        return NULL;
-    if ((values[RUN] != NULL) + (values[SCOPE] != NULL) + (values[SESSION] != NULL) > 1)
-        return NULL;
-    if (values[NO_COLOUR] != NULL && values[NO_COLOR] != NULL)
-        return NULL;
-    *options = (struct options){
-        .run = values[RUN],
-        .scope = values[SCOPE],
-        .session = values[SESSION],
-        .seconds = values[TIMEOUT] != NULL ? read_seconds(values[TIMEOUT]) : verb->seconds,
-        .json = values[JSON] != NULL,
-        .colour = values[NO_COLOUR] == NULL && values[NO_COLOR] == NULL,
-        .has_default = values[DEFAULT] != NULL,
-        .override = values[OVERRIDE],
-        .width = values[WIDTH] != NULL ? cells(values[WIDTH]) : 0,
-    };
-    if (options->seconds <= 0 || (values[WIDTH] != NULL && options->width == 0))
-        return NULL;
-    if (options->has_default) {
-        size_t digits = strspn(values[DEFAULT], "0123456789");
-        if (values[DEFAULT][digits] != '\0' || digits > 18)
-            return NULL;
-        options->fallback = strtoull(values[DEFAULT], NULL, 10);
-    }
-    return verb;
+    struct pollfd files[] = {{.fd = STDIN_FILENO}, {.fd = STDOUT_FILENO}, {.fd = STDERR_FILENO}};
+    wait_for(files, 3, 0);
+    for (int i = 0; i < 3; i++)
+        if (files[i].revents & POLLNVAL && open("/dev/null", O_RDWR) < 0)
+            return;
 }
 
 /* Find the path of this program with symlinks resolved; return false if the system does not provide it. */
@@ -139,19 +117,37 @@ static bool find_self(char path[PATH_MAX])
         return true;
     }
     /* There may be no /proc. The kernel also passes the name by which the program was executed. */
-    const char *called = (const char *)getauxval(AT_EXECFN);
+    const char *called = (const char *)(uintptr_t)getauxval(AT_EXECFN);
     return called != NULL && realpath(called, path) != NULL;
 }
 
+/* If stdin was read, replace it by a file: what was read, and what else arrives until its end or the deadline. */
+static void restore_input(struct call *call)
+{
+    struct input *input = &call->input;
+    if (input->size == 0)
+        return;
+    while (input->is_open && now() < call->deadline)
+        if (wait_for(&(struct pollfd){STDIN_FILENO, POLLIN, 0}, 1, call->deadline))
+            read_input(input);
+    int file = memfd_create("stdin", MFD_CLOEXEC);
+    /* (`pwrite` leaves the offset at the start.) */
+    if (file >= 0 && pwrite(file, input->data, input->size + input->is_cut, 0) > 0)
+        dup2(file, STDIN_FILENO);
+}
+
 /* Replace this process with the Python client beside this program; return an exit code if that fails. */
-static int run_python_client(char **arguments)
+static int run_python(struct call *call, char **arguments)
 {
     char path[PATH_MAX + 32] = "/proc/self/exe";
-    struct failure failure = {.count = 0};
-    bool hook = arguments[0] != NULL && arguments[1] != NULL && strcmp(arguments[1], "hook") == 0;
     if (find_self(path)) {
         strcpy(strrchr(path, '/') + 1, "fluxbudgetctl-python");
-        setenv("FLUXBUDGETCTL_NATIVE", FLUXBUDGET_VERSION, 1);
+        restore_input(call);
+        setenv("FLUXBUDGETCTL_NATIVE", FLUXBUDGET_VERSION " " KIND, 1);
+        if (call->failed[0] != '\0')
+            setenv("FLUXBUDGETCTL_FAILED", call->failed, 1);
+        else
+            unsetenv("FLUXBUDGETCTL_FAILED");
         /* With these set, Python may fail to start, or keep running after the script, and exit with a code that means
            something else here. */
         unsetenv("PYTHONHOME");
@@ -159,49 +155,37 @@ static int run_python_client(char **arguments)
         arguments[0] = path;
         execv(path, arguments);
     }
+    if (call->verb != NULL && call->verb->is_hook)
+        return 0; /* a hook never disturbs the session */
     const char *why = strerror(errno);
-    if (hook)
-        return OK; /* a hook never disturbs the session */
-    fail(&failure, INTERNAL, "install fluxbudget again: this command needs its Python client");
-    add_string(&failure, path);
-    add_string(&failure, ": ");
-    add_string(&failure, why);
-    return report(&failure);
+    put_string(&(struct buffer){path, strlen(path), sizeof path, false}, ": ");
+    complain(call, path, why, "install fluxbudget again: this command needs its Python client");
+    return INTERNAL;
 }
 
-/* Otherwise the next file that is opened would get the number of a closed one, and be used as stdin or stdout. */
-static void open_standard_files(void)
+/* True if nothing must be said about a failure. */
+static bool is_silent(const struct call *call)
 {
-    for (int file = STDIN_FILENO; file <= STDERR_FILENO; file++)
-        if (fcntl(file, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0)
-            return;
+    const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");
+    bool is_asked_for = variable("FLUXBUDGET_DEBUG") != NULL || (closed != NULL && strcmp(closed, "1") == 0);
+    bool is_older_daemon = strcmp(call->failed, "error unknown_op") == 0;
+    return call->verb->is_hook && !is_asked_for && !is_older_daemon;
 }
 
 int main(int count, char **arguments)
 {
-    struct options options;
+    static struct call call;
+    struct answer answer;
+    char *none[] = {NULL, NULL}; /* if argv is empty: room for the path of the Python client */
+    call.started = now();
     open_standard_files();
-    if (count == 0) {
-        /* argv is empty: make room for the Python client's path. */
-        char *none[] = {NULL, NULL};
-        return run_python_client(none);
-    }
-    const struct verb *verb = parse(arguments + 1, &options);
-    const char *path = verb != NULL ? socket_path() : NULL;
-    if (path == NULL)
-        return run_python_client(arguments);
-    /* As in Python, output that cannot be written is an error, not a signal that ends the program. Set only now,
-       because the Python client would inherit it. */
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN);
-    int code = verb->run(&options, path);
-    flush(&out);
-    if (out.error == 0 || out.error == EPIPE)
-        return code;
-    struct failure failure = {.count = 0};
-    fail(&failure, INTERNAL, "check where stdout goes, and free disk space");
-    add_string(&failure, "the output cannot be written: ");
-    add_string(&failure, strerror(out.error));
-    out.used = 0;
-    return report(&failure);
+    if (count == 0)
+        arguments = none;
+    call.words = arguments + 1;
+    call.verb = find_verb(arguments[1]);
+    if (call.verb == NULL || !set_deadline(&call) || !usual_place(&call.place))
+        return run_python(&call, arguments);
+    if (ask(&call, &answer))
+        return answer.is_mine ? write_answer(&call, &answer) : run_python(&call, arguments);
+    return is_silent(&call) ? 0 : run_python(&call, arguments);
 }

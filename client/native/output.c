@@ -1,201 +1,108 @@
-#include "output.h"
+#include "fluxbudgetctl.h"
 
 #include <errno.h>
-#include <math.h>
-#include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
 #include <string.h>
-#include <time.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-struct output out = {.file = STDOUT_FILENO}, err = {.file = STDERR_FILENO};
-
-double now(void)
+/* Write all bytes; return 0 or the error, which is ETIMEDOUT at the deadline. */
+static int write_all(const struct call *call, int file, struct bytes bytes)
 {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return (double)at.tv_sec + (double)at.tv_nsec * 1e-9;
-}
-
-bool wait_for(int file, short events, double deadline)
-{
-    for (;;) {
-        double left = deadline - now();
-        if (left < 0)
-            left = 0;
-        time_t seconds = (time_t)left;
-        struct timespec limit = {seconds, (long)((left - (double)seconds) * 1e9)};
-        struct pollfd waiting = {.fd = file, .events = events};
-        int ready = ppoll(&waiting, 1, &limit, NULL);
-        if (ready > 0)
-            return true;
-        if (ready == 0 || errno != EINTR)
-            return false;
-    }
-}
-
-void flush(struct output *to)
-{
-    size_t written = 0;
-    while (written < to->used && to->error == 0) {
-        if (to->bounded && !wait_for(to->file, POLLOUT, to->deadline)) {
-            to->error = ETIMEDOUT;
-            break;
-        }
-        ssize_t size = write(to->file, to->bytes + written, to->used - written);
-        if (size >= 0)
-            written += (size_t)size;
-        else if (errno != EINTR)
-            to->error = errno;
-    }
-    to->used = 0;
-}
-
-void put(struct output *to, struct text bytes)
-{
+    bool is_limited = call->verb != NULL && call->verb->is_claudes;
+    struct pollfd room = {file, POLLOUT, 0};
     while (bytes.size > 0) {
-        if (to->used == sizeof to->bytes)
-            flush(to);
-        size_t room = sizeof to->bytes - to->used;
-        size_t size = bytes.size < room ? bytes.size : room;
-        memcpy(to->bytes + to->used, bytes.bytes, size);
-        to->used += size;
-        bytes.bytes += size;
-        bytes.size -= size;
+        size_t size = bytes.size;
+        if (is_limited && !wait_for(&room, 1, call->deadline))
+            return ETIMEDOUT;
+        if (is_limited && size > PIPE_BUF) /* a writable pipe has room for this many bytes; writing more could block */
+            size = PIPE_BUF;
+        ssize_t written = write(file, bytes.at, size);
+        if (written >= 0)
+            bytes = (struct bytes){bytes.at + written, bytes.size - (size_t)written};
+        else if (errno == EAGAIN)
+            wait_for(&room, 1, is_limited ? call->deadline : INT64_MAX);
+        else if (errno != EINTR)
+            return errno;
     }
+    return 0;
 }
 
-void put_string(struct output *to, const char *string)
+void complain(const struct call *call, const char *what, const char *why, const char *hint)
 {
-    put(to, text(string));
+    char room[PATH_MAX + 512];
+    struct buffer lines = {room, 0, sizeof room, false};
+    put_string(&lines, call->verb != NULL && call->verb->is_hook ? "fluxbudgetctl hook: " : "fluxbudgetctl: ");
+    put_string(&lines, what);
+    put_string(&lines, why);
+    put_string(&lines, hint != NULL ? "\nhint: " : "");
+    put_string(&lines, hint != NULL ? hint : "");
+    put_string(&lines, "\n");
+    write_all(call, STDERR_FILENO, (struct bytes){room, lines.size});
 }
 
-void put_integer(struct output *to, bool negative, uint64_t magnitude)
+/* A hook says what went wrong only to those who look for it. */
+static void debug(const struct call *call, const char *what, const char *why)
 {
-    char digits[24];
-    snprintf(digits, sizeof digits, "%s%llu", negative ? "-" : "", (unsigned long long)magnitude);
-    put_string(to, digits);
+    if (variable("FLUXBUDGET_DEBUG") != NULL)
+        complain(call, what, why, NULL);
 }
 
-/* Write the shortest `D.DDDe+XX` that reads back as the number, which is finite and not below 0. */
-static void write_shortest(double number, char to[32])
+/* Append lines to an open file; return null, or the error. */
+static const char *append(int file, struct bytes lines)
 {
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(to, 32, "%.*e", digits - 1, number);
-        if (strtod(to, NULL) == number)
-            return;
-        /* Above a power of two, floats are farther apart than below, so the next higher digit may also round-trip. */
-        char *last = strchr(to, 'e') - 1;
-        if (*last < '9' && strtod(to, NULL) < number) {
-            ++*last;
-            if (strtod(to, NULL) == number)
-                return;
-        }
-    }
+    struct stat about;
+    char last = '\n';
+    if (fstat(file, &about) != 0)
+        return strerror(errno);
+    if (!S_ISREG(about.st_mode))
+        return "it is not a regular file";
+    if (about.st_size > 0 && pread(file, &last, 1, about.st_size - 1) < 0)
+        return strerror(errno);
+    /* One write, so that the lines of other processes cannot get in between. */
+    struct iovec pieces[] = {
+        {"\n", last != '\n'},
+        {(void *)(uintptr_t)lines.at, lines.size},
+        {"\n", lines.at[lines.size - 1] != '\n'},
+    };
+    return writev(file, pieces, 3) < 0 ? strerror(errno) : NULL;
 }
 
-void put_float(struct output *to, double number)
+/* Append lines to the file that Claude Code reads environment variables from. */
+static void export_lines(const struct call *call, struct bytes lines)
 {
-    if (!isfinite(number)) {
-        put_string(to, isnan(number) ? "NaN" : number < 0 ? "-Infinity" : "Infinity");
+    const char *path = variable("CLAUDE_ENV_FILE");
+    if (path == NULL || lines.size == 0)
         return;
-    }
-    char shown[32], digits[32];
-    write_shortest(fabs(number), shown);
-    char *mark = strchr(shown, 'e');
-    int exponent = atoi(mark + 1);
-    int count = 0;
-    for (const char *at = shown; at < mark; at++)
-        if (*at != '.')
-            digits[count++] = *at;
-    while (count > 1 && digits[count - 1] == '0')
-        count--;
-    if (signbit(number))
-        put_string(to, "-");
-    if (exponent < -4 || exponent >= 16) {
-        put(to, (struct text){digits, 1});
-        if (count > 1) {
-            put_string(to, ".");
-            put(to, (struct text){digits + 1, (size_t)count - 1});
-        }
-        char written[16];
-        snprintf(written, sizeof written, "e%+03d", exponent);
-        put_string(to, written);
-        return;
-    }
-    /* Python always writes a point and at least one digit after it. */
-    for (int place = exponent < 0 ? 0 : exponent; place > exponent - count || place >= -1; place--) {
-        if (place == -1)
-            put_string(to, ".");
-        int index = exponent - place;
-        put(to, index >= 0 && index < count ? (struct text){digits + index, 1} : text("0"));
-    }
+    /* O_NONBLOCK: the path may lead to a FIFO or a device, which would block the hook. */
+    int file = open(path, O_RDWR | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
+    const char *why = file < 0 ? strerror(errno) : append(file, lines);
+    if (file >= 0)
+        close(file);
+    if (why != NULL)
+        debug(call, "the file named by $CLAUDE_ENV_FILE cannot be written: ", why);
 }
 
-/* Write the escape of a character that is not printable, with a NUL. */
-static void write_out(uint32_t code, char to[16])
+int write_answer(const struct call *call, const struct answer *answer)
 {
-    if (code >= 0xEF80 && code <= 0xEFFF) /* stands for a byte that is not UTF-8 */
-        snprintf(to, 16, "\\x%02x", (unsigned)(code - 0xEF00));
-    else if (code == '\t' || code == '\n' || code == '\r')
-        snprintf(to, 16, "\\%c", code == '\t' ? 't' : code == '\n' ? 'n' : 'r');
-    else
-        snprintf(to, 16, code < 0x100 ? "\\x%02x" : code < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)code);
-}
-
-/* Return the next piece of `one_line`, a character or its escape (in `room`), and move past the character. */
-static struct text next_of_line(struct text *bytes, char room[16])
-{
-    uint32_t code;
-    size_t size = character(bytes->bytes, bytes->bytes + bytes->size, &code);
-    if (size == 0) {
-        /* Not UTF-8: Python's os.fsdecode turns such a byte into a lone surrogate. */
-        code = 0xDC00U + (unsigned char)*bytes->bytes;
-        size = 1;
+    static const char what[] = "the output cannot be written: ", late[] = "the reader did not read it in time";
+    /* As in Python, output that cannot be written is an error, not a signal that ends the program. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+    export_lines(call, answer->exports);
+    int error = write_all(call, STDOUT_FILENO, answer->out);
+    write_all(call, STDERR_FILENO, answer->err);
+    if (error != 0 && call->verb->is_hook) {
+        debug(call, what, error == ETIMEDOUT ? late : strerror(error));
+    } else if (error == ETIMEDOUT) {
+        complain(call, "the line cannot be written: ", late, "make sure that stdout is read");
+        return NO_ANSWER;
+    } else if (error != 0 && error != EPIPE) {
+        complain(call, what, strerror(error), "check where stdout goes, and free disk space");
+        return INTERNAL;
     }
-    struct text found = {bytes->bytes, size};
-    bytes->bytes += size;
-    bytes->size -= size;
-    if (is_printable(code))
-        return found;
-    write_out(code, room);
-    return text(room);
-}
-
-void put_one_line(struct output *to, struct text bytes)
-{
-    char room[16];
-    while (bytes.size > 0)
-        put(to, next_of_line(&bytes, room));
-}
-
-void put_json(struct output *to, struct text utf8)
-{
-    static const char special[] = "\"\\\n\r\t\f\b", letters[] = "\"\\nrtfb";
-    const char *at = utf8.bytes, *end = at + utf8.size;
-    while (at < end) {
-        uint32_t code;
-        size_t size = character(at, end, &code);
-        char written[16];
-        const char *found = code != 0 && code < 0x80 ? strchr(special, (int)code) : NULL;
-        if (found != NULL)
-            snprintf(written, sizeof written, "\\%c", letters[found - special]);
-        else if (code >= 0x20 && code < 0x7F)
-            snprintf(written, sizeof written, "%c", (int)code);
-        else if (code < 0x10000)
-            snprintf(written, sizeof written, "\\u%04x", (unsigned)code);
-        else
-            snprintf(written, sizeof written, "\\u%04x\\u%04x", (unsigned)(0xD800 + ((code - 0x10000) >> 10)),
-                     (unsigned)(0xDC00 + ((code - 0x10000) & 0x3FF)));
-        put_string(to, written);
-        at += size;
-    }
-}
-
-void put_json_one_line(struct output *to, struct text bytes)
-{
-    char room[16];
-    while (bytes.size > 0)
-        put_json(to, next_of_line(&bytes, room));
+    return answer->exit_code;
 }

@@ -1,267 +1,284 @@
-#include "packed.h"
+/* MessagePack: writing requests, with the type bytes of fixed width where that is simpler, and reading answers. */
+#include "fluxbudgetctl.h"
 
-#include <stdio.h>
+#include <limits.h>
 #include <string.h>
+#include <unistd.h>
 
-/* Deeper nesting is refused (wire/packed.py). */
-enum { DEEPEST = 32 };
+/* --- requests */
 
-struct reader {
-    struct text left;
-    const char *problem;
-    char *room;
+enum { FIXMAP = 0x80, FIXSTR = 0xA0, NIL = 0xC0, FALSE_BYTE = 0xC2, BIN32 = 0xC6, UINT64 = 0xCF, ARRAY32 = 0xDD };
+
+/* Put a type byte and a big-endian number. */
+static void put_head(struct buffer *to, unsigned type, uint64_t number, size_t width)
+{
+    unsigned char head[9] = {(unsigned char)type};
+    for (size_t i = 0; i < width; i++)
+        head[width - i] = (unsigned char)(number >> 8 * i);
+    put(to, head, 1 + width);
+}
+
+/* Put a name of fewer than 32 bytes. */
+static void put_name(struct buffer *to, const char *name)
+{
+    put_head(to, FIXSTR | (unsigned)strlen(name), 0, 0);
+    put_string(to, name);
+}
+
+static void put_number(struct buffer *to, const char *name, int64_t number)
+{
+    put_name(to, name);
+    put_head(to, UINT64, (uint64_t)number, 8);
+}
+
+static void put_boolean(struct buffer *to, const char *name, bool truth)
+{
+    put_name(to, name);
+    put_head(to, FALSE_BYTE + truth, 0, 0);
+}
+
+static void put_binary(struct buffer *to, const char *string)
+{
+    put_head(to, BIN32, strlen(string), 4);
+    put_string(to, string);
+}
+
+/* Begin a frame: leave room for its length, then a map of fewer than 16 fields. */
+static void begin(struct buffer *to, const char *op, unsigned fields)
+{
+    to->size = HEADER;
+    put_head(to, FIXMAP | fields, 0, 0);
+    put_number(to, "v", 1);
+    put_name(to, "op");
+    put_name(to, op);
+}
+
+static void end(struct buffer *to, size_t size, bool more, bool cut)
+{
+    put_boolean(to, "more", more);
+    put_boolean(to, "cut", cut);
+    put_name(to, "stdin");
+    put_head(to, BIN32, size, 4);
+    size_t length = to->size - HEADER + size;
+    for (int i = 0; i < HEADER; i++)
+        to->at[i] = (char)(length >> 8 * (HEADER - 1 - i));
+}
+
+static void put_words(struct buffer *to, char **words)
+{
+    size_t count = 0;
+    while (words[count] != NULL)
+        count++;
+    put_name(to, "words");
+    put_head(to, ARRAY32, count, 4);
+    for (size_t i = 0; i < count; i++)
+        put_binary(to, words[i]);
+}
+
+static void put_directory(struct buffer *to)
+{
+    static char directory[PATH_MAX];
+    put_name(to, "cwd");
+    if (getcwd(directory, sizeof directory) != NULL)
+        put_binary(to, directory);
+    else
+        put_head(to, NIL, 0, 0);
+}
+
+static void put_environment(struct buffer *to)
+{
+    static const char *const names[] = {
+        "FLUXBUDGET_RUN",      "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID",
+        "CLAVAIN_SKIP_BUDGET", "COLUMNS",         "NO_COLOR",               "TERM",
+    };
+    enum { NAMES = sizeof names / sizeof names[0] };
+    const char *values[NAMES];
+    unsigned count = 0;
+    for (size_t i = 0; i < NAMES; i++)
+        count += (values[i] = variable(names[i])) != NULL;
+    put_name(to, "env");
+    put_head(to, FIXMAP | count, 0, 0);
+    for (size_t i = 0; i < NAMES; i++) {
+        if (values[i] != NULL) {
+            put_name(to, names[i]);
+            put_binary(to, values[i]);
+        }
+    }
+}
+
+void pack_command(struct buffer *to, const struct call *call, size_t size, bool more, bool cut)
+{
+    int64_t left = call->deadline - now();
+    begin(to, "command", 10);
+    put_number(to, "wait_ms", left > 0 ? left / (SECOND / 1000) : 0);
+    put_number(to, "started_ns", call->started);
+    put_words(to, call->words);
+    put_directory(to);
+    put_environment(to);
+    end(to, size, more, cut);
+}
+
+void pack_stdin(struct buffer *to, size_t size, bool more, bool cut)
+{
+    begin(to, "stdin", 5);
+    end(to, size, more, cut);
+}
+
+/* --- answers */
+
+/* OTHER: a whole value that no field has: nil, a float, a signed integer. */
+enum kind { BROKEN, OTHER, BOOLEAN, INTEGER, STRING, BINARY, ARRAY, MAP };
+
+struct value {
+    enum kind kind;
+    uint64_t number;    /* of a boolean or an integer; of an array or a map, how many items or pairs follow */
+    struct bytes bytes; /* of a string; of an array or a map, all that follows */
 };
 
-static struct value broken(struct reader *from, const char *problem)
-{
-    if (from->problem == NULL)
-        from->problem = problem;
-    return (struct value){.kind = ABSENT};
-}
+/* What the type bytes from 0xC0 to 0xDF mean, and the width of the number that follows. (The protocol does without
+   extensions and short floats.) */
+static const struct {
+    unsigned char kind, width;
+} types[0x20] = {
+    [0x00] = {OTHER, 0},   [0x02] = {BOOLEAN, 0}, [0x03] = {BOOLEAN, 0}, [0x04] = {BINARY, 1}, [0x05] = {BINARY, 2},
+    [0x06] = {BINARY, 4},  [0x0B] = {OTHER, 8},   [0x0C] = {INTEGER, 1}, [0x0D] = {INTEGER, 2}, [0x0E] = {INTEGER, 4},
+    [0x0F] = {INTEGER, 8}, [0x10] = {OTHER, 1},   [0x11] = {OTHER, 2},   [0x12] = {OTHER, 4},  [0x13] = {OTHER, 8},
+    [0x19] = {STRING, 1},  [0x1A] = {STRING, 2},  [0x1B] = {STRING, 4},  [0x1C] = {ARRAY, 2},  [0x1D] = {ARRAY, 4},
+    [0x1E] = {MAP, 2},     [0x1F] = {MAP, 4},
+};
 
-static struct value truncated(struct reader *from)
+/* Take this many bytes; return null, and nothing is left, if there are fewer. */
+static const char *take(struct bytes *from, uint64_t size)
 {
-    return broken(from, "truncated or damaged MessagePack");
-}
-
-/* Take a big-endian number of `width` bytes. */
-static uint64_t take(struct reader *from, size_t width)
-{
-    uint64_t number = 0;
-    if (from->left.size < width) {
-        truncated(from);
-        return 0;
+    const char *at = from->at;
+    if (size > from->size) {
+        from->size = 0;
+        return NULL;
     }
-    for (size_t i = 0; i < width; i++)
-        number = number << 8 | (unsigned char)from->left.bytes[i];
-    from->left.bytes += width;
-    from->left.size -= width;
-    return number;
-}
-
-static struct value make_integer(uint64_t number, size_t width, bool is_signed)
-{
-    bool below = is_signed && (number >> (8 * width - 1)) != 0;
-    if (below && width < 8)
-        number |= UINT64_MAX << (8 * width);
-    return (struct value){.kind = INTEGER, .negative = below, .magnitude = below ? 0 - number : number};
-}
-
-static struct value take_float(struct reader *from)
-{
-    uint64_t bits = take(from, 8);
-    struct value found = {.kind = FLOAT};
-    memcpy(&found.number, &bits, sizeof found.number);
-    return found;
-}
-
-static struct value take_text(struct reader *from, uint64_t size)
-{
-    struct value found = {.kind = TEXT, .text = {from->left.bytes, (size_t)size}};
-    if (from->left.size < size)
-        return truncated(from);
-    from->left.bytes += size;
-    from->left.size -= (size_t)size;
-    return found;
-}
-
-static struct value container(const struct reader *from, enum kind kind, uint64_t items)
-{
-    return (struct value){.kind = kind, .text = from->left, .items = (uint32_t)items};
+    from->at += size;
+    from->size -= (size_t)size;
+    return at;
 }
 
 /* Take a value; of an array or a map only its head. */
-static struct value take_value(struct reader *from)
+static struct value take_value(struct bytes *from)
 {
-    unsigned type = (unsigned)take(from, 1);
-    if (from->problem != NULL)
-        return (struct value){.kind = ABSENT};
-    if (type < 0x80 || type >= 0xE0)
-        return make_integer(type, 1, true);
-    if (type < 0x90)
-        return container(from, MAP, type & 15);
-    if (type < 0xA0)
-        return container(from, ARRAY, type & 15);
-    if (type < 0xC0)
-        return take_text(from, type & 31);
-    uint64_t number;
-    switch (type) {
-    case 0xC0:
-        return (struct value){.kind = NIL};
-    case 0xC2:
-    case 0xC3:
-        return (struct value){.kind = BOOLEAN, .truth = type == 0xC3};
-    case 0xCB:
-        return take_float(from);
-    case 0xCC:
-    case 0xCD:
-    case 0xCE:
-    case 0xCF:
-        return make_integer(take(from, (size_t)1 << (type - 0xCC)), (size_t)1 << (type - 0xCC), false);
-    case 0xD0:
-    case 0xD1:
-    case 0xD2:
-    case 0xD3:
-        return make_integer(take(from, (size_t)1 << (type - 0xD0)), (size_t)1 << (type - 0xD0), true);
-    case 0xD9:
-    case 0xDA:
-    case 0xDB:
-        number = take(from, (size_t)1 << (type - 0xD9));
-        return take_text(from, number);
-    case 0xDC:
-    case 0xDD:
-        number = take(from, type == 0xDC ? 2 : 4);
-        return container(from, ARRAY, number);
-    case 0xDE:
-    case 0xDF:
-        number = take(from, type == 0xDE ? 2 : 4);
-        return container(from, MAP, number);
-    default:
-        snprintf(from->room, 64, "MessagePack type 0x%02x is not part of this protocol", type);
-        return broken(from, from->room);
+    struct value value = {BROKEN, 0, {NULL, 0}};
+    const char *at = take(from, 1);
+    unsigned type = at != NULL ? (unsigned char)*at : 0xC1; /* a byte that MessagePack never uses */
+    size_t width = 0;
+    if (type < 0x80 || type >= 0xE0) {
+        value.kind = type < 0x80 ? INTEGER : OTHER;
+        value.number = type;
+    } else if (type < 0xC0) {
+        value.kind = type < 0x90 ? MAP : type < 0xA0 ? ARRAY : STRING;
+        value.number = type & (type < 0xA0 ? 0x0F : 0x1F);
+    } else {
+        value.kind = types[type - 0xC0].kind;
+        value.number = type & 1; /* of a boolean; any other has a width */
+        width = types[type - 0xC0].width;
     }
-}
-
-/* Check the next value, including its items. */
-static void check(struct reader *from, int depth)
-{
-    struct value found = take_value(from);
-    if (from->problem == NULL && found.kind == TEXT && !is_utf8(found.text))
-        truncated(from);
-    if (found.kind != ARRAY && found.kind != MAP)
-        return;
-    if (depth == DEEPEST)
-        broken(from, "nested too deeply");
-    for (uint32_t i = 0; i < found.items && from->problem == NULL; i++) {
-        if (found.kind == MAP) {
-            bool is_text = from->left.size > 0 && take_value(&(struct reader){from->left, NULL, from->room}).kind == TEXT;
-            check(from, depth + 1);
-            if (!is_text)
-                broken(from, "a map's key is not text");
-        }
-        if (from->problem == NULL)
-            check(from, depth + 1);
+    if (width > 0) {
+        at = take(from, width);
+        value.number = 0;
+        for (size_t i = 0; at != NULL && i < width; i++)
+            value.number = value.number << 8 | (unsigned char)at[i];
     }
+    if (value.kind == STRING || value.kind == BINARY)
+        value.bytes = (struct bytes){at = take(from, value.number), (size_t)value.number};
+    else if (value.kind == ARRAY || value.kind == MAP)
+        value.bytes = *from;
+    if (at == NULL)
+        value.kind = BROKEN;
+    return value;
 }
 
-const char *check_packed(struct text bytes, char room[64])
+/* Take a value with all that it contains. Items are counted, so nesting needs no memory, and any depth is allowed. */
+static struct value take_whole(struct bytes *from)
 {
-    struct reader from = {bytes, NULL, room};
-    check(&from, 0);
-    if (from.left.size > 0)
-        broken(&from, "bytes follow the MessagePack value");
-    return from.problem;
-}
-
-/* Skip the next value, including its items. */
-static void skip(struct reader *from)
-{
-    for (uint64_t values = 1; values > 0 && from->problem == NULL; values--) {
-        struct value found = take_value(from);
-        values += found.kind == MAP ? 2 * (uint64_t)found.items : found.items;
+    struct value value = take_value(from), item = value;
+    uint64_t left = 1;
+    for (; item.kind != BROKEN; item = take_value(from)) {
+        if (item.kind == ARRAY || item.kind == MAP)
+            left += item.kind == MAP ? 2 * item.number : item.number;
+        if (--left == 0)
+            return value;
     }
+    return item;
 }
 
-struct value read_packed(struct text bytes)
+struct field {
+    const char *name;
+    enum kind kind;
+};
+
+static bool equals(struct bytes bytes, const char *string)
 {
-    char room[64] = "";
-    return take_value(&(struct reader){bytes, NULL, room});
+    return bytes.size == strlen(string) && memcmp(bytes.at, string, bytes.size) == 0;
 }
 
-struct value field(const struct value *map, const char *key)
+/* Take the pairs of a map: `found` gets the values of the fields that are there, and other pairs are skipped. Return
+   false if the map is broken, or has a field twice or with a value of another kind. */
+static bool take_fields(struct bytes *from, uint64_t pairs, const struct field *fields, size_t count,
+                        struct value *found)
 {
-    char room[64] = "";
-    struct reader from = {map->text, NULL, room};
-    struct value found = {.kind = ABSENT};
-    for (uint32_t i = 0; map->kind == MAP && i < map->items; i++) {
-        struct value name = take_value(&from);
-        if (equals(name.text, key))
-            found = read_packed(from.left);
-        skip(&from);
+    for (; pairs > 0; pairs--) {
+        struct value key = take_whole(from), value = take_whole(from);
+        size_t i = 0;
+        if (key.kind != STRING || value.kind == BROKEN)
+            return false;
+        while (i < count && !equals(key.bytes, fields[i].name))
+            i++;
+        if (i < count && (found[i].kind != BROKEN || value.kind != fields[i].kind))
+            return false;
+        if (i < count)
+            found[i] = value;
     }
-    return found;
+    return true;
 }
 
-static void add(struct packer *to, const char *bytes, size_t size)
+enum { IS_OK, OP, IS_MINE, EXIT, OUT, ERR, EXPORTS, ERROR, FIELDS };
+
+static const struct field answer_fields[FIELDS] = {
+    [IS_OK] = {"ok", BOOLEAN}, [OP] = {"op", STRING},  [IS_MINE] = {"mine", BOOLEAN},   [EXIT] = {"exit", INTEGER},
+    [OUT] = {"out", BINARY},   [ERR] = {"err", BINARY}, [EXPORTS] = {"exports", BINARY}, [ERROR] = {"error", MAP},
+};
+static const struct field error_field = {"code", STRING};
+
+/* True if a code is a word that fits into $FLUXBUDGETCTL_FAILED. */
+static bool is_code(struct bytes code)
 {
-    if (to->size + size <= to->room)
-        memcpy(to->bytes + to->size, bytes, size);
-    to->size += size;
+    bool is_word = code.size > 0 && code.size <= 64;
+    for (size_t i = 0; is_word && i < code.size; i++)
+        is_word = code.at[i] > ' ' && code.at[i] < 0x7F;
+    return is_word;
 }
 
-/* Add a type byte, then a big-endian number. */
-static void add_number(struct packer *to, unsigned type, uint64_t number, size_t width)
+bool read_answer(struct bytes body, struct answer *answer)
 {
-    char bytes[9] = {(char)type};
-    for (size_t i = width; i > 0; i--, number >>= 8)
-        bytes[i] = (char)(number & 0xFF);
-    add(to, bytes, width + 1);
-}
-
-/* Add a head. A size below `limit` is part of the type byte; a larger one follows it in 1, 2 or 4 bytes. */
-static void add_head(struct packer *to, size_t size, unsigned fixed, size_t limit, unsigned one, unsigned two)
-{
-    if (size < limit)
-        add_number(to, fixed | (unsigned)size, 0, 0);
-    else if (one != 0 && size <= UINT8_MAX)
-        add_number(to, one, size, 1);
-    else if (size <= UINT16_MAX)
-        add_number(to, two, size, 2);
-    else
-        add_number(to, two + 1, size, 4);
-}
-
-void pack_map(struct packer *to, size_t pairs)
-{
-    add_head(to, pairs, 0x80, 16, 0, 0xDE);
-}
-
-void pack_array(struct packer *to, size_t items)
-{
-    add_head(to, items, 0x90, 16, 0, 0xDC);
-}
-
-void pack_nil(struct packer *to)
-{
-    add_number(to, 0xC0, 0, 0);
-}
-
-void pack_boolean(struct packer *to, bool truth)
-{
-    add_number(to, truth ? 0xC3 : 0xC2, 0, 0);
-}
-
-void pack_count(struct packer *to, uint64_t count)
-{
-    if (count < 0x80)
-        add_number(to, (unsigned)count, 0, 0);
-    else if (count <= UINT8_MAX)
-        add_number(to, 0xCC, count, 1);
-    else if (count <= UINT16_MAX)
-        add_number(to, 0xCD, count, 2);
-    else if (count <= UINT32_MAX)
-        add_number(to, 0xCE, count, 4);
-    else
-        add_number(to, 0xCF, count, 8);
-}
-
-void pack_string(struct packer *to, const char *string)
-{
-    size_t size = strlen(string);
-    add_head(to, size, 0xA0, 32, 0xD9, 0xDA);
-    add(to, string, size);
-}
-
-void pack_folded(struct packer *to, struct text bytes)
-{
-    size_t size = fold(bytes, NULL);
-    add_head(to, size, 0xA0, 32, 0xD9, 0xDA);
-    if (to->size + size <= to->room)
-        fold(bytes, to->bytes + to->size);
-    to->size += size;
-}
-
-void pack_bytes_head(struct packer *to, size_t size)
-{
-    add_head(to, size, 0, 0, 0xC4, 0xC5);
+    struct value found[FIELDS] = {{.kind = BROKEN}}, code = {.kind = BROKEN};
+    struct value map = take_value(&body);
+    if (map.kind != MAP || !take_fields(&body, map.number, answer_fields, FIELDS, found) || body.size > 0)
+        return false;
+    *answer = (struct answer){
+        .is_ok = found[IS_OK].number,
+        .is_mine = found[IS_MINE].number,
+        .exit_code = (int)found[EXIT].number,
+        .out = found[OUT].bytes,
+        .err = found[ERR].bytes,
+        .exports = found[EXPORTS].bytes,
+    };
+    if (found[IS_OK].kind == BROKEN)
+        return false;
+    if (!answer->is_ok) {
+        struct value error = found[ERROR];
+        if (error.kind == BROKEN || !take_fields(&error.bytes, error.number, &error_field, 1, &code))
+            return false;
+        answer->error = code.bytes;
+        return code.kind != BROKEN && is_code(code.bytes);
+    }
+    bool is_whole = found[EXIT].kind != BROKEN && found[EXIT].number <= 255 && found[OUT].kind != BROKEN &&
+                    found[ERR].kind != BROKEN && found[EXPORTS].kind != BROKEN;
+    return found[OP].kind != BROKEN && equals(found[OP].bytes, "command") && found[IS_MINE].kind != BROKEN &&
+           (!answer->is_mine || is_whole);
 }

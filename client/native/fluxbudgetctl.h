@@ -1,0 +1,91 @@
+/* What the files of the native client share. fluxbudgetctl.c says what the program does. */
+#ifndef FLUXBUDGETCTL_H
+#define FLUXBUDGETCTL_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+/* Sizes in bytes. At most MAX_INPUT of stdin is sent; of the rest the daemon only learns that it was cut. */
+enum { HEADER = 4, MAX_FRAME = 1 << 20, MAX_INPUT = 256 * 1024, CHUNK = 64 * 1024 };
+
+/* All times are nanoseconds of CLOCK_MONOTONIC. */
+#define SECOND INT64_C(1000000000)
+
+struct verb {
+    const char *name;
+    int64_t limit;   /* the usual time limit */
+    bool is_claudes; /* Claude Code waits for it: stdin is forwarded, and the deadline also covers the output */
+    bool is_hook;    /* it never disturbs the session */
+};
+
+/* stdin, as far as it has been read. */
+struct input {
+    size_t size;  /* at most MAX_INPUT */
+    bool is_open; /* there may be more */
+    bool is_cut;  /* there was more than MAX_INPUT, of which one byte is kept */
+    char data[MAX_INPUT + CHUNK];
+};
+
+struct call {
+    char **words;            /* the verb and what follows, up to a null */
+    const struct verb *verb; /* null: not one of the piped verbs */
+    int64_t started, deadline;
+    struct sockaddr_un place; /* where the daemon usually listens */
+    char failed[128]; /* the value of $FLUXBUDGETCTL_FAILED: what Python need not try again; empty if nothing failed */
+    struct input input;
+};
+
+struct bytes {
+    const char *at;
+    size_t size;
+};
+
+struct answer {
+    bool is_ok, is_mine; /* not ok: an error; not mine: the daemon does not handle this command line */
+    int exit_code;
+    struct bytes out, err, exports;
+    struct bytes error; /* the error's code */
+};
+
+/* buffer.c: a string or a frame under construction. Nothing is written beyond `room`. */
+struct buffer {
+    char *at;
+    size_t size, room;
+    bool is_full; /* something did not fit */
+};
+void put(struct buffer *to, const void *bytes, size_t size);
+void put_string(struct buffer *to, const char *string);
+void put_decimal(struct buffer *to, uint64_t number);
+
+/* buffer.c: time. `wait_for` returns false if no file is ready at the deadline (0: now). */
+int64_t now(void);
+bool wait_for(struct pollfd *files, nfds_t count, int64_t deadline);
+
+/* place.c: an environment variable (null if it is unset or empty), and where the daemon listens. `usual_place` returns
+   false if Python must find the place, `recorded_place` if the daemon has recorded no other place. */
+const char *variable(const char *name);
+bool usual_place(struct sockaddr_un *place);
+bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded);
+
+/* packed.c: MessagePack. The first two make all of a frame but the `size` bytes of stdin that end it. `read_answer`
+   reads the body of a frame; it returns false unless all of it is as it should be. */
+void pack_command(struct buffer *to, const struct call *call, size_t size, bool more, bool cut);
+void pack_stdin(struct buffer *to, size_t size, bool more, bool cut);
+bool read_answer(struct bytes body, struct answer *answer);
+
+/* pipe.c: ask the daemon; return true if it has answered, else set `failed`. `read_input` reads once from stdin, which
+   must be ready. */
+bool ask(struct call *call, struct answer *answer);
+void read_input(struct input *input);
+
+/* output.c: write an answer to $CLAUDE_ENV_FILE, stdout and stderr, and return the exit code. `complain` writes a line
+   to stderr, and a hint unless it is null. */
+enum { INTERNAL = 70, NO_ANSWER = 75 }; /* the exit codes that do not come from the daemon (wire/codes.py) */
+int write_answer(const struct call *call, const struct answer *answer);
+void complain(const struct call *call, const char *what, const char *why, const char *hint);
+
+#endif

@@ -1,0 +1,206 @@
+#include "fluxbudgetctl.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Set `failed` to the kind of a failure, and a number unless it is 0; return false. */
+static bool fail(struct call *call, const char *kind, unsigned number)
+{
+    struct buffer to = {call->failed, 0, sizeof call->failed - 1, false};
+    put_string(&to, kind);
+    if (number > 0) {
+        put_string(&to, " ");
+        put_decimal(&to, number);
+    }
+    return false;
+}
+
+/* Connect; return 0 or the error, which is ETIMEDOUT at the deadline. */
+static int connect_to(int peer, const struct sockaddr_un *place, int64_t deadline)
+{
+    while (connect(peer, (const struct sockaddr *)place, sizeof *place) != 0) {
+        if (errno != EAGAIN && errno != EINTR)
+            return errno;
+        /* The backlog is full: connecting to a Unix socket fails then, where TCP would wait. */
+        if (now() >= deadline)
+            return ETIMEDOUT;
+        poll(NULL, 0, 1);
+    }
+    return 0;
+}
+
+static bool connect_to_daemon(int peer, struct call *call)
+{
+    struct sockaddr_un recorded;
+    struct ucred owner;
+    socklen_t size = sizeof owner;
+    int error = peer < 0 ? errno : connect_to(peer, &call->place, call->deadline);
+    if ((error == ENOENT || error == ECONNREFUSED) && recorded_place(&call->place, &recorded) &&
+        connect_to(peer, &recorded, call->deadline) == 0)
+        error = 0;
+    if (error == 0 && getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &owner, &size) != 0)
+        error = errno;
+    if (error != 0)
+        return error == ETIMEDOUT ? fail(call, "timeout", 0) : fail(call, "connect", (unsigned)error);
+    return owner.uid == 0 || owner.uid == geteuid() || fail(call, "uid", owner.uid);
+}
+
+void read_input(struct input *input)
+{
+    ssize_t size = read(STDIN_FILENO, input->data + input->size, CHUNK);
+    if (size > 0)
+        input->size += (size_t)size;
+    else if (size == 0 || (errno != EINTR && errno != EAGAIN))
+        input->is_open = false; /* an unreadable stdin counts as empty */
+    if (input->size > MAX_INPUT) {
+        input->size = MAX_INPUT;
+        input->is_cut = true;
+    }
+}
+
+/* Read what is in stdin already. A terminal counts as empty. */
+static void begin_input(struct input *input, const struct verb *verb)
+{
+    enum { READS = 8 }; /* enough for MAX_INPUT; a writer of small pieces does not hold up the request */
+    struct pollfd ready = {STDIN_FILENO, POLLIN, 0};
+    input->is_open = verb->is_claudes && !isatty(STDIN_FILENO);
+    for (int i = 0; i < READS && input->is_open && !input->is_cut && wait_for(&ready, 1, 0); i++)
+        read_input(input);
+}
+
+/* The frame that is being sent, and how much of stdin the frames so far contain. */
+struct sender {
+    struct buffer head;
+    struct iovec left[2]; /* of the head, and of stdin */
+    size_t framed;
+    bool more; /* the last frame said that others follow */
+};
+
+static bool is_sending(const struct sender *sender)
+{
+    return sender->left[0].iov_len + sender->left[1].iov_len > 0;
+}
+
+/* Make the first frame, or one of what was read since the last frame. */
+static void make_frame(struct sender *sender, struct call *call)
+{
+    struct input *input = &call->input;
+    size_t size = input->size - sender->framed;
+    bool is_first = sender->head.size == 0, cut = input->is_cut && !input->is_open;
+    sender->more = input->is_open;
+    if (is_first)
+        pack_command(&sender->head, call, size, sender->more, cut);
+    else
+        pack_stdin(&sender->head, size, sender->more, cut);
+    sender->left[0] = (struct iovec){sender->head.at, sender->head.size};
+    sender->left[1] = (struct iovec){input->data + sender->framed, size};
+    sender->framed = input->size;
+}
+
+/* Send as much of the frame as the socket takes; return 0 or the error. */
+static int send_some(int peer, struct sender *sender)
+{
+    while (is_sending(sender)) {
+        ssize_t sent = sendmsg(peer, &(struct msghdr){.msg_iov = sender->left, .msg_iovlen = 2}, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EAGAIN)
+            return 0;
+        if (sent < 0 && (errno == EPIPE || errno == ECONNRESET)) {
+            /* The daemon has stopped reading. There may be an answer that says why. */
+            sender->left[0].iov_len = sender->left[1].iov_len = 0;
+            sender->more = false;
+        } else if (sent < 0 && errno != EINTR) {
+            return errno;
+        }
+        for (int i = 0; i < 2 && sent > 0; i++) {
+            size_t part = (size_t)sent < sender->left[i].iov_len ? (size_t)sent : sender->left[i].iov_len;
+            sender->left[i].iov_base = (char *)sender->left[i].iov_base + part;
+            sender->left[i].iov_len -= part;
+            sent -= (ssize_t)part;
+        }
+    }
+    return 0;
+}
+
+/* The answer as far as it has arrived. `body` is null until it is whole. */
+struct receiver {
+    size_t size;
+    struct bytes body;
+    char frame[HEADER + MAX_FRAME];
+};
+
+static bool receive_some(int peer, struct call *call, struct receiver *receiver)
+{
+    const unsigned char *head = (const unsigned char *)receiver->frame;
+    ssize_t size = recv(peer, receiver->frame + receiver->size, sizeof receiver->frame - receiver->size, 0);
+    if (size < 0 && (errno == EAGAIN || errno == EINTR))
+        return true;
+    if (size <= 0)
+        return fail(call, "closed", 0);
+    receiver->size += (size_t)size;
+    if (receiver->size < HEADER)
+        return true;
+    size_t length = (size_t)head[0] << 24 | (size_t)head[1] << 16 | (size_t)head[2] << 8 | head[3];
+    if (length == 0 || length > MAX_FRAME)
+        return fail(call, "garbage", 0);
+    if (receiver->size >= HEADER + length)
+        receiver->body = (struct bytes){receiver->frame + HEADER, length};
+    return true;
+}
+
+/* Send what has been read, and wait for the answer and for more of stdin at the same time. */
+static bool wait_for_answer(int peer, struct call *call, struct sender *sender, struct receiver *receiver)
+{
+    struct input *input = &call->input;
+    while (receiver->body.at == NULL) {
+        if (now() >= call->deadline)
+            return fail(call, "timeout", 0);
+        if (!is_sending(sender) && sender->more && (input->size > sender->framed || !input->is_open))
+            make_frame(sender, call);
+        int error = send_some(peer, sender);
+        if (error != 0)
+            return fail(call, "send", (unsigned)error);
+        short wanted = is_sending(sender) ? POLLIN | POLLOUT : POLLIN;
+        struct pollfd files[] = {{peer, wanted, 0}, {input->is_open ? STDIN_FILENO : -1, POLLIN, 0}};
+        if (!wait_for(files, 2, call->deadline))
+            continue;
+        if (files[1].revents != 0)
+            read_input(input);
+        if ((files[0].revents & ~POLLOUT) != 0 && !receive_some(peer, call, receiver))
+            return false;
+    }
+    return true;
+}
+
+static bool exchange(int peer, struct call *call, struct answer *answer)
+{
+    static char head[MAX_FRAME - MAX_INPUT];
+    static struct receiver receiver;
+    struct sender sender = {.head = {head, 0, sizeof head, false}};
+    if (!connect_to_daemon(peer, call))
+        return false;
+    begin_input(&call->input, call->verb);
+    make_frame(&sender, call);
+    answer->is_mine = false; /* if the request is too large: Python says so */
+    if (sender.head.is_full)
+        return true;
+    if (!wait_for_answer(peer, call, &sender, &receiver))
+        return false;
+    if (!read_answer(receiver.body, answer))
+        return fail(call, "garbage", 0);
+    if (!answer->is_ok) {
+        fail(call, "error ", 0);
+        strncat(call->failed, answer->error.at, answer->error.size);
+    }
+    return answer->is_ok;
+}
+
+bool ask(struct call *call, struct answer *answer)
+{
+    int peer = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    bool is_answered = exchange(peer, call, answer);
+    if (peer >= 0)
+        close(peer);
+    return is_answered;
+}
