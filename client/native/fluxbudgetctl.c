@@ -14,8 +14,8 @@
    * An answer is checked completely before any of it is used. It comes from a process of this user or of root.
    * Memory is bounded: all buffers are static. Nothing is allocated, except to start Python.
 
-   buffer.c: strings, frames, waiting. place.c: where the daemon listens. packed.c: MessagePack. pipe.c: the exchange.
-   output.c: stdout, stderr, $CLAUDE_ENV_FILE. */
+   buffer.c: strings, frames, waiting. place.c: where the daemon listens. request.c, answer.c: MessagePack. pipe.c: the
+   exchange. output.c: stdout, stderr, $CLAUDE_ENV_FILE. */
 #include "fluxbudgetctl.h"
 
 #include <errno.h>

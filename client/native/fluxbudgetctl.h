@@ -26,7 +26,7 @@ struct verb {
 struct input {
     size_t size;  /* at most MAX_INPUT */
     bool is_open; /* there may be more */
-    bool is_cut;  /* there was more than MAX_INPUT, of which one byte is kept */
+    bool is_cut;  /* there was more; one byte after the first MAX_INPUT says so to Python */
     char data[MAX_INPUT + CHUNK];
 };
 
@@ -71,10 +71,11 @@ const char *variable(const char *name);
 bool usual_place(struct sockaddr_un *place);
 bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded);
 
-/* packed.c: MessagePack. The first two make all of a frame but the `size` bytes of stdin that end it. `read_answer`
-   reads the body of a frame; it returns false unless all of it is as it should be. */
+/* request.c: make a frame, all but the `size` bytes of stdin that end it. */
 void pack_command(struct buffer *to, const struct call *call, size_t size, bool more, bool cut);
 void pack_stdin(struct buffer *to, size_t size, bool more, bool cut);
+
+/* answer.c: read the body of a frame; return false unless all of it is as it should be. */
 bool read_answer(struct bytes body, struct answer *answer);
 
 /* pipe.c: ask the daemon; return true if it has answered, else set `failed`. `read_input` reads once from stdin, which

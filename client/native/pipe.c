@@ -156,11 +156,13 @@ static bool wait_for_answer(int peer, struct call *call, struct sender *sender, 
     while (receiver->body.at == NULL) {
         if (now() >= call->deadline)
             return fail(call, "timeout", 0);
-        if (!is_sending(sender) && sender->more && (input->size > sender->framed || !input->is_open))
-            make_frame(sender, call);
         int error = send_some(peer, sender);
         if (error != 0)
             return fail(call, "send", (unsigned)error);
+        if (!is_sending(sender) && sender->more && (input->size > sender->framed || !input->is_open)) {
+            make_frame(sender, call);
+            continue;
+        }
         short wanted = is_sending(sender) ? POLLIN | POLLOUT : POLLIN;
         struct pollfd files[] = {{peer, wanted, 0}, {input->is_open ? STDIN_FILENO : -1, POLLIN, 0}};
         if (!wait_for(files, 2, call->deadline))

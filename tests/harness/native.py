@@ -1,43 +1,55 @@
-"""The native client, compiled for the tests, with the Python client beside it."""
+"""The native client: compiled for the tests, with the Python client or a stand-in for it beside it."""
 
 import fcntl
+import functools
 import importlib.util
+import json
 import os
-import stat
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import pytest
 
 from fluxbudgetd import __version__
 from harness.daemon import CTL
+from harness.peer import Connection, Peer
 
 SOURCES = Path(__file__).parents[2] / "client" / "native"
 #: The client of an installed package, which is tested without the sources.
 INSTALLED = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
 
-#: Memory errors and undefined behaviour abort the program.
-SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+#: Memory errors and undefined behaviour abort the program, as warnings abort its compilation.
+SANITIZED = ("-g", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
-#: For tests of hot verbs, which must pass with both clients.
+#: For tests of piped commands, which must pass with both clients.
 both_clients = pytest.mark.usefixtures("client")
+#: For modules that test the native client itself.
+marks = [
+    pytest.mark.skipif(not SOURCES.is_dir(), reason="the sources of the native client are not here"),
+    pytest.mark.native,
+]
 
 _PYTHON = tuple(CTL)
+_PATIENCE = 60.0
 
 
 class Compiling(Protocol):
     """`client/native/compile.py`, which is not part of a package."""
 
     WARNINGS: Sequence[str]
+    HARDENING: Sequence[str]
 
     def compile(self, output: str, version: str) -> bool: ...
     def build(self, compiler: Sequence[str], output: str, version: str, flags: Sequence[str]) -> bool: ...
     def sources(self) -> list[str]: ...
-    def write_table(self, directory: str) -> None: ...
+    def is_static(self, program: str) -> bool: ...
 
 
+@functools.cache
 def compiling() -> Compiling:
     """Load the script that compiles the client."""
     spec = importlib.util.spec_from_file_location("compile_native", SOURCES / "compile.py")
@@ -75,21 +87,119 @@ def native_client(factory: pytest.TempPathFactory, kind: str = "plain") -> Path:
             if not (
                 script.compile(str(made), __version__)
                 if kind == "plain"
-                else script.build(compiler, str(made), __version__, SANITIZED)
+                else script.build(compiler, str(made), __version__, (*script.WARNINGS, *SANITIZED))
             ):
                 pytest.skip("no C compiler here can make a native client")
-            _put_python_beside(directory)
+            _write_program(directory / "fluxbudgetctl-python", _PYTHON)
             made.rename(program)
     return program
 
 
-def _put_python_beside(directory: Path) -> None:
-    beside = directory / "fluxbudgetctl-python"
-    words = " ".join(f"'{word}'" for word in _PYTHON)
-    beside.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-    beside.chmod(beside.stat().st_mode | stat.S_IXUSR)
+def _write_program(path: Path, command: Sequence[str]) -> None:
+    """Write a program that runs a command with its own arguments."""
+    words = " ".join(f"'{word}'" for word in command)
+    path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    path.chmod(0o755)
 
 
 def use(program: Path | None) -> None:
     """Make all tests call this client, or with None the Python client."""
     CTL[:] = _PYTHON if program is None else [str(program)]
+
+
+# Stands in for the Python client: writes down what it was given.
+_STAND_IN = """
+import json, os, sys
+environ = {name: value for name, value in os.environ.items() if name.startswith(("FLUXBUDGETCTL_", "PYTHON"))}
+given = {"words": sys.argv[2:], "environ": environ, "stdin": os.fdopen(0, "rb").read().decode("latin-1")}
+with open(sys.argv[1], "w") as file:
+    json.dump(given, file)
+sys.exit(99)
+"""
+
+
+class Handed(NamedTuple):
+    """What was handed on to the Python client."""
+
+    words: list[str]
+    stdin: bytes
+    failed: str | None
+    """`$FLUXBUDGETCTL_FAILED`."""
+    environ: dict[str, str]
+    """All variables for Python itself and for its client."""
+
+
+class Outcome(NamedTuple):
+    """Everything that can be observed of one call."""
+
+    code: int
+    out: bytes
+    err: bytes
+    handed: Handed | None
+    """None: the native client did everything itself."""
+
+
+def handed(outcome: Outcome) -> Handed:
+    """Return what Python was given; require that the native client itself has printed nothing."""
+    assert outcome.handed is not None, outcome
+    assert outcome[:3] == (99, b"", b"")
+    return outcome.handed
+
+
+class Native:
+    """The native client in a home of its own, with a stand-in for the Python client beside it."""
+
+    def __init__(self, program: Path, home: Path) -> None:
+        self.program = home / "fluxbudgetctl"
+        shutil.copy(program, self.program)
+        self.home = home
+        self.socket = home / "fluxbudget" / "fluxbudgetd.sock"
+        self.stand_in = home / "fluxbudgetctl-python"
+        self._handed = home / "handed.json"
+        script = home / "stand_in.py"
+        script.write_text(_STAND_IN)
+        _write_program(self.stand_in, [sys.executable, "-I", "-S", str(script), str(self._handed)])
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home), "PATH": os.environ["PATH"]}
+
+    def start(
+        self, *words: str | bytes, environ: Mapping[str, str | bytes] | None = None, **more: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start the client with its output in pipes; `more` goes to `Popen`."""
+        self._handed.unlink(missing_ok=True)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.home, **more}
+        return subprocess.Popen([self.program, *words], env={**self.environ, **(environ or {})}, **pipes)
+
+    def end(self, process: subprocess.Popen[bytes], given: bytes | None = None) -> Outcome:
+        """Wait for the end of the client, which gets `given` if its stdin is a pipe."""
+        with process:
+            out, err = process.communicate(given, timeout=_PATIENCE)
+        return Outcome(process.returncode, out or b"", err or b"", self._read_handed())
+
+    def answering(self, *pieces: bytes) -> Peer:
+        """Serve commands at the client's socket: read each completely, then answer with these pieces."""
+
+        def serve(connection: Connection) -> dict[str, Any]:
+            request = connection.command()
+            for piece in pieces:
+                connection.send(piece)
+            return request
+
+        return Peer(self.socket, serve)
+
+    def run(
+        self, *words: str | bytes, stdin: bytes | int = b"", environ: Mapping[str, str | bytes] | None = None
+    ) -> Outcome:
+        """Run the client with these bytes, or this file, as its stdin."""
+        if isinstance(stdin, int):
+            return self.end(self.start(*words, environ=environ, stdin=stdin))
+        return self.end(self.start(*words, environ=environ, stdin=subprocess.PIPE), stdin)
+
+    def _read_handed(self) -> Handed | None:
+        if not self._handed.exists():
+            return None
+        given = json.loads(self._handed.read_text())
+        environ = given["environ"]
+        return Handed(given["words"], given["stdin"].encode("latin-1"), environ.get("FLUXBUDGETCTL_FAILED"), environ)

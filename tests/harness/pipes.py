@@ -1,4 +1,4 @@
-"""Pipes that are full."""
+"""Pipes that stay open, and pipes that are full."""
 
 import contextlib
 import os
@@ -12,6 +12,18 @@ class Pipe(NamedTuple):
 
     reading: int
     writing: int
+
+
+@contextmanager
+def open_pipe() -> Iterator[Pipe]:
+    """Make a pipe of which both ends stay open, unless the test closes them."""
+    pipe = Pipe(*os.pipe())
+    try:
+        yield pipe
+    finally:
+        for file in pipe:
+            with contextlib.suppress(OSError):
+                os.close(file)
 
 
 @contextmanager

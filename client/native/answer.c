@@ -1,130 +1,7 @@
-/* MessagePack: writing requests, with the type bytes of fixed width where that is simpler, and reading answers. */
+/* Answers, in MessagePack. They are read completely, and nothing of them is trusted. */
 #include "fluxbudgetctl.h"
 
-#include <limits.h>
 #include <string.h>
-#include <unistd.h>
-
-/* --- requests */
-
-enum { FIXMAP = 0x80, FIXSTR = 0xA0, NIL = 0xC0, FALSE_BYTE = 0xC2, BIN32 = 0xC6, UINT64 = 0xCF, ARRAY32 = 0xDD };
-
-/* Put a type byte and a big-endian number. */
-static void put_head(struct buffer *to, unsigned type, uint64_t number, size_t width)
-{
-    unsigned char head[9] = {(unsigned char)type};
-    for (size_t i = 0; i < width; i++)
-        head[width - i] = (unsigned char)(number >> 8 * i);
-    put(to, head, 1 + width);
-}
-
-/* Put a name of fewer than 32 bytes. */
-static void put_name(struct buffer *to, const char *name)
-{
-    put_head(to, FIXSTR | (unsigned)strlen(name), 0, 0);
-    put_string(to, name);
-}
-
-static void put_number(struct buffer *to, const char *name, int64_t number)
-{
-    put_name(to, name);
-    put_head(to, UINT64, (uint64_t)number, 8);
-}
-
-static void put_boolean(struct buffer *to, const char *name, bool truth)
-{
-    put_name(to, name);
-    put_head(to, FALSE_BYTE + truth, 0, 0);
-}
-
-static void put_binary(struct buffer *to, const char *string)
-{
-    put_head(to, BIN32, strlen(string), 4);
-    put_string(to, string);
-}
-
-/* Begin a frame: leave room for its length, then a map of fewer than 16 fields. */
-static void begin(struct buffer *to, const char *op, unsigned fields)
-{
-    to->size = HEADER;
-    put_head(to, FIXMAP | fields, 0, 0);
-    put_number(to, "v", 1);
-    put_name(to, "op");
-    put_name(to, op);
-}
-
-static void end(struct buffer *to, size_t size, bool more, bool cut)
-{
-    put_boolean(to, "more", more);
-    put_boolean(to, "cut", cut);
-    put_name(to, "stdin");
-    put_head(to, BIN32, size, 4);
-    size_t length = to->size - HEADER + size;
-    for (int i = 0; i < HEADER; i++)
-        to->at[i] = (char)(length >> 8 * (HEADER - 1 - i));
-}
-
-static void put_words(struct buffer *to, char **words)
-{
-    size_t count = 0;
-    while (words[count] != NULL)
-        count++;
-    put_name(to, "words");
-    put_head(to, ARRAY32, count, 4);
-    for (size_t i = 0; i < count; i++)
-        put_binary(to, words[i]);
-}
-
-static void put_directory(struct buffer *to)
-{
-    static char directory[PATH_MAX];
-    put_name(to, "cwd");
-    if (getcwd(directory, sizeof directory) != NULL)
-        put_binary(to, directory);
-    else
-        put_head(to, NIL, 0, 0);
-}
-
-static void put_environment(struct buffer *to)
-{
-    static const char *const names[] = {
-        "FLUXBUDGET_RUN",      "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID",
-        "CLAVAIN_SKIP_BUDGET", "COLUMNS",         "NO_COLOR",               "TERM",
-    };
-    enum { NAMES = sizeof names / sizeof names[0] };
-    const char *values[NAMES];
-    unsigned count = 0;
-    for (size_t i = 0; i < NAMES; i++)
-        count += (values[i] = variable(names[i])) != NULL;
-    put_name(to, "env");
-    put_head(to, FIXMAP | count, 0, 0);
-    for (size_t i = 0; i < NAMES; i++) {
-        if (values[i] != NULL) {
-            put_name(to, names[i]);
-            put_binary(to, values[i]);
-        }
-    }
-}
-
-void pack_command(struct buffer *to, const struct call *call, size_t size, bool more, bool cut)
-{
-    int64_t left = call->deadline - now();
-    begin(to, "command", 10);
-    put_number(to, "wait_ms", left > 0 ? left / (SECOND / 1000) : 0);
-    put_number(to, "started_ns", call->started);
-    put_words(to, call->words);
-    put_directory(to);
-    put_environment(to);
-    end(to, size, more, cut);
-}
-
-void pack_stdin(struct buffer *to, size_t size, bool more, bool cut)
-{
-    begin(to, "stdin", 5);
-    end(to, size, more, cut);
-}
-
-/* --- answers */
 
 /* OTHER: a whole value that no field has: nil, a float, a signed integer. */
 enum kind { BROKEN, OTHER, BOOLEAN, INTEGER, STRING, BINARY, ARRAY, MAP };
@@ -132,7 +9,7 @@ enum kind { BROKEN, OTHER, BOOLEAN, INTEGER, STRING, BINARY, ARRAY, MAP };
 struct value {
     enum kind kind;
     uint64_t number;    /* of a boolean or an integer; of an array or a map, how many items or pairs follow */
-    struct bytes bytes; /* of a string; of an array or a map, all that follows */
+    struct bytes bytes; /* of a string; of any other value, all that follows */
 };
 
 /* What the type bytes from 0xC0 to 0xDF mean, and the width of the number that follows. (The protocol does without
@@ -163,33 +40,30 @@ static const char *take(struct bytes *from, uint64_t size)
 /* Take a value; of an array or a map only its head. */
 static struct value take_value(struct bytes *from)
 {
-    struct value value = {BROKEN, 0, {NULL, 0}};
+    struct value value = {.kind = BROKEN};
     const char *at = take(from, 1);
     unsigned type = at != NULL ? (unsigned char)*at : 0xC1; /* a byte that MessagePack never uses */
     size_t width = 0;
     if (type < 0x80 || type >= 0xE0) {
-        value.kind = type < 0x80 ? INTEGER : OTHER;
-        value.number = type;
+        value = (struct value){.kind = type < 0x80 ? INTEGER : OTHER, .number = type};
     } else if (type < 0xC0) {
-        value.kind = type < 0x90 ? MAP : type < 0xA0 ? ARRAY : STRING;
-        value.number = type & (type < 0xA0 ? 0x0F : 0x1F);
+        bool is_string = type >= 0xA0;
+        value.kind = is_string ? STRING : type < 0x90 ? MAP : ARRAY;
+        value.number = type & (is_string ? 0x1F : 0x0F);
     } else {
-        value.kind = types[type - 0xC0].kind;
-        value.number = type & 1; /* of a boolean; any other has a width */
         width = types[type - 0xC0].width;
+        value = (struct value){.kind = types[type - 0xC0].kind, .number = width > 0 ? 0 : type & 1};
     }
-    if (width > 0) {
-        at = take(from, width);
-        value.number = 0;
-        for (size_t i = 0; at != NULL && i < width; i++)
-            value.number = value.number << 8 | (unsigned char)at[i];
+    if ((at = take(from, width)) == NULL)
+        return (struct value){.kind = BROKEN};
+    for (size_t i = 0; i < width; i++)
+        value.number = value.number << 8 | (unsigned char)at[i];
+    value.bytes = *from;
+    if (value.kind == STRING || value.kind == BINARY) {
+        value.bytes.size = (size_t)value.number;
+        if (take(from, value.number) == NULL)
+            value.kind = BROKEN;
     }
-    if (value.kind == STRING || value.kind == BINARY)
-        value.bytes = (struct bytes){at = take(from, value.number), (size_t)value.number};
-    else if (value.kind == ARRAY || value.kind == MAP)
-        value.bytes = *from;
-    if (at == NULL)
-        value.kind = BROKEN;
     return value;
 }
 

@@ -1,0 +1,123 @@
+/* Requests, in MessagePack. Numbers and lengths always have their full width, which is simpler and allowed. */
+#include "fluxbudgetctl.h"
+
+#include <limits.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { FIXMAP = 0x80, FIXSTR = 0xA0, NIL = 0xC0, FALSE_BYTE = 0xC2, BIN32 = 0xC6, UINT64 = 0xCF, ARRAY32 = 0xDD };
+
+/* Put a type byte and a big-endian number. */
+static void put_head(struct buffer *to, unsigned type, uint64_t number, size_t width)
+{
+    unsigned char head[9] = {(unsigned char)type};
+    for (size_t i = 0; i < width; i++)
+        head[width - i] = (unsigned char)(number >> 8 * i);
+    put(to, head, 1 + width);
+}
+
+/* Put a name of fewer than 32 bytes. */
+static void put_name(struct buffer *to, const char *name)
+{
+    put_head(to, FIXSTR | (unsigned)strlen(name), 0, 0);
+    put_string(to, name);
+}
+
+static void put_number(struct buffer *to, const char *name, int64_t number)
+{
+    put_name(to, name);
+    put_head(to, UINT64, (uint64_t)number, 8);
+}
+
+static void put_boolean(struct buffer *to, const char *name, bool truth)
+{
+    put_name(to, name);
+    put_head(to, FALSE_BYTE + truth, 0, 0);
+}
+
+static void put_binary(struct buffer *to, const char *string)
+{
+    put_head(to, BIN32, strlen(string), 4);
+    put_string(to, string);
+}
+
+/* Begin a frame: leave room for its length, then a map of fewer than 16 fields. */
+static void begin(struct buffer *to, const char *op, unsigned fields)
+{
+    to->size = HEADER;
+    put_head(to, FIXMAP | fields, 0, 0);
+    put_number(to, "v", 1);
+    put_name(to, "op");
+    put_name(to, op);
+}
+
+static void end(struct buffer *to, size_t size, bool more, bool cut)
+{
+    put_boolean(to, "more", more);
+    put_boolean(to, "cut", cut);
+    put_name(to, "stdin");
+    put_head(to, BIN32, size, 4);
+    size_t length = to->size - HEADER + size;
+    for (int i = 0; i < HEADER; i++)
+        to->at[i] = (char)(length >> 8 * (HEADER - 1 - i));
+}
+
+static void put_words(struct buffer *to, char **words)
+{
+    size_t count = 0;
+    while (words[count] != NULL)
+        count++;
+    put_name(to, "words");
+    put_head(to, ARRAY32, count, 4);
+    for (size_t i = 0; i < count; i++)
+        put_binary(to, words[i]);
+}
+
+static void put_directory(struct buffer *to)
+{
+    static char directory[PATH_MAX];
+    put_name(to, "cwd");
+    if (getcwd(directory, sizeof directory) != NULL)
+        put_binary(to, directory);
+    else
+        put_head(to, NIL, 0, 0);
+}
+
+static void put_environment(struct buffer *to)
+{
+    static const char *const names[] = {
+        "FLUXBUDGET_RUN",      "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID",
+        "CLAVAIN_SKIP_BUDGET", "COLUMNS",         "NO_COLOR",               "TERM",
+    };
+    enum { NAMES = sizeof names / sizeof names[0] };
+    const char *values[NAMES];
+    unsigned count = 0;
+    for (size_t i = 0; i < NAMES; i++)
+        count += (values[i] = variable(names[i])) != NULL;
+    put_name(to, "env");
+    put_head(to, FIXMAP | count, 0, 0);
+    for (size_t i = 0; i < NAMES; i++) {
+        if (values[i] != NULL) {
+            put_name(to, names[i]);
+            put_binary(to, values[i]);
+        }
+    }
+}
+
+void pack_command(struct buffer *to, const struct call *call, size_t size, bool more, bool cut)
+{
+    int64_t left = call->deadline - now();
+    begin(to, "command", 10);
+    put_number(to, "wait_ms", left > 0 ? left / (SECOND / 1000) : 0);
+    put_number(to, "started_ns", call->started);
+    put_words(to, call->words);
+    put_directory(to);
+    put_environment(to);
+    end(to, size, more, cut);
+}
+
+void pack_stdin(struct buffer *to, size_t size, bool more, bool cut)
+{
+    begin(to, "stdin", 5);
+    end(to, size, more, cut);
+}
