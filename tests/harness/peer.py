@@ -92,7 +92,7 @@ class Peer:
                 peer.settimeout(_PATIENCE)
                 try:
                     # A client that has what it needs disconnects.
-                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
                         self.served.append(self._serve(Connection(peer)))
                 except BaseException as exc:  # noqa: BLE001  the thread's own end would hide it
                     self._failed.append(exc)
