@@ -123,6 +123,14 @@ def test_failure_is_handed_on(client: Native, how: str) -> None:
             assert handed(outcome)[:3] == (["hook", *patience], JSON, failed)
 
 
+@pytest.mark.parametrize(
+    "words", [("--print-settings",), ("--help",), ("--run", "r"), ("word",), ("--timeout", "5", "-h")]
+)
+def test_hook_with_other_words_is_left_to_python(client: Native, words: tuple[str, ...]) -> None:
+    """They may be answered without a daemon, or be wrong."""
+    assert handed(client.run("hook", *words, stdin=JSON))[:3] == (["hook", *words], JSON, "connect 2")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_daemon_that_is_older_is_left_to_python(client: Native, verb: str) -> None:
     """Even by a hook."""

@@ -85,10 +85,12 @@ static bool set_deadline(struct call *call)
     static const char flag[] = "--timeout";
     int64_t limit = call->verb->limit;
     bool is_given = false;
-    for (char **word = call->words; *word != NULL; word++) {
+    for (char **word = call->words + 1; *word != NULL; word++) {
         const char *end = *word + sizeof flag - 1;
-        if (strncmp(*word, flag, sizeof flag - 1) != 0 || (*end != '\0' && *end != '='))
+        if (strncmp(*word, flag, sizeof flag - 1) != 0 || (*end != '\0' && *end != '=')) {
+            call->has_more = true;
             continue;
+        }
         const char *value = *end == '=' ? end + 1 : *++word;
         if (is_given || value == NULL || (limit = read_limit(value)) == 0)
             return false;
@@ -163,13 +165,14 @@ static int run_python(struct call *call, char **arguments)
     return INTERNAL;
 }
 
-/* True if nothing must be said about a failure. */
+/* True if a failure ends the program without a word. Of a hook with other flags, only Python knows whether it must say
+   something: it may be `--help`, or wrong. */
 static bool is_silent(const struct call *call)
 {
     const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");
     bool is_asked_for = variable("FLUXBUDGET_DEBUG") != NULL || (closed != NULL && strcmp(closed, "1") == 0);
     bool is_older_daemon = strcmp(call->failed, "error unknown_op") == 0;
-    return call->verb->is_hook && !is_asked_for && !is_older_daemon;
+    return call->verb->is_hook && !call->has_more && !is_asked_for && !is_older_daemon;
 }
 
 int main(int count, char **arguments)

@@ -33,6 +33,7 @@ struct input {
 struct call {
     char **words;            /* the verb and what follows, up to a null */
     const struct verb *verb; /* null: not one of the piped verbs */
+    bool has_more;           /* words other than the verb and `--timeout` */
     int64_t started, deadline;
     struct sockaddr_un place; /* where the daemon usually listens */
     char failed[128]; /* the value of $FLUXBUDGETCTL_FAILED: what Python need not try again; empty if nothing failed */
