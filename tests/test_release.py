@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {
     "daemon/fluxbudgetd/__init__.py": b"d",
     "client/fluxbudgetctl/main.py": b"c",
-    "client/native/claude.c": b"n",
+    "client/native/pipe.c": b"n",
     "config/fluxbudget.toml": b"t",
     "systemd/fluxbudgetd.socket": b"s",
     "tests/conftest.py": b"x",
