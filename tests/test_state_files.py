@@ -56,6 +56,8 @@ def state(run: str = "r1", **changes: object) -> State:
         "reserved": 40_000,
         "pct": 83.4,
         "stale": False,
+        "cost_basis": "billing",
+        "enforcement": "soft",
         "line": "executing ██████▋░ 208k/250k 83%",
         "as_of": "2026-02-20T17:05:55.000000Z",
     }
@@ -161,11 +163,14 @@ def test_lines_of_a_run(tmp_path: Path) -> None:
         await files.put([state(), none], {}, {})
         assert (tmp_path / "runs" / "r1").read_text() == (
             "run=r1\nphase=executing\nstate=warning\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\n"
-            "reserved=40000\nstale=0\nline='executing ██████▋░ 208k/250k 83%'\nas_of=2026-02-20T17:05:55.000000Z\n"
+            "reserved=40000\nstale=0\n"
+            "cost_basis=billing\nenforcement=soft\nline='executing ██████▋░ 208k/250k 83%'\n"
+            "as_of=2026-02-20T17:05:55.000000Z\n"
         )
         assert (tmp_path / "runs" / "r2").read_text() == (
             "run=r2\nphase=executing\nstate=warning\nbudget=\nspent=0\nremaining=\npct=\nreserved=0\nstale=1\n"
-            "line='executing ██████▋░ 208k/250k 83%'\nas_of=2026-02-20T17:05:55.000000Z\n"
+            "cost_basis=billing\nenforcement=soft\nline='executing ██████▋░ 208k/250k 83%'\n"
+            "as_of=2026-02-20T17:05:55.000000Z\n"
         )
 
     with_open_files(tmp_path, body)
@@ -177,7 +182,7 @@ def test_value_that_the_shell_would_interpret_is_left_out(tmp_path: Path, bad: s
         await files.put([state(phase=bad, state=bad, line="", as_of=bad)], {}, {})
         assert (tmp_path / "runs" / "r1").read_text() == (
             "run=r1\nphase=\nstate=\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\nreserved=40000\n"
-            "stale=0\nline=''\nas_of=\n"
+            "stale=0\ncost_basis=billing\nenforcement=soft\nline=''\nas_of=\n"
         )
 
     with_open_files(tmp_path, body)
@@ -382,7 +387,8 @@ def test_failed_write_is_repeated_even_with_the_same_contents(tmp_path: Path, mo
 
 READER = """
 import sys
-keys = ["run", "phase", "state", "budget", "spent", "remaining", "pct", "reserved", "stale", "line", "as_of"]
+keys = ["run", "phase", "state", "budget", "spent", "remaining", "pct", "reserved", "stale"]
+keys += ["cost_basis", "enforcement", "line", "as_of"]
 print("ready", flush=True)
 seen = set()
 while len(seen) < 1000:

@@ -118,6 +118,8 @@ class StateFileWriter:
             pct=balance.pct,
             reserved=balance.reserved,
             stale=is_stale,
+            cost_basis=account.run.cost_basis,
+            enforcement=account.run.enforcement,
             line=line,
             as_of=to_text(self._clock()),
         )

@@ -44,6 +44,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     reserved: int
     pct: float | None
     stale: bool
+    cost_basis: str
+    enforcement: str
     line: str
     as_of: str
 
@@ -261,6 +263,8 @@ def _content(state: State) -> bytes:
         "pct": "" if state.pct is None else f"{state.pct:.1f}",
         "reserved": _number(state.reserved),
         "stale": str(int(state.stale)),
+        "cost_basis": _plain(state.cost_basis),
+        "enforcement": _plain(state.enforcement),
         "line": _quoted(state.line),
         "as_of": _plain(state.as_of),
     }
