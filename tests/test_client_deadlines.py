@@ -15,9 +15,8 @@ import pytest
 
 from fluxbudgetd.wire.framing import MAX_FRAME
 from harness.daemon import CTL, Home
-from harness.false_daemon import answering, frame
+from harness.false_daemon import answering, replied
 from harness.native import both_clients
-from harness.odd_answers import HOOK, STATUSLINE
 from harness.pipes import full_pipe
 
 PATIENCE = 30
@@ -52,11 +51,16 @@ def dripping_daemon(home: Home) -> Iterator[None]:
 
 
 @both_clients
-@pytest.mark.parametrize("verb", ["remaining", "env", "check", "ping", "hook", "statusline"])
+@pytest.mark.parametrize("verb", ["remaining", "env", "check", "advance", "ping", "hook", "statusline"])
 def test_slow_answer_is_given_up_at_the_deadline(home: Home, verb: str) -> None:
     with dripping_daemon(home):
         result = subprocess.run(
-            [*CTL, verb, *BRIEF], env=home.environ, input=b"{}", capture_output=True, timeout=PATIENCE, check=False
+            [*CTL, verb, *BRIEF, *(["--from", "p"] if verb == "advance" else [])],
+            env=home.environ,
+            input=b"{}",
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
         )
     assert (result.returncode, result.stdout) == (0 if verb == "hook" else 75, b""), result
     assert verb != "hook" or result.stderr == b""
@@ -66,7 +70,7 @@ def test_slow_answer_is_given_up_at_the_deadline(home: Home, verb: str) -> None:
 @pytest.mark.parametrize(("verb", "code"), [("hook", 0), ("statusline", 75)])
 def test_slow_input_is_given_up_at_the_deadline(home: Home, verb: str, code: int) -> None:
     ended = threading.Event()
-    with answering(home, frame(HOOK if verb == "hook" else STATUSLINE)) as asked:
+    with answering(home, replied("{}\n")) as asked:
         process = subprocess.Popen(
             [*CTL, verb, *BRIEF],
             env=home.environ,
@@ -114,7 +118,7 @@ def test_unread_stderr_is_given_up_at_the_deadline(home: Home, verb: str, code: 
 @both_clients
 def test_answer_is_printed_although_stderr_is_not_read(home: Home) -> None:
     """Writing to stderr comes first and uses up the time limit; the line is written because there is room for it."""
-    with answering(home, frame({**STATUSLINE, "stale_why": "w" * 9_000})), full_pipe(os.sysconf("SC_PAGESIZE")) as pipe:
+    with answering(home, replied("line\n", "w" * 9_000 + "\n")), full_pipe(os.sysconf("SC_PAGESIZE")) as pipe:
         result = subprocess.run(
             [*CTL, "statusline", "--timeout", "2"],
             env=home.environ,
@@ -124,4 +128,4 @@ def test_answer_is_printed_although_stderr_is_not_read(home: Home) -> None:
             timeout=PATIENCE,
             check=False,
         )
-    assert (result.returncode, result.stdout.decode()) == (0, f"{STATUSLINE['line']}\n")
+    assert (result.returncode, result.stdout.decode()) == (0, "line\n")

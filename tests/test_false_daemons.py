@@ -1,69 +1,115 @@
 """The client against something else in the daemon's place."""
 
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 import pytest
 
-from fluxbudgetd.wire.framing import encode_frame
+from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
 from harness.daemon import Home
+from harness.false_daemon import answering, frame, refused
 from harness.native import both_clients
 
+COMMAND: dict[str, Any] = {
+    "ok": True,
+    "op": "command",
+    "mine": True,
+    "exit": 1,
+    "out": b"out\n",
+    "err": b"err\n",
+    "exports": b"",
+}
+NONE = [
+    (b"", 69),
+    (b"\0\0", 69),
+    (b"\0\0\0\5ab", 69),
+    (b"\xff\xff\xff\xff", 70),
+    (b"\0\0\0\0", 70),
+    (MAX_FRAME.to_bytes(4, "big") + b"\xc0", 69),
+    ((MAX_FRAME + 1).to_bytes(4, "big") + b"\xc0", 70),
+    (b"\0\0\0\1\xc1", 70),
+    (frame([1, 2]), 70),
+    (frame({"ok": True}), 70),
+    (frame({"ok": True, "op": "remaining", "spend": {}}), 70),
+    (frame({"ok": False}), 70),
+    (refused("busy"), 69),
+    (refused("unsupported_version"), 70),
+    (refused("of-the-future"), 70),
+]
 
-@contextmanager
-def false_daemon(home: Home, serve: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Something else at the socket's path, that answers in its own way."""
-    home.socket.parent.mkdir(parents=True, mode=0o700)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(home.socket))
-        listener.listen()
 
-        def accept() -> None:
-            try:
-                while True:
-                    peer, _ = listener.accept()
-                    with peer:
-                        peer.recv(65536)
-                        serve(peer)
-            except OSError:
-                return
-
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(timeout=60)
-
-
-def frame(value: object) -> bytes:
-    return encode_frame(msgspec.msgpack.encode(value))
+def require_failure(home: Home, verb: str, answer: bytes, code: int) -> None:
+    """Require this exit code and a reason, and that nothing of the answer is used."""
+    place = home.root / "env"
+    with answering(home, answer):
+        result = home.ctl(verb, "--timeout", "20", environ={"CLAUDE_ENV_FILE": str(place)})
+    assert (result.returncode, result.stdout) == (code, ""), result
+    line, hint = result.stderr.splitlines()
+    assert line.startswith("fluxbudgetctl: ")
+    assert hint.startswith("hint: ")
+    assert not place.exists()
 
 
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "status"])
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        (b"", 69),
-        (b"\0\0", 69),
-        (b"\0\0\0\5ab", 69),
-        (b"\xff\xff\xff\xff", 70),
-        (b"\0\0\0\1\xc1", 70),
-        (frame([1, 2]), 70),
-        (frame({"ok": True}), 70),
-        (frame({"ok": True, "op": "remaining", "spend": {}}), 70),
-        (frame({"ok": True, "op": "remaining", "spend": {"budget": 1, "remaining": 1}}), 70),
-        (frame({"ok": False}), 70),
-        (frame({"ok": False, "error": {"code": "busy", "message": "m", "hint": "h"}}), 69),
-        (frame({"ok": False, "error": {"code": "of-the-future", "message": "m", "hint": "h"}}), 70),
-    ],
-)
+@pytest.mark.parametrize(("answer", "code"), NONE)
 def test_answers_that_are_none(home: Home, verb: str, answer: bytes, code: int) -> None:
-    with false_daemon(home, lambda peer: peer.sendall(answer)):
-        result = home.ctl(verb, "--timeout", "5")
-    assert (result.returncode, result.stdout) == (code, ""), result
-    assert result.stderr.startswith("fluxbudgetctl: ")
-    assert "Traceback" not in result.stderr
+    require_failure(home, verb, answer, code)
+
+
+ODD: list[Any] = [None, "text", [], 2.5]
+
+
+@both_clients
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({name: value} for name in ("mine", "exit", "out", "err", "exports") for value in ODD),
+        {"mine": 1},
+        {"mine": b"x"},
+        *({"exit": code} for code in (-1, 256, 2**40, True, b"\0")),
+        {"out": 0},
+        {"op": "check"},
+        {"op": None},
+        {"ok": 1},
+    ],
+    ids=str,
+)
+def test_answers_with_an_odd_field(home: Home, odd: dict[str, Any]) -> None:
+    require_failure(home, "check", frame({**COMMAND, "exports": b"export A=1\n", **odd}), 70)
+
+
+@both_clients
+@pytest.mark.parametrize("missing", ["mine", "exit", "out", "err", "exports", "op", "ok"])
+def test_answers_without_a_field(home: Home, missing: str) -> None:
+    require_failure(home, "check", frame({name: value for name, value in COMMAND.items() if name != missing}), 70)
+
+
+@both_clients
+def test_answer_that_is_cut_or_continued(home: Home) -> None:
+    body = msgspec.msgpack.encode(COMMAND)
+    for damaged in (body[:-1], body[: len(body) // 2], body + b"\xc0", b"\x8f" + body[1:]):
+        require_failure(home, "check", encode_frame(damaged), 70)
+        home.socket.unlink()
+
+
+@both_clients
+@pytest.mark.parametrize(
+    "more",
+    [None, 1.5, -5, 2**63, "x" * 70_000, b"x" * 300, list(range(70_000)), {str(n): n for n in range(20)}, {"a": [{}]}],
+    ids=lambda value: str(value)[:12],
+)
+def test_unknown_fields_are_ignored(home: Home, more: object) -> None:
+    """Whatever a later version puts into them; and what follows the frame is not read."""
+    with answering(home, frame({"more": more, **COMMAND, "later": more}) + b"\xff"):
+        result = home.ctl("check", "--timeout", "20")
+    assert (result.returncode, result.stdout, result.stderr) == (1, "out\n", "err\n")
+
+
+@both_clients
+def test_largest_answer(home: Home) -> None:
+    """All of it is printed, also into a pipe that holds less."""
+    room = MAX_FRAME - len(msgspec.msgpack.encode(COMMAND)) - 8
+    with answering(home, frame({**COMMAND, "out": b"x" * room})):
+        result = home.ctl("check", "--timeout", "20")
+    assert (result.returncode, len(result.stdout), result.stderr) == (1, room, "err\n")

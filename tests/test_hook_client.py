@@ -6,9 +6,12 @@ import os
 import select
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +21,10 @@ import pytest
 
 from fluxbudgetctl.commands import hook_settings
 from fluxbudgetctl.stdio import MAX_INPUT
-from harness.daemon import CTL, Home
-from harness.false_daemon import answering, frame
+from harness.daemon import CTL, Daemon, Home, killed, started, wait_for
+from harness.false_daemon import NOT_MINE, answering, frame, refused, replied
 from harness.imports import HEAVY
+from harness.interstat import Interstat
 from harness.native import both_clients
 from harness.pipes import fill, full_pipe
 
@@ -29,9 +33,9 @@ SCRIPT = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
 PROMPT = b'{"session_id": "s", "hook_event_name": "UserPromptSubmit"}'
 LAUNCH = b'{"session_id": "s", "hook_event_name": "PreToolUse", "tool_name": "Agent", "tool_input": {"prompt": "p"}}'
 OUTPUT = '{"systemMessage": "Wärnung"}'
-ANSWER = frame({"ok": True, "op": "hook", "output": OUTPUT, "exports": "export FLUXBUDGET_RUN=r1\n"})
-SILENCE = frame({"ok": True, "op": "hook", "output": "", "exports": ""})
-REFUSAL = frame({"ok": False, "error": {"code": "ledger", "message": 'it is "full"', "hint": "h"}})
+ANSWER = replied(f"{OUTPUT}\n", exports="export FLUXBUDGET_RUN=r1\n")
+SILENCE = replied()
+REFUSAL = refused("ledger", 'it is "full"')
 
 
 def hook(
@@ -62,7 +66,7 @@ def failing(home: Home, how: str) -> Iterator[list[str]]:
         "refuses": REFUSAL,
         "talks garbage": b"\xff\xff\xff\xff",
         "answers something else": frame({"ok": True, "op": "ping"}),
-        "answers with numbers": frame({"ok": True, "op": "hook", "output": 1, "exports": ""}),
+        "answers with numbers": frame({"ok": True, "op": "command", "mine": True, "exit": 0, "out": 1}),
         "closes": b"",
     }
     with contextlib.ExitStack() as stack:
@@ -96,10 +100,13 @@ def test_input_is_sent_and_the_answer_is_printed(home: Home) -> None:
         assert (result.returncode, result.stdout.decode(), result.stderr) == (0, OUTPUT + "\n", b"")
         hook(home, "--scope", "b9")
     first, second = asked
-    assert (first["op"], first["input"], first["whole"]) == ("hook", PROMPT, True)
-    assert first["hints"] == {"run": "r", "scope": "b", "sessions": ["s1"], "cwd": str(home.project)}
+    assert (first["op"], first["v"], first["words"]) == ("command", 1, [b"hook", b"--timeout", b"20"])
+    assert (first["stdin"], first["cut"]) == (PROMPT, False)
+    assert first["env"] == {name: value.encode() for name, value in environ.items()}
+    assert first["cwd"] == os.fsencode(home.project)
     assert 0 < first["wait_ms"] <= 20_000
-    assert second["scope"] == "b9"
+    assert 0 < first["started_ns"] < time.monotonic_ns()
+    assert second["words"][-2:] == [b"--scope", b"b9"]
 
 
 @both_clients
@@ -107,7 +114,7 @@ def test_input_is_sent_and_the_answer_is_printed(home: Home) -> None:
 def test_input_is_sent_unchanged(home: Home, data: bytes) -> None:
     with answering(home, SILENCE) as asked:
         assert is_silent(hook(home, data=data))
-    assert [one["input"] for one in asked] == [data]
+    assert [one["stdin"] for one in asked] == [data]
 
 
 @both_clients
@@ -128,56 +135,142 @@ def test_long_input_is_read_completely_but_only_its_beginning_is_sent(home: Home
             assert process.stdout.read().decode() == OUTPUT + "\n"
         assert process.returncode == 0
         hook(home, data=data[:MAX_INPUT])
-    assert [(one["input"], one["whole"]) for one in asked] == [(data[:MAX_INPUT], False), (data[:MAX_INPUT], True)]
+    assert [(one["stdin"], one["cut"]) for one in asked] == [(data[:MAX_INPUT], True), (data[:MAX_INPUT], False)]
 
 
 @both_clients
 @pytest.mark.parametrize("data", [b"", None])
-def test_empty_input_is_not_sent(home: Home, data: bytes | None) -> None:
+def test_empty_input(home: Home, data: bytes | None) -> None:
     """Stdin is empty or closed."""
-    with answering(home, ANSWER) as asked:
+    with answering(home, SILENCE) as asked:
         assert is_silent(hook(home, data=data, environ={"FLUXBUDGET_DEBUG": "1"}))
-    assert not asked
+    assert [(one["stdin"], one["more"]) for one in asked] == [(b"", False)]
 
 
 @both_clients
 def test_stdin_that_is_a_terminal_is_not_read(home: Home) -> None:
     master, slave = os.openpty()
     try:
-        with answering(home, ANSWER) as asked:
+        with answering(home, SILENCE) as asked:
             result = subprocess.run(
                 [*CTL, "hook", "--timeout", "60"], env=home.environ, stdin=slave, capture_output=True, check=False
             )
         assert is_silent(result)
-        assert not asked
+        assert [(one["stdin"], one["more"]) for one in asked] == [(b"", False)]
     finally:
         os.close(master)
         os.close(slave)
 
 
 @both_clients
-@pytest.mark.parametrize(("begun", "closed"), [(b"", False), (PROMPT, False), (LAUNCH, False), (LAUNCH, True)])
-def test_input_that_does_not_end_is_given_up_at_the_deadline(home: Home, begun: bytes, closed: bool) -> None:
-    """Without output, unless a sub-agent's launch must fail closed."""
-    environ = {"FLUXBUDGET_FAIL_CLOSED": "1"} if closed else {}
-    with answering(home, ANSWER) as asked:
-        reading, writing = os.pipe()
-        os.write(writing, begun)
-        result = subprocess.run(
-            [*CTL, "hook", "--timeout", "0.5"],
-            env={**home.environ, **environ},
-            stdin=reading,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+def test_stdin_that_cannot_be_read_counts_as_empty(home: Home) -> None:
+    """It was opened for writing only."""
+    file = os.open(home.root / "file", os.O_WRONLY | os.O_CREAT)
+    with answering(home, SILENCE) as asked:
+        result = hook_with(file, home, "20")
+    os.close(file)
+    assert is_silent(result)
+    assert [(one["stdin"], one["more"]) for one in asked] == [(b"", False)]
+
+
+@contextmanager
+def open_stdin(*begun: bytes) -> Iterator[int]:
+    """Yield a pipe into which this has been written, and which is not closed."""
+    reading, writing = os.pipe()
+    for piece in begun:
+        os.write(writing, piece)
+    try:
+        yield reading
+    finally:
         os.close(reading)
         os.close(writing)
+
+
+def hook_with(stdin: int, home: Home, seconds: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*CTL, "hook", "--timeout", seconds],
+        env={**home.environ, **environ},
+        cwd=home.project,
+        stdin=stdin,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@both_clients
+def test_whole_value_is_answered_although_stdin_stays_open(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The launch of a sub-agent is refused without waiting for the end of the input."""
+    started(home, session="s", token_budget=1000, enforcement="hard")
+    interstat.insert("s", input_tokens=900, output_tokens=200)
+    with open_stdin(LAUNCH) as stdin:
+        found = decision(hook_with(stdin, home, "20"))
+    assert found["permissionDecision"] == "deny"
+
+
+@both_clients
+def test_pieces_of_the_input_are_forwarded_as_they_arrive(home: Home) -> None:
+    """The daemon decides when it has enough."""
+    reading, writing = os.pipe()
+    arrived = threading.Event()
+
+    def write() -> None:
+        os.write(writing, LAUNCH[:10])
+        arrived.wait()
+        os.write(writing, LAUNCH[10:])
+
+    with answering(home, ANSWER) as asked:
+        writer = threading.Thread(target=write)
+        writer.start()
+        process = subprocess.Popen(
+            [*CTL, "hook", "--timeout", "40"], env=home.environ, stdin=reading, stdout=subprocess.PIPE
+        )
+        with killed(process):
+            wait_for(lambda: not select.select([reading], [], [], 0)[0], "the client to read the beginning")
+            arrived.set()
+            assert process.stdout is not None
+            assert process.stdout.read().decode() == OUTPUT + "\n"
+        writer.join()
+    os.close(reading)
+    os.close(writing)
+    assert (asked[0]["stdin"], asked[0]["more"]) == (LAUNCH, True)
+
+
+@both_clients
+@pytest.mark.parametrize(("begun", "closed"), [(b"", False), (PROMPT[:-1], False), (LAUNCH[:-1], True)])
+def test_input_that_does_not_end_is_given_up_at_the_deadline(home: Home, begun: bytes, closed: bool) -> None:
+    """Without output, unless a sub-agent's launch must fail closed. (The false daemon waits for a whole value.)"""
+    environ = {"FLUXBUDGET_FAIL_CLOSED": "1"} if closed else {}
+    with answering(home, ANSWER) as asked, open_stdin(begun) as stdin:
+        result = hook_with(stdin, home, "0.5", **environ)
     assert not asked
     if closed:
-        assert "did not end in time" in decision(result)["permissionDecisionReason"]
+        assert "no answer from" in decision(result)["permissionDecisionReason"]
     else:
         assert is_silent(result)
+
+
+@both_clients
+def test_large_tool_results_are_answered(home: Home, daemon: Daemon) -> None:
+    """2 MiB, of which the daemon gets the beginning."""
+    started(home, session="s")
+    data = {"session_id": "s", "hook_event_name": "PostToolBatch", "tool_results": "x" * (2 << 20)}
+    result = hook(home, data=json.dumps(data).encode(), environ={"FLUXBUDGET_DEBUG": "1"})
+    assert is_silent(result)
+
+
+@both_clients
+def test_stopped_daemon_costs_the_deadline_and_no_word(home: Home, daemon: Daemon) -> None:
+    """Its own 0.2 s; the time limit of the test is much longer."""
+    daemon.signal(signal.SIGSTOP)
+    try:
+        with open_stdin(PROMPT) as stdin:
+            result = subprocess.run(
+                [*CTL, "hook"], env=home.environ, stdin=stdin, capture_output=True, timeout=60, check=False
+            )
+    finally:
+        daemon.signal(signal.SIGCONT)
+    assert is_silent(result)
 
 
 def decision(result: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
@@ -315,8 +408,7 @@ def test_output_that_cannot_be_written_is_ignored(home: Home, redirection: str) 
 @both_clients
 @pytest.mark.parametrize(("length", "room"), [(100, 0), (100_000, 8192)])
 def test_output_that_is_not_read_is_given_up_at_the_deadline(home: Home, length: int, room: int) -> None:
-    served = frame({"ok": True, "op": "hook", "output": "x" * length, "exports": ""})
-    with answering(home, served), full_pipe(room) as pipe:
+    with answering(home, replied("x" * length + "\n")), full_pipe(room) as pipe:
         result = subprocess.run(
             [*CTL, "hook", "--timeout", "4"],
             env={**home.environ, "FLUXBUDGET_DEBUG": "1"},
@@ -332,9 +424,9 @@ def test_output_that_is_not_read_is_given_up_at_the_deadline(home: Home, length:
 
 @both_clients
 def test_long_output_is_written_completely(home: Home) -> None:
-    output = "x" * 300_000
-    with answering(home, frame({"ok": True, "op": "hook", "output": output, "exports": ""})):
-        assert hook(home).stdout.decode() == output + "\n"
+    output = "x" * 300_000 + "\n"
+    with answering(home, replied(output)):
+        assert hook(home).stdout.decode() == output
 
 
 @both_clients
@@ -354,10 +446,22 @@ def test_output_does_not_depend_on_the_locale(home: Home) -> None:
 
 @both_clients
 def test_wrong_flags_are_reported(home: Home) -> None:
-    """With exit code 64, which Claude Code logs and ignores."""
+    """With exit code 64, which Claude Code logs and ignores; with and without a daemon."""
     for flags in (["--no-such"], ["--timeout", "0"], ["--run", "a", "--scope", "b"]):
-        result = hook(home, "--timeout", "1", *flags)
+        result = hook(home, *flags)
         assert (result.returncode, result.stdout) == (64, b"")
+        with answering(home, NOT_MINE):
+            result = hook(home, *flags)
+        assert (result.returncode, result.stdout) == (64, b"")
+        home.socket.unlink()
+
+
+@both_clients
+@pytest.mark.parametrize("flag", ["--help", "--print-settings"])
+def test_help_and_settings_without_a_daemon(home: Home, flag: str) -> None:
+    result = hook(home, flag)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout
 
 
 def test_hook_imports_nothing_heavy(home: Home) -> None:
@@ -373,8 +477,8 @@ def test_hook_imports_nothing_heavy(home: Home) -> None:
         )
     ready = result.stderr.partition("fluxbudgetctl")[2]  # what Python itself imports before is not ours to choose
     names = {line.rpartition("|")[2].strip() for line in ready.splitlines()}
-    assert "fluxbudgetctl.hook" in names
-    assert not names & {*HEAVY, "typing", "collections.abc", "enum", "fluxbudgetctl.state_file", "fluxbudgetctl.cli"}
+    assert "fluxbudgetctl.pipe" in names
+    assert not names & {*HEAVY, "typing", "collections.abc", "enum", "fluxbudgetctl.fallback", "fluxbudgetctl.cli"}
 
 
 def settings(*command: str, path: str = "/nowhere") -> Any:

@@ -49,13 +49,8 @@ HOT = {
     "fluxbudgetctl.connection",
     "fluxbudgetctl.environment",
     "fluxbudgetctl.failure",
-    "fluxbudgetctl.hook",
-    "fluxbudgetctl.hot",
-    "fluxbudgetctl.json_fields",
     "fluxbudgetctl.main",
-    "fluxbudgetctl.request",
-    "fluxbudgetctl.state_file",
-    "fluxbudgetctl.statusline",
+    "fluxbudgetctl.pipe",
     "fluxbudgetctl.stdio",
     "fluxbudgetd",
     "fluxbudgetd.wire",
@@ -63,8 +58,6 @@ HOT = {
     "fluxbudgetd.wire.framing",
     "fluxbudgetd.wire.packed",
     "fluxbudgetd.wire.paths",
-    "fluxbudgetd.wire.short",
-    "fluxbudgetd.wire.state_names",
     "fluxbudgetd.wire.text",
 }
 

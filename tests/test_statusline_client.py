@@ -3,20 +3,17 @@
 import os
 import subprocess
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 
-from harness.daemon import CTL, Home
-from harness.false_daemon import answering, frame
+from harness.daemon import CTL, Daemon, Home, started
+from harness.false_daemon import answering, frame, refused, replied
 from harness.native import both_clients
 from harness.pipes import full_pipe
 
 LINE = "executing \x1b[32m██░\x1b[0m 208k/250k"
-
-
-def answer(stale_why: str | None = None) -> bytes:
-    return frame({"ok": True, "op": "statusline", "run": "r1", "line": LINE, "stale_why": stale_why})
+STALE = "fluxbudgetctl: last known numbers: interstat: locked\n"
+ANSWER = replied(f"{LINE}\n")
 
 
 def statusline(
@@ -26,47 +23,23 @@ def statusline(
 
 
 @both_clients
-@pytest.mark.parametrize("stale_why", [None, "interstat: locked"])
-def test_line_is_printed_unchanged(home: Home, stale_why: str | None) -> None:
+@pytest.mark.parametrize("err", ["", STALE])
+def test_line_is_printed_unchanged(home: Home, err: str) -> None:
     """If the numbers are the last known ones, stderr says so."""
     data = '{"session_id": "sé", broken'
-    with answering(home, answer(stale_why)) as asked:
-        result = statusline(home, "--session", "s1", data=data, environ={"FLUXBUDGET_RUN": "r"})
-    assert (result.returncode, result.stdout) == (0, LINE + "\n")
-    assert result.stderr == (f"fluxbudgetctl: last known numbers: {stale_why}\n" if stale_why else "")
-    assert (asked[0]["op"], asked[0]["input"], asked[0]["session"]) == ("statusline", data.encode(), "s1")
-    assert (asked[0]["hints"]["run"], asked[0]["width"], asked[0]["colour"]) == ("r", None, True)
-
-
-@both_clients
-@pytest.mark.parametrize(
-    ("arguments", "environ", "width", "colour"),
-    [
-        (["--width", "40"], {"COLUMNS": "80"}, 40, True),
-        ([], {"COLUMNS": "80"}, 80, True),
-        ([], {"COLUMNS": "0"}, None, True),
-        ([], {"COLUMNS": "-3"}, None, True),
-        ([], {"COLUMNS": "wide"}, None, True),
-        ([], {"COLUMNS": "9" * 5000}, None, True),
-        ([], {"NO_COLOR": "1"}, None, False),
-        ([], {"NO_COLOR": ""}, None, True),
-        ([], {"TERM": "dumb"}, None, False),
-        ([], {"TERM": "xterm"}, None, True),
-        (["--no-colour"], {}, None, False),
-        (["--no-color", "--width=7"], {}, 7, False),
-    ],
-)
-def test_width_and_colour(
-    home: Home, arguments: list[str], environ: dict[str, str], width: int | None, colour: bool
-) -> None:
-    with answering(home, answer()) as asked:
-        assert statusline(home, *arguments, environ=environ).returncode == 0
-    assert (asked[0]["width"], asked[0]["colour"]) == (width, colour)
+    variables = {"FLUXBUDGET_RUN": "r", "COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm"}
+    with answering(home, replied(f"{LINE}\n", err)) as asked:
+        result = statusline(home, "--session", "s1", data=data, environ=variables)
+    assert (result.returncode, result.stdout, result.stderr) == (0, LINE + "\n", err)
+    (request,) = asked
+    assert request["words"] == [b"statusline", b"--timeout", b"20", b"--session", b"s1"]
+    assert (request["stdin"], request["cut"]) == (data.encode(), False)
+    assert request["env"] == {name: value.encode() for name, value in variables.items()}
 
 
 @both_clients
 @pytest.mark.parametrize("width", ["0", "-1", "x", "1.5", "100000", "٣"])
-def test_wrong_width_is_a_usage_error(home: Home, width: str) -> None:
+def test_wrong_width_is_a_usage_error(home: Home, daemon: Daemon, width: str) -> None:
     result = statusline(home, f"--width={width}")
     assert (result.returncode, result.stdout) == (64, "")
 
@@ -75,9 +48,9 @@ def test_wrong_width_is_a_usage_error(home: Home, width: str) -> None:
 @pytest.mark.parametrize(
     ("served", "code", "words"),
     [
-        (frame({"ok": False, "error": {"code": "no_run", "message": "no run here", "hint": "h"}}), 3, "no run here"),
-        (frame({"ok": False, "error": {"code": "busy", "message": "many", "hint": "h"}}), 69, "many"),
-        (frame({"ok": True, "op": "statusline", "line": 5}), 70, "no line"),
+        (replied("", "fluxbudgetctl: no run here\nhint: h\n", 3), 3, "no run here"),
+        (refused("busy", "many"), 69, "many"),
+        (frame({"ok": True, "op": "statusline", "line": 5}), 70, "not understood"),
         (b"\0\0\0\1\xc1", 70, "not understood"),
         (b"", 69, "without an answer"),
     ],
@@ -99,30 +72,71 @@ def test_daemon_away_and_daemon_silent(home: Home) -> None:
 
 
 @both_clients
-def test_terminal_is_not_read_and_stalled_input_is_an_error(home: Home) -> None:
-    def run(stdin: int, seconds: str) -> Any:
-        return subprocess.run(
-            [*CTL, "statusline", "--timeout", seconds], env=home.environ, stdin=stdin, capture_output=True, check=False
-        )
-
+def test_terminal_is_not_read(home: Home) -> None:
     master, slave = os.openpty()
-    reading, writing = os.pipe()
-    with answering(home, answer()) as asked:
-        result = run(slave, "60")
-        assert (result.returncode, result.stdout.decode()) == (0, LINE + "\n")
-        stalled = run(reading, "0.3")
-    assert (stalled.returncode, stalled.stdout) == (75, b"")
-    assert b"stdin did not end within 0.3 s" in stalled.stderr
-    assert [one["input"] for one in asked] == [b""]
-    for file in (master, slave, reading, writing):
+    with answering(home, ANSWER) as asked:
+        result = run(slave, home, "60")
+    assert (result.returncode, result.stdout.decode()) == (0, LINE + "\n")
+    assert [(one["stdin"], one["more"]) for one in asked] == [(b"", False)]
+    for file in (master, slave):
         os.close(file)
+
+
+@both_clients
+@pytest.mark.parametrize("given", [b"", b"{"])
+def test_input_that_never_ends_costs_at_most_the_deadline(home: Home, given: bytes) -> None:
+    """The false daemon waits for a whole value."""
+    reading, writing = os.pipe()
+    os.write(writing, given)
+    with answering(home, ANSWER) as asked:
+        result = run(reading, home, "0.3")
+    assert (result.returncode, result.stdout) == (75, b"")
+    assert b"within 0.3 s" in result.stderr
+    assert not asked
+    for file in (reading, writing):
+        os.close(file)
+
+
+@both_clients
+def test_whole_value_is_answered_although_stdin_stays_open(home: Home, daemon: Daemon) -> None:
+    started(home, session="s1", token_budget=1000)
+    reading, writing = os.pipe()
+    os.write(writing, b'{"session_id": "s1"}')
+    result = run(reading, home, "20")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"0%" in result.stdout
+    for file in (reading, writing):
+        os.close(file)
+
+
+@both_clients
+def test_stdin_without_input_shows_the_directory(home: Home, daemon: Daemon) -> None:
+    """Before the deadline, although stdin stays open and nothing is ever written to it."""
+    home.ok("run", "start", "--budget", "1000")
+    reading, writing = os.pipe()
+    result = run(reading, home, "4")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"0%" in result.stdout
+    for file in (reading, writing):
+        os.close(file)
+
+
+def run(stdin: int, home: Home, seconds: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*CTL, "statusline", "--timeout", seconds],
+        env=home.environ,
+        cwd=home.project,
+        stdin=stdin,
+        capture_output=True,
+        check=False,
+    )
 
 
 @both_clients
 def test_output_does_not_depend_on_the_locale(home: Home) -> None:
     """Claude Code reads UTF-8."""
     environ = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
-    with answering(home, answer()):
+    with answering(home, ANSWER):
         result = subprocess.run(
             [*CTL, "statusline", "--timeout", "20"],
             env={**home.environ, **environ},
@@ -137,7 +151,7 @@ def test_output_does_not_depend_on_the_locale(home: Home) -> None:
 @pytest.mark.parametrize(("redirection", "code"), [(">&-", 0), (">/dev/full", 70)])
 def test_output_that_cannot_be_written(home: Home, redirection: str, code: int) -> None:
     """A closed stdout counts as intentional; a full disk is an error."""
-    with answering(home, answer()) as asked:
+    with answering(home, ANSWER) as asked:
         result = subprocess.run(
             ["bash", "-c", f'"$@" {redirection}', "-", *CTL, "statusline", "--timeout", "20"],
             env=home.environ,
@@ -151,7 +165,7 @@ def test_output_that_cannot_be_written(home: Home, redirection: str, code: int) 
 
 @both_clients
 def test_unread_line_is_given_up_at_the_deadline(home: Home) -> None:
-    with answering(home, answer()) as asked, full_pipe() as pipe:
+    with answering(home, ANSWER) as asked, full_pipe() as pipe:
         result = subprocess.run(
             [*CTL, "statusline", "--timeout", "2"],
             env=home.environ,

@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from fluxbudgetctl import environment, hot
+from fluxbudgetctl import environment, pipe
 from fluxbudgetctl.failure import Failure
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.text import one_line
+
+DEFAULT_SECONDS = 1.0
 
 Options = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -36,7 +38,7 @@ def add_command(
     description: str,
     run: Callable[[Options], int],
     *,
-    timeout: float | None = hot.DEFAULT_SECONDS,
+    timeout: float | None = DEFAULT_SECONDS,
     json: bool = True,
 ) -> Parser:
     """Add a command and return its parser.
@@ -63,7 +65,7 @@ def add_timeout(parser: Parser, shown: float, *, default: float | None) -> None:
     """Add `--timeout`. `shown` is what the help calls the default, which may depend on the command."""
     parser.add_argument(
         "--timeout",
-        type=hot.seconds,
+        type=seconds,
         metavar="S",
         default=default,
         help=f"seconds to wait for the answer (default: {shown:g})",
@@ -82,16 +84,6 @@ def add_names(group: Group) -> None:
     group.add_argument("--session", type=text, metavar="S", help="a session attached to the run")
 
 
-def add_override(parser: Parser) -> None:
-    """Add `--override` as `check` and `advance` have it."""
-    parser.add_argument(
-        "--override",
-        type=text,
-        metavar="REASON",
-        help="continue although the budget is exceeded, unless enforcement is hard (default: $CLAVAIN_SKIP_BUDGET)",
-    )
-
-
 def add_transcript(parser: Parser) -> None:
     """Add `--transcript`, which belongs to `--session`."""
     parser.add_argument(
@@ -105,6 +97,17 @@ def add_model(parser: Parser) -> None:
         "--model", type=text, metavar="M", help="use the history of this model (default: claude-opus-4-6)"
     )
     parser.add_argument("--slicing", action="store_true", help="agents get slices of the document")
+
+
+def seconds(value: str) -> float:
+    """Return a time limit in seconds, above 0 and at most an hour."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0
+    if not 0 < number <= pipe.MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"it must be a number of seconds above 0 (at most {pipe.MAX_SECONDS:g})")
+    return number
 
 
 def path(value: str) -> str:

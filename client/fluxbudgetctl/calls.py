@@ -1,4 +1,4 @@
-"""Typed requests: a message to the daemon, its answer back. (The hot verbs use `request`, which imports less.)"""
+"""Typed requests: a message to the daemon, its answer back. (The pipe imports less.)"""
 
 import os
 import time
@@ -54,7 +54,7 @@ class TimeLimit:
 
 def hints() -> messages.Hints:
     """Return what the environment says about which run is meant."""
-    return msgspec.convert(environment.hints(), messages.Hints)
+    return msgspec.convert(environment.Hints(), messages.Hints, from_attributes=True)
 
 
 def transcript(path: str | None) -> str | None:

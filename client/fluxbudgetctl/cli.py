@@ -1,4 +1,4 @@
-"""The whole command line, with argparse. Hot verbs reach it only for `--help` and for mistakes."""
+"""The whole command line, with argparse, except for carrying out the piped verbs."""
 
 import argparse
 import io
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from fluxbudgetctl.arguments import FailingParser
 from fluxbudgetctl.commands import (
-    advance,
     calibrate,
     doctor,
     estimates,
-    hot_verbs,
+    piped,
     report,
     run,
     service,
@@ -32,11 +31,10 @@ Exit codes: 0 answered, 1 refused (budget, stale phase, doctor, service), 3 no r
 
 #: In the order in which `--help` lists them.
 _COMMANDS = (
-    hot_verbs,
+    piped,
     status,
     watch,
     run,
-    advance,
     estimates,
     triage,
     report,
@@ -50,7 +48,7 @@ _COMMANDS = (
 def main(arguments: Sequence[str], native: str | None = None) -> int:
     """Carry out a command line and return the exit code.
 
-    `native` is the version of the native client that passed the command line on, if one did.
+    `native` is what the native client says of itself, if one has passed the command line on.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a Latin-1 terminal still shows the rest of the table

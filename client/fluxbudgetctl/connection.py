@@ -4,9 +4,11 @@
 import _socket
 import errno
 import os
+import stat
 import sys
 import time
 
+from fluxbudgetctl import environment
 from fluxbudgetctl.failure import Failure
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.framing import FrameDecoder, FrameError, encode_frame
@@ -26,10 +28,7 @@ _NOT_THERE = (errno.ENOENT, errno.ECONNREFUSED)
 def exchange(path: str, body: bytes, seconds: float) -> bytes:
     """Send a request to the daemon's socket and return the answer's body; raises `Failure`."""
     deadline = time.monotonic() + seconds
-    try:
-        frame = encode_frame(body)
-    except FrameError as exc:
-        raise Failure(f"the request is too large: {exc}", "shorten the arguments", codes.BAD_INPUT) from None
+    frame = request_frame(body)
     peer = None
     try:
         peer = connect(path, deadline)
@@ -47,18 +46,34 @@ def exchange(path: str, body: bytes, seconds: float) -> bytes:
             peer.close()
 
 
+def request_frame(body: bytes) -> bytes:
+    """Return a request's frame; raises `Failure` if it is too large."""
+    try:
+        return encode_frame(body)
+    except FrameError as exc:
+        raise Failure(f"the request is too large: {exc}", "shorten the arguments", codes.BAD_INPUT) from None
+
+
 def connect(path: str, deadline: float) -> _socket.socket:
     """Return a connection to the daemon's socket; sending on it times out at the deadline (monotonic seconds).
 
-    Raises `Failure` if the socket has no daemon or belongs to another user, `TimeoutError` after the deadline, and
-    `OSError`.
+    If there is no daemon at the default path, its lock file may say where it listens. Raises `Failure` if the socket
+    has no daemon or belongs to another user, `TimeoutError` after the deadline, and `OSError`.
     """
     try:
-        peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        return _connect(path, deadline)
+    except TimeoutError:
+        raise
     except OSError as exc:
-        raise _not_connected(path, exc) from None
+        if exc.errno in _NOT_THERE and (other := _moved_to(path)) is not None:
+            return connect(other, deadline)
+        raise not_connected(path, exc.errno, exc.strerror or str(exc)) from None
+
+
+def _connect(path: str, deadline: float) -> _socket.socket:
+    peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        _connect(peer, path, deadline)
+        _keep_trying(peer, path, deadline)
         _require_owner(peer, path)
         peer.settimeout(_left(deadline))
     except BaseException:
@@ -67,7 +82,28 @@ def connect(path: str, deadline: float) -> _socket.socket:
     return peer
 
 
-def _connect(peer: _socket.socket, path: str, deadline: float) -> None:
+def _moved_to(path: str) -> str | None:
+    """Return where the daemon of the default socket listens according to its lock file; None if it does not say so."""
+    if os.environ.get("FLUXBUDGET_SOCKET") or path != environment.socket():
+        return None
+    try:
+        # O_NONBLOCK: the path may lead to a FIFO.
+        file = os.open(f"{path}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                return None
+            lines = os.read(file, _CHUNK).split(b"\n")
+        finally:
+            os.close(file)
+    except OSError:
+        return None
+    says_where = len(lines) > 1 and lines[1].startswith(b"socket /")
+    other = os.fsdecode(lines[1].removeprefix(b"socket ")) if says_where else path
+    return None if other == path else other
+
+
+def _keep_trying(peer: _socket.socket, path: str, deadline: float) -> None:
     while True:
         peer.settimeout(_left(deadline))
         try:
@@ -77,10 +113,6 @@ def _connect(peer: _socket.socket, path: str, deadline: float) -> None:
             if exc.errno != errno.EAGAIN:
                 raise
             time.sleep(min(_RETRY_SECONDS, _left(deadline)))
-        except TimeoutError:
-            raise
-        except OSError as exc:
-            raise _not_connected(path, exc) from None
         else:
             return
 
@@ -89,7 +121,7 @@ def _require_owner(peer: _socket.socket, path: str) -> None:
     credentials = peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIAL_BYTES)
     uid = int.from_bytes(credentials[4:8], sys.byteorder)
     if uid not in (0, os.geteuid()):
-        raise unreachable(path, f"it is served by uid {uid}, not by you")
+        raise not_ours(path, uid)
 
 
 def _receive(peer: _socket.socket, deadline: float, path: str) -> bytes:
@@ -98,7 +130,7 @@ def _receive(peer: _socket.socket, deadline: float, path: str) -> bytes:
         peer.settimeout(_left(deadline))
         data = peer.recv(_CHUNK)
         if not data:
-            raise unreachable(path, "the daemon closed the connection without an answer")
+            raise hung_up(path)
         decoder.feed(data)
         try:
             body = decoder.next()
@@ -133,13 +165,24 @@ def unreachable(path: str, reason: str) -> Failure:
     return Failure(f"no daemon at {path}: {reason}", "start it with 'fluxbudgetd'", codes.UNREACHABLE, "unreachable")
 
 
-def _not_connected(path: str, exc: OSError) -> Failure:
-    failure = unreachable(path, exc.strerror or str(exc))
-    if exc.errno in _FORBIDDEN:
+def not_connected(path: str, number: int | None, reason: str) -> Failure:
+    """Return the failure for this error (an `errno`) in connecting."""
+    failure = unreachable(path, reason)
+    if number in _FORBIDDEN:
         failure.hint = "a sandbox may forbid sockets: run it outside, or check the socket's permissions"
-    if exc.errno in (*_FORBIDDEN, *_NOT_THERE):
+    if number in (*_FORBIDDEN, *_NOT_THERE):
         failure.code = NO_SOCKET
     return failure
+
+
+def hung_up(path: str) -> Failure:
+    """Return the failure for a daemon that closes the connection."""
+    return unreachable(path, "the daemon closed the connection without an answer")
+
+
+def not_ours(path: str, uid: int) -> Failure:
+    """Return the failure for another user's socket."""
+    return unreachable(path, f"it is served by uid {uid}, not by you")
 
 
 def _left(deadline: float) -> float:

@@ -2,7 +2,6 @@
 
 import os
 
-from fluxbudgetd.wire.packed import Value
 from fluxbudgetd.wire.paths import socket_path
 from fluxbudgetd.wire.text import fold
 
@@ -30,8 +29,7 @@ def working_directory() -> str | None:
 
 def override() -> str | None:
     """Return the environment's reason to continue although the budget is exceeded, or None."""
-    value = os.environ.get("CLAVAIN_SKIP_BUDGET")
-    return text(value) if value else None
+    return _text_of("CLAVAIN_SKIP_BUDGET")
 
 
 def cells(value: str) -> int:
@@ -50,14 +48,17 @@ def columns() -> int | None:
         return None
 
 
-def hints() -> dict[str, Value]:
-    """Return the `hints` of a request: what may identify the run when the command line does not name one."""
-    environ = os.environ
-    here = working_directory()
-    found: dict[str, Value] = {"cwd": None if here is None else text(here)}
-    if run := environ.get("FLUXBUDGET_RUN"):
-        found["run"] = text(run)
-    if bead := environ.get("CLAVAIN_BEAD_ID"):
-        found["scope"] = text(bead)
-    found["sessions"] = [text(value) for name in _SESSIONS if (value := environ.get(name))]
-    return found
+class Hints:
+    """What may identify the run when the command line does not name one: the `hints` of a request."""
+
+    def __init__(self) -> None:
+        here = working_directory()
+        self.cwd = None if here is None else text(here)
+        self.run = _text_of("FLUXBUDGET_RUN")
+        self.scope = _text_of("CLAVAIN_BEAD_ID")
+        self.sessions = [session for name in _SESSIONS if (session := _text_of(name)) is not None]
+
+
+def _text_of(name: str) -> str | None:
+    value = os.environ.get(name)
+    return text(value) if value else None

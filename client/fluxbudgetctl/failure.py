@@ -3,6 +3,7 @@
 import os
 import sys
 
+from fluxbudgetctl import stdio
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.text import one_line
 
@@ -29,30 +30,36 @@ class Failure(Exception):  # noqa: N818  not an error of the program
 
 
 class _Stderr:
-    """How long a line on stderr may wait for a reader: until this deadline (monotonic seconds); None: forever."""
+    """How long output on stderr may wait for a reader: until this deadline (monotonic seconds); None: forever."""
 
     deadline: float | None = None
 
 
-def limit_stderr(deadline: float) -> None:
-    """Drop lines on stderr that cannot be written by the deadline (monotonic seconds).
+def limit_stderr(deadline: float | None) -> None:
+    """Drop what cannot be written to stderr by the deadline (monotonic seconds); None: wait until it is read.
 
-    For the verbs Claude Code waits for. The others wait until their output is read.
+    For the verbs Claude Code waits for.
     """
     _Stderr.deadline = deadline
 
 
 def print_stderr(line: str) -> None:
     """Write a line to stderr. If stderr is closed or full, the answer and the exit code stay the same."""
+    if _Stderr.deadline is not None:
+        write_stderr(f"{line}\n".encode())
+        return
     try:
-        if _Stderr.deadline is None:
-            sys.stderr.write(line + "\n")
-        else:
-            from fluxbudgetctl import stdio  # noqa: PLC0415  the verbs with a deadline have imported it already
-
-            stdio.write_line(line, _Stderr.deadline, sys.stderr)
+        sys.stderr.write(line + "\n")
     except AttributeError:
         return
+    except OSError:
+        discard(2)
+
+
+def write_stderr(data: bytes) -> None:
+    """Write to stderr like `print_stderr`."""
+    try:
+        stdio.write(data, sys.stderr, _Stderr.deadline)
     except OSError:
         discard(2)
 
@@ -68,7 +75,7 @@ def discard(fd: int) -> None:
 def failure_of(error: object) -> Failure:
     """Return the failure for the `error` of an answer, which should be a map."""
     answered = error if isinstance(error, dict) else {}
-    fields = {"code": "internal", "message": "the daemon failed", "hint": ""}
+    fields = {"code": "internal", "message": "the daemon failed", "hint": "see 'fluxbudgetctl doctor'"}
     fields |= {name: value for name, value in answered.items() if name in fields and isinstance(value, str)}
     exit_code = codes.ERROR_CODES.get(fields["code"], (codes.INTERNAL, ""))[0]
     return Failure(fields["message"], fields["hint"], exit_code, fields["code"])

@@ -1,9 +1,10 @@
-"""The entry point of `fluxbudgetctl`: hot verbs first, so that they import only what they need."""
+"""The entry point of `fluxbudgetctl`: piped verbs first, so that they import only what they need."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 
 TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
 if TYPE_CHECKING:
@@ -12,12 +13,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line and return the exit code."""
+    started_ns = time.monotonic_ns()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Removed, so that child processes do not inherit it.
+    # Removed, so that child processes do not inherit them.
     native = os.environ.pop("FLUXBUDGETCTL_NATIVE", None)
+    handed = os.environ.pop("FLUXBUDGETCTL_FAILED", None)
     code = 0
     try:
-        code = _run(arguments, native)
+        code = _run(arguments, started_ns, native, handed)
         if sys.stdout is not None:
             sys.stdout.flush()
     except SystemExit as exc:
@@ -48,26 +51,58 @@ def _exit_code(request: SystemExit) -> int:
 
 
 def _fail(message: str, hint: str) -> int:
-    from fluxbudgetctl.failure import Failure  # noqa: PLC0415
+    from fluxbudgetctl.failure import Failure  # noqa: PLC0415  so that Ctrl-C during the import is caught, too
 
     return Failure(message, hint, 70).report()
 
 
 def _discard_stdout() -> None:
-    from fluxbudgetctl.failure import discard  # noqa: PLC0415
+    from fluxbudgetctl.failure import discard  # noqa: PLC0415  as above
 
     discard(1)
 
 
-def _run(arguments: list[str], native: str | None) -> int:
-    from fluxbudgetctl import hot  # noqa: PLC0415  so that Ctrl-C during the import is caught, too
+def _run(arguments: list[str], started_ns: int, native: str | None, handed: str | None) -> int:
+    from fluxbudgetctl import pipe  # noqa: PLC0415  so that Ctrl-C during the import is caught, too
 
-    options = hot.parse(arguments)
-    if options is not None:
-        return hot.run(options)
-    from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than answering a hot verb
+    if arguments and arguments[0] in pipe.VERBS:
+        return _run_piped(arguments, started_ns, handed)
+    from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than answering a piped verb
 
     return cli.main(arguments, native)
+
+
+def _run_piped(words: list[str], started_ns: int, handed: str | None) -> int:
+    from fluxbudgetctl import pipe  # noqa: PLC0415  loaded already
+    from fluxbudgetctl.failure import Failure  # noqa: PLC0415  loaded already
+
+    call, failure = None, None
+    seconds = pipe.time_limit(words)
+    if seconds is not None:
+        call = pipe.Call(words, seconds, started_ns)
+        try:
+            if handed is not None:
+                _raise_again(handed, seconds)
+            code = pipe.run(call)
+        except Failure as exc:
+            if pipe.is_silent(call, exc):
+                return 0
+            failure = exc
+        else:
+            if code is not None:
+                return code
+    from fluxbudgetctl.commands import piped  # noqa: PLC0415  argparse costs more than an answer
+
+    return piped.main(words, call, failure)
+
+
+def _raise_again(handed: str, seconds: float) -> None:
+    """Raise the `Failure` that the native client has met, unless asking again may give an answer."""
+    from fluxbudgetctl import handover  # noqa: PLC0415  only after the native client
+
+    failure = handover.failure(handed, seconds)
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ that other users could have created or changed are never used, because the socke
 can write to.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import stat
@@ -15,12 +13,8 @@ from fluxbudgetctl import environment
 from fluxbudgetctl.failure import Failure, print_stderr
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.short import short
-from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
+from fluxbudgetd.wire.state_names import ALIVE, RUNS, SCOPES, SESSIONS, file_name, state_directory
 from fluxbudgetd.wire.text import one_line
-
-TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type checkers know this name
-if TYPE_CHECKING:
-    from fluxbudgetd.wire.packed import Value
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: the path may lead to a FIFO.
@@ -28,51 +22,87 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST = 64 * 1024
 _MOST = 2**63 - 1
 _MOST_DIGITS = 19
-# The same as in the daemon's line.
-_COLOURS = {"ok": "32", "warning": "33", "exceeded": "1;31", "unlimited": "36"}
+_STATES = ("ok", "warning", "exceeded", "unlimited")
+_STALE = "the state file says so ('fluxbudgetctl doctor' has the reason)"
 
 
-class State:
-    """The contents of a state file."""
+class Spend:
+    """The numbers of a state file, like a `Spend` of the protocol."""
+
+    measured = provisional = None
 
     def __init__(self, fields: dict[str, str]) -> None:
-        """Check a file's fields; raises `KeyError` or `ValueError` if they are not a state."""
-        self.run, self.phase, self.state, self.as_of = (fields[key] for key in ("run", "phase", "state", "as_of"))
+        """Read a file's fields; raises `KeyError` or `ValueError` if they are not a state's."""
+        self.state = fields["state"]
         self.budget = _number(fields["budget"]) if fields["budget"] else None
         self.remaining = _number(fields["remaining"]) if fields["remaining"] else None
         self.pct = _percentage(fields["pct"]) if fields["pct"] else None
         self.spent = _number(fields["spent"])
         self.reserved = _number(fields["reserved"])
         self.stale = {"0": False, "1": True}[fields["stale"]]
-        unlimited = self.state == "unlimited"
-        limits = (self.budget, self.remaining, self.pct)
-        if not self.run or not self.as_of or self.state not in _COLOURS:
-            raise ValueError("a state without its run, its time, or its name")
-        if any((limit is None) != unlimited for limit in limits):
+        self.stale_why = _STALE if self.stale else None
+        if self.state not in _STATES:
+            raise ValueError(f"{self.state} is no state")
+        if any((limit is None) != (self.state == "unlimited") for limit in (self.budget, self.remaining, self.pct)):
             raise ValueError("a budget without its remainder")
 
-    def answer(self) -> dict[str, Value]:
-        """Return the answer the daemon would give to `remaining`."""
-        spend: dict[str, Value] = {
-            "budget": self.budget,
-            "spent": self.spent,
-            "measured": None,
-            "provisional": None,
-            "reserved": self.reserved,
-            "remaining": self.remaining,
-            "pct": self.pct,
-            "state": self.state,
-            "stale": self.stale,
-            "stale_why": "the state file says so ('fluxbudgetctl doctor' has the reason)" if self.stale else None,
-        }
-        return {"run": self.run, "phase": self.phase, "spend": spend}
+
+class State:
+    """The contents of a state file, like an answer to `remaining` and, after `check`, to `check`."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        """Read a file's fields; raises `KeyError` or `ValueError` if they are not a state's."""
+        self.run, self.phase, self.as_of = (fields[key] for key in ("run", "phase", "as_of"))
+        if not self.run or not self.as_of:
+            raise ValueError("a state without its run or its time")
+        self.spend = Spend(fields)
+        self.stale_why = self.spend.stale_why
+        self.line = one_line(fields.get("line", "").strip("'"))  # quoted for shells
+        self._fields = fields
+        self.allowed = True
+        self.refusal: str | None = None
+        self.overridden: str | None = None
+        self.note = ""
+
+    def check(self, override: str | None) -> None:
+        """Set whether the run may go on, as the daemon decides it. (It will not know of an override.)"""
+        spend = self.spend
+        if spend.state != "exceeded":
+            return
+        if override and not override.isspace() and self._fields.get("enforcement") == "soft":
+            self.overridden = override
+            return
+        self.allowed = False
+        basis = self._fields.get("cost_basis", "")
+        self.refusal = f"budget_exceeded|{self.phase}|{spend.spent}/{spend.budget} {basis} tokens".replace("  ", " ")
+        if override:
+            self.note = "overrides are not accepted without the daemon, or with hard enforcement"
+
+    def shorten(self, width: int | None) -> None:
+        """Make `line` fit into this many cells: leave out what follows the percentage, then the tokens, then the phase.
+
+        A file without a line, of an older daemon, gets one.
+        """
+        spend = self.spend
+        # Phases are ASCII. Replacing anything else makes sure that the line's length is its width.
+        phase = "".join(c if c.isascii() and c.isprintable() else "?" for c in self.phase)
+        mark = " (stale)" if spend.stale else ""
+        if spend.budget is None:
+            share, tokens = short(spend.spent), ""
+        else:
+            share, tokens = f"{int(spend.pct or 0)}%", f" {short(spend.spent)}/{short(spend.budget)}"
+        lines = [f"{phase}{tokens} {share}{mark}", f"{phase} {share}{mark}", f"{share}{mark}"]
+        limit = _LARGEST if width is None else width
+        if self.line:
+            lines.insert(0, self.line)
+        self.line = next((line for line in lines if len(line) <= limit), share[:limit])
 
 
-def read_state(naming: dict[str, Value | bytes], failure: Failure, session: str | None = None) -> State:
+def read_state(names: dict[str, str | None], failure: Failure, session: str | None = None) -> State:
     """Return the state of the run that is meant, and report on stderr that it is from a file; raises `Failure`.
 
-    `naming` holds the fields of a request that say which run is meant. `failure` says why the socket cannot be used; it
-    is raised again if the files do not help. `session` is the one named on stdin, if any.
+    `names` are the run, the scope and the session that the command line names. `failure` says why the socket cannot be
+    used; it is raised again if the files do not help. `session` is the one named on stdin, if any.
     """
     try:
         # All later steps use this descriptor, even if the directory is replaced meanwhile.
@@ -82,7 +112,7 @@ def read_state(naming: dict[str, Value | bytes], failure: Failure, session: str 
     try:
         if not _is_private(directory):
             raise failure
-        places = _places(naming, session)
+        places = _places(names, session)
         found = next((state for place in places if (state := _read(directory, *place)) is not None), None)
         alive = _is_alive(directory)
     finally:
@@ -90,8 +120,7 @@ def read_state(naming: dict[str, Value | bytes], failure: Failure, session: str 
     if found is None and not alive:
         raise failure
     if found is None:
-        is_named = any(field in naming for field in ("run", "scope", "session"))
-        hint = failure.hint if is_named else "name the run: --run ID"
+        hint = failure.hint if any(names.values()) else "name the run: --run ID"
         raise Failure(f"{failure.message}; no state file describes the run", hint, codes.UNREACHABLE)
     if not alive:
         message = f"{failure.message}; the daemon is gone; its last state of run {found.run} is from {found.as_of}"
@@ -100,41 +129,17 @@ def read_state(naming: dict[str, Value | bytes], failure: Failure, session: str 
     return found
 
 
-def line(state: State, width: int | None, *, colour: bool) -> str:
-    """Return a status line of at most `width` cells: `PHASE SPENT/BUDGET PCT%`.
-
-    If that is too long, the tokens are left out, then the phase. Colours take no cells.
-    """
-    # Phases are ASCII. Replacing anything else makes sure that the line's length is its width.
-    phase = "".join(c if c.isascii() and c.isprintable() else "?" for c in state.phase)
-    mark = " (stale)" if state.stale else ""
-    if state.budget is None:
-        share, befores = short(state.spent), [f"{phase} ", ""]
-    else:
-        share = f"{int(state.pct or 0)}%"
-        befores = [f"{phase} {short(state.spent)}/{short(state.budget)} ", f"{phase} ", ""]
-    limit = _LARGEST if width is None else width
-    before = next((text for text in befores if len(text + share + mark) <= limit), "")
-    if len(share + mark) > limit:
-        mark, share = "", share[:limit]
-    painted = f"\x1b[{_COLOURS[state.state]}m{share}\x1b[0m" if colour else share
-    return f"{before}{painted}{mark}"
-
-
-def _places(naming: dict[str, Value | bytes], session: str | None) -> list[tuple[str, str]]:
+def _places(names: dict[str, str | None], session: str | None) -> list[tuple[str, str]]:
     """Return the directories and names of the files to try, in the daemon's order."""
-    kinds = (("run", "runs"), ("scope", "scopes"), ("session", "sessions"))
-    for field, kind in kinds:
-        if isinstance(name := naming.get(field), str):
+    for field, kind in (("run", RUNS), ("scope", SCOPES), ("session", SESSIONS)):
+        if name := names[field]:
             return [(kind, name)]
-    hints = naming["hints"]
-    if not isinstance(hints, dict):
-        return []
-    if isinstance(run := hints.get("run"), str):
-        return [("runs", run)]
-    sessions = hints["sessions"] if isinstance(hints["sessions"], list) else []
-    names = [("scopes", hints.get("scope")), *(("sessions", name) for name in (session, *sessions))]
-    return [(kind, name) for kind, name in names if isinstance(name, str)]
+    hints = environment.Hints()
+    if hints.run is not None:
+        return [(RUNS, hints.run)]
+    scopes = [] if hints.scope is None else [(SCOPES, hints.scope)]
+    sessions = hints.sessions if session is None else [session, *hints.sessions]
+    return scopes + [(SESSIONS, name) for name in sessions]
 
 
 def _is_trusted(status: os.stat_result) -> bool:

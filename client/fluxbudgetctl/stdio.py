@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr of the verbs that Claude Code calls: limited in size and in time."""
+"""stdin and stdout of the piped verbs, with limits of size and time."""
 
 from __future__ import annotations
 
@@ -12,62 +12,62 @@ TYPE_CHECKING = False  # typing costs milliseconds; type checkers know this name
 if TYPE_CHECKING:
     from typing import TextIO
 
-#: This many bytes of a longer input are sent. (A tool's output, which a hook gets, can be of any size.)
+#: This many bytes of a longer input are kept. (A tool's output, which a hook gets, can be of any size.)
 MAX_INPUT = 256 * 1024
 _CHUNK = 64 * 1024
 
 
-class Input:
-    """What was read from stdin."""
+class Stdin:
+    """What has been read of stdin. One that is a terminal, closed or unreadable counts as empty."""
 
-    def __init__(self, data: bytes, *, whole: bool, ended: bool) -> None:
-        self.data = data
-        self.whole = whole
-        """False if there was more, which was discarded."""
-        self.ended = ended
-        """False if the deadline came before the end of the input."""
+    def __init__(self, *, is_read: bool) -> None:
+        """Without `is_read`, stdin is not touched and counts as empty."""
+        self.data = bytearray()
+        self.is_cut = False
+        """There was more, which has been discarded."""
+        self.has_ended = not is_read or sys.stdin is None or os.isatty(0)
 
+    def read(self) -> None:
+        """Read once; waits if there is nothing to read."""
+        try:
+            chunk = os.read(0, _CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        room = MAX_INPUT - len(self.data)
+        self.data += chunk[:room]
+        self.is_cut = self.is_cut or len(chunk) > room
+        self.has_ended = not chunk
 
-def read_input(deadline: float) -> Input:
-    """Read stdin to its end, or until the deadline (monotonic seconds).
+    def read_available(self) -> None:
+        """Read what can be read without waiting."""
+        while not self.has_ended and not self.is_cut and self.wait(0):
+            self.read()
 
-    A stdin that is a terminal, closed or unreadable counts as empty.
-    """
-    data = bytearray()
-    whole = True
-    try:
-        if sys.stdin is None or os.isatty(0):
-            return Input(b"", whole=True, ended=True)
+    def wait(self, deadline: float) -> bool:
+        """Wait until there is something to read, or its end; False if that is not so at the deadline (monotonic)."""
         poll = select.poll()
         poll.register(0, select.POLLIN)
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                return Input(bytes(data), whole=whole, ended=False)
-            chunk = os.read(0, _CHUNK)
-            if not chunk:
-                break
-            whole = whole and len(data) + len(chunk) <= MAX_INPUT
-            data += chunk[: MAX_INPUT - len(data)]
-    except OSError:
-        pass  # use what has been read so far
-    return Input(bytes(data), whole=whole, ended=True)
+        return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
 
 
-def write_line(line: str, deadline: float, file: TextIO | None) -> None:
-    """Write a line to stdout or stderr, as UTF-8 in every locale because Claude Code reads it.
+def write(data: bytes, file: TextIO | None, deadline: float | None = None) -> None:
+    """Write to stdout or stderr, past Python's buffer; raises `OSError`.
 
-    Raises `OSError`; `TimeoutError` if at the deadline (monotonic seconds) the reader has not made room for the rest.
-    Even after the deadline it writes as much as there is room for.
+    With a deadline (monotonic seconds), raises `TimeoutError` if by then the reader has not made room for the rest.
+    Even after the deadline it writes as much as there is room for. Without one, it waits for the reader.
     """
     if file is None:  # closed; its descriptor may belong to another file by now
         return
     fd = file.fileno()
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    data = f"{line}\n".encode()
     while data:
-        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+        if deadline is None:
+            data = data[os.write(fd, data) :]
+        elif poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            # A writable pipe has room for PIPE_BUF bytes; writing more could block.
+            data = data[os.write(fd, data[: select.PIPE_BUF]) :]
+        else:
             raise TimeoutError(errno.ETIMEDOUT, "the reader did not read it in time")
-        # A writable pipe has room for PIPE_BUF bytes; writing more could block.
-        data = data[os.write(fd, data[: select.PIPE_BUF]) :]

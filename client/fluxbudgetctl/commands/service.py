@@ -32,11 +32,8 @@ def _add(group: Subcommands, name: str, description: str) -> Parser:
     return group.add_parser(name, help=description, description=description, allow_abbrev=False)
 
 
-# The service package imports subprocess and hashlib, which only these commands and `doctor` need.
-
-
 def _install(options: Options) -> int:
-    from fluxbudgetctl.service.install import install, print_units  # noqa: PLC0415
+    from fluxbudgetctl.service.install import install, print_units  # noqa: PLC0415  imports subprocess, hashlib
 
     if options.print:
         print_units()
@@ -46,15 +43,15 @@ def _install(options: Options) -> int:
 
 
 def _uninstall(options: Options) -> int:
-    from fluxbudgetctl.service.uninstall import uninstall  # noqa: PLC0415
+    from fluxbudgetctl.service.uninstall import uninstall  # noqa: PLC0415  imports subprocess
 
     uninstall(force=options.force)
     return codes.OK
 
 
 def _status(options: Options) -> int:
-    from fluxbudgetctl.service import describe  # noqa: PLC0415
-    from fluxbudgetctl.service.status import read_status_and_ping  # noqa: PLC0415
+    from fluxbudgetctl.service import describe  # noqa: PLC0415  imports subprocess
+    from fluxbudgetctl.service.status import read_status_and_ping  # noqa: PLC0415  imports subprocess
 
     status, answer = read_status_and_ping()
     if options.json:

@@ -4,7 +4,7 @@ from fluxbudgetctl.arguments import Options, Subcommands, add_command
 from fluxbudgetctl.calls import call
 from fluxbudgetctl.failure import Failure
 from fluxbudgetctl.screens.output import print_json
-from fluxbudgetctl.versions import client_version, half_upgrade
+from fluxbudgetctl.versions import called_client, half_upgrade
 from fluxbudgetd.wire import codes, messages
 
 
@@ -15,8 +15,9 @@ def add(commands: Subcommands) -> None:
 
 def _version(options: Options) -> int:
     """Print the versions; if the daemon does not answer, print the client's and fail."""
-    client = {"client": options.native or client_version(), "client_kind": "native" if options.native else "python"}
-    line = f"fluxbudgetctl {client['client']} ({client['client_kind']})"
+    called = called_client(options.native)
+    client = {"client": called.version, "client_kind": called.kind, "client_build": called.build}
+    line = f"fluxbudgetctl {called.version} ({called.shown})"
     if half := half_upgrade(options.native):
         half.report()
     try:

@@ -1,8 +1,8 @@
-"""A small MessagePack codec for the client's hot commands.
+"""A small MessagePack codec for the Python client's pipe.
 
 Importing msgspec takes a Python client about 20 ms, twice as long as everything else, on every tool call. This module
-supports exactly what requests and answers consist of: maps, arrays, text, integers, floats, true, false and nil, and
-bytes in requests. It is slower than msgspec but much faster to import. All other commands use `messages`.
+is slower than msgspec but much faster to import. It writes what a `command` request consists of, and reads all that an
+answer, also one of a later version, may consist of. All other requests use `messages`.
 """
 
 TYPE_CHECKING = False  # typing costs 3 ms to import; type checkers know this name
@@ -12,31 +12,31 @@ if TYPE_CHECKING:
 #: Deeper nesting is refused; the deepest answer has five levels.
 _DEEPEST = 32
 
-Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
+Value = None | bool | int | float | str | bytes | list["Value"] | dict[str, "Value"]
 
 
 class PackedError(ValueError):
     """The bytes are not one MessagePack value of the kinds that this protocol uses."""
 
 
-def pack(value: "Value | bytes | dict[str, Value | bytes]") -> bytes:
-    """Return the MessagePack encoding; raise `PackedError` for values that the protocol does not have."""
+def pack(value: Value) -> bytes:
+    """Return the MessagePack encoding of nil, booleans, text, bytes, lists, maps and counts (integers from 0)."""
     if value is None:
         return b"\xc0"
     if isinstance(value, bool):
         return b"\xc3" if value else b"\xc2"
     if isinstance(value, int):
-        return _pack_int(value)
+        return bytes((value,)) if value < 128 else b"\xcf" + value.to_bytes(8, "big")
     if isinstance(value, str):
         raw = value.encode()
-        return _head(len(raw), 0xA0, 32, (0xD9, 0xDA, 0xDB)) + raw
+        return _head(len(raw), 0xA0, 32, 0xDA) + raw
     if isinstance(value, bytes):
-        return _head(len(value), 0, 0, (0xC4, 0xC5, 0xC6)) + value
+        return _head(len(value), 0, 0, 0xC5) + value
     if isinstance(value, list):
-        return _head(len(value), 0x90, 16, (None, 0xDC, 0xDD)) + b"".join(map(pack, value))
+        return _head(len(value), 0x90, 16, 0xDC) + b"".join(map(pack, value))
     if isinstance(value, dict):
         items = (pack(key) + pack(item) for key, item in value.items())
-        return _head(len(value), 0x80, 16, (None, 0xDE, 0xDF)) + b"".join(items)
+        return _head(len(value), 0x80, 16, 0xDE) + b"".join(items)
     raise PackedError(f"a {type(value).__name__} cannot be sent")
 
 
@@ -51,26 +51,13 @@ def unpack(data: bytes) -> Value:
     return value
 
 
-def _head(size: int, fixed: int, below: int, longer: tuple[int | None, int, int]) -> bytes:
+def _head(size: int, fixed: int, below: int, longer: int) -> bytes:
+    """Return the type and the size: in one byte if it is `below` a limit, else in two or four more."""
     if size < below:
         return bytes((fixed | size,))
-    if longer[0] is not None and size < 1 << 8:
-        return bytes((longer[0], size))
     if size < 1 << 16:
-        return bytes((longer[1],)) + size.to_bytes(2, "big")
-    return bytes((longer[2],)) + size.to_bytes(4, "big")
-
-
-def _pack_int(value: int) -> bytes:
-    if 0 <= value < 128 or -32 <= value < 0:
-        return bytes((value & 0xFF,))
-    first, signed = (0xCC, False) if value >= 0 else (0xD0, True)
-    for power in range(4):
-        try:
-            return bytes((first + power,)) + value.to_bytes(1 << power, "big", signed=signed)
-        except OverflowError:
-            continue
-    raise PackedError("an integer beyond 64 bits cannot be sent")
+        return bytes((longer,)) + size.to_bytes(2, "big")
+    return bytes((longer + 1,)) + size.to_bytes(4, "big")
 
 
 def _read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
@@ -92,15 +79,18 @@ def _read(data: bytes, at: int, depth: int) -> tuple[Value, int]:
 
 
 def _read_sized(data: bytes, at: int, kind: int, depth: int) -> tuple[Value, int]:
-    if kind == 0xCB:
-        from struct import unpack as unpack_struct  # noqa: PLC0415  only a percentage needs it
-
-        return float(unpack_struct(">d", _slice(data, at, 8))[0]), at + 8
     if kind not in _SIZES:
         _unsupported(kind)
     what, width = _SIZES[kind]
-    number = int.from_bytes(_slice(data, at, width), "big", signed=what == "signed")
+    part = _slice(data, at, width)
     at += width
+    if what == "float":
+        from struct import unpack as unpack_struct  # noqa: PLC0415  no answer of today has one
+
+        return float(unpack_struct(">d", part)[0]), at
+    number = int.from_bytes(part, "big", signed=what == "signed")
+    if what == "bytes":
+        return _slice(data, at, number), at + number
     if what == "text":
         return _read_text(data, at, number)
     if what == "array":
@@ -152,6 +142,10 @@ def _unsupported(kind: int) -> "NoReturn":
 
 _CONSTANTS: dict[int, Value] = {0xC0: None, 0xC2: False, 0xC3: True}
 _SIZES = {
+    0xC4: ("bytes", 1),
+    0xC5: ("bytes", 2),
+    0xC6: ("bytes", 4),
+    0xCB: ("float", 8),
     0xCC: ("unsigned", 1),
     0xCD: ("unsigned", 2),
     0xCE: ("unsigned", 4),

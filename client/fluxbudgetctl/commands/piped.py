@@ -1,0 +1,160 @@
+"""The piped verbs as argparse knows them: for `--help`, mistakes, unusual spellings, and without a daemon's answer."""
+
+import argparse
+import os
+import time
+
+from fluxbudgetctl import arguments, environment, fallback, pipe
+from fluxbudgetctl.arguments import FailingParser, Options, Subcommands, add_command, add_naming
+from fluxbudgetctl.commands import hook_settings
+from fluxbudgetctl.failure import Failure, failure_of
+from fluxbudgetd.wire.text import unfold
+
+_DESCRIPTIONS = {
+    "remaining": "print the tokens that are left, as one integer (no run or no budget: 0, exit 3)",
+    "env": "print 'export FLUX_BUDGET_REMAINING=N' for eval (exhausted: N is 1; no run or no budget: unset, exit 3)",
+    "check": "check whether the run may go on: print 'ok', or the reason and exit 1, every time",
+    "advance": "check the budget, then move the run to its next phase: 'advanced|P|Q'",
+    "ping": "check whether the daemon answers",
+    "hook": "answer a Claude Code hook: JSON on stdin, JSON on stdout; on any error print nothing and exit 0",
+    "statusline": "print one line for Claude Code's status line",
+}
+_PRINT_JSON = ("remaining", "check", "advance", "ping")
+
+#: The options that are sent as words of the command line, with their flags.
+_VALUES = {
+    "run": "--run",
+    "scope": "--scope",
+    "session": "--session",
+    "default": "--default",
+    "from_phase": "--from",
+    "to_phase": "--to",
+    "override": "--override",
+    "width": "--width",
+}
+_SWITCHES = {"json": "--json", "require": "--require", "no_colour": "--no-colour"}
+
+
+def main(words: list[str], call: pipe.Call | None, failure: Failure | None) -> int:
+    """Carry out a command line that the pipe has not, and return the exit code.
+
+    `failure` says why not; None: the daemon, or `pipe.time_limit`, leaves it to argparse. `call` is the attempt.
+    """
+    root = FailingParser(prog="fluxbudgetctl", allow_abbrev=False)
+    add(root.add_subparsers(required=True))
+    options = root.parse_args(words, Options(call=call, failure=failure))
+    try:
+        return int(options.run_command(options))
+    except Failure as exc:
+        return exc.report()
+
+
+def add(commands: Subcommands) -> None:
+    """Add the commands."""
+    for verb in pipe.VERBS:
+        _add(commands, verb)
+
+
+def _add(commands: Subcommands, verb: str) -> None:
+    def run(options: Options) -> int:
+        if getattr(options, "print_settings", False):
+            return hook_settings.print_settings()
+        return _run(verb, options)
+
+    parser = add_command(commands, verb, _DESCRIPTIONS[verb], run, timeout=pipe.VERBS[verb], json=False)
+    if verb != "ping":
+        add_naming(parser)
+    if verb in _PRINT_JSON:
+        parser.add_argument("--json", action="store_true", help="print a JSON object")
+    if verb in _FLAGS:
+        _FLAGS[verb](parser)
+
+
+def _run(verb: str, options: Options) -> int:
+    before, failure = options.call, options.failure
+    # What argparse takes is not the daemon's fault: a first attempt gets the whole time.
+    started_ns = time.monotonic_ns() if failure is None else before.started_ns
+    call = pipe.Call([verb, *_words(options)], options.timeout, started_ns, before and before.stdin)
+    if failure is None:
+        try:
+            code = pipe.run(call)
+        except Failure as exc:
+            failure = exc
+        else:
+            if code is not None:
+                return code
+            # The daemon is older and does not know these words. It may know the request.
+            failure = failure_of({"code": "unknown_op"})
+    return fallback.run(call, options, failure)
+
+
+def _words(options: Options) -> list[str]:
+    """Return the options as the plainest words that mean the same."""
+    given = {**dict.fromkeys((*_VALUES, *_SWITCHES)), **vars(options)}
+    values = [f"{flag}={_raw(given[name])}" for name, flag in _VALUES.items() if given[name] is not None]
+    return values + [flag for name, flag in _SWITCHES.items() if given[name]]
+
+
+def _raw(value: str | int) -> str:
+    """Return an argument as it was given: the reverse of `environment.text`."""
+    return os.fsdecode(unfold(value)) if isinstance(value, str) else str(value)
+
+
+def _add_default(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--default",
+        type=int,
+        metavar="N",
+        help="print N if there is no run or no budget (exit 3), or if the daemon does not answer (exit 0)",
+    )
+
+
+def _add_override(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--override",
+        type=arguments.text,
+        metavar="REASON",
+        help="continue although the budget is exceeded, unless enforcement is hard (default: $CLAVAIN_SKIP_BUDGET)",
+    )
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_override(parser)
+    parser.add_argument("--require", action="store_true", help="no run is a refusal: exit 1 instead of 3")
+
+
+def _add_phases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        dest="from_phase",
+        type=arguments.text,
+        required=True,
+        metavar="P",
+        help="the phase you expect the run to be in",
+    )
+    parser.add_argument(
+        "--to", dest="to_phase", type=arguments.text, metavar="Q", help="a later phase (default: the next one)"
+    )
+    _add_override(parser)
+
+
+def _add_print_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--print-settings", action="store_true", help="print what to merge into Claude Code's settings.json"
+    )
+
+
+def _add_appearance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--width", type=environment.cells, metavar="N", help="at most N cells (default: $COLUMNS, else no limit)"
+    )
+    parser.add_argument("--no-colour", "--no-color", action="store_true", help="no colours, as with $NO_COLOR")
+
+
+_FLAGS = {
+    "remaining": _add_default,
+    "check": _add_check,
+    "advance": _add_phases,
+    "hook": _add_print_settings,
+    "statusline": _add_appearance,
+}

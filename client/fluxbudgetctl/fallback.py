@@ -1,0 +1,114 @@
+"""What the piped verbs do if the pipe gives no answer: state files, defaults, an older daemon's requests."""
+
+import json
+import os
+import site
+import sys
+from typing import Any
+
+from fluxbudgetctl import environment, pipe, state_file
+from fluxbudgetctl.arguments import Options
+from fluxbudgetctl.connection import NO_SOCKET
+from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.json_fields import text_field
+from fluxbudgetctl.pipe import Call
+from fluxbudgetd.wire import codes, replies
+from fluxbudgetd.wire.text import fold, one_line
+
+_LAUNCHERS = (b"Agent", b"Task")
+
+
+def run(call: Call, options: Options, failure: Failure) -> int:
+    """Carry out a verb and return the exit code. `failure` says why the pipe has not; raises `Failure`."""
+    _read_json(call)
+    if call.verb == "hook":
+        return pipe.deliver(_hook(call, options, failure), call)
+    try:
+        reply = _reply(call, options, failure)
+    except Failure as exc:
+        reply = _failed(call.verb, options, exc)
+    return pipe.deliver(reply, call)
+
+
+def _read_json(call: Call) -> None:
+    """Read stdin until it is a JSON value, to its end or its limit, or until the deadline."""
+    stdin = call.stdin
+    while not stdin.has_ended and not stdin.is_cut and not _is_json(stdin.data) and stdin.wait(call.deadline):
+        stdin.read()
+
+
+def _is_json(data: bytes | bytearray) -> bool:
+    if not data.rstrip().endswith(b"}"):
+        return False
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _reply(call: Call, options: Options, failure: Failure) -> replies.Reply:
+    """Return what an older daemon or a state file answers; raises `Failure`."""
+    if failure.code == "unknown_op":
+        if sys.flags.no_site:  # bare.py finds only what is beside this package, which msgspec need not be
+            site.main()
+        from fluxbudgetctl import older_daemon  # noqa: PLC0415  msgspec costs more than the answer
+
+        return older_daemon.ask(call, options)
+    if failure.code != NO_SOCKET or call.verb not in ("remaining", "env", "check", "statusline"):
+        raise failure
+    session = text_field(bytes(call.stdin.data), b"session_id")
+    names = {name: getattr(options, name) for name in ("run", "scope", "session")}
+    state = state_file.read_state(names, failure, None if session is None else fold(session))
+    state.check(getattr(options, "override", None) or environment.override())
+    state.shorten(getattr(options, "width", None) or environment.columns())
+    answer: Any = state  # it has the attributes of all these answers
+    if call.verb == "remaining":
+        return replies.remaining(answer, default=options.default, as_json=options.json)
+    if call.verb == "env":
+        return replies.env(answer)
+    if call.verb == "check":
+        return replies.check(answer, as_json=options.json)
+    return replies.statusline(answer)
+
+
+def _failed(verb: str, options: Options, failure: Failure) -> replies.Reply:
+    """Return what a verb prints if nothing answers it."""
+    reason = failure.message, failure.hint, failure.exit_code
+    if verb == "remaining":
+        return replies.remaining_failed(*reason, default=options.default, as_json=options.json)
+    if verb == "env":
+        return replies.env_failed(*reason)
+    if verb == "check":
+        return replies.check_failed(*reason, require=options.require)
+    return replies.failed(*reason)
+
+
+def _hook(call: Call, options: Options, failure: Failure) -> replies.Reply:
+    """Return what a hook prints: nothing, because a budget never breaks a session, or a denial that was asked for."""
+    data = bytes(call.stdin.data)
+    if not data:
+        return replies.Reply(codes.OK)
+    if failure.code == "unknown_op":
+        try:
+            return _reply(call, options, failure)
+        except Failure as exc:
+            failure = exc
+    pipe.debug(failure.message)
+    is_denied = os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1" and _is_launch(data)
+    return replies.Reply(codes.OK, _denial(failure.message) if is_denied else "")
+
+
+def _is_launch(data: bytes) -> bool:
+    """Return True if this is the PreToolUse event of a sub-agent's launch."""
+    return text_field(data, b"hook_event_name") == b"PreToolUse" and text_field(data, b"tool_name") in _LAUNCHERS
+
+
+def _denial(why: str) -> str:
+    reason = f"fluxbudget: the daemon gave no answer ({one_line(why)}), and FLUXBUDGET_FAIL_CLOSED=1"
+    decision = {
+        "hookEventName": "PreToolUse",
+        "permissionDecision": "deny",
+        "permissionDecisionReason": reason,
+    }
+    return json.dumps({"hookSpecificOutput": decision}) + "\n"

@@ -1,0 +1,33 @@
+"""What the native client has learnt before it executed this one: `FLUXBUDGETCTL_FAILED="KIND[ DETAIL]"`."""
+
+from __future__ import annotations
+
+import os
+
+from fluxbudgetctl import environment
+from fluxbudgetctl.connection import hung_up, no_answer, not_connected, not_ours, not_understood, unreachable
+from fluxbudgetctl.failure import Failure, failure_of
+from fluxbudgetd.wire import codes
+
+
+def failure(handed: str, seconds: float) -> Failure | None:
+    """Return the failure that the native client has met; None if asking again may give an answer, or the reason.
+
+    `seconds` is the time limit that has run out after a `timeout`.
+    """
+    path = environment.socket()
+    kind, _, detail = handed.partition(" ")
+    number = int(detail) if detail.isascii() and detail.isdigit() else 0
+    if kind == "error":
+        known = {"code": detail, "message": codes.ERROR_CODES.get(detail, (0, ""))[1]}
+        # Of any other error, only the daemon knows the message.
+        return failure_of(known) if detail in ("unknown_op", "timeout") else None
+    failures = {
+        "connect": not_connected(path, number, os.strerror(number)),
+        "uid": not_ours(path, number),
+        "closed": hung_up(path),
+        "garbage": not_understood("it breaks the protocol"),
+        "timeout": no_answer(path, seconds),
+        "send": unreachable(path, os.strerror(number)),
+    }
+    return failures.get(kind)

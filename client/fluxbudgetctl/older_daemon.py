@@ -1,0 +1,81 @@
+"""The piped verbs as typed requests, for a daemon that does not know `command`, or not all of its words."""
+
+import os
+import time
+from typing import Any, TypeVar
+
+from fluxbudgetctl import environment
+from fluxbudgetctl.arguments import Options
+from fluxbudgetctl.calls import call, hints
+from fluxbudgetctl.pipe import Call
+from fluxbudgetd.wire import messages, replies
+
+R = TypeVar("R", bound=messages.Naming)
+
+
+def ask(asked: Call, options: Options) -> replies.Reply:
+    """Carry out a verb within its time limit and return the reply; raises `Failure`."""
+    return _VERBS[asked.verb](asked, options)
+
+
+def _request(kind: type[R], options: Options, **fields: Any) -> R:
+    return kind(run=options.run, scope=options.scope, session=options.session, hints=hints(), **fields)
+
+
+def _remaining(asked: Call, options: Options) -> replies.Reply:
+    answer = call(_request(messages.Remaining, options), messages.RemainingAnswer, asked.seconds)
+    return replies.remaining(answer, default=options.default, as_json=options.json)
+
+
+def _env(asked: Call, options: Options) -> replies.Reply:
+    return replies.env(call(_request(messages.Remaining, options), messages.RemainingAnswer, asked.seconds))
+
+
+def _check(asked: Call, options: Options) -> replies.Reply:
+    override = options.override or environment.override()
+    answer = call(_request(messages.Check, options, override=override), messages.CheckAnswer, asked.seconds)
+    return replies.check(answer, as_json=options.json)
+
+
+def _advance(asked: Call, options: Options) -> replies.Reply:
+    request = _request(
+        messages.Advance,
+        options,
+        from_phase=options.from_phase,
+        to_phase=options.to_phase,
+        override=options.override or environment.override(),
+    )
+    return replies.advance(call(request, messages.AdvanceAnswer, asked.seconds), as_json=options.json)
+
+
+def _ping(asked: Call, options: Options) -> replies.Reply:
+    before = time.perf_counter()
+    answer = call(messages.Ping(), messages.PingAnswer, asked.seconds)
+    return replies.ping(answer, (time.perf_counter() - before) * 1000, as_json=options.json)
+
+
+def _hook(asked: Call, options: Options) -> replies.Reply:
+    request = _request(messages.Hook, options, input=bytes(asked.stdin.data), whole=not asked.stdin.is_cut)
+    return replies.hook(call(request, messages.HookAnswer, asked.seconds))
+
+
+def _statusline(asked: Call, options: Options) -> replies.Reply:
+    request = _request(
+        messages.StatusLine,
+        options,
+        input=bytes(asked.stdin.data),
+        width=options.width or environment.columns(),
+        colour=not (options.no_colour or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"),
+    )
+    return replies.statusline(call(request, messages.StatusLineAnswer, asked.seconds))
+
+
+_VERBS = {
+    "remaining": _remaining,
+    "env": _env,
+    "check": _check,
+    "advance": _advance,
+    "ping": _ping,
+    "hook": _hook,
+    "statusline": _statusline,
+}

@@ -1,0 +1,305 @@
+"""The pipe: what is sent, and what the client does by itself if the daemon leaves a command line to it."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.codes import ERROR_CODES
+from harness.daemon import CTL, Home
+from harness.false_daemon import NOT_MINE, answering, frame, refused, replied
+from harness.native import both_clients
+
+VERBS = ["remaining", "env", "check", "advance", "ping", "hook", "statusline"]
+NAMES = ("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID", "CLAVAIN_SKIP_BUDGET")
+SPEND = messages.Spend(
+    budget=250_000,
+    spent=208_499,
+    measured=200_000,
+    provisional=8_499,
+    reserved=40_000,
+    remaining=1_501,
+    pct=83.3,
+    state="warning",
+    stale=False,
+    stale_why=None,
+)
+TYPED: dict[str, messages.Answer] = {
+    "remaining": messages.RemainingAnswer(run="r1", phase="executing", spend=SPEND),
+    "check": messages.CheckAnswer(
+        run="r1", phase="executing", allowed=False, refusal="refused|", overridden=None, note="", spend=SPEND
+    ),
+    "advance": messages.AdvanceAnswer(
+        run="r1", advanced=True, line="advanced|p|q", phase="q", completed=None, overridden=None, note="", spend=SPEND
+    ),
+    "ping": messages.PingAnswer(version="0.0.1", protocol=1, pid=4711, started_at="2026"),
+    "hook": messages.HookAnswer(output='{"a": 1}', exports="export A=1\n"),
+    "statusline": messages.StatusLineAnswer(run="r1", line="a line", stale_why=None),
+}
+
+
+def line_of(verb: str) -> list[str]:
+    return [verb, *(["--from", "p"] if verb == "advance" else []), "--timeout", "20"]
+
+
+@both_clients
+@pytest.mark.parametrize("verb", VERBS)
+def test_command_line_is_sent_and_the_answer_is_printed(home: Home, verb: str) -> None:
+    """Words and variables as bytes; no other variable; stdin only for the verbs that read it."""
+    special = b"\xff\xe2\x82 a'b\n=$x"
+    environ = {os.fsencode(name): special for name in NAMES}
+    environ |= {b"COLUMNS": b"x", b"NO_COLOR": b"1", b"TERM": b"dumb"}
+    with answering(home, replied("out\n", "err\n", 3)) as asked:
+        result = subprocess.run(
+            [*CTL, verb, "--timeout=20", b"--session=" + special, b"", b"-x"],
+            env={**{os.fsencode(name): os.fsencode(value) for name, value in home.environ.items()}, **environ},
+            cwd=home.project,
+            input=b'{"x": 1}',
+            capture_output=True,
+            check=False,
+        )
+    assert (result.returncode, result.stdout, result.stderr) == (3, b"out\n", b"err\n")
+    (request,) = asked
+    assert request.pop("wait_ms") <= 20_000
+    assert request.pop("started_ns") > 0
+    assert request.pop("frames")
+    assert request == {
+        "v": 1,
+        "op": "command",
+        "words": [verb.encode(), b"--timeout=20", b"--session=" + special, b"", b"-x"],
+        "cwd": os.fsencode(home.project),
+        "env": {os.fsdecode(name): value for name, value in environ.items()},
+        "stdin": b'{"x": 1}' if verb in ("hook", "statusline") else b"",
+        "more": request["more"],  # both are right: the end of stdin may not have arrived yet
+        "cut": False,
+    }
+
+
+@both_clients
+def test_deleted_working_directory(home: Home) -> None:
+    gone = home.root / "gone"
+    gone.mkdir()
+    with answering(home, replied()) as asked:
+        command = ["sh", "-c", f'cd "{gone}" && rmdir "{gone}" && exec "$@"', "-", *CTL, "env"]
+        subprocess.run(command, env=home.environ, check=True)
+    assert asked[0]["cwd"] is None
+
+
+@both_clients
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("remaining --default 4_2", ["remaining", "--default=42"]),
+        ("remaining --run a --run=b --json --json", ["remaining", "--run=b", "--json"]),
+        ("env --timeout 2e1 --scope a\udcff", ["env", "--scope=a\udcff"]),
+        ("env --timeout 1", ["env"]),
+        (
+            "check --override x --session=é --require --json",
+            ["check", "--session=é", "--override=x", "--json", "--require"],
+        ),
+        ("advance --to q --from p --override=x", ["advance", "--from=p", "--to=q", "--override=x"]),
+        ("statusline --no-color --no-colour --width 007", ["statusline", "--width=7", "--no-colour"]),
+    ],
+)
+def test_unusual_spelling_is_sent_again_in_plain_words(home: Home, line: str, words: list[str]) -> None:
+    """The daemon leaves it to argparse, and then carries out what argparse has understood."""
+    plain = [os.fsencode(word) for word in words]
+    with answering(home, lambda request: replied("done\n") if request["words"] == plain else NOT_MINE) as asked:
+        result = home.ctl(*(os.fsencode(word) for word in line.split()), "--timeout", "20", own_deadline=True)
+    assert (result.returncode, result.stdout) == (0, "done\n"), (result, asked)
+
+
+@both_clients
+@pytest.mark.parametrize("line", ["remaining --tim 20", "env --no-such", "hook extra", "advance", "check --json=1"])
+def test_mistakes_are_left_to_argparse(home: Home, line: str) -> None:
+    with answering(home, NOT_MINE) as asked:
+        result = home.ctl(*line.split())
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (64, "", 2)
+    assert {one["op"] for one in asked} == {"command"}
+
+
+@both_clients
+def test_stdin_is_sent_again_with_the_plain_words(home: Home) -> None:
+    def answer(request: dict[str, Any]) -> bytes:
+        return replied("done\n") if b"--run=b" in request["words"] else NOT_MINE
+
+    with answering(home, answer) as asked:
+        result = home.ctl("hook", "--run=a", "--run", "b", "--timeout", "20", stdin='{"x": 1}')
+    assert (result.returncode, result.stdout) == (0, "done\n")
+    assert asked[-1]["stdin"] == b'{"x": 1}'
+
+
+def typed_answer(verb: str, request: dict[str, Any], to_commands: bytes) -> bytes:
+    if request["op"] == "command":
+        return to_commands
+    assert request["op"] == {"env": "remaining"}.get(verb, verb)
+    return frame(TYPED[request["op"]])
+
+
+PRINTED = {
+    "remaining": (0, "1501\n"),
+    "env": (0, "export FLUX_BUDGET_REMAINING=1501\n"),
+    "check": (1, "refused|\n"),
+    "advance": (0, "advanced|p|q\n"),
+    "ping": (0, "fluxbudgetd 0.0.1 (pid 4711) answered in "),
+    "hook": (0, '{"a": 1}\n'),
+    "statusline": (0, "a line\n"),
+}
+
+
+@both_clients
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("to_commands", [refused("unknown_op"), NOT_MINE], ids=["no commands", "not these words"])
+def test_older_daemon_gets_a_typed_request(home: Home, verb: str, to_commands: bytes) -> None:
+    exports = home.root / "exports"
+    with answering(home, lambda request: typed_answer(verb, request, to_commands)) as asked:
+        environ = {"CLAUDE_ENV_FILE": str(exports), "FLUXBUDGET_RUN": "r"}
+        result = home.ctl(*line_of(verb), stdin='{"session_id": "s"}', environ=environ)
+    code, out = PRINTED[verb]
+    assert (result.returncode, result.stdout[: len(out)], result.stderr) == (code, out, "")
+    typed = asked[-1]
+    if verb != "ping":
+        assert (typed["hints"]["run"], typed["hints"]["cwd"]) == ("r", str(home.project))
+    if verb in ("hook", "statusline"):
+        assert typed["input"] == b'{"session_id": "s"}'
+    assert exports.exists() == (verb == "hook")
+
+
+@both_clients
+@pytest.mark.parametrize("verb", ["remaining", "env", "check", "hook"])
+def test_older_daemon_may_refuse_the_typed_request(home: Home, verb: str) -> None:
+    """With the exit codes and the output of any other failure."""
+
+    def answer(request: dict[str, Any]) -> bytes:
+        return refused("unknown_op") if request["op"] == "command" else refused("no_run", "no run here")
+
+    with answering(home, answer):
+        result = home.ctl(*line_of(verb), stdin="{}")
+    printed = {"remaining": "0\n", "env": "unset FLUX_BUDGET_REMAINING\n"}
+    assert (result.returncode, result.stdout) == (0 if verb == "hook" else 3, printed.get(verb, ""))
+    assert result.stderr == ("" if verb == "hook" else "fluxbudgetctl: no run here\nhint: h\n")
+
+
+# --- what the native client hands over
+
+
+def handed(home: Home, failed: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return home.ctl(*arguments, environ={"FLUXBUDGETCTL_FAILED": failed, **environ}, stdin="{}")
+
+
+@pytest.mark.parametrize(
+    ("failed", "code", "words"),
+    [
+        ("connect 2", 69, "No such file or directory"),
+        ("connect 1", 69, "Operation not permitted"),
+        ("uid 4711", 69, "it is served by uid 4711, not by you"),
+        ("closed", 69, "the daemon closed the connection without an answer"),
+        ("garbage", 70, "not understood"),
+        ("timeout", 75, "no answer from"),
+        ("send 90", 69, "Message too long"),
+        ("error timeout", 75, ERROR_CODES["timeout"][1]),
+    ],
+)
+def test_what_the_native_client_has_met_is_not_tried_again(home: Home, failed: str, code: int, words: str) -> None:
+    with answering(home, replied("1\n")) as asked:
+        for verb in ("env", "statusline"):
+            result = handed(home, failed, *line_of(verb))
+            assert (result.returncode, result.stdout) == (code, ""), result
+            assert words in result.stderr.splitlines()[0]
+        assert handed(home, failed, "env", "--default", "1").returncode == 64
+        assert handed(home, failed, "env", "--help").stdout.startswith("usage: fluxbudgetctl env")
+    assert not asked
+
+
+def test_other_errors_are_asked_for_again(home: Home) -> None:
+    """Only the daemon knows what it wants to say."""
+    with answering(home, refused("busy", "too many")) as asked:
+        result = handed(home, "error busy", "env", "--timeout", "20")
+    assert (result.returncode, result.stderr) == (69, "fluxbudgetctl: too many\nhint: h\n")
+    assert len(asked) == 1
+    home.socket.unlink()
+    with answering(home, replied("1\n")):
+        assert handed(home, "error of-the-future", "env", "--timeout", "20").stdout == "1\n"
+        assert handed(home, "something else", "env", "--timeout", "20").stdout == "1\n"
+
+
+def test_older_daemon_that_the_native_client_has_met(home: Home) -> None:
+    with answering(home, frame(TYPED["remaining"])) as asked:
+        assert handed(home, "error unknown_op", "env", "--timeout", "20").stdout.startswith("export ")
+    assert [one["op"] for one in asked] == ["remaining"]
+
+
+# --- where the daemon listens
+
+
+@pytest.fixture
+def elsewhere(home: Home) -> Path:
+    """Return the path of a socket that is not the default one; the default one's directory exists."""
+    home.socket.parent.mkdir(parents=True, mode=0o700)
+    return home.root / "elsewhere.sock"
+
+
+def note(home: Home, *lines: str) -> Path:
+    """Write the lock file of the default socket."""
+    lock = Path(f"{home.socket}.lock")
+    lock.write_text("".join(f"{line}\n" for line in lines))
+    return lock
+
+
+DEFAULT = {"FLUXBUDGET_SOCKET": ""}
+
+
+@both_clients
+@pytest.mark.parametrize("verb", ["remaining", "status"])
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_lock_file_says_where_the_daemon_listens(home: Home, elsewhere: Path, verb: str, is_dead: bool) -> None:
+    """If the default socket is missing or nobody listens there."""
+    if is_dead:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(home.socket))
+    note(home, "fluxbudgetd pid 4711", f"socket {elsewhere}")
+    status = messages.StatusAnswer(
+        runs=(), sources=(), unattributed=messages.Unattributed(sessions=0, billing=0, total=0), next=None
+    )
+    with answering(home, replied("1\n") if verb == "remaining" else frame(status), str(elsewhere)) as asked:
+        result = home.ctl(verb, "--timeout", "20", environ=DEFAULT)
+        assert home.ctl(verb, "--timeout", "20").returncode == 69  # $FLUXBUDGET_SOCKET is explicit
+    assert (result.returncode, len(asked)) == (0, 1), result
+
+
+@both_clients
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["fluxbudgetd pid 1"],
+        ["fluxbudgetd pid 1", "socket"],
+        ["fluxbudgetd pid 1", "socket elsewhere.sock"],
+        ["fluxbudgetd pid 1", "SOCKET {}"],
+        ["socket {}"],
+        ["fluxbudgetd pid 1", "socket {}/x"],
+    ],
+)
+def test_lock_file_that_says_nothing_usable(home: Home, elsewhere: Path, lines: Sequence[str]) -> None:
+    note(home, *(line.format(elsewhere) for line in lines))
+    with answering(home, replied("1\n"), str(elsewhere)) as asked:
+        result = home.ctl("remaining", "--timeout", "20", environ=DEFAULT, cwd=home.root)
+    assert (result.returncode, asked) == (69, [])
+
+
+@both_clients
+def test_lock_file_of_another_kind_is_not_read(home: Home, elsewhere: Path) -> None:
+    real = note(home, "fluxbudgetd pid 1", f"socket {elsewhere}").rename(home.root / "real")
+    lock = Path(f"{home.socket}.lock")
+    lock.symlink_to(real)
+    with answering(home, replied("1\n"), str(elsewhere)) as asked:
+        assert home.ctl("remaining", "--timeout", "20", environ=DEFAULT).returncode == 69
+        lock.unlink()
+        os.mkfifo(lock)
+        assert home.ctl("remaining", "--timeout", "20", environ=DEFAULT).returncode == 69
+    assert not asked
