@@ -1,7 +1,7 @@
-"""Build hook: add the systemd units, the configuration template and `fluxbudgetctl` to the wheel.
+"""Build hook: add the systemd units, the configuration template and the clients to the wheel.
 
-`fluxbudgetctl` is the native client if a C compiler is available, else a short script. Both pass what they do not
-handle themselves to `fluxbudgetctl-python` beside them, an ordinary console script. With `FLUXBUDGET_NATIVE=0` the
+`fluxbudgetctl-python` is a script that starts the Python client. `fluxbudgetctl` is the native client if a C compiler
+is available, which leaves what it does not handle to that script, else the same script. With `FLUXBUDGET_NATIVE=0` the
 native client is left out; with `FLUXBUDGET_NATIVE=1` the build fails if it cannot be compiled.
 """
 
@@ -27,7 +27,7 @@ _STATIC_TAGS = ("manylinux_2_17", "musllinux_1_1")
 
 # A shell script instead of one that starts with `#!python`, which installers rewrite: pip's result does not run if the
 # path is long or has a space.
-_SCRIPT = "client/script/fluxbudgetctl.sh"
+_SCRIPT = "client/script/python-client.sh"
 
 
 class Client(BuildHookInterface[Any]):
@@ -57,6 +57,7 @@ class Client(BuildHookInterface[Any]):
             shutil.copyfile(os.path.join(self.root, _SCRIPT), program)
         os.chmod(program, 0o755)  # noqa: S103  a program, for every user of the machine
         build_data["shared_scripts"][program] = _NAME
+        build_data["shared_scripts"][os.path.join(self.root, _SCRIPT)] = f"{_NAME}-python"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
         """Remove the built client; the wheel contains a copy."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from packaging.tags import platform_tags
 from packaging.utils import parse_wheel_filename
 
 import fluxbudgetctl.main
-from fluxbudgetctl import bare
 from fluxbudgetd import __version__
+from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home
+from harness.false_daemon import answering, frame, refused
 from harness.mounts import why_not, with_empty
 from harness.privilege import needs_root
 
@@ -88,7 +90,8 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.scripts / "python")]
         quick = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile"]
         builds = {**self._environ, **(environ or {})}
-        subprocess.run([*pip, "install", *quick, *what], env=builds, capture_output=True, text=True, check=True)
+        if what:
+            subprocess.run([*pip, "install", *quick, *what], env=builds, capture_output=True, text=True, check=True)
 
     def daemon(self, *arguments: str) -> str:
         """Return what fluxbudgetd prints."""
@@ -125,8 +128,8 @@ class Environment:
     ("environ", "kind", "warned"),
     [
         pytest.param({}, "native", False, marks=needs_compiler, id="compiler"),
-        pytest.param(NO_COMPILER, "python", True, id="no compiler"),
-        pytest.param(NO_NATIVE, "python", False, id="switched off"),
+        pytest.param(NO_COMPILER, "script", True, id="no compiler"),
+        pytest.param(NO_NATIVE, "script", False, id="switched off"),
     ],
 )
 def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str, warned: bool) -> None:
@@ -134,11 +137,14 @@ def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str
     result = build("wheel", tmp_path / "dist", environ=environ)
     assert ("no working C compiler was found" in result.stdout + result.stderr) == warned, result
     (wheel,) = (tmp_path / "dist").iterdir()
-    pure = kind == "python"
+    pure = kind == "script"
     with zipfile.ZipFile(wheel) as content:
-        (script,) = (entry for entry in content.infolist() if ".data/" in entry.filename)
+        scripts = [entry for entry in content.infolist() if ".data/" in entry.filename]
+        script, beside = sorted(scripts, key=lambda entry: entry.filename)
         assert script.filename == f"fluxbudget-{__version__}.data/scripts/fluxbudgetctl"
-        assert script.external_attr >> 16 == 0o100755
+        assert beside.filename == f"fluxbudget-{__version__}.data/scripts/fluxbudgetctl-python"
+        assert script.external_attr >> 16 == beside.external_attr >> 16 == 0o100755
+        assert content.read(beside).startswith(b"#!/bin/sh\n")
         assert content.read(script).startswith(b"#!/bin/sh\n" if pure else b"\x7fELF")
         if pure:
             assert wheel.name == f"fluxbudget-{__version__}-py3-none-any.whl"
@@ -188,7 +194,7 @@ def test_wheel_with_a_dynamic_client_is_for_machines_like_this_one(tmp_path: Pat
 
 @pytest.fixture
 def script(tmp_path: Path, home: Home) -> Environment:
-    """An environment with the script that replaces the native client."""
+    """An environment in which `fluxbudgetctl` is the script, too."""
     return Environment(tmp_path / "venv", home, built("wheel", tmp_path / "dist", environ=NO_NATIVE))
 
 
@@ -211,9 +217,7 @@ def test_script_finds_itself_without_a_slash_in_its_name(script: Environment) ->
             assert result.stderr.startswith("fluxbudgetctl: no daemon at /no/such: ")
 
 
-def test_script_uses_its_own_python_and_packages(
-    script: Environment,
-) -> None:
+def test_script_uses_its_own_python_and_packages(script: Environment) -> None:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
     another = site.parents[1] / "python3.1" / "site-packages" / "fluxbudgetctl"
     another.mkdir(parents=True)
@@ -221,41 +225,86 @@ def test_script_uses_its_own_python_and_packages(
         place.write_text("raise SystemExit(99)\n")
     result = script.ctl("statusline", "--timeout", "20")
     assert result.returncode == 69, result
-    # Without its own packages, the ordinary client reports what is there.
+
+
+def test_older_daemon_is_asked_although_python_started_without_its_packages(script: Environment, home: Home) -> None:
+    """This needs msgspec, which is not in the environment's own directory."""
+    answer = frame(messages.PingAnswer(version="0.0.1", protocol=1, pid=4711, started_at="2026"))
+    with answering(home, lambda request: refused("unknown_op") if request["op"] == "command" else answer):
+        result = script.ctl("ping", "--timeout", "20")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("fluxbudgetd 0.0.1 (pid 4711) answered in ")
+
+
+def test_script_reports_a_missing_package_and_a_missing_python(script: Environment) -> None:
+    """With an exit code that means nothing else. A hook stays silent."""
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
     (site / "fluxbudgetctl").rename(site / "away")
-    beside = script.scripts / "fluxbudgetctl-python"
-    beside.write_text('#!/bin/sh\necho "$@"\n')
-    assert script.ctl("remaining", "--run", "a b").stdout == "remaining --run a b\n"
-    beside.write_text("#!/no/such/interpreter\n")
-    result = script.ctl("check")
-    hint = "hint: install fluxbudget again\n"
-    assert (result.returncode, result.stdout) == (70, ""), result
-    assert result.stderr == f"fluxbudgetctl: {beside} cannot be executed\n{hint}"
-    result = script.ctl("hook")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
+    for what in ("No module named 'fluxbudgetctl'", f"{script.scripts}/python cannot be executed"):
+        for program in ("fluxbudgetctl", "fluxbudgetctl-python"):
+            for verb in ("ping", "status"):
+                result = script.ctl(verb, program=script.scripts / program)
+                assert (result.returncode, result.stdout) == (70, ""), result
+                assert result.stderr == f"fluxbudgetctl: {what}\nhint: install fluxbudget again\n"
+            result = script.ctl("hook", program=script.scripts / program)
+            assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
+        (script.scripts / "python").unlink(missing_ok=True)
 
 
-def test_script_reports_a_missing_python_client(script: Environment) -> None:
-    """Except for a hook, which stays silent."""
-    (script.scripts / "fluxbudgetctl-python").unlink()
-    for verb in ("ping", "status"):
-        result = script.ctl(verb)
-        assert (result.returncode, result.stdout) == (70, "")
-        assert result.stderr == (
-            f"fluxbudgetctl: {script.scripts}/fluxbudgetctl-python cannot be executed\nhint: install fluxbudget again\n"
+@pytest.mark.parametrize(
+    ("place", "written"),
+    [
+        ("plain", "#!{}\n# -*- coding: utf-8 -*-\n"),
+        ("plain", "#!{} -sP\nimport sys\n"),
+        ("plain", "#!/bin/sh\n'''exec' {} \"$0\" \"$@\"\n' '''\n"),
+        ("with space", "#!/bin/sh\n'''exec' \"{}\" \"$0\" \"$@\"\n' '''\n"),
+        ("with space", "#!/bin/sh\n'''exec' '{}' \"$0\" \"$@\"\n' '''\n"),
+    ],
+    ids=["pip", "a distribution", "pip, long", "pip, with a space", "uv, with a space"],
+)
+def test_script_outside_of_an_environment_uses_the_python_of_a_generated_script(
+    tmp_path: Path, home: Home, place: str, written: str
+) -> None:
+    """As with `pip install --user`: the programs are not beside the interpreter."""
+    interpreter = tmp_path / place / "python"
+    interpreter.parent.mkdir()
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    scripts = tmp_path / "bin"
+    scripts.mkdir()
+    generated = scripts / "fluxbudgetd"
+    generated.write_text(written.format(interpreter) + "from fluxbudgetd.cli import main\n")
+    script = shutil.copy(ROOT / "client" / "script" / "python-client.sh", scripts / "fluxbudgetctl-python")
+    for verb in ("ping", "version"):
+        result = subprocess.run([script, verb], env=home.environ, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr.count("\n")) == (69, 2), result
+        assert result.stderr.startswith("fluxbudgetctl: no daemon at ")
+    generated.unlink()
+    result = subprocess.run([script, "status"], env=home.environ, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (70, "")
+    assert "cannot be executed" in result.stderr
+
+
+@pytest.mark.parametrize("place", ["plain", "with space", "long" * 40])
+def test_script_finds_the_python_of_what_pip_writes(tmp_path: Path, home: Home, place: str) -> None:
+    """Programs outside of the environment of the Python that installs them."""
+    wheel = built("wheel", tmp_path / "dist", environ=NO_NATIVE)
+    python = Environment(tmp_path / place, home).scripts / "python"
+    prefix = tmp_path / "prefix"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    quick = ["--no-index", "--no-deps", "--no-compile", "--prefix", str(prefix)]
+    subprocess.run([*pip, "install", *quick, wheel], capture_output=True, text=True, check=True)
+    site = sysconfig.get_path("purelib", vars={"base": str(prefix), "platbase": str(prefix)})
+    for program in ("fluxbudgetctl", "fluxbudgetctl-python"):
+        result = subprocess.run(
+            [prefix / "bin" / program, "version"],
+            env={**home.environ, "PYTHONPATH": site},
+            capture_output=True,
+            text=True,
+            check=False,
         )
-    result = script.ctl("hook")
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
-
-
-@pytest.mark.parametrize(("verb", "code"), [("status", 70), ("hook", 0)])
-def test_failing_to_start_the_python_client_is_not_exit_code_1(verb: str, code: int) -> None:
-    """Even in the start that only knows the hot verbs."""
-    command = [sys.executable, "-P", bare.__file__, "/no/such", verb, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (code, "")
-    message = "fluxbudgetctl: /no/such: No such file or directory\nhint: install fluxbudget again"
-    assert result.stderr.startswith(message) if code else result.stderr == ""
+        kind = "script" if program == "fluxbudgetctl" else "python"
+        assert (result.returncode, result.stdout) == (69, f"fluxbudgetctl {__version__} ({kind})\n"), result
 
 
 @needs_compiler
@@ -278,7 +327,10 @@ def clean_client(installed: Environment, kind: str) -> None:
     """The client prints help and its version, and reports the missing daemon."""
     assert installed.ctl("--help").stdout.startswith("usage: fluxbudgetctl ")
     result = installed.ctl("version")
-    assert (result.returncode, result.stdout) == (69, f"fluxbudgetctl {__version__} ({kind})\n"), result
+    shown = re.fullmatch(r"fluxbudgetctl (\S+) \((\w+)(, (musl|glibc static|dynamic))?\)\n", result.stdout)
+    assert result.returncode == 69, result
+    assert shown is not None, result
+    assert shown.groups()[:2] == (__version__, kind)
     assert json.loads(installed.ctl("version", "--json").stdout)["client_kind"] == kind
     missed = "fluxbudgetctl: no daemon at "
     result = installed.ctl("ping")
@@ -300,7 +352,7 @@ def test_editable_install_has_the_native_client(tmp_path: Path, home: Home) -> N
 
 def test_editable_install_without_a_compiler(tmp_path: Path, home: Home) -> None:
     """Its packages are not in site-packages."""
-    clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT, environ=NO_NATIVE), "python")
+    clean_client(Environment(tmp_path / "venv", home, "--editable", ROOT, environ=NO_NATIVE), "script")
 
 
 def test_wheel_of_the_sdist(tmp_path: Path) -> None:
@@ -348,5 +400,6 @@ def test_half_upgrade_is_reported(home: Home, daemon: Daemon) -> None:
 def test_native_version_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that the client starts do not think that the native client has started them."""
     monkeypatch.setenv("FLUXBUDGETCTL_NATIVE", __version__)
+    monkeypatch.setenv("FLUXBUDGETCTL_FAILED", "timeout")
     assert fluxbudgetctl.main.main(["--help"]) == 0
-    assert "FLUXBUDGETCTL_NATIVE" not in os.environ
+    assert not {"FLUXBUDGETCTL_NATIVE", "FLUXBUDGETCTL_FAILED"} & os.environ.keys()
