@@ -18,7 +18,7 @@ from harness.interstat import Interstat
 from harness.transcript_reader import SESSION, Reader
 from harness.transcripts import Transcript
 
-# Limits of time per example, and for making examples, would be assertions about speed.
+# A deadline per example, or a limit on generating examples, would be an assertion about speed.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let a skipped test fail in CI, where everything is installed."""
+    """Fail skipped tests in CI, where everything is installed."""
     report = yield
     if report.skipped and os.environ.get("CI"):
         report.outcome = "failed"
@@ -40,9 +40,9 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a directory like pytest's own fixture, but with a short name.
+    """Make a directory as pytest's own fixture does, but with a short name.
 
-    A Unix socket's path has at most 107 bytes, and the user's name and TMPDIR, which are in it, may be long.
+    A Unix socket's path has at most 107 bytes, and includes TMPDIR and the user's name, which may be long.
     """
     name = re.sub(r"\W", "_", request.node.name.removeprefix("test_"))
     return tmp_path_factory.mktemp(name[:8])
@@ -64,7 +64,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def interstat(home: Home) -> Iterator[Interstat]:
-    """Yield a writer of interstat's database in that home, which exists and is empty."""
+    """Yield a writer of interstat's database in that home. The database exists and is empty."""
     made = Interstat(home.interstat)
     yield made
     made.close()
@@ -92,7 +92,7 @@ def claude_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def transcript(claude_dir: Path) -> Transcript:
-    """Return the writer of a session's main transcript, which has no line yet."""
+    """Return the writer of a session's main transcript, which is empty."""
     return Transcript(claude_dir, SESSION)
 
 

@@ -1,7 +1,7 @@
-"""`make release-check`: build what a release consists of into dist/, and check it as its users will meet it.
+"""`make release-check`: build the release artifacts into dist/ and check them as a user would get them.
 
-The sdist has to contain what is under version control; the wheel built from it has to equal the one built from the
-tree. Each is installed in a fresh environment, where a daemon has to answer its client. The SBOM lists what the wheel's
+The sdist must contain what is under version control, and the wheel built from it must equal the one built from the
+tree. Each is installed in a fresh environment, where a daemon must answer its client. The SBOM lists what the wheel's
 environment contains. The dependencies are those of the environment that runs this.
 """
 
@@ -137,7 +137,7 @@ def built(target: str, source: Path, into: Path) -> Path:
 
 def tracked() -> list[str]:
     """Return the paths of the files under version control."""
-    # The checkout may belong to another user than the one who checks it, which git refuses otherwise.
+    # Without this, git refuses a checkout that belongs to another user.
     command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
     return run(command).split("\0")[:-1]
 
@@ -159,7 +159,7 @@ def install(what: Path, environment: Path, constraints: Path) -> None:
 
 
 def use(environment: Path, home: Path) -> None:
-    """Use what is installed, as a new user does: configuration, daemon, a run, what remains. Raises `ReleaseError`."""
+    """Do what a new user does: configure, start the daemon and a run, ask what remains. Raises `ReleaseError`."""
     project, runtime, config = home / "project", home / "runtime", home / ".config" / "fluxbudget" / "config.toml"
     for directory in (project, runtime, config.parent):
         directory.mkdir(parents=True, mode=0o700)

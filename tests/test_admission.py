@@ -52,7 +52,7 @@ def test_hard_enforcement_counts_usage_written_just_before(home: Home, daemon: D
 
 
 def test_soft_enforcement_asks_once_the_budget_is_spent(home: Home, daemon: Daemon) -> None:
-    """Before that it admits and reserves. A sub-agent that the person allows is reserved from its start."""
+    """Before that, it admits and reserves. A sub-agent that the user allows is reserved when it starts."""
     run = started(home, session="s1", token_budget=50_000)
     claude = Claude(home)
     assert claude.launch() == claude.launch() == SILENT
@@ -88,7 +88,7 @@ def test_other_tools_are_ignored(home: Home, daemon: Daemon, tool: str) -> None:
 
 
 def test_launch_attaches_the_session(home: Home, daemon: Daemon) -> None:
-    """Even if no hook ran before."""
+    """No other hook has to run first."""
     run = started(home, token_budget=50_000, enforcement="hard")
     Transcript(home.root / "claude", "s7").response("m1", tokens=(20_000, 0, 0, 0))
     assert Claude(home, "s7").launch().decision == "deny"
@@ -99,7 +99,8 @@ def test_launch_attaches_the_session(home: Home, daemon: Daemon) -> None:
 def test_locked_ledger_does_not_delay_the_decision(home: Home, interstat: Interstat, when: str) -> None:
     """Decisions count at once and are written later.
 
-    A late answer would be seen as another reason: the hook times out before the daemon's wait for the ledger does.
+    A late answer would show up as a different reason, because the hook times out before the daemon stops waiting for
+    the ledger.
     """
     configure(home)
     daemon = home.start()
@@ -126,7 +127,7 @@ def test_locked_ledger_does_not_delay_the_decision(home: Home, interstat: Inters
     assert reserved(home, run) == 2 * REVIEW
 
 
-def test_reservation_is_written_once_the_ledger_is_unlocked(home: Home, daemon: Daemon) -> None:
+def test_reservation_is_written_after_the_ledger_is_unlocked(home: Home, daemon: Daemon) -> None:
     started(home, session="s1", token_budget=1_000_000)
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -138,7 +139,7 @@ def test_reservation_is_written_once_the_ledger_is_unlocked(home: Home, daemon: 
 
 
 def test_admission_whose_hook_gave_up_is_withdrawn(home: Home, daemon: Daemon) -> None:
-    """If the sub-agent starts nevertheless, it is reserved then."""
+    """If the sub-agent starts anyway, it is reserved at that point."""
     run = started(home, session="s1", token_budget=1_000_000)
     claude = Claude(home)
     raw = json.dumps(claude.hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-quality"))).encode()
@@ -152,7 +153,7 @@ def test_admission_whose_hook_gave_up_is_withdrawn(home: Home, daemon: Daemon) -
 
 
 def test_launch_is_reserved_once_for_repeated_hooks(home: Home, interstat: Interstat) -> None:
-    """Also across a restart. Another tool use of the same type is reserved separately."""
+    """A restart makes no difference. Another tool use of the same type is reserved separately."""
     daemon = home.start()
     run = started(home, session="s1", token_budget=2 * REVIEW, enforcement="hard")
     claude = Claude(home)
@@ -212,7 +213,7 @@ def _estimates(home: Home) -> Any:
 
 
 def test_estimate_from_the_projects_file(home: Home, daemon: Daemon) -> None:
-    """Changes take effect at once. An invalid file is ignored."""
+    """Changes to the file take effect at once. An invalid file is ignored."""
     file = home.project / ".claude" / "flux-drive-budget.yaml"
     file.parent.mkdir()
     run = started(home, session="s1", token_budget=50_000, enforcement="hard")

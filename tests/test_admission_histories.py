@@ -1,4 +1,4 @@
-"""Reservations over random histories, and what stays in memory of them."""
+"""Reservations over random histories, and what the daemon keeps of them in memory."""
 
 import random
 from pathlib import Path
@@ -57,12 +57,12 @@ def test_denied_launches_leave_nothing_in_memory(tmp_path: Path) -> None:
 
 
 def test_old_reservations_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once their usage can no longer be measured."""
+    """Reservations are dropped once their usage can no longer be measured."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
             await service.lifecycle.start(messages.RunStart(project_dir="/p", id="r"), within(10))
-            monkeypatch.setattr(reservations, "KEPT", 0)  # an hour cannot be waited for
+            monkeypatch.setattr(reservations, "KEPT", 0)  # instead of waiting for an hour
             for session in ("s1", "s2"):
                 assert await launched(service, "r", session) == "allow"
             with anyio.fail_after(30):
@@ -117,7 +117,7 @@ class History:
         return [one for one in self.agents if one.session == session and not one.ended]
 
     def one(self, session: str, *, is_started: bool) -> SubAgent | None:
-        """Return a random sub-agent of a session that has not ended, and has started or not; None if there is none."""
+        """Return a random living sub-agent of a session, either started or not yet; None if there is none."""
         found = [one for one in self.living(session) if one.started == is_started]
         return self.chance.choice(found) if found else None
 
@@ -143,7 +143,7 @@ class History:
             Claude(self.home, "ids").starts(one.agent_id, one.agent)
 
     def start_unasked(self) -> None:
-        if self.one("ids", is_started=False) is None:  # otherwise it would use that one's admission
+        if self.one("ids", is_started=False) is None:  # otherwise this start would use the admission of that sub-agent
             one = self.new("ids", *self.chance.choice(self.KINDS))
             Claude(self.home, "ids").starts(one.agent_id, one.agent)
             one.started = True

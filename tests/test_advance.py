@@ -38,7 +38,7 @@ def advance(home: Home, run: str, from_phase: str, **fields: Any) -> messages.Ad
     return answer
 
 
-def test_through_the_whole_chain(home: Home, daemon: Daemon) -> None:
+def test_advance_through_the_whole_chain(home: Home, daemon: Daemon) -> None:
     """Each phase leads to the next; the last one cannot be advanced."""
     run = started(home, phases=("plan", "build", "ship"))
     for here, there in (("plan", "build"), ("build", "ship")):
@@ -63,7 +63,7 @@ def test_later_phase_may_be_named(home: Home, daemon: Daemon) -> None:
 
 
 def test_stale_phase(home: Home, daemon: Daemon) -> None:
-    """A wrong --from phase is refused every time, also with an override."""
+    """A wrong --from phase is refused every time, even with an override."""
     run = started(home)
     home.ok("advance", "--run", run, "--from", "brainstorm")
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_stale_phase(home: Home, daemon: Daemon) -> None:
     assert [data["reason"] for _, data in events(home, "phase.blocked")] == ["stale_phase"] * 3
 
 
-def test_ended_run_does_not_move(home: Home, daemon: Daemon) -> None:
+def test_ended_run_cannot_be_advanced(home: Home, daemon: Daemon) -> None:
     run = started(home)
     home.ok("run", "cancel", "--run", run)
     result = home.ctl("advance", "--run", run, "--from", "brainstorm")
@@ -84,7 +84,7 @@ def test_ended_run_does_not_move(home: Home, daemon: Daemon) -> None:
 
 
 def test_exceeded_is_refused_every_time(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Repeated checks and advances are refused like the first ones, also after a kill."""
+    """Repeated checks and advances are refused like the first ones, even after a kill."""
     run = started(home, session="s1", token_budget=100)
     interstat.insert("s1", input_tokens=100, output_tokens=20)
     for _ in range(2):
@@ -102,8 +102,8 @@ def test_exceeded_is_refused_every_time(home: Home, interstat: Interstat, daemon
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
-def test_override_passes_a_soft_budget(home: Home, interstat: Interstat, daemon: Daemon, by_environment: bool) -> None:
-    """Its reason becomes an event. The next request without it is refused again."""
+def test_soft_budget_can_be_overridden(home: Home, interstat: Interstat, daemon: Daemon, by_environment: bool) -> None:
+    """The reason is recorded in an event. The next request without an override is refused again."""
     run = started(home, session="s1", token_budget=100)
     interstat.insert("s1", input_tokens=100, output_tokens=20)
     environ = {"CLAVAIN_SKIP_BUDGET": "demo today"} if by_environment else {}
@@ -121,7 +121,7 @@ def test_override_passes_a_soft_budget(home: Home, interstat: Interstat, daemon:
     assert advanced["override"] == "demo today"
 
 
-def test_no_override_passes_a_hard_budget(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_hard_budget_cannot_be_overridden(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     run = started(home, session="s1", token_budget=100, enforcement="hard")
     interstat.insert("s1", input_tokens=100, output_tokens=20)
     for command in (("check",), ("advance", "--from", "brainstorm")):
@@ -140,7 +140,7 @@ def test_unneeded_override_makes_no_event(home: Home, daemon: Daemon) -> None:
 
 
 def test_overlong_reason_is_cut(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Only its beginning is kept, and it never makes an unneeded override fail."""
+    """Only its beginning is kept. An override that is not needed succeeds however long its reason is."""
     run = started(home, session="s1", token_budget=100)
     environ = {"CLAVAIN_SKIP_BUDGET": "x" * 5000}
     assert home.ok("check", "--run", run, environ=environ) == "ok"
@@ -179,7 +179,7 @@ def test_one_of_fifty_concurrent_advances_succeeds(home: Home, daemon: Daemon) -
 
 
 def test_three_phases_in_one_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Each phase gets the tokens of its own time. Together they are exactly the session's."""
+    """Each phase gets the tokens of its own time. Together they add up to exactly the session's."""
     run = started(home, scope="b1", session="s1")
     for number, name in enumerate(("brainstorm", "brainstorm-reviewed", "strategized"), start=1):
         interstat.insert("s1", f"agent-{number}", input_tokens=1000 * number, output_tokens=7 * number, bead_id="b1")
@@ -198,7 +198,7 @@ def test_three_phases_in_one_session(home: Home, interstat: Interstat, daemon: D
 
 
 def test_row_counts_for_the_phase_that_it_names(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """If the run has that phase, even if the row comes late. Otherwise its time decides."""
+    """This holds even if the row arrives late. If the run does not have that phase, the row's time decides."""
     run = started(home, scope="b1")
     early = datetime.now(UTC).isoformat()
     advance(home, run, "brainstorm")
@@ -213,7 +213,7 @@ def test_row_counts_for_the_phase_that_it_names(home: Home, interstat: Interstat
 def test_row_without_a_valid_time_counts_for_the_current_phase(
     home: Home, interstat: Interstat, daemon: Daemon
 ) -> None:
-    """It counts as the newest, so it moves along with the run. So does a row from the future."""
+    """It counts as the newest row, so it moves along with the run. So does a row from the future."""
     run = started(home, scope="b1", session="s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0, bead_id="b1", timestamp="no time")
     interstat.insert("s1", input_tokens=70, output_tokens=0, bead_id="b1", timestamp="2999-01-01T00:00:00Z")
@@ -224,7 +224,7 @@ def test_row_without_a_valid_time_counts_for_the_current_phase(
 
 
 def test_estimate_gives_way_when_tokens_arrive(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Advancing without usage counts the estimate, until an UPDATE of the row brings the tokens."""
+    """Advancing without usage counts the estimate until an UPDATE of the row supplies the tokens."""
     run = started(home, scope="b1", session="s1", token_budget=40_000)
     row = interstat.insert("s1", "fd-quality", bead_id="b1")
     answer = advance(home, run, "brainstorm")
@@ -267,7 +267,7 @@ def test_estimate_stays_while_another_phase_is_measured(home: Home, interstat: I
 
 
 def test_provisional_estimates_can_exceed_a_budget(home: Home, daemon: Daemon) -> None:
-    """They count as spent, so the check refuses, also after a restart."""
+    """They count as spent, so the check refuses, even after a restart."""
     run = started(home, token_budget=30_000)
     assert advance(home, run, "brainstorm").spend.state == "exceeded"
     refused = "budget_exceeded|brainstorm-reviewed|30000/30000 billing tokens\n"
@@ -301,7 +301,7 @@ def test_macro_stages_have_their_shares_of_the_budget(home: Home, daemon: Daemon
 
 
 def test_thresholds_fire_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Once per run and budget, whatever the usage, across restarts. Another budget re-arms them."""
+    """Each fires once per run and budget, however usage changes, even across restarts. Another budget re-arms them."""
 
     def fired() -> list[int]:
         return [data["threshold"] for _, data in events(home, "budget.threshold")]
@@ -330,7 +330,7 @@ def test_thresholds_fire_once(home: Home, interstat: Interstat, daemon: Daemon) 
 def test_thresholds_fire_without_a_request(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """A commit to the source is enough."""
     started(home, session="s1", token_budget=1000)
-    time.sleep(0.5)  # until the watcher is armed; otherwise the second scan would find the commit
+    time.sleep(0.5)  # wait until the watcher is armed; otherwise the second scan would find the commit
     interstat.insert("s1", input_tokens=990, output_tokens=0)
     wait_for(lambda: len(events(home, "budget.threshold")) == 3, "the events of 50, 80 and 95 %")
 
@@ -350,7 +350,7 @@ def test_changed_warning_percentage_re_arms_only_the_warning(home: Home, interst
 
 
 def test_budget_change_right_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Before the usage is read again, thresholds must not count as not exceeded and fire again."""
+    """Until the usage has been read again, thresholds must stay fired instead of being re-armed."""
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
     home.spend(run)
@@ -363,7 +363,7 @@ def test_budget_change_right_after_a_restart(home: Home, interstat: Interstat, d
 
 
 def test_refusal_holds_even_if_it_cannot_be_recorded(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Without a ledger, checks are refused nevertheless, and an advance changes nothing."""
+    """Without a ledger, checks are still refused, and an advance changes nothing."""
     run = started(home, session="s1", token_budget=100)
     free = started(home)
     interstat.insert("s1", input_tokens=120, output_tokens=0)
@@ -377,8 +377,8 @@ def test_refusal_holds_even_if_it_cannot_be_recorded(home: Home, interstat: Inte
     assert home.details(free).run.phase == "brainstorm"
 
 
-def test_events_are_retried_once_the_ledger_is_unlocked(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Refusals and thresholds of the time of the lock, without another commit."""
+def test_events_are_written_after_the_ledger_is_unlocked(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Refusals and thresholds from while it was locked are written without another commit."""
     run = started(home, session="s1", token_budget=100)
     row = interstat.insert("s1", input_tokens=1, output_tokens=0)
     home.spend(run)
@@ -392,11 +392,11 @@ def test_events_are_retried_once_the_ledger_is_unlocked(home: Home, interstat: I
     holder.execute("ROLLBACK")
     holder.close()
     wait_for(lambda: len(events(home, "budget.exceeded", "phase.blocked")) == 2, "both events")
-    wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find nothing wrong")
+    wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find no problems")
 
 
 def test_attaching_a_session_with_usage_fires_thresholds(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Without another request or commit."""
+    """No other request or commit is needed."""
     interstat.insert("s1", input_tokens=5000, output_tokens=0)
     started(home, session="s1", token_budget=1000)
     wait_for(lambda: len(events(home, "budget.exceeded")) == 1, "the new run's threshold")

@@ -1,4 +1,4 @@
-"""The daemon's values in answers: every field arrives, by its name."""
+"""The daemon's values in answers: every field arrives under its name."""
 
 import msgspec
 import pytest

@@ -14,18 +14,18 @@ from harness.transcripts import Transcript
 
 MINUTE = 60 * 1_000_000
 #: The number of a minute, and its start.
-PRESENT = 29_526_766
-START = PRESENT * MINUTE
+CURRENT = 29_526_766
+START = CURRENT * MINUTE
 
 
 def test_rate_without_usage_is_0() -> None:
     assert rate({}, START) == 0
-    assert rate({PRESENT: 0, PRESENT - 1: 0}, START) == 0
+    assert rate({CURRENT: 0, CURRENT - 1: 0}, START) == 0
 
 
 def test_rate_is_over_at_least_a_minute() -> None:
     """The first seconds of work are not extrapolated."""
-    assert [rate({PRESENT: 900}, START + second * 1_000_000) for second in (0, 1, 59)] == [900] * 3
+    assert [rate({CURRENT: 900}, START + second * 1_000_000) for second in (0, 1, 59)] == [900] * 3
 
 
 @pytest.mark.parametrize(
@@ -33,43 +33,43 @@ def test_rate_is_over_at_least_a_minute() -> None:
     [(60, 900), (90, 600), (120, 450), (540, 100), (599, 90), (600, 0)],
 )
 def test_rate_is_since_the_first_usage_in_the_window(seconds: int, expected: int) -> None:
-    assert rate({PRESENT: 900}, START + seconds * 1_000_000) == expected
+    assert rate({CURRENT: 900}, START + seconds * 1_000_000) == expected
 
 
 def test_usage_older_than_ten_minutes_does_not_count() -> None:
-    """Neither its tokens nor its time."""
-    assert rate({PRESENT - 10: 10**9, PRESENT - 4: 500, PRESENT: 500}, START + MINUTE) == 200
-    assert rate({PRESENT - 9: 10_000, PRESENT - 10: 10**9}, START + MINUTE - 1) == 1000
+    """Neither its tokens nor its time counts."""
+    assert rate({CURRENT - 10: 10**9, CURRENT - 4: 500, CURRENT: 500}, START + MINUTE) == 200
+    assert rate({CURRENT - 9: 10_000, CURRENT - 10: 10**9}, START + MINUTE - 1) == 1000
     assert WINDOW == 10
 
 
 def test_minutes_without_usage_do_not_begin_the_window() -> None:
-    assert rate({PRESENT - 8: 0, PRESENT - 1: 600}, START + MINUTE) == 300
+    assert rate({CURRENT - 8: 0, CURRENT - 1: 600}, START + MINUTE) == 300
 
 
 def test_rate_is_rounded_down() -> None:
-    assert rate({PRESENT - 2: 5}, START + MINUTE) == 1
-    assert rate({PRESENT - 2: 2}, START + MINUTE) == 0
+    assert rate({CURRENT - 2: 5}, START + MINUTE) == 1
+    assert rate({CURRENT - 2: 2}, START + MINUTE) == 0
 
 
 def test_usage_in_the_future_counts_as_now() -> None:
     """A source's clock that is ahead neither hides usage nor gives a negative time."""
-    assert rate({PRESENT + 3: 400, PRESENT + 99_999: 300, PRESENT: 200}, START) == 900
-    assert rate({PRESENT - 3: 400, PRESENT + 3: 400}, START + MINUTE) == 200
+    assert rate({CURRENT + 3: 400, CURRENT + 99_999: 300, CURRENT: 200}, START) == 900
+    assert rate({CURRENT - 3: 400, CURRENT + 3: 400}, START + MINUTE) == 200
 
 
 @given(st.integers(0, 10**9), st.integers(0, MINUTE - 1), st.integers(0, 30))
 def test_steady_usage_gives_its_rate(tokens: int, into: int, before: int) -> None:
-    """With the same usage in each full minute, and its share in the present one."""
-    steady = {PRESENT - back: tokens for back in range(1, before + 1)}
-    found = rate({**steady, PRESENT: tokens * into // MINUTE}, START + into)
+    """The usage is the same in each full minute, and in proportion in the current one."""
+    steady = {CURRENT - back: tokens for back in range(1, before + 1)}
+    found = rate({**steady, CURRENT: tokens * into // MINUTE}, START + into)
     if before == 0:
         assert found == tokens * into // MINUTE
     else:
         assert tokens - 1 <= found <= tokens
 
 
-@given(st.dictionaries(st.integers(PRESENT - 20, PRESENT + 20), st.integers(0, 2**63)), st.integers(0, MINUTE))
+@given(st.dictionaries(st.integers(CURRENT - 20, CURRENT + 20), st.integers(0, 2**63)), st.integers(0, MINUTE))
 def test_rate_is_at_most_all_tokens_and_at_least_their_mean_over_the_window(minutes: dict[int, int], into: int) -> None:
     found = rate(minutes, START + into)
     recent = sum(tokens for minute, tokens in minutes.items() if minute > (START + into) // MINUTE - WINDOW)
@@ -112,7 +112,7 @@ def test_forecast_in_words(minutes: int | None, words: str) -> None:
 
 
 def uses(home: Home, tokens: int, minutes: int) -> None:
-    """Write a response with a time in the future, which counts in the present minute."""
+    """Write a response with a time in the future, which counts in the current minute."""
     at = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     Transcript(home.root / "claude", "s1").response(f"m{tokens}", tokens=(tokens, 0, 0, 0), at=at)
 
@@ -128,7 +128,7 @@ def statusline(home: Home, run: str) -> str:
     return answer.line
 
 
-def test_only_usage_of_the_sessions_present_run_counts(home: Home, interstat: Interstat) -> None:
+def test_only_usage_of_the_sessions_current_run_counts(home: Home, interstat: Interstat) -> None:
     """The first attachment includes earlier usage; a later one does not. The same holds after a restart."""
     daemon = home.start()
     started(home, id="a", token_budget=1_000_000)

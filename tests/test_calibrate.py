@@ -44,7 +44,7 @@ def timeline(status: RunStatus) -> Timeline:
 
 
 def test_only_completed_and_measured_phases_count() -> None:
-    """All phases of a run that is done are completed."""
+    """All phases of a finished run are completed."""
     some = Counts(records=1, input=3)
     sums = {
         "brainstorm": some,
@@ -120,7 +120,7 @@ def test_multiplier_more_than_20_percent_off_is_replaced(cost: int, multiplier: 
 
 
 def test_runs_are_compared_with_the_same_agents_median() -> None:
-    """Not with other agents, and not with a mean, which one expensive run would raise."""
+    """Other agents do not count, and neither does a mean, which one expensive run would raise."""
     full = {"fd-a": [100, 90, 9_000], "fd-b": [1_000, 3_000], "fd-c": [1]}
     assert proposed({"fd-a": [30] * 5, "fd-b": [600] * 5}, full) == 0.3
     # The median of eleven ratios, eight of which are 0.5.

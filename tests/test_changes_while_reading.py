@@ -1,4 +1,4 @@
-"""Decisions made while a source is being read or the ledger written: nothing is missed, nothing is guessed."""
+"""Decisions while a source is being read or the ledger written: nothing is missed or guessed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The transcript has been read and interstat's file has not: the numbers are fresh, and so is the warning."""
+    """The transcript has been read, interstat's file has not: the new numbers count, and their warning is given."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -40,7 +40,7 @@ def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
             Transcript(tmp_path, "s1").response(tokens=(900, 0, 0, 0))
             service.totals.request_refresh("s1")
             await until(lambda: account.balance().spent == 900)
-            # For a moment after a file was created, its directory counts as changed. This is about the time after that.
+            # Just after a file was created, its directory counts as changed. This test is about the time after that.
             monkeypatch.setattr(TranscriptStore, "changed", lambda *_arguments, **_options: False)
             await service.thresholds.reported(account, within(60))
             reminder = await service.session_warnings.next_for(account, "s1", within(60))
@@ -55,7 +55,7 @@ def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
 def test_threshold_that_is_passed_while_another_is_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It needs nothing else to happen."""
+    """No further commit or request is needed."""
     may_go_on = anyio.Event()
     save = StoredRuns.save
 
@@ -83,10 +83,10 @@ def test_threshold_that_is_passed_while_another_is_written_is_reported(
     anyio.run(body)
 
 
-def test_reservation_ends_although_the_ledger_was_too_slow_for_its_launch(
+def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which sub-agents are measured is read from the ledger after the launch, without another request."""
+    """The daemon reads later, without another request, which sub-agents have been measured."""
     first_copies = TranscriptStore.first_copies
     may_go_on = anyio.Event()
 
@@ -114,8 +114,8 @@ def test_reservation_ends_although_the_ledger_was_too_slow_for_its_launch(
     anyio.run(body)
 
 
-def test_detaching_a_session_that_cannot_be_read_in_time_is_no_bad_input(tmp_path: Path) -> None:
-    """Its rows may attach it to the run."""
+def test_detaching_a_session_that_cannot_be_read_in_time_is_a_timeout(tmp_path: Path) -> None:
+    """The session's rows, which have not been read, may attach it to a run."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")

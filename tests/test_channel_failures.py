@@ -70,7 +70,7 @@ def test_broken_channel_affects_no_other(
     one = channels(home)["command"]
     assert (one.state, one.detail) == ("failing", complaint)
     assert one.hint
-    # Waiting are the exceeded budget and the events before it.
+    # The exceeded budget and the events before it are waiting.
     assert one.waiting > 0
 
     configure(home, argv=command.argv)
@@ -127,7 +127,7 @@ def test_stop_waits_for_a_command_that_is_about_to_end(
 
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
-def test_position_is_saved_once_the_ledger_is_unlocked(
+def test_position_is_saved_after_the_ledger_is_unlocked(
     home: Home, interstat: Interstat, command: CommandProgram, when: str
 ) -> None:
     """Another process locks the ledger right after the delivery. The event is still delivered only once."""

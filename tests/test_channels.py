@@ -82,7 +82,7 @@ def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
 
 
 def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
-    """Its files went with its end. Late usage of the next 48 hours does not bring them back."""
+    """Its files were removed when it ended. Late usage in the next 48 hours does not bring them back."""
     accounts = Accounts()
 
     async def balance(state: RunAccount) -> Balance:

@@ -1,4 +1,4 @@
-"""The command channel's programs, for real, and what they may do to the process that starts them."""
+"""The command channel with real programs, and how they may affect the process that starts them."""
 
 import os
 import re
@@ -295,7 +295,7 @@ def test_many_programs_leave_nothing_open() -> None:
 def test_one_program_at_a_time(tmp_path: Path) -> None:
     async def body() -> None:
         command = Command()
-        code = 'mkdir "$1" && sleep 0.02 && rmdir "$1"'  # fails if another program is running
+        code = 'mkdir "$1" && sleep 0.02 && rmdir "$1"'  # this program fails if another one is running
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(command.run, shell(code, tmp_path / "only"), b"", PATIENCE)

@@ -22,7 +22,7 @@ def budget_of_a_new_run(home: Home) -> int | None:
 
 
 def test_new_runs_use_the_configuration(home: Home, daemon: Daemon) -> None:
-    """From the next request on. Options of a request take precedence, and existing runs stay as they are."""
+    """Changes apply from the next request on. A request's options take precedence, and existing runs do not change."""
     configure(
         home,
         '[runs]\ncomplexity = 1\nwarn_pct = 60\nenforcement = "hard"\ncost_basis = "total"\nphases = ["a", "b"]\n'
@@ -40,8 +40,8 @@ def test_new_runs_use_the_configuration(home: Home, daemon: Daemon) -> None:
     assert home.ok("run", "start", "--scope", "s") == "r1"
 
 
-def test_broken_on_reload(home: Home, daemon: Daemon) -> None:
-    """The last valid configuration stays, `doctor` names file and key, and correcting the file is enough."""
+def test_broken_file_is_reported_and_not_used(home: Home, daemon: Daemon) -> None:
+    """The last valid configuration stays in use, `doctor` names file and key, and correcting the file is enough."""
     configure(home, "[runs.budgets]\n3 = 1234\n")
     assert budget_of_a_new_run(home) == 1234
     configure(home, "[runs.budgets]\n3 = 5\n[runs]\nwarn_pct = 120\n")
@@ -56,7 +56,7 @@ def test_broken_on_reload(home: Home, daemon: Daemon) -> None:
     assert home.ctl("doctor").returncode == 0
 
 
-def test_broken_at_the_start(home: Home, interstat: Interstat) -> None:
+def test_broken_file_prevents_the_start(home: Home, interstat: Interstat) -> None:
     """Exit 78, a line with file and key, and no state files."""
     configure(home, "[runs]\nwarnpct = 50\n")
     daemon = home.start(wait=False)

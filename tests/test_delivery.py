@@ -75,7 +75,7 @@ async def save_event(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("when", ["before it has failed", "afterwards"])
 def test_retry_now_retries_at_once(tmp_path: Path, when: str) -> None:
-    """Whether it comes during the attempt that fails or in the pause after it."""
+    """It works both during the attempt that fails and in the pause after it."""
 
     async def body() -> None:
         channel = SlowChannel()
@@ -128,7 +128,7 @@ def test_pauses_double_while_a_channel_fails_and_start_over_after_success(tmp_pa
             await attempted(channel, 7)
             pauses = [later - earlier for earlier, later in pairwise(channel.attempts)]
             assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
-            while len(channel.attempts) < 30:  # ends whatever pause it is in
+            while len(channel.attempts) < 30:  # ends the current pause, if there is one
                 delivery.retry_now()
                 await attempted(channel, len(channel.attempts) + 1)
             channel.released.set()

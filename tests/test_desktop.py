@@ -1,4 +1,4 @@
-"""Bubbles on a real session bus with a real notification server, and the faults of either."""
+"""Bubbles on a real session bus with a real notification server, and what can go wrong with both."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ from harness.bus import PrivateBus, private_bus
 from harness.daemon import wait_for
 
 PATIENCE = 20.0
-#: Seconds for a bubble that is known to fail.
+#: Time limit, in seconds, of a bubble that is known to fail.
 SHORT = 0.3
 
 
@@ -144,7 +144,7 @@ def test_bus_that_dies_and_comes_back(bus: PrivateBus) -> None:
 
 @pytest.mark.parametrize("directory", ["run", "a b~,;=%41é"])
 def test_bus_in_the_runtime_directory(bus: PrivateBus, tmp_path: Path, directory: str) -> None:
-    """Without an address in the environment. A missing bus is not a fault."""
+    """The bus is found there if the environment has no address. A missing bus is not a fault."""
     runtime = tmp_path / directory
     runtime.mkdir()
     desktop = Desktop({"XDG_RUNTIME_DIR": str(runtime), "DBUS_SESSION_BUS_ADDRESS": ""}, os.getuid())
@@ -256,7 +256,7 @@ def false_bus(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[De
 
 
 def read_until(peer: socket.socket, what: bytes | None = None) -> None:
-    """Read until these bytes have come, or without them until the other side closes its end."""
+    """Read until these bytes have arrived; without any, until the other side closes its end."""
     received = b""
     while what is None or what not in received:
         data = peer.recv(65536)
@@ -288,7 +288,7 @@ def read_until(peer: socket.socket, what: bytes | None = None) -> None:
     ],
 )
 def test_address_of_something_that_is_not_a_bus(tmp_path: Path, auth: bytes, then: bytes, message: str) -> None:
-    """Whatever it sends, there is an error in time, and the connection is closed."""
+    """Whatever it sends, the channel reports an error in time and closes the connection."""
 
     def serve(peer: socket.socket) -> None:
         read_until(peer, b"AUTH EXTERNAL")
@@ -397,7 +397,7 @@ def test_escapes_are_never_cut_in_half(bus: PrivateBus) -> None:
 
 
 def test_cancelled_bubble_leaves_nothing_open(bus: PrivateBus) -> None:
-    """It ends before its deadline, and the next bubble is shown."""
+    """Cancelling ends it before its deadline, and the next bubble is shown."""
     server = bus.serve("--hang", "1")
     desktop = desktop_at(bus.address)
 
@@ -416,7 +416,7 @@ def test_cancelled_bubble_leaves_nothing_open(bus: PrivateBus) -> None:
 
 
 def test_nothing_is_left_open(bus: PrivateBus, tmp_path: Path) -> None:
-    """Whether bubbles are shown, refused or never answered."""
+    """This holds for bubbles that are shown, refused or never answered."""
     server = bus.serve()
     shown = desktop_at(bus.address)
     show(shown, bubble())

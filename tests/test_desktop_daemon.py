@@ -24,7 +24,7 @@ def bus(home: Home, tmp_path: Path) -> Iterator[PrivateBus]:
 
 
 def test_each_crossing_shows_one_bubble(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
-    """More usage shows nothing. After a raised budget, the new bubble replaces the run's last one."""
+    """More usage shows nothing. After the budget is raised, the new bubble replaces the run's last one."""
     server = bus.serve()
     home.start()
     run = started(home, id="r1", session="s1", token_budget=1000, goal="the <parser>")

@@ -21,7 +21,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-#: A call of one of the programs in a shell's line, up to whatever ends the command there.
+#: A call of one of the programs in a line of shell, up to the end of the command.
 CALL = re.compile(r"(?<![\w/.-])(fluxbudgetctl|fluxbudgetd)((?: +[^\s|&;<>()#]+)+)")
 FILE = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(c|md|py|service|toml|json))")
 
@@ -94,7 +94,7 @@ def help_of(parse: Callable[[list[str]], object], words: list[str], capsys: pyte
 
 @pytest.mark.parametrize("document", MAPS, ids=lambda path: path.name)
 def test_files_that_are_named_exist(document: Path) -> None:
-    """A file may be named by the end of its path; a directory that a command makes is in .gitignore."""
+    """A file may be named by the end of its path. A directory that a command creates is known from .gitignore."""
     files = [path for folder in FOLDERS for path in (ROOT / folder, *(ROOT / folder).rglob("*"))]
     made = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("/")]
     known = [*(f"/{path.relative_to(ROOT)}" for path in (*ROOT.iterdir(), *files)), *(one.rstrip("/") for one in made)]
@@ -104,7 +104,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 
 
 def test_pictures_place_text_without_leading_spaces() -> None:
-    """Librsvg leaves out spaces at the beginning of a text, so that columns would touch."""
+    """Librsvg drops leading spaces, which would make columns touch."""
     texts = re.findall(r"<text[^>]*>([^<]*)", (ROOT / "docs" / "status.svg").read_text())
     assert any("exceeded" in text for text in texts)
     assert not [text for text in texts if text.startswith("&#160;") and text.replace("&#160;", "").strip()]

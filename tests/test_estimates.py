@@ -78,7 +78,7 @@ def test_estimates_equal_the_existing_estimator(table: Table, rows: list[Row], m
 
 @given(some_rows)
 def test_spreads_are_mean_and_nearest_rank(table: Table, rows: list[Row]) -> None:
-    """Over all models; p50 and p90 are costs that occurred."""
+    """They cover all models; p50 and p90 are costs that occurred."""
     table.put(rows)
     costs: dict[str, list[tuple[int, int]]] = {}
     for agent, _, input_, output, total in rows:

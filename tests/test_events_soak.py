@@ -1,4 +1,4 @@
-"""No event is lost when the daemon is killed between commit and delivery, a hundred times."""
+"""No event is lost when the daemon is killed a hundred times between commit and delivery."""
 
 import contextlib
 import random
@@ -54,9 +54,10 @@ def test_no_event_is_lost_between_commit_and_delivery(
 ) -> None:
     """A resuming subscriber gets each event once, in order. The command misses none and repeats at most one per kill.
 
-    Some lives end while a budget is lowered, others after interstat's commit, before or after the daemon has seen it.
+    Half of the kills come while a budget is being lowered, half after a commit by interstat that the daemon may or may
+    not have read.
     """
-    # Without the detector, which the other tests have: it slows down a hundred starts.
+    # The other tests run the daemon under the detector, but it would slow down a hundred starts.
     monkeypatch.setattr(harness, "DAEMON", [sys.executable, "-m", "fluxbudgetd"])
     chance = random.Random(7)
     program = CommandProgram(home)
@@ -90,7 +91,7 @@ def test_no_event_is_lost_between_commit_and_delivery(
         home.start()
         wait_for(lambda: channels(home)["command"].waiting == 0, "the command to have every event")
         last = committed_events(home)[-1][0]
-        wait_for(lambda: reader.last >= last, "the subscriber to have everything")
+        wait_for(lambda: reader.last >= last, "the subscriber to have every event")
     finally:
         reader.end()
 

@@ -27,7 +27,7 @@ def test_performance_page_has_the_figures_with_a_target() -> None:
 
 
 def test_picture_shows_figures_of_the_table() -> None:
-    """Each bar's name and median are a row's, in the table's order."""
+    """Each bar has the name and median of a row, and the bars follow the table's order."""
     picture = ET.parse(ROOT / "docs" / "latency.svg")  # noqa: S314  our own
     texts = [element for element in picture.iter() if element.tag.endswith("text")]
     names = [number for number, element in enumerate(texts) if element.get("text-anchor") == "end"]

@@ -198,7 +198,7 @@ def test_tags_execute_nothing(tmp_path: Path, load: Load) -> None:
 
 
 def test_lone_surrogate_is_refused(tmp_path: Path, load: Load) -> None:
-    """One loader reports bad syntax; the other returns text that could not be sent."""
+    """One of PyYAML's loaders reports bad syntax; the other returns text that cannot be encoded."""
     wrong(lambda: load('exempt_agents: ["\\ud800"]'), tmp_path / "budget.yaml")
 
 
@@ -221,7 +221,7 @@ def test_absent_files_give_the_defaults(tmp_path: Path) -> None:
 
 
 def test_project_whose_path_is_not_utf_8(tmp_path: Path) -> None:
-    """Runs have the path as text, but the file is found by its bytes."""
+    """A run stores the path as text, but the file is found by the original bytes."""
     project = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
     project_file(project).write_text("min_agents: 7\n")
     review = load_review_budget(None, shown_path(str(project)))
@@ -269,7 +269,7 @@ def cache(claude_dir: Path, version: str, marketplace: str = "market") -> Path:
 
 @pytest.fixture
 def claude_dir(tmp_path: Path) -> Path:
-    """Return Claude's directory, whose name would be a pattern for a glob."""
+    """Return Claude's directory. A glob would take its name for a pattern."""
     return tmp_path / "cl[a]ude*"
 
 
@@ -295,7 +295,7 @@ def test_stale_record_is_ignored(tmp_path: Path, claude_dir: Path) -> None:
 
 
 def test_newest_cached_version_is_used(claude_dir: Path) -> None:
-    """Numbers are compared as numbers, and text is less than any number."""
+    """Numeric parts are compared as numbers; a textual part is lower than any number."""
     ascending = ["unknown", "0.2", "0.2.9", "0.2.10-rc1", "0.2.10", "0.10.0", "1"]
     for version in ascending:
         expected = installed(cache(claude_dir, version))
@@ -337,7 +337,7 @@ def test_record_that_is_not_a_regular_file_is_ignored(
 
 
 def test_settings_merge_the_files(tmp_path: Path) -> None:
-    """At each request: the plugin's file, or the configured one, the calibrated multiplier, and the project's file."""
+    """Each request merges the plugin's or the configured file, the calibrated multiplier, and the project's file."""
     claude_dir, config = tmp_path / "claude", tmp_path / "config.toml"
     plugin = Path(installed(cache(claude_dir, "1.0")))
     plugin.write_text("min_agents: 4\n")

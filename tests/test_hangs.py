@@ -68,7 +68,7 @@ def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
 
 
 def test_session_that_joins_during_a_read_makes_its_run_stale(tmp_path: Path) -> None:
-    """A batch that began before the session was attached has not read its rows."""
+    """A batch that began before the session was attached did not read its rows."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -122,7 +122,7 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
 
 
 def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the built-in defaults count."""
+    """If the deadline is too short, the built-in defaults count."""
     file = tmp_path / "project" / ".claude" / "flux-drive-budget.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("agent_defaults:\n  review: 12345\n")
@@ -153,15 +153,15 @@ def test_ended_run_is_refreshed_without_a_request(tmp_path: Path) -> None:
             run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.lifecycle.end(service.accounts.runs[run.id], "done", within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
-            await service.totals.follower.scan()  # as the watcher and the hourly scan do
+            await service.totals.follower.scan()  # the watcher and the hourly scan call this
             assert [record.input for record in await service.ledger.usage.of_session("s1", "interstat")] == [5]
         interstat.close()
 
     anyio.run(body)
 
 
-def test_session_without_a_run_is_not_read_for_each_hook(tmp_path: Path) -> None:
-    """Nothing is stored of it, and it is found once a bead names its run."""
+def test_session_without_a_run_is_not_read_by_every_hook(tmp_path: Path) -> None:
+    """Nothing is stored about the session. It is found as soon as a row with a bead attaches it to a run."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -190,7 +190,7 @@ def test_session_without_a_run_is_not_read_for_each_hook(tmp_path: Path) -> None
 
 
 def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
-    """With a hanging source, finding the run of an unknown session and reading share it; changes are not delayed."""
+    """With a hanging source, finding an unknown session's run and reading share it. Changes are not delayed."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -215,7 +215,7 @@ def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
 
 
 def test_connection_that_never_reads_is_closed(tmp_path: Path) -> None:
-    """After a while. The large answers that wait in all connections are limited."""
+    """The daemon closes it after a while, and limits the total size of the large answers that wait to be read."""
     limits = Limits(send_seconds=0.5, shared_bytes=1_000_000)
     large = messages.PingAnswer(version="v" * 900_000, protocol=1, pid=1, started_at="now")
 
@@ -236,7 +236,7 @@ def test_connection_that_never_reads_is_closed(tmp_path: Path) -> None:
             for peer in deaf[:1]:
                 peer.setblocking(False)
                 taken = 0
-                with pytest.raises((ConnectionResetError, EOFError)):  # noqa: PT012  until the end, whichever way it shows
+                with pytest.raises((ConnectionResetError, EOFError)):  # noqa: PT012  the end shows as EOF or an error
                     while True:
                         data = peer.recv(1 << 20)
                         if not data:
@@ -250,7 +250,7 @@ def test_connection_that_never_reads_is_closed(tmp_path: Path) -> None:
 
 
 def test_run_started_before_usage_is_saved_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Usage that is counted but not in the ledger yet moves to the run that starts, and stays there."""
+    """Usage that is counted but not yet in the ledger moves to the new run and stays there."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -284,7 +284,7 @@ def test_run_started_before_usage_is_saved_counts_it(tmp_path: Path, monkeypatch
 
 
 def test_run_that_was_never_read_is_an_error(tmp_path: Path) -> None:
-    """After a restart, until the first read, requests time out instead of reporting 0."""
+    """Between a restart and the first read, requests time out instead of reporting 0."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -420,8 +420,8 @@ def test_request_that_fails_or_hangs(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "request failed" in capsys.readouterr().out  # structlog as it is before the daemon configures it
 
 
-def test_change_is_completed_although_its_client_disconnects(tmp_path: Path) -> None:
-    """Once its transaction has begun."""
+def test_change_is_completed_even_if_its_client_disconnects(tmp_path: Path) -> None:
+    """It is completed if its transaction has begun."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
@@ -450,7 +450,7 @@ def test_reopen_closes_the_database(tmp_path: Path) -> None:
 
 
 def test_closed_file_counts_as_changed_only_after_a_commit(tmp_path: Path) -> None:
-    """Requests outside any run do not read a file that they have read already."""
+    """Requests outside any run do not read an unchanged file again."""
     interstat = Interstat(tmp_path / "metrics.db")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
     source = InterstatSource(str(tmp_path / "metrics.db"))
@@ -458,7 +458,7 @@ def test_closed_file_counts_as_changed_only_after_a_commit(tmp_path: Path) -> No
 
     def read_and_close() -> int:
         for path in files:
-            os.utime(path, (1, 1))  # a file that was written just now is not relied on
+            os.utime(path, (1, 1))  # the times of a file that was written just now are not relied on
         epoch = source.epoch()
         source.read({"s1": None}, ())
         source.close()
@@ -485,8 +485,8 @@ def test_closed_file_counts_as_changed_only_after_a_commit(tmp_path: Path) -> No
     interstat.close()
 
 
-def test_every_query_searches_by_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite's plan of no statement of a read scans the table."""
+def test_every_query_uses_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """According to SQLite's query plans, no read scans the whole table."""
     interstat = Interstat(tmp_path / "metrics.db")
     interstat.insert("s1", bead_id="b1")
     seen: list[str] = []

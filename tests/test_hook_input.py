@@ -137,7 +137,7 @@ def test_ids_may_have_odd_characters(session: str) -> None:
 
 @pytest.mark.parametrize("field", [b"\xff", b"\xc3", rb"\ud83d", rb"\udc00x", b"\n", b"\\x", b"\xed\xa0\x80"])
 def test_text_that_is_invalid(field: bytes) -> None:
-    """Invalid UTF-8, a lone surrogate, what JSON forbids: the field, or the whole input, is None."""
+    """With invalid UTF-8, a lone surrogate or text that JSON forbids, the field or the whole input is None."""
     for raw in (
         b'{"session_id": "%b", "cwd": "/c"}' % field,
         b'{"tool_input": {"subagent_type": "%b"}, "cwd": "/c"}' % field,
@@ -148,7 +148,7 @@ def test_text_that_is_invalid(field: bytes) -> None:
 
 
 def test_lone_surrogate_in_an_unread_field_is_ignored() -> None:
-    """JavaScript may cut a string inside a surrogate pair, and writes the rest as an escape."""
+    """JavaScript may cut a string inside a surrogate pair, and then escapes the remaining half."""
     raw = rb'{"prompt": "cut \ud83d", "tool_input": {"description": "\ud83d", "subagent_type": "x"}, "session_id": "s"}'
     assert read(raw) == HookInput(session="s", subagent_type="x")
 
@@ -185,7 +185,7 @@ inputs = st.dictionaries(keys, json_values | st.fixed_dictionaries({"subagent_ty
 def test_complete_and_cut_inputs_have_the_same_fields(
     value: dict[str, Any], ascii_only: bool, data: st.DataObject
 ) -> None:
-    """Every field is as JSON says, and a cut input has no field that the complete one lacks."""
+    """Every field has the value that the JSON says, and a cut input has no field that the complete one lacks."""
     raw = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False).encode()
     found = read(raw)
     for name, attribute in NAMES.items():

@@ -24,7 +24,7 @@ from harness.interstat import Interstat
 
 
 @pytest.mark.parametrize("event", WARNING_EVENTS)
-def test_usage_written_just_before_the_hook_is_warned_of_once(home: Home, daemon: Daemon, event: str) -> None:
+def test_hook_warns_once_of_usage_written_just_before_it(home: Home, daemon: Daemon, event: str) -> None:
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call(event) == SILENT
@@ -79,12 +79,12 @@ def test_only_one_of_parallel_hooks_shows_a_warning(home: Home, daemon: Daemon) 
 
         with ThreadPoolExecutor(12) as pool:
             output = list(pool.map(call, WARNING_EVENTS * 4))
-        # There is no further threshold after the budget.
+        # No threshold comes after the whole budget.
         assert len([one for one in output if one != SILENT]) == (number < 2), number
 
 
 def test_each_session_of_the_run_is_warned(home: Home, daemon: Daemon) -> None:
-    """Also one that joins later, but none of another run."""
+    """Sessions that join later are warned, too; sessions of other runs are not."""
     run = started(home, session="s1", token_budget=1000)
     home.ok("run", "attach", "--run", run, "--session", "s2")
     write_usage(home, 820)
@@ -120,7 +120,7 @@ def test_withdrawn_warning_is_not_shown_later(home: Home, daemon: Daemon) -> Non
 
 
 def test_late_warning_has_the_current_numbers(home: Home, daemon: Daemon) -> None:
-    """Not those of the moment when the threshold was crossed."""
+    """It does not repeat the numbers from when the threshold was passed."""
     run = started(home, id="r1", session="s1", token_budget=100_000)
     home.ok("run", "attach", "--run", run, "--session", "s2")
     write_usage(home, 81_000)
@@ -186,7 +186,7 @@ def configure(home: Home, text: str) -> None:
 
 
 def test_channel_follows_its_configuration(home: Home, interstat: Interstat) -> None:
-    """It has its own thresholds, shows nothing while off, and then what is still due."""
+    """It has its own thresholds and shows nothing while off. Once it is on again, it shows what is still due."""
     configure(home, "[channels.hook]\nthresholds = [60]\n")
     home.start()
     run = started(home, session="s1", token_budget=1000)
@@ -205,7 +205,7 @@ def test_channel_follows_its_configuration(home: Home, interstat: Interstat) -> 
 
 
 def test_warning_of_a_new_threshold_is_in_the_answer_that_finds_it(home: Home, interstat: Interstat) -> None:
-    """The hook's request reads the changed configuration, and its answer shows the threshold just crossed."""
+    """The hook's request reads the changed configuration, and its answer shows the threshold that was just passed."""
     configure(home, '[warnings]\nthresholds = [90]\n[channels.hook]\nthresholds = "all"\n')
     home.start()
     started(home, session="s1", token_budget=1000)
@@ -244,7 +244,7 @@ def test_hook_waits_until_its_warning_is_on_disk(home: Home, daemon: Daemon) -> 
 
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
-def test_shown_warning_is_saved_once_the_ledger_is_unlocked(home: Home, interstat: Interstat, when: str) -> None:
+def test_shown_warning_is_saved_after_the_ledger_is_unlocked(home: Home, interstat: Interstat, when: str) -> None:
     """The locked ledger does not delay the warning, doctor reports it, and a restart repeats nothing."""
     configure(home, "[channels.desktop]\nenabled = false\n")
     daemon = home.start()
@@ -263,7 +263,7 @@ def test_shown_warning_is_saved_once_the_ledger_is_unlocked(home: Home, intersta
         other.execute("ROLLBACK")
     if when == "while the daemon runs":
         wait_for(lambda: saved_warning_seq(home, "s1"), "the shown warning to be on disk")
-        wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find nothing wrong")
+        wait_for(lambda: home.ctl("doctor").returncode == 0, "doctor to find no problems")
     assert daemon.stop() == 0
     assert saved_warning_seq(home, "s1")
     home.start()

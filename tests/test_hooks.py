@@ -33,7 +33,7 @@ from harness.transcripts import Transcript, assistant_line, encoded
 
 @pytest.mark.parametrize("source", ["startup", "resume", "clear", "compact"])
 def test_session_is_attached_to_the_run_of_its_directory(home: Home, daemon: Daemon, source: str) -> None:
-    """Also from a subdirectory. The model gets one line, and Bash commands get the run's variable."""
+    """A subdirectory works, too. The model gets one line, and Bash commands get the run's variable."""
     run = started(home, token_budget=1000)
     deeper = home.project / "src" / "deep"
     deeper.mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_project_directory_may_be_a_symlink(home: Home, daemon: Daemon, cwd_is_a
 
 
 def test_environment_takes_precedence_over_the_directory(home: Home, daemon: Daemon) -> None:
-    """In this order: the run's variable, the bead's, the run that the session belongs to, the directory."""
+    """The order is: the run's variable, the bead's variable, the run that the session belongs to, the directory."""
     here = started(home, id="here")
     for name, scope in (("named", None), ("bead", "b-1"), ("own", None)):
         answer = home.ask(messages.RunStart(project_dir="/elsewhere", id=name, scope=scope, wait_ms=30_000))
@@ -80,7 +80,7 @@ def test_environment_takes_precedence_over_the_directory(home: Home, daemon: Dae
 
 
 def test_session_without_a_run_gets_no_output(home: Home, daemon: Daemon) -> None:
-    """No run, an unknown name, an ended run, two runs in the directory: nothing is attached either."""
+    """It is not attached either. The cases: no run, an unknown name, an ended run, two runs in the directory."""
     place = home.root / "env"
     environ = {"CLAUDE_ENV_FILE": str(place)}
     claude = Claude(home)
@@ -120,7 +120,7 @@ def test_transcript_is_followed_under_any_name(home: Home, daemon: Daemon) -> No
 
 @pytest.mark.parametrize("path", ["/outside.jsonl", "relative.jsonl", "nul\0.jsonl", "", "/etc/passwd", 7])
 def test_transcript_outside_claudes_directory_is_not_followed(home: Home, daemon: Daemon, path: object) -> None:
-    """The session is attached nevertheless."""
+    """The session is attached all the same."""
     run = started(home, token_budget=1000)
     outside = home.root / "outside.jsonl"
     outside.write_bytes(encoded(assistant_line("s1", tokens=(500, 0, 0, 0))))
@@ -134,7 +134,7 @@ def test_transcript_outside_claudes_directory_is_not_followed(home: Home, daemon
 
 
 def test_session_is_attached_at_its_first_prompt(home: Home, daemon: Daemon) -> None:
-    """If no SessionStart hook ran. A detached session is not attached again."""
+    """This covers sessions without a SessionStart hook. A detached session is not attached again."""
     run = started(home, token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit", prompt="hello") == SILENT
@@ -166,7 +166,7 @@ def test_detached_session_is_left_alone(home: Home, daemon: Daemon, environ: str
 
 
 def test_moved_session_stays_in_its_new_run(home: Home, daemon: Daemon) -> None:
-    """Its environment still names the first run, which counts again only after a restart of the session."""
+    """Its environment still names the first run, but that counts only when the session starts again."""
     started(home, id="a", token_budget=1_000_000, enforcement="hard")
     answer = home.ask(
         messages.RunStart(project_dir="/b", id="b", token_budget=50_000, enforcement="hard", wait_ms=30_000)
@@ -190,7 +190,7 @@ def test_moved_session_stays_in_its_new_run(home: Home, daemon: Daemon) -> None:
 
 
 def test_variable_of_an_ended_run_means_the_sessions_next_run(home: Home, daemon: Daemon) -> None:
-    """A session keeps the variable that it was started with. Without a session it means the ended run."""
+    """A session keeps the variable that it was started with. Without a session, the variable means the ended run."""
     run = started(home, id="old", token_budget=100_000)
     Claude(home).call("SessionStart", source="startup")
     write_usage(home, 10_000)
@@ -212,7 +212,7 @@ def test_variable_of_an_ended_run_means_the_sessions_next_run(home: Home, daemon
 
 
 def test_two_runs_that_contain_the_sessions_directory_are_ambiguous(home: Home, daemon: Daemon) -> None:
-    """Even if only one contains the directory that the hook runs in: the input says where the session is."""
+    """This holds even if only one contains the hook's working directory: the input says where the session is."""
     deeper = home.project / "sub"
     deeper.mkdir()
     outer = started(home, id="outer", token_budget=1000, enforcement="hard")
@@ -302,7 +302,7 @@ def test_session_ids_may_have_odd_characters(home: Home, daemon: Daemon, session
 
 @pytest.mark.parametrize("session", ["nul\0nul", "../../etc", "..", "/", "x" * 512])
 def test_session_ids_that_cannot_be_file_names(home: Home, interstat: Interstat, daemon: Daemon, session: str) -> None:
-    """Such sessions have no transcripts, but their rows count."""
+    """Such a session has no transcripts, but its rows count."""
     run = started(home, token_budget=1000)
     claude = Claude(home, session)
     for event in EVENTS:
@@ -340,7 +340,7 @@ def test_input_of_five_megabytes(home: Home, daemon: Daemon) -> None:
 
 
 def test_lone_surrogate_in_a_prompt_does_not_prevent_the_decision(home: Home, daemon: Daemon) -> None:
-    """JavaScript may cut a string inside a surrogate pair, and writes the rest as an escape."""
+    """JavaScript may cut a string inside a surrogate pair, and then escapes the remaining half."""
     started(home, session="s1", token_budget=1000, enforcement="hard")
     claude = Claude(home)
     tool_input = {**launch_input("fd-quality"), "prompt": "cut \ud83d"}
@@ -352,7 +352,7 @@ def test_lone_surrogate_in_a_prompt_does_not_prevent_the_decision(home: Home, da
 
 @pytest.mark.parametrize("how", ["away", "stopped"])
 def test_hook_without_a_daemon(home: Home, interstat: Interstat, how: str) -> None:
-    """No output and exit code 0. Only launches of sub-agents are denied, if the user wants that."""
+    """It prints nothing and exits with 0. Only launches of sub-agents are denied, and only if the user wants that."""
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     write_usage(home, 5000)
@@ -373,7 +373,7 @@ def test_hook_without_a_daemon(home: Home, interstat: Interstat, how: str) -> No
 
 
 def test_warning_whose_hook_gave_up_is_shown_the_next_time(home: Home, daemon: Daemon) -> None:
-    """A hook that had disconnected before the answer was made has shown nothing."""
+    """A hook that disconnected before the answer was ready has shown nothing."""
     started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     assert claude.call("UserPromptSubmit") == SILENT
@@ -385,7 +385,7 @@ def test_warning_whose_hook_gave_up_is_shown_the_next_time(home: Home, daemon: D
 
 
 def test_killed_hooks_do_no_harm(home: Home, daemon: Daemon) -> None:
-    """Killed in the middle of the request, or before the answer."""
+    """Some are killed in the middle of the request, some before the answer."""
     started(home, session="s1", token_budget=1000)
     write_usage(home, 820)
     claude = Claude(home)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from harness.imports import HEAVY
 
-#: A room may import the rooms of the layers before its own. The rooms of one layer never import each other.
+#: A room may import the rooms of earlier layers. Rooms in the same layer never import each other.
 LAYERS: tuple[set[str], ...] = (
     {"clock", "inotify", "lean", "structs", "systemd", "threads", "wire"},
     {"errors", "log", "model"},
@@ -27,7 +27,7 @@ LAYERS: tuple[set[str], ...] = (
     {"__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-#: The rooms that may import what costs time or does I/O.
+#: The rooms that may import slow modules, or modules that do I/O.
 ONLY_IN = {
     "aiosqlite": {"ledger"},
     "argparse": {"cli"},
@@ -70,7 +70,7 @@ class Module(NamedTuple):
 
 
 def with_packages(names: frozenset[str]) -> frozenset[str]:
-    """Return the names, with the packages that they lie in: `a.b.c`, `a.b` and `a`."""
+    """Return the names and the packages that contain them: `a.b.c`, `a.b` and `a`."""
     return frozenset(
         ".".join(parts[: end + 1]) for parts in (name.split(".") for name in names) for end in range(len(parts))
     )
@@ -91,9 +91,7 @@ def modules() -> dict[str, Module]:
     return {
         name: Module(
             frozenset(imported(ast.walk(tree), found)),
-            frozenset(
-                imported(tree.body, found)
-            ),  # an import inside of a function, or for type checkers, costs nothing
+            frozenset(imported(tree.body, found)),  # an import inside a function, or for type checkers, costs nothing
         )
         for name, tree in trees.items()
     }
@@ -114,7 +112,7 @@ MODULES = modules()
 
 
 def room(name: str) -> str:
-    """Return the daemon's room that a module lies in; the package's own name stands for its `__init__`."""
+    """Return the room of a module of the daemon. The package's own name stands for its `__init__`."""
     package, _, rest = name.partition(".")
     return rest.split(".")[0] if package == "fluxbudgetd" else ""
 
@@ -175,7 +173,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_daemon_does_not_load_what_it_does_not_need() -> None:
-    """Each costs megabytes for as long as the daemon runs."""
+    """Each of these modules would cost megabytes for as long as the daemon runs."""
     kept_out = ("rich", "pygments", "dbus_fast")
     code = f"import sys, fluxbudgetd.cli; print([name for name in {kept_out} if name in sys.modules])"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -29,7 +29,7 @@ TEMPLATE = ROOT / "config" / "fluxbudget.toml"
 MACHINE = next(tag for tag in platform_tags() if tag.startswith("linux_")).removeprefix("linux_")
 STATIC = {f"manylinux_2_17_{MACHINE}", f"musllinux_1_1_{MACHINE}"}
 DYNAMIC = {f"linux_{MACHINE}"}
-#: A $PATH without any program, in particular without a C compiler.
+#: A $PATH without programs, so without a C compiler.
 NO_COMPILER = {"PATH": "/nowhere"}
 NO_NATIVE = {"FLUXBUDGET_NATIVE": "0"}
 
@@ -84,7 +84,7 @@ class Environment:
         venv.create(place, symlinks=True)
         self.scripts = place / "bin"
         site = Path(sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)}))
-        # Its .pth files are not read: an editable fluxbudget beside the dependencies stays out of it.
+        # Its .pth files are not read, so an editable fluxbudget beside the dependencies is not found.
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
         self._environ = {name: value for name, value in home.environ.items() if name != "PYTHONPATH"}
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.scripts / "python")]
@@ -133,7 +133,7 @@ class Environment:
     ],
 )
 def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str, warned: bool) -> None:
-    """The client is native where a compiler works and it is wanted; the wheel's tag is for this platform or for any."""
+    """The client is native if a compiler works and the user wants it. The wheel's tag names this platform or any."""
     result = build("wheel", tmp_path / "dist", environ=environ)
     assert ("no working C compiler was found" in result.stdout + result.stderr) == warned, result
     (wheel,) = (tmp_path / "dist").iterdir()
@@ -382,7 +382,7 @@ def test_build_fails_if_the_requested_client_cannot_be_built(
 
 
 def test_half_upgrade_is_reported(home: Home, daemon: Daemon) -> None:
-    """If the native client and the Python client have different versions, and only then."""
+    """A report appears only if the native client and the Python client have different versions."""
     line = f"the native client is version 0.0.9, the Python client {__version__}"
     other, same = {"FLUXBUDGETCTL_NATIVE": "0.0.9"}, {"FLUXBUDGETCTL_NATIVE": __version__}
     result = home.ctl("version", environ=other)
@@ -398,7 +398,7 @@ def test_half_upgrade_is_reported(home: Home, daemon: Daemon) -> None:
 
 
 def test_native_version_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that the client starts do not think that the native client has started them."""
+    """The variable does not reach programs that the client starts."""
     monkeypatch.setenv("FLUXBUDGETCTL_NATIVE", __version__)
     monkeypatch.setenv("FLUXBUDGETCTL_FAILED", "timeout")
     assert fluxbudgetctl.main.main(["--help"]) == 0

@@ -242,7 +242,7 @@ def test_hanging_file_system_blocks_no_later_call(tmp_path: Path, monkeypatch: p
 
 
 def test_cancelled_call_completes_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Likewise: this call waits until it has been cancelled.
+    # For the same reason, this call waits until it has been cancelled.
     begun, let = threading.Event(), threading.Event()
     replace = os.replace
 

@@ -75,7 +75,7 @@ def test_interband_file_follows_a_changed_budget(home: Home, interstat: Intersta
 def test_interband_file_of_a_run_that_ended_while_the_channel_was_off_is_removed(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
-    """The reader ignores a file's age, so old files must go at the latest when the channel is on again."""
+    """The reader ignores a file's age, so files of ended runs must go as soon as the channel is on again."""
     home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=900, output_tokens=0)
@@ -91,7 +91,7 @@ def test_interband_file_of_a_run_that_ended_while_the_channel_was_off_is_removed
 
 
 def test_interband_moves_with_its_configuration(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """The files at the old place are removed, since nothing else would remove them."""
+    """The files at the old place are removed, because nothing else would remove them."""
     old, new = home.root / "old", home.root / "new"
 
     def sessions_in(root: Path) -> set[str]:
@@ -124,7 +124,7 @@ def test_interband_files_are_removed_when_a_request_finds_the_channel_off(
 
 
 def test_unwritable_interband_file_stops_no_other(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """Neither files of the same run nor of others that are warned of later. It is retried."""
+    """Files of the same run, and of runs that are warned of later, are written. The failed one is retried."""
     home.start()
     blocked = home.root / ".interband" / "interstat" / "budget" / "s1.json"
     (blocked / "in-the-way").mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_unwritable_interband_file_stops_no_other(home: Home, interstat: Interst
 def test_interband_file_of_a_warned_run_is_kept_however_old(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
-    """The run has had no usage for a week and is still above its threshold. Old files of unknown sessions go."""
+    """The run has had no usage for a week and is still above its threshold. Files of unknown sessions are removed."""
     home.start()
     for name in ("1", "2"):
         started(home, id=f"r{name}", session=f"s{name}", token_budget=1000)

@@ -70,7 +70,7 @@ def test_ledger_of_every_version_opens(home: Home, version: int) -> None:
         assert home.json("report", "--triage", str(triage))["pending"] == ["fd-safety", "fd-x"]
         assert rows(ledger(home), "SELECT count(*) FROM events WHERE kind = 'budget.warning'") == [(1,)]
     if version >= 3:
-        # The transcript is deleted, but still counts.
+        # The transcript has been deleted, but still counts.
         (source,) = home.json("run", "show", "--run", "fixture-done")["sources"]
         assert (source["session"], source["counts"], source["transcripts_total"]) == ("s2", "transcripts", 30)
     if version >= 4:
@@ -132,7 +132,7 @@ def another_database(path: Path) -> None:
 
 
 def flipped_byte(path: Path) -> None:
-    """Change a byte in a run's text, which SQLite does not notice."""
+    """Change a byte in a run's text. SQLite does not notice that."""
     connection = sqlite3.connect(path)
     connection.execute("UPDATE runs SET run = CAST(replace(run, 'brainstorm', CAST(x'ff' AS TEXT)) AS BLOB)")
     connection.commit()
@@ -201,7 +201,7 @@ def test_ledger_that_cannot_be_written_is_reported_and_answers_continue(
 
 
 def test_full_disk(home: Home, interstat: Interstat) -> None:
-    """Changes are refused, none is half done, and answers are right."""
+    """Changes are refused, none is half done, and answers stay right."""
     run_as = ("prlimit", "--fsize=200000", *OBEDIENT)
     home.start(prefix=run_as)
     run = started(home, session="s1")

@@ -66,7 +66,7 @@ def test_attempt_returns_when_its_records_are_written() -> None:
 
 
 def test_attempt_does_not_count_a_write_that_began_before_it() -> None:
-    """A record that is added during a write may have missed it."""
+    """A record that was added during a write may not be part of it."""
 
     async def body() -> None:
         records, writer = Records(), LedgerWriter()
@@ -118,14 +118,14 @@ def test_pauses_double_and_a_request_ends_one() -> None:
             await until(lambda: len(records.attempts) == 6)
             pauses = [after - before for before, after in zip(records.attempts, records.attempts[1:], strict=False)]
             assert all(pause >= shortest * 2**number for number, pause in enumerate(pauses)), pauses
-            for _ in range(20):  # an hour of pauses, if they were waited for
+            for _ in range(20):  # waiting for the pauses would take an hour
                 assert not await backlog.attempt()
 
     run(body)
 
 
 def test_flush_writes_the_rest_and_gives_up_on_failures() -> None:
-    """It includes records that were never requested, and those of a cancelled write."""
+    """It writes records whose write was never requested, and those of a cancelled write."""
 
     async def body() -> None:
         records, others, failing, writer = Records(), Records(), Records(), LedgerWriter()

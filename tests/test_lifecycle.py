@@ -116,7 +116,7 @@ def test_socket_path_that_is_too_long_is_refused(home: Home) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it_cleanly(home: Home, interstat: Interstat, number: signal.Signals) -> None:
+def test_signals_end_the_daemon_cleanly(home: Home, interstat: Interstat, number: signal.Signals) -> None:
     """Exit code 0 and no socket file, even with an idle connection and an active run."""
     daemon = home.start()
     started(home, session="s1")
@@ -173,7 +173,7 @@ def test_hangup_reopens_the_sources(home: Home, interstat: Interstat, daemon: Da
 
     def was_closed() -> bool:
         daemon.signal(signal.SIGHUP)
-        # The watcher may open it again before this looks; then the next signal closes it once more.
+        # The watcher may open it again before this check; then the next signal closes it once more.
         return any(not held(daemon, "metrics.db") for _ in range(100))
 
     wait_for(was_closed, "the sources to be closed")
@@ -202,7 +202,7 @@ def test_stop_waits_for_a_request_in_progress(home: Home, interstat: Interstat, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_during_the_start_ends_it_cleanly(home: Home, number: signal.Signals) -> None:
+def test_signal_during_the_start_ends_the_daemon_cleanly(home: Home, number: signal.Signals) -> None:
     """Once the socket file exists, a signal leaves no file and no traceback."""
     for _ in range(5):
         daemon = home.start(wait=False)
@@ -233,7 +233,7 @@ def test_closed_log_reader_does_not_end_the_daemon(home: Home, interstat: Inters
 
 
 def test_closed_standard_streams(home: Home, interstat: Interstat) -> None:
-    """No file of the daemon's gets their numbers, so that nothing is logged into the ledger or a connection."""
+    """The daemon's own files never get their numbers, so nothing is logged into the ledger or a connection."""
     home.start(wait=False, prefix=("sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh"))
     wait_for(lambda: home.socket.exists() and home.ctl("ping").returncode == 0, "the daemon to answer")
     run = started(home, session="s1")
@@ -244,8 +244,8 @@ def test_closed_standard_streams(home: Home, interstat: Interstat) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--check-config"], ["--no-such-option"]])
-def test_other_uses_with_closed_standard_streams(home: Home, arguments: list[str]) -> None:
-    """End with their usual exit codes."""
+def test_other_invocations_with_closed_standard_streams(home: Home, arguments: list[str]) -> None:
+    """They end with their usual exit codes."""
     command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", sys.executable, "-m", "fluxbudgetd", *arguments]
     result = subprocess.run(command, env=home.environ, check=False)
     assert result.returncode == (64 if arguments == ["--no-such-option"] else 0)
@@ -267,7 +267,7 @@ def drop_root(directory: Path) -> None:
 @needs_root("become another user")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
 def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
-    """A socket of another user in the daemon's place is refused."""
+    """The client refuses a socket of another user in the daemon's place."""
     home.socket.parent.mkdir(parents=True)
     os.chown(home.socket.parent, OTHER_USER, OTHER_USER)
     child = os.fork()
@@ -293,7 +293,7 @@ def test_client_does_not_ask_another_users_daemon(home: Home) -> None:
 @needs_root("become another user")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside pytest-xdist's threads
 def test_another_user_is_refused(home: Home, daemon: Daemon) -> None:
-    """Even if the permissions allow the connection. Root is served."""
+    """This holds even if the permissions allow the connection. Root is served."""
     home.socket.parent.chmod(0o711)
     home.socket.chmod(0o666)
     reader, writer = os.pipe()
@@ -339,7 +339,7 @@ def test_daemon_without_active_runs_does_not_wake_up(home: Home, interstat: Inte
 
     def quiet() -> bool:
         before = switches()
-        time.sleep(0.5)  # the observed interval: a watcher would have woken ten times
+        time.sleep(0.5)  # the time observed; a watcher would wake up ten times in it
         return switches() == before
 
     wait_for(quiet, "the daemon to come to rest")

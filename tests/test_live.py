@@ -11,7 +11,7 @@ from harness.transcripts import timestamp
 
 
 def test_tokens_count_while_the_session_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Every complete line that was written before the question is in the answer; an incomplete line is not."""
+    """Every complete line that was written before the request is in the answer; an incomplete line is not."""
     run = started(home, session="s1", token_budget=10_000)
     writer = transcript(home)
     assert home.spent(run) == 0
@@ -26,7 +26,7 @@ def test_tokens_count_while_the_session_runs(home: Home, interstat: Interstat, d
 
 
 def test_response_counts_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its lines repeat its usage, in part or in full. The largest counts, even if it comes later or in another file."""
+    """Its lines repeat its usage, in part or in full. The largest counts, even if it is later or in another file."""
     run = started(home, session="s1")
     writer = transcript(home)
     for output, largest in ((1, 1), (8, 8), (300, 300), (8, 300)):
@@ -39,7 +39,7 @@ def test_response_counts_once(home: Home, interstat: Interstat, daemon: Daemon) 
 
 
 def test_new_sub_agents_count_under_their_names(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Without a restart, at any depth. The file beside a transcript has the name."""
+    """No restart is needed, and the depth does not matter. A file beside the transcript has the name."""
     run = started(home, session="s1")
     writer = transcript(home)
     writer.response("m1", tokens=(1, 0, 0, 0))
@@ -57,7 +57,7 @@ def test_new_sub_agents_count_under_their_names(home: Home, interstat: Interstat
 def test_transcripts_count_instead_of_interstat_and_both_are_shown(
     home: Home, interstat: Interstat, daemon: Daemon
 ) -> None:
-    """Interstat's rows count only for a session without transcripts. A higher figure of interstat's is explained."""
+    """Interstat's rows count only for a session without transcripts. A higher figure from interstat is explained."""
     run = started(home, session="s1")
     home.ok("run", "attach", "--run", run, "--session", "s2")
     interstat.insert("s1", input_tokens=240, output_tokens=0)
@@ -134,7 +134,7 @@ def test_ended_run_still_counts_late_lines(home: Home, interstat: Interstat, dae
 def test_growing_transcripts_pass_thresholds_without_a_request(
     home: Home, interstat: Interstat, daemon: Daemon
 ) -> None:
-    """By a main transcript and by that of a new sub-agent."""
+    """A main transcript and that of a new sub-agent each pass one."""
 
     def thresholds() -> list[int]:
         connection = sqlite3.connect(home.state / "ledger.db")
@@ -155,7 +155,7 @@ def test_growing_transcripts_pass_thresholds_without_a_request(
 
 
 def test_report_has_live_actuals(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A review's sub-agents are measured while the session goes on."""
+    """A review's sub-agents are measured while the session continues."""
     started(home, session="s1")
     writer = transcript(home)
     old = writer.agent("old")
@@ -173,7 +173,7 @@ def test_report_has_live_actuals(home: Home, interstat: Interstat, daemon: Daemo
 
 
 def test_report_right_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The transcripts count, not interstat, although no request has named the ended run's sessions."""
+    """The transcripts count, not interstat, even though no request has named the ended run's sessions."""
     run = started(home, session="s1")
     agents = {"agents": [{"name": "fd-safety", "score": 1, "stage": 1}]}
     decided = home.ctl("triage", stdin=json.dumps(agents), environ={"CLAUDE_CODE_SESSION_ID": "s1"})

@@ -14,7 +14,7 @@ from harness.transcripts import assistant_line, encoded
 
 
 def test_reading_continues_after_a_restart(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """What was counted is not read again, and what was written meanwhile is read."""
+    """What was already counted is not read again, and what was written in the meantime is read."""
     run = started(home, session="s1")
     writer = transcript(home)
     for number in range(50):
@@ -33,7 +33,7 @@ def test_reading_continues_after_a_restart(home: Home, interstat: Interstat, dae
 
 
 def test_changed_file_is_read_again(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its present content counts, whether it was cut, replaced or rewritten, also while the daemon was stopped."""
+    """Its current content counts, whether it was cut, replaced or rewritten, even while the daemon was stopped."""
     run = started(home, session="s1")
     writer = transcript(home)
     agent = writer.agent("a")
@@ -55,7 +55,7 @@ def test_changed_file_is_read_again(home: Home, interstat: Interstat, daemon: Da
 
 
 def test_deleted_transcripts_still_count(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Claude Code deletes them after a month. The totals stay and are not stale, also after a restart."""
+    """Claude Code deletes them after a month. The totals stay and are not stale, even after a restart."""
     run = started(home, session="s1")
     writer = transcript(home)
     writer.response("m1", tokens=(500, 0, 0, 0))
@@ -123,7 +123,7 @@ def test_unreadable_lines_are_skipped(home: Home, interstat: Interstat, daemon: 
 def test_named_transcript_must_be_in_claudes_directory(
     home: Home, interstat: Interstat, daemon: Daemon, tmp_path: Path
 ) -> None:
-    """A path outside is refused, even through a link, and nothing is attached."""
+    """A path that leads outside, even through a link, is refused, and nothing is attached."""
     run = started(home)
     outside = tmp_path / "outside.jsonl"
     outside.write_bytes(encoded(assistant_line("s1", "m1", tokens=(500, 0, 0, 0))))
@@ -145,7 +145,7 @@ def test_named_transcript_must_be_in_claudes_directory(
 def test_session_id_never_leads_out_of_the_directory(
     home: Home, interstat: Interstat, daemon: Daemon, session: str
 ) -> None:
-    """It names a file or nothing; it is no pattern."""
+    """The id is the name of a file, never a pattern."""
     run = started(home, session=session)
     writer = transcript(home)
     writer.response("m1", tokens=(500, 0, 0, 0))
@@ -197,7 +197,7 @@ def test_named_path_is_kept_beside_other_files(home: Home, interstat: Interstat,
     for name in ("b", "c"):
         writer.agent(name).response(f"m-{name}", tokens=(10, 0, 0, 0))
         assert home.spent(run) in (15, 25)
-    wait_for(lambda: len(offsets(home)) == 3, "all four in the ledger")  # b and c have the same size
+    wait_for(lambda: len(offsets(home)) == 3, "all four files in the ledger")  # b and c have the same size
     daemon.kill()
     home.start()
     path.write_bytes(encoded(assistant_line("s1", "m9", tokens=(1000, 0, 0, 0))))

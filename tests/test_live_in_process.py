@@ -23,7 +23,7 @@ from harness.transcripts import Transcript
 async def read_until_unchanged(service: Service, account: RunAccount) -> None:
     """End a run, so that no watcher notices changes, and read its transcripts until they no longer seem to change.
 
-    A directory that has changed only just now is read again.
+    A directory that has only just changed is read again.
     """
     await service.lifecycle.end(account, "done", within(5))
     with anyio.fail_after(10):
@@ -33,7 +33,7 @@ async def read_until_unchanged(service: Service, account: RunAccount) -> None:
 
 
 def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session is moved, and its run advances, between the readings of a long transcript: each token counts once."""
+    """Each token counts once if the session is moved and its run advances between the reads of a long transcript."""
     monkeypatch.setattr(reading_module, "MAX_BYTES", 3000)
 
     async def body() -> None:
@@ -69,7 +69,7 @@ def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkey
 
 
 def test_transcript_that_was_read_but_not_counted_is_not_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file no longer seems changed, so that only the required generation shows it."""
+    """The file no longer seems changed, so only the required generation shows that it must be counted."""
     applying, proceed = anyio.Event(), anyio.Event()
 
     async def body() -> None:
@@ -101,7 +101,7 @@ def test_transcript_that_was_read_but_not_counted_is_not_fresh(tmp_path: Path, m
 def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its sources are no longer read, but the next question retries the ledger."""
+    """Its sources are no longer read, but the next request retries the ledger."""
     failing = False
     real = StoredTranscripts.responses
 
@@ -201,7 +201,7 @@ def test_session_that_continues_in_another_project_is_found(tmp_path: Path, monk
 
 
 def test_sessions_no_longer_followed_are_forgotten(tmp_path: Path) -> None:
-    """With their faults."""
+    """Their faults are forgotten, too."""
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
@@ -217,6 +217,6 @@ def test_sessions_no_longer_followed_are_forgotten(tmp_path: Path) -> None:
             with anyio.fail_after(30):
                 while service.totals.transcripts.files or service.totals.transcripts.status.state != "ok":
                     service.totals.follower.forget_old_transcripts()
-                    await anyio.sleep(0.01)  # a read that had begun may bring it back once
+                    await anyio.sleep(0.01)  # a read that has already begun may bring it back once
 
     anyio.run(body)

@@ -56,7 +56,7 @@ def total(files: dict[int, tuple[bytes, str]]) -> int:
 def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], seed: int) -> None:
     """While another process appends in random pieces.
 
-    Every answer is the recount of the files at some moment between question and answer; the last one, of everything.
+    Every answer equals a recount of the files at some moment between request and answer; the last one, of everything.
     """
     session = f"s-{next(SERIAL)}"  # not random: hypothesis repeats random numbers
     writer = transcript(live_home, session)
@@ -122,7 +122,7 @@ def live_home(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.soak
 def test_kill_while_transcripts_grow(home: Home, interstat: Interstat) -> None:
-    """After twenty kills, and one more restart, the totals are those of a recount."""
+    """After twenty kills and one more restart, the totals equal a recount."""
     sessions = [f"s{number}" for number in range(4)]
     daemon = home.start()
     run = started(home, token_budget="none")

@@ -98,7 +98,7 @@ def some_stages(draw: st.DrawFn) -> Stages:
 
 @given(some_stages(), st.integers(0, 200_000) | st.integers(0, 2**63 - 1))
 def test_allocations_never_exceed_the_budget(stages: Stages, tokens: int) -> None:
-    """Unscaled, each is its share or its floor. Scaled, each loses the same fraction, rounded to a token."""
+    """Unscaled, each is its share or its floor. Scaled down, each loses the same fraction, rounded to a token."""
     found = phases.allocations(stages, tokens)
     wanted = {
         name: max(tokens * getattr(stages, name).share // 100, getattr(stages, name).floor)
@@ -118,11 +118,11 @@ def test_allocations_never_exceed_the_budget(stages: Stages, tokens: int) -> Non
         (set(), [], ["one", "two"]),
         ({"one"}, [], ["two"]),
         ({"one", "two", "three"}, [], []),
-        # A measured session that worked in the phase, even if it was measured only in a later phase.
+        # A measured session that worked in the phase ends its estimate, even if it was measured in a later phase.
         (set(), [Stint(5, None, measured=True)], []),
         (set(), [Stint(5, 10, measured=True)], ["two"]),
         (set(), [Stint(12, 13, measured=True)], ["one"]),
-        # A session that was not measured, that joined later, or that had left before.
+        # A session that was not measured, joined later, or had left before does not.
         (set(), [Stint(5, None, measured=False)], ["one", "two"]),
         ({"three"}, [Stint(20, None, measured=True)], ["one", "two"]),
         (set(), [Stint(-9, 0, measured=True)], ["one", "two"]),
@@ -165,7 +165,7 @@ def test_never_both_measured_and_estimated(times: list[int], measured: set[str],
 
 
 def test_session_works_from_its_first_record() -> None:
-    """Its first attachment includes earlier usage, which ends the estimates of the phases of that time."""
+    """Its first attachment includes earlier usage, which ends the estimates of the phases in which it occurred."""
     completed = [left("one", 0, 10), left("two", 10, 20)]
     for first_record, counting in ((5, []), (15, ["one"]), (25, ["one", "two"]), (None, ["one", "two"])):
         attached = Attachment(session="s", run="r", since=30, until=None, first=True, origin="asked")
@@ -275,7 +275,7 @@ def test_override(enforcement: Enforcement, passes: bool) -> None:
 
 
 def test_stale_phase_cannot_be_overridden() -> None:
-    """Whether the budget is exceeded or not."""
+    """This does not depend on whether the budget is exceeded."""
     run = a_run(token_budget=100, phase="shipping")
     for spent in (0, 100):
         found = advance.advanced(run, budget.balance(run, spent), "executing", "release day")

@@ -64,7 +64,7 @@ def test_state_of_a_balance(spent: int, expected: str) -> None:
     st.integers(1, 2**63 - 1), st.integers(0, 2**70), st.integers(0, 2**40), st.integers(0, 2**40), st.integers(1, 99)
 )
 def test_balance_is_consistent(tokens: int, measured: int, provisional: int, reserved: int, warn: int) -> None:
-    """For any numbers: what remains is within the budget, and percentage and state agree with what is spent."""
+    """Whatever the numbers, the rest is within the budget, and percentage and state agree with the spend."""
     at = budget.balance(a_run(token_budget=tokens, warn_pct=warn), measured, provisional, reserved)
     assert at.remaining == max(0, tokens - at.spent - reserved)
     assert at.pct is not None
@@ -141,7 +141,7 @@ def test_followed_for_48_hours() -> None:
 
 
 def test_starting_the_same_run_again() -> None:
-    """The fields that are given must agree with those at the start, or with the present ones."""
+    """The fields that are given must agree with the original or with the current ones."""
     was = a_run(token_budget=100)
     now_is = msgspec.structs.replace(was, token_budget=200)
     for agreed in (None, 100, 200):

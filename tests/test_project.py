@@ -98,13 +98,13 @@ def short() -> Iterator[Path]:
 
 @pytest.mark.parametrize("moment", [b"", b"fluxbudgetd starts", b"A sprint begins", b"fluxbudgetctl status"])
 def test_demo_stops_at_ctrl_c_and_leaves_nothing(home: Home, short: Path, moment: bytes) -> None:
-    """At its very start, with `make demo`'s blocked signal, and after each kind of step."""
+    """Ctrl-C comes at the very start, while `make demo` still blocks the signal, and after each kind of step."""
     environ = {"TMPDIR": str(short)}
     demo = (*HOLD_SIGINT, sys.executable, str(ROOT / "docs" / "demo.py"))
     with InTerminal(home, program=demo, size=(120, 500), environ=environ) as terminal:
         wait_for(lambda: moment in terminal.raw, str(moment))
         terminal.press("\x03")
-        # At the very start the signal kills it, for which a shell reports the same code.
+        # At the very start the signal kills the demo; a shell reports the same code for that.
         assert terminal.process.wait(timeout=60) in (130, -signal.SIGINT)
     assert b"Traceback" not in terminal.raw
     assert b"demo failed" not in terminal.raw
@@ -121,7 +121,7 @@ def test_console_scripts() -> None:
 
 
 def test_tested_code_comes_from_the_intended_place() -> None:
-    """From the source tree, or from site-packages when the wheel is tested."""
+    """It comes from the source tree, or from site-packages when the wheel is tested."""
     for package in (fluxbudgetd, fluxbudgetctl):
         place = Path(str(package.__file__))
         if os.environ.get("FLUXBUDGET_TESTED") == "wheel":

@@ -22,7 +22,7 @@ ODD = (None, 0, 7, 1000, 123_456_789, -5, "text", 2.5, b"\x00")
 
 session = st.sampled_from(SESSIONS)
 tokens = st.sampled_from(ODD)
-# The present, long ago (before every run and attachment), or not a time.
+# Now, long ago (before every run and attachment), or not a time.
 when = st.sampled_from(("now", "now", "now", "past", "garbage"))
 bead = st.sampled_from((*SCOPES, "", "", None, "unknown"))
 phase = st.sampled_from(("", "", None, "brainstorm", "planned", "no phase of ours"))
@@ -89,7 +89,7 @@ class History:
         session = None if name is None else name + self.mark
         before = len(self.recount.runs)
         if session is not None:
-            # The run that the session's rows implied before comes first.
+            # Attach before the new run is added, so that the session's earlier rows can only imply an older run.
             answer = self.ask(messages.RunStart(scope=own_scope, session=session, project_dir="/", token_budget="none"))
             self.recount.attach(session, answer.run.id, time.time())
         else:
@@ -103,20 +103,20 @@ class History:
     def attach(self, name: str, index: int) -> None:
         if self.active:
             run = list(self.active.values())[index % len(self.active)]
-            present = self.present(name)
+            current = self.current(name)
             answer = self.ask(messages.RunAttach(attach=name + self.mark, run=run))
-            assert answer.changed == (present != run), answer
+            assert answer.changed == (current != run), answer
             if answer.changed:
                 self.recount.attach(name + self.mark, run, time.time())
 
     def detach(self, name: str) -> None:
-        present = self.present(name)
+        current = self.current(name)
         answer = self.ask(messages.RunDetach(detach=name + self.mark))
-        assert isinstance(answer, messages.RunAnswer) == (present is not None), answer
-        if present is not None:
+        assert isinstance(answer, messages.RunAnswer) == (current is not None), answer
+        if current is not None:
             self.recount.attach(name + self.mark, None, time.time())
 
-    def present(self, name: str) -> str | None:
+    def current(self, name: str) -> str | None:
         known = [one for one in self.recount.attachments if one.session == name + self.mark]
         return known[-1].run if known else self.recount.implied(name + self.mark)
 

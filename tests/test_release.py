@@ -1,4 +1,4 @@
-"""What a release consists of: its version, the changelog, and the checks of `make release-check`."""
+"""A release: its version, its changelog section, and the checks of `make release-check`."""
 
 import io
 import re
@@ -43,7 +43,7 @@ DEPENDENCIES = {"anyio": "4.14.0", "pyyaml": "6.0.3"}
 
 
 def sbom(version: str = "1", **changed: str | None) -> bytes:
-    """Return an SBOM of a version with the dependencies; `changed` has other versions, None for none."""
+    """Return an SBOM of this version. `changed` replaces versions of dependencies; None leaves one out."""
     versions = {"anyio": "4.14.0", "PyYAML": "6.0.3", **changed}
     components = [{"name": name, "version": version} for name, version in versions.items() if version is not None]
     root = {"name": "fluxbudget", **({"version": version} if version else {})}
@@ -68,7 +68,7 @@ def test_changelog_has_a_dated_and_linked_section_for_each_release() -> None:
 
 
 def test_contents_of_archives(tmp_path: Path) -> None:
-    """Paths in an sdist count from below its top directory; directories do not count."""
+    """Paths in an sdist are relative to its top directory. Directories are ignored."""
     sdist, wheel = tmp_path / "x.tar.gz", tmp_path / "x.whl"
     with tarfile.open(sdist, "w:gz") as archive:
         for path, kind in (("x-1/tests", tarfile.DIRTYPE), ("x-1/tests/a.py", tarfile.REGTYPE)):

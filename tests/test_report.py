@@ -1,4 +1,4 @@
-"""The cost report compares estimates with actual costs; what was not measured yet is `pending`, not 0."""
+"""The cost report compares estimates with actual costs; what has not been measured yet is `pending`, not 0."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def test_delta_in_percent(actual: int, estimated: int, expected: int | None) -> 
 
 
 def test_deferred_agent_that_ran_is_not_in_the_sums() -> None:
-    """Its usage is shown."""
+    """Its usage is shown all the same."""
     triage = a_triage(launched("a", 10), launched("b", 20, 2, "Deferred (budget)"), launched("c", 30, 1, "Blocked"))
     found = report.of_triage(triage, {"a": used(1, 0), "b": used(5, 5), "c": NOTHING_YET})
     assert [(one.name, one.reason, one.actual_billing) for one in found.deferred] == [
@@ -120,7 +120,7 @@ def test_only_rows_after_the_triage_count() -> None:
     ("at", "key", "since"),
     [
         (NOW + 700_000, 1, True), (NOW + 699_999, 99, False), (NOW + SECOND, 1, True), (NOW - SECOND, 99, False),
-        # A time cut to the triage's second, or no time: the order of the rows decides.
+        # If a row has no time, or one cut to the second of the triage, the order of the rows decides.
         (NOW, 5, False), (NOW, 6, True), (None, 5, False), (None, 6, True),
     ],
 )  # fmt: skip
@@ -137,7 +137,7 @@ def test_time_may_be_cut_to_the_second(at: int | None, key: int, since: bool) ->
     st.lists(st.none() | st.integers(-1, 4).map(lambda at: at * SECOND) | st.integers(0, 4 * SECOND), max_size=10),
 )
 def test_every_row_belongs_to_one_review(moments: list[int], keys: list[int], times: list[int | None]) -> None:
-    """Each row after the first of two reviews is in the actual costs of exactly one."""
+    """Each row after the first of two reviews is part of the actual costs of exactly one of them."""
     first, second = (
         a_triage(launched("a", 1), at=NOW + at, last_key=key) for at, key in zip(moments, keys, strict=True)
     )
@@ -195,7 +195,7 @@ def test_slow_agent_counts_for_its_own_review() -> None:
 
 
 def test_each_review_keeps_its_cost_basis() -> None:
-    """Whatever the run's cost basis is, estimates and actual costs use the same."""
+    """Estimates and actual costs use the triage's cost basis, even if the run has another."""
     triage = a_triage(launched("a", 1000), cost_basis="total")
     found = report.of_run(5000, "billing", [triage], {"s": [a_row(1, "a", 100, cache_read=900)]})
     assert found.by_stage["stage_1"] == ReportStage(agents=1, estimated=1000, actual=1000, partial=False)

@@ -23,7 +23,7 @@ LOCKS = {"runtime": RUNTIME, "test": TEST, "dev": DEV, "release": RELEASE, "lowe
 each_lock = pytest.mark.parametrize("name", LOCKS)
 each_python = pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 
-# A pinned package: its version and marker, its hashes, and a comment that names what asks for it.
+# A pinned package: its version and marker, its hashes, and a comment that names what requires it.
 _PACKAGE = re.compile(
     r"""
     ^ (?P<name>[a-z0-9-]+) == (?P<version>[\w.]+) (?:\ ;\ (?P<marker>[^\n\\]+))?
@@ -52,7 +52,7 @@ def pinned(lock: str, python: str) -> dict[str, str]:
 
 
 def requested(lock: str, python: str) -> set[str]:
-    """Return the packages that a lock has because pyproject.toml asks for them, not only another package."""
+    """Return the packages that a lock has because pyproject.toml requires them, not only another package."""
     packages = _PACKAGE.finditer(text_of(lock))
     return {
         found["name"]
@@ -70,7 +70,7 @@ def applying(requirements: Iterable[str], python: str) -> Iterator[tuple[str, Re
 
 @each_lock
 def test_lock_is_nothing_but_versions_and_hashes(name: str) -> None:
-    """No option, address or path of the machine that compiled it."""
+    """It has no option, address or path of the machine that compiled it."""
     assert _PACKAGE.sub("", text_of(name)) == _HEADER
 
 
@@ -94,7 +94,7 @@ def test_lock_has_no_requirement_that_was_removed(name: str, python: str) -> Non
 
 @each_python
 def test_smaller_locks_repeat_the_versions_of_the_largest(python: str) -> None:
-    """So that tests and types are checked against what the demo runs with."""
+    """So tests and type checks use the versions that the demo runs with."""
     assert pinned("runtime", python).items() <= pinned("test", python).items() <= pinned("dev", python).items()
 
 

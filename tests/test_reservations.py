@@ -76,25 +76,25 @@ def test_instance_measured_before_a_reservation_does_not_close_it() -> None:
 
 
 def test_instances_without_a_time_choose_last() -> None:
-    """The first reservation is left to the instance that can close no other."""
+    """The first reservation is left for the instance that can close no other."""
     two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
     assert still_open(two, an_instance(at=None), an_instance(at=NOW + MINUTE)) == []
 
 
 def test_instances_choose_in_the_order_of_their_times() -> None:
-    """The early reservation is left to the earlier instance, which can close no other."""
+    """The early reservation is left for the earlier instance, which can close no other."""
     two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
     assert still_open(two, an_instance(at=NOW + 3 * MINUTE), an_instance(at=NOW + MINUTE)) == []
 
 
-def test_same_id_closes_in_spite_of_name_and_time() -> None:
+def test_same_id_closes_regardless_of_name_and_time() -> None:
     two = [a_reservation(1), a_reservation(2, agent_id="a")]
     assert still_open(two, an_instance("a", at=NOW - MINUTE, agent="general-purpose")) == [1]
     assert still_open(two, an_instance("a", session="s2")) == [1, 2]
 
 
 def test_instances_with_an_id_choose_before_the_others() -> None:
-    """A reservation with an id is left to the instance with that id, even if it is later."""
+    """A reservation with an id is left for the instance with that id, even if that one is later."""
     two = [a_reservation(1, agent_id="a"), a_reservation(2)]
     assert still_open(two, an_instance(at=NOW + 1), an_instance("a", at=NOW + 9)) == []
 
@@ -192,7 +192,7 @@ def test_time_reopens_no_reservation(
 
 @given(reservation_lists.filter(bool), instance_lists, times)
 def test_end_closes_no_other_reservation(reservations: list[Reservation], instances: list[Instance], now: int) -> None:
-    """It may reopen one, whose instance is now counted for the ended one. Instances with an id change nothing."""
+    """It may reopen one whose instance is now matched to the ended one, unless all instances have an id."""
     first, *others = reservations
     ended = [msgspec.structs.replace(first, ended_at=NOW), *others]
 
@@ -237,7 +237,7 @@ def admitted(estimate: int, spent: int, reserved: int = 0, agent: str = "fd-qual
     ],
 )
 def test_admission_by_enforcement(enforcement: str, estimate: int, spent: int, reserved: int, decision: str) -> None:
-    """Hard: denied unless it fits what remains. Soft: the user is asked once the budget is spent."""
+    """Hard: a launch is denied unless it fits into the rest. Soft: the user is asked once the budget is spent."""
     answer = admitted(estimate, spent, reserved, enforcement=enforcement)
     assert (answer.decision, answer.reserve) == (decision, decision == "allow")
 
@@ -284,7 +284,7 @@ def test_reasons_have_numbers_and_a_remedy() -> None:
 def test_reason_is_one_short_line(
     agent: str, estimate: int, spent: int, reserved: int, tokens: int | None, enforcement: str, status: str
 ) -> None:
-    """For any numbers and agent names. A run that is not active, or has no budget, denies nothing."""
+    """This holds for any numbers and agent names. A run that is not active, or has no budget, denies nothing."""
     fields = {"token_budget": tokens, "enforcement": enforcement, "status": status, "id": "r" * 128}
     answer = admitted(estimate, spent, reserved, agent, **fields)
     assert 0 < len(answer.reason) <= 500

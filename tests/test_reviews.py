@@ -69,7 +69,7 @@ def project_file(home: Home, text: str) -> Path:
 
 
 def test_estimates_equal_the_existing_estimator(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Same JSON; means of at least three rows of the model or of none, rounded half away from zero."""
+    """The JSON is the same. Means need three rows of the model or of no model, and round half away from zero."""
     for total, model in ((10, MODEL), (11, MODEL), (None, MODEL), (11, None), (9999, "another")):
         interstat.insert("s", "interflux:fd-quality", input_tokens=3, output_tokens=4, total_tokens=total, model=model)
     interstat.insert("s", "fd-quality", input_tokens=4, output_tokens=4, total_tokens=10, model=MODEL)
@@ -89,7 +89,7 @@ def test_estimates_equal_the_existing_estimator(home: Home, interstat: Interstat
 
 
 def test_estimates_follow_every_commit(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """With and without an active run, which keeps the file open."""
+    """An active run, which keeps the file open, makes no difference."""
     past(interstat, "fd-quality", 100)
     assert home.json("estimates")["estimates"]["fd-quality"]["est_billing"] == 100
     started(home)
@@ -99,7 +99,7 @@ def test_estimates_follow_every_commit(home: Home, interstat: Interstat, daemon:
 
 
 def test_estimates_without_history(home: Home) -> None:
-    """They are the defaults, without a database and with one without totals. stderr says if it is absent."""
+    """The defaults are used if the database is absent, which stderr reports, or has no totals."""
     home.start()
     result = home.ctl("estimates")
     assert (result.returncode, json.loads(result.stdout)["estimates"]) == (0, {})
@@ -111,7 +111,7 @@ def test_estimates_without_history(home: Home) -> None:
 
 
 def test_estimates_close_the_database(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Without an active run, so that its last writer can remove its WAL."""
+    """Without an active run, the daemon does not keep the file open, so its last writer can remove the WAL."""
     past(interstat, "fd-quality", 100)
     home.ok("estimates")
     interstat.close()
@@ -122,7 +122,7 @@ def test_estimates_close_the_database(home: Home, interstat: Interstat, daemon: 
 
 
 def test_cut_by_the_input_types_budget(home: Home, daemon: Daemon) -> None:
-    """Without a run. Of 150 000, 80 000 are protected and 70 000 are left for Stage 2."""
+    """There is no run. Of 150 000 tokens, 80 000 are protected and 70 000 are left for Stage 2."""
     decision = triage(home, AGENTS, "--input-type", "plan")
     assert selected(decision) == ["fd-architecture", "fd-safety", "fd-performance", "docs-researcher"]
     assert decision["verdict"] == "ok"
@@ -205,7 +205,7 @@ def test_table_for_people(home: Home, daemon: Daemon) -> None:
 
 
 def test_ambiguous_run_is_an_error(home: Home, daemon: Daemon) -> None:
-    """It must not be treated as no run, which would lift the run's limit."""
+    """If it counted as no run, the run's limit would not apply."""
     started(home)
     started(home)
     result = home.ctl("triage", stdin=json.dumps({"agents": AGENTS}))
@@ -240,7 +240,7 @@ BAD = [
 
 @pytest.mark.parametrize("number", range(len(BAD)))
 def test_invalid_agents_are_refused(home: Home, daemon: Daemon, number: int) -> None:
-    """Exit 65 with the place; nothing is stored."""
+    """The exit code is 65, the error names the place, and nothing is stored."""
     text, place = BAD[number]
     result = home.ctl("triage", stdin=text)
     assert (result.returncode, result.stdout) == (65, ""), result
@@ -261,7 +261,7 @@ def test_unusual_agents_are_accepted(home: Home, daemon: Daemon) -> None:
 
 
 def test_nan_is_refused(home: Home, daemon: Daemon) -> None:
-    """It cannot be written in JSON, but in MessagePack."""
+    """JSON cannot express it, but MessagePack can."""
     for score in (float("nan"), float("inf")):
         one = messages.TriageAgent(name="a", score=score, stage=1)
         answer = home.ask(messages.TriageRequest(agents=(one,)))
@@ -315,8 +315,8 @@ def test_broken_project_file_affects_only_its_project(home: Home, daemon: Daemon
 # --- the report
 
 
-def test_report_fills_in(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Pending, then partial, then complete: estimates and actual costs of the session's agents since the triage."""
+def test_report_is_completed_as_rows_arrive(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Costs of the session's agents since the triage are first pending, then partial, then complete."""
     interstat.insert("s1", "fd-safety", input_tokens=1, output_tokens=1, timestamp=LONG_AGO)
     decision = triage(home, AGENTS, "--input-type", "plan", environ=IN_SESSION)
     name = decision["triage_id"]
@@ -370,7 +370,7 @@ def test_report_survives_a_restart_and_a_lost_source(home: Home, interstat: Inte
 
 
 def test_report_of_a_run(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """It has all reviews. A triage that was repeated before any agent ran counts once."""
+    """It covers all reviews. A triage that was repeated before any agent ran counts once."""
     run = started(home, session="s1", token_budget=1_000_000)
     triage(home, AGENTS, environ=IN_SESSION)
     first = triage(home, AGENTS, environ=IN_SESSION)
@@ -431,7 +431,7 @@ def test_calibration_of_phases(home: Home, interstat: Interstat, daemon: Daemon)
 
 
 def test_calibration_of_slicing(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Ten sliced runs at 0.8 of the full costs propose 0.8; once written, triage uses it."""
+    """Ten sliced runs at 0.8 of the full cost propose 0.8. Once that is written, triage uses it."""
     past(interstat, "fd-people", 1000)
     for number in range(10):
         proposed = home.json("calibrate")["slicing"]
@@ -545,7 +545,7 @@ def test_triage_without_a_session(home: Home, interstat: Interstat, daemon: Daem
 
 
 def test_report_of_very_many_reviews(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The latest are listed; all are in the sums."""
+    """The latest are listed; the sums cover all."""
     run = started(home, session="s1", token_budget=10**9)
     for number in range(11):
         agents = tuple(messages.TriageAgent(name=f"a{number}-{n}", score=1, stage=1) for n in range(100))
@@ -557,7 +557,7 @@ def test_report_of_very_many_reviews(home: Home, interstat: Interstat, daemon: D
 
 
 def test_project_file_counts_in_directories_below_the_project(home: Home, daemon: Daemon) -> None:
-    """For `estimates` as for `triage`."""
+    """It counts for both `estimates` and `triage`."""
     project_file(home, "agent_defaults: {review: 1000}\n")
     started(home)
     below = home.project / "src"

@@ -48,7 +48,7 @@ sandboxed = pytest.mark.skipif(bool(why_not()), reason=f"no sandbox here: {why_n
 
 
 class States:
-    """State files written by the test, and the lock that a daemon holds."""
+    """State files that the test writes, and the lock of a running daemon."""
 
     def __init__(self, home: Home) -> None:
         self.directory = Path(state_directory(str(home.socket)))
@@ -112,7 +112,7 @@ def from_file(result: subprocess.CompletedProcess[str], reason: int, code: int =
 @both_clients
 @sandboxed
 def test_sandbox_gets_the_same_answers_from_the_state_file(home: Home, alive: States) -> None:
-    """A daemon is running, and only the sandbox keeps the client from it."""
+    """A daemon is running, but the sandbox keeps the client from connecting to it."""
     alive.write()
     with answering(home, frame({"ok": False})) as asked:
         assert from_file(run_under(SANDBOX, home, "remaining", "--run", "r1"), errno.EPERM) == "1501\n"
@@ -239,7 +239,7 @@ def test_default_is_only_used_without_a_state_file(home: Home, states: States) -
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "statusline"])
 def test_failures_after_connecting_are_reported(home: Home, alive: States, verb: str) -> None:
-    """A daemon that is slow, refuses or hangs up exists, so the state file is not used."""
+    """A daemon that is slow, refuses or hangs up is there, so the state file is not used."""
     alive.write()
     for answer, code in ((None, 75), (b"", 69), (frame({"ok": False, "error": {"code": "no_run"}}), 3)):
         with answering(home, answer):
@@ -297,7 +297,7 @@ def test_line_fits_the_width(home: Home, alive: States, width: int, line: str) -
 
 @both_clients
 def test_run_is_chosen_by_name(home: Home, alive: States) -> None:
-    """In the usual order, but the directory is not considered."""
+    """The order is the usual one, but the directory is not considered."""
     for number, run in enumerate(("by-flag", "by-env", "by-bead", "by-code", "by-session"), 1):
         alive.write(run, remaining=str(number))
     alive.link("scopes", "a/b", "by-bead")
@@ -332,7 +332,7 @@ def test_run_is_chosen_by_name(home: Home, alive: States) -> None:
 @both_clients
 @sandboxed
 def test_status_line_shows_the_session_in_its_input(home: Home, alive: States) -> None:
-    """As in the daemon: before the environment's sessions, after everything else that names a run."""
+    """As in the daemon, it comes before the environment's sessions and after everything else that names a run."""
     for spent, name in enumerate(("a", "b", "by-run", "by-bead"), 1):
         alive.write(name, **UNLIMITED, spent=str(spent), line="")
     alive.link("sessions", "of-the-shell", "a")
@@ -350,7 +350,7 @@ def test_status_line_shows_the_session_in_its_input(home: Home, alive: States) -
     assert shown(session_b, "--session", "of-the-shell") == "1"
     assert shown(session_b, FLUXBUDGET_RUN="by-run") == "3"
     assert shown(session_b, CLAVAIN_BEAD_ID="bead") == "4"
-    # If it is not plain text, or unknown, the environment decides.
+    # If the session is not plain text, or is unknown, the environment decides.
     for data in ("", "{}", '{"session_id": "unknown"}', '{"session_id": 5, "x": "b"}', '{"session_id": ""}'):
         assert shown(data) == "1", data
     alive.link("sessions", "s\\u00e9", "b")
@@ -476,7 +476,7 @@ def test_directory_that_others_may_write_to_is_not_used(home: Home, alive: State
 @both_clients
 @needs_root("give a directory away")
 def test_directory_of_another_user_is_not_used(home: Home, alive: States) -> None:
-    """Even if a link in it leads to a file of our own."""
+    """This holds even if a link in it leads to a file of our own."""
     alive.write()
     os.chown(alive.directory, 12345, 12345)
     require_no_daemon(home)
@@ -492,7 +492,7 @@ def test_lock_of_another_user_does_not_count(home: Home, alive: States) -> None:
 
 @both_clients
 def test_link_in_the_directorys_place_is_not_followed(home: Home, alive: States) -> None:
-    """Its creator chose where it leads."""
+    """Another user may have chosen where it leads."""
     alive.write()
     alive.directory.rename(home.root / "elsewhere")
     alive.directory.symlink_to(home.root / "elsewhere")
@@ -543,7 +543,7 @@ def test_check_without_a_state_file(home: Home, alive: States) -> None:
 @both_clients
 @sandboxed
 def test_real_daemons_state_files_in_the_sandbox(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The sandbox gets the same number as other clients, and none after the daemon was killed."""
+    """The sandbox gets the same number as other clients, and none once the daemon has been killed."""
     started(home, id="r1", token_budget=250_000, session="s1")
     interstat.insert("s1", input_tokens=50_000, output_tokens=0)
     assert home.ok("remaining", "--run", "r1") == "200000"

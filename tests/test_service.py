@@ -16,7 +16,7 @@ from harness.daemon import Home, started
 
 
 def path_with(directory: Path, systemctl: str | None) -> dict[str, str]:
-    """Return an environment whose $PATH only has this systemctl, or nothing."""
+    """Return an environment whose $PATH has only this systemctl, or is empty."""
     directory.mkdir()
     if systemctl is not None:
         (directory / "systemctl").write_text(f"#!/bin/sh\n{systemctl}\n")
@@ -65,7 +65,7 @@ def test_without_a_user_manager(home: Home, verb: str) -> None:
     assert not (home.root / ".config").exists()
 
 
-def test_a_systemctl_that_cannot_be_started(home: Home) -> None:
+def test_systemctl_that_cannot_be_started(home: Home) -> None:
     environ = path_with(home.root / "bin", "")
     (home.root / "bin" / "systemctl").write_text("#!/nowhere/sh\n")
     ended = home.ctl("service", "status", environ=environ)

@@ -26,7 +26,7 @@ def other_process(open_file: Path | None = None) -> Iterator[int]:
         process.stdin.close()
 
 
-def test_the_holder_is_named_in_the_file_and_has_it_open(tmp_path: Path) -> None:
+def test_holder_is_named_in_the_lock_file_and_has_it_open(tmp_path: Path) -> None:
     lock = tmp_path / "s.sock.lock"
     assert locks.holder(str(lock)) is None
     lock.touch()
@@ -38,26 +38,26 @@ def test_the_holder_is_named_in_the_file_and_has_it_open(tmp_path: Path) -> None
         (tmp_path / "link").symlink_to(lock)
         assert locks.holder(str(tmp_path / "link")) is None
     assert locks.holder(str(lock)) is None
-    with other_process() as pid:  # its pid was a daemon's before
+    with other_process() as pid:  # a daemon had its pid before
         lock.write_text(f"fluxbudgetd pid {pid}\n")
         assert locks.holder(str(lock)) is None
     os.mkfifo(tmp_path / "fifo")
     assert locks.holder(str(tmp_path / "fifo")) is None
 
 
-def test_a_process_that_has_ended_is_not_outside() -> None:
+def test_process_that_has_ended_is_not_outside() -> None:
     assert locks.is_outside(os.getpid())
     assert not locks.is_outside(NO_PID)
 
 
-def test_a_daemons_own_lock_files_are_read(home: Home) -> None:
+def test_lock_files_of_a_daemon_are_read(home: Home) -> None:
     """Their names and contents are as the daemon writes them."""
     daemon = home.start()
     for lock in (locks.socket_lock(str(home.socket)), locks.state_lock(str(home.state))):
         assert locks.holder(lock) == daemon.process.pid
 
 
-def test_a_killed_daemons_files_are_removed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_killed_daemon_are_removed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = home.start()
     assert home.ctl("run", "start", "--session", "s").returncode == 0
     leftovers.remove_leftovers(str(home.socket))
@@ -70,8 +70,8 @@ def test_a_killed_daemons_files_are_removed(home: Home, monkeypatch: pytest.Monk
     assert not home.socket.parent.exists()
 
 
-def test_other_files_stay(tmp_path: Path) -> None:
-    """In a directory that the user chose for the socket, whatever its name, and through links."""
+def test_other_files_are_kept(tmp_path: Path) -> None:
+    """They stay in a directory that the user chose for the socket, whatever its name, and behind links."""
     place = tmp_path / "fluxbudget"
     for name in ("state/runs/mine", "state/precious.txt", "elsewhere/precious.txt"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +87,10 @@ def test_other_files_stay(tmp_path: Path) -> None:
     assert set(place.rglob("*")) == set(before) - {
         runs,
         runs / "mine",
-    }  # beside a daemon's `alive` they are the daemon's
+    }  # beside a daemon's `alive`, these files are the daemon's
 
 
-def test_a_socket_with_a_daemon_stays(tmp_path: Path) -> None:
+def test_socket_with_a_daemon_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     with socket.socket(socket.AF_UNIX) as serving:
         serving.bind(str(path))

@@ -47,7 +47,7 @@ def test_quoted_words_are_read_back(texts: list[str]) -> None:
 
 
 @given(st.lists(NAMES, min_size=1, max_size=3).map(tuple))
-def test_a_command_starts_its_program(program: tuple[str, ...]) -> None:
+def test_command_starts_its_program(program: tuple[str, ...]) -> None:
     assert quoting.program_of(quoting.command(program)) == program[0]
 
 
@@ -59,12 +59,12 @@ def test_text_that_a_unit_cannot_contain_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["/a ", "/a\\"])
-def test_an_unquoted_value_cannot_end_in_a_blank_or_backslash(text: str) -> None:
+def test_unquoted_value_cannot_end_in_a_blank_or_backslash(text: str) -> None:
     with pytest.raises(Failure, match="a unit file cannot contain"):
         quoting.whole(text)
 
 
-def test_the_rest_is_taken_from_the_template() -> None:
+def test_rest_is_taken_from_the_template() -> None:
     for name, text in rendered().items():
         marker, _, rest = text.partition("\n")
         assert marker.startswith("# Written by 'fluxbudgetctl service install' of fluxbudget 1.2.3. ")
@@ -76,7 +76,7 @@ def test_the_rest_is_taken_from_the_template() -> None:
 
 
 def test_every_directory_follows_the_environment() -> None:
-    """No unit names a default directory then, so none is created or opened that is not used."""
+    """Then no unit names a default directory, so unused directories are neither created nor opened."""
     carried = {
         "CLAUDE_CONFIG_DIR": "/x/claude",
         "XDG_STATE_HOME": "/x/the state",
@@ -130,7 +130,7 @@ def test_what_is_carried_over() -> None:
     }
 
 
-def test_a_written_unit_is_ours_until_it_is_edited(tmp_path: Path) -> None:
+def test_written_unit_is_ours_until_it_is_edited(tmp_path: Path) -> None:
     found = written(tmp_path, rendered())
     assert {(one.state, one.version) for one in found.values()} == {(State.OURS, "1.2.3")}
     service = tmp_path / SERVICE
@@ -171,7 +171,7 @@ def test_where_the_socket_listens(tmp_path: Path) -> None:
     assert units.listen_path(units.read(str(tmp_path), "nothing.socket"), "/run") is None
 
 
-def test_the_program_is_the_installed_script() -> None:
+def test_program_is_the_installed_script() -> None:
     (path,) = package.daemon_command()
     assert os.path.basename(path) == "fluxbudgetd"
     assert os.access(path, os.X_OK)

@@ -66,7 +66,7 @@ def test_change_is_noticed_and_logged_once(live: Live) -> None:
 
 
 def test_change_within_a_clock_tick_is_noticed(live: Live) -> None:
-    """The file's size, and perhaps its times, stay the same."""
+    """The file's size stays the same, and perhaps its times, too."""
     for pct in range(10, 60):
         live.config.write_text(f"[runs]\nwarn_pct = {pct}\n")
         live.refresh()
@@ -150,7 +150,7 @@ def test_file_that_has_not_changed_is_not_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_failed_read_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although the file has not changed. No file system here fails only once, so the loader does."""
+    """It is retried although the file has not changed. The loader fails, since a file system cannot be made to."""
     failures = [ConfigError("cannot be read: Input/output error", "wait")]
 
     def failing(path: str, *, required: bool) -> Config:
@@ -175,7 +175,7 @@ def test_stamp_of_a_recent_file_is_unknown(tmp_path: Path) -> None:
 
 
 def test_hanging_file_system_delays_no_request(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file system here hangs, so the loader does, until the test ends."""
+    """The loader hangs until the test ends, since a file system cannot be made to."""
     hangs, release = threading.Event(), threading.Event()
 
     def hang(_path: str) -> None:
@@ -189,7 +189,7 @@ def test_hanging_file_system_delays_no_request(live: Live, monkeypatch: pytest.M
             await live.settings.refresh(anyio.current_time() + 0.01)
         before = threading.active_count()
         for _ in range(10):
-            assert not await live.settings.refresh(anyio.current_time() + 4)  # gives up after 50 ms
+            assert not await live.settings.refresh(anyio.current_time() + 4)  # returns after 50 ms
         assert threading.active_count() <= before + 1, "a request that times out must not leave another thread"
         release.set()
 

@@ -16,10 +16,10 @@ from fluxbudgetd.wire.short import short
         (-1234, "0"),
     ],
 )  # fmt: skip
-def test_by_example(count: int, text: str) -> None:
+def test_shortened_numbers_by_example(count: int, text: str) -> None:
     assert short(count) == text
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_as_wide_as_a_table_has_room_for(count: int) -> None:
+def test_shortened_numbers_fit_into_a_column(count: int) -> None:
     assert len(short(count)) <= len("99.9k")

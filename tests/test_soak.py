@@ -1,4 +1,4 @@
-"""Under load: read your own writes, undisturbed writers, kill -9 at any moment."""
+"""Under load: clients read their own writes, writers are undisturbed, kill -9 loses nothing."""
 
 import random
 import sqlite3
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.soak
 WRITERS = 8
 COMMITS = 2500
 
-#: Writes as interstat does, in a process of its own: NULL tokens first, an UPDATE in place later. Without pauses, eight
+#: Writes as interstat does, in its own process: NULL tokens first, an UPDATE in place later. Without pauses, eight
 #: writers would exceed SQLite's busy timeout even without the daemon.
 WRITER = """
 import random, sqlite3, sys, time
@@ -64,7 +64,7 @@ def write_as_interstat_does(path: Path) -> int:
 
 
 def test_read_your_own_writes(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """1 000 times, a row committed before the client starts is in its answer."""
+    """A row that is committed before the client starts is in its answer, 1 000 times."""
     run = started(home, token_budget=10_000_000, session="s1")
     row = interstat.insert("s1", input_tokens=0, output_tokens=0)
     for number in range(1000):

@@ -119,7 +119,7 @@ def test_replaced_by_a_file_with_a_live_writer(home: Home, interstat: Interstat,
 
 
 def test_locked_and_released(home: Home) -> None:
-    """By a writer with a rollback journal."""
+    """The lock is that of a writer with a rollback journal."""
     interstat = Interstat(home.interstat, journal="delete")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     home.start()
@@ -137,7 +137,7 @@ def test_locked_and_released(home: Home) -> None:
 
 
 def test_locked_from_before_the_start(home: Home, interstat: Interstat) -> None:
-    """By a program with exclusive access to a WAL database."""
+    """The lock is that of a program with exclusive access to a WAL database."""
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     interstat.connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
@@ -276,7 +276,7 @@ def test_file_without_read_permission(home: Home, interstat: Interstat) -> None:
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_something_else_in_its_place(home: Home, make: Callable[[Path], None]) -> None:
-    """A directory or a FIFO, which would block when opened, is unreadable."""
+    """A directory is unreadable, and so is a FIFO, which would block when opened."""
     make(home.interstat)
     home.start()
     run = started(home, session="s1")
@@ -333,7 +333,7 @@ def test_file_is_closed_while_no_run_is_active(home: Home, interstat: Interstat,
 
 
 def test_wal_removed_under_the_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """If the -wal file is another one, the database is opened again."""
+    """If the -wal file is a different one, the database is opened again."""
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     assert seen(home, run) == (10, False)
@@ -348,7 +348,7 @@ def test_wal_removed_under_the_daemon(home: Home, interstat: Interstat, daemon: 
 
 
 def test_commits_reach_the_ledger_without_a_request(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """While a run is active. They survive the loss of the database."""
+    """This takes an active run. They survive the loss of the database."""
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
 
@@ -387,7 +387,7 @@ def test_database_may_be_a_link(home: Home) -> None:
 
 
 def test_commits_of_short_connections_are_noticed(home: Home, interstat: Interstat) -> None:
-    """Each commit removes the WAL with its connection, so that only the main file shows it."""
+    """Closing each connection removes the WAL, so only the main file shows that there was a commit."""
     interstat.close()
     home.start()
     run = started(home, session="s1")
@@ -402,7 +402,7 @@ def test_commits_of_short_connections_are_noticed(home: Home, interstat: Interst
 
 
 def test_ended_run_is_followed_for_48_hours(home: Home, interstat: Interstat) -> None:
-    """After that its last numbers stay, and are not stale."""
+    """After that, its last numbers stay and are not stale."""
     row = interstat.insert("s1", bead_id="b1", input_tokens=10, output_tokens=0)
     daemon = home.start()
     run = started(home, scope="b1", session="s2")

@@ -44,7 +44,7 @@ def test_event_is_one_line_of_ascii_with_these_keys(home: Home, served: Scripted
 
 
 def test_subscription_request(home: Home, served: ScriptedDaemon) -> None:
-    """Without --since it starts now. Daemon heartbeats come at least every 15 s and divide the given interval."""
+    """Without --since, it starts now. Daemon heartbeats come at least every 15 s and divide the given interval."""
     served.events = some(1, 5)
     cases = {
         (): (None, None, 15_000),
@@ -93,7 +93,7 @@ def test_no_event_is_missed_or_repeated(home: Home, served: ScriptedDaemon, how:
 
 
 def test_loss_before_the_first_event_misses_nothing(home: Home, served: ScriptedDaemon) -> None:
-    """Without --since, the start is the moment of the first answer, also after a reconnection."""
+    """Without --since, the stream starts at the moment of the first answer, even after a reconnection."""
     served.events = some(1, 3)
     with Watch(home) as watch:
         served.wait_for_subscriber()
@@ -113,7 +113,7 @@ def test_repeated_events_are_dropped(home: Home, served: ScriptedDaemon) -> None
 
 
 def test_heartbeats_advance_the_position(home: Home, served: ScriptedDaemon) -> None:
-    """The daemon need not search events again that it has already skipped for this run."""
+    """The daemon does not have to search events again that it has already skipped for this run."""
     with Watch(home, "--run", "r2", "--since", "0") as watch:
         served.wait_for_subscriber()
         served.send(messages.HeartbeatAnswer(at=AT, seq=40))
@@ -145,7 +145,7 @@ def test_heartbeats_are_printed_as_often_as_asked(home: Home, served: ScriptedDa
 
 
 def test_silent_daemon_counts_as_lost_until_it_answers_again(home: Home, served: ScriptedDaemon) -> None:
-    """After three missing heartbeats of a stopped process, although the connection is open."""
+    """It counts as lost after three missing heartbeats, even though the connection is open."""
     with Watch(home, "--heartbeat", "0.1", "--timeout", "60") as watch:
         served.wait_for_subscriber()
         served.mute.set()
@@ -183,13 +183,13 @@ def test_first_attempt_that_fails_is_a_failure(home: Home) -> None:
 @pytest.mark.parametrize(
     ("code", "exit_code"), [("no_run", 3), ("bad_input", 65), ("busy", 69), ("timeout", 75), ("unknown_op", 70)]
 )
-def test_error_answers_end_it(home: Home, served: ScriptedDaemon, code: str, exit_code: int) -> None:
+def test_error_answers_end_watch(home: Home, served: ScriptedDaemon, code: str, exit_code: int) -> None:
     served.refusal = error(code)
     result = home.ctl("watch", "--run", "x", "--timeout", "20")
     assert (result.returncode, result.stdout, result.stderr) == (exit_code, "", "fluxbudgetctl: m\nhint: h\n")
 
 
-def test_error_answers_end_it_after_a_reconnection_too(home: Home, served: ScriptedDaemon) -> None:
+def test_error_answers_end_watch_after_a_reconnection(home: Home, served: ScriptedDaemon) -> None:
     with Watch(home) as watch:
         served.wait_for_subscriber()
         served.refusal = error("no_run", "there is no such run")
@@ -232,10 +232,10 @@ def test_garbage_after_events_loses_nothing_before_it(home: Home, served: Script
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("where", ["connected", "waiting", "writing"])
-def test_signals_end_it_quietly(
+def test_signals_end_watch_quietly(
     home: Home, served: ScriptedDaemon, number: signal.Signals, code: int, where: str
 ) -> None:
-    """While it waits for events, for the daemon, or for its reader."""
+    """It may be waiting for events, for the daemon, or for its reader."""
     if where == "writing":
         read_end, write_end = os.pipe()
         process = subprocess.Popen(
@@ -260,8 +260,8 @@ def test_signals_end_it_quietly(
         assert watch.err == said
 
 
-def test_reader_that_has_gone_ends_it_quietly(home: Home, served: ScriptedDaemon) -> None:
-    """At once, not only when the next event happens."""
+def test_closed_output_ends_watch_quietly(home: Home, served: ScriptedDaemon) -> None:
+    """It ends at once, not only when the next event happens."""
     command = f"{shlex.join(CTL)} watch --since 0 | head -1; echo ${{PIPESTATUS[0]}}"
     served.events = some(1, 3)
     result = subprocess.run(
@@ -283,7 +283,7 @@ def test_output_that_cannot_be_written_is_reported(home: Home, served: ScriptedD
     assert b"the output cannot be written" in result.stderr
 
 
-def test_waiting_does_not_wake_up(home: Home, served: ScriptedDaemon) -> None:
+def test_waiting_causes_no_wakeups(home: Home, served: ScriptedDaemon) -> None:
     """While nothing happens, the number of voluntary context switches does not change."""
     with Watch(home) as watch:
         served.wait_for_subscriber()
@@ -295,7 +295,7 @@ def test_waiting_does_not_wake_up(home: Home, served: ScriptedDaemon) -> None:
             assert "Threads:\t1" in lines
             return next(line for line in lines if line.startswith("voluntary"))
 
-        before = wait_for(lambda: (one := switches()) == switches() and one, "it to rest")
+        before = wait_for(lambda: (one := switches()) == switches() and one, "it to become idle")
         for _ in range(3):
             home.ctl("version", "--timeout", "5")  # as long as processes take to come and go
         assert switches() == before

@@ -26,7 +26,7 @@ from harness.transcripts import Transcript, timestamp
 def test_reservation_ends_with_the_sub_agents_first_usage(
     home: Home, daemon: Daemon, named: bool, deeper: tuple[str, ...]
 ) -> None:
-    """Matched by id, or else by type. A transcript without usage, or usage of another type, ends nothing."""
+    """It is matched by id, or else by type. A transcript without usage, or usage of another type, ends nothing."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch("interflux:fd-quality")
@@ -44,7 +44,7 @@ def test_reservation_ends_with_the_sub_agents_first_usage(
 
 
 def test_reservation_ends_with_a_row_of_interstat(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """In sessions without transcripts. The row appears before its tokens do."""
+    """This is for sessions without transcripts. The row appears before its tokens do."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()
@@ -77,7 +77,7 @@ def test_reservation_ends_with_its_sub_agent(
     if started_with_id:
         claude.starts("a1")
     claude.stops("a1" if stopped_with_id else None, "fd-safety")
-    expected = 0 if started_with_id and stopped_with_id else REVIEW  # an id decides, whatever the type
+    expected = 0 if started_with_id and stopped_with_id else REVIEW  # if there are ids, they decide, whatever the type
     assert reserved(home, run) == expected
     claude.stops("a1" if stopped_with_id else None, "interflux:fd-quality")
     assert reserved(home, run) == 0
@@ -121,7 +121,7 @@ def test_end_of_an_unknown_sub_agent_ends_no_other(home: Home, daemon: Daemon) -
 
 
 def test_reservation_with_a_time_in_the_future_expires(home: Home, interstat: Interstat) -> None:
-    """After the clock was set back, it expires half an hour after the daemon has noticed."""
+    """After the clock was set back, it expires half an hour after the daemon notices."""
     daemon = home.start()
     run = started(home, session="s1")
     claude = Claude(home)
@@ -139,7 +139,7 @@ def test_reservation_with_a_time_in_the_future_expires(home: Home, interstat: In
 
 
 def test_reservation_expires_after_half_an_hour(home: Home, interstat: Interstat) -> None:
-    """Also while the daemon is not running."""
+    """Time also passes while the daemon is not running."""
     daemon = home.start()
     run = started(home, session="s1")
     claude = Claude(home)
@@ -173,7 +173,7 @@ def test_expiry_needs_no_request(home: Home, interstat: Interstat) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_reservation_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -> None:
-    """With the agent's id, its end, and whether its usage was seen."""
+    """It keeps the agent's id, its end, and whether its usage was seen."""
     daemon = home.start()
     run = started(home, session="s1", token_budget=3 * REVIEW, enforcement="hard")
     claude = Claude(home)
@@ -203,7 +203,7 @@ def test_reservation_survives_a_restart(home: Home, interstat: Interstat, killed
 
 
 def test_start_without_an_admission_makes_a_reservation(home: Home, daemon: Daemon) -> None:
-    """One for repeated hooks; none in an ended run or without a run."""
+    """Repeated hooks make only one. An ended run, or no run, makes none."""
     run = started(home, session="s1", token_budget=10, enforcement="hard")
     claude = Claude(home)
     for _ in range(3):
@@ -251,7 +251,7 @@ def test_launch_without_a_type_may_start_as_any_type(home: Home, daemon: Daemon)
 
 
 def test_parallel_sub_agents_of_one_type_are_told_apart(home: Home, daemon: Daemon) -> None:
-    """Usage of one, before or after its end, ends no other's reservation."""
+    """The usage of one, before or after its end, does not end another's reservation."""
     run = started(home, session="s1")
     claude = Claude(home)
     for _ in range(3):
@@ -306,7 +306,7 @@ def test_row_of_an_ended_sub_agent_ends_no_other(home: Home, interstat: Intersta
 
 
 def test_start_after_the_first_usage_makes_no_reservation(home: Home, daemon: Daemon) -> None:
-    """The sub-agent was reserved and measured already."""
+    """The sub-agent has already been reserved and measured."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch()

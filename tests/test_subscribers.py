@@ -18,7 +18,7 @@ from harness.interstat import Interstat
 
 
 def make_refusals(home: Home, run: str, times: int) -> None:
-    """Make this many events, refusals of a run without budget, and wait until they are committed."""
+    """Cause this many events, refusals of an exceeded run, and wait until they are committed."""
     before = len(committed_events(home))
     with Wire(home.socket) as wire:
         for _ in range(times):
@@ -50,7 +50,7 @@ def numbers(home: Home) -> list[int]:
 
 
 def test_subscriber_starts_after_the_requested_event(home: Home, exceeded: str) -> None:
-    """Without a number it starts with the next event. A number from the future means another ledger: from the first."""
+    """Without a number, it starts with the next event. A number from the future starts with the first."""
     last = numbers(home)[-1]
     cases = ((0, 0), (3, 3), (last, last), (None, last), (last + 1, 0), (10**12, 0), (-5, 0))
     streams = []
@@ -84,7 +84,7 @@ def test_subscriber_receives_the_events_in_the_ledger(home: Home, exceeded: str)
 def test_subscriber_of_one_run_receives_only_its_events(home: Home, exceeded: str) -> None:
     """Heartbeats carry the stream's position, so that the client can resume there."""
     other = started(home, id="other", token_budget=1000)
-    with Subscriber(home, since=0, run=other, heartbeat_ms=100) as stream, Subscriber(home, run=exceeded) as present:
+    with Subscriber(home, since=0, run=other, heartbeat_ms=100) as stream, Subscriber(home, run=exceeded) as from_now:
         assert isinstance(stream.next(), messages.EventAnswer)
         make_refusals(home, exceeded, 4)
         change_run(home, messages.RunSet(run=other, token_budget=7, wait_ms=30_000))
@@ -96,8 +96,8 @@ def test_subscriber_of_one_run_receives_only_its_events(home: Home, exceeded: st
 
         wait_for(caught_up, "a heartbeat with the last event's number")
         assert [(one.kind, one.run) for one in stream.events] == [("run.started", other), ("run.changed", other)]
-        present.read_to(last - 1)
-        assert [(one.kind, one.run) for one in present.events] == 4 * [("phase.blocked", exceeded)]
+        from_now.read_to(last - 1)
+        assert [(one.kind, one.run) for one in from_now.events] == 4 * [("phase.blocked", exceeded)]
 
 
 def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home, exceeded: str) -> None:
@@ -136,7 +136,7 @@ def test_subscriber_of_an_unknown_run_is_refused(home: Home, exceeded: str) -> N
 
 
 def test_heartbeats_come_while_nothing_happens(home: Home, exceeded: str) -> None:
-    """At most every 100 ms, and without any effect on the events."""
+    """They come at most every 100 ms and do not affect the events."""
     with Subscriber(home, heartbeat_ms=1) as stream:
         last = numbers(home)[-1]
         beats = [stream.next() for _ in range(3)]
@@ -214,7 +214,7 @@ def test_subscriber_closed_while_the_daemon_waits_for_it_is_forgotten(home: Home
 
 
 def test_stop_ends_every_stream(home: Home, served: Daemon, exceeded: str) -> None:
-    """At the end of a frame, if the client reads. A client that does not read cannot prevent the stop."""
+    """A stream ends after a complete frame if the client reads. A client that does not read cannot prevent the stop."""
     last = numbers(home)[-1]
     with Subscriber(home) as stream, Subscriber(home, heartbeat_ms=100) as beating, Subscriber(home) as stuck:
         make_refusals(home, exceeded, 2000)

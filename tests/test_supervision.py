@@ -255,14 +255,14 @@ def test_hanging_ledger_starves_the_watchdog_and_a_failing_one_does_not(tmp_path
 
             async def write() -> None:
                 while True:
-                    with suppress(LedgerError):  # when SQLite has waited for long enough
+                    with suppress(LedgerError):  # when SQLite's busy timeout expires
                         await service.lifecycle.start(messages.RunStart(id="r2", project_dir="/p"), within(30))
 
             ledger = sqlite3.connect(
                 tmp_path / "ledger.db", timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
             with closing(ledger) as other:
-                await anyio.to_thread.run_sync(other.execute, "BEGIN IMMEDIATE")  # after a write that is under way
+                await anyio.to_thread.run_sync(other.execute, "BEGIN IMMEDIATE")  # waits for a write that is under way
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(write)
                     with anyio.fail_after(PATIENCE):
@@ -280,7 +280,7 @@ def test_hanging_ledger_starves_the_watchdog_and_a_failing_one_does_not(tmp_path
 
 
 def test_variables_of_the_manager_are_removed_from_the_environment() -> None:
-    """A program that the daemon starts must not report for it or take the passed sockets for its own."""
+    """A program that the daemon starts must not report in its name or use its sockets."""
     environ = {
         "NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "7",
         "LISTEN_PID": "8", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "HOME": "/",

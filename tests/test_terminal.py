@@ -1,4 +1,4 @@
-"""What people see: tables on terminals of every width, columns in a pipe."""
+"""What people see: tables on terminals of any width, columns in a pipe."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""The rules for thresholds: each percentage is reported once per budget, among those passed now."""
+"""The rules for thresholds: each percentage is reported once per budget, if it is passed now."""
 
 from fractions import Fraction
 
@@ -118,8 +118,8 @@ def test_warning_is_reported_at_the_percentage_of_a_threshold(warn_pct: int) -> 
         ((100, 150, 201), 99, [("warning", 99), ("threshold", 100), ("exceeded", 100), ("threshold", 150)]),
     ],
 )
-def test_kinds(configured: tuple[Threshold, ...], warn_pct: int, reported: list[tuple[str, int]]) -> None:
-    """`threshold` as configured, `warning` always at warn_pct, and `exceeded` always at 100."""
+def test_kinds_of_events(configured: tuple[Threshold, ...], warn_pct: int, reported: list[tuple[str, int]]) -> None:
+    """`threshold` comes as configured, `warning` always at warn_pct, and `exceeded` always at 100."""
     assert Watched(1000, warn_pct, configured).spend(2009) == reported
 
 

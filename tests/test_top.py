@@ -253,8 +253,8 @@ def test_events_are_shown_as_they_happen(home: Home, numbers: Numbers, served: S
         assert shown.end() == 0
 
 
-def test_an_event_a_selection_and_a_refresh_poll_at_once(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """With an hour between two polls, and until a silent stream counts as lost, so that no poll happens otherwise."""
+def test_events_selections_and_refreshes_poll_at_once(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
+    """Polls are an hour apart, and a silent stream counts as lost only after an hour, so no other poll happens."""
     numbers.runs = [run_line("r1")]
     with Feed(str(home.socket), 10.0, lambda: None, poll_seconds=3600.0, heartbeat_ms=1_200_000) as feed:
         wait_for(lambda: feed.snapshot().runs, "the first poll")
@@ -271,7 +271,7 @@ def test_an_event_a_selection_and_a_refresh_poll_at_once(home: Home, numbers: Nu
         wait_for(lambda: feed.snapshot().detail is not None, "the poll after the selection")
         numbers.runs = []
         feed.refresh()
-        wait_for(lambda: not feed.snapshot().runs, "the poll after the request")
+        wait_for(lambda: not feed.snapshot().runs, "the poll after the refresh")
 
 
 def test_only_the_latest_events_are_requested(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
@@ -284,7 +284,7 @@ def test_only_the_latest_events_are_requested(home: Home, numbers: Numbers, serv
 
 
 def test_daemon_goes_away_and_comes_back(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """Meanwhile the last known numbers are shown in grey; afterwards, what has happened since."""
+    """In between, the last known numbers are shown in grey; afterwards, what has happened in the meantime."""
     numbers.runs = [run_line("r1")]
     served.events = [event(1, "budget.threshold", threshold=50)]
     with InTerminal(home, "top") as shown:

@@ -199,7 +199,7 @@ def test_session_that_moves_between_runs(home: Home, interstat: Interstat, daemo
 
 
 def test_session_attached_by_its_bead_is_moved(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its attachment by the bead stays the first one."""
+    """Its attachment by the bead remains the first one."""
     one, two = started(home, id="one", scope="b1"), started(home, id="two")
     interstat.insert("s1", bead_id="b1", input_tokens=1, output_tokens=0)
     interstat.insert("s1", input_tokens=10, output_tokens=0)

@@ -42,7 +42,7 @@ def test_agent_name(transcript: Transcript, reader: Reader, raw: bytes | None, a
 def test_agent_that_gets_its_name_later_is_read_again(
     transcript: Transcript, reader: Reader, restart: bool, broken: bool
 ) -> None:
-    """Under its name; the other files are not read again."""
+    """Its usage then counts under the name. The other files are not read again."""
     writer = transcript.agent("a")
     transcript.response("m1", tokens=(1, 0, 0, 0))
     writer.response("m2", tokens=(20, 0, 0, 0))
@@ -69,7 +69,7 @@ def test_agent_that_gets_its_name_later_is_read_again(
 
 
 def test_file_that_is_renamed_and_replaced_is_read_again(transcript: Transcript, reader: Reader) -> None:
-    """With all others."""
+    """All other files of the session are read again, too."""
     one, two = transcript.agent("one"), transcript.agent("two")
     one.response("both", tokens=(100, 0, 0, 0))
     two.response("both", tokens=(90, 0, 0, 0))

@@ -73,7 +73,7 @@ def test_order_and_repetition_do_not_matter(copies: list[Copy], random: Any) -> 
     random.shuffle(again)
     assert set(fold_all(again)) == set(kept)
     assert len(kept) == len(set(kept))
-    # The same by plain grouping.
+    # The same result by plain grouping.
     own = [copy for copy in copies if not copy.sidechain]
     groups = {copy.key for copy in own} if own else {0}
     assert len(kept) == (len(groups) if copies else 0)

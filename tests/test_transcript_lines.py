@@ -137,7 +137,7 @@ def test_lines_without_usage_are_ignored_silently(claude_dir: Path, line: bytes)
     [(rb"\ud83d", 5), (rb"\ude00", 5), (rb"\ud83d\ude00", 5), (rb"\\ud83d", 5), (rb"\ud83d\ud83d\ude00\\\u00e9", 5)],
 )
 def test_lone_surrogate_is_valid(claude_dir: Path, escaped: bytes, size: int) -> None:
-    """JavaScript escapes a lone surrogate, which is what remains of an emoji when a text is cut."""
+    """JavaScript escapes a lone surrogate, which is what is left of an emoji when text is cut."""
     usage = USAGE.replace(b'"id"', rb'"model":"\"\u00e9\ud83d\ude00","id"')
     (copy,), file = taken(claude_dir, b'{"type":"assistant","x":"' + escaped + b'",' + usage + b"}\n")
     assert (copy.size, copy.model, file.skipped) == (size, '"é😀', 0)

@@ -11,7 +11,7 @@ from harness.transcripts import Transcript, assistant_line, encoded
 
 
 def test_named_path_is_read_with_its_sub_agents(claude_dir: Path, reader: Reader) -> None:
-    """Although a search would not find it; also after a restart."""
+    """A search would not find it. It is still read after a restart."""
     place = claude_dir / "elsewhere" / "of another name.jsonl"
     reader.source.name(SESSION, str(place))
     reader.settle()

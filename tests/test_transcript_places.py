@@ -14,7 +14,7 @@ from harness.transcripts import Transcript, assistant_line, encoded
 
 
 def test_transcripts_in_every_place_are_found(claude_dir: Path, transcript: Transcript, reader: Reader) -> None:
-    """Transcripts are found in any project and at any depth below `subagents`, and nowhere else."""
+    """They are found in any project and at any depth below `subagents`, and nowhere else."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     elsewhere = Transcript(claude_dir, SESSION, "-other-project")
     elsewhere.response("m2", tokens=(20, 0, 0, 0))
@@ -32,7 +32,7 @@ def test_transcripts_in_every_place_are_found(claude_dir: Path, transcript: Tran
 
 @pytest.mark.parametrize("prepare", ["nothing", "claude", "projects", "project", "session", "subagents"])
 def test_later_transcripts_are_noticed(claude_dir: Path, transcript: Transcript, reader: Reader, prepare: str) -> None:
-    """Even if none of their directories existed before."""
+    """They are noticed even if none of their directories existed before."""
     places = {
         "claude": claude_dir,
         "projects": claude_dir / "projects",

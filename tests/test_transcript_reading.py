@@ -27,7 +27,7 @@ def test_reading_continues_after_the_last_complete_line(transcript: Transcript, 
 
 
 def test_changed_is_true_only_after_a_change(transcript: Transcript, reader: Reader) -> None:
-    """An incomplete line that was read before is no change."""
+    """An incomplete line that was already read is not a change."""
     assert reader.source.changed(SESSION)
     reader.settle()
     transcript.response(tokens=(1, 0, 0, 0))
@@ -58,7 +58,7 @@ def test_append_within_one_tick_of_the_clock_is_noticed(transcript: Transcript, 
 
 
 def test_directory_stamp_is_unsettled_just_after_a_change(tmp_path: Path) -> None:
-    """Until its time is so old that another change would show in it."""
+    """It stays unsettled until another change would be certain to change the directory's time."""
     for number in range(20):
         (tmp_path / str(number)).touch()
         found = stamps.directory_stamp(str(tmp_path))
@@ -78,7 +78,7 @@ def test_touched_file_is_not_read_again(transcript: Transcript, reader: Reader) 
 
 
 def test_long_incomplete_line_that_is_replaced_is_read_again(transcript: Transcript, reader: Reader) -> None:
-    """A part that was searched for the line's end is searched again if it has changed."""
+    """The part that was already searched for the end of the line is searched again if it has changed."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     offset = transcript.path.stat().st_size
     transcript.line(b"z" * MIB)
@@ -156,7 +156,7 @@ def test_reading_that_ends_with_a_file_continues_with_the_next(transcript: Trans
 
 
 def test_lines_across_chunks_are_read(transcript: Transcript, reader: Reader) -> None:
-    """Lines shorter and longer than a chunk, and the longest that is read at all."""
+    """The lines are shorter and longer than a chunk; one has the greatest length that is read at all."""
     for length in (1, 300 << 10, MIB, 5, 3 * MIB, 100, 8 * MIB - 1000, 7):
         transcript.response(f"m{length}", tokens=(length, 0, 0, 0), text="y" * length)
     reader.read()
@@ -192,7 +192,7 @@ def test_very_long_line_is_skipped_in_little_memory(transcript: Transcript, read
 
 
 def test_very_long_line_that_is_still_growing_is_skipped_once(transcript: Transcript, reader: Reader) -> None:
-    """It counts as skipped when it ends, even after a restart."""
+    """It is counted as skipped when it ends, even after a restart."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     offset = transcript.path.stat().st_size
     transcript.line(b'{"usage"' + b"z" * 9 * MIB)

@@ -61,7 +61,7 @@ act = st.tuples(st.just("write"), any_file, st.integers(1, 700)) | st.tuples(
 
 
 class Scene:
-    """A session's writers, what they have not written yet, and the reader. Each method is something that may happen."""
+    """A session's writers, what they have not written yet, and the reader. Each method is one thing that may happen."""
 
     def __init__(self, claude_dir: Path, texts: Iterable[bytes]) -> None:
         transcript = Transcript(claude_dir, SESSION)
@@ -104,7 +104,7 @@ class Scene:
 def test_totals_equal_a_recount(
     tmp_path_factory: pytest.TempPathFactory, texts: tuple[bytes, ...], acts: list[tuple[str, int, int]]
 ) -> None:
-    """After every reading, with anything written in any pieces, and files cut, replaced and restored."""
+    """This holds after every reading, with any lines in any pieces, and files that are cut, replaced or restored."""
     scene = Scene(tmp_path_factory.mktemp("claude"), texts)
     for what, which, length in acts:
         getattr(scene, what)(which, length)
@@ -132,7 +132,7 @@ while files:
 
 
 def test_totals_never_exceed_the_last_one(transcript: Transcript, reader: Reader) -> None:
-    """While another process appends."""
+    """Another process appends meanwhile."""
     writers = [transcript, transcript.agent("a"), transcript.agent("b", "deep")]
     for number, writer in enumerate(writers):
         writer.path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def created_again(writer: Transcript) -> None:
 
 
 def rewritten_in_place(writer: Transcript) -> None:
-    """Change the content, but neither inode nor size."""
+    """Change the content, but not the inode or the size."""
     raw = writer.path.read_bytes()
     with writer.path.open("r+b") as file:
         file.write(raw.replace(b'"input_tokens":100', b'"input_tokens":333'))
@@ -50,7 +50,7 @@ def emptied_and_written(writer: Transcript) -> None:
 def test_changed_file_is_read_again_from_its_beginning(
     transcript: Transcript, reader: Reader, change: Callable[[Transcript], None], restart: bool
 ) -> None:
-    """With all others: a lost copy of a response may have suppressed a copy in another file."""
+    """So are all the others: the copy of a response that is lost may have suppressed a copy in another file."""
     one, two = transcript.agent("one"), transcript.agent("two")
     transcript.response("m1", tokens=(1, 0, 0, 0))
     one.response("both", tokens=(100, 0, 0, 0))
@@ -83,7 +83,7 @@ def test_replacement_with_the_same_last_lines_is_read_again(transcript: Transcri
 
 
 def test_deleted_file_still_counts(transcript: Transcript, reader: Reader) -> None:
-    """Even if another file is replaced meanwhile. A file that reappears is read again."""
+    """It counts even if another file is replaced meanwhile. A file that reappears is read again."""
     one, two = transcript.agent("one"), transcript.agent("two")
     for writer, size in ((transcript, 1), (one, 10), (two, 100)):
         writer.response(f"m{size}", tokens=(size, 0, 0, 0))
@@ -118,7 +118,7 @@ def test_session_without_files_is_absent_but_still_counts(transcript: Transcript
 
 
 def test_reading_after_a_reset_is_bounded(transcript: Transcript, reader: Reader) -> None:
-    """Void copies are reported at once; what replaces them takes several readings."""
+    """Copies that no longer count are reported at once; reading their replacements takes several readings."""
     big = transcript.agent("big")
     text = "x" * 10_000
     big.line(b"".join(encoded(assistant_line(SESSION, f"m{n}", tokens=(1, 0, 0, 0), text=text)) for n in range(2000)))
@@ -138,7 +138,7 @@ def test_reading_after_a_reset_is_bounded(transcript: Transcript, reader: Reader
 
 
 def test_restored_reader_continues(transcript: Transcript, reader: Reader) -> None:
-    """Another process continues at the position, and gives the same responses the same names."""
+    """Another process continues at the position and gives the same responses the same names."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     transcript.agent("a").response("m2", tokens=(20, 0, 0, 0))
     transcript.incomplete("m3", tokens=(300, 0, 0, 0))
@@ -157,7 +157,7 @@ def test_restored_reader_continues(transcript: Transcript, reader: Reader) -> No
 
 
 def test_reading_that_was_not_kept_is_repeated(transcript: Transcript, reader: Reader) -> None:
-    """After its positions were restored."""
+    """Restoring the saved positions makes the reader repeat it."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     reader.read()
     transcript.response("m2", tokens=(20, 0, 0, 0))

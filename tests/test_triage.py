@@ -59,7 +59,7 @@ def test_measured_mean_is_the_estimate(basis: CostBasis, tokens: int) -> None:
 
 
 def test_huge_estimates_are_capped() -> None:
-    """With the highest default and the highest multiplier that are allowed."""
+    """They use the highest default and the highest multiplier that are allowed."""
     rules = msgspec.structs.replace(RULES, slicing_multiplier=10.0, agent_defaults={"generated": 2**63 - 1})
     (line,) = triage.candidates([an_agent("x")], {}, rules, "billing", slicing=True)
     assert encode(line)
@@ -127,7 +127,7 @@ def test_override_selects_all_under_soft_enforcement() -> None:
 
 
 def test_min_agents_are_selected_at_any_cost() -> None:
-    """The best ones, including the protected; no further agent is selected."""
+    """These are the best ones, including the protected; no further agent is selected."""
     lines = [a_line("c", 900, 1), a_line("b", 900, 3), a_line("a", 900, 3), a_line("d", 10, 2)]
     assert selected(triage.cut(lines, 100, 2, "soft", None)) == ["a", "b"]
     assert selected(triage.cut(lines, 100, 0, "soft", None)) == ["d"]
@@ -138,7 +138,7 @@ def test_min_agents_are_selected_at_any_cost() -> None:
 
 
 def test_equal_scores_are_ordered_by_name() -> None:
-    """Without the plugin's prefix."""
+    """The plugin's prefix does not matter."""
     lines = [a_line("fd-c", 10), a_line("interflux:fd-b", 10), a_line("fd-a", 10), a_line("fd-d", 10, 1.5)]
     assert selected(triage.cut(lines, 30, 0, "soft", None)) == ["fd-d", "fd-a", "interflux:fd-b"]
 
@@ -165,7 +165,7 @@ def test_invariants_of_the_cut(lines: list[TriageLine], budget: int, minimum: in
     assert len(chosen) >= min(minimum, len(lines))
     over = triage.tokens(chosen) > budget
     assert (found.verdict, bool(found.note)) == (("over_budget", True) if over else ("ok", False))
-    # Agents over the budget are protected, or needed for the minimum.
+    # Agents beyond the budget are protected, or needed for the minimum.
     assert not over or len(chosen) <= max(minimum, len(protected))
     fitting = [line for line in lines if not line.protected and triage.tokens(protected) + line.est_tokens <= budget]
     if fitting and minimum <= len(protected):
@@ -240,7 +240,7 @@ def test_input_at_the_limits_is_allowed() -> None:
 
 
 def test_slicing_halves_estimates() -> None:
-    """Except for agents that always read everything. An agent's own setting takes precedence."""
+    """Agents that always read everything are the exception. An agent's own setting takes precedence."""
     names = ("fd-performance", "fd-architecture", "fd-quality", "interflux:fd-quality", "oracle")
     everything = {"fd-architecture", "fd-quality", "interflux:fd-quality"}
     for said_of_all in (True, False):

@@ -15,7 +15,7 @@ OPEN = {
     "PrivateNetwork=": "RestrictAddressFamilies=",
     "ProtectHome=": "ProtectHome=",
     "RestrictAddressFamilies=~AF_UNIX": "RestrictAddressFamilies=",
-    # Not possible in a user's service, which has one user and the machine's root directory.
+    # Not possible in a user service, which has a single user and the machine's root directory.
     "RootDirectory=/RootImage=": None,
     "User=/DynamicUser=": None,
     # ProtectClock= implies an allowed device, the clock.
@@ -40,7 +40,7 @@ def analyse(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProce
 
 @analysed
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    """Without a warning, such as one about an unknown key."""
+    """There is no warning, such as one about an unknown key."""
     result = analyse(tmp_path, "--man=no", "verify", SERVICE, SOCKET)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
@@ -57,7 +57,7 @@ def test_unknown_key_would_be_reported(tmp_path: Path, unit: Path) -> None:
 
 @analysed
 def test_exposure_is_low_and_its_causes_are_known(tmp_path: Path) -> None:
-    """At most 2.0 of 10."""
+    """The exposure is at most 2.0 out of 10."""
     result = analyse(tmp_path, "--no-pager", "security", "--offline=true", "--threshold=20", SERVICE)
     assert (result.returncode, result.stderr) == (0, "")
     found = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("✗")}

@@ -19,7 +19,7 @@ jailed = needs_root("make a jail", jail.why_not)
 
 def environ() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "FLUXBUDGET_TESTED") if name in os.environ}
-    # In CI, a test that is skipped in the jail has failed.
+    # In CI, a test that is skipped in the jail counts as failed.
     return {**kept, "FLUXBUDGET_JAILED": "1", "CI": "true", "PYTHONDONTWRITEBYTECODE": "1"}
 
 

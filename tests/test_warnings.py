@@ -1,4 +1,4 @@
-"""A crossed threshold is delivered once on every channel, by a real daemon to real files, programs and clients."""
+"""A real daemon delivers a passed threshold once on every channel, to real files, programs and clients."""
 
 import sqlite3
 from contextlib import closing
@@ -30,7 +30,7 @@ from harness.transcripts import Transcript
 
 
 def test_crossing_is_delivered_once_on_every_channel(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """Usage above the threshold adds nothing. A raised budget warns again, a lowered one at once."""
+    """Further usage warns of nothing. A raised budget re-arms the warning; a lowered one warns at once."""
     daemon = home.start()
     run = started(home, id="r1", session="s1", token_budget=1000, scope="b1", goal="the parser")
     home.ok("run", "attach", "--run", run, "--session", "s2")

@@ -21,7 +21,7 @@ def written(home: Home) -> list[int]:
 
 
 def test_events_are_printed_as_in_the_ledger(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """First the old ones, then the new ones as they happen, each with its data."""
+    """Old events come first, then new ones as they happen, each with its data."""
     home.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1")
     with Watch(home, "--since", "0") as watch:
         watch.wait_for_numbers(written(home))
@@ -65,16 +65,16 @@ def test_heartbeats_are_printed_when_nothing_happens(home: Home, daemon: Daemon)
 
 
 def test_daemon_killed_and_restarted(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Every event of three daemons is printed once, also those that happen while `watch` is disconnected."""
-    present = daemon
+    """Every event of three daemons is printed once, including those that happen while `watch` is disconnected."""
+    current = daemon
     with Watch(home, "--since", "0") as watch, Watch(home, "--heartbeat", "0.1") as later:
         wait_for(later.printed, "a heartbeat: it listens")
         for number in range(3):
             home.ok("run", "start", "--id", f"r{number}")
             watch.wait_for_numbers(written(home))
-            present.kill()
+            current.kill()
             watch.wait_for_stderr("connection lost", number + 1)
-            present = home.start()
+            current = home.start()
             home.ok("run", "finish", "--run", f"r{number}")
             watch.wait_for_numbers(written(home))
             watch.wait_for_stderr("connected again\n", number + 1)
@@ -111,7 +111,7 @@ def test_replaced_ledger(home: Home, daemon: Daemon) -> None:
 
 
 def test_reader_of_a_damaged_ledger_misses_nothing_of_the_next(home: Home, daemon: Daemon) -> None:
-    """The new ledger continues the numbering, also after another restart."""
+    """The new ledger continues the numbering, even after another restart."""
     for number in range(3):
         home.ok("run", "start", "--id", f"old{number}")
     with Watch(home, "--since", "0") as watch, Watch(home, "--since", "0") as attentive:

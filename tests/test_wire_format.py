@@ -13,7 +13,7 @@ ENCODED = {name: bytes.fromhex(text) for name, text in json.loads(FIXTURE.read_t
 
 
 def test_every_message_is_encoded_as_before() -> None:
-    """Field names, their order and their types: no client may see a difference."""
+    """Field names, their order and their types stay as they are, so no client sees a difference."""
     made = {name: messages.encode(sample) for name, sample in samples()}
     changed = [name for name in made if made[name] != ENCODED.get(name)]
     assert {name: msgspec.msgpack.decode(made[name]) for name in changed} == {}

@@ -98,7 +98,7 @@ def test_merge_key_at_the_top(values: Values) -> None:
 
 
 def test_equal_keys_in_merged_maps(values: Values) -> None:
-    """PyYAML 6.0.4 overrides a key of an earlier map here, depending on which key strings Python shares."""
+    """By itself, PyYAML 6.0.4 overrides an earlier map's key here, depending on which strings Python shares."""
     maps = "a: &a {plan: 1}\nb: &b {<<: *a, spec: 9}\nc: &c {<<: *b, plan: 5}\n"
     assert values(f"{maps}budgets: {{<<: [*a, *c], repo: 1}}")["budgets"] == {"plan": 1, "spec": 9, "repo": 1}
 
@@ -178,7 +178,7 @@ def test_largest_file(values: Values) -> None:
 
 
 def test_larger_file(path: Path, values: Values) -> None:
-    """It is refused for its size before it is parsed, although it is not YAML either."""
+    """It is refused for its size before it is parsed: its content would be an error, too."""
     said = wrong(lambda: values("]" * ((1 << 20) + 1)), path)
     assert said == "it is larger than 1 MiB; allowed: at most 1 MiB"
 
