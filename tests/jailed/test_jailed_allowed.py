@@ -47,7 +47,7 @@ def test_every_channel_delivers(home: Account, tmp_path: Path) -> None:
 
 
 def test_command_may_be_run_outside_the_sandbox(home: Account) -> None:
-    """With `systemd-run --user`, as documented, which passes the event on stdin."""
+    """The documented `systemd-run --user` does it, and passes the event on stdin."""
     place = home.root / "outside.json"
     argv = ["systemd-run", "--user", "--quiet", "--collect", "--wait", "--pipe", "sh", "-c", 'cat >"$0"', str(place)]
     home.configure(no_desktop(*argv))
@@ -62,7 +62,7 @@ def test_command_may_be_run_outside_the_sandbox(home: Account) -> None:
 
 
 def test_transcript_counts_while_it_grows(service: Account) -> None:
-    """Without any interstat database."""
+    """It counts without an interstat database."""
     transcript = Transcript(service.claude, "s1")
     transcript.response("m1", tokens=(100, 20, 0, 0))
     service.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1", *PATIENT)
@@ -74,7 +74,7 @@ def test_transcript_counts_while_it_grows(service: Account) -> None:
 
 
 def test_database_that_no_process_has_open(service: Account) -> None:
-    """In WAL mode without the -shm and -wal files, and then with a writer again."""
+    """It is in WAL mode, first without the -shm and -wal files, then with a writer again."""
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=100, output_tokens=0)
     interstat.close()
@@ -90,7 +90,7 @@ def test_database_that_no_process_has_open(service: Account) -> None:
 
 
 def test_database_that_a_killed_writer_has_left(service: Account) -> None:
-    """Its -wal exists without its -shm, which SQLite creates again; a read-only directory would forbid that."""
+    """It has left a -wal without a -shm, which SQLite must create again. In a read-only directory it could not."""
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=100, output_tokens=0)
     files = {path: path.read_bytes() for path in service.interstat.parent.iterdir() if not path.name.endswith("-shm")}

@@ -29,7 +29,7 @@ def run_instead(service: Account, program: str) -> Iterator[None]:
 
 
 def test_program_that_is_missing_for_a_while(service: Account) -> None:
-    """As during an upgrade: clients wait, and are answered once it is back."""
+    """This happens during an upgrade: clients wait, and are answered once the program is back."""
     with run_instead(service, "/nowhere/fluxbudgetd"):
         early = Wire(service.socket)
         wait_for(lambda: service.show("ExecMainStatus") == "203", "a failed start")
@@ -54,7 +54,7 @@ def test_restarts_of_a_failing_program_slow_down(service: Account) -> None:
 
 
 def test_sandbox_that_cannot_be_set_up_closes_the_socket(home: Account) -> None:
-    """Every start fails at once. Only then the socket is closed, so that clients fail fast."""
+    """Every start fails at once. Only in that case does the socket close, so that clients fail fast."""
     home.install("BindReadOnlyPaths=/nowhere")
     with Wire(home.socket):
         wait_for(lambda: home.show("Result", SOCKET) == "trigger-limit-hit", "the socket to be closed")

@@ -15,8 +15,8 @@ def test_hanging_reader_makes_systemd_restart_the_daemon(home: Account) -> None:
     assert home.spend(run).remaining == 400
     hanging = home.pid
     with Held() as held:
-        # It is not visible from outside which thread reads next. (The first two, which continue, are the event
-        # loop's and the log's.)
+        # Which thread reads next is not visible from outside, so all are stopped but the first two: the event
+        # loop's and the log's.
         spent = 600
         stale_why = None
         while stale_why is None:
@@ -38,6 +38,6 @@ def test_hanging_reader_makes_systemd_restart_the_daemon(home: Account) -> None:
     assert home.ok("remaining", "--run", run, *PATIENT) == str(1000 - spent)
     assert home.restarts == 1
     assert any(line.startswith("the watchdog is not fed stalled=") for line in home.logged_messages())
-    # The stacks of its threads are in the journal.
+    # The stack traces of the threads are in the journal.
     home.wait_until_logged("most recent call first")
     interstat.close()

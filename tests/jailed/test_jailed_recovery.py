@@ -28,7 +28,7 @@ def started_by_hand(home: Account) -> Iterator[None]:
 
 
 def test_killed_daemon_loses_nothing(service: Account) -> None:
-    """The next request is answered, and the run, its totals and each of its events are still there."""
+    """The next request is answered; the run, its totals and all of its events are still there."""
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=600, output_tokens=0)
     run = started(service, id="r1", session="s1", token_budget=1000)
@@ -80,7 +80,7 @@ def test_watchdog_leaves_a_working_daemon_alone(home: Account) -> None:
 
 
 def test_invalid_configuration_is_reported_until_it_is_fixed(service: Account) -> None:
-    """Requests meanwhile cause no restart loop, and the socket keeps listening."""
+    """Until then, requests cause no restart loop, and the socket keeps listening."""
     service.configure("[runs]\nwarnpct = 80\n")
     for _ in range(3):
         result = service.ctl("remaining", "--run", "r1", *PATIENT)

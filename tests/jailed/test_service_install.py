@@ -152,7 +152,7 @@ def test_changed_socket_path_moves_the_listening_socket(installed: Installed) ->
     [("fluxbudgetd.service", "foreign"), ("fluxbudgetd.socket", "edited"), ("fluxbudgetd.service", "symlink")],
 )
 def test_foreign_unit_file_is_kept(installed: Installed, name: str, kind: str) -> None:
-    """Both files are checked before either is written. --force overwrites. Uninstalling checks, too."""
+    """Both files are checked before either is written. --force overwrites them. `uninstall` checks them, too."""
     path = unit_directory() / name
     path.parent.mkdir(parents=True)
     if kind == "foreign":
@@ -299,12 +299,12 @@ def test_carried_over_variables_are_kept_and_named(installed: Installed) -> None
 
 
 def test_units_are_written_where_the_manager_reads_them(installed: Installed) -> None:
-    """The configuration is read from where the shell's variable says."""
+    """Only the configuration is read from where the shell's variable says."""
     elsewhere = Path.home() / "elsewhere"
     installed.ok("service", "install", "--now", XDG_CONFIG_HOME=str(elsewhere))
     assert not elsewhere.exists()
     assert systemctl("is-active", "fluxbudgetd.socket") == "active"
     assert f"\nEnvironment=XDG_CONFIG_HOME={elsewhere}\n" in (unit_directory() / "fluxbudgetd.service").read_text()
-    # As after `su`, which keeps no variable.
+    # This is the environment after `su`, which keeps no variables.
     without = {"XDG_RUNTIME_DIR": "", "DBUS_SESSION_BUS_ADDRESS": ""}
     assert "listening at" in installed.ok("service", "status", **without)

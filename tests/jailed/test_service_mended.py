@@ -1,4 +1,4 @@
-"""`fluxbudgetctl service` and `doctor` with a real manager: obstacles, and installations that were interrupted."""
+"""`fluxbudgetctl service` and `doctor` with a real manager: obstacles and interrupted installations."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_starting_service_is_restarted_with_the_new_units(installed: Installed) 
 
 
 def test_units_deleted_by_hand_are_stopped_and_disabled(installed: Installed) -> None:
-    """Whether or not the manager has noticed. They are recognized by their links, or because they are running."""
+    """The manager need not have noticed. They are recognized by their links, or because they are running."""
     for reload, stop in ((True, True), (False, False), (True, False)):
         installed.ok("service", "install", "--now")
         installed.ok("ping", "--timeout", "30")
@@ -161,7 +161,7 @@ def test_units_deleted_by_hand_are_stopped_and_disabled(installed: Installed) ->
 
 
 def test_units_in_other_directories_are_used_and_kept(installed: Installed) -> None:
-    """Such as those of a distribution's package."""
+    """A distribution's package may have such units."""
     installed.ok("service", "install")
     systemctl("disable", *UNITS)
     elsewhere = Path.home() / ".local" / "share" / "systemd" / "user"
@@ -183,7 +183,7 @@ def test_units_in_other_directories_are_used_and_kept(installed: Installed) -> N
 
 
 def test_program_that_needs_the_shells_environment_is_not_installed(installed: Installed) -> None:
-    """(Packages installed with `pip --target` need PYTHONPATH.)"""
+    """Packages installed with `pip --target`, for example, need PYTHONPATH."""
     path = installed.packages / "tested.pth"
     packages = path.read_text().replace("\n", ":")
     path.unlink()
@@ -195,7 +195,7 @@ def test_program_that_needs_the_shells_environment_is_not_installed(installed: I
 
 
 def test_program_that_the_manager_starts_is_compared(installed: Installed) -> None:
-    """Not the one in the unit file: the user may have a drop-in, or a second environment of the same version."""
+    """The one in the unit file is not: the user may have a drop-in, or a second environment of the same version."""
     installed.ok("service", "install", "--now")
     other = Installed(installed.root.parent / "another")
     assert findings(other) == {}

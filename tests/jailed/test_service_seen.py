@@ -99,7 +99,7 @@ def test_carried_over_variables_are_not_outdated_in_another_shell(installed: Ins
 
 
 def test_unit_edited_by_hand(installed: Installed) -> None:
-    """Not a finding as long as it works and systemd has loaded it."""
+    """This is not a finding as long as it works and systemd has loaded it."""
     SERVICE.write_text(SERVICE.read_text() + "# mine\n")
     reload = "systemd has not read fluxbudgetd.service since it was changed"
     assert findings(installed) == {reload: "systemctl --user daemon-reload"}
