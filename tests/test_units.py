@@ -30,7 +30,7 @@ analysed = pytest.mark.skipif(
 def analyse(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["systemd-analyze", "--user", *arguments],
-        # systemd-analyze wants a runtime directory. The units of the person who runs the tests are not read.
+        # systemd-analyze needs a runtime directory. This one hides the units of the user who runs the tests.
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "SYSTEMD_COLORS": "0"},
         capture_output=True,
         text=True,

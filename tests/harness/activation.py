@@ -1,4 +1,4 @@
-"""A daemon started as systemd does it: with a listening socket and a notification socket."""
+"""Start a daemon as systemd does: with a listening socket and a notification socket."""
 
 import os
 import socket

@@ -30,7 +30,7 @@ _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configura
 
 
 class NotificationServer:
-    """A process that owns org.freedesktop.Notifications. `shown` has the notifications that it was sent."""
+    """A process that owns org.freedesktop.Notifications. `shown` returns the notifications it has received."""
 
     def __init__(self, address: str, output: Path, options: tuple[str, ...]) -> None:
         self._output = output

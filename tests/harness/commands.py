@@ -1,4 +1,4 @@
-"""A client that forwards its command line, without a process."""
+"""Forward command lines as a client does, without a client process."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ def forwarded(
 
 
 def carried_out(answer: object) -> Outcome:
-    """Return the outcome of a command's answer; fail if the daemon has not carried it out."""
+    """Return the outcome of a command's answer; fail if the daemon did not carry it out."""
     assert isinstance(answer, messages.CommandAnswer), answer
     assert answer.mine
     return Outcome(answer.exit, answer.out.decode(), answer.err.decode(), answer.exports.decode())
@@ -46,7 +46,7 @@ def outcome(home: Home, *words: str | bytes, **more: Any) -> Outcome:
 
 
 def is_mine(home: Home, *words: str | bytes, **more: Any) -> bool:
-    """Return True if the daemon carries out this command line; if it does not, its answer says nothing else."""
+    """True if the daemon carries out this command line; if not, require that its answer says nothing else."""
     answer = home.ask(forwarded(home, *words, **more))
     assert isinstance(answer, messages.CommandAnswer), answer
     assert answer.mine or answer == messages.CommandAnswer(mine=False)

@@ -68,7 +68,7 @@ def _loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-#: obstacles in a file's place, and the message about them; none may make a loader wait
+#: Obstacles in place of a file, and the message about each. None may block a loader.
 IN_THE_WAY = [
     pytest.param(_directory, "it is a directory; allowed: a regular file", id="directory"),
     pytest.param(_fifo, "it is not a regular file; allowed: a regular file", id="fifo"),

@@ -122,7 +122,7 @@ class Home:
         return json.loads(self.ok(*arguments, "--json"))
 
     def ask(self, request: messages.AnyRequest, timeout: float = PATIENCE) -> messages.AnyAnswer | messages.ErrorAnswer:
-        """Ask the daemon without starting a process."""
+        """Send a request to the daemon without starting a client."""
         with Wire(self.socket) as wire:
             return wire.ask(request, timeout)
 
@@ -226,7 +226,7 @@ class Daemon:
         wait_for(ready, "the daemon to be ready")
 
     def kill(self) -> None:
-        """Kill it, as a power cut would."""
+        """Kill it with SIGKILL, so that it cannot clean up."""
         self.process.kill()
         self.process.wait()
         self._close()

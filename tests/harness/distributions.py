@@ -15,7 +15,7 @@ IN_WHEEL = {
     "systemd": "fluxbudgetctl/systemd",
     "config": "fluxbudgetd/config",
 }
-#: What building, testing and reading an sdist takes at least: one file of each kind, whatever git tracks.
+#: Files that every sdist must have, whether or not git tracks them: one of each kind that its users need.
 IN_SDIST = (
     "LICENSE",
     "README.md",
@@ -48,14 +48,14 @@ def wheel_files(wheel: Path) -> dict[str, bytes]:
 
 
 def sdist_problems(sdist: Iterable[str], tracked: Iterable[str]) -> list[str]:
-    """Return what is wrong with an sdist's paths: they are those under version control, and PKG-INFO."""
+    """Return what is wrong with an sdist's paths: it must contain what is under version control, and PKG-INFO."""
     found, expected = set(sdist), {*tracked, *IN_SDIST, "PKG-INFO"}
     missing = [f"the sdist lacks {path}" for path in sorted(expected - found)]
     return missing + [f"the sdist contains {path}, which git does not track" for path in sorted(found - expected)]
 
 
 def wheel_problems(wheel: Mapping[str, bytes], sdist: Mapping[str, bytes]) -> list[str]:
-    """Return what is wrong with a wheel: besides metadata and scripts it has the sdist's files, each in its place."""
+    """Return what is wrong with a wheel: it must contain metadata, scripts and the sdist's files in their places."""
     places = {place: content for path, content in sdist.items() if (place := _place(path)) is not None}
     found = {path: content for path, content in wheel.items() if not _is_made_by_the_build(path)}
     return differences(places, found, "the wheel")

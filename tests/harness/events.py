@@ -101,7 +101,7 @@ def is_threshold(kind: str) -> bool:
 def configure(home: Home, text: str = "", *, argv: list[str] | None = None, command: str = "") -> None:
     """Write the configuration file. `argv` and `command` (more lines) make the table of the command channel.
 
-    Desktop notifications are off, because the person who runs the tests may have a desktop.
+    Desktop notifications are off, because the user who runs the tests may have a desktop.
     """
     file = home.root / ".config" / "fluxbudget" / "config.toml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class CommandProgram:
     def wait_until_ended(self) -> None:
         """Wait until no process of the program is left. It outlives a killed daemon and may still be appending.
 
-        Its processes are found by the environment that they inherit from the daemon. Their names would not do: a new
+        Its processes are found by the environment that they inherit from the daemon. Their names are no help: a new
         process has the daemon's name before `exec`, and the script becomes `cat`.
         """
         wait_for(

@@ -1,4 +1,4 @@
-"""Stops threads of another process, as a hanging file system stops a reader."""
+"""Stop threads of another process, as a hanging file system would."""
 
 import ctypes
 import os

@@ -24,7 +24,7 @@ class HookOutput(NamedTuple):
     context: str = ""
     """For the model."""
     message: str = ""
-    """For the person."""
+    """For the user."""
     decision: str = ""
     reason: str = ""
 
@@ -160,7 +160,7 @@ def attached_sessions(home: Home, run: str) -> dict[str, bool]:
 
 
 def saved_warning_seq(home: Home, session: str) -> int:
-    """Return the number of the last warning that the ledger has as shown to a session, or 0."""
+    """Return the number of the last warning that a session has seen, according to the ledger; 0 if none."""
     connection = sqlite3.connect(home.state / "ledger.db")
     try:
         found = connection.execute("SELECT max(seq) FROM told WHERE session = ?", (session,)).fetchone()[0]
@@ -170,5 +170,5 @@ def saved_warning_seq(home: Home, session: str) -> int:
 
 
 def is_warning(output: HookOutput, words: str) -> bool:
-    """True if the output is a warning with these words, the same for the model and the person."""
+    """True if the output is a warning with these words, the same for the model and the user."""
     return words in output.context and output.message == output.context and not output.decision

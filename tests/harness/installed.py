@@ -19,7 +19,7 @@ _NAMES = ("fluxbudgetd", "fluxbudgetctl")
 
 
 class Installed:
-    """A virtual environment with the tested packages. Only its metadata have the given version."""
+    """A virtual environment with the tested packages. Only its metadata has the given version."""
 
     def __init__(self, root: Path, version: str = fluxbudgetd.__version__) -> None:
         self.root = root
@@ -44,7 +44,7 @@ class Installed:
         return self.root / "bin" / "fluxbudgetctl"
 
     def clean(self) -> None:
-        """Remove all that it has installed, the state, and the environment itself."""
+        """Remove everything it has installed, the state and the environment itself."""
         systemctl("unmask", *UNITS)
         systemctl("unmask", "--runtime", *UNITS)
         systemctl("disable", "--now", *UNITS)

@@ -30,7 +30,7 @@ PRAGMA user_version = 1;
 
 
 def stamp() -> str:
-    """Return the present time as interstat writes it."""
+    """Return the current time as interstat writes it."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 

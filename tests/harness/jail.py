@@ -60,7 +60,7 @@ def needed() -> tuple[str, ...]:
 
 
 def hidden(places: Sequence[str], below: Sequence[str] = HIDDEN) -> list[str]:
-    """Return the places below one of these directories, without places below other places."""
+    """Return the places below one of these directories, except those below another such place."""
     found: list[str] = []
     for place in sorted(places):
         if any(place.startswith(f"{above}/") for above in below) and not any(

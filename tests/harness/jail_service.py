@@ -88,7 +88,7 @@ class Account(Home):
         return int(self.show("NRestarts"))
 
     def journal(self, **fields: str) -> list[dict[str, Any]]:
-        """Return the journal's entries from and about the service since the test began that have these fields."""
+        """Return the journal entries with these fields, from and about the service, since the test began."""
         # (With a filter, journalctl would skip the first entry after the cursor.)
         lines = _journalctl("--output=json", f"--after-cursor={self._beginning}").splitlines()
         return [
@@ -98,14 +98,14 @@ class Account(Home):
         ]
 
     def logged_messages(self) -> list[str]:
-        """Return the messages of the daemon itself in the journal, without its manager's."""
+        """Return the daemon's own messages in the journal, not its manager's."""
         return [str(entry["MESSAGE"]) for entry in self.journal(SYSLOG_IDENTIFIER="fluxbudgetd")]
 
     def wait_until_logged(self, text: str) -> None:
         wait_for(lambda: any(text in line for line in self.logged_messages()), f"{text!r} in the journal")
 
     def ping(self) -> messages.PingAnswer:
-        """Ping the daemon, which may have to be started for it; return the answer."""
+        """Ping the daemon, which may have to start first; return the answer."""
         answer = self.ask(messages.Ping(), _PATIENCE)
         assert isinstance(answer, messages.PingAnswer), answer
         return answer

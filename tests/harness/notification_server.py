@@ -1,7 +1,7 @@
 """A notification server that prints one line of JSON per notification: python notification_server.py ADDRESS [OPTION]…
 
 --plain: without body-markup. --hang N: never answers the first N notifications. --refuse: answers with an error.
---odd: answers with another type than specified. --leave: releases its name before it tells its capabilities.
+--odd: answers with the wrong type. --leave: releases its name before it reports its capabilities.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What root may do: tests that need it, and commands that root runs without overruling file permissions."""
+"""Root's privileges: tests that need them, and commands that root runs without overriding file permissions."""
 
 import os
 from collections.abc import Callable

@@ -26,7 +26,7 @@ class StartedRun(NamedTuple):
 class Attached(NamedTuple):
     """A session belongs to a run (None: to no run) from a time on (None: from its start).
 
-    `noted_at` is when the daemon was asked for it; None if the session's rows implied it.
+    `noted_at` is when the daemon was asked to attach it; None if the session's rows implied it.
     """
 
     session: str
@@ -95,7 +95,7 @@ class Recount:
         return None if best is None else best[1]
 
     def attach(self, session: str, run: str | None, at: float) -> None:
-        """Note that a session was attached to a run, or with None detached."""
+        """Record that a session was attached to a run, or, with None, detached."""
         known = [one for one in self.attachments if one.session == session]
         if not known and (before := self.implied(session)) is not None:
             self.attachments.append(Attached(session, before, None, None))
@@ -161,7 +161,7 @@ class Recount:
         since: float,
         until: float,
     ) -> bool:
-        """Return True if a session worked for a run at any time from `since` until before `until`."""
+        """True if a session worked for a run at any time from `since` until before `until`."""
         times = [seconds(row["timestamp"]) for row in rows if row["session_id"] == session]
         earliest = min((at for at in times if at is not None), default=None)
         known = [one for one in self.attachments if one.session == session]

@@ -17,7 +17,7 @@ from fluxbudgetd.sources.transcripts import TranscriptSource
 
 
 class HangingSource(InterstatSource):
-    """The real source, whose reads hang after `hang`, as on a file system that does not answer, until `resume`.
+    """The real source. From `hang` to `resume`, its reads hang, as on a file system that does not answer.
 
     `hanging` is set while a read hangs.
     """

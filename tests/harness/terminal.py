@@ -1,4 +1,4 @@
-"""A process in a real pseudo-terminal, and the screen that a person would see."""
+"""A process in a real pseudo-terminal, and what its screen shows."""
 
 import fcntl
 import os

@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 class Reader:
-    """Keeps the copies of responses that count (`merged`), without those that a reset has made void."""
+    """Keeps the copies of responses that count (`merged`), without those that a reset has invalidated."""
 
     def __init__(self, claude_dir: Path, session: str = SESSION) -> None:
         self.claude_dir = claude_dir
@@ -28,9 +28,9 @@ class Reader:
     def read_once(self) -> TranscriptReading:
         """Take in one bounded reading."""
         reading = self.source.read(self.session)
-        void = reading.reset or frozenset()
+        invalid = reading.reset or frozenset()
         self.kept = {
-            name: tuple(copy for copy in copies if copy.file not in void) for name, copies in self.kept.items()
+            name: tuple(copy for copy in copies if copy.file not in invalid) for name, copies in self.kept.items()
         }
         for copy in reading.copies:
             known = self.kept.get(copy.message, ())
@@ -47,7 +47,7 @@ class Reader:
         return reading
 
     def settle(self) -> None:
-        """Read until nothing seems changed: a directory that was just made may change again unnoticed."""
+        """Read until nothing counts as changed, as a directory does for a moment after it was made."""
 
         def settled() -> bool:
             self.read()
@@ -82,7 +82,7 @@ class Reader:
         return found
 
     def recounted(self) -> list[Counted]:
-        """Return what the present files contain, counted from their first byte."""
+        """Return what the current files contain, counted from their first byte."""
         paths = [Path(os.fsdecode(file.path.encode())) for file in self.files]
         return recount(
             {

@@ -1,4 +1,4 @@
-"""Values of the model with everything filled in, of which a test changes what it is about."""
+"""Complete values of the model. A test changes the fields that it is about."""
 
 from typing import Any
 

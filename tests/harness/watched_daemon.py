@@ -1,9 +1,9 @@
-"""fluxbudgetd under a detector: a call that blocks the event loop raises, and fails the test that caused it.
+"""fluxbudgetd under a detector: a call that blocks the event loop raises an exception, which fails the test.
 
 These calls are allowed, because each takes microseconds:
 
-* `sources/interstat/link.py`: one or two `stat` calls and `PRAGMA data_version` without a busy timeout. Asked on the
-  loop's own thread, they make a warm answer fast;
+* `sources/interstat/link.py`: one or two `stat` calls and `PRAGMA data_version` without a busy timeout. They
+  stay on the loop's own thread because that makes a warm answer fast;
 * `sources/transcripts/stamps.py`: one `stat` for each file and directory of a session, for the same reason;
 * `ledger/database.py`: one `stat` of the ledger's own file per transaction;
 * structlog: the source lines of a defect's traceback.
@@ -35,5 +35,5 @@ def watched() -> int:
 
 if __name__ == "__main__":
     code = watched()
-    # The detector patches C types, with which the interpreter may crash when it finalizes.
+    # The detector patches C types. That may crash the interpreter when it finalizes.
     os._exit(code)
