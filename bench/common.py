@@ -1,4 +1,4 @@
-"""What the parts of the benchmark share: homes with a daemon, rows of the table, spreads."""
+"""Shared by all parts of the benchmark: homes with a daemon, rows of the table, spreads."""
 
 import statistics
 import sys
@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from harness import daemon as harness  # noqa: E402
 
-# Run the daemon as users do, without the tests' detector of blocking calls.
+# Run the daemon as users do, without the detector of blocking calls that the tests use.
 harness.DAEMON[:] = [sys.executable, "-m", "fluxbudgetd"]
 
 

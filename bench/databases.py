@@ -1,4 +1,4 @@
-"""interstat's databases of any size: each is made once and copied for each use."""
+"""interstat databases of any size: each is made once, and copied for each use."""
 
 import shutil
 import sqlite3
@@ -30,7 +30,7 @@ def sprint_rows(rows: int) -> int:
 
 
 def _sessions(rows: int) -> Iterator[str]:
-    """Yield the session of each row: twenty rows each; in the table's last tenth, every tenth row is the sprint's."""
+    """Yield the session of each row: twenty rows per session, but in the last tenth every tenth row is the sprint's."""
     for number in range(rows):
         recent = number >= rows - rows // 10
         yield SPRINT if recent and number % 10 == 0 else f"s{number // SESSION_ROWS}"

@@ -1,4 +1,4 @@
-"""Servers that send back what they receive, to compare the daemon with: `python echo_server.py KIND SOCKET`."""
+"""Servers that echo what they receive, as a baseline for the daemon: `python echo_server.py KIND SOCKET`."""
 
 import asyncio
 import socket
@@ -37,7 +37,7 @@ async def protocol(path: str) -> None:
 
 
 async def streams(path: str) -> None:
-    """Serve with anyio's streams, a task per connection."""
+    """Serve with anyio's streams, with a task per connection."""
 
     async def echo(stream: anyio.abc.SocketStream) -> None:
         async with stream:

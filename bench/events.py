@@ -21,7 +21,7 @@ _BUDGET = 1_000_000
 
 
 def push(base: Path, rounds: int) -> Iterator[Row]:
-    """Commit one row that passes the warning, and wait for the event at a subscriber."""
+    """Commit one row that passes the warning threshold, and wait until a subscriber gets the event."""
     with world("push", base) as home:
         writer = Interstat(home.interstat)
         home.start()
@@ -70,7 +70,7 @@ def hook_input(home: harness.Home, fields: dict[str, object]) -> bytes:
 
 
 def hooks(base: Path, rounds: int) -> Iterator[Row]:
-    """Measure the daemon's share of a hook: requests without processes."""
+    """Measure the daemon's share of a hook: requests without a client process."""
     with world("hooks", base) as home:
         Interstat(home.interstat).close()
         home.start()

@@ -1,4 +1,4 @@
-"""How close the client comes to the least that a client must do, in time and in instructions."""
+"""How close the client comes to the minimum that any client must do, in time and in instructions."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def _server(command: Sequence[str], path: Path) -> Iterator[str]:
 
 @contextmanager
 def _clients(base: Path) -> Iterator[Mapping[str, Program]]:
-    """Yield our client, as built with each libc, with a daemon to ask."""
+    """Yield our client, built with each libc, and run a daemon that answers it."""
     with world("floor", base) as home:
         database(base, home.interstat, MIDDLE)
         home.start()
@@ -96,7 +96,7 @@ def _clients(base: Path) -> Iterator[Mapping[str, Program]]:
 
 
 def _instructions(programs: Mapping[str, Program]) -> Iterator[Row]:
-    """Count what each program executes, its dynamic loader included; unlike times, counts are repeatable."""
+    """Count the instructions of each program and its dynamic loader. Unlike times, counts are repeatable."""
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         yield Row("instructions", "not counted: no valgrind here", "", None)

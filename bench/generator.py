@@ -1,6 +1,6 @@
 """Send requests over many connections at once: `python generator.py SOCKET CONNECTIONS SECONDS <FRAME`.
 
-Each connection sends its next request as soon as it has its answer. The response times go to stdout, as doubles.
+Each connection sends its next request as soon as it has its answer. The response times go to stdout as doubles.
 This script imports nothing of fluxbudget: it works with any server that answers a frame with a frame.
 """
 

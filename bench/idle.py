@@ -1,4 +1,4 @@
-"""What the daemon does when nothing happens."""
+"""What an idle daemon costs: wake-ups and processor time."""
 
 import os
 import time
@@ -20,7 +20,7 @@ def switches(pid: int) -> dict[int, int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             lines = (task / "status").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
             continue
         found[int(task.name)] = next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
     return found

@@ -1,4 +1,4 @@
-"""What one more row costs its writer and the next request, by the size of the file."""
+"""What one more row costs its writer and the next request, depending on the size of the file."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def insert_cost(base: Path, rounds: int) -> Iterator[Row]:
         sides = {rows: _side(stack, base, rows) for rows in (SMALL, MIDDLE, LARGE)}
         turns = [*sides.values()]
         for number in range(rounds):
-            # Most rows belong to other sessions, but each commit makes the daemon read.
+            # Most rows belong to other sessions, but every commit makes the daemon read.
             session = "s5" if number % 20 == 0 else "s6"
             for side in turns[:: 1 if number % 2 else -1]:
                 request = messages.Remaining(run=side.run, wait_ms=5000)

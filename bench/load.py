@@ -21,7 +21,7 @@ from harness import daemon as harness
 
 
 class _Servers(NamedTuple):
-    """The daemon and an echo server, each as process and socket, and a request for the daemon."""
+    """The pids and sockets of the daemon and an echo server, and a request for the daemon."""
 
     daemon: int
     daemon_path: Path
@@ -75,7 +75,7 @@ def warm_request(base: Path, rounds: int) -> Iterator[Row]:
 
 
 def load(base: Path, slices: int, seconds: float) -> Iterator[Row]:
-    """Send requests over 1, 10 and 100 connections at once, in alternating slices of time with the echo."""
+    """Send requests over 1, 10 and 100 connections at once, alternating with the echo in slices of time."""
     with _servers(base, "protocol") as servers:
         frame = encode_frame(messages.encode(servers.request))
         for connections in (1, 10, 100):
@@ -94,7 +94,7 @@ def load(base: Path, slices: int, seconds: float) -> Iterator[Row]:
 
 
 def short_connections(base: Path, slices: int, connections: int) -> Iterator[Row]:
-    """Connect, send one request, read the answer, close: what that costs the server in CPU time."""
+    """Measure the server's CPU time per short connection: connect, send one request, read the answer, close."""
     with _servers(base, "protocol") as servers:
         frame = encode_frame(messages.encode(servers.request))
         ours: list[float] = []

@@ -6,14 +6,14 @@ from html import escape
 
 from common import Bar, Row
 
-# About the same contrast on white and on black; the page provides the background.
+# These colours have about the same contrast on white and on black; the page provides the background.
 _TEXT, _OURS, _OTHER = "#768390", "#2f81f7", "#8b949e"
 _WIDTH, _LABELS, _FIGURES, _ROW, _TOP = 900, 440, 80, 24, 30
 _FONT = "font-family=\"system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif\" font-size=\"13\""
 
 
 class _Axis:
-    """The axis from milliseconds to x, in steps of 1, 2, 5, 10, … around everything that is shown."""
+    """The axis, from milliseconds to x. Its steps of 1, 2, 5, 10, … enclose everything that is shown."""
 
     def __init__(self, bars: Iterable[Bar]) -> None:
         steps = [factor * 10.0**power for power in range(-2, 5) for factor in (1, 2, 5)]

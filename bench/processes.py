@@ -18,7 +18,7 @@ from turns import Program, Turns
 
 _BUDGET = 1_000_000_000
 _QUERY = f"SELECT SUM(input_tokens+output_tokens) AS spent FROM agent_runs WHERE session_id='{SPRINT}'"
-#: What a hook would contain without fluxbudget; $1 is the database, $2 a file with the budget.
+#: What a hook would run without fluxbudget; $1 is the database, $2 a file with the budget.
 _BY_HAND = f"""
 spent=$(sqlite3 -json "$1" "{_QUERY}" | jq '.[0].spent // 0')
 budget=$(jq .budget "$2")
@@ -39,13 +39,13 @@ _SIZES = {f"sqlite3, {grouped(rows)} rows": rows for rows in (SMALL, MIDDLE, LAR
 _SQLITE = f"sqlite3, {grouped(MIDDLE)} rows"
 _HOOK_NAMES = tuple(f"`hook`, native client, {name}" for name, _ in HOOKS)
 
-#: Programs are interleaved in sets, because what ran before affects the CPU caches, and client and daemon together
-#: suffer more from that than /bin/true: one set of short programs, one of nearly all. Hooks that write have a set of
-#: their own: the daemon still works after its answer, which would slow the others down.
+#: Programs run interleaved, in sets: the short ones, nearly all of them, and the hooks that write. What ran before
+#: affects the CPU caches, and client and daemon together suffer more from that than /bin/true. Hooks that write have
+#: their own set because the daemon still works after its answer, which would slow the others down.
 _SHORT = frozenset((_TRUE, _NATIVE, _STATUSLINE, _HOOK_NAMES[0], _AWAY))
 _WRITING = frozenset((_TRUE, *_HOOK_NAMES[1:]))
 
-#: Every contender, in the order of the table. True: it is in the picture, which shows a single set.
+#: All programs, in the order of the table. True: the picture, which covers a single set, includes it.
 _CONTENDERS = {
     _TRUE: True,
     _NATIVE: True,
@@ -58,7 +58,7 @@ _CONTENDERS = {
     _FALLBACK: True,
     _HAND: True,
 }
-#: Which programs are compared, and the target. Comparisons with /bin/true are within a set of similar programs.
+#: Which programs are compared, and the target. Comparisons with /bin/true stay within a set of similar programs.
 _COMPARISONS: tuple[tuple[str, str, float | None], ...] = (
     (_NATIVE, _TRUE, 0.5),
     (_NATIVE, _SQLITE, 0.3),
@@ -74,7 +74,7 @@ _COMPARISONS: tuple[tuple[str, str, float | None], ...] = (
 
 
 def processes(base: Path, rounds: int) -> Iterator[Row]:
-    """Run every contender in shuffled turns, and finally a hook while the daemon is stopped."""
+    """Run all programs in shuffled turns, then a hook while the daemon is stopped."""
     with world("processes", base) as home, contextlib.ExitStack() as stack:
         files = {name: base / f"{rows}.db" for name, rows in _SIZES.items()}
         # The daemon keeps its own file open, so the other files are kept open as well.
@@ -106,7 +106,7 @@ def processes(base: Path, rounds: int) -> Iterator[Row]:
 
 
 def _programs(base: Path, home: harness.Home, files: Mapping[str, Path]) -> tuple[dict[str, Program], dict[str, str]]:
-    """Return the programs that can be measured, and why each of the others cannot."""
+    """Return the programs that can be measured, and the reason for each that cannot."""
     # PYTHONPATH would run the client of the source tree instead of the installed one.
     environ = {name: value for name, value in home.environ.items() if name != "PYTHONPATH"}
     sprint = {**environ, "CLAUDE_CODE_SESSION_ID": SPRINT}

@@ -1,7 +1,7 @@
 """Measure fluxbudget: python bench/run.py [--quick] [--only PART]. A complete run writes its results (see results.py).
 
-Machines are shared and noisy, so ratios count: both sides of a comparison are measured in the same run, interleaved.
-Absolute times are for context. Nothing is asserted; a missed target is shown as missed.
+Machines are shared and noisy, so look at the ratios: both sides of a comparison are measured interleaved, in the same
+run. Absolute times are for context. Nothing is asserted; a missed target is shown as missed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transcripts import live_totals
 
 
 def start_up(base: Path, rounds: int) -> Iterator[Row]:
-    """Measure the time from starting the daemon to its first answer, with a lot of data and with none."""
+    """Measure the time from the daemon's start to its first answer, with a lot of data and with none."""
     with world("empty", base) as empty, world("full", base) as full:
         database(base, full.interstat, LARGE)
         full.start()
@@ -103,7 +103,7 @@ PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
 
 
 def measured(parts: Iterable[str], quick: bool) -> Iterator[Row]:
-    """Run these parts, each in a directory of its own, which is removed before the next part begins."""
+    """Run these parts, each in its own directory, which is removed before the next part begins."""
     with tempfile.TemporaryDirectory(prefix="fluxbudget-bench-") as whole:
         for name in parts:
             with tempfile.TemporaryDirectory(dir=whole) as directory:

@@ -1,4 +1,4 @@
-"""Transcripts: reading a large set for the first time and from saved positions, and what one more response costs."""
+"""Transcripts: the first read of a large set, a read from saved positions, and the cost of one more response."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ _TOOL_OUTPUT = "x" * 6000
 
 
 def _session(number: int, megabytes: float) -> bytes:
-    """Return a session's own transcript. As in real ones, most of it is the output of tools."""
+    """Return a session's own transcript. As in real ones, most of it is tool output."""
     session, parts, size, count = f"s{number}", [], 0, 0
     while size < megabytes * 1e6:
         count += 1
@@ -40,7 +40,7 @@ def _whole(home: harness.Home, run: str, expected: int | None) -> int:
 
 
 def live_totals(base: Path, sessions: int, rounds: int) -> Iterator[Row]:
-    """Read many transcripts without and with saved positions; append one response to a small and to a large one."""
+    """Read many transcripts, without and with saved positions; then append a response to a small and to a large one."""
     with world("live", base) as home:
         Interstat(home.interstat).close()
         claude = home.root / "claude"

@@ -16,7 +16,7 @@ class Program(NamedTuple):
     stdin: str = os.devnull
 
     def run(self) -> int:
-        """Run it to its end without its output; return its exit code."""
+        """Run it to its end, discarding its output; return its exit code."""
         files = (
             (os.POSIX_SPAWN_OPEN, 0, self.stdin, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),

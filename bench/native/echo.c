@@ -1,4 +1,4 @@
-/* The least that a server must do: on the socket argv[1], accept, read once, send it back, close. */
+/* The minimum of a server: on the socket argv[1], accept, read once, send it back, close. */
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>

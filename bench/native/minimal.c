@@ -1,4 +1,4 @@
-/* The least that a client must do: connect to the socket argv[1], send a small frame, print the answer. */
+/* The minimum of a client: connect to the socket argv[1], send a small frame, print the answer. */
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
