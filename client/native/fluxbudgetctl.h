@@ -72,9 +72,9 @@ const char *variable(const char *name);
 bool usual_place(struct sockaddr_un *place);
 bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded);
 
-/* request.c: make a frame, all but the `size` bytes of stdin that end it. */
-void pack_command(struct buffer *to, const struct call *call, size_t size, bool more, bool cut);
-void pack_stdin(struct buffer *to, size_t size, bool more, bool cut);
+/* request.c: make a frame, which is too large if the buffer is full. `rest` is what of stdin no frame contains yet. */
+void pack_command(struct buffer *to, const struct call *call, struct bytes rest, bool more, bool cut);
+void pack_stdin(struct buffer *to, struct bytes rest, bool more, bool cut);
 
 /* answer.c: read the body of a frame; return false unless all of it is as it should be. */
 bool read_answer(struct bytes body, struct answer *answer);

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 /* Set `failed` to the kind of a failure, and a number unless it is 0; return false. */
@@ -72,52 +71,40 @@ static void begin_input(struct input *input, const struct verb *verb)
 
 /* The frame that is being sent, and how much of stdin the frames so far contain. */
 struct sender {
-    struct buffer head;
-    struct iovec left[2]; /* of the head, and of stdin */
-    size_t framed;
+    struct buffer frame;
+    size_t sent, framed;
     bool more; /* the last frame said that others follow */
 };
 
-static bool is_sending(const struct sender *sender)
-{
-    return sender->left[0].iov_len + sender->left[1].iov_len > 0;
-}
-
 /* Make the first frame, or one of what was read since the last frame. */
-static void make_frame(struct sender *sender, struct call *call)
+static void make_frame(struct sender *sender, const struct call *call)
 {
-    struct input *input = &call->input;
-    size_t size = input->size - sender->framed;
-    bool is_first = sender->head.size == 0, cut = input->is_cut && !input->is_open;
-    sender->more = input->is_open;
-    if (is_first)
-        pack_command(&sender->head, call, size, sender->more, cut);
+    const struct input *input = &call->input;
+    struct bytes rest = {input->data + sender->framed, input->size - sender->framed};
+    bool cut = input->is_cut && !input->is_open;
+    if (sender->frame.size == 0)
+        pack_command(&sender->frame, call, rest, input->is_open, cut);
     else
-        pack_stdin(&sender->head, size, sender->more, cut);
-    sender->left[0] = (struct iovec){sender->head.at, sender->head.size};
-    sender->left[1] = (struct iovec){input->data + sender->framed, size};
+        pack_stdin(&sender->frame, rest, input->is_open, cut);
+    sender->sent = 0;
     sender->framed = input->size;
+    sender->more = input->is_open;
 }
 
 /* Send as much of the frame as the socket takes; return 0 or the error. */
 static int send_some(int peer, struct sender *sender)
 {
-    while (is_sending(sender)) {
-        ssize_t sent = sendmsg(peer, &(struct msghdr){.msg_iov = sender->left, .msg_iovlen = 2}, MSG_NOSIGNAL);
-        if (sent < 0 && errno == EAGAIN)
-            return 0;
-        if (sent < 0 && (errno == EPIPE || errno == ECONNRESET)) {
+    const struct buffer *frame = &sender->frame;
+    while (sender->sent < frame->size) {
+        ssize_t size = send(peer, frame->at + sender->sent, frame->size - sender->sent, MSG_NOSIGNAL);
+        if (size >= 0) {
+            sender->sent += (size_t)size;
+        } else if (errno == EPIPE || errno == ECONNRESET) {
             /* The daemon has stopped reading. There may be an answer that says why. */
-            sender->left[0].iov_len = sender->left[1].iov_len = 0;
+            sender->sent = frame->size;
             sender->more = false;
-        } else if (sent < 0 && errno != EINTR) {
-            return errno;
-        }
-        for (int i = 0; i < 2 && sent > 0; i++) {
-            size_t part = (size_t)sent < sender->left[i].iov_len ? (size_t)sent : sender->left[i].iov_len;
-            sender->left[i].iov_base = (char *)sender->left[i].iov_base + part;
-            sender->left[i].iov_len -= part;
-            sent -= (ssize_t)part;
+        } else if (errno != EINTR) {
+            return errno == EAGAIN ? 0 : errno;
         }
     }
     return 0;
@@ -159,11 +146,12 @@ static bool wait_for_answer(int peer, struct call *call, struct sender *sender, 
         int error = send_some(peer, sender);
         if (error != 0)
             return fail(call, "send", (unsigned)error);
-        if (!is_sending(sender) && sender->more && (input->size > sender->framed || !input->is_open)) {
+        bool is_sent = sender->sent == sender->frame.size;
+        if (is_sent && sender->more && (input->size > sender->framed || !input->is_open)) {
             make_frame(sender, call);
             continue;
         }
-        short wanted = is_sending(sender) ? POLLIN | POLLOUT : POLLIN;
+        short wanted = is_sent ? POLLIN : POLLIN | POLLOUT;
         struct pollfd files[] = {{peer, wanted, 0}, {input->is_open ? STDIN_FILENO : -1, POLLIN, 0}};
         if (!wait_for(files, 2, call->deadline))
             continue;
@@ -177,15 +165,15 @@ static bool wait_for_answer(int peer, struct call *call, struct sender *sender, 
 
 static bool exchange(int peer, struct call *call, struct answer *answer)
 {
-    static char head[MAX_FRAME - MAX_INPUT];
+    static char frame[HEADER + MAX_FRAME];
     static struct receiver receiver;
-    struct sender sender = {.head = {head, 0, sizeof head, false}};
+    struct sender sender = {.frame = {frame, 0, sizeof frame, false}};
     if (!connect_to_daemon(peer, call))
         return false;
     begin_input(&call->input, call->verb);
     make_frame(&sender, call);
     answer->is_mine = false; /* if the request is too large: Python says so */
-    if (sender.head.is_full)
+    if (sender.frame.is_full)
         return true;
     if (!wait_for_answer(peer, call, &sender, &receiver))
         return false;

@@ -35,10 +35,15 @@ static void put_boolean(struct buffer *to, const char *name, bool truth)
     put_head(to, FALSE_BYTE + truth, 0, 0);
 }
 
-static void put_binary(struct buffer *to, const char *string)
+static void put_binary(struct buffer *to, struct bytes bytes)
 {
-    put_head(to, BIN32, strlen(string), 4);
-    put_string(to, string);
+    put_head(to, BIN32, bytes.size, 4);
+    put(to, bytes.at, bytes.size);
+}
+
+static struct bytes text(const char *string)
+{
+    return (struct bytes){string, strlen(string)};
 }
 
 /* Begin a frame: leave room for its length, then a map of fewer than 16 fields. */
@@ -51,15 +56,14 @@ static void begin(struct buffer *to, const char *op, unsigned fields)
     put_name(to, op);
 }
 
-static void end(struct buffer *to, size_t size, bool more, bool cut)
+static void end(struct buffer *to, struct bytes rest, bool more, bool cut)
 {
     put_boolean(to, "more", more);
     put_boolean(to, "cut", cut);
     put_name(to, "stdin");
-    put_head(to, BIN32, size, 4);
-    size_t length = to->size - HEADER + size;
+    put_binary(to, rest);
     for (int i = 0; i < HEADER; i++)
-        to->at[i] = (char)(length >> 8 * (HEADER - 1 - i));
+        to->at[i] = (char)((to->size - HEADER) >> 8 * (HEADER - 1 - i));
 }
 
 static void put_words(struct buffer *to, char **words)
@@ -70,7 +74,7 @@ static void put_words(struct buffer *to, char **words)
     put_name(to, "words");
     put_head(to, ARRAY32, count, 4);
     for (size_t i = 0; i < count; i++)
-        put_binary(to, words[i]);
+        put_binary(to, text(words[i]));
 }
 
 static void put_directory(struct buffer *to)
@@ -78,7 +82,7 @@ static void put_directory(struct buffer *to)
     static char directory[PATH_MAX];
     put_name(to, "cwd");
     if (getcwd(directory, sizeof directory) != NULL)
-        put_binary(to, directory);
+        put_binary(to, text(directory));
     else
         put_head(to, NIL, 0, 0);
 }
@@ -99,12 +103,12 @@ static void put_environment(struct buffer *to)
     for (size_t i = 0; i < NAMES; i++) {
         if (values[i] != NULL) {
             put_name(to, names[i]);
-            put_binary(to, values[i]);
+            put_binary(to, text(values[i]));
         }
     }
 }
 
-void pack_command(struct buffer *to, const struct call *call, size_t size, bool more, bool cut)
+void pack_command(struct buffer *to, const struct call *call, struct bytes rest, bool more, bool cut)
 {
     int64_t left = call->deadline - now();
     begin(to, "command", 10);
@@ -113,11 +117,11 @@ void pack_command(struct buffer *to, const struct call *call, size_t size, bool 
     put_words(to, call->words);
     put_directory(to);
     put_environment(to);
-    end(to, size, more, cut);
+    end(to, rest, more, cut);
 }
 
-void pack_stdin(struct buffer *to, size_t size, bool more, bool cut)
+void pack_stdin(struct buffer *to, struct bytes rest, bool more, bool cut)
 {
     begin(to, "stdin", 5);
-    end(to, size, more, cut);
+    end(to, rest, more, cut);
 }
