@@ -91,7 +91,7 @@ def test_hundreds_of_words(client: Native) -> None:
 
 
 def test_request_that_is_too_large_is_left_to_python(client: Native) -> None:
-    words = ["x" * 100_000] * 10
+    words = ["x" * 100_000] * 11
     with Peer(client.socket, lambda connection: list(connection.frames())) as peer:
         assert handed(client.run("check", *words))[:3] == (["check", *words], b"", None)
     assert peer.served == [[]]
