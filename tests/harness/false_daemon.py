@@ -64,7 +64,8 @@ def answering(
                     request = _request(peer)
                     asked.append(request)
                     if answer is None:
-                        peer.recv(1)  # until the client disconnects
+                        while peer.recv(65536):  # stdin that follows, until the client disconnects
+                            pass
                     else:
                         peer.sendall(answer if isinstance(answer, bytes) else answer(request))
 
