@@ -179,15 +179,15 @@ def lock_file(client: Native, content: str) -> Iterator[Path]:
 
 def test_lock_file_says_where_the_daemon_listens(client: Native, tmp_path: Path) -> None:
     elsewhere = tmp_path / "e"
-    with Peer(elsewhere, lambda connection: connection.reply(ANSWER)) as peer:
-        with lock_file(client, f"fluxbudgetd pid 5\nsocket {elsewhere}\nmore\n") as lock:
-            assert client.run("env", *PATIENT) == ANSWERED
-            client.answering(b"").__exit__()  # leaves a socket without a daemon
-            assert client.run("env", *PATIENT) == ANSWERED
-            lock.chmod(0o400)
-            assert client.run("env", *PATIENT) == ANSWERED
-            chosen = {"FLUXBUDGET_SOCKET": str(client.socket)}
-            assert handed(client.run("env", *PATIENT, environ=chosen)).failed == "connect 111"
+    content = f"fluxbudgetd pid 5\nsocket {elsewhere}\nmore\n"
+    with Peer(elsewhere, lambda connection: connection.reply(ANSWER)) as peer, lock_file(client, content) as lock:
+        assert client.run("env", *PATIENT) == ANSWERED
+        client.answering(b"").__exit__()  # leaves a socket without a daemon
+        assert client.run("env", *PATIENT) == ANSWERED
+        lock.chmod(0o400)
+        assert client.run("env", *PATIENT) == ANSWERED
+        chosen = {"FLUXBUDGET_SOCKET": str(client.socket)}
+        assert handed(client.run("env", *PATIENT, environ=chosen)).failed == "connect 111"
     assert len(peer.served) == 3
 
 
