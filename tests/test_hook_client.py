@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from fluxbudgetctl.commands import hook_settings
-from fluxbudgetctl.stdio import MAX_INPUT
+from fluxbudgetd.wire.framing import MAX_STDIN
 from harness.daemon import CTL, Daemon, Home, killed, started, wait_for
 from harness.false_daemon import NOT_MINE, answering, frame, refused, replied
 from harness.imports import HEAVY
@@ -134,8 +134,8 @@ def test_long_input_is_read_completely_but_only_its_beginning_is_sent(home: Home
             process.stdin.close()
             assert process.stdout.read().decode() == OUTPUT + "\n"
         assert process.returncode == 0
-        hook(home, data=data[:MAX_INPUT])
-    assert [(one["stdin"], one["cut"]) for one in asked] == [(data[:MAX_INPUT], True), (data[:MAX_INPUT], False)]
+        hook(home, data=data[:MAX_STDIN])
+    assert [(one["stdin"], one["cut"]) for one in asked] == [(data[:MAX_STDIN], True), (data[:MAX_STDIN], False)]
 
 
 @both_clients

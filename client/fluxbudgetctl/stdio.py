@@ -8,12 +8,12 @@ import select
 import sys
 import time
 
+from fluxbudgetd.wire.framing import MAX_STDIN
+
 TYPE_CHECKING = False  # typing costs milliseconds; type checkers know this name
 if TYPE_CHECKING:
     from typing import TextIO
 
-#: This many bytes of a longer input are kept. (A tool's output, which a hook gets, can be of any size.)
-MAX_INPUT = 256 * 1024
 _CHUNK = 64 * 1024
 
 
@@ -24,7 +24,7 @@ class Stdin:
         """Without `is_read`, stdin is not touched and counts as empty."""
         self.data = bytearray()
         self.is_cut = False
-        """There was more, which has been discarded."""
+        """There was more than `MAX_STDIN` bytes; the rest has been discarded."""
         self.has_ended = not is_read or sys.stdin is None or os.isatty(0)
 
     def read(self) -> None:
@@ -35,7 +35,7 @@ class Stdin:
             return
         except OSError:
             chunk = b""
-        room = MAX_INPUT - len(self.data)
+        room = MAX_STDIN - len(self.data)
         self.data += chunk[:room]
         self.is_cut = self.is_cut or len(chunk) > room
         self.has_ended = not chunk
