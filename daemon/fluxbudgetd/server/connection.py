@@ -86,7 +86,7 @@ class Connection:
             ) from None
 
     async def _rest_of_frame(self) -> bytes:
-        decoder, unread, held = self._peer.decoder, self._shared.unread, 0
+        decoder, unread, held = self._peer.feed(b""), self._shared.unread, 0
         try:
             while True:
                 unread.held += decoder.buffered - held

@@ -19,7 +19,7 @@ async def next_message(peer: Peer, more: MoreInput, unread: ByteCount) -> bytes 
     Raises `FluxError` for an invalid frame, or if all connections hold too much; anyio's `EndOfStream` or
     `BrokenResourceError` if the peer has closed.
     """
-    held, decoder = 0, peer.decoder
+    held, decoder = 0, peer.feed(b"")
     # Let other connections run between the messages of a peer that sends many at once.
     await anyio.lowlevel.checkpoint()
     try:

@@ -12,17 +12,13 @@ class Draining:
 
     def __init__(self) -> None:
         self._streams: set[anyio.CancelScope] = set()
-        self._has_begun = False
+        #: True if connections must be closed.
+        self.has_begun = False
         self._includes_new = False
-
-    @property
-    def has_begun(self) -> bool:
-        """True if connections must be closed."""
-        return self._has_begun
 
     def is_over(self, *, was_answered: bool) -> bool:
         """Return True if a connection with nothing left to read must be closed; `was_answered` if it had an answer."""
-        return self._has_begun and (was_answered or self._includes_new)
+        return self.has_begun and (was_answered or self._includes_new)
 
     def add_stream(self, scope: anyio.CancelScope) -> None:
         """Record a stream; cancelling its scope ends it."""
@@ -34,7 +30,7 @@ class Draining:
 
     def begin(self) -> None:
         """End the streams. Connections that have had an answer are over."""
-        self._has_begun = True
+        self.has_begun = True
         for scope in self._streams:
             scope.cancel()
 

@@ -18,14 +18,26 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Peer:
-    """A client. `socket` is non-blocking; `was_answered` is True once a request of its has been answered."""
+    """A client. `socket` is non-blocking; `was_answered` is True once a request of its has been answered.
 
-    __slots__ = ("decoder", "socket", "was_answered")
+    `decoder` holds the bytes of further requests, or of a part of one. Usually there are none, and it is None.
+    `idle_since` is the number of the turn after which it was idle.
+    """
+
+    __slots__ = ("decoder", "idle_since", "socket", "was_answered")
 
     def __init__(self, peer: socket.socket) -> None:
         self.socket = peer
-        self.decoder = FrameDecoder()
+        self.decoder: FrameDecoder | None = None
+        self.idle_since = 0
         self.was_answered = False
+
+    def feed(self, data: bytes) -> FrameDecoder:
+        """Add bytes that have arrived; return the decoder."""
+        if self.decoder is None:
+            self.decoder = FrameDecoder()
+        self.decoder.feed(data)
+        return self.decoder
 
     def close(self, error: FluxError | None = None) -> None:
         """Close the connection. Send a last error first, if the kernel takes it at once."""

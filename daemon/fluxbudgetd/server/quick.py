@@ -105,29 +105,32 @@ class QuickConnections:
         self._draining = draining
         self._on_waiting = on_waiting
         self._on_closed = on_closed
-        # Those whose socket is watched, the longest idle first; and those whose next turn is scheduled.
-        self._idle: dict[Peer, None] = {}
+        # Those whose socket is watched, and those whose next turn is scheduled.
+        self._idle: set[Peer] = set()
         self._scheduled: set[Peer] = set()
+        self._turns = 0
 
     @property
-    def idle(self) -> tuple[socket.socket, ...]:
-        """Return the sockets of the idle connections, the longest idle first."""
-        return tuple(peer.socket for peer in self._idle)
+    def idle(self) -> tuple[Peer, ...]:
+        """Return the idle connections, the longest idle first."""
+        return tuple(sorted(self._idle, key=lambda peer: peer.idle_since))
 
     def start(self, peer: Peer) -> None:
         """Serve a connection: a new one, or one that has waited for something."""
+        if peer.decoder is not None and not peer.decoder.buffered:
+            peer.decoder = None
         self._turn(peer)
 
     def close_idle(self) -> bool:
         """Close the connection that has been idle longest; return False if none is idle."""
-        idle = next((peer for peer in self._idle if not peer.has_sent()), None)
-        if idle is not None:
-            self._close(idle)
-        return idle is not None
+        found = next((peer for peer in self.idle if not peer.has_sent()), None)
+        if found is not None:
+            self._close(found)
+        return found is not None
 
     def drain(self) -> None:
         """Answer what idle connections have sent, and close those that are over."""
-        for peer in tuple(self._idle):
+        for peer in self.idle:
             self._turn(peer)
 
     def close_all(self) -> None:
@@ -137,7 +140,6 @@ class QuickConnections:
 
     def _turn(self, peer: Peer) -> None:
         """Answer the connection's next request if it has arrived."""
-        self._scheduled.discard(peer)
         try:
             self._answer_next(peer)
         except BlockingIOError:
@@ -165,10 +167,10 @@ class QuickConnections:
             sent = peer.send_now(waiting)
             if sent == len(waiting):
                 peer.was_answered = True
-                if peer.decoder.buffered or self._draining.has_begun:
-                    self._schedule(peer)
-                else:
+                if peer.decoder is None and not self._draining.has_begun:
                     self._watch(peer)
+                else:
+                    self._schedule(peer)
                 return
             waiting = waiting[sent:]
         self._unwatch(peer)
@@ -182,20 +184,21 @@ class QuickConnections:
 
     def _scheduled_turn(self, peer: Peer) -> None:
         if peer in self._scheduled:  # it has not been closed meanwhile
+            self._scheduled.discard(peer)
             self._turn(peer)
 
     def _watch(self, peer: Peer) -> None:
         """Make this the connection that became idle last."""
-        if peer in self._idle:
-            del self._idle[peer]
-        else:
-            asyncio.get_running_loop().add_reader(peer.socket, self._turn, peer)
-        self._idle[peer] = None
+        self._turns += 1
+        peer.idle_since = self._turns
+        if peer not in self._idle:
+            self._idle.add(peer)
+            asyncio.get_running_loop().add_reader(peer.socket.fileno(), self._turn, peer)
 
     def _unwatch(self, peer: Peer) -> None:
         if peer in self._idle:
-            del self._idle[peer]
-            asyncio.get_running_loop().remove_reader(peer.socket)
+            self._idle.discard(peer)
+            asyncio.get_running_loop().remove_reader(peer.socket.fileno())
 
     def _close(self, peer: Peer, error: errors.FluxError | None = None) -> None:
         self._unwatch(peer)
@@ -207,11 +210,14 @@ class QuickConnections:
 def _next_message(peer: Peer) -> bytes | None:
     """Return the next message; None if only a part of it has arrived."""
     decoder = peer.decoder
-    if not decoder.buffered:
+    if decoder is None:
         data = peer.socket.recv(CHUNK_BYTES)
-        if not data:
-            raise ConnectionResetError
         if (message := whole_message(data)) is not None:
             return message
-        decoder.feed(data)
-    return decoder.next()
+        if not data:
+            raise ConnectionResetError
+        decoder = peer.feed(data)
+    message = decoder.next()
+    if not decoder.buffered:
+        peer.decoder = None
+    return message

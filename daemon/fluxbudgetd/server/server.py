@@ -43,7 +43,7 @@ class Server:
     @property
     def idle(self) -> tuple[socket.socket, ...]:
         """Return the sockets of the connections that wait for a request, the longest waiting first."""
-        return self._quick.idle
+        return tuple(peer.socket for peer in self._quick.idle)
 
     async def serve(self, listening: socket.socket) -> None:
         """Serve the connections of a listening, non-blocking socket until cancelled.
