@@ -221,6 +221,7 @@ def test_connection_whose_request_has_arrived_is_not_closed_for_another(tmp_path
                 # The server's loop does not run in between.
                 first.socket.sendall(encode_frame(messages.encode(messages.Ping())))
                 third = stack.enter_context(Wire(tmp_path / "s"))
+                server.stop_accepting(leave_queue=False)
                 assert await anyio.to_thread.run_sync(third.ask, messages.Ping()) == PONG
                 assert messages.decode_answer(await anyio.to_thread.run_sync(first.receive)) == PONG
                 assert await anyio.to_thread.run_sync(ended, second.socket)
