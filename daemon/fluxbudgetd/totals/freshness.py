@@ -71,11 +71,11 @@ class Freshness:
 
         In the background, new transcripts of a session are searched for less often.
         """
-        epoch = self._interstat.epoch()
+        epoch, now = self._interstat.epoch(), self._clock()
         return {
             account.run.id: Stamp(epoch, self._required_generation(account, in_background))
             for account in accounts
-            if self.is_followed(account)
+            if runs.is_followed(account.run, now)
         }
 
     def stale(self, accounts: Iterable[RunAccount], required: Required) -> list[str]:
@@ -88,8 +88,8 @@ class Freshness:
             return True
         if not self.is_followed(account):
             return False
-        needed = required.get(account.run.id, _ANY)
-        has_reached = account.shown.rows >= needed.rows and account.shown.transcripts >= needed.transcripts
+        needed, shown = required.get(account.run.id, _ANY), account.shown
+        has_reached = shown.rows >= needed.rows and shown.transcripts >= needed.transcripts
         return not has_reached or _has_unreadable_sums(account)
 
     def stale_why(self, account: RunAccount, required: Required) -> str | None:
@@ -156,29 +156,41 @@ class Freshness:
         self._unknown[name] = seen
 
     def _required_generation(self, account: RunAccount, in_background: bool) -> int:
-        transcripts, names = self._transcripts, account.sessions
-        is_large = sum(map(transcripts.path_count, names)) > _MOST_PATHS
-        if is_large or any(transcripts.changed(name, in_background=in_background) for name in names):
+        if self._may_have_changed(account, in_background):
             self._generation += 1
             self._required[account.run.id] = self._generation
         return self._required.get(account.run.id, 0)
 
+    def _may_have_changed(self, account: RunAccount, in_background: bool) -> bool:
+        # Loops, because the usual run has one session, for which a generator takes longer than the comparison.
+        transcripts, paths = self._transcripts, 0
+        for name in account.sessions:
+            paths += transcripts.path_count(name)
+        if paths > _MOST_PATHS:
+            return True
+        for name in account.sessions:  # noqa: SIM110  see above
+            if transcripts.changed(name, in_background=in_background):
+                return True
+        return False
+
     def _transcripts_stale_why(self, account: RunAccount, required: Stamp) -> str | None:
         if account.shown.transcripts < required.transcripts:
             return "transcripts: slow: current numbers were not available in time"
-        statuses = (self._transcripts.statuses.get(name) for name in account.sessions)
-        bad = next((status for status in statuses if status is not None and status.state == "unreadable"), None)
-        return None if bad is None else f"{bad.name}: {bad.state}: {bad.detail}"
+        for name in account.sessions:
+            status = self._transcripts.statuses.get(name)
+            if status is not None and status.state == "unreadable":
+                return f"{status.name}: {status.state}: {status.detail}"
+        return None
 
     def _interstat_stale_why(self, account: RunAccount, required: Stamp) -> str | None:
         status = account.interstat
-        if _counts_transcripts_only(account, status):
-            return None
         if status is not None and not status.is_readable:
-            return f"{status.name}: {status.state}: {status.detail}"
-        if account.shown.rows < required.rows:
-            return f"{self._interstat.status.name}: slow: current numbers were not available in time"
-        return None
+            why = f"{status.name}: {status.state}: {status.detail}"
+        elif account.shown.rows < required.rows:
+            why = f"{self._interstat.status.name}: slow: current numbers were not available in time"
+        else:
+            return None
+        return None if _counts_transcripts_only(account, status) else why
 
 
 def _changed(transcripts: TranscriptStore, sessions: Iterable[str]) -> set[str]:
@@ -186,7 +198,10 @@ def _changed(transcripts: TranscriptStore, sessions: Iterable[str]) -> set[str]:
 
 
 def _has_unreadable_sums(account: RunAccount) -> bool:
-    return any(session.sums is Sums.UNREADABLE for session in account.sessions.values())
+    for session in account.sessions.values():  # noqa: SIM110  a generator takes three times as long
+        if session.sums is Sums.UNREADABLE:
+            return True
+    return False
 
 
 def _counts_transcripts_only(account: RunAccount, status: SourceStatus | None) -> bool:
