@@ -12,7 +12,7 @@ from fluxbudgetd.errors import FluxError
 from fluxbudgetd.server.requests import error_frame
 from fluxbudgetd.wire.framing import FrameDecoder
 
-CHUNK_BYTES = 64 << 10
+_CHUNK_BYTES = 64 << 10
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -78,7 +78,7 @@ class Peer:
         await anyio.lowlevel.checkpoint()
         while True:
             try:
-                data = self.socket.recv(CHUNK_BYTES)
+                data = self.socket.recv(_CHUNK_BYTES)
             except BlockingIOError:
                 await anyio.wait_readable(self.socket)
             except OSError as exc:

@@ -18,10 +18,12 @@ from collections.abc import Awaitable, Callable
 from fluxbudgetd import errors
 from fluxbudgetd.server.draining import Draining
 from fluxbudgetd.server.limited_log import LimitedLog
-from fluxbudgetd.server.peer import CHUNK_BYTES, Peer
+from fluxbudgetd.server.peer import Peer
 from fluxbudgetd.server.requests import Responder, Response
 from fluxbudgetd.wire.framing import FrameError, whole_message
 
+# More than the usual request needs. From 64 KiB on, malloc returns memory to the kernel each time it is freed.
+_CHUNK_BYTES = 32 << 10
 # How many connections are accepted, and their first requests answered, before other callbacks run.
 _ACCEPT_AT_ONCE = 16
 _ACCEPT_PAUSE_SECONDS = 0.05
@@ -211,7 +213,7 @@ def _next_message(peer: Peer) -> bytes | None:
     """Return the next message; None if only a part of it has arrived."""
     decoder = peer.decoder
     if decoder is None:
-        data = peer.socket.recv(CHUNK_BYTES)
+        data = peer.socket.recv(_CHUNK_BYTES)
         if (message := whole_message(data)) is not None:
             return message
         if not data:
