@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -288,6 +289,23 @@ def test_being_stopped_for_a_while_changes_nothing(client: Native) -> None:
         os.write(writing, b"}")
         os.close(writing)
         assert client.end(process) == ANSWERED
+
+
+def test_answer_that_was_there_in_time_is_used(client: Native) -> None:
+    """Although the client looks only after its deadline, because it was stopped."""
+
+    def serve(connection: Connection) -> None:
+        request = connection.command()
+        pid, _, _ = struct.unpack("3i", connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: _state(pid) == "T", "a stopped client")
+        connection.send(ANSWER)
+        deadline = request["started_ns"] + 500_000_000
+        wait_for(lambda: time.monotonic_ns() > deadline, "the deadline")
+        os.kill(pid, signal.SIGCONT)
+
+    with Peer(client.socket, serve):
+        assert client.run("env", "--timeout", "0.5") == ANSWERED
 
 
 @pytest.mark.parametrize(

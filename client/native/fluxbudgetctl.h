@@ -36,7 +36,9 @@ struct call {
     bool has_more;           /* words other than the verb and `--timeout` */
     int64_t started, deadline;
     struct sockaddr_un place; /* where the daemon usually listens */
-    char failed[128]; /* the value of $FLUXBUDGETCTL_FAILED: what Python need not try again; empty if nothing failed */
+    /* What Python need not try again, the value of $FLUXBUDGETCTL_FAILED: `connect ERRNO`, `uid UID`, `send ERRNO`,
+       `closed`, `garbage`, `error CODE`, `timeout`. Empty if nothing failed. */
+    char failed[128];
     struct input input;
 };
 

@@ -141,8 +141,7 @@ static bool wait_for_answer(int peer, struct call *call, struct sender *sender, 
 {
     struct input *input = &call->input;
     while (receiver->body.at == NULL) {
-        if (now() >= call->deadline)
-            return fail(call, "timeout", 0);
+        bool is_late = now() >= call->deadline; /* an answer that has arrived already is used */
         int error = send_some(peer, sender);
         if (error != 0)
             return fail(call, "send", (unsigned)error);
@@ -153,12 +152,13 @@ static bool wait_for_answer(int peer, struct call *call, struct sender *sender, 
         }
         short wanted = is_sent ? POLLIN : POLLIN | POLLOUT;
         struct pollfd files[] = {{peer, wanted, 0}, {input->is_open ? STDIN_FILENO : -1, POLLIN, 0}};
-        if (!wait_for(files, 2, call->deadline))
-            continue;
+        wait_for(files, 2, call->deadline);
         if (files[1].revents != 0)
             read_input(input);
         if ((files[0].revents & ~POLLOUT) != 0 && !receive_some(peer, call, receiver))
             return false;
+        if (is_late && receiver->body.at == NULL)
+            return fail(call, "timeout", 0);
     }
     return true;
 }
