@@ -24,7 +24,10 @@ NO_RUN = 3
 @pytest.fixture
 def run(home: Home, daemon: Daemon) -> str:
     """Start a hard run that no sub-agent fits into, with the session s1; it belongs to the project's directory."""
-    return started(home, id="r1", session="s1", token_budget=10, enforcement="hard")
+    name = started(home, id="r1", session="s1", token_budget=10, enforcement="hard")
+    # So that there are last known numbers, however short a command's time limit is.
+    assert home.spent(name) == 0
+    return name
 
 
 def hook_input(home: Home, **fields: object) -> bytes:
