@@ -1,0 +1,59 @@
+"""Any words and variables are either understood or left to the client; none raises."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fluxbudgetd.server.commands.words import Options, parse
+from fluxbudgetd.wire import messages
+
+VERBS = (b"remaining", b"env", b"check", b"advance", b"ping", b"hook", b"statusline", b"status", b"")
+FLAGS = (
+    *(b"--run", b"--scope", b"--session", b"--timeout", b"--json", b"--default", b"--override", b"--require"),
+    *(b"--from", b"--to", b"--width", b"--no-colour", b"--no-color", b"--help", b"-h", b"--", b"-"),
+)
+VALUES = (b"r1", b"5", b"0", b"-5", b"1e999", b"nan", b"0x10", b"1_0", "٣".encode(), b" 7 ", b"9" * 4096, b"a=b", b"")
+
+value = st.sampled_from(VALUES) | st.binary(max_size=8)
+flag = st.sampled_from(FLAGS)
+word = flag | value | st.builds(lambda name, text: name + b"=" + text, flag, value)
+words = st.builds(lambda verb, rest: (verb, *rest), st.sampled_from(VERBS), st.lists(word, max_size=6)) | st.just(())
+names = st.sampled_from(
+    [
+        "FLUXBUDGET_RUN",
+        "CLAVAIN_BEAD_ID",
+        "CLAUDE_SESSION_ID",
+        "CLAVAIN_SKIP_BUDGET",
+        "COLUMNS",
+        "NO_COLOR",
+        "TERM",
+        "X",
+    ]
+)
+
+
+@given(words, st.dictionaries(names, value), st.none() | value)
+@example((b"remaining", b"--default", b"9" * 4096), {}, None)
+def test_any_command_line_is_understood_or_left_to_the_client(
+    words: tuple[bytes, ...], env: dict[str, bytes], cwd: bytes | None
+) -> None:
+    options = parse(messages.Command(words=words, env=env, cwd=cwd))
+    assert options is None or isinstance(options, Options)
+    if options is None:
+        return
+    named = [name for name in (options.run, options.scope, options.session) if name is not None]
+    assert len(named) <= 1
+    assert "" not in (*named, options.override, options.to_phase, *options.hints.sessions)
+    assert options.width is None or 0 < options.width < 100_000
+    assert bool(options.from_phase) == (options.verb == "advance")
+    # What is understood can be sent and shown.
+    assert messages.encode(messages.Remaining(hints=options.hints, run=options.run))
+
+
+def test_flags_are_those_of_the_verb() -> None:
+    """The whole command line, with every flag that a verb has."""
+    given = (b"check", b"--run", b"r1", b"--timeout=1.5", b"--json", b"--override", b"a b", b"--require")
+    options = parse(messages.Command(words=given, env={"TERM": b"xterm", "COLUMNS": b"80"}, cwd=b"/p", wait_ms=7))
+    assert options is not None
+    assert (options.verb, options.run, options.json, options.override) == ("check", "r1", True, "a b")
+    assert (options.require, options.wait_ms, options.width, options.colour) == (True, 7, 80, True)
+    assert options.hints == messages.Hints(cwd="/p")
