@@ -33,7 +33,7 @@ help:
 	@echo 'make test-all       the suite and the tests of the wheel on each of Python 3.11, 3.12 and 3.13 that is installed'
 	@echo 'make release-check  sdist, wheel and SBOM into dist/, compared, installed and used'
 	@echo 'make lock           write requirements/*.txt after a change of the dependencies; UPGRADE=1 updates all versions'
-	@echo 'make bench          measure, as ratios in one run (takes a few minutes)'
+	@echo 'make bench          measure performance, as ratios within one run (takes a few minutes)'
 	@echo 'make docs           write docs/protocol.md, the map in docs/ARCHITECTURE.md and docs/status.svg'
 	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
@@ -52,12 +52,12 @@ $(LOCKED:%=$(VENV)/.%): $(VENV)/.%: requirements/%.txt $(VENV)/.made
 	@$(BIN)/python $(PIP_LOCKED) $<
 	@touch $@
 
-# Every time, because the index may have newer versions.
+# Always runs, because the index may have newer versions.
 $(VENV)/.newest: $(VENV)/.made always
 	@$(BIN)/python $(PIP) install --upgrade --upgrade-strategy eager --editable '.[test]'
 	@touch $@
 
-# An editable install does not compile by itself: the native client is compiled again when one of these has changed.
+# An editable install does not compile by itself, so the native client is compiled again when one of these files changes.
 $(VENV)/.ourselves: $(VENV)/.$(RUNTIME) pyproject.toml hatch_build.py $(wildcard client/native/*.*)
 	@$(BIN)/python $(PIP_OURSELVES) --editable .
 	@touch $@
@@ -77,8 +77,8 @@ lint: $(VENV)/.ourselves $(VENV)/.dev
 suite: $(VENV)/.ourselves $(VENV)/.$(TEST)
 	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py
 
-# Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 and later and
-# cannot be compiled there; there the wheel for 3.12 is used, with its pure-Python loader.
+# Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 or later and
+# does not compile there, so these use the wheel for 3.12, with its pure-Python loader.
 PYYAML := 6.0.1 6.0.3 6.0.4
 PYYAML_6.0.1 = $(shell $(BIN)/python -c 'import sys; print("--python-version=3.12" * (sys.version_info >= (3, 13)))')
 $(VENV)/pyyaml/%/.made: requirements/pyyaml/%.txt $(VENV)/.ourselves $(VENV)/.$(TEST)
@@ -117,7 +117,7 @@ test-newest:
 test-lowest:
 	@$(MAKE) suite VENV=build/env/lowest RUNTIME=lowest TEST=lowest
 
-# Debian's Python without python3-venv cannot make an environment and is left out. pyenv's shims run only what
+# Leave out Debian's Python without python3-venv, which cannot make an environment. pyenv's shims run only what
 # PYENV_VERSION lists. (Make drops the output if the last command is not found.)
 PYTHONS ?= $(shell for name in python3.11 python3.12 python3.13; do \
   PYENV_VERSION=$$(pyenv versions --bare 2>/dev/null | paste -sd:) \
@@ -137,7 +137,7 @@ test-all:
 release-check: $(VENV)/.ourselves $(VENV)/.release
 	@$(BIN)/python tests/release_check.py
 
-# One resolution for every Python and machine, with the hashes of all files. The smaller sets repeat the versions of dev.
+# One lock for every Python and machine, with the hashes of all files. The smaller sets repeat the versions of dev.
 UV := build/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
   --custom-compile-command 'make lock' --group build $(if $(UPGRADE),--upgrade) pyproject.toml
