@@ -141,7 +141,7 @@ def row(cost: int, session: str = "s") -> AgentRow:
     return AgentRow(cost, session, NOW + 5, "fd-a", cost)
 
 
-def test_which_runs_are_sliced() -> None:
+def test_latest_triage_decides_if_a_run_is_sliced() -> None:
     """The last triage before the row that launched the agent in its session decides."""
     cut = launched("interflux:fd-a", 1, sliced=True)
     deferred = launched("fd-a", 1, sliced=True, action="Deferred (budget)")

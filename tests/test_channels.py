@@ -96,7 +96,7 @@ def test_interband_is_never_outdated_by_an_ended_run(tmp_path: Path) -> None:
 
 
 def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """Only the command delivers 90, which is not in `warnings`. The log has those of `warnings`."""
+    """Only the command delivers 90, which is not in `warnings`. The log delivers those of `warnings`."""
     configure(
         home,
         "[warnings]\nthresholds = [30]\n[channels.hook]\nthresholds = [100]\n[channels.interband]\nthresholds = [70]\n",

@@ -499,7 +499,7 @@ os._exit(0)
 
 
 def test_loop_is_not_blocked_and_dbus_fast_is_imported_late(bus: PrivateBus) -> None:
-    """In a separate process, under the blocking-call detector."""
+    """A separate process runs the channel under the detector of blocking calls."""
     server = bus.serve()
     code = SNIPPET.format(tests=str(Path(__file__).parent), runtime=str(bus.socket.parent))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -155,7 +155,7 @@ def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str
         assert f"Root-Is-Purelib: {'true' if pure else 'false'}\n" in about
         tags = {line.removeprefix("Tag: ") for line in about.splitlines() if line.startswith("Tag: ")}
         assert tags == set(map(str, parse_wheel_filename(wheel.name)[3]))
-    # A path with a space, which the first line of a script could not have.
+    # The path has a space, which would not work in the first line of a script.
     installed = Environment(tmp_path / "with space", home, wheel)
     clean_client(installed, kind)
     assert installed.daemon("--print-config") == TEMPLATE.read_text()
@@ -227,7 +227,7 @@ def test_script_uses_its_own_python_and_packages(script: Environment) -> None:
     assert result.returncode == 69, result
 
 
-def test_older_daemon_is_asked_although_python_started_without_its_packages(script: Environment, home: Home) -> None:
+def test_older_daemon_works_even_if_python_started_without_its_packages(script: Environment, home: Home) -> None:
     """This needs msgspec, which is not in the environment's own directory."""
     answer = frame(messages.PingAnswer(version="0.0.1", protocol=1, pid=4711, started_at="2026"))
     with answering(home, lambda request: refused("unknown_op") if request["op"] == "command" else answer):
@@ -237,7 +237,7 @@ def test_older_daemon_is_asked_although_python_started_without_its_packages(scri
 
 
 def test_script_reports_a_missing_package_and_a_missing_python(script: Environment) -> None:
-    """With an exit code that means nothing else. A hook stays silent."""
+    """The exit code means nothing else. A hook stays silent."""
     site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
     (site / "fluxbudgetctl").rename(site / "away")
     for what in ("No module named 'fluxbudgetctl'", f"{script.scripts}/python cannot be executed"):
@@ -262,10 +262,10 @@ def test_script_reports_a_missing_package_and_a_missing_python(script: Environme
     ],
     ids=["pip", "a distribution", "pip, long", "pip, with a space", "uv, with a space"],
 )
-def test_script_outside_of_an_environment_uses_the_python_of_a_generated_script(
+def test_script_outside_an_environment_uses_the_python_of_a_generated_script(
     tmp_path: Path, home: Home, place: str, written: str
 ) -> None:
-    """As with `pip install --user`: the programs are not beside the interpreter."""
+    """With `pip install --user`, for example, the programs are not beside the interpreter."""
     interpreter = tmp_path / place / "python"
     interpreter.parent.mkdir()
     interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -287,7 +287,7 @@ def test_script_outside_of_an_environment_uses_the_python_of_a_generated_script(
 
 @pytest.mark.parametrize("place", ["plain", "with space", "long" * 40])
 def test_script_finds_the_python_of_what_pip_writes(tmp_path: Path, home: Home, place: str) -> None:
-    """Programs outside of the environment of the Python that installs them."""
+    """The programs are outside the environment of the Python that installs them."""
     wheel = built("wheel", tmp_path / "dist", environ=NO_NATIVE)
     python = Environment(tmp_path / place, home).scripts / "python"
     prefix = tmp_path / "prefix"

@@ -131,7 +131,9 @@ def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_ledger_that_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+def test_answers_are_stale_until_the_ledger_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
     """New responses are not added to an empty sum: answers are stale, or time out, until the ledger can be read."""
     monkeypatch.setattr(store_module, "MOST_COPIES", 0)
     failing = False

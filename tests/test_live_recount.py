@@ -54,11 +54,11 @@ def total(files: dict[int, tuple[bytes, str]]) -> int:
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(lines=lines, seed=st.integers(0, 1000))
 def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], seed: int) -> None:
-    """While another process appends in random pieces.
+    """Another process appends in random pieces meanwhile.
 
     Every answer equals a recount of the files at some moment between request and answer; the last one, of everything.
     """
-    session = f"s-{next(SERIAL)}"  # not random: hypothesis repeats random numbers
+    session = f"s-{next(SERIAL)}"  # a counter, because hypothesis repeats random numbers
     writer = transcript(live_home, session)
     writers = [writer, writer.agent("a"), writer.agent("b", "deeper")]
     raws = [b"", b"", b""]

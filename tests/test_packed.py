@@ -28,22 +28,22 @@ def trees(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 @given(trees(others | st.integers(0, 2**64 - 1)))
-def test_what_is_sent_is_read_by_msgspec(value: Any) -> None:
+def test_msgspec_reads_what_is_sent(value: Any) -> None:
     assert msgspec.msgpack.decode(pack(value)) == value
 
 
 @given(trees(others | st.integers(-(2**63), 2**64 - 1)))
-def test_what_msgspec_sends_is_read(value: Any) -> None:
+def test_what_msgspec_writes_is_read(value: Any) -> None:
     assert unpack(msgspec.msgpack.encode(value)) == value
 
 
 @pytest.mark.parametrize("value", [*edges, *sized], ids=lambda value: str(value)[:12])
-def test_edges_of_what_is_sent(value: Any) -> None:
+def test_edge_cases_of_encoding(value: Any) -> None:
     assert msgspec.msgpack.decode(pack(value)) == value
 
 
 @pytest.mark.parametrize("value", [*edges, *below, *sized], ids=lambda value: str(value)[:12])
-def test_edges_of_what_is_read(value: Any) -> None:
+def test_edge_cases_of_decoding(value: Any) -> None:
     assert unpack(msgspec.msgpack.encode(value)) == value
 
 

@@ -50,7 +50,7 @@ def line_of(verb: str) -> list[str]:
 @both_clients
 @pytest.mark.parametrize("verb", VERBS)
 def test_command_line_is_sent_and_the_answer_is_printed(home: Home, verb: str) -> None:
-    """Words and variables as bytes; no other variable; stdin only for the verbs that read it."""
+    """Words and variables are sent as bytes, no other variables are sent, and stdin only for the verbs that read it."""
     special = b"\xff\xe2\x82 a'b\n=$x"
     environ = {os.fsencode(name): special for name in NAMES}
     environ |= {b"COLUMNS": b"x", b"NO_COLOR": b"1", b"TERM": b"dumb"}
@@ -75,7 +75,7 @@ def test_command_line_is_sent_and_the_answer_is_printed(home: Home, verb: str) -
         "cwd": os.fsencode(home.project),
         "env": {os.fsdecode(name): value for name, value in environ.items()},
         "stdin": b'{"x": 1}' if verb in ("hook", "statusline") else b"",
-        "more": request["more"],  # both are right: the end of stdin may not have arrived yet
+        "more": request["more"],  # either is right: the end of stdin may not have arrived yet
         "cut": False,
     }
 
@@ -106,8 +106,8 @@ def test_deleted_working_directory(home: Home) -> None:
         ("statusline --no-color --no-colour --width 007", ["statusline", "--width=7", "--no-colour"]),
     ],
 )
-def test_unusual_spelling_is_sent_again_in_plain_words(home: Home, line: str, words: list[str]) -> None:
-    """The daemon leaves it to argparse, and then carries out what argparse has understood."""
+def test_unusual_spelling_is_sent_again_in_plain_form(home: Home, line: str, words: list[str]) -> None:
+    """The daemon leaves it to argparse, then carries out what argparse has made of it."""
     plain = [os.fsencode(word) for word in words]
     with answering(home, lambda request: replied("done\n") if request["words"] == plain else NOT_MINE) as asked:
         result = home.ctl(*(os.fsencode(word) for word in line.split()), "--timeout", "20", own_deadline=True)
@@ -173,7 +173,7 @@ def test_older_daemon_gets_a_typed_request(home: Home, verb: str, to_commands: b
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "check", "hook"])
 def test_older_daemon_may_refuse_the_typed_request(home: Home, verb: str) -> None:
-    """With the exit codes and the output of any other failure."""
+    """The exit codes and the output are those of any other failure."""
 
     def answer(request: dict[str, Any]) -> bytes:
         return refused("unknown_op") if request["op"] == "command" else refused("no_run", "no run here")
@@ -205,7 +205,7 @@ def handed(home: Home, failed: str, *arguments: str, **environ: str) -> subproce
         ("error timeout", 75, ERROR_CODES["timeout"][1]),
     ],
 )
-def test_what_the_native_client_has_met_is_not_tried_again(home: Home, failed: str, code: int, words: str) -> None:
+def test_failure_of_the_native_client_is_not_retried(home: Home, failed: str, code: int, words: str) -> None:
     with answering(home, replied("1\n")) as asked:
         for verb in ("env", "statusline"):
             result = handed(home, failed, *line_of(verb))
@@ -216,8 +216,8 @@ def test_what_the_native_client_has_met_is_not_tried_again(home: Home, failed: s
     assert not asked
 
 
-def test_other_errors_are_asked_for_again(home: Home) -> None:
-    """Only the daemon knows what it wants to say."""
+def test_other_errors_are_requested_again(home: Home) -> None:
+    """Only the daemon has the error message."""
     with answering(home, refused("busy", "too many")) as asked:
         result = handed(home, "error busy", "env", "--timeout", "20")
     assert (result.returncode, result.stderr) == (69, "fluxbudgetctl: too many\nhint: h\n")
@@ -228,7 +228,7 @@ def test_other_errors_are_asked_for_again(home: Home) -> None:
         assert handed(home, "something else", "env", "--timeout", "20").stdout == "1\n"
 
 
-def test_older_daemon_that_the_native_client_has_met(home: Home) -> None:
+def test_older_daemon_found_by_the_native_client(home: Home) -> None:
     with answering(home, frame(TYPED["remaining"])) as asked:
         assert handed(home, "error unknown_op", "env", "--timeout", "20").stdout.startswith("export ")
     assert [one["op"] for one in asked] == ["remaining"]
@@ -258,7 +258,7 @@ DEFAULT = {"FLUXBUDGET_SOCKET": ""}
 @pytest.mark.parametrize("verb", ["remaining", "status"])
 @pytest.mark.parametrize("is_dead", [False, True])
 def test_lock_file_says_where_the_daemon_listens(home: Home, elsewhere: Path, verb: str, is_dead: bool) -> None:
-    """If the default socket is missing or nobody listens there."""
+    """The client uses it if the default socket is missing or no daemon listens there."""
     if is_dead:
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(home.socket))
@@ -285,7 +285,7 @@ def test_lock_file_says_where_the_daemon_listens(home: Home, elsewhere: Path, ve
         ["fluxbudgetd pid 1", "socket {}/x"],
     ],
 )
-def test_lock_file_that_says_nothing_usable(home: Home, elsewhere: Path, lines: Sequence[str]) -> None:
+def test_unusable_lock_file_is_ignored(home: Home, elsewhere: Path, lines: Sequence[str]) -> None:
     note(home, *(line.format(elsewhere) for line in lines))
     with answering(home, replied("1\n"), str(elsewhere)) as asked:
         result = home.ctl("remaining", "--timeout", "20", environ=DEFAULT, cwd=home.root)

@@ -166,7 +166,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Inte
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions)
 def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], actions: list[tuple[Any, ...]]) -> None:
-    """At random moments and at the end, each run has exactly the tokens that the rules give it."""
+    """Each run has exactly the tokens that the rules give it, at random moments and at the end."""
     home, interstat, numbers = world
     with Wire(home.socket) as wire:
         history = History(wire, interstat, next(numbers))
@@ -178,7 +178,7 @@ def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], 
 
 
 def test_recount_after_a_restart(tmp_path: Path) -> None:
-    """After kill -9, with sessions attached by hand and by a bead, moved and detached, and a finished run."""
+    """It comes after kill -9. Sessions were attached by hand and by a bead, moved and detached; one run is finished."""
     home = Home(tmp_path)
     interstat = Interstat(home.interstat)
     daemon = home.start()

@@ -174,7 +174,7 @@ def test_more_instances_never_reopen_a_reservation(
 
 
 @given(reservation_lists, instance_lists, times)
-def test_instances_close_no_more_reservations_than_there_are_instances(
+def test_each_instance_closes_at_most_one_reservation(
     reservations: list[Reservation], instances: list[Instance], now: int
 ) -> None:
     before, after = still_open(reservations, now=now), still_open(reservations, *instances, now=now)

@@ -512,7 +512,7 @@ def test_control_characters_do_not_reach_the_terminal(home: Home, alive: States)
 
 @both_clients
 def test_check_of_an_exhausted_run(home: Home, alive: States) -> None:
-    """With the exit codes of a normal answer. A soft budget can be overridden, which the daemon does not learn."""
+    """The exit codes are those of an answer. A soft budget can be overridden, but the daemon does not learn of it."""
     full = {"state": "exceeded", "spent": "260", "budget": "250", "remaining": "0", "pct": "104.0"}
     alive.write("soft", **full)
     alive.write("hard", **full, enforcement="hard", cost_basis="total")

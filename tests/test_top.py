@@ -284,7 +284,7 @@ def test_only_the_latest_events_are_requested(home: Home, numbers: Numbers, serv
 
 
 def test_daemon_goes_away_and_comes_back(home: Home, numbers: Numbers, served: ScriptedDaemon) -> None:
-    """In between, the last known numbers are shown in grey; afterwards, what has happened in the meantime."""
+    """While it is away, the last known numbers are shown in grey; afterwards, everything that has happened since."""
     numbers.runs = [run_line("r1")]
     served.events = [event(1, "budget.threshold", threshold=50)]
     with InTerminal(home, "top") as shown:

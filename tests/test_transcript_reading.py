@@ -98,7 +98,7 @@ def test_long_incomplete_line_that_is_replaced_is_read_again(transcript: Transcr
 
 
 def test_rewritten_incomplete_line_is_read_again(transcript: Transcript, reader: Reader) -> None:
-    """Although nothing was counted from the file and its bytes before the position are the same."""
+    """Nothing was counted from the file, and its bytes before the position are still the same."""
     transcript.line(b"z" * 2000)
     reader.settle()
     os.truncate(transcript.path, 0)
@@ -109,7 +109,7 @@ def test_rewritten_incomplete_line_is_read_again(transcript: Transcript, reader:
 
 
 def test_file_that_replaces_an_incomplete_line_is_read(transcript: Transcript, reader: Reader) -> None:
-    """Although nothing was counted from the file and its bytes before the position are the same."""
+    """Nothing was counted from the file, and its bytes before the position are still the same."""
     transcript.line(b"z" * MIB)
     reader.settle()
     other = transcript.path.with_suffix(".new")

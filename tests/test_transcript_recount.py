@@ -61,7 +61,7 @@ act = st.tuples(st.just("write"), any_file, st.integers(1, 700)) | st.tuples(
 
 
 class Scene:
-    """A session's writers, what they have not written yet, and the reader. Each method is one thing that may happen."""
+    """A session's writers, their unwritten text, and the reader. Each method is one thing that may happen."""
 
     def __init__(self, claude_dir: Path, texts: Iterable[bytes]) -> None:
         transcript = Transcript(claude_dir, SESSION)
@@ -131,8 +131,8 @@ while files:
 """
 
 
-def test_totals_never_exceed_the_last_one(transcript: Transcript, reader: Reader) -> None:
-    """Another process appends meanwhile."""
+def test_growing_total_never_falls_or_exceeds_the_final_one(transcript: Transcript, reader: Reader) -> None:
+    """This holds while another process appends."""
     writers = [transcript, transcript.agent("a"), transcript.agent("b", "deep")]
     for number, writer in enumerate(writers):
         writer.path.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def test_killed_jail_leaves_nothing() -> None:
 
 @jailed
 def test_jail_has_an_ordinary_user() -> None:
-    """Not root and not uid 65534, with a home directory, a running manager and a session bus."""
+    """The user is not root or uid 65534, and has a home directory, a running manager and a session bus."""
     script = (
         "id -u; pwd -P; touch ~/file /tmp/file; ls ~; systemctl --user is-system-running; test -S /run/user/4711/bus"
     )

@@ -98,7 +98,7 @@ def test_merge_key_at_the_top(values: Values) -> None:
 
 
 def test_equal_keys_in_merged_maps(values: Values) -> None:
-    """By itself, PyYAML 6.0.4 overrides an earlier map's key here, depending on which strings Python shares."""
+    """PyYAML 6.0.4 alone overrides an earlier map's key here, depending on which strings Python shares."""
     maps = "a: &a {plan: 1}\nb: &b {<<: *a, spec: 9}\nc: &c {<<: *b, plan: 5}\n"
     assert values(f"{maps}budgets: {{<<: [*a, *c], repo: 1}}")["budgets"] == {"plan": 1, "spec": 9, "repo": 1}
 

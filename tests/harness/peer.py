@@ -1,4 +1,4 @@
-"""A daemon that a test plays: it accepts connections and does with each what the test says."""
+"""A daemon played by the test: it accepts connections and handles each as the test says."""
 
 import contextlib
 import socket
@@ -49,7 +49,7 @@ class Connection:
         self.socket.sendall(data)
 
     def reply(self, data: bytes) -> dict[str, Any]:
-        """Read a command completely, then answer with this; return the command."""
+        """Read a command completely, answer with these bytes, and return the command."""
         request = self.command()
         self.send(data)
         return request
@@ -58,7 +58,7 @@ class Connection:
 class Peer:
     """Serves connections one after the other, and keeps what `serve` returns for each.
 
-    At the end, errors in `serve` end the test, and the socket stays, as after a daemon that was killed.
+    At the end, errors in `serve` fail the test. The socket stays, as after a killed daemon.
     """
 
     def __init__(self, path: Path, serve: Callable[[Connection], object]) -> None:
@@ -91,10 +91,10 @@ class Peer:
             with peer:
                 peer.settimeout(_PATIENCE)
                 try:
-                    # A client that has what it needs disconnects.
+                    # A client disconnects as soon as it has what it needs.
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
                         self.served.append(self._serve(Connection(peer)))
-                except BaseException as exc:  # noqa: BLE001  the thread's own end would hide it
+                except BaseException as exc:  # noqa: BLE001  otherwise the error would end the thread unnoticed
                     self._failed.append(exc)
 
 

@@ -16,7 +16,7 @@ class Pipe(NamedTuple):
 
 @contextmanager
 def open_pipe() -> Iterator[Pipe]:
-    """Make a pipe of which both ends stay open, unless the test closes them."""
+    """Make a pipe whose ends stay open unless the test closes them."""
     pipe = Pipe(*os.pipe())
     try:
         yield pipe

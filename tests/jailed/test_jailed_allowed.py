@@ -134,7 +134,7 @@ def write_budget(project: Path) -> None:
 
 
 def test_projects_may_be_anywhere(service: Account) -> None:
-    """In the home directory or elsewhere; below /tmp only if a drop-in names them."""
+    """They work in the home directory or elsewhere, but below /tmp only if a drop-in names them."""
     for number, place in enumerate((service.root / "work", Path("/srv/work"), Path("/tmp/work"))):  # noqa: S108
         write_budget(place)
         assert budget_in(service, place) == (77_000 if number < 2 else 150_000)

@@ -101,7 +101,7 @@ def test_invalid_configuration_is_reported_until_it_is_fixed(service: Account) -
 
 
 def test_service_uses_the_ledger_of_a_daemon_started_by_hand(home: Account) -> None:
-    """And vice versa: the state directory is the same with and without systemd."""
+    """The reverse holds, too: the state directory is the same with and without systemd."""
     with started_by_hand(home):
         started(home, id="r1", token_budget=1000)
     home.install()

@@ -92,7 +92,7 @@ def test_hanging_daemon_keeps_its_socket_and_ledger(installed: Installed, how: s
 
 @pytest.mark.parametrize("step", ["stop", "daemon-reload", "start"])
 def test_next_install_completes_a_failed_one(installed: Installed, step: str, tmp_path: Path) -> None:
-    """After the failure a socket listens again, at the old or the new path; after the next install at the new one."""
+    """After the failure, a socket listens at the old or the new path; after the next install, at the new one."""
     installed.ok("service", "install", "--now")
     installed.ok("ping", "--timeout", "30")
     chosen = {"FLUXBUDGET_SOCKET": str(Path.home() / "chosen" / "s.sock")}
