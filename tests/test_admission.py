@@ -267,7 +267,7 @@ def test_reserved_tokens_are_shown(home: Home, daemon: Daemon) -> None:
 
 
 def test_reserved_tokens_are_not_spent(home: Home, daemon: Daemon) -> None:
-    """They cross no threshold and fail no check."""
+    """They pass no threshold and do not make a check fail."""
     run = started(home, session="s1", token_budget=REVIEW)
     claude = Claude(home)
     claude.launch()

@@ -66,7 +66,7 @@ def test_old_reservations_leave_nothing_in_memory(tmp_path: Path, monkeypatch: p
             for session in ("s1", "s2"):
                 assert await launched(service, "r", session) == "allow"
             with anyio.fail_after(30):
-                while watched(service):  # noqa: ASYNC110  it is seen from outside
+                while watched(service):  # noqa: ASYNC110  the service has no event for this
                     await anyio.sleep(0.005)
                 while await service.ledger.reservations.all():  # noqa: ASYNC110  likewise
                     await anyio.sleep(0.005)
@@ -188,7 +188,7 @@ class History:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_reservations_match_the_model_over_random_histories(home: Home, interstat: Interstat, seed: int) -> None:
-    """Reserved is the estimate of every sub-agent that is neither measured nor ended.
+    """The reserved tokens are the estimates of all sub-agents that are neither measured nor ended.
 
     Exactly the launches that fit are admitted. The daemon is stopped and killed in between.
     """

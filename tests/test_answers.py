@@ -82,7 +82,7 @@ def test_tally_stops_at_the_largest_number_that_can_be_sent() -> None:
 
 
 def test_attachment() -> None:
-    """The first attachment has no beginning: it reaches back to the session's."""
+    """The first attachment has no beginning: it reaches back to the start of the session."""
     made = Attachment(session="s1", run="r1", since=0, until=1_000_000, first=False, origin="bead")
     assert encoded(answers.attachment(made)) == {
         "session": "s1",

@@ -69,7 +69,7 @@ def a_run(accounts: Accounts, *, ended_at: int | None = None) -> RunAccount:
 def test_bubble_about_a_run_that_ended_is_shown_for_ten_minutes(
     tmp_path: Path, age: int, ended: bool, shown: bool
 ) -> None:
-    """A bubble about an active run is shown however late."""
+    """A bubble about an active run is shown however late it is."""
     accounts = Accounts()
     a_run(accounts, ended_at=NOW if ended else None)
     data: EventData = {"threshold": 80, "spent": 810, "budget": 1000, "phase": "one", "warn_pct": 80}

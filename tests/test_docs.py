@@ -94,7 +94,7 @@ def help_of(parse: Callable[[list[str]], object], words: list[str], capsys: pyte
 
 @pytest.mark.parametrize("document", MAPS, ids=lambda path: path.name)
 def test_files_that_are_named_exist(document: Path) -> None:
-    """A file may be named by the end of its path. A directory that a command creates is known from .gitignore."""
+    """A file may be named by the end of its path. A directory that a command creates is listed in .gitignore."""
     files = [path for folder in FOLDERS for path in (ROOT / folder, *(ROOT / folder).rglob("*"))]
     made = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("/")]
     known = [*(f"/{path.relative_to(ROOT)}" for path in (*ROOT.iterdir(), *files)), *(one.rstrip("/") for one in made)]

@@ -97,7 +97,7 @@ def test_each_session_of_the_run_is_warned(home: Home, daemon: Daemon) -> None:
 
 
 def test_raised_budget_warns_again(home: Home, daemon: Daemon) -> None:
-    """Raising the budget re-arms the thresholds that are no longer exceeded."""
+    """Raising the budget re-arms the thresholds that are no longer passed."""
     run = started(home, session="s1", token_budget=1000)
     claude = Claude(home)
     write_usage(home, 820)

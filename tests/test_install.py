@@ -167,7 +167,7 @@ def test_wheel(tmp_path: Path, home: Home, environ: Mapping[str, str], kind: str
 
 
 @needs_compiler
-def test_wheel_with_a_static_client_is_taken_by_installers_on_glibc_and_on_musl(tmp_path: Path) -> None:
+def test_wheel_with_a_static_client_installs_on_glibc_and_on_musl(tmp_path: Path) -> None:
     wheel = built("wheel", tmp_path / "dist")
     with zipfile.ZipFile(wheel) as content:
         program = content.extract(f"fluxbudget-{__version__}.data/scripts/fluxbudgetctl", tmp_path / "extracted")

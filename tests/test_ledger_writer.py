@@ -49,7 +49,7 @@ async def served(writer: LedgerWriter) -> AsyncIterator[None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  it is seen from outside
+    while not condition():  # noqa: ASYNC110  the writer has no event for this
         await anyio.sleep(0.001)
 
 

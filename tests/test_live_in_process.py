@@ -140,7 +140,7 @@ def test_answers_are_stale_until_the_ledger_can_be_read(
     real = StoredTranscripts.responses
 
     async def responses(stored: StoredTranscripts, session: str) -> Any:
-        if failing:  # no disk here fails only once
+        if failing:  # a real disk cannot be made to fail only once
             raise LedgerError("disk I/O error", "check the disk")
         return await real(stored, session)
 

@@ -219,7 +219,7 @@ def timeline(times: list[int]) -> Timeline:
 
 
 def test_tokens_belong_to_the_phase_of_their_time() -> None:
-    """Over three phases in one session."""
+    """One session works through three phases."""
     run = timeline([NOW, NOW + 10, NOW + 20])
     ats = (NOW - 5, NOW, NOW + 9, NOW + 10, NOW + 19, NOW + 20, NOW + 999, None)
     records = [a_record(key=i, at=at, bead="b", input=10**i, output=10**i) for i, at in enumerate(ats)]

@@ -134,7 +134,7 @@ def test_cut_by_the_input_types_budget(home: Home, daemon: Daemon) -> None:
 
 
 def test_cut_by_the_rest_of_the_sprint(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The tighter budget counts, even if it is 0: an exhausted sprint has no unlimited reviews."""
+    """The tighter budget counts, even if it is 0: an exhausted sprint must not allow unlimited reviews."""
     run = started(home, session="s1", token_budget=200_000)
     row = interstat.insert("s1", input_tokens=80_000, output_tokens=0)
     decision = triage(home, AGENTS, environ=IN_SESSION)
@@ -152,7 +152,7 @@ def test_cut_by_the_rest_of_the_sprint(home: Home, interstat: Interstat, daemon:
 
 
 def test_cut_under_hard_enforcement(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A protected set that does not fit blocks all agents, and overrides are not accepted; one that fits does not."""
+    """A protected set that does not fit blocks all agents, and no override is accepted. A set that fits blocks none."""
     started(home, session="s1", token_budget=79_999, enforcement="hard")
     for arguments in ((), ("--override", "please")):
         result = home.ctl("triage", *arguments, stdin=json.dumps({"agents": AGENTS}), environ=IN_SESSION)

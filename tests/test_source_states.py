@@ -1,4 +1,4 @@
-"""interstat's file in every state: named, with the last known numbers as stale, and with recovery without a restart."""
+"""interstat's file in every state: the daemon names it, marks the last known numbers as stale, and recovers by itself."""
 
 import json
 import os
@@ -348,7 +348,7 @@ def test_wal_removed_under_the_daemon(home: Home, interstat: Interstat, daemon: 
 
 
 def test_commits_reach_the_ledger_without_a_request(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """This takes an active run. They survive the loss of the database."""
+    """A run is active. The rows survive the loss of the database."""
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
 

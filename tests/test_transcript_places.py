@@ -219,7 +219,7 @@ def test_files_over_the_limit_are_reported(transcript: Transcript, reader: Reade
     assert {file.path for file in reader.files} == {file.path for file in reading.files}
 
 
-def test_directories_to_watch_are_all_where_files_may_grow_or_appear(
+def test_every_directory_where_files_may_grow_or_appear_is_watched(
     claude_dir: Path, transcript: Transcript, reader: Reader
 ) -> None:
     """Only existing directories are listed."""

@@ -30,7 +30,7 @@ from harness.transcripts import Transcript
 
 
 def test_crossing_is_delivered_once_on_every_channel(home: Home, interstat: Interstat, command: CommandProgram) -> None:
-    """Further usage warns of nothing. A raised budget re-arms the warning; a lowered one warns at once."""
+    """Further usage causes no warning. A raised budget re-arms the warning; a lowered one warns at once."""
     daemon = home.start()
     run = started(home, id="r1", session="s1", token_budget=1000, scope="b1", goal="the parser")
     home.ok("run", "attach", "--run", run, "--session", "s2")

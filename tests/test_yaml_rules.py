@@ -39,7 +39,7 @@ def values(path: Path, yaml_loader: str) -> Values:
 
 
 def test_version_of_pyyaml() -> None:
-    """The version that was asked for is the one under test, with libyaml where there is a build of it."""
+    """The requested version is the one under test, with libyaml if a build for this Python exists."""
     assert yaml.__version__ == EXPECTED_VERSION
     no_build = yaml.__version__ == "6.0.1" and sys.version_info >= (3, 13)
     assert yaml.__with_libyaml__ or no_build or "FLUXBUDGET_PYYAML" not in os.environ
