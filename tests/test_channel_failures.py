@@ -20,7 +20,7 @@ from harness.events import (
     configure,
     hook_message,
     interband_files,
-    logged_crossings,
+    logged_thresholds,
     read_state_file,
     wait_until_delivered,
 )
@@ -62,7 +62,7 @@ def test_broken_channel_affects_no_other(
         assert home.spend(run).spent == 1010
         stream.until("budget.exceeded")
         wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
-        wait_for(lambda: logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED], "the log")
+        wait_for(lambda: logged_thresholds(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED], "the log")
         assert "budget exceeded" in hook_message(home, "s1")
     code, output = doctor(home)
     assert code == 1
@@ -76,9 +76,9 @@ def test_broken_channel_affects_no_other(
     configure(home, argv=command.argv)
     if noticed == "by SIGHUP":
         daemon.signal(signal.SIGHUP)
-        wait_for(lambda: command.crossings == [WARNING, EXCEEDED], "the missed crossings")
+        wait_for(lambda: command.thresholds == [WARNING, EXCEEDED], "the missed events")
     wait_until_delivered(home)
-    assert command.crossings == [WARNING, EXCEEDED]
+    assert command.thresholds == [WARNING, EXCEEDED]
     assert doctor(home)[0] == 0
 
 
@@ -98,7 +98,7 @@ def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: C
         assert home.spend(run).spent == 960
         stream.until("budget.threshold", 95)
         wait_for(lambda: interband_files(home) == {"s1": (96.0, 960)}, "interband's file")
-        wait_for(lambda: logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE], "the log")
+        wait_for(lambda: logged_thresholds(daemon) == [FIFTY, WARNING, NINETY_FIVE], "the log")
         assert "80 %" in hook_message(home, "s1")
         wait_for(lambda: read_state_file(home, "runs", run), "the state file")
     daemon.signal(signal.SIGTERM)
@@ -107,7 +107,7 @@ def test_stop_while_a_command_hangs(home: Home, interstat: Interstat, command: C
         wait_for(partial(_is_dead, pid), f"process {pid} to end")
     configure(home, argv=command.argv)
     home.start()
-    wait_for(lambda: command.crossings == [WARNING], "the undelivered crossing")
+    wait_for(lambda: command.thresholds == [WARNING], "the undelivered event")
 
 
 def test_stop_waits_for_a_command_that_is_about_to_end(
@@ -118,12 +118,12 @@ def test_stop_waits_for_a_command_that_is_about_to_end(
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: command.crossings == [WARNING], "the command to have read its event")
+    wait_for(lambda: command.thresholds == [WARNING], "the command to have read its event")
     daemon.signal(signal.SIGTERM)
     assert daemon.process.wait(timeout=60) == 0
     home.start()
     wait_until_delivered(home)
-    assert command.crossings == [WARNING]
+    assert command.thresholds == [WARNING]
 
 
 @pytest.mark.parametrize("when", ["while the daemon runs", "at its end"])
@@ -137,7 +137,7 @@ def test_position_is_saved_after_the_ledger_is_unlocked(
     daemon = home.start()
     started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: command.crossings == [WARNING], "the command")
+    wait_for(lambda: command.thresholds == [WARNING], "the command")
     with closing(sqlite3.connect(home.state / "ledger.db", isolation_level=None, timeout=10)) as other:
         other.execute("BEGIN IMMEDIATE")
         go.touch()
@@ -150,7 +150,7 @@ def test_position_is_saved_after_the_ledger_is_unlocked(
     assert saved_position(home, "command") >= command.events[0]["seq"]
     home.start()
     wait_until_delivered(home)
-    assert command.crossings == [WARNING]
+    assert command.thresholds == [WARNING]
 
 
 def saved_position(home: Home, channel: str) -> int:
@@ -180,7 +180,7 @@ def test_state_file_that_cannot_be_written_is_a_finding(
     wait_for(lambda: channels(home)["state files"].state == "failing", "the state files to fail")
     code, output = doctor(home)
     assert (code, "channel state files: " in output, run in output) == (1, True, True)
-    wait_for(lambda: command.crossings == [WARNING], "the command nevertheless")
+    wait_for(lambda: command.thresholds == [WARNING], "the command to deliver anyway")
     (path / "in-the-way").rmdir()
     path.rmdir()
     wait_for(lambda: doctor(home)[0] == 0, "the daemon to try again")
@@ -199,7 +199,7 @@ def test_interband_that_cannot_be_written_is_a_finding(
     wait_for(lambda: channels(home)["interband"].state == "failing", "interband to fail")
     code, output = doctor(home)
     assert (code, "channel interband: " in output) == (1, True)
-    wait_for(lambda: command.crossings == [WARNING], "the command nevertheless")
+    wait_for(lambda: command.thresholds == [WARNING], "the command to deliver anyway")
     (home.root / ".interband").unlink()
     wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "the file, by a retry")
     wait_until_delivered(home)

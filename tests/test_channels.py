@@ -19,13 +19,13 @@ from harness.events import (
     EXCEEDED,
     NINETY_FIVE,
     CommandProgram,
-    Crossing,
+    Passed,
     Subscriber,
     channels,
     configure,
     hook_message,
     interband_files,
-    logged_crossings,
+    logged_thresholds,
     wait_until_delivered,
 )
 from harness.interstat import Interstat
@@ -116,14 +116,14 @@ def test_channels_have_thresholds_of_their_own(home: Home, interstat: Interstat,
         assert hook_message(home, "s1") == ""
         interstat.insert("s1", input_tokens=100, output_tokens=0)
         stream.until("budget.threshold", 90)
-        wait_for(lambda: command.crossings == [Crossing("budget.threshold", 90)], "the command")
+        wait_for(lambda: command.thresholds == [Passed("budget.threshold", 90)], "the command")
         interstat.insert("s1", input_tokens=100, output_tokens=0)
         stream.until("budget.exceeded")
     wait_until_delivered(home)
     assert "budget exceeded" in hook_message(home, "s1")
     daemon.stop()
-    assert command.crossings == [Crossing("budget.threshold", 90)]
-    assert logged_crossings(daemon) == [Crossing("budget.threshold", 30)]
+    assert command.thresholds == [Passed("budget.threshold", 90)]
+    assert logged_thresholds(daemon) == [Passed("budget.threshold", 30)]
 
 
 def test_channel_that_was_off_delivers_no_old_events(home: Home, interstat: Interstat, command: CommandProgram) -> None:
@@ -149,5 +149,5 @@ def test_channel_that_was_off_delivers_no_old_events(home: Home, interstat: Inte
     wait_until_delivered(home)
     assert home.spend(run).spent == 1010
     daemon.stop()
-    assert command.crossings == [EXCEEDED]
-    assert logged_crossings(daemon) == [NINETY_FIVE, EXCEEDED]
+    assert command.thresholds == [EXCEEDED]
+    assert logged_thresholds(daemon) == [NINETY_FIVE, EXCEEDED]

@@ -23,7 +23,7 @@ def bus(home: Home, tmp_path: Path) -> Iterator[PrivateBus]:
         yield made
 
 
-def test_each_crossing_shows_one_bubble(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
+def test_each_passed_threshold_shows_one_bubble(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
     """More usage shows nothing. After the budget is raised, the new bubble replaces the run's last one."""
     server = bus.serve()
     home.start()

@@ -11,7 +11,7 @@ import pytest
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
 from harness.daemon import Home, Wire, started, wait_for
-from harness.events import CommandProgram, Crossing, Subscriber, channels, committed_events, configure, is_threshold
+from harness.events import CommandProgram, Passed, Subscriber, channels, committed_events, configure, is_threshold
 from harness.interstat import Interstat
 
 pytestmark = pytest.mark.soak
@@ -97,9 +97,9 @@ def test_no_event_is_lost_between_commit_and_delivery(
 
     events = committed_events(home)
     assert list(zip(reader.seqs, reader.kinds, strict=True)) == [(seq, kind) for seq, kind, _ in events]
-    crossings = [(seq, kind) for seq, kind, _ in events if is_threshold(kind)]
-    assert len(crossings) > KILLS
-    wanted = {seq for seq, kind in crossings if kind != "budget.threshold"}
+    thresholds = [(seq, kind) for seq, kind, _ in events if is_threshold(kind)]
+    assert len(thresholds) > KILLS
+    wanted = {seq for seq, kind in thresholds if kind != "budget.threshold"}
     delivered = Counter(event["seq"] for event in program.events)
     assert delivered.keys() == wanted
     assert sum(delivered.values()) - len(wanted) <= KILLS
@@ -108,4 +108,4 @@ def test_no_event_is_lost_between_commit_and_delivery(
         lived = [event["seq"] for event in program.events[begin:end]]
         assert lived == sorted(set(lived))
     assert len(home.ok("doctor")) > 0
-    assert Crossing("budget.exceeded", 100) in program.crossings
+    assert Passed("budget.exceeded", 100) in program.thresholds

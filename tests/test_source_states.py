@@ -1,4 +1,4 @@
-"""interstat's file in every state: the daemon names it, marks the last known numbers as stale, and recovers by itself."""
+"""interstat's file in every state: the daemon names the state, marks its numbers as stale, and recovers by itself."""
 
 import json
 import os

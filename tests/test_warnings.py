@@ -22,14 +22,16 @@ from harness.events import (
     configure,
     hook_message,
     interband_files,
-    logged_crossings,
+    logged_thresholds,
     wait_until_delivered,
 )
 from harness.interstat import Interstat
 from harness.transcripts import Transcript
 
 
-def test_crossing_is_delivered_once_on_every_channel(home: Home, interstat: Interstat, command: CommandProgram) -> None:
+def test_passed_threshold_is_delivered_once_on_every_channel(
+    home: Home, interstat: Interstat, command: CommandProgram
+) -> None:
     """Further usage causes no warning. A raised budget re-arms the warning; a lowered one warns at once."""
     daemon = home.start()
     run = started(home, id="r1", session="s1", token_budget=1000, scope="b1", goal="the parser")
@@ -37,14 +39,14 @@ def test_crossing_is_delivered_once_on_every_channel(home: Home, interstat: Inte
     with Subscriber(home) as stream:
         interstat.insert("s1", input_tokens=700, output_tokens=110)
         warning = stream.until("budget.warning")
-        assert stream.crossings == [FIFTY, EIGHTY, WARNING]
+        assert stream.thresholds == [FIFTY, EIGHTY, WARNING]
         assert (warning.run, warning.data["spent"], warning.data["budget"], warning.data["pct"]) == (
             "r1",
             810,
             1000,
             81,
         )
-        wait_for(lambda: command.crossings == [WARNING], "the command")
+        wait_for(lambda: command.thresholds == [WARNING], "the command")
         wait_for(lambda: interband_files(home) == {"s1": (81.0, 810), "s2": (81.0, 810)}, "interband's files")
         for session in ("s1", "s2"):
             assert "80 % of the budget spent: run r1" in hook_message(home, session)
@@ -77,11 +79,11 @@ def test_crossing_is_delivered_once_on_every_channel(home: Home, interstat: Inte
         assert (hook_message(home, "s1"), hook_message(home, "s2")) == ("", "")
 
         again = [FIFTY, EIGHTY, WARNING, FIFTY, EIGHTY, WARNING, NINETY_FIVE, HUNDRED, EXCEEDED]
-        assert stream.crossings == again
+        assert stream.thresholds == again
         assert [entry[0] for entry in committed_events(home)][-len(stream.events) :] == stream.seqs
     assert daemon.stop() == 0
-    assert command.crossings == [WARNING, WARNING, EXCEEDED]
-    assert logged_crossings(daemon) == [FIFTY, WARNING, FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
+    assert command.thresholds == [WARNING, WARNING, EXCEEDED]
+    assert logged_thresholds(daemon) == [FIFTY, WARNING, FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
     payload = command.events[0]
     assert (payload["run"], payload["scope"], payload["goal"], payload["project_dir"]) == (
         "r1",
@@ -101,16 +103,16 @@ def test_jump_over_all_thresholds_delivers_each_once(home: Home, interstat: Inte
         assert home.spend(run).spent == 100
         interstat.insert("s1", input_tokens=900, output_tokens=0)
         stream.until("budget.exceeded")
-        assert stream.crossings == [FIFTY, EIGHTY, WARNING, NINETY_FIVE, HUNDRED, EXCEEDED]
+        assert stream.thresholds == [FIFTY, EIGHTY, WARNING, NINETY_FIVE, HUNDRED, EXCEEDED]
     wait_until_delivered(home)
     assert "budget exceeded" in hook_message(home, "s1")  # only the most severe
     assert hook_message(home, "s1") == ""
     assert daemon.stop() == 0
-    assert command.crossings == [WARNING, EXCEEDED]
-    assert logged_crossings(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
+    assert command.thresholds == [WARNING, EXCEEDED]
+    assert logged_thresholds(daemon) == [FIFTY, WARNING, NINETY_FIVE, EXCEEDED]
 
 
-def test_transcript_that_crosses_a_threshold_is_noticed_without_a_request(home: Home, command: CommandProgram) -> None:
+def test_transcript_that_passes_a_threshold_is_noticed_without_a_request(home: Home, command: CommandProgram) -> None:
     home.start()
     writer = Transcript(home.root / "claude", "s1")
     writer.response("m1", tokens=(10, 0, 0, 0))
@@ -118,14 +120,14 @@ def test_transcript_that_crosses_a_threshold_is_noticed_without_a_request(home: 
     with Subscriber(home, since=0) as stream:
         writer.response("m2", tokens=(800, 0, 0, 0))
         stream.until("budget.warning")
-    wait_for(lambda: command.crossings == [WARNING], "the command")
+    wait_for(lambda: command.thresholds == [WARNING], "the command")
 
 
 def test_restart_delivers_nothing_again(home: Home, interstat: Interstat, command: CommandProgram) -> None:
     daemon = home.start()
     run = started(home, session="s1", token_budget=1000)
     interstat.insert("s1", input_tokens=810, output_tokens=0)
-    wait_for(lambda: command.crossings == [WARNING], "the command")
+    wait_for(lambda: command.thresholds == [WARNING], "the command")
     assert hook_message(home, "s1")
     wait_until_delivered(home)
     daemon.stop()
@@ -133,13 +135,13 @@ def test_restart_delivers_nothing_again(home: Home, interstat: Interstat, comman
     assert home.spend(run).spent == 810
     assert hook_message(home, "s1") == ""
     interstat.insert("s1", input_tokens=150, output_tokens=0)
-    wait_for(lambda: NINETY_FIVE in logged_crossings(second), "the log")
+    wait_for(lambda: NINETY_FIVE in logged_thresholds(second), "the log")
     wait_until_delivered(home)
     second.stop()
-    assert (command.crossings, logged_crossings(second)) == ([WARNING], [NINETY_FIVE])
+    assert (command.thresholds, logged_thresholds(second)) == ([WARNING], [NINETY_FIVE])
 
 
-def test_crossing_while_the_daemon_was_down_is_delivered(
+def test_threshold_passed_while_the_daemon_was_down_is_delivered(
     home: Home, interstat: Interstat, command: CommandProgram
 ) -> None:
     daemon = home.start()
@@ -147,7 +149,7 @@ def test_crossing_while_the_daemon_was_down_is_delivered(
     daemon.kill()
     interstat.insert("s1", input_tokens=810, output_tokens=0)
     home.start()
-    wait_for(lambda: command.crossings == [WARNING], "the command")
+    wait_for(lambda: command.thresholds == [WARNING], "the command")
     wait_for(lambda: interband_files(home) == {"s1": (81.0, 810)}, "interband's file")
 
 
@@ -176,6 +178,6 @@ def test_event_with_damaged_data_keeps_its_number(
         interstat.insert("s1", input_tokens=200, output_tokens=0)
         stream.until("budget.exceeded")
     wait_for(lambda: interband_files(home) == {"s1": (100.0, 1010)}, "interband's file")
-    wait_for(lambda: command.crossings[-1:] == [EXCEEDED], "the command")
+    wait_for(lambda: command.thresholds[-1:] == [EXCEEDED], "the command")
     assert "budget exceeded" in hook_message(home, "s1")
     wait_until_delivered(home)

@@ -14,19 +14,19 @@ from harness.daemon import Daemon, Home, Wire, wait_for
 APPENDING = '#!/bin/sh\nexec cat >> "$1"\n'
 
 
-class Crossing(NamedTuple):
-    """An event about a threshold: its kind and its percentage."""
+class Passed(NamedTuple):
+    """A threshold that was passed: the kind of its event and its percentage."""
 
     kind: str
     pct: int
 
 
-FIFTY = Crossing("budget.threshold", 50)
-EIGHTY = Crossing("budget.threshold", 80)
-WARNING = Crossing("budget.warning", 80)
-NINETY_FIVE = Crossing("budget.threshold", 95)
-HUNDRED = Crossing("budget.threshold", 100)
-EXCEEDED = Crossing("budget.exceeded", 100)
+FIFTY = Passed("budget.threshold", 50)
+EIGHTY = Passed("budget.threshold", 80)
+WARNING = Passed("budget.warning", 80)
+NINETY_FIVE = Passed("budget.threshold", 95)
+HUNDRED = Passed("budget.threshold", 100)
+EXCEEDED = Passed("budget.exceeded", 100)
 
 
 class Subscriber:
@@ -88,9 +88,9 @@ class Subscriber:
         return [event.seq for event in self.events]
 
     @property
-    def crossings(self) -> list[Crossing]:
+    def thresholds(self) -> list[Passed]:
         return [
-            Crossing(event.kind, int(event.data["threshold"] or 0)) for event in self.events if is_threshold(event.kind)
+            Passed(event.kind, int(event.data["threshold"] or 0)) for event in self.events if is_threshold(event.kind)
         ]
 
 
@@ -129,8 +129,8 @@ class CommandProgram:
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     @property
-    def crossings(self) -> list[Crossing]:
-        return [Crossing(event["kind"], event["data"]["threshold"]) for event in self.events]
+    def thresholds(self) -> list[Passed]:
+        return [Passed(event["kind"], event["data"]["threshold"]) for event in self.events]
 
     def wait_until_ended(self) -> None:
         """Wait until no process of the program is left. It outlives a killed daemon and may still be appending.
@@ -149,10 +149,10 @@ class CommandProgram:
             return False
 
 
-def logged_crossings(daemon: Daemon) -> list[Crossing]:
-    """Return the crossings in the daemon's log."""
+def logged_thresholds(daemon: Daemon) -> list[Passed]:
+    """Return the passed thresholds in the daemon's log."""
     lines = [json.loads(line) for line in daemon.log.split("\n")[:-1] if line.startswith("{")]
-    return [Crossing(line["kind"], line["threshold"]) for line in lines if line["event"] == "budget threshold passed"]
+    return [Passed(line["kind"], line["threshold"]) for line in lines if line["event"] == "budget threshold passed"]
 
 
 def committed_events(home: Home) -> list[tuple[int, str, str]]:

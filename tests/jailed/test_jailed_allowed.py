@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.bus import NotificationServer
 from harness.daemon import started, wait_for
-from harness.events import CommandProgram, Crossing, Subscriber, interband_files, read_state_file, wait_until_delivered
+from harness.events import CommandProgram, Passed, Subscriber, interband_files, read_state_file, wait_until_delivered
 from harness.interstat import Interstat
 from harness.jail_service import PATIENT, SERVICE, Account, systemctl
 from harness.transcripts import Transcript
@@ -35,7 +35,7 @@ def test_every_channel_delivers(home: Account, tmp_path: Path) -> None:
         (bubble,) = server.shown
         assert bubble["summary"] == "fluxbudget: 80 % of the budget spent"
         assert interband_files(home) == {"s1": (85.0, 850)}
-        assert program.crossings == [Crossing("budget.warning", 80)]
+        assert program.thresholds == [Passed("budget.warning", 80)]
         wait_for(lambda: (read_state_file(home, "sessions", "s1") or {}).get("spent") == "850", "the state file")
         (entry,) = home.journal(FLUXBUDGET_RUN="r1", FLUXBUDGET_KIND="budget.warning")
         assert (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("4", "fluxbudgetd")

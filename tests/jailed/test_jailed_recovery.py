@@ -43,10 +43,10 @@ def test_killed_daemon_loses_nothing(service: Account) -> None:
         assert spent == 0
         wait_for(lambda: committed_events(service)[-1][1] == "budget.exceeded", "the last event")
         watch.wait_for_numbers([seq for seq, _kind, _run in committed_events(service)])
-    crossings = [
+    thresholds = [
         (line["kind"], line["data"]["threshold"]) for line in watch.printed() if line["kind"].startswith("budget.")
     ]
-    assert sorted(crossings) == [
+    assert sorted(thresholds) == [
         ("budget.exceeded", 100),
         *(("budget.threshold", threshold) for threshold in (50, 80, 95, 100)),
         ("budget.warning", 80),
