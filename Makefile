@@ -58,7 +58,7 @@ $(VENV)/.newest: $(VENV)/.made always
 	@touch $@
 
 # An editable install does not compile by itself, so the native client is compiled again when one of these files changes.
-$(VENV)/.ourselves: $(VENV)/.$(RUNTIME) pyproject.toml hatch_build.py $(wildcard client/native/*.*)
+$(VENV)/.ourselves: $(VENV)/.$(RUNTIME) pyproject.toml hatch_build.py $(wildcard client/native/*.* client/script/*)
 	@$(BIN)/python $(PIP_OURSELVES) --editable .
 	@touch $@
 
