@@ -1,4 +1,4 @@
-"""fluxbudget's main job, as a story: a throw-away home, the real daemon and client, and interstat's way of writing.
+"""fluxbudget's main job, as a story: a throw-away home, the real daemon and client, and what interstat writes.
 
 Run it with `make demo`. Nothing outside a temporary directory is touched. Ctrl-C ends it at its next step, and leaves
 neither the daemon nor the directory.
@@ -47,8 +47,8 @@ AGENTS = """{"agents": [
 class Interruptible:
     """Runs commands until a signal asks for the end.
 
-    A signal only ends the command that runs, and is remembered for `check`. It raises no exception by itself, which
-    could come between two statements that belong together: `mkdtemp`, and the `try` that removes the directory.
+    A signal ends the running command and is remembered for `check`. It raises no exception, which could come between
+    two statements that belong together: `mkdtemp`, and the `try` that removes the directory.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Interruptible:
         self._command: subprocess.Popen[str] | None = None
 
     def arm(self) -> None:
-        """Take the signals that ask for the end, among them a SIGINT that `make demo` has held back until now."""
+        """Handle the signals that ask for the end, including a SIGINT that `make demo` has held back until now."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -67,7 +67,7 @@ class Interruptible:
             self._command.terminate()
 
     def check(self) -> None:
-        """Exit as a shell reports a program that a signal has ended, if a signal has come."""
+        """If a signal has arrived, exit with the code that a shell reports for it."""
         if self._signal:
             raise SystemExit(128 + self._signal)
 
@@ -106,7 +106,7 @@ class Story:
         self.environ = {
             **{name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TERM", "COLUMNS") if name in os.environ},
             "HOME": str(home),
-            "XDG_RUNTIME_DIR": str(home / "run"),  # short, because the path of the socket in it must be
+            "XDG_RUNTIME_DIR": str(home / "run"),  # short, because the path of a socket must be
             "PYTHONUTF8": "1",
             **({} if sys.stdout.isatty() else {"NO_COLOR": "1"}),
         }
@@ -282,7 +282,7 @@ def tell_of_warnings(story: Story) -> None:
     """Call Claude Code's hooks, and show the events of the whole story."""
     story.tell("With the hooks installed, Claude Code asks by itself. A session begins and joins its run:")
     story.hook("SessionStart", source="startup")
-    story.tell("Its first prompt brings a warning, once. (A desktop, and `watch`, had it at once.)")
+    story.tell("Its first prompt brings a warning, once. (The desktop and `watch` had it at once.)")
     story.hook("UserPromptSubmit", prompt="go on")
     story.hook("UserPromptSubmit", prompt="and on")
     story.tell("The session's status line:")

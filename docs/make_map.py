@@ -67,7 +67,7 @@ def arrows(edges: Graph) -> Graph:
 
 
 def height(name: str, edges: Graph) -> int:
-    """Return how many rooms stand below a room, on the longest way down."""
+    """Return the length of the longest chain of imports below a room."""
     return max((height(other, edges) + 1 for other in edges[name]), default=0)
 
 
@@ -94,7 +94,7 @@ def block() -> Iterator[str]:
 
 
 def document(text: str) -> str:
-    """Return the document with the block between its markers as it has to be now."""
+    """Return the document with the current block between its markers."""
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     return "\n".join((f"{before}{BEGIN}", *block(), f"{END}{after}"))
