@@ -237,7 +237,7 @@ def test_older_daemon_works_even_if_python_started_without_its_packages(script: 
 
 
 def test_script_reports_a_missing_package_and_a_missing_python(script: Environment) -> None:
-    """The exit code means nothing else. A hook stays silent."""
+    """The exit code has no other meaning. A hook stays silent."""
     site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
     (site / "fluxbudgetctl").rename(site / "away")
     for what in ("No module named 'fluxbudgetctl'", f"{script.scripts}/python cannot be executed"):

@@ -150,7 +150,7 @@ def test_file_that_has_not_changed_is_not_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_failed_read_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is retried although the file has not changed. The loader fails, since a file system cannot be made to."""
+    """It is retried although the file has not changed. The loader fails, because no file system here fails once."""
     failures = [ConfigError("cannot be read: Input/output error", "wait")]
 
     def failing(path: str, *, required: bool) -> Config:
@@ -175,7 +175,7 @@ def test_stamp_of_a_recent_file_is_unknown(tmp_path: Path) -> None:
 
 
 def test_hanging_file_system_delays_no_request(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loader hangs until the test ends, since a file system cannot be made to."""
+    """The loader hangs until the test ends, because no file system here can be made to hang."""
     hangs, release = threading.Event(), threading.Event()
 
     def hang(_path: str) -> None:

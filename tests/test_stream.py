@@ -260,7 +260,7 @@ def test_signals_end_watch_quietly(
         assert watch.err == said
 
 
-def test_closed_output_ends_watch_quietly(home: Home, served: ScriptedDaemon) -> None:
+def test_reader_that_goes_away_ends_watch_quietly(home: Home, served: ScriptedDaemon) -> None:
     """It ends at once, not only when the next event happens."""
     command = f"{shlex.join(CTL)} watch --since 0 | head -1; echo ${{PIPESTATUS[0]}}"
     served.events = some(1, 3)

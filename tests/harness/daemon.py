@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
 
 @contextmanager
 def killed(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Kill the process at the end of the block; `with process` alone would wait for it if the test has failed."""
+    """Kill the process at the end of the block; `with process` alone would wait forever after a failed test."""
     with process:
         try:
             yield process
@@ -253,7 +253,7 @@ class Daemon:
             self.process.stdout.close()
 
     def require_clean_log(self) -> None:
-        """Fail when the event loop was blocked or a request failed inside the daemon."""
+        """Fail if the event loop was blocked or a request failed inside the daemon."""
         for line in self.log.splitlines():
             assert "BlockingError" not in line, line
             assert "Traceback" not in line, self.log

@@ -30,7 +30,7 @@ EXCEEDED = Passed("budget.exceeded", 100)
 
 
 class Subscriber:
-    """A subscriber. `events` has what it has received, `subscribed` is the daemon's first answer."""
+    """A subscriber. `events` has the events it has received, `subscribed` is the daemon's first answer."""
 
     def __init__(self, home: Home, since: int | None = None, run: str | None = None, heartbeat_ms: int = 0) -> None:
         self.wire = Wire(home.socket)
@@ -70,7 +70,7 @@ class Subscriber:
                 return self.events[-1]
 
     def read_to(self, seq: int) -> list[int]:
-        """Read until the event with this number has come; return the numbers of all events so far."""
+        """Read until the event with this number has arrived; return the numbers of all events so far."""
         while not self.events or self.events[-1].seq < seq:
             self.next()
         return self.seqs
@@ -124,7 +124,7 @@ class CommandProgram:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Return the events that it was given, in order. An incomplete last line is not counted yet."""
+        """Return the events it has received, in order. An incomplete last line is not counted yet."""
         text = self.path.read_text() if self.path.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 

@@ -82,7 +82,7 @@ class Claude:
         }
 
     def call(self, event: str, *, hints: messages.Hints | None = None, **fields: Any) -> HookOutput:
-        """Ask the daemon for an event's hook, without a process."""
+        """Send an event's hook to the daemon, without a client process; return the parsed output."""
         raw = json.dumps(self.hook_input(event, **fields)).encode()
         return parse_output(event, self.answer(raw, hints=hints).output)
 

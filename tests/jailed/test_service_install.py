@@ -246,7 +246,7 @@ def test_service_that_does_not_restart_is_reported(installed: Installed) -> None
 
 
 def test_uninstalling_leaves_only_the_state(installed: Installed) -> None:
-    """(Directories that other programs may share stay, even if they are empty.)"""
+    """Directories that other programs may share stay, even if they are empty."""
     made = {".claude", ".claude/interstat", ".interband", ".config", ".config/systemd", ".config/systemd/user"}
 
     def around() -> set[Path]:
@@ -268,7 +268,7 @@ def test_uninstalling_leaves_only_the_state(installed: Installed) -> None:
 
 
 def test_users_own_drop_ins_stay_and_are_named(installed: Installed) -> None:
-    """A failed service leaves nothing else."""
+    """Nothing else is left, even of a failed service."""
     installed.ok("service", "install")
     own = unit_directory() / "fluxbudgetd.service.d" / "override.conf"
     own.parent.mkdir()

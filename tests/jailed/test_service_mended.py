@@ -68,7 +68,7 @@ def test_daemon_started_by_hand_needs_no_units(installed: Installed) -> None:
 
 @pytest.mark.parametrize("how", ["it hangs", "it has another socket"])
 def test_hanging_daemon_keeps_its_socket_and_ledger(installed: Installed, how: str) -> None:
-    """Its locks show that it is running, so doctor does not advise to start the socket."""
+    """Its locks show that it is running, so doctor does not advise starting the socket."""
     elsewhere = {"FLUXBUDGET_SOCKET": str(Path.home() / "other.sock")} if how == "it has another socket" else {}
     with by_hand(installed, **elsewhere) as pid:
         if how == "it hangs":
