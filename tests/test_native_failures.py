@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxbudgetd.wire.framing import MAX_FRAME
+from fluxbudgetd.wire.framing import MAX_FRAME, MAX_STDIN
 from harness import native
 from harness.daemon import Daemon, Home, killed, started, wait_for
 from harness.native import Native, Outcome, handed
@@ -69,6 +70,7 @@ def failing(client: Native, how: str) -> Iterator[str]:
         "half an answer": ("closed", ANSWER[:-1]),
         "garbage": ("garbage", b"\xff\xff\xff\xff"),
         "busy": ("error busy", framed({"ok": False, "error": {"code": "busy", "message": "m", "hint": "h"}})),
+        "wrong version": ("error unsupported_version", framed({"ok": False, "error": {"code": "unsupported_version"}})),
         "of the future": ("error of-the-future", framed({"ok": False, "error": {"code": "of-the-future"}, "new": 5})),
     }
     if how == "away":
@@ -97,6 +99,13 @@ def failing(client: Native, how: str) -> Iterator[str]:
             yield failed
 
 
+def _wait_unread(connection: Connection) -> None:
+    """Wait until the client disconnects, without reading anything."""
+    waiting = select.poll()
+    waiting.register(connection.socket, select.POLLHUP)
+    waiting.poll()
+
+
 def _drip(connection: Connection) -> None:
     connection.send(MAX_FRAME.to_bytes(4, "big"))
     while True:
@@ -106,7 +115,7 @@ def _drip(connection: Connection) -> None:
 
 FAILURES = (
     *("away", "no directory", "dead", "no place", "silent", "dripping", "closes at once", "closes", "half a length"),
-    *("half an answer", "garbage", "busy", "of the future"),
+    *("half an answer", "garbage", "busy", "wrong version", "of the future"),
 )
 
 
@@ -122,6 +131,16 @@ def test_failure_is_handed_on(client: Native, how: str) -> None:
         for environ in ({"FLUXBUDGET_FAIL_CLOSED": "1"}, {"FLUXBUDGET_DEBUG": "1"}):
             outcome = client.run("hook", *patience, stdin=JSON, environ=environ)
             assert handed(outcome)[:3] == (["hook", *patience], JSON, failed)
+
+
+def test_daemon_that_never_reads(client: Native) -> None:
+    """The socket's buffer is full, and stdin is read nevertheless."""
+    data = os.urandom(2 << 20)
+    long_enough = ("--timeout", "3")  # to read all of it on a busy machine
+    with Peer(client.socket, _wait_unread):
+        assert client.run("hook", *long_enough, stdin=data) == SILENT
+        given = handed(client.run("statusline", *long_enough, stdin=data))
+    assert (given.failed, given.stdin[:MAX_STDIN], len(given.stdin)) == ("timeout", data[:MAX_STDIN], MAX_STDIN + 1)
 
 
 @pytest.mark.parametrize(
