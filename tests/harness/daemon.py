@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
 
@@ -172,6 +174,9 @@ class Wire:
         self.socket.close()
 
     def ask(self, request: messages.AnyRequest, timeout: float = PATIENCE) -> messages.AnyAnswer | messages.ErrorAnswer:
+        """Send a request and return its answer. The daemon waits generously, unless the request says how long."""
+        if request.wait_ms == messages.Ping().wait_ms:
+            request = msgspec.structs.replace(request, wait_ms=int(PATIENCE * 1000))
         self.socket.settimeout(timeout)
         self.send(request)
         return messages.decode_answer(self.receive())
