@@ -1,5 +1,6 @@
 """Decisions while a source is being read or the ledger written: nothing is missed or guessed."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import anyio
 import pytest
 
-from fluxbudgetd.errors import BadInputError, RequestTimeoutError
+from fluxbudgetd.errors import BadInputError, NoRunError, RequestTimeoutError
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import BudgetThreshold, Run
+from fluxbudgetd.policy import attribution
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.wire import messages
 from harness.hooks import timestamp
@@ -129,6 +131,100 @@ def test_detaching_a_session_that_cannot_be_read_in_time_is_a_timeout(tmp_path: 
             await service.lifecycle.detach("s1", None, within(60))
             with pytest.raises(BadInputError):
                 await service.lifecycle.detach("s1", None, within(60))
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_run_is_not_fresh_until_the_rows_of_a_session_that_joined_are_read(tmp_path: Path) -> None:
+    """Its transcripts have been read, and interstat has not changed since the run was read last."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s2", input_tokens=77, output_tokens=0)
+        async with service_over(tmp_path) as (service, source):
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            account = service.accounts.runs[run.id]
+            assert (await service.totals.standing(account, within(60))).stale_why is None
+            await service.lifecycle.attach("s2", account, within(60))
+            source.hang()
+            assert await anyio.to_thread.run_sync(source.hanging.wait, 60)
+            standing = service.totals.standing_now(run.id, None, None, messages.Hints())
+            assert standing is None or standing.balance.spent == 77
+            source.resume()
+            standing = await service.totals.standing(account, within(60))
+            assert (standing.balance.spent, standing.stale_why) == (77, None)
+        interstat.close()
+
+    anyio.run(body)
+
+
+def test_session_that_was_read_too_late_belongs_to_the_run_that_starts(tmp_path: Path) -> None:
+    """Its rows, which have been read and not kept, name the new run's scope. They are read again."""
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s1", bead_id="b1", input_tokens=30, output_tokens=0)
+        async with service_over(tmp_path) as (service, source):
+            await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="another"), within(60))
+            source.hang()
+            with pytest.raises(NoRunError):
+                await service.totals.find(None, None, "s1", messages.Hints(), within(0.05))
+            source.resume()
+            await until(lambda: "s1" in service.accounts.sessions)
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
+            account = await service.totals.find(None, None, "s1", messages.Hints(), within(60))
+            standing = await service.totals.standing(account, within(60))
+            assert (standing.run.id, standing.balance.spent, standing.stale_why) == (run.id, 30, None)
+        interstat.close()
+
+    anyio.run(body)
+
+
+@pytest.mark.parametrize("summed_before", [False, True])
+def test_run_that_advances_while_a_session_is_summed_counts_it_in_its_new_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, summed_before: bool
+) -> None:
+    """Rows without a readable time count in the current phase. The sum for the phase before is discarded.
+
+    The session is not known to have usage of the run yet, so the advance does not sum it again.
+    """
+    tally = attribution.tally
+    summed, may_go_on = threading.Event(), threading.Event()
+
+    def held(*arguments: Any) -> Any:
+        sums = tally(*arguments)
+        if threading.current_thread() is not threading.main_thread():
+            summed.set()
+            may_go_on.wait(60)
+        return sums
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with service_over(tmp_path) as (service, _source):
+            first, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
+            one, two = service.accounts.runs[first.id], service.accounts.runs[second.id]
+            if summed_before:
+                await service.totals.refresher.refresh([first.id], deadline=within(60))
+            monkeypatch.setattr(attribution, "tally", held)
+            interstat.connection.execute("BEGIN")
+            for _ in range(300):  # enough to be summed in a thread
+                interstat.insert("s1", bead_id="b1", timestamp="garbage", input_tokens=1, output_tokens=0)
+            interstat.connection.execute("COMMIT")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(service.totals.standing, one, within(60))
+                assert await anyio.to_thread.run_sync(summed.wait, 60)
+                await service.checks.advance(two, two.run.phase, None, None)
+                may_go_on.set()
+            standings = await service.totals.standings([one, two], within(60))
+            assert [(standing.balance.measured, standing.stale_why) for standing in standings] == [
+                (0, None),
+                (300, None),
+            ]
+            left, entered = two.run.phases[:2]
+            assert {phase: counts.input for phase, counts in two.by_phase().items()} == {entered: 300}
+            assert [record.phase for record in two.provisional()] == [left]
         interstat.close()
 
     anyio.run(body)
