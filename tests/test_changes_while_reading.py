@@ -8,10 +8,12 @@ from typing import Any
 import anyio
 import pytest
 
-from fluxbudgetd.errors import BadInputError, NoRunError, RequestTimeoutError
+from fluxbudgetd.errors import BadInputError, LedgerError, NoRunError, RequestTimeoutError
 from fluxbudgetd.ledger.runs import StoredRuns
+from fluxbudgetd.ledger.usage import StoredUsage
 from fluxbudgetd.model import BudgetThreshold, Run
 from fluxbudgetd.policy import attribution
+from fluxbudgetd.service import Service
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.wire import messages
 from harness.hooks import timestamp
@@ -24,6 +26,14 @@ async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(60):
         while not condition():  # noqa: ASYNC110  the service does not report these conditions
             await anyio.sleep(0.005)
+
+
+def insert_many(interstat: Interstat) -> None:
+    """Commit enough rows of one session to be summed in a thread; none has a readable time."""
+    interstat.connection.execute("BEGIN")
+    for _ in range(300):
+        interstat.insert("s1", bead_id="b1", timestamp="garbage", input_tokens=1, output_tokens=0)
+    interstat.connection.execute("COMMIT")
 
 
 def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
@@ -181,9 +191,41 @@ def test_session_that_was_read_too_late_belongs_to_the_run_that_starts(tmp_path:
     anyio.run(body)
 
 
-@pytest.mark.parametrize("summed_before", [False, True])
+def test_run_that_starts_while_the_ledger_cannot_be_read_counts_known_rows_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that name its scope move to it, although only the ledger still has them. Until then it has no numbers."""
+
+    async def failing(_stored: StoredUsage, _scope: str) -> list[str]:
+        raise LedgerError("disk I/O error", "check the disk")
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s1", input_tokens=10, output_tokens=0)
+        interstat.insert("s1", bead_id="b1", input_tokens=32, output_tokens=0)
+        interstat.close()
+        async with service_over(tmp_path) as (service, _source):
+            first, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            assert (await service.totals.standing(service.accounts.runs[first.id], within(60))).balance.measured == 42
+            (tmp_path / "metrics.db").unlink()
+            with monkeypatch.context() as patched:
+                patched.setattr(StoredUsage, "sessions_naming", failing)
+                second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
+                with pytest.raises(RequestTimeoutError):
+                    await service.totals.standing(service.accounts.runs[second.id], within(60))
+            for run, measured in ((first, 10), (second, 32)):
+                standing = service.totals.standing_now(run.id, None, None, messages.Hints())
+                assert standing is None or standing.balance.measured == measured
+            accounts = [service.accounts.runs[run.id] for run in (first, second)]
+            standings = await service.totals.standings(accounts, within(60))
+            assert [standing.balance.measured for standing in standings] == [10, 32]
+
+    anyio.run(body)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
 def test_run_that_advances_while_a_session_is_summed_counts_it_in_its_new_phase(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, summed_before: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
 ) -> None:
     """Rows without a readable time count in the current phase. The sum for the phase before is discarded.
 
@@ -199,32 +241,32 @@ def test_run_that_advances_while_a_session_is_summed_counts_it_in_its_new_phase(
             may_go_on.wait(60)
         return sums
 
+    async def check(service: Service, run: Run) -> None:
+        account = service.accounts.runs[run.id]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service.totals.standing, account, within(60))
+            assert await anyio.to_thread.run_sync(summed.wait, 60)
+            await service.checks.advance(account, run.phase, None, None)
+            may_go_on.set()
+        assert (await service.totals.standing(account, within(60))).stale_why is None
+        assert {phase: counts.input for phase, counts in account.by_phase().items()} == {run.phases[1]: 300}
+        assert [record.phase for record in account.provisional()] == [run.phase]
+
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
-            first, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
-            second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
-            one, two = service.accounts.runs[first.id], service.accounts.runs[second.id]
-            if summed_before:
-                await service.totals.refresher.refresh([first.id], deadline=within(60))
+            await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
+            if not restarted:
+                await service.totals.standing(service.accounts.runs[run.id], within(60))
+                insert_many(interstat)
+                monkeypatch.setattr(attribution, "tally", held)
+                await check(service, run)
+        if restarted:
+            insert_many(interstat)
             monkeypatch.setattr(attribution, "tally", held)
-            interstat.connection.execute("BEGIN")
-            for _ in range(300):  # enough to be summed in a thread
-                interstat.insert("s1", bead_id="b1", timestamp="garbage", input_tokens=1, output_tokens=0)
-            interstat.connection.execute("COMMIT")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(service.totals.standing, one, within(60))
-                assert await anyio.to_thread.run_sync(summed.wait, 60)
-                await service.checks.advance(two, two.run.phase, None, None)
-                may_go_on.set()
-            standings = await service.totals.standings([one, two], within(60))
-            assert [(standing.balance.measured, standing.stale_why) for standing in standings] == [
-                (0, None),
-                (300, None),
-            ]
-            left, entered = two.run.phases[:2]
-            assert {phase: counts.input for phase, counts in two.by_phase().items()} == {entered: 300}
-            assert [record.phase for record in two.provisional()] == [left]
+            async with service_over(tmp_path) as (service, _source):
+                await check(service, run)
         interstat.close()
 
     anyio.run(body)

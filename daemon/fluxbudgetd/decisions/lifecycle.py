@@ -228,12 +228,8 @@ class Lifecycle:
         await self._stored.start(run, attachments=attachments, events=[("run.started", data)], at=self._clock())
         account = self._accounts.put_run(run)
         self._accounts.put_attachments(attachments)
-        # Until now, rows that name the scope may have counted for another run.
-        naming = set() if run.scope is None else await self._tallier.sessions_naming(run.scope)
-        for session in naming:
-            self._accounts.join(account, session)
-        for session in naming.union(attachment.session for attachment in attachments):
+        for session in {attachment.session for attachment in attachments}:
             await self._tallier.retally(session)
-        account.has_sessions = True
+        await self._tallier.find_sessions(account)
         self._refresher.request_refresh({run.id})
         self._on_runs_change()

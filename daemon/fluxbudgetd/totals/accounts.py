@@ -38,7 +38,6 @@ class Accounts:
         """Add a run, or replace it after it has changed."""
         self.version += 1
         account = self.runs.get(run.id)
-        is_new = account is None
         if account is None:
             account = self.runs[run.id] = RunAccount(run, started_as or run)
         account.run = run
@@ -49,8 +48,6 @@ class Accounts:
         if run.scope is not None:
             others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
             self.scopes[run.scope] = sorted([*others, run], key=lambda each: (each.started_at, each.id))
-            if is_new:
-                self._outdate_sums()
         self._on_change(run.id)
         return account
 
@@ -77,7 +74,6 @@ class Accounts:
             session = self.session(attachment.session)
             kept = [other for other in session.attachments if other.since != attachment.since]
             session.attachments = sorted([*kept, attachment], key=lambda each: each.since)
-            session.digest = None
             # The run that the session leaves has changed, too.
             for run in {attachment.run, *(other.run for other in kept)}.intersection(self.runs):
                 self._on_change(run)
@@ -119,6 +115,12 @@ class Accounts:
                 del session.cells[cell]
         if earliest is not None and (session.earliest is None or earliest < session.earliest):
             session.earliest = earliest
+
+    def distrust_sums(self) -> None:
+        """Have all sessions summed again: the ledger could not say which of them have usage of a run."""
+        for session in self.sessions.values():
+            if session.sums is not Sums.UNKNOWN:
+                session.sums = Sums.UNREADABLE
 
     def session(self, name: str) -> SessionAccount:
         """Return a session's account; add an empty one if there is none."""
@@ -167,12 +169,6 @@ class Accounts:
         session = self.sessions.get(name)
         run = None if session is None else session.run
         return None if run is None else self.runs.get(run)
-
-    def _outdate_sums(self) -> None:
-        for session in self.sessions.values():
-            session.digest = None
-            if session.sums in (Sums.ROWS, Sums.WHOLE):
-                session.sums = Sums.OUTDATED
 
     def _change_runs(self, name: str, runs: Iterable[str | None]) -> None:
         for run in runs:

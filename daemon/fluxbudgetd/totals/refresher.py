@@ -7,7 +7,7 @@ give up at their deadline and answer with the last known numbers.
 This module decides what is read, and when. `Tallier` sums what was read; `Freshness` records what the numbers show.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 import anyio
 import structlog
@@ -117,7 +117,7 @@ class Refresher:
             await self._tallier.find_sessions(account)
         names = set(batch.sessions).union(*(account.sessions for account in accounts))
         # The last known numbers come first: the rest may take longer than any request waits.
-        await self._retally(names, (Sums.UNKNOWN, Sums.UNREADABLE))
+        await self._retally(names)
         followed = [account for account in accounts if self._freshness.is_followed(account)]
         read, generation = await self._read_transcripts(names)
         for account in followed:
@@ -126,7 +126,6 @@ class Refresher:
         self.note_progress()
         await self._tallier.put_rows(reading, epoch)
         self.note_progress()
-        await self._retally(names, (Sums.OUTDATED,))
         # A row may have brought its session into a run.
         more = set().union(*(account.sessions for account in followed)) - read
         if more:
@@ -140,9 +139,9 @@ class Refresher:
         await self._states.note(self._transcripts.status)
         await self._saver.save_soon()
 
-    async def _retally(self, names: Iterable[str], which: Collection[Sums]) -> None:
+    async def _retally(self, names: Iterable[str]) -> None:
         for name in names:
-            if self._accounts.session(name).sums in which:
+            if self._accounts.session(name).sums in (Sums.UNKNOWN, Sums.UNREADABLE):
                 await self._tallier.retally(name)
                 self.note_progress()
 

@@ -30,11 +30,9 @@ class RowStore:
 
     async def sessions_naming(self, scope: str) -> set[str]:
         """Return the sessions with a row that names a scope; raises `LedgerError`."""
-        return set(await self._ledger.usage.sessions_naming(scope)) | self.unsaved_sessions_naming(scope)
-
-    def unsaved_sessions_naming(self, scope: str) -> set[str]:
-        """Return the sessions with an unsaved row that names a scope."""
-        return {name for name, records in self._unsaved.items() if any(record.bead == scope for record in records)}
+        # Before the ledger is asked: the rows may be saved while it answers.
+        unsaved = {name for name, records in self._unsaved.items() if any(record.bead == scope for record in records)}
+        return unsaved.union(await self._ledger.usage.sessions_naming(scope))
 
     async def save(self) -> None:
         """Write the unsaved rows to the ledger. On `LedgerError` they stay unsaved."""

@@ -82,14 +82,16 @@ class Tallier:
                     # Rows are saved only if the session was followed before this read or is followed after it.
                     was_followed = self._accounts.is_followed(name)
                     # Summing rows alone would mark the session as complete without its transcripts.
-                    is_partial = was_followed and session.sums in (Sums.UNKNOWN, Sums.OUTDATED)
+                    is_partial = was_followed and session.sums is Sums.UNKNOWN
                     if is_partial or not await self._sum_rows(name, snapshot.records):
                         self._rows.put(name, snapshot.records)
                         await self._sum_all(name)
                     session = self._accounts.session(name)
-                    session.digest, session.anomalies = snapshot.digest, snapshot.anomalies
+                    session.anomalies = snapshot.anomalies
                     if was_followed or self._accounts.is_followed(name):
                         self._rows.put(name, snapshot.records)
+                        # Rows that are not kept must be read again when their session joins a run.
+                        session.digest = snapshot.digest
                 session.rows_epoch = epoch
 
     async def retally(self, name: str) -> None:
@@ -97,16 +99,11 @@ class Tallier:
         async with self._lock:
             await self._sum_all(name)
 
-    async def sessions_naming(self, scope: str) -> set[str]:
-        """Return the sessions whose last measured usage names a scope. Never fails."""
-        try:
-            return await self._rows.sessions_naming(scope)
-        except LedgerError as exc:
-            self._writer.note_unreadable(exc)
-            return self._rows.unsaved_sessions_naming(scope)
-
     async def find_sessions(self, account: RunAccount) -> None:
-        """Join to a run, once, the sessions that are known to name its scope. Never fails."""
+        """Join to a run, once, the sessions that are known to name its scope, and sum them again. Never fails.
+
+        If the ledger cannot say which these are, all numbers count as stale, and the next call tries again.
+        """
         if account.has_sessions:
             return
         if account.run.scope is not None:
@@ -114,8 +111,12 @@ class Tallier:
                 names = await self._rows.sessions_naming(account.run.scope)
             except LedgerError as exc:
                 self._writer.note_unreadable(exc)
+                self._accounts.distrust_sums()
                 return
-            for name in names:
+            for name in names.difference(account.sessions):
+                # It may have counted for another run until this one started.
+                if self._accounts.session(name).sums is not Sums.UNKNOWN:
+                    await self.retally(name)
                 self._accounts.join(account, name)
         account.has_sessions = True
 
@@ -183,7 +184,7 @@ class Tallier:
         if session.counts_transcripts:
             return not has_changed
         self._put_tally(name, session, rows)
-        if session.sums in (Sums.UNKNOWN, Sums.OUTDATED):
+        if session.sums is Sums.UNKNOWN:
             session.sums = Sums.ROWS
         return True
 
