@@ -20,7 +20,7 @@ import fluxbudgetctl.main
 from fluxbudgetd import __version__
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home
-from harness.false_daemon import answering, frame, refused
+from harness.false_daemon import answering, frame, refused, replied
 from harness.mounts import why_not, with_empty
 from harness.privilege import needs_root
 
@@ -225,6 +225,29 @@ def test_script_uses_its_own_python_and_packages(script: Environment) -> None:
         place.write_text("raise SystemExit(99)\n")
     result = script.ctl("statusline", "--timeout", "20")
     assert result.returncode == 69, result
+
+
+@pytest.mark.parametrize("verb", ["remaining", "hook"])
+def test_hot_path_imports_next_to_nothing(script: Environment, home: Home, verb: str) -> None:
+    """Not even `os`, which takes longer than all of our own modules."""
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
+    python = [str(script.scripts / "python"), "-I", "-S", "-X", "importtime"]
+
+    def imported(*command: str) -> set[str]:
+        done = subprocess.run(
+            [*python, *command],
+            env=home.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+    with answering(home, replied("{}\n")):
+        names = imported(str(site / "fluxbudgetctl" / "bare.py"), "-", verb, "--timeout", "20")
+    others = {name for name in names - imported("-c", "pass") if not name.startswith("fluxbudget")}
+    assert others <= {"_socket", "errno", "select", "time", "posix"}
 
 
 def test_older_daemon_works_even_if_python_started_without_its_packages(script: Environment, home: Home) -> None:

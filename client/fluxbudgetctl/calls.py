@@ -2,14 +2,19 @@
 
 import os
 import time
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
 
 from fluxbudgetctl import environment
-from fluxbudgetctl.connection import exchange, not_understood
+from fluxbudgetctl.connection import TooLarge, Unanswered, connect, seconds_until
 from fluxbudgetctl.failure import Failure, failure_of
+from fluxbudgetctl.unanswered import failure_from, not_understood
 from fluxbudgetd.wire import codes, messages
+from fluxbudgetd.wire.framing import FrameDecoder, FrameError, encode_frame
+
+_CHUNK = 65536
 
 A = TypeVar("A", bound=messages.Answer)
 
@@ -21,11 +26,11 @@ def call(request: messages.AnyRequest, kind: type[A], timeout: float, path: str 
     environment names. Raises `Failure`, also for an error answer.
     """
     request = msgspec.structs.replace(request, wait_ms=int(timeout * 1000))
-    body = exchange(path or environment.socket(), messages.encode(request), timeout)
+    path = path or environment.socket()
     try:
-        answer = messages.decode_answer(body)
-    except msgspec.DecodeError as exc:
-        raise not_understood(str(exc)) from None
+        answer = messages.decode_answer(_exchange(path, messages.encode(request), timeout))
+    except (OSError, EOFError, ValueError, Unanswered) as exc:
+        raise failure_from(exc, path, timeout) from None
     return expect(answer, kind)
 
 
@@ -36,6 +41,30 @@ def expect(answer: messages.AnyAnswer | messages.ErrorAnswer, kind: type[A]) -> 
     if not isinstance(answer, kind):
         raise not_understood(f"it is a {type(answer).__name__}")
     return answer
+
+
+def _exchange(path: str, body: bytes, seconds: float) -> bytes:
+    """Send a request and return its answer's body; raises what `failure_from` takes."""
+    deadline = time.monotonic() + seconds
+    try:
+        frame = encode_frame(body)
+    except FrameError as exc:
+        raise TooLarge(exc) from None
+    decoder = FrameDecoder()
+    peer = connect(path, deadline)
+    try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read; the answer says why
+            peer.sendall(frame)
+        while True:
+            peer.settimeout(seconds_until(deadline))
+            data = peer.recv(_CHUNK)
+            if not data:
+                raise EOFError
+            decoder.feed(data)
+            if (answer := decoder.next()) is not None:
+                return answer
+    finally:
+        peer.close()
 
 
 class TimeLimit:

@@ -1,17 +1,40 @@
 """What the environment says: where the socket is, and which run is meant when the command line names none."""
 
 import os
+import stat
 
 from fluxbudgetd.wire.paths import socket_path
 from fluxbudgetd.wire.text import fold
 
 _SESSIONS = ("CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
 _MOST_DIGITS = 5
+_LARGEST_LOCK = 16 * 1024
 
 
 def socket() -> str:
     """Return the path of the daemon's socket."""
     return socket_path(os.environ, os.geteuid())
+
+
+def recorded_socket(path: str) -> str | None:
+    """Return where the daemon of the default socket listens according to its lock file; None if it does not say so."""
+    if os.environ.get("FLUXBUDGET_SOCKET") or path != socket():
+        return None
+    try:
+        # O_NONBLOCK: the path may lead to a FIFO.
+        file = os.open(f"{path}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                return None
+            lines = os.read(file, _LARGEST_LOCK).split(b"\n")
+        finally:
+            os.close(file)
+    except OSError:
+        return None
+    says_where = len(lines) > 1 and lines[1].startswith(b"socket /")
+    other = os.fsdecode(lines[1].removeprefix(b"socket ")) if says_where else path
+    return None if other == path else other
 
 
 def text(value: str) -> str:

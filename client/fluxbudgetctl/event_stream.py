@@ -8,9 +8,9 @@ from typing import NamedTuple
 import msgspec
 
 from fluxbudgetctl.calls import expect
-from fluxbudgetctl.connection import NO_SOCKET, no_answer, not_understood, unreachable
 from fluxbudgetctl.failure import Failure, failure_of
 from fluxbudgetctl.live_connection import ConnectionLost, LiveConnection, Received, StopOn, Stopped, pause
+from fluxbudgetctl.unanswered import NO_SOCKET, no_answer, not_understood, unreachable
 from fluxbudgetd.wire import messages
 
 # Seconds between attempts to reconnect; each pause is twice the one before.

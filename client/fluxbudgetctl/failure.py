@@ -45,21 +45,13 @@ def limit_stderr(deadline: float | None) -> None:
 
 def print_stderr(line: str) -> None:
     """Write a line to stderr. If stderr is closed or full, the answer and the exit code stay the same."""
-    if _Stderr.deadline is not None:
-        write_stderr(f"{line}\n".encode())
-        return
     try:
-        sys.stderr.write(line + "\n")
+        if _Stderr.deadline is None:
+            sys.stderr.write(line + "\n")
+        else:
+            stdio.write(f"{line}\n".encode(), sys.stderr, _Stderr.deadline)
     except AttributeError:
         return
-    except OSError:
-        discard(2)
-
-
-def write_stderr(data: bytes) -> None:
-    """Write to stderr like `print_stderr`."""
-    try:
-        stdio.write(data, sys.stderr, _Stderr.deadline)
     except OSError:
         discard(2)
 

@@ -6,12 +6,14 @@ import site
 import sys
 from typing import Any
 
-from fluxbudgetctl import environment, pipe, state_file
+from fluxbudgetctl import environment, state_file
 from fluxbudgetctl.arguments import Options
-from fluxbudgetctl.connection import NO_SOCKET
-from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.delivery import debug, deliver
+from fluxbudgetctl.failure import Failure, limit_stderr
 from fluxbudgetctl.json_fields import text_field
 from fluxbudgetctl.pipe import Call
+from fluxbudgetctl.stdio import Stdin
+from fluxbudgetctl.unanswered import NO_SOCKET
 from fluxbudgetd.wire import codes, replies
 from fluxbudgetd.wire.text import fold, one_line
 
@@ -20,20 +22,21 @@ _LAUNCHERS = (b"Agent", b"Task")
 
 def run(call: Call, options: Options, failure: Failure) -> int:
     """Carry out a verb and return the exit code. `failure` says why the pipe has not; raises `Failure`."""
-    _read_json(call)
+    limit_stderr(call.deadline if call.is_claudes else None)
+    if call.stdin is not None:
+        _read_json(call.stdin, call.deadline)
     if call.verb == "hook":
-        return pipe.deliver(_hook(call, options, failure), call)
+        return deliver(_hook(call, options, failure), call)
     try:
         reply = _reply(call, options, failure)
     except Failure as exc:
         reply = _failed(call.verb, options, exc)
-    return pipe.deliver(reply, call)
+    return deliver(reply, call)
 
 
-def _read_json(call: Call) -> None:
+def _read_json(stdin: Stdin, deadline: float) -> None:
     """Read stdin until it is a JSON value, to its end or its limit, or until the deadline."""
-    stdin = call.stdin
-    while not stdin.has_ended and not stdin.is_cut and not _is_json(stdin.data) and stdin.wait(call.deadline):
+    while not stdin.has_ended and not stdin.is_cut and not _is_json(stdin.data) and stdin.wait(deadline):
         stdin.read()
 
 
@@ -57,7 +60,7 @@ def _reply(call: Call, options: Options, failure: Failure) -> replies.Reply:
         return older_daemon.ask(call, options)
     if failure.code != NO_SOCKET or call.verb not in ("remaining", "env", "check", "statusline"):
         raise failure
-    session = text_field(bytes(call.stdin.data), b"session_id")
+    session = None if call.stdin is None else text_field(bytes(call.stdin.data), b"session_id")
     names = {name: getattr(options, name) for name in ("run", "scope", "session")}
     state = state_file.read_state(names, failure, None if session is None else fold(session))
     state.check(getattr(options, "override", None) or environment.override())
@@ -86,7 +89,7 @@ def _failed(verb: str, options: Options, failure: Failure) -> replies.Reply:
 
 def _hook(call: Call, options: Options, failure: Failure) -> replies.Reply:
     """Return what a hook prints: nothing, because a budget never breaks a session, or a denial that was asked for."""
-    data = bytes(call.stdin.data)
+    data = b"" if call.stdin is None else bytes(call.stdin.data)
     if not data:
         return replies.Reply(codes.OK)
     if failure.code == "unknown_op":
@@ -94,7 +97,7 @@ def _hook(call: Call, options: Options, failure: Failure) -> replies.Reply:
             return _reply(call, options, failure)
         except Failure as exc:
             failure = exc
-    pipe.debug(failure.message)
+    debug(call, failure.message)
     is_denied = os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1" and _is_launch(data)
     return replies.Reply(codes.OK, _denial(failure.message) if is_denied else "")
 

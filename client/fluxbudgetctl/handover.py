@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from fluxbudgetctl import environment
-from fluxbudgetctl.connection import hung_up, no_answer, not_connected, not_ours, not_understood, unreachable
 from fluxbudgetctl.failure import Failure, failure_of
+from fluxbudgetctl.unanswered import hung_up, no_answer, not_connected, not_ours, not_understood, unreachable
 from fluxbudgetd.wire import codes
 
 

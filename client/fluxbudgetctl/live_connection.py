@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from fluxbudgetctl.connection import connect, no_answer, not_understood, unreachable
+from fluxbudgetctl.connection import Unanswered, connect
 from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.unanswered import failure_from, not_understood
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, FrameError, encode_frame
 
@@ -45,10 +46,8 @@ class LiveConnection:
         """Connect within the time limit; raises `Failure`."""
         try:
             self._peer = connect(path, time.monotonic() + seconds)
-        except TimeoutError:
-            raise no_answer(path, seconds) from None
-        except OSError as exc:
-            raise unreachable(path, exc.strerror or str(exc)) from None
+        except (OSError, Unanswered) as exc:
+            raise failure_from(exc, path, seconds) from None
         self._stop_on = stop_on
         self._decoder = FrameDecoder()
         self._broken: Failure | None = None

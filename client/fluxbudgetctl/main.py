@@ -1,8 +1,6 @@
 """The entry point of `fluxbudgetctl`: piped verbs first, so that they import only what they need."""
 
-from __future__ import annotations
-
-import os
+import posix
 import sys
 import time
 
@@ -10,14 +8,21 @@ TYPE_CHECKING = False  # typing and collections.abc cost milliseconds; type chec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fluxbudgetctl.failure import Failure
+    from fluxbudgetctl.pipe import Answer, Call
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+def main(argv: "Sequence[str] | None" = None) -> int:
     """Carry out a command line and return the exit code."""
     started_ns = time.monotonic_ns()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Removed, so that child processes do not inherit them.
-    native = os.environ.pop("FLUXBUDGETCTL_NATIVE", None)
-    handed = os.environ.pop("FLUXBUDGETCTL_FAILED", None)
+    native = handed = None
+    if b"FLUXBUDGETCTL_NATIVE" in posix.environ or b"FLUXBUDGETCTL_FAILED" in posix.environ:
+        import os  # noqa: PLC0415  without `site`, it would take longer to import than all the rest
+
+        # Removed, so that child processes do not inherit them.
+        native = os.environ.pop("FLUXBUDGETCTL_NATIVE", None)
+        handed = os.environ.pop("FLUXBUDGETCTL_FAILED", None)
     code = 0
     try:
         code = _run(arguments, started_ns, native, handed)
@@ -74,35 +79,44 @@ def _run(arguments: list[str], started_ns: int, native: str | None, handed: str 
 
 def _run_piped(words: list[str], started_ns: int, handed: str | None) -> int:
     from fluxbudgetctl import pipe  # noqa: PLC0415  loaded already
-    from fluxbudgetctl.failure import Failure  # noqa: PLC0415  loaded already
 
     call, failure = None, None
     seconds = pipe.time_limit(words)
     if seconds is not None:
         call = pipe.Call(words, seconds, started_ns)
-        try:
-            if handed is not None:
-                _raise_again(handed, seconds)
-            code = pipe.run(call)
-        except Failure as exc:
-            if pipe.is_silent(call, exc):
-                return 0
-            failure = exc
-        else:
-            if code is not None:
-                return code
+        outcome = _handed_over(handed, seconds) or pipe.run(call)
+        if isinstance(outcome, pipe.Answer):
+            return _deliver(outcome, call)
+        if outcome is not None and pipe.is_silent(call, outcome):
+            return 0
+        failure = outcome
     from fluxbudgetctl.commands import piped  # noqa: PLC0415  argparse costs more than an answer
 
     return piped.main(words, call, failure)
 
 
-def _raise_again(handed: str, seconds: float) -> None:
-    """Raise the `Failure` that the native client has met, unless asking again may give an answer."""
+def _deliver(answer: "Answer", call: "Call") -> int:
+    """Write an answer and return its exit code; raises `OSError`."""
+    if call.is_claudes or answer.err or answer.exports:
+        from fluxbudgetctl.delivery import deliver  # noqa: PLC0415  the simple case needs none of its imports
+
+        return deliver(answer, call)
+    rest = b"" if sys.stdout is None else answer.out
+    try:
+        while rest:
+            rest = rest[posix.write(1, rest) :]
+    except BrokenPipeError:
+        pass  # a closed pipe does not turn a refusal into something else
+    return answer.exit_code
+
+
+def _handed_over(handed: str | None, seconds: float) -> "Failure | None":
+    """Return the failure that the native client has met, unless asking again may give an answer."""
+    if handed is None:
+        return None
     from fluxbudgetctl import handover  # noqa: PLC0415  only after the native client
 
-    failure = handover.failure(handed, seconds)
-    if failure is not None:
-        raise failure
+    return handover.failure(handed, seconds)
 
 
 if __name__ == "__main__":

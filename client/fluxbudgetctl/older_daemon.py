@@ -55,7 +55,8 @@ def _ping(asked: Call, options: Options) -> replies.Reply:
 
 
 def _hook(asked: Call, options: Options) -> replies.Reply:
-    request = _request(messages.Hook, options, input=bytes(asked.stdin.data), whole=not asked.stdin.is_cut)
+    data, is_whole = _input(asked)
+    request = _request(messages.Hook, options, input=data, whole=is_whole)
     return replies.hook(call(request, messages.HookAnswer, asked.seconds))
 
 
@@ -63,11 +64,16 @@ def _statusline(asked: Call, options: Options) -> replies.Reply:
     request = _request(
         messages.StatusLine,
         options,
-        input=bytes(asked.stdin.data),
+        input=_input(asked)[0],
         width=options.width or environment.columns(),
         colour=not (options.no_colour or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"),
     )
     return replies.statusline(call(request, messages.StatusLineAnswer, asked.seconds))
+
+
+def _input(asked: Call) -> tuple[bytes, bool]:
+    """Return what has been read of stdin, and whether that is all."""
+    return (b"", True) if asked.stdin is None else (bytes(asked.stdin.data), not asked.stdin.is_cut)
 
 
 _VERBS = {

@@ -1,41 +1,38 @@
-"""stdin and stdout of the piped verbs, with limits of size and time."""
-
-from __future__ import annotations
+"""stdin, stdout and stderr, with limits of size and time."""
 
 import errno
-import os
+import posix
 import select
 import sys
 import time
-
-from fluxbudgetd.wire.framing import MAX_STDIN
 
 TYPE_CHECKING = False  # typing costs milliseconds; type checkers know this name
 if TYPE_CHECKING:
     from typing import TextIO
 
+#: This many bytes of a longer input are kept. (A tool's output, which a hook gets, can be of any size.)
+MAX_INPUT = 256 * 1024
 _CHUNK = 64 * 1024
 
 
 class Stdin:
     """What has been read of stdin. One that is a terminal, closed or unreadable counts as empty."""
 
-    def __init__(self, *, is_read: bool) -> None:
-        """Without `is_read`, stdin is not touched and counts as empty."""
+    def __init__(self) -> None:
         self.data = bytearray()
         self.is_cut = False
-        """There was more than `MAX_STDIN` bytes; the rest has been discarded."""
-        self.has_ended = not is_read or sys.stdin is None or os.isatty(0)
+        """There was more, which has been discarded."""
+        self.has_ended = sys.stdin is None or posix.isatty(0)
 
     def read(self) -> None:
         """Read once; waits if there is nothing to read."""
         try:
-            chunk = os.read(0, _CHUNK)
+            chunk = posix.read(0, _CHUNK)
         except BlockingIOError:
             return
         except OSError:
             chunk = b""
-        room = MAX_STDIN - len(self.data)
+        room = MAX_INPUT - len(self.data)
         self.data += chunk[:room]
         self.is_cut = self.is_cut or len(chunk) > room
         self.has_ended = not chunk
@@ -52,7 +49,20 @@ class Stdin:
         return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
 
 
-def write(data: bytes, file: TextIO | None, deadline: float | None = None) -> None:
+def wait_for(peer: int, deadline: float, *, is_sending: bool, is_reading: bool) -> dict[int, int]:
+    """Wait for a connection and, with `is_reading`, for stdin; return the events of each. Raises `TimeoutError`."""
+    poll = select.poll()
+    poll.register(peer, select.POLLIN | (select.POLLOUT if is_sending else 0))
+    if is_reading:
+        poll.register(0, select.POLLIN)
+    left = deadline - time.monotonic()
+    ready = poll.poll(left * 1000) if left > 0 else []
+    if not ready:
+        raise TimeoutError
+    return dict(ready)
+
+
+def write(data: bytes, file: "TextIO | None", deadline: float | None) -> None:
     """Write to stdout or stderr, past Python's buffer; raises `OSError`.
 
     With a deadline (monotonic seconds), raises `TimeoutError` if by then the reader has not made room for the rest.
@@ -65,9 +75,9 @@ def write(data: bytes, file: TextIO | None, deadline: float | None = None) -> No
     poll.register(fd, select.POLLOUT)
     while data:
         if deadline is None:
-            data = data[os.write(fd, data) :]
+            data = data[posix.write(fd, data) :]
         elif poll.poll(max(deadline - time.monotonic(), 0) * 1000):
             # A writable pipe has room for PIPE_BUF bytes; writing more could block.
-            data = data[os.write(fd, data[: select.PIPE_BUF]) :]
+            data = data[posix.write(fd, data[: select.PIPE_BUF]) :]
         else:
             raise TimeoutError(errno.ETIMEDOUT, "the reader did not read it in time")

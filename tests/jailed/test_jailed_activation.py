@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fluxbudgetctl.connection import exchange
+from fluxbudgetctl.calls import call
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import CTL, Wire, started, wait_for
@@ -65,18 +65,15 @@ def test_systemctl_reload_waits_until_the_reload_is_done(service: Account) -> No
 def test_restarts_lose_no_request(service: Account) -> None:
     """Clients that connect during repeated restarts are answered, by the old or the new daemon."""
     first = service.ping().pid
-    body = messages.encode(messages.Ping())
     answered: list[int] = []
     is_over = threading.Event()
 
-    def call() -> None:
+    def keep_calling() -> None:
         while not is_over.is_set():
-            answer = messages.decode_answer(exchange(str(service.socket), body, 30.0))
-            assert isinstance(answer, messages.PingAnswer)
-            answered.append(answer.pid)
+            answered.append(call(messages.Ping(), messages.PingAnswer, 30.0, str(service.socket)).pid)
 
     with ThreadPoolExecutor() as pool:
-        callers = [pool.submit(call) for _ in range(6)]
+        callers = [pool.submit(keep_calling) for _ in range(6)]
         for _ in range(6):
             wait_for(lambda: answered and answered[-1] == service.pid, "answers of the current daemon")
             systemctl("restart", SERVICE)

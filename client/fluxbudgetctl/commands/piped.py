@@ -7,6 +7,7 @@ import time
 from fluxbudgetctl import arguments, environment, fallback, pipe
 from fluxbudgetctl.arguments import FailingParser, Options, Subcommands, add_command, add_naming
 from fluxbudgetctl.commands import hook_settings
+from fluxbudgetctl.delivery import deliver
 from fluxbudgetctl.failure import Failure, failure_of
 from fluxbudgetd.wire.text import unfold
 
@@ -76,15 +77,11 @@ def _run(verb: str, options: Options) -> int:
     started_ns = time.monotonic_ns() if failure is None else before.started_ns
     call = pipe.Call([verb, *_words(options)], options.timeout, started_ns, before and before.stdin)
     if failure is None:
-        try:
-            code = pipe.run(call)
-        except Failure as exc:
-            failure = exc
-        else:
-            if code is not None:
-                return code
-            # The daemon is older and does not know these words. It may know the request.
-            failure = failure_of({"code": "unknown_op"})
+        outcome = pipe.run(call)
+        if isinstance(outcome, pipe.Answer):
+            return deliver(outcome, call)
+        # If it is older and does not know these words, it may know the request.
+        failure = outcome or failure_of({"code": "unknown_op"})
     return fallback.run(call, options, failure)
 
 

@@ -11,10 +11,10 @@ from typing import NamedTuple, Self
 import msgspec
 
 from fluxbudgetctl.calls import A, expect
-from fluxbudgetctl.connection import NO_SOCKET
 from fluxbudgetctl.event_stream import Disconnected, EventStream, LedgerReplaced, Notice, Reconnected
 from fluxbudgetctl.failure import Failure
 from fluxbudgetctl.live_connection import ConnectionLost, LiveConnection, StopOn, Stopped, pause
+from fluxbudgetctl.unanswered import NO_SOCKET
 from fluxbudgetd.wire import messages
 
 _EVENTS = 200
