@@ -135,6 +135,19 @@ def test_lock_says_who_serves_and_where(home: Home, daemon: Daemon) -> None:
     assert f"is served by fluxbudgetd pid {daemon.process.pid}, which listens at {home.socket} (lock " in log
 
 
+def test_client_reports_a_daemon_whose_socket_was_removed(home: Home, daemon: Daemon) -> None:
+    daemon.signal(signal.SIGSTOP)
+    home.socket.unlink()
+    result = home.ctl("doctor")
+    daemon.signal(signal.SIGCONT)
+    assert result.returncode == 1
+    assert (
+        f"fluxbudgetd (pid {daemon.process.pid}) is running, but its socket {home.socket} was removed" in result.stdout
+    )
+    wait_for(lambda: is_answered(home.socket), "the socket to be served again")
+    assert "was removed" not in home.ctl("doctor").stdout
+
+
 @contextmanager
 def listening_elsewhere(home: Home, *arguments: str) -> Iterator[Path]:
     """Run a daemon at another path than the default; yield the path."""

@@ -62,6 +62,18 @@ def test_systemctl_reload_waits_until_the_reload_is_done(service: Account) -> No
     assert service.pid == pid
 
 
+def test_removed_socket_is_reported_and_comes_back_with_its_unit(service: Account) -> None:
+    """The daemon does not bind the manager's socket itself."""
+    service.ping()
+    service.socket.unlink()
+    service.wait_until_logged("clients cannot connect")
+    command = f"systemctl --user restart {SOCKET}"
+    assert command in service.ctl("doctor").stdout
+    assert not service.socket.exists()
+    systemctl(*command.split()[2:])
+    assert service.ping()
+
+
 def test_restarts_lose_no_request(service: Account) -> None:
     """Clients that connect during repeated restarts are answered, by the old or the new daemon."""
     first = service.ping().pid
