@@ -71,7 +71,7 @@ def test_removed_socket_is_reported_and_comes_back_with_its_unit(service: Accoun
     assert command in service.ctl("doctor").stdout
     assert not service.socket.exists()
     systemctl(*command.split()[2:])
-    assert service.ping()
+    assert service.ping().pid == service.pid
 
 
 def test_restarts_lose_no_request(service: Account) -> None:
