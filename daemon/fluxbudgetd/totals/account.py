@@ -104,10 +104,12 @@ class RunAccount(msgspec.Struct):
     interstat: SourceStatus | None = None
     _measured: Counts | None = None
     _provisional: tuple[PhaseRecord, ...] | None = None
+    # The balance, and the run and the reservation that it was computed for.
+    _balance: tuple[Balance, Run, int] | None = None
 
     def clear_cache(self) -> None:
-        """Have `measured` and `provisional` computed again on their next call."""
-        self._measured = self._provisional = None
+        """Have `measured`, `provisional` and `balance` computed again on their next call."""
+        self._measured = self._provisional = self._balance = None
 
     @property
     def is_loaded(self) -> bool:
@@ -148,10 +150,14 @@ class RunAccount(msgspec.Struct):
 
     def balance(self, run: Run | None = None) -> Balance:
         """Return the run's balance by the last known numbers, or what it would be if the run were changed to `run`."""
-        run = run or self.run
+        run, known = run or self.run, self._balance
+        if known is not None and known[1] is run and known[2] == self.reserved:
+            return known[0]
         measured = self.measured().tokens(run.cost_basis)
         provisional = sum(record.estimate for record in self.provisional())
-        return budget.balance(run, measured, provisional, self.reserved)
+        balance = budget.balance(run, measured, provisional, self.reserved)
+        self._balance = (balance, run, self.reserved)
+        return balance
 
     def by_phase(self) -> dict[str, Counts]:
         """Return the run's measured usage by phase."""

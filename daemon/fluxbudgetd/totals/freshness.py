@@ -72,11 +72,11 @@ class Freshness:
         In the background, new transcripts of a session are searched for less often.
         """
         epoch, now = self._interstat.epoch(), self._clock()
-        return {
-            account.run.id: Stamp(epoch, self._required_generation(account, in_background))
-            for account in accounts
-            if runs.is_followed(account.run, now)
-        }
+        required: dict[str, Stamp] = {}
+        for account in accounts:
+            if runs.is_followed(account.run, now):
+                required[account.run.id] = Stamp(epoch, self._required_generation(account, in_background))
+        return required
 
     def stale(self, accounts: Iterable[RunAccount], required: Required) -> list[str]:
         """Return the ids of those runs whose numbers do not show what is required."""

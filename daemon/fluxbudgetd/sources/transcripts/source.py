@@ -84,7 +84,10 @@ class TranscriptSource:
         known = self._sessions.get(session)
         if known is None or known.stamps is None:
             return True
-        return any(stamp(path) != before for path, before in known.stamps.items())
+        for path, before in known.stamps.items():  # noqa: SIM110  each question asks this; a generator takes longer
+            if stamp(path) != before:
+                return True
+        return False
 
     def read(self, session: str) -> TranscriptReading:
         """Read what is new; never raises because of what files are or contain. For a worker thread."""
