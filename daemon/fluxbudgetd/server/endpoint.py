@@ -117,9 +117,10 @@ class Endpoint:
             try:
                 new = await anyio.to_thread.run_sync(self._restored)
                 if new is not None:
-                    rechecks = _RECHECKS
+                    rechecks, has_changed = _RECHECKS, True
                     self._replace(new, on_rebound)
                 if self.fault is not None:
+                    has_changed = True
                     await anyio.sleep(_RETRY_SECONDS)
                     continue
                 if has_changed:
