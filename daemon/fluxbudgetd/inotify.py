@@ -1,7 +1,7 @@
-"""What happens in directories, from the kernel (`inotify(7)`), without a wake-up while nothing happens.
+"""Removals in directories, as the kernel reports them (`inotify(7)`). Nothing wakes up while nothing happens.
 
-watchfiles, which follows the sources, looks for events every 50 ms whether there are any or not. The standard library
-has no inotify, so libc's functions are called.
+watchfiles, which follows the sources, wakes up every 50 ms to look for events. The standard library does not have
+inotify, so this calls libc's functions.
 """
 
 import ctypes

@@ -1,13 +1,13 @@
-"""Where clients find the daemon: the socket's file, and the lock file beside it, which are restored if removed.
+"""Where clients find the daemon: the socket and the lock file beside it, which are restored if they are removed.
 
 logind removes a user's runtime directory at the last logout, and cleaners remove files that look old, while the daemon
 lives on. The kernel reports that (`inotify`); nothing is polled while all is well. Then:
 
-* the files are restored only after a quiet moment, because whoever removes a directory would otherwise meet new files
-  in it, and a file system that is being unmounted would get them;
-* the socket's directory is created again, but its parent is waited for: the runtime directory is logind's to create;
-* a socket that systemd has passed is systemd's: that its file is missing is only reported;
-* if another daemon has taken the lock meanwhile, it serves.
+* the files are restored a second later. At once, a program that is still removing the directory would find new files
+  in it, and a file system that is about to be unmounted would get them;
+* the socket's directory is created again, but not its parent: logind creates the runtime directory;
+* a socket that was passed belongs to systemd: if its file is missing, that is only reported;
+* if another daemon has taken the lock by then, that daemon serves.
 
 Open connections are not affected. The old socket is closed when the connections in its queue have been accepted.
 """

@@ -1,4 +1,4 @@
-"""A log for what a peer can cause as often as it likes: a few lines, however often it happens."""
+"""Logging of what peers can cause any number of times: a few lines, however often it happens."""
 
 import time
 

@@ -14,11 +14,11 @@ _MOST_RECORD_BYTES = 8192
 
 
 class LockFile:
-    """A file that one daemon holds with `flock`; it says who serves, and where.
+    """A file that one daemon holds with `flock`. It says who serves, and where.
 
-    Its first line is `fluxbudgetd pid N`, its second `socket PATH`: where that daemon really listens. A client that
-    finds no socket looks there, and so does the error of a second daemon. `purpose` is what the lock protects, in
-    words; `socket` is the path to record.
+    Its first line is `fluxbudgetd pid N`, its second `socket PATH`: where that daemon listens. Clients that find no
+    socket read it, and so does a second daemon for its error message. `purpose` says what the lock protects; `socket`
+    is the path to record.
 
     The kernel releases the lock when the process ends, even if it is killed. The file stays: if it were removed, two
     processes could lock two files of the same name.
@@ -38,17 +38,14 @@ class LockFile:
         self.release()
 
     def take(self) -> None:
-        """Lock the file; a file that was removed meanwhile is made again. Raise `StartError` if another process has it.
-
-        Blocks for as long as the file system needs.
-        """
+        """Lock the file, and create it if it is missing. Raise `StartError` if another process holds it. Blocks."""
         while not self.is_held():
             fd = self._locked()
             self.release()
             self._fd = fd
 
     def is_held(self) -> bool:
-        """Return True if the file that is locked still has its name."""
+        """Return True if the locked file is still the one at the path."""
         if self._fd is None:
             return False
         try:
@@ -85,10 +82,10 @@ class LockFile:
 
 
 class Note:
-    """A lock file's lines at a place where no daemon serves: they say where this one listens.
+    """The lines of a lock file at a path where this daemon does not listen: they say where it does.
 
-    The lock is not kept, so that a daemon may still serve there. A note that a killed daemon has left is harmless: no
-    process listens at the socket that it names. Failures are ignored, since nothing depends on the note alone.
+    The lock is not kept, so another daemon can still serve there. A note that a killed daemon has left is harmless,
+    because no process listens at the socket that it names. Failures are ignored: clients work without the note.
     """
 
     def __init__(self, path: str, socket: str) -> None:
