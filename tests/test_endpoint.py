@@ -17,6 +17,7 @@ from fluxbudgetd.wire import messages
 from harness.activation import activation
 from harness.daemon import DAEMON, PATIENCE, Daemon, Home, Wire, killed, started, wait_for
 from harness.events import read_state_file
+from harness.privilege import needs_root
 
 PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
 
@@ -59,6 +60,26 @@ def test_removed_socket_is_bound_again(home: Home, daemon: Daemon) -> None:
     assert stat.S_IMODE(home.socket.stat().st_mode) == 0o600
     assert daemon.stop() == 0
     assert not home.socket.exists()
+
+
+#: Runs a command in a user namespace that has no instance of inotify left.
+WITHOUT_INOTIFY = (
+    *("unshare", "--user", "--map-root-user", "sh", "-c"),
+    *('echo 0 >/proc/sys/user/max_inotify_instances && exec "$@"', "sh"),
+)
+
+
+def no_user_namespace() -> str:
+    """Return why a command cannot run without inotify here, or an empty string."""
+    return subprocess.run([*WITHOUT_INOTIFY, "true"], capture_output=True, text=True, check=False).stderr
+
+
+@needs_root("make a user namespace", no_user_namespace)
+def test_removed_socket_is_bound_again_without_inotify(home: Home) -> None:
+    """The daemon then looks every few seconds."""
+    home.start(prefix=WITHOUT_INOTIFY)
+    home.socket.unlink()
+    wait_for(lambda: is_answered(home.socket), "the socket to be served again")
 
 
 def test_renamed_directory_is_created_again(home: Home, daemon: Daemon) -> None:
