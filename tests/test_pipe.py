@@ -301,5 +301,8 @@ def test_lock_file_of_another_kind_is_not_read(home: Home, elsewhere: Path) -> N
         assert home.ctl("remaining", "--timeout", "20", environ=DEFAULT).returncode == 69
         lock.unlink()
         os.mkfifo(lock)
+        fifo = os.open(lock, os.O_RDWR)
+        os.write(fifo, real.read_bytes())
         assert home.ctl("remaining", "--timeout", "20", environ=DEFAULT).returncode == 69
+        os.close(fifo)
     assert not asked

@@ -20,6 +20,7 @@ from harness.daemon import CTL, Daemon, Home, killed, started, wait_for
 from harness.false_daemon import answering, frame
 from harness.interstat import Interstat
 from harness.native import both_clients
+from harness.pipes import full_pipe
 from harness.privilege import OBEDIENT, needs_root
 from harness.sandbox import SANDBOX, sandbox, why_not
 
@@ -532,6 +533,23 @@ def test_check_of_an_exhausted_run(home: Home, alive: States) -> None:
     older.write_text("".join(line for line in older.read_text().splitlines(True) if not line.startswith(LATER)))
     assert from_file(home.ctl(*override, "older"), errno.ENOENT, 1) == refusal.replace("billing ", "")
     assert from_file(home.ctl("statusline", "--run", "older"), errno.ENOENT) == "executing 260/250 104%\n"
+
+
+@both_clients
+def test_status_line_from_the_file_is_printed_although_stderr_is_not_read(home: Home, alive: States) -> None:
+    """The note that it is from the file is dropped at the deadline; the other limit here is much longer."""
+    alive.write()
+    with full_pipe() as pipe:
+        result = subprocess.run(
+            [*CTL, "statusline", "--run", "r1", "--timeout", "0.5"],
+            env=home.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=pipe.writing,
+            timeout=60,
+            check=False,
+        )
+    assert (result.returncode, result.stdout.decode()) == (0, "executing ██████▋░ 208k/250k 83% (+40k reserved)\n")
 
 
 @both_clients
