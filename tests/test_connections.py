@@ -1,7 +1,9 @@
 """A connection moves between the callback that answers at once and the task that waits, and no one can tell."""
 
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from structlog.testing import capture_logs
 
 from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.requests import Handler, TrackedAnswer
@@ -31,12 +34,12 @@ def answer_to(request: messages.AnyRequest, size: int = 0) -> messages.PingAnswe
     return messages.PingAnswer(version="x" * size, protocol=1, pid=request.wait_ms, started_at="")
 
 
-def now_or_later(request: messages.AnyRequest) -> messages.PingAnswer | Awaitable[messages.PingAnswer]:
+def now_or_later(request: messages.AnyRequest, size: int = 0) -> messages.PingAnswer | Awaitable[messages.PingAnswer]:
     async def later() -> messages.PingAnswer:
         await anyio.lowlevel.checkpoint()
-        return answer_to(request)
+        return answer_to(request, size)
 
-    return later() if request.wait_ms % 2 == ODD else answer_to(request)
+    return later() if request.wait_ms % 2 == ODD else answer_to(request, size)
 
 
 def received(wire: Wire) -> int:
@@ -193,6 +196,38 @@ def test_peer_that_closes_early(tmp_path: Path, sent: bytes) -> None:
                 wire.socket.sendall(sent)
 
     run(client, tmp_path / "s")
+
+
+def test_random_clients(tmp_path: Path) -> None:
+    """Requests in random pieces, with random pauses; some clients leave early. The others get every answer in order."""
+
+    def client(path: Path) -> None:
+        with ThreadPoolExecutor(8) as threads:
+            for future in [threads.submit(random_client, path, seed) for seed in range(100)]:
+                future.result()
+
+    with capture_logs() as lines:
+        run(client, tmp_path / "s", partial(now_or_later, size=5_000))
+    assert lines == []
+
+
+def random_client(path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    numbers = [chance.randrange(10) for _ in range(chance.randrange(1, 40))]
+    data = b"".join(map(numbered, numbers))
+    leaves = chance.random() < 0.3
+    end = chance.randrange(len(data)) if leaves else len(data)
+    sent, answered = 0, 0
+    with Wire(path) as wire:
+        while sent < end:
+            size = chance.choice((1, 3, 20, 1000))
+            wire.socket.sendall(data[sent : min(sent + size, end)])
+            sent = min(sent + size, end)
+            if not leaves and chance.random() < 0.2 and answered < sent // len(numbered(0)):
+                assert received(wire) == numbers[answered]
+                answered += 1
+        if not leaves:
+            assert [received(wire) for _ in numbers[answered:]] == numbers[answered:]
 
 
 def test_request_in_progress_is_answered_while_the_server_drains(tmp_path: Path) -> None:
