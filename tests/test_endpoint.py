@@ -1,5 +1,6 @@
 """The socket, its lock and what is beside it come back if they are removed; the lock says where the daemon listens."""
 
+import resource
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import pytest
 
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
@@ -105,6 +107,50 @@ def test_everything_in_a_removed_runtime_directory_comes_back(home: Home, daemon
     wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file")
     assert stat.S_IMODE(home.socket.parent.stat().st_mode) == 0o700
     assert "is served by fluxbudgetd pid" in refused_start(home, "--state-dir", str(home.root / "another"))
+
+
+@pytest.mark.parametrize(("kind", "fault"), [("public", "is writable by others"), ("symlink", "is a symlink")])
+def test_socket_is_not_bound_in_a_directory_that_is_not_private(
+    home: Home, daemon: Daemon, kind: str, fault: str
+) -> None:
+    """It was created by someone else after fluxbudget's own was removed."""
+    directory, public = home.socket.parent, home.root / "public"
+    public.mkdir()
+    public.chmod(0o777)
+    with Wire(home.socket) as wire:
+        # The daemon must not see a moment in which there is no directory.
+        daemon.signal(signal.SIGSTOP)
+        directory.rename(home.root / "away")
+        if kind == "symlink":
+            directory.symlink_to(public)
+        else:
+            public.rename(directory)
+        daemon.signal(signal.SIGCONT)
+        wait_for(lambda: fault in findings(wire), "doctor to report it")
+        assert not home.socket.exists()
+        directory.rename(home.root / "public-again")
+        wait_for(lambda: is_answered(home.socket), "the socket to be served again")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_directory_that_is_a_symlink_is_refused(home: Home) -> None:
+    (home.root / "elsewhere").mkdir(mode=0o700)
+    home.socket.parent.parent.mkdir(mode=0o700)
+    home.socket.parent.symlink_to(home.root / "elsewhere")
+    assert "is a symlink" in refused_start(home)
+
+
+def test_socket_is_bound_again_once_a_descriptor_is_free(home: Home, daemon: Daemon) -> None:
+    """Without a free descriptor, the daemon goes on and tries again."""
+    limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    with Wire(home.socket) as wire:
+        wire.ask(messages.Ping())
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        home.socket.unlink()
+        wait_for(lambda: "clients cannot connect" in daemon.log, "the daemon to try")
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limits)
+        wait_for(lambda: is_answered(home.socket), "the socket to be served again")
+        assert wire.ask(messages.Ping()) == home.ask(messages.Ping())
 
 
 def test_removed_state_files_come_back_without_a_change(home: Home, daemon: Daemon) -> None:

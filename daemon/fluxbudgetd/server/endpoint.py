@@ -79,7 +79,7 @@ class Endpoint:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Create the directory and take the lock; raise `StartError` if that is impossible. Blocks."""
-        private_directory(self._directory, ours=self._directory_is_ours)
+        self._make_private()
         with self._lock:
             yield
 
@@ -119,6 +119,7 @@ class Endpoint:
                 if new is not None:
                     rechecks, has_changed = _RECHECKS, True
                     self._replace(new, on_rebound)
+                    continue  # to watch the directory, which may be a new one
                 if self.fault is not None:
                     has_changed = True
                     await anyio.sleep(_RETRY_SECONDS)
@@ -172,14 +173,20 @@ class Endpoint:
             self.fault = None
             return new
 
+    def _make_private(self) -> None:
+        """Create the directory if it is missing; raise `StartError` if others could write to it."""
+        if self._directory_is_ours and os.path.islink(self._directory):
+            raise StartError(f"the directory {shown_path(self._directory)} is a symlink", "remove it")
+        private_directory(self._directory, ours=self._directory_is_ours)
+
     def _restore(self) -> Listener | None:
         if not os.path.isdir(os.path.dirname(self._directory)):
             raise StartError(
                 f"the directory {shown_path(self._directory)} was removed",
                 "the socket is bound again when its parent exists",
             )
-        if not os.path.isdir(self._directory):
-            private_directory(self._directory, ours=self._directory_is_ours)
+        # Also if it exists: after it was removed, someone else may have created it.
+        self._make_private()
         self._lock.take()
         if self._note is not None:
             self._note.leave()

@@ -86,16 +86,23 @@ def bind(path: str) -> Listener:
             f"the socket path is {len(os.fsencode(path))} bytes long, the limit is {_MAX_PATH_BYTES}: {path}",
             "give a shorter one with --socket or $FLUXBUDGET_SOCKET",
         )
-    _clear(path)
+    try:
+        _clear(path)
+        return _listen(path)
+    except OSError as exc:
+        raise StartError(f"the socket {path} cannot be bound: {exc.strerror}", "check its directory") from exc
+
+
+def _listen(path: str) -> Listener:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(path)
         os.chmod(path, 0o600)  # before `listen`: until then no one can connect
         listening.listen(BACKLOG)
         listening.setblocking(False)
-    except OSError as exc:
+    except OSError:
         listening.close()
-        raise StartError(f"the socket {path} cannot be bound: {exc.strerror}", "check its directory") from exc
+        raise
     return Listener(listening, path, _identity(path))
 
 

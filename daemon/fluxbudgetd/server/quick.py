@@ -12,6 +12,7 @@ at once waits its turn like the others.
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -67,7 +68,10 @@ class Acceptor:
         except BlockingIOError:
             return False
         except OSError as exc:
-            # No descriptor is free, or the peer has closed already. Open connections are not affected.
+            # No descriptor is free, or the peer has closed already. Open connections are not affected. (Without a free
+            # descriptor, the kernel reports this even if no connection waits.)
+            if not _is_readable(listening):
+                return False
             if self._make_room():
                 return True
             log.warning("connection not accepted", error=str(exc))
@@ -207,6 +211,12 @@ class QuickConnections:
         self._scheduled.discard(peer)
         peer.close(error)
         self._on_closed()
+
+
+def _is_readable(checked: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(checked, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _next_message(peer: Peer) -> bytes | None:
