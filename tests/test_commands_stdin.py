@@ -96,6 +96,15 @@ def test_hook_whose_json_does_not_end(home: Home, run: str) -> None:
     assert answer.error.code == "timeout"
 
 
+def test_longer_input_than_is_forwarded_counts_although_stdin_stays_open(home: Home, run: str) -> None:
+    """The client cannot tell whether it has been cut already."""
+    raw = hook_input(home)
+    beginning = raw[:-1] + b', "prompt": "' + b"x" * MAX_STDIN
+    pieces = beginning[:100_000], beginning[100_000:MAX_STDIN]
+    assert is_denied(gathered(home, "hook", *pieces, is_open=True, wait_ms=6000))
+    assert "brainstorm" in gathered(home, "statusline", *pieces, is_open=True, wait_ms=6000).out
+
+
 def test_status_line_whose_stdin_is_never_written(home: Home, run: str) -> None:
     """It is that of its directory."""
     shown = outcome(home, "statusline", more=True, wait_ms=2000)

@@ -1,7 +1,8 @@
 """The stdin of a command, which arrives in pieces and may never end.
 
 Claude Code does not always close a hook's stdin, so a JSON object is complete when it can be parsed. That is tried only
-after a `}`, and only for a limited number of bytes in all, because a sender may drip.
+after a `}`, and only for a limited number of bytes in all, because a sender may drip. Of a longer input than a client
+forwards, the beginning counts, even if stdin stays open.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,9 @@ from fluxbudgetd.wire.framing import MAX_STDIN
 _MOST_PARSED = 16 * MAX_STDIN
 _SHORTEST = 16 << 10
 _MAX_WAIT_SECONDS = 20.0
+# Of a longer input, the client forwards no more. It has this share of its time limit to read the rest, because its
+# caller may fail if the rest is never read.
+_FULL_SHARE = 0.5
 
 
 class Patience(NamedTuple):
@@ -63,7 +67,8 @@ class Gathering:
         Raises `BadRequestError` if there is too much.
         """
         if part is None:
-            return self._end(has_ended=False)
+            self._is_whole = self._is_whole and not self._is_full
+            return self._end(has_ended=self._is_full)
         self._data += part.stdin
         self._is_whole = self._is_whole and not part.cut
         if len(self._data) > MAX_STDIN:
@@ -82,8 +87,12 @@ class Gathering:
         result = self._end(has_ended=True)
         return await result if isinstance(result, Awaitable) else result
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._data) == MAX_STDIN
+
     def _more(self) -> MoreInput:
-        share = self._patience.begun if self._data else self._patience.empty
+        share = _FULL_SHARE if self._is_full else self._patience.begun if self._data else self._patience.empty
         wait = min(self._wait_ms / 1000 * share, _MAX_WAIT_SECONDS)
         return MoreInput(self._begun_at + wait, len(self._data), self.add)
 
