@@ -93,8 +93,8 @@ int write_answer(const struct call *call, const struct answer *answer)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
     export_lines(call, answer->exports);
-    int error = write_all(call, STDOUT_FILENO, answer->out);
     write_all(call, STDERR_FILENO, answer->err);
+    int error = write_all(call, STDOUT_FILENO, answer->out);
     if (error != 0 && call->verb->is_hook) {
         debug(call, what, error == ETIMEDOUT ? late : strerror(error));
     } else if (error == ETIMEDOUT) {
