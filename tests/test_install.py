@@ -305,7 +305,21 @@ def test_script_outside_an_environment_uses_the_python_of_a_generated_script(
     generated.unlink()
     result = subprocess.run([script, "status"], env=home.environ, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (70, "")
-    assert "cannot be executed" in result.stderr
+    missing = f"fluxbudgetctl: the Python in {generated} cannot be executed\n"
+    assert result.stderr == f"{missing}hint: install fluxbudget again\n"
+
+
+def test_script_accepts_a_directory_as_stdin(tmp_path: Path, home: Home) -> None:
+    """Python does not start with one, and exits with a code that means something else here."""
+    (tmp_path / "fluxbudgetd").write_text(f"#!{sys.executable}\n")
+    script = shutil.copy(ROOT / "client" / "script" / "python-client.sh", tmp_path / "fluxbudgetctl-python")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for verb, code in (("hook", 0), ("ping", 69)):
+            result = subprocess.run([script, verb], env=home.environ, stdin=directory, capture_output=True, check=False)
+            assert (result.returncode, result.stdout) == (code, b""), result
+    finally:
+        os.close(directory)
 
 
 @pytest.mark.parametrize("place", ["plain", "with space", "long" * 40])

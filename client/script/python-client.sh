@@ -9,6 +9,8 @@ here=${self%/*}
 # With these set, Python may fail to start, or keep running after the client, and exit with a code that means something
 # else here.
 unset PYTHONHOME PYTHONINSPECT
+# Python does not start if stdin is a directory.
+[ ! -d /dev/stdin ] || exec </dev/null
 
 if [ -f "$here/../pyvenv.cfg" ]; then
     python=$here/python
@@ -22,7 +24,7 @@ if [ -f "$here/../pyvenv.cfg" ]; then
 else
     # Installers write the interpreter's path into the generated scripts: after `#!`, or, if it is long or has a space,
     # into the second line: '''exec' "/a path/python" "$0" "$@"
-    { IFS= read -r first && IFS= read -r second; } <"$here/fluxbudgetd" 2>/dev/null
+    { IFS= read -r first && IFS= read -r second; } 2>/dev/null <"$here/fluxbudgetd"
     case $first in
     '#!/bin/sh') python=${second#"'''exec' "} python=${python%' "$0" "$@"'} ;;
     *) python=${first#'#!'} python=${python%% *} ;;
