@@ -1,19 +1,27 @@
 """The pipe: what is sent, and what the client does by itself if the daemon leaves a command line to it."""
 
+import fcntl
 import os
+import posix
 import socket
 import subprocess
+import sys
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fluxbudgetctl import pipe
+from fluxbudgetctl.main import main
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.codes import ERROR_CODES
-from harness.daemon import CTL, Home
+from harness.daemon import CTL, PATIENCE, Home, wait_for
 from harness.false_daemon import NOT_MINE, answering, frame, refused, replied
 from harness.native import both_clients
+from harness.peer import Connection, Peer
+from harness.pipes import open_pipe
 
 VERBS = ["remaining", "env", "check", "advance", "ping", "hook", "statusline"]
 NAMES = ("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID", "CLAVAIN_SKIP_BUDGET")
@@ -185,11 +193,76 @@ def test_older_daemon_may_refuse_the_typed_request(home: Home, verb: str) -> Non
     assert result.stderr == ("" if verb == "hook" else "fluxbudgetctl: no run here\nhint: h\n")
 
 
+@both_clients
+@pytest.mark.parametrize("verb", ["env", "statusline"])
+def test_stderr_is_written_before_stdout(home: Home, verb: str) -> None:
+    """So that warnings come before what they are about, if both are one file."""
+    with answering(home, replied("out\n", "err\n")):
+        result = subprocess.run(
+            [*CTL, verb, "--timeout", "20"],
+            env=home.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    assert result.stdout == b"err\nout\n"
+
+
+@both_clients
+def test_connection_that_is_closed_before_the_request_is_read(home: Home) -> None:
+    """The kernel may report a reset."""
+
+    def close(connection: Connection) -> None:
+        connection.socket.recv(1)
+
+    with Peer(home.socket, close):
+        for verb in ("env", "statusline"):
+            result = home.ctl(verb, "--timeout", "20", stdin="{}")
+            assert result.returncode == 69
+            assert "the daemon closed the connection without an answer" in result.stderr
+
+
+@both_clients
+@pytest.mark.parametrize("verb", ["env", "check", "statusline"])
+def test_stdout_that_does_not_block_is_waited_for(home: Home, verb: str) -> None:
+    """Another program has made the pipe so. It has less room than the output needs."""
+    err = "note\n" if verb == "check" else ""
+    with answering(home, replied("x" * 200_000, err)), open_pipe() as out:
+        room = fcntl.fcntl(out.writing, fcntl.F_GETPIPE_SZ)
+        os.set_blocking(out.writing, False)
+        with subprocess.Popen(
+            [*CTL, verb, "--timeout", "20"],
+            env=home.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=out.writing,
+            stderr=subprocess.PIPE,
+        ) as process:
+            os.close(out.writing)
+            wait_for(lambda: _unread(out.reading) == room, "a full pipe")
+            wait_for(lambda: _state(process.pid) in "SZ", "the client to wait, or to fail")
+            printed = b""
+            while piece := os.read(out.reading, 65536):
+                printed += piece
+            _, reported = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, len(printed), reported) == (0, 200_000, err.encode())
+
+
+def _unread(file: int) -> int:
+    return int.from_bytes(fcntl.ioctl(file, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _state(pid: int) -> str:
+    """Return the state of a process: S is asleep, Z has ended."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 # --- what the native client hands over
 
 
 def handed(home: Home, failed: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return home.ctl(*arguments, environ={"FLUXBUDGETCTL_FAILED": failed, **environ}, stdin="{}")
+    native = {"FLUXBUDGETCTL_NATIVE": "1", "FLUXBUDGETCTL_FAILED": failed}
+    return home.ctl(*arguments, environ={**native, **environ}, stdin="{}")
 
 
 @pytest.mark.parametrize(
@@ -228,10 +301,57 @@ def test_other_errors_are_requested_again(home: Home) -> None:
         assert handed(home, "something else", "env", "--timeout", "20").stdout == "1\n"
 
 
+def test_impossible_failure_is_no_defect(home: Home) -> None:
+    assert handed(home, "connect 99999999999999999999", "env", "--timeout", "20").returncode == 69
+
+
+def test_failure_without_a_native_client_is_ignored(home: Home) -> None:
+    """A variable that was left over does not silence the client."""
+    with answering(home, replied("1\n")):
+        left = {"FLUXBUDGETCTL_FAILED": "closed", "FLUXBUDGETCTL_NATIVE": ""}
+        assert home.ctl("env", "--timeout", "20", environ=left).stdout == "1\n"
+
+
+def test_stdin_is_not_waited_for_after_a_timeout(home: Home) -> None:
+    """The native client has waited already. Here, waiting again would take an hour."""
+    environ = {**home.environ, "FLUXBUDGETCTL_NATIVE": "1", "FLUXBUDGETCTL_FAILED": "timeout"}
+    with open_pipe() as pipe:
+        result = subprocess.run(
+            [*CTL, "statusline", "--timeout", "3600"],
+            env=environ,
+            stdin=pipe.reading,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert (result.returncode, b"within 3600 s" in result.stderr) == (75, True), result
+
+
 def test_older_daemon_found_by_the_native_client(home: Home) -> None:
     with answering(home, frame(TYPED["remaining"])) as asked:
         assert handed(home, "error unknown_op", "env", "--timeout", "20").stdout.startswith("export ")
     assert [one["op"] for one in asked] == ["remaining"]
+
+
+# --- defects
+
+
+@pytest.mark.parametrize(("environ", "code", "lines"), [({}, 0, 0), ({"FLUXBUDGET_DEBUG": "1"}, 70, 2)])
+def test_defect_does_not_disturb_a_session(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    environ: dict[str, str],
+    code: int,
+    lines: int,
+) -> None:
+    def fail(call: pipe.Call) -> None:
+        raise LookupError(call.verb)
+
+    monkeypatch.setattr(pipe, "run", fail)
+    monkeypatch.setattr(posix, "environ", {os.fsencode(name): os.fsencode(value) for name, value in environ.items()})
+    assert main(["hook"]) == code
+    assert main(["env"]) == 70
+    assert capfd.readouterr().err.count("\n") == 2 + lines
 
 
 # --- where the daemon listens
@@ -270,6 +390,30 @@ def test_lock_file_says_where_the_daemon_listens(home: Home, elsewhere: Path, ve
         result = home.ctl(verb, "--timeout", "20", environ=DEFAULT)
         assert home.ctl(verb, "--timeout", "20").returncode == 69  # $FLUXBUDGET_SOCKET is explicit
     assert (result.returncode, len(asked)) == (0, 1), result
+
+
+@both_clients
+def test_daemon_that_is_recorded_but_gone(home: Home, elsewhere: Path) -> None:
+    """The default socket is reported, because the lock file may be old."""
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(elsewhere))
+    note(home, "fluxbudgetd pid 4711", f"socket {elsewhere}")
+    result = home.ctl("env", "--timeout", "20", environ=DEFAULT)
+    assert (result.returncode, result.stdout) == (69, "")
+    assert result.stderr.startswith(f"fluxbudgetctl: no daemon at {home.socket}: No such file or directory\n")
+
+
+@both_clients
+def test_relative_path_in_a_deleted_directory_leads_nowhere(home: Home) -> None:
+    (home.root / "gone").mkdir()
+    for verb, code in (("env", 69), ("hook", 0)):
+        (home.root / "gone").mkdir(exist_ok=True)
+        command = ["sh", "-c", 'rmdir ../gone; exec "$@"', "-", *CTL, verb, "--timeout", "20"]
+        environ = {**home.environ, "FLUXBUDGET_SOCKET": "s.sock"}
+        result = subprocess.run(
+            command, env=environ, cwd=home.root / "gone", stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        assert (result.returncode, b"written" in result.stderr) == (code, False), result
 
 
 @both_clients

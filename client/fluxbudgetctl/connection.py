@@ -50,7 +50,10 @@ def connect(path: str, deadline: float) -> _socket.socket:
             from fluxbudgetctl import environment  # noqa: PLC0415  only needed without a daemon
 
             if (other := environment.recorded_socket(path)) is not None:
-                return connect(other, deadline)
+                try:
+                    return _connect(other, deadline)
+                except OSError:
+                    pass  # what is recorded may be old; the default path is what has to be reported
         raise NotConnected(exc.errno, exc.strerror or str(exc)) from None
 
 

@@ -9,6 +9,8 @@ from fluxbudgetctl.failure import Failure, failure_of
 from fluxbudgetctl.unanswered import hung_up, no_answer, not_connected, not_ours, not_understood, unreachable
 from fluxbudgetd.wire import codes
 
+_MOST_DIGITS = 9
+
 
 def failure(handed: str, seconds: float) -> Failure | None:
     """Return the failure that the native client has met; None if asking again may give an answer, or the reason.
@@ -17,7 +19,7 @@ def failure(handed: str, seconds: float) -> Failure | None:
     """
     path = environment.socket()
     kind, _, detail = handed.partition(" ")
-    number = int(detail) if detail.isascii() and detail.isdigit() else 0
+    number = int(detail) if detail.isascii() and detail.isdigit() and len(detail) <= _MOST_DIGITS else 0
     if kind == "error":
         known = {"code": detail, "message": codes.ERROR_CODES.get(detail, (0, ""))[1]}
         # Of any other error, only the daemon knows the message.

@@ -40,6 +40,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         _discard_stdout()
         return _fail(f"the output cannot be written: {exc.strerror}", "check where stdout goes, and free disk space")
     except Exception as exc:  # noqa: BLE001  Python would exit with 1, which means "refused"
+        if arguments[:1] == ["hook"] and not posix.environ.get(b"FLUXBUDGET_DEBUG"):
+            return 0  # not even a defect disturbs a session
         return _fail(f"internal error: {type(exc).__name__}: {exc}", "please report it")
     return code
 
@@ -71,7 +73,7 @@ def _run(arguments: list[str], started_ns: int, native: str | None, handed: str 
     from fluxbudgetctl import pipe  # noqa: PLC0415  so that Ctrl-C during the import is caught, too
 
     if arguments and arguments[0] in pipe.VERBS:
-        return _run_piped(arguments, started_ns, handed)
+        return _run_piped(arguments, started_ns, handed if native else None)
     from fluxbudgetctl import cli  # noqa: PLC0415  argparse and msgspec cost more than answering a piped verb
 
     return cli.main(arguments, native)
@@ -83,6 +85,8 @@ def _run_piped(words: list[str], started_ns: int, handed: str | None) -> int:
     call, failure = None, None
     seconds = pipe.time_limit(words)
     if seconds is not None:
+        if handed == "timeout":
+            started_ns -= int(seconds * 1e9)  # the native client has used up the time
         call = pipe.Call(words, seconds, started_ns)
         outcome = _handed_over(handed, seconds) or pipe.run(call)
         if isinstance(outcome, pipe.Answer):
@@ -107,6 +111,11 @@ def _deliver(answer: "Answer", call: "Call") -> int:
             rest = rest[posix.write(1, rest) :]
     except BrokenPipeError:
         pass  # a closed pipe does not turn a refusal into something else
+    except BlockingIOError:
+        from fluxbudgetctl.delivery import deliver  # noqa: PLC0415  it waits for the reader
+
+        answer.out = rest
+        return deliver(answer, call)
     return answer.exit_code
 
 

@@ -74,10 +74,11 @@ def write(data: bytes, file: "TextIO | None", deadline: float | None) -> None:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     while data:
-        if deadline is None:
-            data = data[posix.write(fd, data) :]
-        elif poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-            # A writable pipe has room for PIPE_BUF bytes; writing more could block.
-            data = data[posix.write(fd, data[: select.PIPE_BUF]) :]
-        else:
+        if deadline is not None and not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
             raise TimeoutError(errno.ETIMEDOUT, "the reader did not read it in time")
+        # A writable pipe has room for PIPE_BUF bytes; writing more could block.
+        piece = data if deadline is None else data[: select.PIPE_BUF]
+        try:
+            data = data[posix.write(fd, piece) :]
+        except BlockingIOError:  # another program has made the file non-blocking
+            poll.poll(None if deadline is None else max(deadline - time.monotonic(), 0) * 1000)

@@ -17,7 +17,8 @@ _NOT_THERE = (errno.ENOENT, errno.ECONNREFUSED)
 def failure_from(exc: Exception, path: str, seconds: float) -> Failure:
     """Return the failure for what asking the daemon at this socket has raised within a time limit.
 
-    An `EOFError` says that the daemon has closed the connection, a `ValueError` how its answer breaks the protocol.
+    An `EOFError` says that the daemon has closed the connection (so does a reset, if it has not read the request), and
+    a `ValueError` how its answer breaks the protocol.
     """
     if isinstance(exc, NotConnected):
         return not_connected(path, exc.errno, exc.strerror or "")
@@ -25,7 +26,7 @@ def failure_from(exc: Exception, path: str, seconds: float) -> Failure:
         return _failure_of(exc, path)
     if isinstance(exc, TimeoutError):
         return no_answer(path, seconds)
-    if isinstance(exc, EOFError):
+    if isinstance(exc, (EOFError, ConnectionResetError)):
         return hung_up(path)
     if isinstance(exc, OSError):
         return unreachable(path, exc.strerror or str(exc))

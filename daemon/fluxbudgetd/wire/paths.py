@@ -19,7 +19,10 @@ def socket_path(environ: Mapping[str, str], uid: int) -> str:
     directory that others can write to.)
     """
     if chosen := environ.get("FLUXBUDGET_SOCKET"):
-        return os.path.abspath(chosen)
+        try:
+            return os.path.abspath(chosen)
+        except FileNotFoundError:  # the working directory was deleted, so the path leads nowhere
+            return chosen
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     is_usable = runtime.startswith("/")  # the XDG specification says to ignore relative paths
     if not is_usable:
