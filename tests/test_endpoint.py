@@ -1,5 +1,6 @@
 """The socket, its lock and what is beside it come back if they are removed; the lock says where the daemon listens."""
 
+import os
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from fluxbudgetd.server.locking import Note
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
 from harness.activation import activation
@@ -243,6 +245,19 @@ def test_note_at_the_default_place_is_removed(home: Home) -> None:
     with listening_elsewhere(home):
         assert lock_of(home.socket).read_text()
     assert lock_of(home.socket).read_text() == ""
+
+
+def test_note_is_not_written_again_without_a_change(tmp_path: Path) -> None:
+    """A client could read half of it, and a daemon that starts there could find the lock taken."""
+    path = tmp_path / "run" / "s.lock"
+    note = Note(str(path), "/elsewhere")
+    note.leave()
+    before = path.read_text()
+    os.utime(path, (0, 0))
+    note.leave()
+    assert (path.read_text(), path.stat().st_mtime) == (before, 0)
+    note.remove()
+    assert path.read_text() == ""
 
 
 def test_daemon_with_a_state_of_its_own_leaves_no_note(home: Home) -> None:

@@ -67,8 +67,7 @@ class LockFile:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(OSError):  # on a full disk the file stays empty, but the lock is held
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, _record(self._socket), 0)
+                _rewrite(fd, _record(self._socket))
         except BlockingIOError as exc:
             holder = _holder(os.pread(fd, _MOST_RECORD_BYTES, 0))
             os.close(fd)
@@ -108,10 +107,12 @@ class Note:
     def _write(self, record: bytes) -> None:
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if record else 0), 0o600)
         try:
+            # Without a change, do not even take the lock: a daemon that is just starting there would find it taken.
+            if record and os.pread(fd, _MOST_RECORD_BYTES, 0) == record:
+                return
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if record or os.pread(fd, _MOST_RECORD_BYTES, 0) == _record(self._socket):
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, record, 0)
+                _rewrite(fd, record)
         finally:
             os.close(fd)
 
@@ -120,6 +121,12 @@ def _record(socket: str) -> bytes:
     """Return a lock file's lines. A path with a newline in it cannot be recorded."""
     where = b"" if "\n" in socket else b"socket %s\n" % os.fsencode(socket)
     return b"fluxbudgetd pid %d\n%s" % (os.getpid(), where)
+
+
+def _rewrite(fd: int, record: bytes) -> None:
+    """Replace a lock file's lines; a client that reads meanwhile does not find the file empty."""
+    os.pwrite(fd, record, 0)
+    os.ftruncate(fd, len(record))
 
 
 def _holder(record: bytes) -> str:
