@@ -17,6 +17,7 @@ from fluxbudgetctl import pipe
 from fluxbudgetctl.main import main
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.codes import ERROR_CODES
+from fluxbudgetd.wire.paths import socket_path
 from harness.daemon import CTL, PATIENCE, Home, wait_for
 from harness.false_daemon import NOT_MINE, answering, frame, refused, replied
 from harness.native import both_clients
@@ -372,6 +373,20 @@ def note(home: Home, *lines: str) -> Path:
 
 
 DEFAULT = {"FLUXBUDGET_SOCKET": ""}
+
+
+@both_clients
+@pytest.mark.parametrize("verb", ["env", "statusline", "status"])
+@pytest.mark.parametrize("runtime", [None, "", "relative", "/nowhere", "/nowhere/", "/nowhere/../x"])
+def test_default_place_depends_on_the_runtime_directory(home: Home, verb: str, runtime: str | None) -> None:
+    """And on the home directory, if no runtime directory is known."""
+    environ = {name: value for name, value in home.environ.items() if name != "XDG_RUNTIME_DIR"} | DEFAULT
+    if runtime is not None:
+        environ["XDG_RUNTIME_DIR"] = runtime
+    command = [*CTL, verb, "--timeout", "20"]
+    result = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    place = socket_path(environ, os.geteuid())
+    assert (result.returncode, result.stderr.split(": ")[1]) == (69, f"no daemon at {place}")
 
 
 @both_clients

@@ -128,7 +128,7 @@ def _socket_path() -> str:
     """Return the path of the daemon's socket. For the usual environments, `os.path` is not imported."""
     chosen = posix.environ.get(b"FLUXBUDGET_SOCKET", b"").decode(_ENCODING, "surrogateescape")
     runtime = posix.environ.get(b"XDG_RUNTIME_DIR", b"").decode(_ENCODING, "surrogateescape")
-    plain = chosen or f"{runtime}/fluxbudget/fluxbudgetd.sock"
+    plain = chosen or (f"{runtime}/fluxbudget/fluxbudgetd.sock" if runtime else "")
     if plain.startswith("/") and "//" not in plain and "/." not in plain and not plain.endswith("/"):
         return plain
     from fluxbudgetctl import environment  # noqa: PLC0415  imports os
