@@ -11,6 +11,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -140,6 +141,7 @@ async def supervised(
             supervision = Supervision(Manager(str(directory / "notify"), WATCHED), service)
 
             async def is_fed() -> bool:
+                await anyio.lowlevel.checkpoint()  # feeding does not wait if a source stalls: let the reader go on
                 await supervision.feed_watchdog()
                 try:
                     return receiving.recv(1000) == b"WATCHDOG=1"
