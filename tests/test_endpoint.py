@@ -135,6 +135,18 @@ def test_socket_is_not_bound_in_a_directory_that_is_not_private(
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
+def test_directory_that_the_user_opens_to_others_stays_in_use(home: Home) -> None:
+    """While everything in it is in its place."""
+    place = home.root / "chosen" / "s.sock"
+    home.start("--socket", str(place))
+    with Wire(place) as wire:
+        place.parent.chmod(0o770)
+        shutil.rmtree(place.parent / "state")
+        wait_for((place.parent / "state").exists, "the state files")
+        assert "is writable by others" not in findings(wire)
+    assert is_answered(place)
+
+
 def test_directory_that_is_a_symlink_is_refused(home: Home) -> None:
     (home.root / "elsewhere").mkdir(mode=0o700)
     home.socket.parent.parent.mkdir(mode=0o700)

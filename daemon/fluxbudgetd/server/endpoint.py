@@ -185,8 +185,9 @@ class Endpoint:
                 f"the directory {shown_path(self._directory)} was removed",
                 "the socket is bound again when its parent exists",
             )
-        # Also if it exists: after it was removed, someone else may have created it.
-        self._make_private()
+        if not (self._lock.is_held() and self.listener.is_reachable()):
+            # Also if it exists: after it was removed, someone else may have created it.
+            self._make_private()
         self._lock.take()
         if self._note is not None:
             self._note.leave()
