@@ -1,8 +1,8 @@
 """Build hook: add the systemd units, the configuration template and the clients to the wheel.
 
-`fluxbudgetctl-python` is a script that starts the Python client. `fluxbudgetctl` is the native client if a C compiler
-is available, which leaves what it does not handle to that script, else the same script. With `FLUXBUDGET_NATIVE=0` the
-native client is left out; with `FLUXBUDGET_NATIVE=1` the build fails if it cannot be compiled.
+`fluxbudgetctl-python` is a script that starts the Python client. `fluxbudgetctl` is the native client, which leaves
+what it does not handle to that script; without a C compiler, it is a copy of the script. `FLUXBUDGET_NATIVE=0` leaves
+out the native client; with `FLUXBUDGET_NATIVE=1`, the build fails if it cannot be compiled.
 """
 
 import os
@@ -25,8 +25,8 @@ _DATA = {"systemd": f"{_NAME}/systemd", "config/fluxbudget.toml": "fluxbudgetd/c
 # of the older manylinux tags have 2.6. musllinux_1_1 is the oldest musl tag, and none promises a kernel version.
 _STATIC_TAGS = ("manylinux_2_17", "musllinux_1_1")
 
-# A shell script instead of one that starts with `#!python`, which installers rewrite: pip's result does not run if the
-# path is long or has a space.
+# A shell script. Installers rewrite scripts that start with `#!python`, and pip's result does not run if the path is
+# long or has a space.
 _SCRIPT = "client/script/python-client.sh"
 
 

@@ -24,8 +24,9 @@ of another user are refused (except root; in the service's sandbox root is an or
 is `fluxbudgetd pid N`, its second `socket PATH`: where the daemon listens. If a socket that was not chosen with
 `$FLUXBUDGET_SOCKET` is missing or dead, clients look into that file, and connect to `PATH` if it is another one: the
 daemon may have been started with `--socket`, and then leaves these lines at the default place, without holding the
-lock. Errors of a second daemon, and `doctor`, use the file too. (Older daemons write only the first line.) If the
-socket, the lock or their directory is removed, the daemon creates them again within seconds.
+lock. A second daemon quotes them in its error, and `doctor` uses the pid. (Daemons before 0.2.0 write only the first
+line.) If the socket, the lock or their directory is removed, the daemon creates them again within seconds (but not a
+socket that systemd passed).
 
 **Frame**: a big-endian `u32` that counts the bytes of the body, then the body: one
 [MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests, which
@@ -48,11 +49,15 @@ request) the connection is closed; after any other error it stays open.
 The daemon understands the plain, correct forms of `remaining`, `env`, `check`, `advance`, `ping`, `hook` and
 `statusline`; to any other command line it answers `mine` false. If `more` is true, `stdin` requests follow on the
 connection until one has `more` false. They have no answers of their own, and are ignored once the command has been
-answered; any other request gets `bad_request` as long as the command waits. It is answered as soon as its stdin is a
-complete JSON value, or has ended; `statusline` also after half of `wait_ms` if nothing has arrived, or after 75 % with
-the fields that are complete by then. `hook` answers nothing if nothing has arrived by the end of `wait_ms`; if its JSON
-is incomplete then, it gets `timeout`. A failure of `hook` is an error answer; any other verb's is an ordinary one, with
-an exit code and lines for stderr.
+answered. Any other request while the command waits ends it with `bad_request`. `hook` and `statusline` are answered as
+soon as their stdin is a complete JSON object or has ended, and otherwise after a share of `wait_ms` (at most 20 s):
+
+* `statusline` after half of it if nothing has arrived, or after 75 % with the fields that are complete by then;
+* `hook` at its end: with no output if nothing has arrived, and with the error `timeout` if the JSON is incomplete;
+* both after half of it if 256 KiB have arrived, with the fields that are complete.
+
+A failure of `hook` is an error answer. Any other verb's failure is an ordinary answer, with an exit code and lines for
+stderr.
 
 **Pages**: `status` and `run_list` return at most 64 runs; send `next` as `after` to get the following page.
 

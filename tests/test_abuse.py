@@ -69,7 +69,7 @@ def ended(peer: socket.socket) -> bool:
         (b"\x82\xa1v\x01\xa2op\xa3\xff\xfe\xfd", "bad_request"),  # the operation is not UTF-8
         (b"\x81\xa2op\xa3\xff\xfe\xfd", "bad_request"),
         (b"\x83\xa1v\x01\xa2op\xa9remaining\xa3run\xa2\xff\xfe", "bad_request"),
-        (b"\x83\xa1v\x01\xa2op\xa4ping\xa2\xff\xfe\x01", None),  # a field that no version knows
+        (b"\x83\xa1v\x01\xa2op\xa4ping\xa2\xff\xfe\x01", None),  # an unknown field
         (b"\x83\xa1v\x02\xa2op\xa4ping\xa1x\xa2\xff\xfe", "unsupported_version"),
         *(
             (msgspec.msgpack.encode({"v": 1, "op": op}), "bad_request")
@@ -78,7 +78,7 @@ def ended(peer: socket.socket) -> bool:
         *((msgspec.msgpack.encode({"v": v, "op": "ping"}), "bad_request") for v in (None, "1", b"1", 1.5, True, [1])),
         (msgspec.msgpack.encode({"v": 2**64 - 1, "op": "ping"}), "unsupported_version"),
         (msgspec.msgpack.encode({"op": "no-such-thing"}), "unknown_op"),
-        # An error that quotes this in full does not fit into a frame.
+        # An error that quoted this in full would not fit into a frame.
         (msgspec.msgpack.encode({"v": 1, "op": "\0" * 1_000_000}), "unknown_op"),
         (msgspec.msgpack.encode({"v": 1, "op": "remaining", "run": "é" * 500_000}), "no_run"),
     ],
@@ -149,7 +149,7 @@ def test_incomplete_frames_time_out_while_others_are_answered(home: Home, run: s
 
 @pytest.fixture
 def descriptors() -> Iterator[int]:
-    """Let this process open as many files as its hard limit allows; yield that number."""
+    """Let this process open as many files as its hard limit allows; yield that limit."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = before[1] if before[1] != resource.RLIM_INFINITY else 1 << 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, before[1]))
@@ -231,7 +231,7 @@ def test_connection_whose_request_has_arrived_is_not_closed_for_another(tmp_path
 
 
 def test_many_invalid_requests_are_answered_and_not_logged(home: Home, run: str, daemon: Daemon) -> None:
-    """Others are answered meanwhile."""
+    """Other clients are answered meanwhile."""
     invalid = (b"\xc1", b"\x81\xa2op\xa3\xff\xfe\xfd", msgspec.msgpack.encode({"v": 1, "op": "no-such-thing"}))
     frames = b"".join(map(encode_frame, invalid)) * 20
     lines = len(daemon.log.splitlines())

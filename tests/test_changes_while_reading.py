@@ -1,4 +1,4 @@
-"""Decisions while a source is being read or the ledger written: nothing is missed or guessed."""
+"""Decisions while a source is read or the ledger is written: nothing is missed or guessed."""
 
 import threading
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
             Transcript(tmp_path, "s1").response(tokens=(900, 0, 0, 0))
             service.totals.request_refresh("s1")
             await until(lambda: account.balance().spent == 900)
-            # Just after a file was created, its directory counts as changed. This test is about the time after that.
+            # Just after a file was created, its directory counts as changed. This test starts after that.
             monkeypatch.setattr(TranscriptStore, "changed", lambda *_arguments, **_options: False)
             await service.thresholds.reported(account, within(60))
             reminder = await service.session_warnings.next_for(account, "s1", within(60))
@@ -98,7 +98,7 @@ def test_threshold_that_is_passed_while_another_is_written_is_reported(
 def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon reads later, without another request, which sub-agents have been measured."""
+    """The daemon later reads which sub-agents were measured, without another request."""
     first_copies = TranscriptStore.first_copies
     may_go_on = anyio.Event()
 
@@ -170,7 +170,7 @@ def test_run_is_not_fresh_until_the_rows_of_a_session_that_joined_are_read(tmp_p
 
 
 def test_session_that_was_read_too_late_belongs_to_the_run_that_starts(tmp_path: Path) -> None:
-    """Its rows, which have been read and not kept, name the new run's scope. They are read again."""
+    """Its rows name the new run's scope. They were read but not kept, so they are read again."""
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -194,7 +194,7 @@ def test_session_that_was_read_too_late_belongs_to_the_run_that_starts(tmp_path:
 def test_run_that_starts_while_the_ledger_cannot_be_read_counts_known_rows_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that name its scope move to it, although only the ledger still has them. Until then it has no numbers."""
+    """Rows that name its scope move to it, although only the ledger still has them. Before that, it has no numbers."""
 
     async def failing(_stored: StoredUsage, _scope: str) -> list[str]:
         raise LedgerError("disk I/O error", "check the disk")

@@ -1,4 +1,4 @@
-"""Command lines in the service inside the test: what is answered at once, and what cannot be answered in time."""
+"""Command lines, with the service inside the test: answers given at once, and answers that come too late."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable
@@ -56,7 +56,7 @@ def command(*words: bytes, wait_ms: int = 5000, stdin: bytes = b"", more: bool =
 
 
 async def warmed_up(context: Context) -> None:
-    """Wait until a question about the run has nothing to wait for."""
+    """Wait until requests about the run are answered at once."""
     await answered(context, command(b"remaining"))
     with anyio.fail_after(30):
         while context.service.totals.standing_now("r1", None, None, messages.Hints()) is None:
@@ -103,7 +103,7 @@ def test_command_with_nothing_to_wait_for_is_answered_at_once(tmp_path: Path, re
     ids=lambda value: value[0].decode() if isinstance(value[0], bytes) else "",
 )
 def test_numbers_that_cannot_be_read_in_time(tmp_path: Path, words: tuple[bytes, ...], expected: Outcome) -> None:
-    """`remaining` may have a default."""
+    """`remaining` prints its default; the others fail."""
 
     async def body() -> None:
         async with serving_a_run(tmp_path) as (context, source):
@@ -143,7 +143,7 @@ def test_admission_whose_answer_is_not_delivered_is_withdrawn(tmp_path: Path) ->
 
 
 def test_wait_for_stdin_depends_on_the_verb_and_on_what_has_arrived(tmp_path: Path) -> None:
-    """A status line can do without it; an answer takes time, too."""
+    """A status line needs no stdin, so it stops waiting early enough to be answered in time."""
 
     async def body() -> None:
         async with serving_a_run(tmp_path) as (context, _source):

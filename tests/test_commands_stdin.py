@@ -1,4 +1,4 @@
-"""The stdin of forwarded command lines: open, dripping, cut, empty, never written, and hostile."""
+"""The stdin of forwarded command lines: left open, dripping, cut, empty, never written, or hostile."""
 
 import json
 import select
@@ -23,9 +23,9 @@ NO_RUN = 3
 
 @pytest.fixture
 def run(home: Home, daemon: Daemon) -> str:
-    """Start a hard run that no sub-agent fits into, with the session s1; it belongs to the project's directory."""
+    """Start a run with hard enforcement, too small for any sub-agent, with the session s1, in the project."""
     name = started(home, id="r1", session="s1", token_budget=10, enforcement="hard")
-    # So that there are last known numbers, however short a command's time limit is.
+    # Read the numbers once, so that a command with a short time limit has last known ones.
     assert home.spent(name) == 0
     return name
 
@@ -45,7 +45,7 @@ def receive(wire: Wire) -> messages.AnyAnswer | messages.ErrorAnswer:
 
 
 def gathered(home: Home, verb: str, *pieces: bytes, is_open: bool, **fields: Any) -> Outcome:
-    """Have a verb carried out elsewhere, with its stdin in pieces; the last one ends it unless it stays open."""
+    """Send a verb from a directory of no run, with stdin in pieces; the last one ends stdin unless `is_open`."""
     *before, last = pieces
     with Wire(home.socket) as wire:
         wire.send(
@@ -77,7 +77,7 @@ def test_white_space_and_a_byte_order_mark_are_accepted(home: Home, run: str, be
 
 
 def test_unusual_json_is_complete_too(home: Home, run: str) -> None:
-    """JavaScript writes half a surrogate pair if it cuts a text in the middle of a character."""
+    """JavaScript writes half of a surrogate pair if it cuts text in the middle of a character."""
     raw = hook_input(home, prompt="a").replace(b'"a"', rb'"\ud83d"')
     assert is_denied(gathered(home, "hook", raw, is_open=True))
     middle = raw.index(b"}") + 1
@@ -90,14 +90,14 @@ def test_hook_whose_stdin_is_never_written(home: Home, run: str) -> None:
 
 
 def test_hook_whose_json_does_not_end(home: Home, run: str) -> None:
-    """It is an error, so that the client can deny a launch if it was told to fail closed."""
+    """The answer is an error, so that a client that must fail closed can deny a launch."""
     answer = home.ask(forwarded(home, "hook", stdin=hook_input(home)[:-1], more=True, wait_ms=300))
     assert isinstance(answer, messages.ErrorAnswer)
     assert answer.error.code == "timeout"
 
 
 def test_longer_input_than_is_forwarded_counts_although_stdin_stays_open(home: Home, run: str) -> None:
-    """The client cannot tell whether it has been cut already."""
+    """The client does not yet know whether there is more than it forwards."""
     raw = hook_input(home)
     beginning = raw[:-1] + b', "prompt": "' + b"x" * MAX_STDIN
     pieces = beginning[:100_000], beginning[100_000:MAX_STDIN]
@@ -106,14 +106,14 @@ def test_longer_input_than_is_forwarded_counts_although_stdin_stays_open(home: H
 
 
 def test_status_line_whose_stdin_is_never_written(home: Home, run: str) -> None:
-    """It is that of its directory."""
+    """It shows the run of its directory."""
     shown = outcome(home, "statusline", more=True, wait_ms=2000)
     assert (shown.exit, "brainstorm" in shown.out) == (0, True)
     assert outcome(home, "statusline", cwd=home.root, more=True, wait_ms=2000).exit == NO_RUN
 
 
 def test_status_line_whose_json_does_not_end(home: Home, run: str) -> None:
-    """The fields that have arrived count."""
+    """The fields that are complete at the deadline are used."""
     raw = hook_input(home)
     assert gathered(home, "statusline", raw[:-1], is_open=True, wait_ms=4000).exit == 0
     assert gathered(home, "statusline", b'{"session_id": "s', is_open=True, wait_ms=2000).exit == NO_RUN
@@ -166,7 +166,7 @@ def test_another_request_ends_the_command(home: Home, run: str) -> None:
 
 
 def test_stdin_that_no_command_waits_for_is_ignored(home: Home, run: str) -> None:
-    """A client may have sent it before it had the answer."""
+    """A client may have sent it before the answer arrived."""
     with Wire(home.socket) as wire:
         late = messages.Stdin(stdin=b"x" * 100_000, more=True)
         wire.send(late, forwarded(home, "hook", stdin=hook_input(home), more=True), late, messages.Stdin(stdin=b""))
@@ -263,7 +263,7 @@ def test_huge_requests_are_answered(home: Home, run: str) -> None:
 
 
 def test_dripping_sender_is_parsed_a_limited_number_of_times() -> None:
-    """Otherwise a long input of closing braces would take time that grows with its square."""
+    """Otherwise, parsing a long input of closing braces would take quadratic time."""
     ended: list[Input] = []
 
     def finish(found: Input) -> messages.CommandAnswer:

@@ -1,4 +1,4 @@
-"""A connection moves between the callback that answers at once and the task that waits, and no one can tell."""
+"""A connection moves between callbacks and tasks, and the client cannot tell."""
 
 import random
 import socket
@@ -66,7 +66,7 @@ async def served(path: Path, handler: Handler = now_or_later, limits: Limits = L
 def run(
     client: Callable[[Path], None], path: Path, handler: Handler = now_or_later, frame_seconds: float = 10.0
 ) -> None:
-    """Serve, and run the client in a thread; require that every connection is closed in the end."""
+    """Serve while the client runs in a thread; require that all connections are closed at the end."""
 
     async def body() -> None:
         async with served(path, handler, Limits(frame_seconds=frame_seconds)) as server:
@@ -79,7 +79,7 @@ def run(
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_answers_come_in_the_order_of_the_requests(tmp_path: Path, size: int) -> None:
-    """Sent in pieces of any size, whether they are answered at once or have to be waited for."""
+    """Requests arrive in pieces of any size, and are answered at once or later."""
     numbers = [0, 1, 1, 2, 4, 3, 6, 8, 5, 7]
 
     def client(path: Path) -> None:
@@ -94,7 +94,7 @@ def test_answers_come_in_the_order_of_the_requests(tmp_path: Path, size: int) ->
 
 @pytest.mark.parametrize("first", [None, 2, 1])
 def test_half_a_frame_after_an_answered_request_times_out(tmp_path: Path, first: int | None) -> None:
-    """As on a new connection."""
+    """The time limit is the same as on a new connection."""
 
     def client(path: Path) -> None:
         with Wire(path) as wire:
@@ -109,7 +109,7 @@ def test_half_a_frame_after_an_answered_request_times_out(tmp_path: Path, first:
     run(client, tmp_path / "s", frame_seconds=0.1)
 
 
-def test_half_a_frame_behind_a_whole_one_times_out(tmp_path: Path) -> None:
+def test_half_a_frame_after_a_whole_one_times_out(tmp_path: Path) -> None:
     def client(path: Path) -> None:
         with Wire(path) as wire:
             wire.socket.sendall(numbered(2) + numbered(4)[:3])
@@ -156,7 +156,7 @@ def test_connection_with_many_requests_lets_others_take_their_turn(tmp_path: Pat
 
 
 def test_answers_that_do_not_fit_into_the_kernels_buffer(tmp_path: Path) -> None:
-    """They are sent when the peer reads on, whole and in order, and further requests are answered."""
+    """They are sent, complete and in order, as the peer reads, and further requests are answered."""
     size, count = 100_000, 50
 
     def client(path: Path) -> None:
@@ -188,7 +188,7 @@ def test_delivery_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [b"", numbered(2)[:3], numbered(2), numbered(1), numbered(1) * 3, numbered(2) * 3])
 def test_peer_that_closes_early(tmp_path: Path, sent: bytes) -> None:
-    """Its connection is closed, in whatever state it is."""
+    """Its connection is closed, whatever its state."""
 
     def client(path: Path) -> None:
         for _ in range(20):
@@ -199,7 +199,7 @@ def test_peer_that_closes_early(tmp_path: Path, sent: bytes) -> None:
 
 
 def test_random_clients(tmp_path: Path) -> None:
-    """Requests in random pieces, with random pauses; some clients leave early. The others get every answer in order."""
+    """Requests come in random pieces with random pauses; clients that stay to the end get every answer in order."""
 
     def client(path: Path) -> None:
         with ThreadPoolExecutor(8) as threads:
@@ -231,7 +231,7 @@ def random_client(path: Path, seed: int) -> None:
 
 
 def test_request_in_progress_is_answered_while_the_server_drains(tmp_path: Path) -> None:
-    """And so are those that the connection has sent after it."""
+    """Requests that the connection has sent after it are answered, too."""
 
     async def body() -> None:
         release = anyio.Event()

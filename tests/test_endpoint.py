@@ -1,4 +1,4 @@
-"""The socket, its lock and what is beside it come back if they are removed; the lock says where the daemon listens."""
+"""The socket, its lock and the state files are restored if removed; the lock file says where the daemon listens."""
 
 import os
 import resource
@@ -39,7 +39,7 @@ def is_answered(path: Path) -> bool:
 
 
 def findings(wire: Wire) -> str:
-    """Return what `doctor` reports to a client that is connected already."""
+    """Return what `doctor` reports on a connection that is already open."""
     answer = wire.ask(messages.Doctor(wait_ms=int(PATIENCE * 1000)))
     assert isinstance(answer, messages.DoctorAnswer)
     return "\n".join(f"{finding.what} ({finding.hint})" for finding in answer.findings)
@@ -53,7 +53,7 @@ def refused_start(home: Home, *arguments: str) -> str:
 
 
 def test_removed_socket_is_bound_again(home: Home, daemon: Daemon) -> None:
-    """By the same process, and open connections survive."""
+    """The same process binds it, and open connections survive."""
     with Wire(home.socket) as wire:
         before = wire.ask(messages.Ping())
         for _ in range(2):
@@ -66,7 +66,7 @@ def test_removed_socket_is_bound_again(home: Home, daemon: Daemon) -> None:
     assert not home.socket.exists()
 
 
-#: Runs a command in a user namespace that has no instance of inotify left.
+#: Runs a command in a user namespace that has no inotify instances left.
 WITHOUT_INOTIFY = (
     *("unshare", "--user", "--map-root-user", "sh", "-c"),
     *('echo 0 >/proc/sys/user/max_inotify_instances && exec "$@"', "sh"),
@@ -80,7 +80,7 @@ def no_user_namespace() -> str:
 
 @needs_root("make a user namespace", no_user_namespace)
 def test_removed_socket_is_bound_again_without_inotify(home: Home) -> None:
-    """The daemon then looks every few seconds."""
+    """The daemon then checks every few seconds."""
     home.start(prefix=WITHOUT_INOTIFY)
     home.socket.unlink()
     wait_for(lambda: is_answered(home.socket), "the socket to be served again")
@@ -93,7 +93,7 @@ def test_renamed_directory_is_created_again(home: Home, daemon: Daemon) -> None:
 
 
 def test_everything_in_a_removed_runtime_directory_comes_back(home: Home, daemon: Daemon) -> None:
-    """Once the runtime directory exists again, which the daemon does not create itself."""
+    """The daemon waits until the runtime directory exists again; it does not create that one."""
     run = started(home, id="r1", session="s1", token_budget=1000)
     wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file")
     with Wire(home.socket) as wire:
@@ -115,12 +115,12 @@ def test_everything_in_a_removed_runtime_directory_comes_back(home: Home, daemon
 def test_socket_is_not_bound_in_a_directory_that_is_not_private(
     home: Home, daemon: Daemon, kind: str, fault: str
 ) -> None:
-    """It was created by someone else after fluxbudget's own was removed."""
+    """Another user may have created it after fluxbudget's own was removed."""
     directory, public = home.socket.parent, home.root / "public"
     public.mkdir()
     public.chmod(0o777)
     with Wire(home.socket) as wire:
-        # The daemon must not see a moment in which there is no directory.
+        # The daemon must not see a moment without the directory.
         daemon.signal(signal.SIGSTOP)
         directory.rename(home.root / "away")
         if kind == "symlink":
@@ -155,7 +155,7 @@ def test_directory_that_is_a_symlink_is_refused(home: Home) -> None:
 
 
 def test_socket_is_bound_again_once_a_descriptor_is_free(home: Home, daemon: Daemon) -> None:
-    """Without a free descriptor, the daemon goes on and tries again."""
+    """Without a free descriptor, the daemon continues and tries again."""
     limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
     with Wire(home.socket) as wire:
         wire.ask(messages.Ping())
@@ -181,7 +181,7 @@ def test_removed_lock_is_taken_again(home: Home, daemon: Daemon) -> None:
 
 
 def test_another_daemon_that_has_taken_the_place_keeps_it(home: Home, daemon: Daemon) -> None:
-    """The first daemon goes on for its clients, and takes the place again when the other one stops."""
+    """The first daemon still serves its open connections, and takes the path again when the other one stops."""
     with Wire(home.socket) as wire:
         first = wire.ask(messages.Ping())
         daemon.signal(signal.SIGSTOP)
@@ -197,7 +197,7 @@ def test_another_daemon_that_has_taken_the_place_keeps_it(home: Home, daemon: Da
 
 
 def test_passed_socket_is_not_bound_again(home: Home) -> None:
-    """It is systemd's. The lock and the state files are the daemon's own."""
+    """It belongs to systemd. The lock and the state files are the daemon's own, and are restored."""
     daemon = home.start(prefix=activation(home.socket))
     started(home, id="r1", session="s1", token_budget=1000)
     wait_for(lambda: read_state_file(home, "sessions", "s1"), "the state file")
@@ -242,7 +242,7 @@ def listening_elsewhere(home: Home, *arguments: str) -> Iterator[Path]:
 
 
 def test_default_place_says_where_the_daemon_listens(home: Home) -> None:
-    """If it is the user's own daemon. The default place stays free for a daemon that serves there."""
+    """The user's own daemon leaves a note there. Another daemon can still serve at the default place."""
     home.socket.parent.parent.mkdir(mode=0o700)
     note = lock_of(home.socket)
     with listening_elsewhere(home) as elsewhere:
@@ -260,7 +260,7 @@ def test_note_at_the_default_place_is_removed(home: Home) -> None:
 
 
 def test_note_is_not_written_again_without_a_change(tmp_path: Path) -> None:
-    """A client could read half of it, and a daemon that starts there could find the lock taken."""
+    """Otherwise a daemon that is starting there could find the lock taken."""
     path = tmp_path / "run" / "s.lock"
     note = Note(str(path), "/elsewhere")
     note.leave()
@@ -279,7 +279,7 @@ def test_daemon_with_a_state_of_its_own_leaves_no_note(home: Home) -> None:
 
 
 def test_connections_in_the_old_sockets_queue_are_served(tmp_path: Path) -> None:
-    """When the server moves to another socket, although it has not accepted them yet."""
+    """When the server moves to another socket, it first accepts what is in the old one's queue."""
 
     async def body() -> None:
         server = Server(lambda _request: PONG)

@@ -1,4 +1,4 @@
-"""The native client as a pipe: what it sends, and what it does with an answer, or without one.
+"""The native client as a pipe: what it sends, how it treats answers, and what it does without one.
 
 A stand-in for the Python client writes down what it was given, so every call either did everything itself
 (`handed` is None) or handed the call on.
@@ -42,7 +42,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Native:
 
 
 def test_request_is_the_command_line(client: Native) -> None:
-    """Words, directory and variables are the bytes that the system gave."""
+    """Words, directory and variables are sent as the bytes that the system gives."""
     environ: dict[str, str | bytes] = {
         "FLUXBUDGET_RUN": b"r\xff",
         "CLAVAIN_BEAD_ID": "b",
@@ -130,7 +130,7 @@ def test_time_limit_of_each_verb(client: Native, verb: str) -> None:
     ids=" ".join,
 )
 def test_other_command_lines_are_left_to_python(client: Native, line: list[str]) -> None:
-    """Before anything was sent or read."""
+    """Nothing is sent or read before that."""
     with Peer(client.socket, lambda _: None) as peer:
         assert handed(client.run(*line, stdin=b"given"))[:3] == (line, b"given", None)
     assert peer.served == []
@@ -147,7 +147,7 @@ def test_command_line_that_the_daemon_does_not_handle(client: Native, verb: str)
 
 
 def sent(client: Native, stdin: int | bytes, **more: Any) -> tuple[bytes, bool, bool]:
-    """Return what is sent of a file as stdin: the bytes, whether others were to follow, whether it is cut."""
+    """Return what is sent of this stdin: the bytes, and the last frame's `more` and `cut`."""
     with client.answering(ANSWER) as peer:
         if isinstance(stdin, bytes):
             assert client.run("hook", *PATIENT, stdin=stdin) == ANSWERED
@@ -160,7 +160,7 @@ def sent(client: Native, stdin: int | bytes, **more: Any) -> tuple[bytes, bool, 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, MAX_STDIN - 1, MAX_STDIN, MAX_STDIN + 1, 2 << 20])
 @pytest.mark.parametrize("kind", ["pipe", "file", "socket"])
 def test_stdin_of_every_size(client: Native, tmp_path: Path, kind: str, size: int) -> None:
-    """At most 256 KiB are sent, but all is read, so that the writer gets no error."""
+    """At most 256 KiB are sent, but everything is read, so that the writer gets no error."""
     data = os.urandom(size)
     expected = (data[:MAX_STDIN], False, size > MAX_STDIN)
     if kind == "pipe":
@@ -210,7 +210,7 @@ def test_other_verbs_leave_stdin_alone(client: Native, tmp_path: Path, verb: str
 
 
 def answer_at_once(connection: Connection) -> dict[str, Any]:
-    """Answer to the first frame."""
+    """Answer the first frame."""
     request = next(connection.frames())
     connection.send(ANSWER)
     return request
@@ -218,7 +218,7 @@ def answer_at_once(connection: Connection) -> dict[str, Any]:
 
 @pytest.mark.parametrize("verb", ["hook", "statusline"])
 def test_answer_is_used_although_stdin_stays_open(client: Native, verb: str) -> None:
-    """Whether something was written or nothing."""
+    """Even if nothing has been written to it."""
     for written in (JSON, b""):
         with open_pipe() as (reading, writing):
             os.write(writing, written)
@@ -229,7 +229,7 @@ def test_answer_is_used_although_stdin_stays_open(client: Native, verb: str) -> 
 
 
 def test_stdin_is_forwarded_while_waiting(client: Native) -> None:
-    """Each piece is written after the one before it has arrived."""
+    """Each piece is written only after the previous one has arrived."""
     pieces = [b'{"a": ', b"1", b"}", b"\n"]
     with open_pipe() as (reading, writing):
 
@@ -257,7 +257,7 @@ def test_stdin_is_forwarded_while_waiting(client: Native) -> None:
 
 
 def test_input_is_only_called_cut_at_its_end(client: Native) -> None:
-    """The daemon then knows that the writer is done, and may answer."""
+    """`cut` tells the daemon that the writer is done and that it may answer."""
     with open_pipe() as (reading, writing):
         data = b"x" * (MAX_STDIN + 100_000)
         threading.Thread(target=lambda: os.write(writing, data)).start()
@@ -291,7 +291,7 @@ def test_endless_stdin_ends_at_the_deadline(client: Native) -> None:
 
 
 def test_answer_is_written(client: Native, tmp_path: Path) -> None:
-    """Every byte of it."""
+    """Every byte arrives unchanged."""
     exports = tmp_path / "exports"
     out, err = bytes(range(256)) * 100, bytes(range(255, -1, -1)) * 100
     with client.answering(framed(answer(exit=255, out=out, err=err, exports=b"export A=1\n"))):
@@ -304,7 +304,7 @@ def test_answer_is_written(client: Native, tmp_path: Path) -> None:
 
 NESTED = b"\x91" * 100_000 + b"\xc0"
 GOOD = msgspec.msgpack.encode(answer(exit=3, out=b"1501\n", err=b"note\n"))
-ONE_MORE = bytes((GOOD[0] + 1,)) + GOOD[1:]  # the map has a field that is to follow
+ONE_MORE = bytes((GOOD[0] + 1,)) + GOOD[1:]  # the map announces one more field than it has
 MORE = {
     "x": [1, -1, 2.5, None, "é", b"\0", {"y": [[]], "mine": 5}],
     "more": 2**64 - 1,
@@ -339,7 +339,7 @@ def test_answer_byte_by_byte(client: Native) -> None:
 
 
 def test_answer_before_the_request_is_read(client: Native) -> None:
-    """And although nothing of it is read."""
+    """The answer is used although the request is never read."""
     for verb, size in (("env", 0), ("hook", 1_000_000)):
         with Peer(client.socket, lambda connection: connection.send(ANSWER)):
             assert client.run(verb, *PATIENT, stdin=b"x" * size)[:1] == (3,)
@@ -386,6 +386,6 @@ FIELDS = ("mine", "exit", "out", "err", "exports")
     ],
 )
 def test_answer_that_breaks_the_protocol(client: Native, data: bytes) -> None:
-    """Nothing of it is used."""
+    """No part of such an answer is used."""
     with client.answering(data):
         assert handed(client.run("env", *PATIENT)).failed == "garbage"

@@ -50,7 +50,7 @@ def program_headers(program: Path) -> str:
 
 @needs("musl-gcc", "readelf")
 def test_musl_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A static program that can be loaded at any address, and whose relocated data is read-only."""
+    """It makes a static program that can be loaded at any address, with read-only relocations."""
     for compiler in (None, "musl-gcc"):
         made, version = compiled(tmp_path, monkeypatch, compiler)
         assert version == "1.2.3 musl"
@@ -75,7 +75,7 @@ def test_static_client_with_glibc(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @needs("musl-gcc")
 def test_musl_that_cannot_be_loaded_at_any_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the address is fixed."""
+    """The program then has a fixed address."""
     wrapper = tmp_path / "musl-gcc"
     real = shutil.which("musl-gcc")
     wrapper.write_text(f'#!/bin/sh\ncase " $* " in *" -nostartfiles "*) exit 1 ;; esac\nexec {real} "$@"\n')
@@ -110,7 +110,7 @@ def test_compiler_that_ignores_what_it_does_not_know(tmp_path: Path, monkeypatch
 
 
 def test_without_a_compiler_there_is_no_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an exception, and without a program that does not run."""
+    """`compile` raises nothing, and rejects programs that do not run."""
     script = native.compiling()
     made = tmp_path / "made"
     broken = tmp_path / "cc"

@@ -1,4 +1,4 @@
-"""The native client when something fails: the daemon, finding it, stdout, or what the client was started with."""
+"""The native client when something fails: the daemon, the search for it, stdout, or the client's environment."""
 
 import array
 import contextlib
@@ -48,7 +48,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Native:
 
 @contextmanager
 def full_backlog(client: Native) -> Iterator[None]:
-    """A daemon that accepts no connection; its backlog is full."""
+    """Run a daemon that accepts no connection, and whose backlog is full."""
     client.socket.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
         listener.bind(str(client.socket))
@@ -121,7 +121,7 @@ FAILURES = (
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_failure_is_handed_on(client: Native, how: str) -> None:
-    """With the command line and stdin. A hook is silent, unless it must not be."""
+    """Python gets the command line, stdin and the failure. A hook is silent unless it was asked to speak."""
     patience = BRIEF if how in ("no place", "silent", "dripping") else PATIENT
     with failing(client, how) as failed:
         for verb in ("remaining", "statusline"):
@@ -134,7 +134,7 @@ def test_failure_is_handed_on(client: Native, how: str) -> None:
 
 
 def test_daemon_that_never_reads(client: Native) -> None:
-    """The socket's buffer is full, and stdin is read nevertheless."""
+    """The socket's buffer fills up, but stdin is still read."""
     data = os.urandom(2 << 20)
     long_enough = ("--timeout", "3")  # to read all of it on a busy machine
     with Peer(client.socket, _wait_unread):
@@ -147,13 +147,13 @@ def test_daemon_that_never_reads(client: Native) -> None:
     "words", [("--print-settings",), ("--help",), ("--run", "r"), ("word",), ("--timeout", "5", "-h")]
 )
 def test_hook_with_other_words_is_left_to_python(client: Native, words: tuple[str, ...]) -> None:
-    """They may be answered without a daemon, or be wrong."""
+    """Such a command line may need no daemon, or be wrong."""
     assert handed(client.run("hook", *words, stdin=JSON))[:3] == (["hook", *words], JSON, "connect 2")
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_daemon_that_is_older_is_left_to_python(client: Native, verb: str) -> None:
-    """Even by a hook."""
+    """Even a hook does so."""
     error = {"code": "unknown_op", "message": "m", "hint": "h"}
     with client.answering(framed({"ok": False, "error": error})):
         assert handed(client.run(verb, *PATIENT, stdin=JSON))[:3] == ([verb, *PATIENT], JSON, "error unknown_op")
@@ -161,7 +161,7 @@ def test_daemon_that_is_older_is_left_to_python(client: Native, verb: str) -> No
 
 @needs_root("become another user")
 def test_daemon_of_another_user_is_refused(client: Native) -> None:
-    """Nothing is sent to it. Root only trusts root."""
+    """Nothing is sent to it. (Root trusts only root.)"""
     # The peer is the process that listens.
     code = (
         "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]);"
@@ -177,7 +177,7 @@ def test_daemon_of_another_user_is_refused(client: Native) -> None:
 
 
 def test_hook_gives_up_on_a_stopped_daemon_at_its_deadline(home: Home, client: Native, daemon: Daemon) -> None:
-    """Silently, after its 0.2 s; the time limit of the test is much longer."""
+    """The hook is silent and gives up after 0.2 s, long before the test's own time limit."""
     started(home)
     daemon.signal(signal.SIGSTOP)
     try:
@@ -216,7 +216,7 @@ def test_lock_file_says_where_the_daemon_listens(client: Native, tmp_path: Path)
     ["", "fluxbudgetd pid 5", "fluxbudgetd pid 5\n", "\n", "\nsocket ", "\nsocket e", "\nsocket /", "\nSocket {e}"],
 )
 def test_lock_file_without_a_place(client: Native, tmp_path: Path, content: str) -> None:
-    """The first failure is the one that counts."""
+    """The failure at the default socket is reported."""
     elsewhere = tmp_path / "e"
     with Peer(elsewhere, lambda _: None) as peer:
         for line in (content, f"\nsocket {client.socket}", f"\nsocket {tmp_path}/{'x' * 100}", "x" * 1000):
@@ -251,7 +251,7 @@ def test_lock_file_of_another_user_is_ignored(client: Native, tmp_path: Path) ->
 
 @pytest.mark.parametrize("chosen", ["", "run/s", "./run/s", "{home}/run/s", "{home}//run/./s"])
 def test_places(client: Native, chosen: str) -> None:
-    """`$FLUXBUDGET_SOCKET`, else in `$XDG_RUNTIME_DIR`. A relative path means the working directory."""
+    """The socket is `$FLUXBUDGET_SOCKET`, which may be relative, or else in `$XDG_RUNTIME_DIR`."""
     place = client.home / "run" / "s" if chosen else client.socket
     with Peer(place, lambda connection: connection.reply(ANSWER)):
         environ = {"FLUXBUDGET_SOCKET": chosen.format(home=client.home), "HOME": ""}
@@ -260,7 +260,7 @@ def test_places(client: Native, chosen: str) -> None:
 
 @pytest.mark.parametrize("runtime", ["", "relative"])
 def test_place_in_the_home_directory(client: Native, runtime: str) -> None:
-    """Without a runtime directory."""
+    """It is used if there is no runtime directory."""
     if Path(f"/run/user/{os.geteuid()}").is_dir():
         pytest.skip("this user has a runtime directory")
     place = client.home / ".local" / "state" / "fluxbudget" / "run" / "fluxbudgetd.sock"
@@ -284,7 +284,7 @@ def test_longest_place(client: Native) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_standard_files_that_are_closed(client: Native, closed: str) -> None:
-    """The socket does not get their descriptors."""
+    """The socket does not take their descriptors."""
     with client.answering(ANSWER) as peer:
         for verb in VERBS:
             command = ["bash", "-c", f'"$@" {closed}', "-", str(client.program), verb, *PATIENT]
@@ -298,7 +298,7 @@ def test_standard_files_that_are_closed(client: Native, closed: str) -> None:
 
 
 def test_being_stopped_for_a_while_changes_nothing(client: Native) -> None:
-    """A signal that interrupts its waiting does not end it."""
+    """Signals that interrupt a wait do not end it."""
     with client.answering(ANSWER), open_pipe() as (reading, writing):
         process = client.start("hook", *PATIENT, stdin=reading)
         os.write(writing, b"{")
@@ -311,7 +311,7 @@ def test_being_stopped_for_a_while_changes_nothing(client: Native) -> None:
 
 
 def test_answer_that_was_there_in_time_is_used(client: Native) -> None:
-    """Although the client looks only after its deadline, because it was stopped."""
+    """The client was stopped, and only looks after its deadline."""
 
     def serve(connection: Connection) -> None:
         request = connection.command()
@@ -365,7 +365,7 @@ def test_output_beyond_the_limit_of_file_sizes(client: Native, tmp_path: Path) -
 
 
 def test_output_waits_for_a_reader(client: Native) -> None:
-    """Even if stdout does not block, and after the deadline."""
+    """It waits even after the deadline, and even if stdout is non-blocking."""
     out = b"x" * 1_000_000
     with client.answering(framed(answer(out=out))), open_pipe() as (reading, writing):
         os.set_blocking(writing, False)

@@ -43,7 +43,7 @@ class Dice(random.Random):
         return self.choice(LEAVES)
 
     def body(self) -> bytes:
-        """Return the body of an answer: right, with changed, missing or doubled fields, damaged, or anything."""
+        """Return a body: a correct answer, one with changed, missing or repeated fields, a damaged one or garbage."""
         fields = answer(exit=self.randrange(256), out=self.randbytes(self.randrange(99)), err=b"e", exports=b"x=1")
         if self.randrange(4) == 0:
             fields = {"ok": False, "error": {"code": self.choice(("busy", "unknown_op", "odd")), "message": "m"}}
@@ -88,12 +88,12 @@ class Dice(random.Random):
         return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
 
 
-#: The client does not look at text that it does not use; msgspec does.
+#: The client does not check text that it does not use; msgspec does.
 NOT_TEXT = "not UTF-8"
 
 
 def meaning(body: bytes) -> str | None:
-    """Return how a body that is an answer is understood, as `read_answers.c` prints it; None for any other body."""
+    """Return what `read_answers.c` must print for a body; None if it is not an answer."""
     try:
         found = msgspec.msgpack.decode(body)
     except UnicodeDecodeError:
@@ -137,7 +137,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_whole_answers_are_understood(reader: Path) -> None:
-    """And as msgspec understands them."""
+    """They are understood as msgspec decodes them."""
     dice = Dice(FIRST)
     bodies = [dice.body() for _ in range(10 * EXAMPLES or 20_000)]
     given = b"".join(struct.pack("=I", len(body)) + body for body in bodies)
@@ -154,7 +154,7 @@ def test_only_whole_answers_are_understood(reader: Path) -> None:
 
 
 def test_right_answers_are_understood(reader: Path) -> None:
-    """With any unknown fields."""
+    """Unknown fields make no difference."""
     dice = Dice(FIRST)
     answers = [answer(mine=dice.choice((True, True, False)), exit=dice.randrange(256)) for _ in range(2000)]
     more = [{f"x{number}": dice.value() for number in range(dice.randrange(3))} for _ in answers]
@@ -189,7 +189,7 @@ class RandomDaemon:
 
 
 def test_random_daemons(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    """An answer is written as it is or not at all; any other call is handed on, or is a silent hook."""
+    """An answer is written unchanged; any other call is handed on, or is a silent hook."""
     client = Native(native.native_client(tmp_path_factory, "sanitized"), tmp_path)
     for number in range(FIRST, FIRST + (EXAMPLES or 150)):
         dice = Dice(number)

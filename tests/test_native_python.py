@@ -1,4 +1,4 @@
-"""The native client leaves calls to the Python client beside it, which gets everything that it was given."""
+"""The native client hands calls to the Python client beside it, with everything that it was given itself."""
 
 import os
 import re
@@ -37,13 +37,13 @@ def is_left_to_python(program: Path | str, *line: str, prefix: Sequence[str] = (
 
 
 def test_python_gets_version_and_kind(client: Native) -> None:
-    """Which build of the client it is, for `fluxbudgetctl version`."""
+    """`fluxbudgetctl version` shows both."""
     environ = handed(client.run("version", environ={"FLUXBUDGETCTL_NATIVE": "x"})).environ
     assert re.fullmatch(re.escape(__version__) + " (musl|glibc static|dynamic)", environ["FLUXBUDGETCTL_NATIVE"])
 
 
 def test_python_does_not_get_harmful_variables(client: Native) -> None:
-    """With two of them Python may not start, or not end."""
+    """Two of them can keep Python from starting or from ending."""
     given = {"PYTHONHOME": "/nowhere", "PYTHONINSPECT": "1", "PYTHONUTF8": "0", "FLUXBUDGETCTL_FAILED": "closed"}
     found = handed(client.run("status", environ=given)).environ
     del found["FLUXBUDGETCTL_NATIVE"]
@@ -54,7 +54,7 @@ def test_python_does_not_get_harmful_variables(client: Native) -> None:
 
 
 def test_stdin_that_was_not_read_stays(client: Native) -> None:
-    """It is the same open file, not a copy."""
+    """Python gets the same open file, not a copy."""
     with (client.home / "stdin").open("w+b") as file:
         file.write(b"first second")
         file.seek(6)
@@ -67,7 +67,7 @@ def test_stdin_that_was_not_read_stays(client: Native) -> None:
 
 @pytest.mark.parametrize("size", [1, 100_000, MAX_STDIN, MAX_STDIN + 1, 2 << 20])
 def test_stdin_that_was_read_is_handed_on(client: Native, size: int) -> None:
-    """So much of it that Python sees whether it is longer than a hook's input may be."""
+    """Python gets enough of it to see that an input is too long."""
     data = os.urandom(size)
     with client.answering(NOT_MINE):
         stdin = handed(client.run("hook", *PATIENT, stdin=data)).stdin
@@ -75,7 +75,7 @@ def test_stdin_that_was_read_is_handed_on(client: Native, size: int) -> None:
 
 
 def test_stdin_that_arrives_later_is_handed_on(client: Native) -> None:
-    """Until its end."""
+    """Python gets all of it, up to its end."""
     reading, writing = os.pipe()
 
     def serve(connection: Connection) -> None:
@@ -93,7 +93,7 @@ def test_stdin_that_arrives_later_is_handed_on(client: Native) -> None:
 
 @pytest.mark.parametrize(("verb", "failed"), [("hook", None), ("statusline", "timeout")])
 def test_stdin_is_handed_on_at_the_deadline(client: Native, verb: str, failed: str | None) -> None:
-    """If it does not end."""
+    """Stdin that does not end is handed on as it is then."""
     reading, writing = os.pipe()
     os.write(writing, b"the beginning")
 
@@ -114,7 +114,7 @@ def test_stdin_is_handed_on_at_the_deadline(client: Native, verb: str, failed: s
 
 
 def test_python_client_is_beside_the_program(client: Native, tmp_path: Path) -> None:
-    """Not beside a link to it."""
+    """The directory is the program's own, not that of a link to it."""
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "fluxbudgetctl"
     link.symlink_to(client.program)
@@ -123,7 +123,7 @@ def test_python_client_is_beside_the_program(client: Native, tmp_path: Path) -> 
 
 @needs_root("mount a file system", why_not)
 def test_python_client_is_found_without_proc(client: Native, tmp_path: Path) -> None:
-    """By the name that was executed, which may be a link or relative."""
+    """The name that was executed leads to it, even if that is a link or relative."""
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "fluxbudgetctl"
     link.symlink_to(client.program)

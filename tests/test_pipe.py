@@ -1,4 +1,4 @@
-"""The pipe: what is sent, and what the client does by itself if the daemon leaves a command line to it."""
+"""The pipe: what the client sends, and what it does itself if the daemon does not handle a command line."""
 
 import fcntl
 import os
@@ -116,7 +116,7 @@ def test_deleted_working_directory(home: Home) -> None:
     ],
 )
 def test_unusual_spelling_is_sent_again_in_plain_form(home: Home, line: str, words: list[str]) -> None:
-    """The daemon leaves it to argparse, then carries out what argparse has made of it."""
+    """The daemon leaves it to argparse, then carries out the plain form that argparse gives."""
     plain = [os.fsencode(word) for word in words]
     with answering(home, lambda request: replied("done\n") if request["words"] == plain else NOT_MINE) as asked:
         result = home.ctl(*(os.fsencode(word) for word in line.split()), "--timeout", "20", own_deadline=True)
@@ -182,7 +182,7 @@ def test_older_daemon_gets_a_typed_request(home: Home, verb: str, to_commands: b
 @both_clients
 @pytest.mark.parametrize("verb", ["remaining", "env", "check", "hook"])
 def test_older_daemon_may_refuse_the_typed_request(home: Home, verb: str) -> None:
-    """The exit codes and the output are those of any other failure."""
+    """Exit codes and output are the same as for any other failure."""
 
     def answer(request: dict[str, Any]) -> bytes:
         return refused("unknown_op") if request["op"] == "command" else refused("no_run", "no run here")
@@ -197,7 +197,7 @@ def test_older_daemon_may_refuse_the_typed_request(home: Home, verb: str) -> Non
 @both_clients
 @pytest.mark.parametrize("verb", ["env", "statusline"])
 def test_stderr_is_written_before_stdout(home: Home, verb: str) -> None:
-    """So that warnings come before what they are about, if both are one file."""
+    """If both are the same file, warnings come before the line that they are about."""
     with answering(home, replied("out\n", "err\n")):
         result = subprocess.run(
             [*CTL, verb, "--timeout", "20"],
@@ -212,7 +212,7 @@ def test_stderr_is_written_before_stdout(home: Home, verb: str) -> None:
 
 @both_clients
 def test_connection_that_is_closed_before_the_request_is_read(home: Home) -> None:
-    """The kernel may report a reset."""
+    """The kernel may report that as a reset."""
 
     def close(connection: Connection) -> None:
         connection.socket.recv(1)
@@ -227,7 +227,7 @@ def test_connection_that_is_closed_before_the_request_is_read(home: Home) -> Non
 @both_clients
 @pytest.mark.parametrize("verb", ["env", "check", "statusline"])
 def test_stdout_that_does_not_block_is_waited_for(home: Home, verb: str) -> None:
-    """Another program has made the pipe so. It has less room than the output needs."""
+    """Another program has made the pipe non-blocking, and it has less room than the output needs."""
     err = "note\n" if verb == "check" else ""
     with answering(home, replied("x" * 200_000, err)), open_pipe() as out:
         room = fcntl.fcntl(out.writing, fcntl.F_GETPIPE_SZ)
@@ -307,14 +307,14 @@ def test_impossible_failure_is_no_defect(home: Home) -> None:
 
 
 def test_failure_without_a_native_client_is_ignored(home: Home) -> None:
-    """A variable that was left over does not silence the client."""
+    """A left-over variable does not silence the client."""
     with answering(home, replied("1\n")):
         left = {"FLUXBUDGETCTL_FAILED": "closed", "FLUXBUDGETCTL_NATIVE": ""}
         assert home.ctl("env", "--timeout", "20", environ=left).stdout == "1\n"
 
 
 def test_stdin_is_not_waited_for_after_a_timeout(home: Home) -> None:
-    """The native client has waited already. Here, waiting again would take an hour."""
+    """The native client has already waited. Waiting again would take an hour here."""
     environ = {**home.environ, "FLUXBUDGETCTL_NATIVE": "1", "FLUXBUDGETCTL_FAILED": "timeout"}
     with open_pipe() as pipe:
         result = subprocess.run(
@@ -393,7 +393,7 @@ def test_default_place_depends_on_the_runtime_directory(home: Home, verb: str, r
 @pytest.mark.parametrize("verb", ["remaining", "status"])
 @pytest.mark.parametrize("is_dead", [False, True])
 def test_lock_file_says_where_the_daemon_listens(home: Home, elsewhere: Path, verb: str, is_dead: bool) -> None:
-    """The client uses it if the default socket is missing or no daemon listens there."""
+    """The client connects there if the default socket is missing or dead."""
     if is_dead:
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(home.socket))
@@ -409,7 +409,7 @@ def test_lock_file_says_where_the_daemon_listens(home: Home, elsewhere: Path, ve
 
 @both_clients
 def test_daemon_that_is_recorded_but_gone(home: Home, elsewhere: Path) -> None:
-    """The default socket is reported, because the lock file may be old."""
+    """The error names the default socket, because the lock file may be old."""
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(elsewhere))
     note(home, "fluxbudgetd pid 4711", f"socket {elsewhere}")

@@ -1,6 +1,6 @@
 """The entry point for the piped verbs where Python's packages are known: `python -I -S bare.py PROGRAM WORD…`.
 
-Without `site`, Python starts faster but finds no packages. All that these verbs may need is beside this package.
+Without `site`, Python starts faster but finds no packages. These verbs only need packages that are beside this one.
 PROGRAM is the path of the script that was called.
 """
 
@@ -18,5 +18,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Everything is flushed, and nothing is left to do at exit. Taking down the interpreter would only cost time.
+    # All output is flushed, so skip the interpreter's shutdown, which would only take time.
     posix._exit(main())  # noqa: SLF001  it is public

@@ -1,4 +1,4 @@
-"""Typed requests: a message to the daemon, its answer back. (The pipe imports less.)"""
+"""Typed requests: send a message to the daemon and return its answer. (The pipe does not use this; it imports less.)"""
 
 import os
 import time
@@ -53,7 +53,7 @@ def _exchange(path: str, body: bytes, seconds: float) -> bytes:
     decoder = FrameDecoder()
     peer = connect(path, deadline)
     try:
-        with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read; the answer says why
+        with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was read: see the answer
             peer.sendall(frame)
         while True:
             peer.settimeout(seconds_until(deadline))

@@ -20,7 +20,7 @@ class NotConnected(OSError):  # noqa: N818  named like `ConnectionRefusedError` 
 
 
 class Unanswered(Exception):  # noqa: N818  not an error of the program
-    """There is no answer, for a reason that Python has no exception for. `unanswered.failure_from` has the words."""
+    """There is no answer, for a reason without a built-in exception. `unanswered.failure_from` makes the message."""
 
 
 class NotOurs(Unanswered):
@@ -53,7 +53,7 @@ def connect(path: str, deadline: float) -> _socket.socket:
                 try:
                     return _connect(other, deadline)
                 except OSError:
-                    pass  # what is recorded may be old; the default path is what has to be reported
+                    pass  # the lock file may be old, so the default path is the one to report
         raise NotConnected(exc.errno, exc.strerror or str(exc)) from None
 
 
@@ -90,7 +90,7 @@ def _keep_trying(peer: _socket.socket, path: str, deadline: float) -> None:
         try:
             peer.connect(path)
         except BlockingIOError as exc:
-            # The daemon's backlog is full: connecting to a Unix socket fails then, where TCP would wait.
+            # The daemon's backlog is full. A non-blocking connect to a Unix socket then fails at once, so try again.
             if exc.errno != errno.EAGAIN:
                 raise
             time.sleep(min(_RETRY_SECONDS, seconds_until(deadline)))

@@ -1,4 +1,4 @@
-"""Writing what the daemon, or the client by itself, wants printed and exported."""
+"""Write a reply: stderr, stdout, and the file that `$CLAUDE_ENV_FILE` names."""
 
 import errno
 import posix
@@ -18,7 +18,7 @@ _KIND, _REGULAR = 0o170000, 0o100000  # S_IFMT and S_IFREG of `stat`, which impo
 def deliver(answer: "Answer | Reply", call: "Call") -> int:
     """Write an answer and return its exit code; raises `OSError` if that is not possible.
 
-    For the verbs Claude Code waits for, nothing takes longer than the call's deadline.
+    The verbs that Claude Code waits for give up at the call's deadline.
     """
     deadline = call.deadline if call.is_claudes else None
     if answer.exports:
@@ -29,7 +29,7 @@ def deliver(answer: "Answer | Reply", call: "Call") -> int:
     try:  # noqa: SIM105  contextlib is not imported for this
         stdio.write(answer.err, sys.stderr, deadline)
     except OSError:
-        pass  # the answer and the exit code stay the same
+        pass  # stdout and the exit code are unaffected
     try:
         stdio.write(answer.out, sys.stdout, deadline)
     except OSError as exc:
@@ -41,13 +41,13 @@ def deliver(answer: "Answer | Reply", call: "Call") -> int:
             limit_stderr(deadline)
             message = f"the line cannot be written: {exc.strerror}"
             return Failure(message, "make sure that stdout is read", codes.NO_ANSWER).report()
-        elif not isinstance(exc, BrokenPipeError):  # a closed pipe does not turn a refusal into something else
+        elif not isinstance(exc, BrokenPipeError):  # the exit code stays
             raise
     return answer.exit_code
 
 
 def debug(call: "Call", message: str) -> None:
-    """Say on stderr what a hook does not report, if `$FLUXBUDGET_DEBUG` is set."""
+    """Report a hook's problem on stderr if `$FLUXBUDGET_DEBUG` is set."""
     if posix.environ.get(b"FLUXBUDGET_DEBUG"):
         from fluxbudgetctl.failure import limit_stderr, print_stderr  # noqa: PLC0415  only for failures
         from fluxbudgetd.wire.text import one_line  # noqa: PLC0415  likewise

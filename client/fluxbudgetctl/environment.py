@@ -17,7 +17,7 @@ def socket() -> str:
 
 
 def recorded_socket(path: str) -> str | None:
-    """Return where the daemon of the default socket listens according to its lock file; None if it does not say so."""
+    """Return the socket that the default socket's lock file names; None if it names no other one."""
     if os.environ.get("FLUXBUDGET_SOCKET") or path != socket():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What ends a command early: one line, a hint, an exit code. Also: writing lines to stderr."""
+"""Failures that end a command early (a message, a hint, an exit code), and writing lines to stderr."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ class Failure(Exception):  # noqa: N818  not an error of the program
 
 
 class _Stderr:
-    """How long output on stderr may wait for a reader: until this deadline (monotonic seconds); None: forever."""
+    """The deadline (monotonic seconds) until which output on stderr may wait for a reader; None: no limit."""
 
     deadline: float | None = None
 
@@ -38,7 +38,7 @@ class _Stderr:
 def limit_stderr(deadline: float | None) -> None:
     """Drop what cannot be written to stderr by the deadline (monotonic seconds); None: wait until it is read.
 
-    For the verbs Claude Code waits for.
+    The verbs that Claude Code waits for set one.
     """
     _Stderr.deadline = deadline
 

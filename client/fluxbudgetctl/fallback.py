@@ -21,7 +21,7 @@ _LAUNCHERS = (b"Agent", b"Task")
 
 
 def run(call: Call, options: Options, failure: Failure) -> int:
-    """Carry out a verb and return the exit code. `failure` says why the pipe has not; raises `Failure`."""
+    """Carry out a verb without the pipe, which ended with this failure; return the exit code or raise `Failure`."""
     limit_stderr(call.deadline if call.is_claudes else None)
     if call.stdin is not None:
         _read_json(call.stdin, call.deadline)
@@ -35,7 +35,7 @@ def run(call: Call, options: Options, failure: Failure) -> int:
 
 
 def _read_json(stdin: Stdin, deadline: float) -> None:
-    """Read stdin until it is a JSON value, to its end or its limit, or until the deadline."""
+    """Read stdin until it holds a complete JSON object, ends or reaches its limit, or until the deadline."""
     while not stdin.has_ended and not stdin.is_cut and not _is_json(stdin.data) and stdin.wait(deadline):
         stdin.read()
 
@@ -51,7 +51,7 @@ def _is_json(data: bytes | bytearray) -> bool:
 
 
 def _reply(call: Call, options: Options, failure: Failure) -> replies.Reply:
-    """Return what an older daemon or a state file answers; raises `Failure`."""
+    """Return the reply from an older daemon or a state file; raises `Failure`."""
     if failure.code == "unknown_op":
         if sys.flags.no_site:  # bare.py finds only what is beside this package, which msgspec need not be
             site.main()
@@ -76,7 +76,7 @@ def _reply(call: Call, options: Options, failure: Failure) -> replies.Reply:
 
 
 def _failed(verb: str, options: Options, failure: Failure) -> replies.Reply:
-    """Return what a verb prints if nothing answers it."""
+    """Return what a verb prints if there is no answer from anywhere."""
     reason = failure.message, failure.hint, failure.exit_code
     if verb == "remaining":
         return replies.remaining_failed(*reason, default=options.default, as_json=options.json)

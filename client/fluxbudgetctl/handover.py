@@ -1,4 +1,4 @@
-"""What the native client has learnt before it executed this one: `FLUXBUDGETCTL_FAILED="KIND[ DETAIL]"`."""
+"""The failure that the native client passes to this one: `FLUXBUDGETCTL_FAILED="KIND[ DETAIL]"`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_DIGITS = 9
 
 
 def failure(handed: str, seconds: float) -> Failure | None:
-    """Return the failure that the native client has met; None if asking again may give an answer, or the reason.
+    """Return the native client's failure; None if the daemon must be asked again, for an answer or for its message.
 
     `seconds` is the time limit that has run out after a `timeout`.
     """
@@ -22,7 +22,7 @@ def failure(handed: str, seconds: float) -> Failure | None:
     number = int(detail) if detail.isascii() and detail.isdigit() and len(detail) <= _MOST_DIGITS else 0
     if kind == "error":
         known = {"code": detail, "message": codes.ERROR_CODES.get(detail, (0, ""))[1]}
-        # Of any other error, only the daemon knows the message.
+        # The message of any other error is only known to the daemon.
         return failure_of(known) if detail in ("unknown_op", "timeout") else None
     failures = {
         "connect": not_connected(path, number, os.strerror(number)),

@@ -1,4 +1,4 @@
-"""The entry point of `fluxbudgetctl`: piped verbs first, so that they import only what they need."""
+"""The entry point of `fluxbudgetctl`. Piped verbs are handled first, so that they import little."""
 
 import posix
 import sys
@@ -36,7 +36,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         # The reader of stdout has gone (`| head`). The answer's exit code stays.
         _discard_stdout()
     except OSError as exc:
-        # Only writing our own output can get here; all other errors are handled where they occur.
+        # This is an error in writing our own output; all others are handled where they occur.
         _discard_stdout()
         return _fail(f"the output cannot be written: {exc.strerror}", "check where stdout goes, and free disk space")
     except Exception as exc:  # noqa: BLE001  Python would exit with 1, which means "refused"
@@ -110,7 +110,7 @@ def _deliver(answer: "Answer", call: "Call") -> int:
         while rest:
             rest = rest[posix.write(1, rest) :]
     except BrokenPipeError:
-        pass  # a closed pipe does not turn a refusal into something else
+        pass  # the reader has closed the pipe; the exit code stays
     except BlockingIOError:
         from fluxbudgetctl.delivery import deliver  # noqa: PLC0415  it waits for the reader
 
@@ -120,7 +120,7 @@ def _deliver(answer: "Answer", call: "Call") -> int:
 
 
 def _handed_over(handed: str | None, seconds: float) -> "Failure | None":
-    """Return the failure that the native client has met, unless asking again may give an answer."""
+    """Return the native client's failure; None if there is none, or if the daemon must be asked again."""
     if handed is None:
         return None
     from fluxbudgetctl import handover  # noqa: PLC0415  only after the native client

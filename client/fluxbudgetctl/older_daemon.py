@@ -1,4 +1,4 @@
-"""The piped verbs as typed requests, for a daemon that does not know `command`, or not all of its words."""
+"""The piped verbs as typed requests, for an older daemon that does not know `command` or one of the flags."""
 
 import os
 import time

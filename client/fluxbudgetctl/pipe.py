@@ -1,12 +1,12 @@
-"""The pipe: a command line goes to the daemon, and its output comes back.
+"""The pipe: send a command line to the daemon, and return what it answers.
 
-Shell hooks call these verbs all the time, so this module and what it imports cost no milliseconds (argparse, msgspec or
+Shell hooks call these verbs all the time, so this module imports nothing that takes milliseconds (argparse, msgspec or
 the socket module would each take longer than the answer). The native client, `client/native`, is the same pipe in C.
 The rules for both:
 
-* The client understands only `--timeout`. The daemon understands the command line; if it does not (`--help`, unusual
+* The client interprets only the verb and `--timeout`. If the daemon does not handle the command line (`--help`, unusual
   spellings, mistakes), it says so, and `commands.piped` takes over.
-* It connects before it reads stdin, and forwards stdin while it waits. Once the answer is there, stdin is left alone.
+* The client connects before it reads stdin, and forwards stdin while it waits. After the answer, it reads no more.
 * One deadline covers connecting, reading stdin, sending and receiving; for `hook` and `statusline`, which Claude Code
   waits for, also stdout and stderr. The other verbs wait until their output is read.
 * An answer is checked completely before any of it is used.
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 #: The verbs, with their time limits in seconds.
 VERBS = {"remaining": 0.2, "env": 1.0, "check": 1.0, "advance": 1.0, "ping": 1.0, "hook": 0.2, "statusline": 0.2}
-#: Claude Code calls these: they get its JSON on stdin, and nothing makes them wait longer than their deadline.
+#: Claude Code calls these: they get its JSON on stdin, and never wait beyond their deadline.
 CLAUDES = ("hook", "statusline")
 MAX_SECONDS = 3600.0
 
-_VERSION = 1  # `wire.codes.VERSION`, which is not worth an import
+_VERSION = 1  # `wire.codes.VERSION`, without the import
 _VARIABLES = (
     b"FLUXBUDGET_RUN",
     b"CLAVAIN_BEAD_ID",
@@ -98,7 +98,7 @@ def time_limit(words: "Sequence[str]") -> float | None:
 def run(call: Call) -> "Answer | Failure | None":
     """Send a command line to the daemon and return its answer; None if the daemon leaves it to the client.
 
-    A failure is returned, not raised, so that its class need only be imported for one.
+    A failure is returned, not raised, so that its class is only imported if there is one.
     """
     path = _socket_path()
     try:
@@ -110,9 +110,9 @@ def run(call: Call) -> "Answer | Failure | None":
 
 
 def is_silent(call: Call, failure: "Failure") -> bool:
-    """Return True for a hook that ends without a word after this failure, because a budget never breaks a session.
+    """Return True for a hook that ends silently after this failure, because a budget never breaks a session.
 
-    Not if an older daemon may answer another request, and not before unusual flags (`--help`) have been looked at.
+    False if an older daemon may answer another request, or if there are other flags, such as `--help`.
     """
     flags = 3 if call.words[1:2] == ["--timeout"] else 2 if call.words[-1].startswith("--timeout=") else 1
     return (
@@ -154,7 +154,7 @@ def _exchange(peer: "_socket.socket", call: Call) -> bytes:
     try:  # noqa: SIM105  contextlib is not imported for this
         peer.sendall(_frame(_command(call)))
     except (BrokenPipeError, ConnectionResetError):
-        pass  # refused before it was read; the answer says why
+        pass  # the daemon refused the request before reading it; its answer says why
     while True:
         peer.settimeout(seconds_until(call.deadline))
         if (body := _next(decoder, peer.recv(_CHUNK))) is not None:
@@ -162,7 +162,7 @@ def _exchange(peer: "_socket.socket", call: Call) -> bytes:
 
 
 def _converse(peer: "_socket.socket", call: Call, stdin: "Stdin") -> bytes:
-    """Send the command, and stdin as it arrives, until the answer is there; return the answer's body."""
+    """Send the command, and stdin as it arrives, until the answer arrives; return its body."""
     from fluxbudgetctl.stdio import wait_for  # noqa: PLC0415  loaded already
 
     decoder = FrameDecoder()
@@ -182,14 +182,14 @@ def _converse(peer: "_socket.socket", call: Call, stdin: "Stdin") -> bytes:
         if ready.get(peer.fileno()):
             try:
                 data = peer.recv(_CHUNK)
-            except BlockingIOError:  # there is only room to send
+            except BlockingIOError:  # only writable
                 continue
             if (body := _next(decoder, data)) is not None:
                 return body
 
 
 def _next(decoder: FrameDecoder, data: bytes) -> bytes | None:
-    """Return the answer's body if it is whole with what has arrived; raises `EOFError` at the connection's end."""
+    """Add what has arrived; return the answer's body if it is complete. Raises `EOFError` if the daemon has closed."""
     if not data:
         raise EOFError
     decoder.feed(data)
@@ -215,7 +215,7 @@ def _command(call: Call) -> dict[str, Value]:
 
 
 def _piece(stdin: "Stdin | None", sent: int) -> dict[str, Value]:
-    """Return what is new in stdin after this many bytes."""
+    """Return the fields for what stdin holds after this many bytes."""
     if stdin is None:
         return {"stdin": b"", "more": False, "cut": False}
     return {"stdin": bytes(stdin.data[sent:]), "more": not stdin.has_ended, "cut": stdin.is_cut}
@@ -235,7 +235,7 @@ def _send(peer: "_socket.socket", pending: bytes) -> bytes:
     except BlockingIOError:
         return pending
     except (BrokenPipeError, ConnectionResetError):
-        return b""  # refused before it was read; the answer says why
+        return b""  # the daemon refused the request before reading it; its answer says why
 
 
 def _read(body: bytes) -> Answer | None:

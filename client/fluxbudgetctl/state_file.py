@@ -65,7 +65,7 @@ class State:
         self.note = ""
 
     def check(self, override: str | None) -> None:
-        """Set whether the run may go on, as the daemon decides it. (It will not know of an override.)"""
+        """Decide as the daemon does whether the run may go on. (The daemon does not learn of an override.)"""
         spend = self.spend
         if spend.state != "exceeded":
             return
@@ -81,7 +81,7 @@ class State:
     def shorten(self, width: int | None) -> None:
         """Make `line` fit into this many cells: leave out what follows the percentage, then the tokens, then the phase.
 
-        A file without a line, of an older daemon, gets one.
+        If the file has no `line` because an older daemon wrote it, make one.
         """
         spend = self.spend
         # Phases are ASCII. Replacing anything else makes sure that the line's length is its width.
@@ -102,7 +102,7 @@ def read_state(names: dict[str, str | None], failure: Failure, session: str | No
     """Return the state of the run that is meant, and report on stderr that it is from a file; raises `Failure`.
 
     `names` are the run, the scope and the session that the command line names. `failure` says why the socket cannot be
-    used; it is raised again if the files do not help. `session` is the one named on stdin, if any.
+    used; it is raised again if the files give no answer. `session` is the one named on stdin, if any.
     """
     try:
         # All later steps use this descriptor, even if the directory is replaced meanwhile.
@@ -176,7 +176,7 @@ def _read(directory: int, kind: str, name: str) -> State | None:
 
 
 def _is_alive(directory: int) -> bool:
-    """Return True if a daemon holds its lock. (A daemon that meets a reader's momentary lock tries again.)"""
+    """Return True if a daemon holds the lock. (This takes it for a moment, so a starting daemon may have to retry.)"""
     try:
         file = os.open(ALIVE, _FILE, dir_fd=directory)
     except OSError:

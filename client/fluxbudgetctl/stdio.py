@@ -16,7 +16,7 @@ _CHUNK = 64 * 1024
 
 
 class Stdin:
-    """What has been read of stdin. One that is a terminal, closed or unreadable counts as empty."""
+    """What has been read of stdin. A closed or unreadable stdin, or a terminal, counts as empty."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -43,7 +43,7 @@ class Stdin:
             self.read()
 
     def wait(self, deadline: float) -> bool:
-        """Wait until there is something to read, or its end; False if that is not so at the deadline (monotonic)."""
+        """Wait until stdin is readable or at its end; return False if the deadline (monotonic seconds) comes first."""
         poll = select.poll()
         poll.register(0, select.POLLIN)
         return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
@@ -65,8 +65,8 @@ def wait_for(peer: int, deadline: float, *, is_sending: bool, is_reading: bool) 
 def write(data: bytes, file: "TextIO | None", deadline: float | None) -> None:
     """Write to stdout or stderr, past Python's buffer; raises `OSError`.
 
-    With a deadline (monotonic seconds), raises `TimeoutError` if by then the reader has not made room for the rest.
-    Even after the deadline it writes as much as there is room for. Without one, it waits for the reader.
+    With a deadline (monotonic seconds), raises `TimeoutError` if the reader has not made room by then; what fits is
+    written even after the deadline. Without one, waits for the reader.
     """
     if file is None:  # closed; its descriptor may belong to another file by now
         return

@@ -15,10 +15,10 @@ _NOT_THERE = (errno.ENOENT, errno.ECONNREFUSED)
 
 
 def failure_from(exc: Exception, path: str, seconds: float) -> Failure:
-    """Return the failure for what asking the daemon at this socket has raised within a time limit.
+    """Return the failure for an exception from asking the daemon at this socket, with this time limit.
 
-    An `EOFError` says that the daemon has closed the connection (so does a reset, if it has not read the request), and
-    a `ValueError` how its answer breaks the protocol.
+    An `EOFError` means that the daemon closed the connection (a reset means that too, if the request was unread); a
+    `ValueError` says how its answer breaks the protocol.
     """
     if isinstance(exc, NotConnected):
         return not_connected(path, exc.errno, exc.strerror or "")

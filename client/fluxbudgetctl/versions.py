@@ -33,7 +33,7 @@ def client_version() -> str:
 
 
 def called_client(native: str | None) -> Client:
-    """Return the client that was called. `native` is what a native one says of itself: `VERSION`, or `VERSION KIND`."""
+    """Return the client that was called. `native` is the native client's `VERSION` or `VERSION BUILD`, or None."""
     if native is None:
         is_script = os.path.basename(sys.argv[0]) == "fluxbudgetctl"
         return Client(client_version(), "script" if is_script else "python")
@@ -42,7 +42,7 @@ def called_client(native: str | None) -> Client:
 
 
 def half_upgrade(native: str | None) -> Failure | None:
-    """Return a failure if the native client, which passed the command line on, has another version than this one."""
+    """Return a failure if the native client that started this one has another version."""
     called = called_client(native)
     if called.version == client_version():
         return None

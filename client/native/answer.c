@@ -1,9 +1,9 @@
-/* Answers, in MessagePack. They are read completely, and nothing of them is trusted. */
+/* Read answers, in MessagePack. Nothing in them is trusted. */
 #include "fluxbudgetctl.h"
 
 #include <string.h>
 
-/* OTHER: a whole value that no field has: nil, a float, a signed integer. */
+/* OTHER: a valid value of a kind that no field has: nil, a float, a signed integer. */
 enum kind { BROKEN, OTHER, BOOLEAN, INTEGER, STRING, BINARY, ARRAY, MAP };
 
 struct value {
@@ -12,8 +12,8 @@ struct value {
     struct bytes bytes; /* of a string; of any other value, all that follows */
 };
 
-/* What the type bytes from 0xC0 to 0xDF mean, and the width of the number that follows. (The protocol does without
-   extensions and short floats.) */
+/* The type bytes from 0xC0 to 0xDF, and the width of the number that follows. (The protocol uses no extensions and no
+   short floats.) */
 static const struct {
     unsigned char kind, width;
 } types[0x20] = {
@@ -24,7 +24,7 @@ static const struct {
     [0x1E] = {MAP, 2},     [0x1F] = {MAP, 4},
 };
 
-/* Take this many bytes; return null, and nothing is left, if there are fewer. */
+/* Take this many bytes. If there are fewer, return null and leave none. */
 static const char *take(struct bytes *from, uint64_t size)
 {
     const char *at = from->at;
@@ -37,7 +37,7 @@ static const char *take(struct bytes *from, uint64_t size)
     return at;
 }
 
-/* Take a value; of an array or a map only its head. */
+/* Take a value, or only the head of an array or a map. */
 static struct value take_value(struct bytes *from)
 {
     struct value value = {.kind = BROKEN};
@@ -67,7 +67,7 @@ static struct value take_value(struct bytes *from)
     return value;
 }
 
-/* Take a value with all that it contains. Items are counted, so nesting needs no memory, and any depth is allowed. */
+/* Take a value with all that it contains. Items are counted instead of recursing, so any depth is allowed. */
 static struct value take_whole(struct bytes *from)
 {
     struct value value = take_value(from), item = value;
@@ -91,8 +91,8 @@ static bool equals(struct bytes bytes, const char *string)
     return bytes.size == strlen(string) && memcmp(bytes.at, string, bytes.size) == 0;
 }
 
-/* Take the pairs of a map: `found` gets the values of the fields that are there, and other pairs are skipped. Return
-   false if the map is broken, or has a field twice or with a value of another kind. */
+/* Take the pairs of a map: put the values of known fields into `found`, and skip other pairs. Return false if the map
+   is broken, or if a field occurs twice or has a value of another kind. */
 static bool take_fields(struct bytes *from, uint64_t pairs, const struct field *fields, size_t count,
                         struct value *found)
 {

@@ -18,8 +18,8 @@ HARDENING = ("-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE
 _LINKING = ("-s", "-Wl,-z,relro,-z,now,-z,noseparate-code")
 _STATIC = (("-static-pie", "-fPIE", *_LINKING), ("-static", *_LINKING))
 _DYNAMIC = ("-DFLUXBUDGET_DYNAMIC", "-s", "-Wl,-z,relro,-z,now")
-# musl first: glibc's static start-up asks for the features of the processor, which in a virtual machine takes longer
-# than everything that the program does.
+# musl first: at start-up, glibc queries the processor's features, which in a virtual machine takes longer than the rest
+# of the program.
 _MUSL = "musl-gcc"
 _COMPILERS = (_MUSL, "cc", "gcc", "clang")
 
@@ -37,7 +37,7 @@ def compile(output: str, version: str) -> bool:  # noqa: A001  the name fits too
     for compiler in [shlex.split(chosen)] if chosen else [[name] for name in _COMPILERS]:
         for flags in _variants(compiler):
             is_wanted = build(compiler, output, version, (*HARDENING, *flags)) and _runs(output)
-            # A compiler may ignore what it does not know.
+            # A compiler may ignore flags that it does not know, and link dynamically.
             if is_wanted and is_static(output) == (flags is not _DYNAMIC):
                 return True
     return False
@@ -67,7 +67,8 @@ def is_static(program: str) -> bool:
     with open(program, "rb") as file:
         image = file.read()
     is_wide = image[4] == _ELFCLASS64
-    # The offsets of e_phoff, e_phentsize and e_phnum in elf(5), in the byte order of this machine, which has run it.
+    # The offsets of e_phoff, e_phentsize and e_phnum are in elf(5). The program has run, so the byte order is the
+    # machine's.
     (table,) = struct.unpack_from("=Q" if is_wide else "=I", image, 32 if is_wide else 28)
     size, count = struct.unpack_from("=HH", image, 54 if is_wide else 42)
     kinds = [struct.unpack_from("=I", image, table + index * size)[0] for index in range(count)]
@@ -87,7 +88,7 @@ def _variants(compiler: Sequence[str]) -> Iterator[Sequence[str]]:
 def _musl_static_pie(wrapper: str) -> Iterator[Sequence[str]]:
     """Yield the flags for a static-pie program, if the libraries are found.
 
-    The wrapper cannot link such a program itself: it always uses the start files of programs that are not static.
+    The wrapper cannot link such a program itself, because it always uses the start files of other programs.
     """
     try:
         with open(shutil.which(wrapper) or wrapper, encoding="utf-8") as script:
@@ -100,7 +101,7 @@ def _musl_static_pie(wrapper: str) -> Iterator[Sequence[str]]:
 
 
 def _runs(program: str) -> bool:
-    """Return True if the program starts. (Without the Python client beside it, it can do no more.)"""
+    """Return True if the program starts. (Without the Python client beside it, it can only report an error.)"""
     try:
         done = subprocess.run([os.path.abspath(program)], capture_output=True, check=False)  # noqa: S603
     except OSError:

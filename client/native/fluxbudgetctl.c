@@ -4,15 +4,15 @@
    program passes on a command line: its words, the working directory, a few environment variables, and stdin. The
    daemon answers with the exit code, stdout, stderr, and lines for $CLAUDE_ENV_FILE. The rules:
 
-   * It understands two things of a command line: the verb and `--timeout`. What the daemon does not handle, and what
-     fails, is left to `fluxbudgetctl-python`, which is installed beside it, gets the same command line and stdin, and
-     is told what has failed. But a hook that fails is silent and exits with 0.
+   * It interprets only the verb and `--timeout`. Command lines that the daemon does not handle, and failures, are left
+     to `fluxbudgetctl-python`, which is installed beside it. That gets the same command line and stdin, and is told
+     what failed. A plain hook that fails is silent and exits with 0.
    * It connects before it reads stdin, and forwards stdin while it waits. The daemon answers as soon as it has what it
      needs, so an open stdin costs nothing.
    * One deadline covers connecting, stdin, sending and receiving. For `hook` and `statusline`, which Claude Code waits
      for, it also covers stdout and stderr. (The other verbs wait until their output is read.)
-   * An answer is checked completely before any of it is used. It comes from a process of this user or of root.
-   * Memory is bounded: all buffers are static. Nothing is allocated, except to start Python.
+   * An answer is checked completely before any of it is used. The daemon must run as this user or as root.
+   * Memory is bounded: buffers have a fixed size, and nothing is allocated except to start Python.
 
    buffer.c: strings, frames, waiting. place.c: where the daemon listens. request.c, answer.c: MessagePack. pipe.c: the
    exchange. output.c: stdout, stderr, $CLAUDE_ENV_FILE. */
@@ -31,7 +31,7 @@
 #error "compile.py defines the version"
 #endif
 
-/* Which of the builds of compile.py this is. (musl has no macro by which it can be recognised.) */
+/* How compile.py has built this. (musl defines no macro of its own.) */
 #if defined FLUXBUDGET_DYNAMIC
 #define KIND "dynamic"
 #elif defined __GLIBC__
@@ -60,7 +60,7 @@ static const struct verb *find_verb(const char *name)
     return NULL;
 }
 
-/* Return a time limit; 0 unless it is plain digits with at most one point, above 0 and at most an hour. */
+/* Return a time limit in nanoseconds; 0 unless it is written as digits with at most one point, and at most an hour. */
 static int64_t read_limit(const char *written)
 {
     int64_t limit = 0, unit = SECOND;
@@ -79,7 +79,7 @@ static int64_t read_limit(const char *written)
     return limit <= MOST ? limit : 0;
 }
 
-/* Set the deadline; return false if the time limit is unusual or wrong, so that Python must read it. */
+/* Set the deadline; return false if `--timeout` is unusual or wrong, so that Python must handle it. */
 static bool set_deadline(struct call *call)
 {
     static const char flag[] = "--timeout";
@@ -100,7 +100,7 @@ static bool set_deadline(struct call *call)
     return true;
 }
 
-/* Otherwise the next file that is opened would get the number of a closed one, and be used as stdin or stdout. */
+/* Open /dev/null for closed standard files. Otherwise the next file to be opened would get their number. */
 static void open_standard_files(void)
 {
     struct pollfd files[] = {{.fd = STDIN_FILENO}, {.fd = STDOUT_FILENO}, {.fd = STDERR_FILENO}};
@@ -118,12 +118,12 @@ static bool find_self(char path[PATH_MAX])
         path[size] = '\0';
         return true;
     }
-    /* There may be no /proc. The kernel also passes the name by which the program was executed. */
+    /* Without /proc, use the name by which the program was executed, which the kernel passes, too. */
     const char *called = (const char *)(uintptr_t)getauxval(AT_EXECFN);
     return called != NULL && realpath(called, path) != NULL;
 }
 
-/* If stdin was read, replace it by a file: what was read, and what else arrives until its end or the deadline. */
+/* If some of stdin was read, replace stdin by a file with that and what arrives until its end or the deadline. */
 static void restore_input(struct call *call)
 {
     struct input *input = &call->input;
@@ -150,8 +150,7 @@ static int run_python(struct call *call, char **arguments)
             setenv("FLUXBUDGETCTL_FAILED", call->failed, 1);
         else
             unsetenv("FLUXBUDGETCTL_FAILED");
-        /* With these set, Python may fail to start, or keep running after the script, and exit with a code that means
-           something else here. */
+        /* These can keep Python from starting, or from exiting with the client's exit code. */
         unsetenv("PYTHONHOME");
         unsetenv("PYTHONINSPECT");
         arguments[0] = path;
@@ -165,8 +164,8 @@ static int run_python(struct call *call, char **arguments)
     return INTERNAL;
 }
 
-/* True if a failure ends the program without a word. Of a hook with other flags, only Python knows whether it must say
-   something: it may be `--help`, or wrong. */
+/* True if the program ends silently after a failure. A hook with other flags does not: they may be `--help`, or wrong,
+   which only Python can tell. */
 static bool is_silent(const struct call *call)
 {
     const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");
@@ -179,7 +178,7 @@ int main(int count, char **arguments)
 {
     static struct call call;
     struct answer answer;
-    char *none[] = {NULL, NULL}; /* if argv is empty: room for the path of the Python client */
+    char *none[] = {NULL, NULL}; /* for an empty argv: has room for the path of the Python client */
     call.started = now();
     open_standard_files();
     if (count == 0)

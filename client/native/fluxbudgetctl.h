@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-/* Sizes in bytes. At most MAX_INPUT of stdin is sent; of the rest the daemon only learns that it was cut. */
+/* Sizes in bytes. At most MAX_INPUT of stdin is sent; the daemon is told if there was more. */
 enum { HEADER = 4, MAX_FRAME = 1 << 20, MAX_INPUT = 256 * 1024, CHUNK = 64 * 1024 };
 
 /* All times are nanoseconds of CLOCK_MONOTONIC. */
@@ -18,7 +18,7 @@ enum { HEADER = 4, MAX_FRAME = 1 << 20, MAX_INPUT = 256 * 1024, CHUNK = 64 * 102
 struct verb {
     const char *name;
     int64_t limit;   /* the usual time limit */
-    bool is_claudes; /* Claude Code waits for it: stdin is forwarded, and the deadline also covers the output */
+    bool is_claudes; /* Claude Code runs it: stdin is forwarded, and the deadline also covers the output */
     bool is_hook;    /* it never disturbs the session */
 };
 
@@ -26,17 +26,17 @@ struct verb {
 struct input {
     size_t size;  /* at most MAX_INPUT */
     bool is_open; /* there may be more */
-    bool is_cut;  /* there was more; one byte after the first MAX_INPUT says so to Python */
+    bool is_cut;  /* there was more; Python gets one byte too many, so that it notices */
     char data[MAX_INPUT + CHUNK];
 };
 
 struct call {
     char **words;            /* the verb and what follows, up to a null */
     const struct verb *verb; /* null: not one of the piped verbs */
-    bool has_more;           /* words other than the verb and `--timeout` */
+    bool has_more;           /* there are words other than the verb and `--timeout` */
     int64_t started, deadline;
     struct sockaddr_un place; /* where the daemon usually listens */
-    /* What Python need not try again, the value of $FLUXBUDGETCTL_FAILED: `connect ERRNO`, `uid UID`, `send ERRNO`,
+    /* What failed, for Python as $FLUXBUDGETCTL_FAILED: `connect ERRNO`, `uid UID`, `send ERRNO`,
        `closed`, `garbage`, `error CODE`, `timeout`. Empty if nothing failed. */
     char failed[128];
     struct input input;
@@ -68,21 +68,21 @@ void put_decimal(struct buffer *to, uint64_t number);
 int64_t now(void);
 bool wait_for(struct pollfd *files, nfds_t count, int64_t deadline);
 
-/* place.c: an environment variable (null if it is unset or empty), and where the daemon listens. `usual_place` returns
-   false if Python must find the place, `recorded_place` if the daemon has recorded no other place. */
+/* place.c: environment variables (null if unset or empty), and where the daemon listens. `usual_place` returns false if
+   Python must find the place; `recorded_place` returns false if the lock file names no other place. */
 const char *variable(const char *name);
 bool usual_place(struct sockaddr_un *place);
 bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded);
 
-/* request.c: make a frame, which is too large if the buffer is full. `rest` is what of stdin no frame contains yet. */
+/* request.c: make a frame, which is too large if the buffer is full. `rest` is the part of stdin not sent so far. */
 void pack_command(struct buffer *to, const struct call *call, struct bytes rest, bool more, bool cut);
 void pack_stdin(struct buffer *to, struct bytes rest, bool more, bool cut);
 
-/* answer.c: read the body of a frame; return false unless all of it is as it should be. */
+/* answer.c: read the body of a frame; return false unless it is complete and correct. */
 bool read_answer(struct bytes body, struct answer *answer);
 
-/* pipe.c: ask the daemon; return true if it has answered, else set `failed`. `read_input` reads once from stdin, which
-   must be ready. */
+/* pipe.c: ask the daemon; return true if it has answered, else set `failed`. `read_input` reads from stdin once; call
+   it when stdin is ready. */
 bool ask(struct call *call, struct answer *answer);
 void read_input(struct input *input);
 

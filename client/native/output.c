@@ -44,7 +44,7 @@ void complain(const struct call *call, const char *what, const char *why, const 
     write_all(call, STDERR_FILENO, (struct bytes){room, lines.size});
 }
 
-/* A hook says what went wrong only to those who look for it. */
+/* Report a hook's problem, which only $FLUXBUDGET_DEBUG shows. */
 static void debug(const struct call *call, const char *what, const char *why)
 {
     if (variable("FLUXBUDGET_DEBUG") != NULL)
@@ -62,7 +62,7 @@ static const char *append(int file, struct bytes lines)
         return "it is not a regular file";
     if (about.st_size > 0 && pread(file, &last, 1, about.st_size - 1) < 0)
         return strerror(errno);
-    /* One write, so that the lines of other processes cannot get in between. */
+    /* A single write, so that lines of other processes cannot get in between. */
     struct iovec pieces[] = {
         {"\n", last != '\n'},
         {(void *)(uintptr_t)lines.at, lines.size},

@@ -22,7 +22,7 @@ static int connect_to(int peer, const struct sockaddr_un *place, int64_t deadlin
     while (connect(peer, (const struct sockaddr *)place, sizeof *place) != 0) {
         if (errno != EAGAIN && errno != EINTR)
             return errno;
-        /* The backlog is full: connecting to a Unix socket fails then, where TCP would wait. */
+        /* The backlog is full. A non-blocking connect to a Unix socket then fails at once, so try again. */
         if (now() >= deadline)
             return ETIMEDOUT;
         poll(NULL, 0, 1);
@@ -59,24 +59,24 @@ void read_input(struct input *input)
     }
 }
 
-/* Read what is in stdin already. A terminal counts as empty. */
+/* Read what stdin holds already. A terminal counts as empty. */
 static void begin_input(struct input *input, const struct verb *verb)
 {
-    enum { READS = 8 }; /* enough for MAX_INPUT; a writer of small pieces does not hold up the request */
+    enum { READS = 8 }; /* enough for MAX_INPUT; limited, so that a writer of small pieces cannot delay the request */
     struct pollfd ready = {STDIN_FILENO, POLLIN, 0};
     input->is_open = verb->is_claudes && !isatty(STDIN_FILENO);
     for (int i = 0; i < READS && input->is_open && !input->is_cut && wait_for(&ready, 1, 0); i++)
         read_input(input);
 }
 
-/* The frame that is being sent, and how much of stdin the frames so far contain. */
+/* The frame being sent, and how much of stdin has been put into frames. */
 struct sender {
     struct buffer frame;
     size_t sent, framed;
-    bool more; /* the last frame said that others follow */
+    bool more; /* the last frame says that others follow */
 };
 
-/* Make the first frame, or one of what was read since the last frame. */
+/* Make the first frame, or one with what was read since the last frame. */
 static void make_frame(struct sender *sender, const struct call *call)
 {
     const struct input *input = &call->input;
@@ -100,7 +100,7 @@ static int send_some(int peer, struct sender *sender)
         if (size >= 0) {
             sender->sent += (size_t)size;
         } else if (errno == EPIPE || errno == ECONNRESET) {
-            /* The daemon has stopped reading. There may be an answer that says why. */
+            /* The daemon has stopped reading. Its answer may say why. */
             sender->sent = frame->size;
             sender->more = false;
         } else if (errno != EINTR) {
@@ -110,7 +110,7 @@ static int send_some(int peer, struct sender *sender)
     return 0;
 }
 
-/* The answer as far as it has arrived. `body` is null until it is whole. */
+/* The answer, as far as it has arrived. `body` is null until it is complete. */
 struct receiver {
     size_t size;
     struct bytes body;
@@ -136,12 +136,12 @@ static bool receive_some(int peer, struct call *call, struct receiver *receiver)
     return true;
 }
 
-/* Send what has been read, and wait for the answer and for more of stdin at the same time. */
+/* Send what has been read while waiting for the answer and for more of stdin. */
 static bool wait_for_answer(int peer, struct call *call, struct sender *sender, struct receiver *receiver)
 {
     struct input *input = &call->input;
     while (receiver->body.at == NULL) {
-        bool is_late = now() >= call->deadline; /* an answer that has arrived already is used */
+        bool is_late = now() >= call->deadline; /* one more try: an answer that has arrived in time is used */
         int error = send_some(peer, sender);
         if (error != 0)
             return fail(call, "send", (unsigned)error);
@@ -172,7 +172,7 @@ static bool exchange(int peer, struct call *call, struct answer *answer)
         return false;
     begin_input(&call->input, call->verb);
     make_frame(&sender, call);
-    answer->is_mine = false; /* if the request is too large: Python says so */
+    answer->is_mine = false; /* for a request that is too large, which Python reports */
     if (sender.frame.is_full)
         return true;
     if (!wait_for_answer(peer, call, &sender, &receiver))

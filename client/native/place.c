@@ -8,7 +8,7 @@
 const char *variable(const char *name)
 {
     size_t size = strlen(name);
-    /* (musl's `getenv` would be half of all that this program does: it compares each entry by a call.) */
+    /* (musl's `getenv` calls a function for each entry, which would be half of this program's work.) */
     for (char **entry = environ; *entry != NULL; entry++)
         if (**entry == *name && strncmp(*entry, name, size) == 0 && (*entry)[size] == '=')
             return (*entry)[size + 1] != '\0' ? *entry + size + 1 : NULL;
@@ -40,7 +40,7 @@ bool usual_place(struct sockaddr_un *place)
 {
     const char *chosen = variable("FLUXBUDGET_SOCKET"), *runtime = variable("XDG_RUNTIME_DIR"), *home;
     if (chosen != NULL) {
-        /* The daemon and Python normalise the path. Unless it looks like this, that makes no difference. */
+        /* The daemon and Python normalise the path. That matters only for paths like these. */
         size_t size = strlen(chosen);
         bool is_odd = strstr(chosen, "..") != NULL || strchr("/.", chosen[size - 1]) != NULL;
         return !is_odd && set_path(place, chosen, size, "");
@@ -68,7 +68,7 @@ bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorde
     ssize_t size = is_ours ? read(file, lines, sizeof lines - 1) : 0;
     close(file);
     lines[size > 0 ? size : 0] = '\0';
-    const char *line = strchr(lines, '\n'); /* the second one says where */
+    const char *line = strchr(lines, '\n'); /* the second line says where */
     if (line == NULL || strncmp(line + 1, label, sizeof label - 1) != 0)
         return false;
     line += sizeof label - 1;

@@ -1,4 +1,4 @@
-/* Requests, in MessagePack. Numbers and lengths always have their full width, which is simpler and allowed. */
+/* Write requests, in MessagePack. Numbers and lengths always have the full width, which is allowed and simpler. */
 #include "fluxbudgetctl.h"
 
 #include <limits.h>

@@ -1,21 +1,21 @@
 #!/bin/sh
 # Start the Python client. This is `fluxbudgetctl-python`, and `fluxbudgetctl` where no C compiler was available.
 #
-# The scripts that installers generate import `re`, which takes as long as the rest of a command that is handed on.
+# The scripts that installers generate import `re`, which would double the time of a command that the native client
+# hands over.
 self=$0
 case $self in */*) ;; *) if [ -f "./$self" ]; then self=./$self; else self=$(command -v -- "$self"); fi ;; esac
 [ ! -L "$self" ] || self=$(readlink -f -- "$self")
 here=${self%/*}
-# With these set, Python may fail to start, or keep running after the client, and exit with a code that means something
-# else here.
+# These can keep Python from starting, or from exiting with the client's exit code.
 unset PYTHONHOME PYTHONINSPECT
 # Python does not start if stdin is a directory.
 [ ! -d /dev/stdin ] || exec </dev/null
 
 if [ -f "$here/../pyvenv.cfg" ]; then
     python=$here/python
-    # In a virtual environment the package's path is known, so skip Python's package search, which takes longer than the
-    # answer. An editable install has no package there, and starts Python the usual way.
+    # In a virtual environment the package's path is known, so skip `site`, which takes longer than the answer. An
+    # editable install has no package there, so Python starts the usual way.
     case $1 in remaining | env | check | advance | ping | hook | statusline)
         for start in "$here"/../lib/python3*/site-packages/fluxbudgetctl/bare.py; do
             [ ! -x "$python" ] || [ ! -f "$start" ] || exec "$python" -I -S "$start" "$self" "$@"
@@ -32,7 +32,7 @@ else
     case $python in [\"\']*[\"\']) python=${python#?} python=${python%?} ;; esac
 fi
 
-# For a missing interpreter the shell would exit with 127, and for a missing package Python with 1, even for a hook.
+# Report a missing interpreter or package here: the shell would exit with 127, and Python with 1, even for a hook.
 if [ -x "$python" ]; then
     exec "$python" -P -c '
 import sys

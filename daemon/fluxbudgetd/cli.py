@@ -124,13 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _open_standard_streams() -> None:
     """Open /dev/null for each standard stream that is closed.
 
-    Otherwise the next file that is opened gets its number, and the log is written into it.
+    Otherwise the next file to be opened would get that number, and the log would be written into it.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one. A command that the daemon starts inherits it.
+            # `open` returns the lowest free number, which is this one. Commands that the daemon starts inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 

@@ -24,10 +24,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Watch:
-    """Watches directories. Raises `OSError` if the system has no instance of inotify left."""
+    """Watches directories. Raises `OSError` if the user has no inotify instances left."""
 
     def __init__(self) -> None:
-        # inotify's flags have the numbers of open(2)'s.
+        # inotify's flags have the same values as those of open(2).
         self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, directory: str, events: int) -> None:
@@ -36,7 +36,7 @@ class Watch:
         _checked(_libc.inotify_add_watch(self._fd, path, ctypes.c_uint32(events | _ONLY_DIRECTORIES)))
 
     async def happened(self) -> None:
-        """Wait until something has happened since the directories were added, or since the last call."""
+        """Wait for an event; those since the directories were added, or since the last call, count."""
         while True:
             await anyio.wait_readable(self._fd)
             with suppress(BlockingIOError):
@@ -44,7 +44,7 @@ class Watch:
                 return
 
     def close(self) -> None:
-        """Close it. No task may wait for it any more."""
+        """Close the watch. No task may be waiting for it."""
         os.close(self._fd)
 
 

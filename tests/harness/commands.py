@@ -46,7 +46,7 @@ def outcome(home: Home, *words: str | bytes, **more: Any) -> Outcome:
 
 
 def is_mine(home: Home, *words: str | bytes, **more: Any) -> bool:
-    """True if the daemon carries out this command line; if not, require that its answer says nothing else."""
+    """Return True if the daemon carries out this command line; if not, require that nothing else is in its answer."""
     answer = home.ask(forwarded(home, *words, **more))
     assert isinstance(answer, messages.CommandAnswer), answer
     assert answer.mine or answer == messages.CommandAnswer(mine=False)

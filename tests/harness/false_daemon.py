@@ -44,8 +44,8 @@ def answering(
 ) -> Iterator[list[dict[str, Any]]]:
     """Serve at the home's socket; yield a list to which each request is added, as a map, before it is answered.
 
-    A `command` has all of its stdin: like the daemon, this one waits until stdin ends or is a whole JSON value. With
-    `answer` None it reads the request and does not answer, like a stopped daemon. `place` is another socket's path.
+    A `command` is added with all of its stdin: like the daemon, this one waits until that ends or is a JSON object.
+    With `answer` None it reads the request but does not answer, like a stopped daemon. `place` is another socket.
     """
     asked: list[dict[str, Any]] = []
     home.socket.parent.mkdir(parents=True, mode=0o700, exist_ok=True)

@@ -19,10 +19,10 @@ from harness.daemon import CTL
 from harness.peer import Connection, Peer
 
 SOURCES = Path(__file__).parents[2] / "client" / "native"
-#: The client of an installed package, which is tested without the sources.
+#: The client of an installed package, which is tested without its sources.
 INSTALLED = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
 
-#: Memory errors and undefined behaviour abort the program, as warnings abort its compilation.
+#: Memory errors and undefined behaviour abort the program; warnings abort its compilation.
 SANITIZED = ("-g", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 #: For tests of piped commands, which must pass with both clients.
@@ -107,7 +107,7 @@ def use(program: Path | None) -> None:
     CTL[:] = _PYTHON if program is None else [str(program)]
 
 
-# Stands in for the Python client: writes down what it was given.
+# Stands in for the Python client: records what it was given.
 _STAND_IN = """
 import json, os, sys
 environ = {name: value for name, value in os.environ.items() if name.startswith(("FLUXBUDGETCTL_", "PYTHON"))}
@@ -130,13 +130,13 @@ class Handed(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Everything that can be observed of one call."""
+    """The observable results of one call."""
 
     code: int
     out: bytes
     err: bytes
     handed: Handed | None
-    """None: the native client did everything itself."""
+    """What the Python client was given; None if the native client did everything itself."""
 
 
 def handed(outcome: Outcome) -> Handed:
@@ -173,7 +173,7 @@ class Native:
         return subprocess.Popen([self.program, *words], env={**self.environ, **(environ or {})}, **pipes)
 
     def end(self, process: subprocess.Popen[bytes], given: bytes | None = None) -> Outcome:
-        """Wait for the end of the client, which gets `given` if its stdin is a pipe."""
+        """Wait until the client ends; `given` is written to its stdin if that is a pipe."""
         with process:
             out, err = process.communicate(given, timeout=_PATIENCE)
         return Outcome(process.returncode, out or b"", err or b"", self._read_handed())

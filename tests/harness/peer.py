@@ -1,4 +1,4 @@
-"""A daemon played by the test: it accepts connections and handles each as the test says."""
+"""A daemon played by the test, which decides how each connection is handled."""
 
 import contextlib
 import socket
@@ -56,7 +56,7 @@ class Connection:
 
 
 class Peer:
-    """Serves connections one after the other, and keeps what `serve` returns for each.
+    """Serves connections one after another, and keeps what `serve` returns for each.
 
     At the end, errors in `serve` fail the test. The socket stays, as after a killed daemon.
     """
@@ -99,7 +99,7 @@ class Peer:
 
 
 def answer(**fields: Any) -> dict[str, Any]:
-    """Return the answer to a command; `fields` replace its own."""
+    """Return the answer to a command; `fields` replace its defaults."""
     return {"ok": True, "op": "command", "mine": True, "exit": 0, "out": b"", "err": b"", "exports": b"", **fields}
 
 

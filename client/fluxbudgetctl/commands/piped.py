@@ -1,4 +1,4 @@
-"""The piped verbs as argparse knows them: for `--help`, mistakes, unusual spellings, and without a daemon's answer."""
+"""The piped verbs in argparse: for `--help`, mistakes and unusual spellings, and if the daemon does not answer."""
 
 import argparse
 import os
@@ -37,9 +37,10 @@ _SWITCHES = {"json": "--json", "require": "--require", "no_colour": "--no-colour
 
 
 def main(words: list[str], call: pipe.Call | None, failure: Failure | None) -> int:
-    """Carry out a command line that the pipe has not, and return the exit code.
+    """Carry out a command line that the pipe could not, and return the exit code.
 
-    `failure` says why not; None: the daemon, or `pipe.time_limit`, leaves it to argparse. `call` is the attempt.
+    `call` is the pipe's attempt, if there was one, and `failure` how it failed; None if the daemon or
+    `pipe.time_limit` left the command line to argparse.
     """
     root = FailingParser(prog="fluxbudgetctl", allow_abbrev=False)
     add(root.add_subparsers(required=True))
@@ -73,20 +74,20 @@ def _add(commands: Subcommands, verb: str) -> None:
 
 def _run(verb: str, options: Options) -> int:
     before, failure = options.call, options.failure
-    # What argparse takes is not the daemon's fault: a first attempt gets the whole time.
+    # Parsing does not count against the time limit: the plain form gets all of it, unless an attempt has failed.
     started_ns = time.monotonic_ns() if failure is None else before.started_ns
     call = pipe.Call([verb, *_words(options)], options.timeout, started_ns, before and before.stdin)
     if failure is None:
         outcome = pipe.run(call)
         if isinstance(outcome, pipe.Answer):
             return deliver(outcome, call)
-        # If it is older and does not know these words, it may know the request.
+        # An older daemon, which does not handle these words, may still know the typed request.
         failure = outcome or failure_of({"code": "unknown_op"})
     return fallback.run(call, options, failure)
 
 
 def _words(options: Options) -> list[str]:
-    """Return the options as the plainest words that mean the same."""
+    """Return the options as words in their plain form."""
     given = {**dict.fromkeys((*_VALUES, *_SWITCHES)), **vars(options)}
     values = [f"{flag}={_raw(given[name])}" for name, flag in _VALUES.items() if given[name] is not None]
     return values + [flag for name, flag in _SWITCHES.items() if given[name]]

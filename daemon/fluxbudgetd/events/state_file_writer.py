@@ -106,7 +106,7 @@ class StateFileWriter:
 
     def _content(self, account: RunAccount) -> State:
         balance, is_stale = account.balance(), self._is_stale(account)
-        # The reader comes later, when the rate may be another one: the line is without it.
+        # Without the rate, which may be out of date when the file is read.
         line = statusline.line(run=account.run, balance=balance, rate=0, stale=is_stale, width=None, colour=False)
         return State(
             run=account.run.id,

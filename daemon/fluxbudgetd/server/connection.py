@@ -1,4 +1,4 @@
-"""What a connection waits for: the rest of a frame, an answer, more input, a stream, room for unsent bytes.
+"""Wait for what a connection needs: the rest of a frame, an answer, more input, a stream, room for unsent bytes.
 
 A peer that sends half a frame, or never reads its answers, only affects its own connection. Between requests, a
 connection has no task (`quick.py`).
@@ -43,8 +43,8 @@ class Connection:
     async def finish(self, response: Response | Awaitable[Response] | None) -> bool:
         """Finish a request: receive the rest of it (None), or send this response to it.
 
-        Return False if the connection must be closed. Raises `FluxError` if the client must be told before; anyio's
-        `EndOfStream` or `BrokenResourceError`, or `OSError`, if it has closed.
+        Return False if the connection must be closed. Raises `FluxError` for an error to send before that;
+        anyio's `EndOfStream` or `BrokenResourceError`, or `OSError`, if the peer has closed.
         """
         answer = await self._answer(response)
         if isinstance(answer, bytes):

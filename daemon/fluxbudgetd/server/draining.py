@@ -8,11 +8,11 @@ import anyio
 
 
 class Draining:
-    """Tracks the streams, and says which connections are over."""
+    """Tracks the streams, and decides which connections must be closed."""
 
     def __init__(self) -> None:
         self._streams: set[anyio.CancelScope] = set()
-        #: True if connections must be closed.
+        #: True once the server drains.
         self.has_begun = False
         self._includes_new = False
 
@@ -29,11 +29,11 @@ class Draining:
         self._streams.discard(scope)
 
     def begin(self) -> None:
-        """End the streams. Connections that have had an answer are over."""
+        """End the streams, and begin to close connections that have had an answer."""
         self.has_begun = True
         for scope in self._streams:
             scope.cancel()
 
     def include_new(self) -> None:
-        """Connections that have not sent a request are over, too."""
+        """Also close connections that have not sent a request."""
         self._includes_new = True

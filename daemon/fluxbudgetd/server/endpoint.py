@@ -1,10 +1,10 @@
-"""Where clients find the daemon: the socket and the lock file beside it, which are restored if they are removed.
+"""Where clients find the daemon: the socket and its lock file, which are restored if they are removed.
 
 logind removes a user's runtime directory at the last logout, and cleaners remove files that look old, while the daemon
-lives on. The kernel reports that (`inotify`); nothing is polled while all is well. Then:
+keeps running. The kernel reports the removal (inotify; without it, the files are checked every five seconds). Then:
 
-* the files are restored a second later. At once, a program that is still removing the directory would find new files
-  in it, and a file system that is about to be unmounted would get them;
+* the files are restored a second later. Restored at once, they could make another program fail to remove the
+  directory, or be created on a file system that is about to be unmounted;
 * the socket's directory is created again, but not its parent: logind creates the runtime directory;
 * a socket that was passed belongs to systemd: if its file is missing, that is only reported;
 * if another daemon has taken the lock by then, that daemon serves.
@@ -32,8 +32,8 @@ log = structlog.get_logger()
 
 _QUIET_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
-# The kernel does not report that a file system was unmounted while files in it are open, so what was just restored is
-# checked a few times more. Without inotify, everything is.
+# inotify does not report a lazy unmount while files are open, so restored files are checked a few times more. Without
+# inotify, the check is repeated for ever.
 _RECHECK_SECONDS = 5.0
 _RECHECKS = 6
 
@@ -99,7 +99,7 @@ class Endpoint:
                 self._note.remove()
 
     def withdraw(self) -> None:
-        """Remove the socket's file, so that new clients fail fast, and restore nothing any more. Blocks."""
+        """Stop restoring files, and remove the socket's file so that new clients fail fast. Blocks."""
         with self._restoring:
             self._is_withdrawn = True
             self.listener.unlink()
@@ -107,12 +107,12 @@ class Endpoint:
     async def keep(self, on_rebound: Callable[[Listener], None], on_removed: Callable[[], None]) -> None:
         """Restore what is removed, until cancelled.
 
-        `on_rebound` must move to a new listening socket at once; the old one is closed afterwards. `on_removed` is
-        called when something in the directory has been removed, once the directory is there again.
+        `on_rebound` must switch to the new listening socket before it returns, because the old one is closed then.
+        `on_removed` is called when something in the directory has been removed, once the directory exists again.
         """
         rechecks, has_changed = 0, False
         while True:
-            # First the watch, then the check: nothing is missed in between.
+            # Watch first, then check, so that no removal is missed.
             watch = await anyio.to_thread.run_sync(self._watch)
             try:
                 new = await anyio.to_thread.run_sync(self._restored)
@@ -186,7 +186,7 @@ class Endpoint:
                 "the socket is bound again when its parent exists",
             )
         if not (self._lock.is_held() and self.listener.is_reachable()):
-            # Also if it exists: after it was removed, someone else may have created it.
+            # Even if the directory exists: another user may have created it after it was removed.
             self._make_private()
         self._lock.take()
         if self._note is not None:

@@ -1,4 +1,4 @@
-"""Logging of what peers can cause any number of times: a few lines, however often it happens."""
+"""Rate-limited logging, for events that a peer can cause any number of times."""
 
 import time
 
@@ -13,7 +13,7 @@ class LimitedLog:
     """Logs an event at most once in ten seconds. The next line says how many were left out."""
 
     def __init__(self) -> None:
-        # By the event, or the line of code that has raised: when it may be logged again, and how many were left out.
+        # By event, or by line of code that raised: when it may be logged again, and how many were left out.
         self._events: dict[object, tuple[float, int]] = {}
 
     def warning(self, event: str, **fields: object) -> None:

@@ -10,8 +10,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The server's limits. Per connection unless stated otherwise."""
 
     connections: int = 1024
-    """How many may be open at a time. For a further one, the longest idle one is closed; if none is idle, the new one
-    gets the error `busy`."""
+    """How many may be open at a time. For one more, the one that has been idle longest is closed; if none is idle, the
+    new one gets the error `busy`."""
     first_request_seconds: float = 1.0
     """While the server drains, how long a new connection may take to send its first request."""
     frame_seconds: float = 10.0

@@ -81,7 +81,7 @@ class LockFile:
 
 
 class Note:
-    """The lines of a lock file at a path where this daemon does not listen: they say where it does.
+    """A lock file at a path where this daemon does not listen, which says where it does.
 
     The lock is not kept, so another daemon can still serve there. A note that a killed daemon has left is harmless,
     because no process listens at the socket that it names. Failures are ignored: clients work without the note.
@@ -107,7 +107,7 @@ class Note:
     def _write(self, record: bytes) -> None:
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if record else 0), 0o600)
         try:
-            # Without a change, do not even take the lock: a daemon that is just starting there would find it taken.
+            # If nothing changes, do not take the lock: a daemon that is starting at that path would find it taken.
             if record and os.pread(fd, _MOST_RECORD_BYTES, 0) == record:
                 return
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ def _record(socket: str) -> bytes:
 
 
 def _rewrite(fd: int, record: bytes) -> None:
-    """Replace a lock file's lines; a client that reads meanwhile does not find the file empty."""
+    """Replace a lock file's lines. The file is never empty meanwhile, because clients may read it."""
     os.pwrite(fd, record, 0)
     os.ftruncate(fd, len(record))
 

@@ -18,10 +18,10 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Peer:
-    """A client. `socket` is non-blocking; `was_answered` is True once a request of its has been answered.
+    """A client. `socket` is non-blocking; `was_answered` is True once it has had an answer.
 
-    `decoder` holds the bytes of further requests, or of a part of one. Usually there are none, and it is None.
-    `idle_since` is the number of the turn after which it was idle.
+    `decoder` holds received bytes that were not decoded yet; it is None if there are none, as is usual. `idle_since`
+    orders idle connections: the longest idle one has the lowest number.
     """
 
     __slots__ = ("decoder", "idle_since", "socket", "was_answered")
@@ -74,7 +74,7 @@ class Peer:
 
     async def receive(self) -> bytes:
         """Return the next bytes; raise anyio's `EndOfStream` or `BrokenResourceError` if the peer has closed."""
-        # Others take their turn first, also if bytes are there already. No byte is lost if this is cancelled.
+        # Yield to other connections first, even if bytes have arrived. No byte is lost if this is cancelled.
         await anyio.lowlevel.checkpoint()
         while True:
             try:

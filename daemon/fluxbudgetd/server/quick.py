@@ -1,14 +1,14 @@
-"""The usual case without a task: in one callback, a request is received, answered and sent.
+"""The usual case without a task: one callback receives a request, answers it and sends the answer.
 
 A hook connects, sends one request, reads the answer and closes. A task and a stream for each connection would cost more
 than the answer. So a connection only has a task (`Connection`) while it waits for something other than its next
-request: the rest of a frame, an answer, a stream, room for unsent bytes. Otherwise it is here, and idle.
+request: the rest of a frame, an answer, a stream, room for unsent bytes. Otherwise it is idle and belongs to
+`QuickConnections`.
 
-Callbacks belong to asyncio's event loop; anyio has nothing below tasks. So this file uses asyncio, as the server's only
-one, and contains nothing else.
+anyio has no callbacks, so this is the only file of the server that uses asyncio.
 
-Each callback answers one request of one connection, or accepts a few connections, so a peer that sends many requests
-at once waits its turn like the others.
+Each callback answers one request of a connection, or accepts a few connections and answers the first request of each.
+A peer that sends many requests at once waits its turn like the others.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class Acceptor:
         return True
 
     def _pause(self, listening: socket.socket) -> None:
-        """Look again a little later: the kernel would report the waiting connection at once."""
+        """Stop accepting for a moment, because the kernel would report the same connection again at once."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(listening)
 
@@ -96,8 +96,8 @@ class Acceptor:
 class QuickConnections:
     """The connections without a task.
 
-    `on_waiting` is called when a connection has to wait for something, and owns it until it is passed to `start` again.
-    `on_closed` is called when a connection was closed here.
+    `on_waiting` is called when a connection has to wait for something, and owns it until it passes it to `start` again.
+    `on_closed` is called after a connection was closed here.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class QuickConnections:
         self._draining = draining
         self._on_waiting = on_waiting
         self._on_closed = on_closed
-        # Those whose socket is watched, and those whose next turn is scheduled.
+        # The connections whose socket is watched, and those whose next turn is scheduled.
         self._idle: set[Peer] = set()
         self._scheduled: set[Peer] = set()
         self._turns = 0
@@ -135,7 +135,7 @@ class QuickConnections:
         return found is not None
 
     def drain(self) -> None:
-        """Answer what idle connections have sent, and close those that are over."""
+        """Answer what idle connections have sent, and close those that `Draining` says are over."""
         for peer in self.idle:
             self._turn(peer)
 
@@ -194,7 +194,7 @@ class QuickConnections:
             self._turn(peer)
 
     def _watch(self, peer: Peer) -> None:
-        """Make this the connection that became idle last."""
+        """Watch the connection's socket, and record that it is idle from now on."""
         self._turns += 1
         peer.idle_since = self._turns
         if peer not in self._idle:

@@ -1,4 +1,4 @@
-"""From a request's bytes to its answer's: decode, call the handler, encode. No socket is used here.
+"""Turn a request's bytes into its answer's: decode, call the handler, encode. No socket is used here.
 
 Every failure becomes an error answer. A defect affects only its own request; the daemon continues.
 """
@@ -50,7 +50,7 @@ Stream = AsyncGenerator[messages.AnyAnswer, None]
 Handled = messages.AnyAnswer | TrackedAnswer[messages.AnyAnswer] | MoreInput
 #: Returns the answer if it is available at once, otherwise an awaitable of it; or a stream.
 Handler = Callable[[messages.AnyRequest], Handled | Stream | Awaitable[Handled]]
-#: What a connection does next: send a frame (an empty one: nothing), send a stream, or read more input.
+#: What a connection does next: send a frame (b"": nothing), send a stream, or read more input.
 Response = bytes | TrackedFrame | Stream | MoreInput
 
 # A message may quote what the client has sent, which may be as long as a frame.
@@ -85,7 +85,7 @@ class Responder:
             return self._error(exc)
 
     def _now_or_later(self, answer: Handled | Stream | Awaitable[Handled]) -> Response | Awaitable[Response]:
-        # The usual case is tested first, because the other tests take longer.
+        # Test the usual case first, because the other checks take longer.
         if isinstance(answer, messages.Answer):
             return self._frame(answer)
         return self._later(answer) if isinstance(answer, Awaitable) else self._response(answer)

@@ -63,7 +63,7 @@ class Server:
                 peer.close()
 
     def move_to(self, listening: socket.socket) -> None:
-        """Accept connections of another listening socket from now on, after those in the current one's queue."""
+        """Accept the connections in the current socket's queue, then those of another listening socket."""
         self._acceptor.stop(leave_queue=False)
         self._acceptor.start(listening)
 

@@ -38,8 +38,8 @@ class Sums(enum.Enum):
     ROWS = "rows"
     #: Both sources.
     WHOLE = "whole"
-    #: Possibly older usage than the last measured, or as it was before a run started, because the ledger could not be
-    #: read.
+    #: Possibly outdated, because the ledger could not be read: older than the last measured usage, or from before a run
+    #: started.
     UNREADABLE = "unreadable"
 
 

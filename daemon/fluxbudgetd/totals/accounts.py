@@ -117,7 +117,7 @@ class Accounts:
             session.earliest = earliest
 
     def distrust_sums(self) -> None:
-        """Have all sessions summed again: the ledger could not say which of them have usage of a run."""
+        """Have all sessions summed again, because the ledger could not say which of them have usage of a run."""
         for session in self.sessions.values():
             if session.sums is not Sums.UNKNOWN:
                 session.sums = Sums.UNREADABLE

@@ -100,7 +100,7 @@ class Tallier:
             await self._sum_all(name)
 
     async def find_sessions(self, account: RunAccount) -> None:
-        """Join to a run, once, the sessions that are known to name its scope, and sum them again. Never fails.
+        """Join the sessions that are known to name a run's scope to it, once, and sum them again. Never raises.
 
         If the ledger cannot say which these are, all numbers count as stale, and the next call tries again.
         """

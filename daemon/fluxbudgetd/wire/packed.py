@@ -1,8 +1,8 @@
 """A small MessagePack codec for the Python client's pipe.
 
 Importing msgspec takes a Python client about 20 ms, twice as long as everything else, on every tool call. This module
-is slower than msgspec but much faster to import. It writes what a `command` request consists of, and reads all that an
-answer, also one of a later version, may consist of. All other requests use `messages`.
+is slower than msgspec but much faster to import. It writes the types that a `command` request uses, and reads all types
+that an answer may use, now or in a later version. All other requests use `messages`.
 """
 
 TYPE_CHECKING = False  # typing costs 3 ms to import; type checkers know this name
@@ -85,7 +85,7 @@ def _read_sized(data: bytes, at: int, kind: int, depth: int) -> tuple[Value, int
     part = _slice(data, at, width)
     at += width
     if what == "float":
-        from struct import unpack as unpack_struct  # noqa: PLC0415  no answer of today has one
+        from struct import unpack as unpack_struct  # noqa: PLC0415  answers have none so far
 
         return float(unpack_struct(">d", part)[0]), at
     number = int.from_bytes(part, "big", signed=what == "signed")

@@ -1,8 +1,8 @@
-"""What the commands that hooks call print, and their exit codes: an answer or a failure in, a `Reply` out.
+"""Render what the commands that hooks call print: turn an answer or a failure into a `Reply`.
 
-The daemon renders with this when it carries out a command line, and so does the Python client when it has to ask or
-read by itself. An answer may be a struct of `messages` or any object with the same attributes. Nothing here is checked
-or written, and nothing is imported that takes milliseconds.
+The daemon uses this when it carries out a command line, and the Python client when it uses a typed request or a state
+file. An answer may be a struct of `messages` or any object with the same attributes. This module checks and writes
+nothing, and imports nothing that takes milliseconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMPLETED = (
 _NO_NUMBERS = dict.fromkeys(
     ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
 )
-#: What `env` prints without a run or a budget, so that a value from before does not stay.
+#: What `env` prints without a run or a budget, so that no earlier value stays.
 _UNSET = "unset FLUX_BUDGET_REMAINING\n"
 
 
@@ -61,7 +61,7 @@ def remaining_failed(
 ) -> Reply:
     """Return the reply of `remaining` if it was not answered.
 
-    `default` is what is printed without a run (0 if it is None) and, with exit code 0, without a daemon that answers.
+    `default` is printed if there is no run (None: 0 is), and, with exit code 0, if the daemon does not answer.
     """
     state = ""
     if exit_code == codes.NO_RUN:

@@ -21,7 +21,7 @@ _READERS = {"hook": verbs.hook, "statusline": verbs.status_line}
 
 
 def command(context: Context, request: wire.Command) -> Result:
-    """Carry out a command line; `mine` is False in the answer to one that is not understood here."""
+    """Carry out a command line. `mine` is False in the answer if the Python client must handle it."""
     options = parse(request)
     if options is None:
         return _NOT_MINE

@@ -1,8 +1,8 @@
 """The stdin of a command, which arrives in pieces and may never end.
 
-Claude Code does not always close a hook's stdin, so a JSON object is complete when it can be parsed. That is tried only
-after a `}`, and only for a limited number of bytes in all, because a sender may drip. Of a longer input than a client
-forwards, the beginning counts, even if stdin stays open.
+Claude Code does not always close a hook's stdin, so a JSON object is complete when it can be parsed. Parsing is tried
+only after a `}`, and only for a limited number of bytes in all, because a sender may drip. If there is more input than
+a client forwards, its beginning is used, even if stdin stays open.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,12 +17,12 @@ from fluxbudgetd.server.requests import Handled, MoreInput
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire.framing import MAX_STDIN
 
-# All attempts to parse one command's stdin together; a short attempt counts as `_SHORTEST`.
+# The limit for all attempts to parse one command's stdin, in bytes; a shorter attempt counts as `_SHORTEST`.
 _MOST_PARSED = 16 * MAX_STDIN
 _SHORTEST = 16 << 10
 _MAX_WAIT_SECONDS = 20.0
-# Of a longer input, the client forwards no more. It has this share of its time limit to read the rest, because its
-# caller may fail if the rest is never read.
+# The client forwards no more than `MAX_STDIN`. It has this share of its time limit to read and discard the rest: a
+# writer whose output is not read may fail.
 _FULL_SHARE = 0.5
 
 
@@ -41,7 +41,7 @@ class Input(NamedTuple):
     data: bytes
     is_whole: bool
     has_ended: bool
-    """False: the time was over."""
+    """False if the deadline came first."""
     wait_ms: int
     """What is left of the client's time limit."""
 
@@ -62,7 +62,7 @@ class Gathering:
         self._parsed = 0
 
     def add(self, part: wire.Command | wire.Stdin | None) -> Result:
-        """Add a part of stdin, None at the deadline; return the command's answer, or ask for more input.
+        """Add a part of stdin (None: the deadline has passed); return the command's answer, or `MoreInput`.
 
         Raises `BadRequestError` if there is too much.
         """

@@ -1,4 +1,4 @@
-"""The commands that hooks call: each becomes a typed request, and its answer what the client prints."""
+"""The commands that hooks call: make the typed request, and render its answer as what the client prints."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -16,9 +16,9 @@ from fluxbudgetd.wire.replies import Reply
 
 A = TypeVar("A", bound=wire.Answer)
 
-# Without stdin, the status line is that of its directory; the rest of the time is for the answer.
+# Without stdin, the status line shows the run of its directory. The rest of the time is for the answer.
 _STATUS_LINE = Patience(empty=0.5, begun=0.75)
-# A hook without its input has nothing to answer.
+# Without its input, a hook has no answer, so it may wait until the end.
 _HOOK = Patience(empty=1.0, begun=1.0)
 
 
@@ -72,7 +72,7 @@ def ping(context: Context, options: Options) -> Result:
 def hook(context: Context, options: Options, command: wire.Command) -> Result:
     """Carry out `hook` as soon as its JSON is complete.
 
-    A failure stays an error answer: whether it denies a launch is the client's to say.
+    A failure is an error answer, because the client decides whether it denies a launch.
     """
 
     def finish(stdin: Input) -> Result:
@@ -118,7 +118,7 @@ def _carried_out(
     render: Callable[[A], Reply],
     fail: Callable[[str, str, int], Reply] | None,
 ) -> Result:
-    """Return a handler's answer as what the client prints; at once, if the handler does.
+    """Call a handler and render its answer; the result is an awaitable only if the handler's is.
 
     `fail` renders a failure: message, hint and exit code. If it is None, the failure is raised.
     """

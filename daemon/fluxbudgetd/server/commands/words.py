@@ -1,7 +1,7 @@
 """A forwarded command line: its words and variables as options.
 
-Only plain, correct command lines are understood. For anything else (help, mistakes, abbreviations, very long words)
-there is the Python client, which also explains what is wrong.
+Only plain, correct command lines are parsed. Anything else (help, mistakes, abbreviations, very long words) is left to
+the Python client, which also explains what is wrong.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ _MOST_DIGITS_OF_WIDTH = 5
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command line asks for. `hints`, and defaults of flags, come from its variables."""
+    """The options of a command line. `hints`, and the defaults of some flags, come from its variables."""
 
     verb: str
     wait_ms: int

@@ -53,7 +53,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
 
 
 def _endpoint_findings(context: Context) -> Iterator[wire.Finding]:
-    """Yield why new clients cannot connect, which only a client that is connected already learns here."""
+    """Yield why new clients cannot connect. Only clients that are already connected can ask."""
     fault = context.endpoint_fault()
     if fault is not None:
         yield wire.Finding(what=fault.message, hint=fault.hint)

@@ -1,13 +1,13 @@
-"""A whole command line: forwarded by the client, carried out and rendered by the daemon."""
+"""Command lines that the client forwards, and that the daemon carries out and renders."""
 
 from fluxbudgetd.wire.messages.base import Answer, Request
 
 
 class Command(Request, frozen=True, kw_only=True, tag="command"):
-    """Carry out a command line of `fluxbudgetctl`: what it prints, and its exit code, are the answer.
+    """Carry out a command line of `fluxbudgetctl`. The answer is what the client prints, and its exit code.
 
-    Words, directory and variables are bytes as the operating system gave them. The daemon answers as soon as it needs
-    no more of stdin: at the end of a JSON value, or if waiting longer is pointless.
+    Words, directory and variables are bytes, as the operating system gives them. The daemon answers as soon as it needs
+    no more of stdin: when it holds a JSON object, has ended, or has been waited for long enough.
     """
 
     words: tuple[bytes, ...]
@@ -15,12 +15,12 @@ class Command(Request, frozen=True, kw_only=True, tag="command"):
     cwd: bytes | None = None
     """The working directory, symlinks resolved; null if it has been deleted."""
     env: dict[str, bytes] = {}  # noqa: RUF012  msgspec makes a new one for each struct
-    """Those of these variables that are set: `FLUXBUDGET_RUN`, `CLAVAIN_BEAD_ID`, `CLAUDE_CODE_SESSION_ID`,
+    """These variables, if they are set: `FLUXBUDGET_RUN`, `CLAVAIN_BEAD_ID`, `CLAUDE_CODE_SESSION_ID`,
     `CLAUDE_SESSION_ID`, `CLAVAIN_SKIP_BUDGET`, `COLUMNS`, `NO_COLOR`, `TERM`."""
     stdin: bytes = b""
     """What has arrived on stdin so far; only `hook` and `statusline` read stdin."""
     more: bool = False
-    """True: `stdin` requests with the rest follow on this connection."""
+    """True: the rest follows in `stdin` requests on this connection."""
     cut: bool = False
     """True: the input was longer than 256 KiB, and the rest was discarded."""
     started_ns: int = 0
@@ -41,7 +41,7 @@ class Stdin(Request, frozen=True, kw_only=True, tag="stdin"):
 
 
 class CommandAnswer(Answer, frozen=True, kw_only=True, tag="command"):
-    """What the client writes, and its exit code. Errors of the command line's request are part of this, too."""
+    """What the client writes, and its exit code. This includes errors, except those of `hook`."""
 
     mine: bool = True
     """False: the daemon does not handle this command line (help, mistakes, other verbs); nothing else is set."""
