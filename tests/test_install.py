@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -274,6 +275,15 @@ def test_script_reports_a_missing_package_and_a_missing_python(script: Environme
         (script.scripts / "python").unlink(missing_ok=True)
 
 
+def interpreter_in(directory: Path) -> Path:
+    """Return a program in a new directory that starts this Python, whose own path may have a space."""
+    directory.mkdir()
+    program = directory / "python"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
 @pytest.mark.parametrize(
     ("place", "written"),
     [
@@ -289,10 +299,7 @@ def test_script_outside_an_environment_uses_the_python_of_a_generated_script(
     tmp_path: Path, home: Home, place: str, written: str
 ) -> None:
     """With `pip install --user`, for example, the programs are not beside the interpreter."""
-    interpreter = tmp_path / place / "python"
-    interpreter.parent.mkdir()
-    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    interpreter.chmod(0o755)
+    interpreter = interpreter_in(tmp_path / place)
     scripts = tmp_path / "bin"
     scripts.mkdir()
     generated = scripts / "fluxbudgetd"
@@ -311,7 +318,7 @@ def test_script_outside_an_environment_uses_the_python_of_a_generated_script(
 
 def test_script_accepts_a_directory_as_stdin(tmp_path: Path, home: Home) -> None:
     """Python does not start with one, and exits with a code that means something else here."""
-    (tmp_path / "fluxbudgetd").write_text(f"#!{sys.executable}\n")
+    (tmp_path / "fluxbudgetd").write_text(f"#!{interpreter_in(tmp_path / 'plain')}\n")
     script = shutil.copy(ROOT / "client" / "script" / "python-client.sh", tmp_path / "fluxbudgetctl-python")
     directory = os.open(tmp_path, os.O_RDONLY)
     try:

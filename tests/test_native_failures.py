@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -263,10 +264,11 @@ def test_place_in_the_home_directory(client: Native, runtime: str) -> None:
     """It is used if there is no runtime directory."""
     if Path(f"/run/user/{os.geteuid()}").is_dir():
         pytest.skip("this user has a runtime directory")
-    place = client.home / ".local" / "state" / "fluxbudget" / "run" / "fluxbudgetd.sock"
-    with Peer(place, lambda connection: connection.reply(ANSWER)):
-        assert client.run("env", *PATIENT, environ={"XDG_RUNTIME_DIR": runtime}) == ANSWERED
-        assert handed(client.run("env", environ={"XDG_RUNTIME_DIR": runtime, "HOME": ""})).failed is None
+    with tempfile.TemporaryDirectory(prefix="fb") as home:  # a test's own directory is too long for this path
+        place = Path(home) / ".local" / "state" / "fluxbudget" / "run" / "fluxbudgetd.sock"
+        with Peer(place, lambda connection: connection.reply(ANSWER)):
+            assert client.run("env", *PATIENT, environ={"XDG_RUNTIME_DIR": runtime, "HOME": home}) == ANSWERED
+            assert handed(client.run("env", environ={"XDG_RUNTIME_DIR": runtime, "HOME": ""})).failed is None
 
 
 @pytest.mark.parametrize("chosen", ["/no/../such", "/no/such/", "/no/such/.", "..", ".", "/", "/" + "x" * 107])

@@ -68,7 +68,11 @@ class Peer:
         self._listener = socket.socket(socket.AF_UNIX)
         path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         path.unlink(missing_ok=True)
-        self._listener.bind(str(path))
+        try:
+            self._listener.bind(str(path))
+        except OSError:
+            self._listener.close()
+            raise
         self._listener.listen()
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
