@@ -251,7 +251,7 @@ def test_many_invalid_requests_are_answered_and_not_logged(home: Home, run: str,
     assert len(daemon.log.splitlines()) < lines + 10
 
 
-def test_defect_that_every_request_meets_is_logged_a_few_times(tmp_path: Path) -> None:
+def test_defect_in_every_request_is_logged_a_few_times(tmp_path: Path) -> None:
     def fail(_request: messages.AnyRequest) -> NoReturn:
         raise ValueError("a defect")
 

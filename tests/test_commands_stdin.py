@@ -96,7 +96,7 @@ def test_hook_whose_json_does_not_end(home: Home, run: str) -> None:
     assert answer.error.code == "timeout"
 
 
-def test_longer_input_than_is_forwarded_counts_although_stdin_stays_open(home: Home, run: str) -> None:
+def test_input_that_is_too_long_is_answered_although_stdin_stays_open(home: Home, run: str) -> None:
     """The client does not yet know whether there is more than it forwards."""
     raw = hook_input(home)
     beginning = raw[:-1] + b', "prompt": "' + b"x" * MAX_STDIN

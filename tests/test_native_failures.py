@@ -153,7 +153,7 @@ def test_hook_with_other_words_is_left_to_python(client: Native, words: tuple[st
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_daemon_that_is_older_is_left_to_python(client: Native, verb: str) -> None:
+def test_older_daemon_is_left_to_python(client: Native, verb: str) -> None:
     """Even a hook does so."""
     error = {"code": "unknown_op", "message": "m", "hint": "h"}
     with client.answering(framed({"ok": False, "error": error})):
@@ -285,7 +285,7 @@ def test_longest_place(client: Native) -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_standard_files_that_are_closed(client: Native, closed: str) -> None:
+def test_closed_standard_files(client: Native, closed: str) -> None:
     """The socket does not take their descriptors."""
     with client.answering(ANSWER) as peer:
         for verb in VERBS:
@@ -312,7 +312,7 @@ def test_being_stopped_for_a_while_changes_nothing(client: Native) -> None:
         assert client.end(process) == ANSWERED
 
 
-def test_answer_that_was_there_in_time_is_used(client: Native) -> None:
+def test_answer_that_arrived_in_time_is_used(client: Native) -> None:
     """The client was stopped, and only looks after its deadline."""
 
     def serve(connection: Connection) -> None:

@@ -302,7 +302,7 @@ def test_other_errors_are_requested_again(home: Home) -> None:
         assert handed(home, "something else", "env", "--timeout", "20").stdout == "1\n"
 
 
-def test_impossible_failure_is_no_defect(home: Home) -> None:
+def test_unknown_errno_from_the_native_client_is_reported(home: Home) -> None:
     assert handed(home, "connect 99999999999999999999", "env", "--timeout", "20").returncode == 69
 
 

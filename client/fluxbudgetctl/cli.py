@@ -1,4 +1,4 @@
-"""The whole command line, with argparse, except for carrying out the piped verbs."""
+"""The command line in argparse. The piped verbs are only listed here, for `--help`."""
 
 import argparse
 import io

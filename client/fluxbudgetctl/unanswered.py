@@ -6,8 +6,8 @@ from fluxbudgetctl.connection import NotConnected, NotOurs, TooLarge, Unanswered
 from fluxbudgetctl.failure import Failure, failure_of
 from fluxbudgetd.wire import codes
 
-#: The code of a failure to connect: no daemon listens, or the system forbids the socket. Only then may the caller use
-#: the state files: after any other failure there is, or was, a daemon, and only its answer counts.
+#: The code of a failure to connect: no daemon listens, or the system forbids the socket. State files may be used only
+#: then. After any other failure there is, or was, a daemon, and only its answer counts.
 NO_SOCKET = "no_socket"
 #: (Some sandboxes use the last two instead of the usual errors.)
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.ENOSYS)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from fluxbudgetctl.service.units import SERVICE
 
-# The second line, where the daemon listens, is newer than the first.
+# Daemons before 0.2.0 write only the first line.
 _NAMED = re.compile(rb"fluxbudgetd pid ([1-9][0-9]{0,9})\n(?:socket [^\n]+\n)?")
 _MOST_BYTES = 8192
 

@@ -60,7 +60,7 @@ class Connection:
         return is_sent
 
     async def _answer(self, response: Response | Awaitable[Response] | None) -> bytes | TrackedFrame | Stream:
-        """Return the answer to a request; raise `FluxError` if a frame of it or of its input is invalid or late."""
+        """Return the answer to a request; raise `FluxError` if one of its frames is invalid or late."""
         responder, peer = self._shared.responder, self._peer
         if response is None:
             response = responder.respond(await self._rest_in_time())

@@ -1,6 +1,6 @@
-"""The next message of a request that needs more input than it came with.
+"""Wait for the next message of a request that needs more input.
 
-The time limit is the request's own. Bytes that arrive as it passes are kept for the connection's next request.
+The deadline is the request's own. Bytes of a frame that is incomplete then are kept for the connection's next request.
 """
 
 import anyio

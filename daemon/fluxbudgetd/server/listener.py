@@ -1,6 +1,6 @@
 """The listening socket: one that was passed to this process, or one that it binds itself.
 
-A socket file that no process serves is replaced; a socket that one serves, or any other file, never is. The
+A dead socket is replaced; a socket that a process serves, or a file that is not a socket, never is. The
 directory is 0700 and the socket 0600, whatever the umask.
 """
 
@@ -20,7 +20,7 @@ _MAX_PATH_BYTES = 107
 
 
 class Listener(NamedTuple):
-    """A listening socket and its path. `identity` is the device and inode of its file; None if it had none."""
+    """A listening socket and its path. `identity` is the device and inode of its file, or None if there was no file."""
 
     socket: socket.socket
     path: str
