@@ -21,7 +21,7 @@ from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import PATIENCE, Wire
 
-#: Requests with an odd number have to be waited for.
+#: Requests with an odd number are answered later.
 ODD = 1
 
 

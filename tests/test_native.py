@@ -1,7 +1,7 @@
 """The native client as a pipe: what it sends, how it treats answers, and what it does without one.
 
-A stand-in for the Python client writes down what it was given, so every call either did everything itself
-(`handed` is None) or handed the call on.
+A stand-in for the Python client records what it was given. In every test, the native client either does everything
+itself (`handed` is None) or hands the call on.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The native client against random daemons: it never fails in an undocumented way, and uses only whole answers.
 
-It is compiled with sanitizers, which end it at the first wrong access to memory. `FUZZ_EXAMPLES=5000 pytest
-tests/test_native_fuzz.py` runs longer; `FUZZ_FIRST=20000` starts with other numbers.
+It is compiled with sanitizers, which abort it at the first invalid memory access. `FUZZ_EXAMPLES=5000 pytest
+tests/test_native_fuzz.py` runs longer; `FUZZ_FIRST=20000` starts at another seed.
 """
 
 import os

@@ -280,5 +280,5 @@ def _plain(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text in single quotes, in which a shell takes every character literally but the quote."""
+    """Return a text in single quotes for a shell; a quote or an unprintable character in it becomes `?`."""
     return "'" + "".join("?" if c == "'" or not c.isprintable() else c for c in text) + "'"

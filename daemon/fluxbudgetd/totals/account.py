@@ -116,7 +116,7 @@ class RunAccount(msgspec.Struct):
         """Return True if the run's last known numbers are in memory, fresh or not."""
         if not self.has_sessions:
             return False
-        for session in self.sessions.values():  # noqa: SIM110  each question asks this; a generator takes longer
+        for session in self.sessions.values():  # noqa: SIM110  each request runs this; a generator takes longer
             if session.sums is Sums.UNKNOWN:
                 return False
         return True

@@ -84,7 +84,7 @@ class TranscriptSource:
         known = self._sessions.get(session)
         if known is None or known.stamps is None:
             return True
-        for path, before in known.stamps.items():  # noqa: SIM110  each question asks this; a generator takes longer
+        for path, before in known.stamps.items():  # noqa: SIM110  each request runs this; a generator takes longer
             if stamp(path) != before:
                 return True
         return False

@@ -92,7 +92,7 @@ encode = _encoder.encode
 OPERATIONS = frozenset(kind.__struct_config__.tag for kind in get_args(AnyRequest))
 
 
-# msgspec raises `UnicodeDecodeError` for text that is not UTF-8, which is no `DecodeError`.
+# msgspec raises `UnicodeDecodeError` for text that is not UTF-8, which is not a `DecodeError`.
 _NOT_UTF8 = "a text is not UTF-8"
 
 
