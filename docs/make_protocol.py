@@ -40,10 +40,11 @@ message.
 
 **Limits**: 1 024 connections (fewer if the limit of open files is below 1 280). For a further one, the connection that
 has waited longest for its next request is closed; if none waits, the new one gets `busy`. A frame must be complete 10 s
-after its first byte, and an answer must be read within 10 s (a stream's events have no limit). The daemon abandons a
-request after 30 s. Unfinished requests of more than 16 KiB share 16 MiB, and so do unread answers. After an error that
-concerns the frame or the connection itself (`too_large`, a frame's `timeout`, `forbidden`, `busy` for a connection or a
-request) the connection is closed; after any other error it stays open.
+after its first byte (one with `stdin` may take longer while its command waits). An answer must be read within 10 s; a
+stream's events have no limit. The daemon abandons a request after 30 s. Unfinished requests of more than 16 KiB share
+16 MiB, and so do unread answers. After an error that concerns the frame or the connection itself (`too_large`, a
+frame's `timeout`, `forbidden`, `busy` for a connection or a request), the connection is closed; after any other error
+it stays open.
 
 **Command lines**: `command` carries a whole command line of `fluxbudgetctl`, and its answer is what the client writes.
 The daemon understands the plain, correct forms of `remaining`, `env`, `check`, `advance`, `ping`, `hook` and

@@ -66,7 +66,7 @@ class LockFile:
             raise StartError(f"the lock {self.path} cannot be opened: {exc.strerror}", "check the directory") from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(OSError):  # on a full disk the file stays empty, but the lock is held
+            with suppress(OSError):  # on a full disk the lines may be missing or old, but the lock is held
                 _rewrite(fd, _record(self._socket))
         except BlockingIOError as exc:
             holder = _holder(os.pread(fd, _MOST_RECORD_BYTES, 0))
