@@ -54,11 +54,12 @@ class Server:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
+                self._quick.open()
                 self._acceptor.start(listening)
                 await anyio.sleep_forever()
         finally:
             self._acceptor.stop(leave_queue=True)
-            self._quick.close_all()
+            self._quick.close()
             for peer in self._waiting:  # their tasks were cancelled before they began
                 peer.close()
 
