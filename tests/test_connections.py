@@ -198,6 +198,32 @@ def test_peer_that_closes_early(tmp_path: Path, sent: bytes) -> None:
     run(client, tmp_path / "s")
 
 
+def test_many_requests_at_once(tmp_path: Path) -> None:
+    """100 idle connections get requests before any is answered, and some are closed. The others get their answers."""
+
+    async def body() -> None:
+        async with served(tmp_path / "s") as server:
+            with ExitStack() as stack:
+                wires = [stack.enter_context(Wire(tmp_path / "s")) for _ in range(100)]
+                for wire in wires:
+                    wire.socket.sendall(numbered(0))
+                    await anyio.to_thread.run_sync(received, wire)
+                for number, wire in enumerate(wires):  # the server runs only after all of them
+                    wire.socket.sendall(numbered(number))
+                for wire in wires[::7]:
+                    wire.socket.close()
+                for number, wire in enumerate(wires):
+                    if number % 7:
+                        assert await anyio.to_thread.run_sync(received, wire) == number
+                left = len(wires) - len(wires[::7])
+                with anyio.fail_after(PATIENCE):
+                    while server.connections > left:  # noqa: ASYNC110  the server has no event for this
+                        await anyio.sleep(0.01)
+                assert server.connections == left
+
+    anyio.run(body)
+
+
 def test_random_clients(tmp_path: Path) -> None:
     """Requests come in random pieces with random pauses; clients that stay to the end get every answer in order."""
 
