@@ -185,13 +185,15 @@ class Endpoint:
                 f"the directory {shown_path(self._directory)} was removed",
                 "the socket is bound again when its parent exists",
             )
-        if not (self._lock.is_held() and self.listener.is_reachable()):
+        # Checked only once: if the directory is replaced after this, nothing may be created in the new one.
+        is_intact = self._lock.is_held() and self.listener.is_reachable()
+        if not is_intact:
             # Even if the directory exists: another user may have created it after it was removed.
             self._make_private()
-        self._lock.take()
+            self._lock.take()
         if self._note is not None:
             self._note.leave()
-        if self.listener.is_reachable():
+        if is_intact or self.listener.is_reachable():
             return None
         if self._passed is not None:
             raise StartError(
