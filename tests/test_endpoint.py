@@ -15,6 +15,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from fluxbudgetd.server.endpoint import Endpoint
+from fluxbudgetd.server.listener import bind
 from fluxbudgetd.server.locking import Note
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
@@ -295,6 +297,36 @@ def test_connections_in_the_old_sockets_queue_are_served(tmp_path: Path) -> None
                 tasks.cancel_scope.cancel()
 
     anyio.run(body)
+
+
+def test_directory_that_was_removed_before_it_was_watched_is_noticed(tmp_path: Path) -> None:
+    """The state files' directory, for example, while the daemon starts."""
+
+    async def body() -> None:
+        endpoint = Endpoint(
+            str(tmp_path / "run" / "s"), directory_is_ours=True, beside=(str(tmp_path / "run" / "state"),)
+        )
+        noticed = anyio.Event()
+        with endpoint.locked(), endpoint.bound():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(endpoint.keep, lambda _new: None, noticed.set)
+                with anyio.fail_after(PATIENCE):
+                    await noticed.wait()
+                tasks.cancel_scope.cancel()
+
+    anyio.run(body)
+
+
+def test_socket_of_another_process_stays_although_it_has_the_same_inode(tmp_path: Path) -> None:
+    """File systems use the number of a removed file again."""
+    path = tmp_path / "s"
+    listener = bind(str(path))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        found = path.lstat()
+        listener._replace(identity=(found.st_dev, found.st_ino)).close()
+        assert path.exists()
 
 
 def listening_at(path: Path) -> socket.socket:

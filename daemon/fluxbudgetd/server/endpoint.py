@@ -16,7 +16,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import anyio
 import anyio.to_thread
@@ -110,10 +110,11 @@ class Endpoint:
         `on_rebound` must switch to the new listening socket before it returns, because the old one is closed then.
         `on_removed` is called when something in the directory has been removed, once the directory exists again.
         """
-        rechecks, has_changed = 0, False
+        rechecks, has_changed, is_complete = 0, False, True
         while True:
             # Watch first, then check, so that no removal is missed.
-            watch = await anyio.to_thread.run_sync(self._watch)
+            was_complete = is_complete
+            watch, is_complete = await anyio.to_thread.run_sync(self._watch)
             try:
                 new = await anyio.to_thread.run_sync(self._restored)
                 if new is not None:
@@ -124,8 +125,9 @@ class Endpoint:
                     has_changed = True
                     await anyio.sleep(_RETRY_SECONDS)
                     continue
-                if has_changed:
+                if has_changed or (was_complete and not is_complete):
                     on_removed()
+                    rechecks = max(rechecks, 1)  # to watch what is created again
                 has_changed = False
                 with anyio.move_on_after(_RECHECK_SECONDS if rechecks or watch is None else math.inf):
                     await (anyio.sleep_forever() if watch is None else watch.happened())
@@ -144,21 +146,23 @@ class Endpoint:
             old.socket.close()
         log.warning("the socket was removed, and is bound again", socket=shown_path(self.path))
 
-    def _watch(self) -> Watch | None:
-        """Return a watch of everything whose removal makes the daemon unreachable; None if there can be none."""
+    def _watch(self) -> tuple[Watch | None, bool]:
+        """Return a watch of everything whose removal makes the daemon unreachable, or None if there can be none.
+
+        The second value is False if one of the directories beside the socket is missing.
+        """
         try:
             watch = Watch()
         except OSError:
-            return None
+            return None, all(map(os.path.isdir, self._beside))
         directory = self._directory
         while directory != (parent := os.path.dirname(directory)):
-            with suppress(OSError):  # it is missing, which `_restored` finds, or may not be read
-                watch.add(directory, GONE)
+            # It may be missing, which `_restored` finds, or not readable.
+            _is_added(watch, directory, GONE)
             directory = parent
-        for directory, events in ((self._directory, MOVED), *((path, 0) for path in self._beside)):
-            with suppress(OSError):
-                watch.add(directory, REMOVED | GONE | events)
-        return watch
+        _is_added(watch, self._directory, REMOVED | GONE | MOVED)
+        added = [_is_added(watch, path, REMOVED | GONE) for path in self._beside]
+        return watch, all(added)
 
     def _restored(self) -> Listener | None:
         """Restore what is missing; return the new socket, if there is one. Sets `fault`. Blocks."""
@@ -201,3 +205,11 @@ class Endpoint:
                 "as a systemd service: 'systemctl --user restart fluxbudgetd.socket'",
             )
         return bind(self.path)
+
+
+def _is_added(watch: Watch, directory: str, events: int) -> bool:
+    try:
+        watch.add(directory, events)
+    except OSError:
+        return False
+    return True

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fluxbudgetd.errors import StartError
 from fluxbudgetd.server.limits import BACKLOG
+from fluxbudgetd.server.peer import pid_of
 
 _PROBE_SECONDS = 1.0
 # struct sockaddr_un has 108 bytes for the path and its closing zero.
@@ -39,8 +40,20 @@ class Listener(NamedTuple):
     def unlink(self) -> None:
         """Remove the socket's file if this process has bound it, and no other file has its name now."""
         with suppress(OSError):
-            if not self.is_passed and self.is_reachable():
+            if not self.is_passed and self.is_reachable() and self._is_served_here():
                 os.unlink(self.path)
+
+    def _is_served_here(self) -> bool:
+        """Return True if this process listens at the path. (A new file may have the inode of a removed one.)"""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self.path)
+            except BlockingIOError:  # the queue of a listening socket is full
+                return True
+            except OSError:
+                return False
+            return pid_of(probe) == os.getpid()
 
 
 def passed_listener(descriptors: Sequence[int]) -> Listener | None:

@@ -91,8 +91,17 @@ class Peer:
 
 def uid_of(peer: socket.socket) -> int:
     """Return the user id of the process at the other end."""
-    found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(found)[1])
+    return _credentials(peer)[1]
+
+
+def pid_of(peer: socket.socket) -> int:
+    """Return the process at the other end: the one that connected or, of a client's socket, the one that listens."""
+    return _credentials(peer)[0]
+
+
+def _credentials(peer: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid, gid
 
 
 def is_allowed(uid: int) -> bool:
