@@ -290,15 +290,19 @@ def test_waiting_causes_no_wakeups(home: Home, served: ScriptedDaemon) -> None:
         served.happen(event(1))
         watch.wait_for_numbers([1])
 
-        def switches() -> str:
+        def status() -> dict[str, str]:
             lines = Path(f"/proc/{watch.process.pid}/status").read_text().splitlines()
-            assert "Threads:\t1" in lines
-            return next(line for line in lines if line.startswith("voluntary"))
+            return dict(line.split(":\t", 1) for line in lines)
 
-        before = wait_for(lambda: (one := switches()) == switches() and one, "it to become idle")
+        def switches_asleep() -> str | None:
+            found = status()
+            assert found["Threads"] == "1"
+            return found["voluntary_ctxt_switches"] if found["State"].startswith("S") else None
+
+        before = wait_for(switches_asleep, "it to become idle")
         for _ in range(3):
             home.ctl("version", "--timeout", "5")  # as long as processes take to come and go
-        assert switches() == before
+        assert status()["voluntary_ctxt_switches"] == before
 
 
 @pytest.mark.parametrize(
