@@ -96,7 +96,7 @@ yaml-test: $(PYYAML:%=$(VENV)/pyyaml/%/.made)
 # The wheel in an environment of its own, as a user installs it, with the source tree nowhere on the path. This runs only the
 # tests that start the programs as a user does; together they need every part of the package.
 WHEEL := build/wheel
-WHEEL_TESTS := client hook_client import_order ledger lifecycle project sandbox service service_units statusline \
+WHEEL_TESTS := client hook_client hook_settings import_order ledger lifecycle project sandbox service service_units statusline \
   terminal top units user_manager
 wheel-test: $(VENV)/.ourselves
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)

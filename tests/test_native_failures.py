@@ -23,20 +23,12 @@ import pytest
 from fluxbudgetd.wire.framing import MAX_FRAME, MAX_STDIN
 from harness import native
 from harness.daemon import Daemon, Home, killed, started, wait_for
-from harness.native import Native, Outcome, handed
+from harness.native import ANSWER, ANSWERED, BRIEF, JSON, PATIENT, SILENT, VERBS, Native, handed
 from harness.peer import Connection, Peer, answer, framed
 from harness.pipes import open_pipe
 from harness.privilege import needs_root
 
 pytestmark = native.marks
-
-PATIENT = ("--timeout", "20")
-BRIEF = ("--timeout", "0.3")
-VERBS = ("remaining", "env", "check", "advance", "ping", "hook", "statusline")
-JSON = b'{"hook_event_name": "Stop"}'
-ANSWER = framed(answer(exit=3, out=b"1501\n", err=b"note\n"))
-ANSWERED = Outcome(3, b"1501\n", b"note\n", None)
-SILENT = Outcome(0, b"", b"", None)
 
 
 @pytest.fixture

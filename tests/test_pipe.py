@@ -20,11 +20,10 @@ from fluxbudgetd.wire.codes import ERROR_CODES
 from fluxbudgetd.wire.paths import socket_path
 from harness.daemon import CTL, PATIENCE, Home, wait_for
 from harness.false_daemon import NOT_MINE, answering, frame, refused, replied
-from harness.native import both_clients
+from harness.native import VERBS, both_clients
 from harness.peer import Connection, Peer
 from harness.pipes import open_pipe
 
-VERBS = ["remaining", "env", "check", "advance", "ping", "hook", "statusline"]
 NAMES = ("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID", "CLAVAIN_SKIP_BUDGET")
 SPEND = messages.Spend(
     budget=250_000,

@@ -129,6 +129,13 @@ def test_tested_code_comes_from_the_intended_place() -> None:
         assert (place.parent / "py.typed").is_file()
 
 
+def test_no_file_of_the_tests_is_too_long() -> None:
+    """A longer one tests more than one thing."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert Path(__file__) in files
+    assert not [file.name for file in files if len(file.read_text().splitlines()) > 600]
+
+
 def test_bad_usage_of_the_daemon() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "fluxbudgetd", "--no-such"], capture_output=True, text=True, check=False

@@ -16,7 +16,7 @@ import pytest
 
 from fluxbudgetd import __version__
 from harness.daemon import CTL
-from harness.peer import Connection, Peer
+from harness.peer import Connection, Peer, answer, framed
 
 SOURCES = Path(__file__).parents[2] / "client" / "native"
 #: The client of an installed package, which is tested without its sources.
@@ -32,6 +32,13 @@ marks = [
     pytest.mark.skipif(not SOURCES.is_dir(), reason="the sources of the native client are not here"),
     pytest.mark.native,
 ]
+
+#: The piped verbs, as docs/commands.md promises them.
+VERBS = ("remaining", "env", "check", "advance", "ping", "hook", "statusline")
+#: A time limit that is never reached, and one that is.
+PATIENT = ("--timeout", "20")
+BRIEF = ("--timeout", "0.3")
+JSON = b'{"hook_event_name": "Stop"}'
 
 _PYTHON = tuple(CTL)
 _PATIENCE = 60.0
@@ -137,6 +144,12 @@ class Outcome(NamedTuple):
     err: bytes
     handed: Handed | None
     """What the Python client was given; None if the native client did everything itself."""
+
+
+#: A daemon's answer, the outcome of writing it, and the outcome of a hook without an answer.
+ANSWER = framed(answer(exit=3, out=b"1501\n", err=b"note\n"))
+ANSWERED = Outcome(3, b"1501\n", b"note\n", None)
+SILENT = Outcome(0, b"", b"", None)
 
 
 def handed(outcome: Outcome) -> Handed:
