@@ -12,11 +12,11 @@ def main() -> int:
     """Carry out the command line after PROGRAM, and return the exit code."""
     sys.path.append(__file__.rpartition("/fluxbudgetctl/")[0])  # `os.path` takes longer to import than all the rest
     del sys.argv[0]
-    from fluxbudgetctl.main import main as client  # noqa: PLC0415  found only now
+    from fluxbudgetctl.main import main as client  # noqa: PLC0415  only now it can be found
 
     return client()
 
 
 if __name__ == "__main__":
     # All output is flushed, so skip the interpreter's shutdown, which would only take time.
-    posix._exit(main())  # noqa: SLF001  it is public
+    posix._exit(main())  # noqa: SLF001  public, despite its name

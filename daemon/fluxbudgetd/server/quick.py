@@ -10,10 +10,9 @@ anyio has no callbacks, so this is the only file of the server that uses asyncio
 Each callback answers one request of each connection that has sent one, or accepts a few connections and answers the
 first request of each. A peer that sends many requests at once waits its turn like the others.
 
-All idle connections share one epoll object, which the event loop watches. So a callback knows which of them have a
-request, and sends their answers one after the other: waking a peer that sleeps takes as long as making its answer, and
-a peer that serves several connections (or a few peers on one core) is then woken once. Watching a connection by itself
-would also cost the loop several times more.
+All idle connections share one epoll object, which the event loop watches. A callback therefore knows which of them have
+sent a request, answers these, and only then sends the answers: a program with several connections is then woken once,
+not once per answer. A reader of the event loop for each connection would also cost more.
 """
 
 import asyncio
@@ -178,7 +177,7 @@ class QuickConnections:
             self._send(peer, answer)
 
     def _answer(self, peer: Peer) -> bytes | None:
-        """Return what to send to the peer now; None if the connection waits, or was closed."""
+        """Return what to send to the peer now; None if there is nothing to send."""
         try:
             message = _next_message(peer)
             waiting = None if message is None else self._responder.respond(message)
