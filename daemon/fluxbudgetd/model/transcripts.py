@@ -4,18 +4,38 @@ import msgspec
 
 from fluxbudgetd.model.sources import SourceStatus
 
+#: How a copy is written, best first: in the session's own conversation, in a sidechain, or quoted by a progress line.
+OWN, SIDECHAIN, QUOTED = range(3)
+
+
+class ModelUsage(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Tokens that a response used below its top level, of one model: an advisor's, or a compaction's."""
+
+    model: str
+    input: int
+    output: int
+    cache_read: int
+    cache_creation: int
+    cache_1h: int
+
 
 class Copy(msgspec.Struct, frozen=True, gc=False):
-    """A response's usage on one line. A response is written on several lines, whose copies share a `message`.
+    """A response's usage on one line. A response is written on several lines, and may be copied to other files.
 
-    `message` identifies the response within the session and is the same after a restart; `key` also identifies its
-    request. `file` is the number of the line's transcript. `at` is None if the line's time cannot be read. `model` is
-    empty if the line does not come from a model.
+    `identity` is a digest: of the message id and the request id if `has_request`, otherwise of the line's `uuid`, or of
+    the line itself if it has none. `message` is a digest of the message id; a line without one has its own. `is_fork`:
+    the line says that it was copied from another session (`forkedFrom`). `place` is `OWN`, `SIDECHAIN` or `QUOTED`.
+    `is_final`: the line has a `stop_reason`. `file` is the number of the line's transcript. `at` is None if the line's
+    time cannot be read. `model` is empty if the line does not come from a model. `cache_creation` includes `cache_1h`,
+    its part with a lifetime of one hour. `below` is what the top level does not include.
     """
 
+    identity: int
     message: int
-    key: int
-    sidechain: bool
+    has_request: bool
+    is_fork: bool
+    place: int
+    is_final: bool
     file: int
     at: int | None
     agent: str
@@ -24,19 +44,47 @@ class Copy(msgspec.Struct, frozen=True, gc=False):
     output: int
     cache_read: int
     cache_creation: int
+    cache_1h: int
+    is_fast: bool
+    below: tuple[ModelUsage, ...] = ()
 
-    @property
-    def size(self) -> int:
-        """Return the sum of all the line's tokens."""
-        return self.input + self.output + self.cache_read + self.cache_creation
+
+class Response(msgspec.Struct, frozen=True, gc=False):
+    """A response as it counts: once, for the session that had it first.
+
+    `key` identifies it across sessions. `message` and the fields from `place` on are those of the copy that counts, but
+    `at` is the time of the first copy. `has_request`: one of its copies has a request id. `born` orders the responses
+    of a session by when they were first read.
+    """
+
+    key: int
+    session: str
+    message: int
+    has_request: bool
+    born: int
+    place: int
+    is_final: bool
+    file: int
+    at: int | None
+    agent: str
+    model: str
+    input: int
+    output: int
+    cache_read: int
+    cache_creation: int
+    cache_1h: int
+    is_fast: bool
+    below: tuple[ModelUsage, ...] = ()
 
 
 class TranscriptFile(msgspec.Struct, frozen=True):
     """How far a transcript has been read: up to `offset`, the end of the last complete line.
 
     `number` identifies the file within its session and never changes. `mark` is a digest of the bytes just before
-    `offset`; if it differs, the file was rewritten. `skipped` counts lines that could not be read, `anomalies` invalid
-    counts.
+    `offset`; if it differs, the file was rewritten. Then `is_gone` is set for ever, and what is at the path now is
+    another file with a number of its own. `skipped` counts lines whose usage could not be read, `anomalies` invalid
+    counts. `latest` is the latest time of a line. `placeholders` is a Claude Code version that wrote placeholder
+    outputs to the file, or empty.
     """
 
     number: int
@@ -48,18 +96,19 @@ class TranscriptFile(msgspec.Struct, frozen=True):
     agent: str
     skipped: int = 0
     anomalies: int = 0
+    latest: int | None = None
+    is_gone: bool = False
+    placeholders: str = ""
 
 
 class TranscriptReading(msgspec.Struct, frozen=True):
     """What was added to a session's transcripts since they were last read.
 
-    `files`: every file of the session that was ever read, with its new position; a deleted file keeps its last one.
-    `reset`: the numbers of the files whose earlier copies are void, because those files are read again from their
-    start; None if there are no such files. `more`: there is more to read.
+    `copies` are in the order of the lines, file by file. `files`: every file of the session that was ever read, with
+    its new position; a deleted file keeps its last one. `more`: there is more to read.
     """
 
     copies: tuple[Copy, ...]
     files: tuple[TranscriptFile, ...]
-    reset: frozenset[int] | None
     more: bool
     status: SourceStatus
