@@ -82,16 +82,16 @@ def test_tally_stops_at_the_largest_number_that_can_be_sent() -> None:
 
 
 def test_attachment() -> None:
-    """The first attachment has no beginning: it reaches back to the start of the session."""
-    made = Attachment(session="s1", run="r1", since=0, until=1_000_000, first=False, origin="bead")
+    """It is shown with the time from which its usage counts, if that is not the session's beginning."""
+    made = Attachment(session="s1", run="r1", since=9, until=1_000_000, counts_from=5, origin="bead")
     assert encoded(answers.attachment(made)) == {
         "session": "s1",
-        "since": "1970-01-01T00:00:00.000000Z",
+        "since": "1970-01-01T00:00:00.000005Z",
         "until": "1970-01-01T00:00:01.000000Z",
         "origin": "bead",
     }
-    first = msgspec.structs.replace(made, first=True, until=None)
-    assert (answers.attachment(first).since, answers.attachment(first).until) == (None, None)
+    whole = msgspec.structs.replace(made, counts_from=0, until=None)
+    assert (answers.attachment(whole).since, answers.attachment(whole).until) == (None, None)
 
 
 def test_conversion_leaves_no_field_without_a_value() -> None:

@@ -45,7 +45,7 @@ def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
             asked = messages.RunStart(project_dir="/p", session="s1", token_budget=1000)
-            run, _ = await service.lifecycle.start(asked, within(60))
+            run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
             assert (await service.totals.standing(account, within(60))).stale_why is None
             source.hang()
@@ -80,7 +80,7 @@ def test_threshold_that_is_passed_while_another_is_written_is_reported(
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir="/p", session="s1", token_budget=1000)
-            run, _ = await service.lifecycle.start(asked, within(60))
+            run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
             monkeypatch.setattr(StoredRuns, "save", slow_save)
             interstat.insert("s1", input_tokens=600, output_tokens=0)
@@ -110,7 +110,7 @@ def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir="/p", session="s1", token_budget=100_000)
-            run, _ = await service.lifecycle.start(asked, within(60))
+            run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
             monkeypatch.setattr(TranscriptStore, "first_copies", slow)
             await service.admission.admit(account, "s1", "fd-quality", 40_000, None)
@@ -153,7 +153,7 @@ def test_run_is_not_fresh_until_the_rows_of_a_session_that_joined_are_read(tmp_p
         interstat = Interstat(tmp_path / "metrics.db")
         interstat.insert("s2", input_tokens=77, output_tokens=0)
         async with service_over(tmp_path) as (service, source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             account = service.accounts.runs[run.id]
             assert (await service.totals.standing(account, within(60))).stale_why is None
             await service.lifecycle.attach("s2", account, within(60))
@@ -182,7 +182,7 @@ def test_session_that_was_read_too_late_belongs_to_the_run_that_starts(tmp_path:
                 await service.totals.find(None, None, "s1", messages.Hints(), within(0.05))
             source.resume()
             await until(lambda: "s1" in service.accounts.sessions)
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
             account = await service.totals.find(None, None, "s1", messages.Hints(), within(60))
             standing = await service.totals.standing(account, within(60))
             assert (standing.run.id, standing.balance.spent, standing.stale_why) == (run.id, 30, None)
@@ -205,12 +205,12 @@ def test_run_that_starts_while_the_ledger_cannot_be_read_counts_known_rows_later
         interstat.insert("s1", bead_id="b1", input_tokens=32, output_tokens=0)
         interstat.close()
         async with service_over(tmp_path) as (service, _source):
-            first, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            first, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             assert (await service.totals.standing(service.accounts.runs[first.id], within(60))).balance.measured == 42
             (tmp_path / "metrics.db").unlink()
             with monkeypatch.context() as patched:
                 patched.setattr(StoredUsage, "sessions_naming", failing)
-                second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
+                second, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
                 with pytest.raises(RequestTimeoutError):
                     await service.totals.standing(service.accounts.runs[second.id], within(60))
             for run, measured in ((first, 10), (second, 32)):
@@ -256,7 +256,7 @@ def test_run_that_advances_while_a_session_is_summed_counts_it_in_its_new_phase(
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
             await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="b1"), within(60))
             if not restarted:
                 await service.totals.standing(service.accounts.runs[run.id], within(60))
                 insert_many(interstat)

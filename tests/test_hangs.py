@@ -41,7 +41,7 @@ def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             account = service.accounts.runs[run.id]
             interstat.insert("s1", input_tokens=10, output_tokens=0)
             standing = await service.totals.standing(account, within(5))
@@ -57,7 +57,7 @@ def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
                 while service.totals.sources[0][0].state != "slow":  # noqa: ASYNC110  it depends on the clock
                     await anyio.sleep(0.05)
             # Runs can still be changed.
-            changed, _ = await service.lifecycle.change(account, messages.RunSet(token_budget=50), within(0.2))
+            changed, *_ = await service.lifecycle.change(account, messages.RunSet(token_budget=50), within(0.2))
             assert changed.token_budget == 50
             source.resume()
             standing = await service.totals.standing(account, within(10))
@@ -73,7 +73,7 @@ def test_session_that_joins_during_a_read_makes_its_run_stale(tmp_path: Path) ->
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             account = service.accounts.runs[run.id]
             await service.totals.standing(account, within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
@@ -97,7 +97,7 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             account = service.accounts.runs[run.id]
             await service.totals.standing(account, within(5))
             abandoned, release = threading.Event(), threading.Event()
@@ -137,7 +137,7 @@ def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypa
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir=str(tmp_path / "project"))
-            run, _ = await service.lifecycle.start(asked, within(5))
+            run, *_ = await service.lifecycle.start(asked, within(5))
             assert await service.reviews.expected("fd-quality", run, within(60)) == 12_345
             assert await service.reviews.expected("fd-quality", run, within(0.1)) == 40_000
 
@@ -150,7 +150,7 @@ def test_ended_run_is_refreshed_without_a_request(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.lifecycle.end(service.accounts.runs[run.id], "done", within(5))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             await service.totals.follower.scan()  # the watcher and the hourly scan call this
@@ -166,7 +166,7 @@ def test_session_without_a_run_is_not_read_by_every_hook(tmp_path: Path) -> None
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
             await service.totals.standing(service.accounts.runs[run.id], within(5))
             interstat.insert("unknown", input_tokens=5, output_tokens=0)
             hints = messages.Hints(sessions=("unknown",), cwd="/p")
@@ -195,7 +195,7 @@ def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
             context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
             source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
@@ -255,7 +255,7 @@ def test_run_started_before_usage_is_saved_counts_it(tmp_path: Path, monkeypatch
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
-            first, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            first, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.totals.standing(service.accounts.runs[first.id], within(5))
             let, save = anyio.Event(), service.ledger.usage.save
 
@@ -267,11 +267,11 @@ def test_run_started_before_usage_is_saved_counts_it(tmp_path: Path, monkeypatch
             interstat.insert("s1", bead_id="x", input_tokens=30, output_tokens=2)
             interstat.insert("s1", input_tokens=10, output_tokens=0)
             assert (await service.totals.standing(service.accounts.runs[first.id], within(5))).balance.spent == 42
-            second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
+            second, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
             accounts = [service.accounts.runs[run.id] for run in (first, second)]
             standings = await service.totals.standings(accounts, within(5))
             assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None)]
-            third, _ = await service.lifecycle.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
+            third, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
             for _ in range(2):
                 accounts = [service.accounts.runs[run.id] for run in (first, second, third)]
                 standings = await service.totals.standings(accounts, within(5))
@@ -290,7 +290,7 @@ def test_run_that_was_never_read_is_an_error(tmp_path: Path) -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         interstat.insert("s1", input_tokens=5, output_tokens=0)
         async with service_over(tmp_path) as (service, _source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.totals.standing(service.accounts.runs[run.id], within(5))
         async with service_over(tmp_path) as (service, source):
             account = service.accounts.runs[run.id]
@@ -315,7 +315,7 @@ def test_list_with_numbers_that_were_never_read_is_an_error(tmp_path: Path, requ
         interstat = Interstat(tmp_path / "metrics.db")
         interstat.insert("s1", input_tokens=5, output_tokens=0)
         async with service_over(tmp_path) as (service, _source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
             await service.totals.standing(service.accounts.runs[run.id], within(5))
         async with service_over(tmp_path) as (service, source):
             source.hang()
@@ -340,7 +340,7 @@ def test_defect_in_a_read_reaches_only_the_requests_that_wait_for_it(
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, source):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p"), within(5))
             account = service.accounts.runs[run.id]
 
             def fail(*_arguments: Any) -> Reading:

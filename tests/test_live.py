@@ -101,7 +101,7 @@ def test_totals_without_interstat(home: Home) -> None:
 
 
 def test_response_belongs_to_the_run_and_phase_of_its_time(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    first = started(home, session="s1", phases=("a", "b"))
+    first = started(home, session="s1", whole=True, phases=("a", "b"))
     second = started(home)
     writer = transcript(home)
     writer.response("m0", tokens=(1, 0, 0, 0), at="2020-01-01T00:00:00.000Z")  # before the attachment
@@ -146,7 +146,7 @@ def test_growing_transcripts_pass_thresholds_without_a_request(
 
     writer = transcript(home)
     writer.response("m0", tokens=(1, 0, 0, 0))
-    run = started(home, session="s1", token_budget=1000)
+    run = started(home, session="s1", whole=True, token_budget=1000)
     assert home.spent(run) == 1
     writer.response("m1", tokens=(600, 0, 0, 0))
     wait_for(lambda: thresholds() == [50], "the event of 50 %")

@@ -39,10 +39,10 @@ def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkey
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, _):
-            first, _ = await service.lifecycle.start(
+            first, *_ = await service.lifecycle.start(
                 messages.RunStart(project_dir="/p", session="s1", phases=tuple("abcdefgh")), within(10)
             )
-            second, _ = await service.lifecycle.start(messages.RunStart(project_dir="/q"), within(10))
+            second, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q"), within(10))
             one, two = service.accounts.runs[first.id], service.accounts.runs[second.id]
             append(tmp_path, "s1", 0, 5)
             await service.totals.standing(one, within(10))
@@ -74,7 +74,7 @@ def test_transcript_that_was_read_but_not_counted_is_not_fresh(tmp_path: Path, m
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
             append(tmp_path, "s1", 0, 50)
             account = service.accounts.runs[run.id]
             assert (await service.totals.standing(account, within(5))).balance.measured == 50
@@ -116,7 +116,7 @@ def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
         nonlocal failing
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, _):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
             append(tmp_path, "s1", 0, 50)
             await service.totals.standing(service.accounts.runs[run.id], within(5))
         async with service_over(tmp_path) as (service, _):
@@ -159,7 +159,7 @@ def test_answers_are_stale_until_the_ledger_can_be_read(
         interstat.insert("s1", input_tokens=9, output_tokens=0)
         async with service_over(tmp_path) as (service, _):
             for session in ("s1", "s2"):
-                run, _ = await service.lifecycle.start(
+                run, *_ = await service.lifecycle.start(
                     messages.RunStart(project_dir="/p", id=f"r-{session}", session=session), within(10)
                 )
                 append(tmp_path, session, 0, 50)
@@ -189,7 +189,7 @@ def test_session_that_continues_in_another_project_is_found(tmp_path: Path, monk
         other = Transcript(tmp_path, "s1", "-another")
         other.path.parent.mkdir(parents=True)
         async with service_over(tmp_path) as (service, _):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
             append(tmp_path, "s1", 0, 5)
             account = service.accounts.runs[run.id]
             assert (await service.totals.standing(account, within(5))).balance.measured == 5
@@ -208,7 +208,7 @@ def test_sessions_no_longer_followed_are_forgotten(tmp_path: Path) -> None:
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, _):
-            run, _ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
             append(tmp_path, "s1", 0, 5)
             Transcript(tmp_path, "s1").agent("x").path.mkdir(parents=True)
             account = service.accounts.runs[run.id]

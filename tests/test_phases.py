@@ -168,7 +168,7 @@ def test_session_works_from_its_first_record() -> None:
     """Its first attachment includes earlier usage, which ends the estimates of the phases in which it occurred."""
     completed = [left("one", 0, 10), left("two", 10, 20)]
     for first_record, counting in ((5, []), (15, ["one"]), (25, ["one", "two"]), (None, ["one", "two"])):
-        attached = Attachment(session="s", run="r", since=30, until=None, first=True, origin="asked")
+        attached = Attachment(session="s", run="r", since=30, until=None, counts_from=0, origin="asked")
         stint = attribution.stint(attached, first_record, measured=True)
         assert [record.phase for record in phases.provisional(completed, set(), [stint])] == counting
 

@@ -75,7 +75,7 @@ def test_invalid_utf_8_in_session_ids(home: Home, interstat: Interstat, daemon: 
     interstat.connection.execute(insert.format("CAST(x'61ff' AS TEXT)"), (11,))
     interstat.connection.execute(insert.format("CAST(x'61fe' AS TEXT)"), (500,))
     interstat.connection.execute(insert.format("x'61ff'"), (2,))
-    run = home.ctl("run", "start", "--session", b"a\xff").stdout.strip()
+    run = home.ctl("run", "start", "--whole", "--session", b"a\xff").stdout.strip()
     assert home.spent(run) == 13
     assert home.ctl("remaining", "--session", os.fsdecode(b"a\xff")).stdout == f"{250_000 - 13}\n"
     shown = home.ctl("run", "show", "--run", run)
@@ -121,7 +121,7 @@ def test_row_with_an_invalid_time_counts(home: Home, tmp_path: Path, timestamp: 
     schema = OLD_SCHEMA.replace("timestamp TEXT NOT NULL", "timestamp TEXT")
     interstat = Interstat(home.interstat, schema)
     home.start()
-    run = started(home, session="s1")
+    run = started(home, session="s1", whole=True)
     interstat.insert("s1", timestamp=timestamp, input_tokens=9, output_tokens=1)
     assert home.spent(run) == 10
     interstat.close()
@@ -179,7 +179,7 @@ def test_bead_takes_precedence_over_the_attachment(home: Home, interstat: Inters
 
 
 def test_session_that_moves_between_runs(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The first attachment includes earlier usage; a later one begins when it is made and ends the previous one."""
+    """A later attachment begins when it is made and ends the previous one. Older usage than the run is not counted."""
     long_ago = (datetime.now(UTC) - timedelta(days=3)).isoformat()
     interstat.insert("s1", timestamp=long_ago, input_tokens=1, output_tokens=0)
     one, two = started(home, id="one"), started(home, id="two")
@@ -188,14 +188,18 @@ def test_session_that_moves_between_runs(home: Home, interstat: Interstat, daemo
     home.ok("run", "attach", "--run", two, "--session", "s1")
     interstat.insert("s1", timestamp=stamp(), input_tokens=100, output_tokens=0)
     interstat.insert("s1", timestamp=long_ago, input_tokens=1000, output_tokens=0)
-    assert (home.spent(one), home.spent(two)) == (1011, 100)
+    assert (home.spent(one), home.spent(two)) == (10, 100)
     home.ok("run", "detach", "--session", "s1")
     interstat.insert("s1", timestamp=stamp(), input_tokens=10_000, output_tokens=0)
-    assert (home.spent(one), home.spent(two)) == (1011, 100)
+    assert (home.spent(one), home.spent(two)) == (10, 100)
     assert home.json("status")["unattributed"] == {"sessions": 1, "billing": 10_000, "total": 10_000}
     home.ok("run", "attach", "--run", one, "--session", "s1")
     interstat.insert("s1", timestamp=stamp(), input_tokens=100_000, output_tokens=0)
-    assert (home.spent(one), home.spent(two)) == (101_011, 100)
+    assert (home.spent(one), home.spent(two)) == (100_010, 100)
+    shown = home.json("run", "show", "--run", one), home.json("run", "show", "--run", two)
+    assert [run["earlier"]["billing"] for run in shown] == [1001, 0]
+    home.ok("run", "attach", "--run", one, "--session", "s1", "--whole")
+    assert (home.spent(one), home.spent(two)) == (111_011, 100)
 
 
 def test_session_attached_by_its_bead_is_moved(home: Home, interstat: Interstat, daemon: Daemon) -> None:

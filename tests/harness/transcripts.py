@@ -34,8 +34,8 @@ def assistant_line(
     text: str = "Here is what I found.",
     **more: Any,
 ) -> dict[str, Any]:
-    """Return one line of a response. `at` is its time; further arguments are part of its usage."""
-    at = more.pop("at", "2026-02-20T17:05:55.000Z")
+    """Return one line of a response. `at` is its time, by default now; further arguments are part of its usage."""
+    at = more.pop("at", timestamp())
     line: dict[str, Any] = {
         "parentUuid": f"00000000-0000-4000-8000-{next(_serial):012}",
         "isSidechain": sidechain,

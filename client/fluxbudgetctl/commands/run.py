@@ -1,5 +1,6 @@
 """`run`: start, list, show, change and end runs."""
 
+import argparse
 import os
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from fluxbudgetctl import arguments, environment
 from fluxbudgetctl.arguments import Options, Subcommands, add_command, add_group, add_naming, add_transcript
 from fluxbudgetctl.calls import TimeLimit, call, hints, transcript
 from fluxbudgetctl.failure import Failure
-from fluxbudgetctl.screens.output import print_json
+from fluxbudgetctl.screens.output import note, print_json
 from fluxbudgetctl.screens.runs import change_line, print_run, print_run_list
 from fluxbudgetd.wire import codes, messages
 
@@ -54,8 +55,22 @@ def _add_start(runs: Subcommands) -> None:
         help="count input and output tokens, or cache tokens as well (default: billing)",
     )
     parser.add_argument("--phases", type=arguments.phases, metavar="A,B,C", help="the run's phases, in order")
-    parser.add_argument("--session", type=arguments.text, metavar="S", help="attach this session")
+    session = parser.add_mutually_exclusive_group()
+    session.add_argument(
+        "--session",
+        type=arguments.text,
+        metavar="S",
+        help="attach this session (default: the Claude Code session that the command runs in)",
+    )
+    session.add_argument("--no-session", action="store_true", help="attach no session")
+    _add_whole(parser)
     add_transcript(parser)
+
+
+def _add_whole(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--whole", action="store_true", help="count all usage of the session, also from before the run started"
+    )
 
 
 def _add_set(runs: Subcommands) -> None:
@@ -71,6 +86,7 @@ def _add_attach(runs: Subcommands) -> None:
     detach = add_command(runs, "detach", "detach a session from its run from now on", _detach)
     for parser in (attach, detach):
         parser.add_argument("--session", type=arguments.text, required=True, metavar="S", help="the session's id")
+    _add_whole(attach)
     add_transcript(attach)
     for parser in (attach, detach):
         group = parser.add_mutually_exclusive_group()
@@ -82,6 +98,10 @@ def _start(options: Options) -> int:
     project = options.project or environment.working_directory()
     if project is None:
         raise Failure("the working directory no longer exists", "name one with --project", codes.BAD_INPUT)
+    known = hints().sessions
+    session = options.session or (known[0] if known and not options.no_session else None)
+    if options.whole and session is None:
+        raise Failure("--whole needs a session", "name it with --session", codes.USAGE)
     request = messages.RunStart(
         id=options.id,
         scope=options.scope,
@@ -94,7 +114,8 @@ def _start(options: Options) -> int:
         enforcement=options.enforcement,
         cost_basis=options.cost_basis,
         phases=options.phases,
-        session=options.session,
+        session=session,
+        whole=options.whole,
         transcript=transcript(options.transcript),
     )
     return _change(request, options, print_id=True)
@@ -143,6 +164,7 @@ def _attach(options: Options) -> int:
     others = tuple(name for name in known.sessions if name != options.session)
     request = messages.RunAttach(
         attach=options.session,
+        whole=options.whole,
         run=options.run,
         scope=options.scope,
         transcript=transcript(options.transcript),
@@ -170,7 +192,11 @@ def _naming(kind: type[N], options: Options) -> N:
 def _change(request: messages.AnyRequest, options: Options, *, print_id: bool = False) -> int:
     answer = call(request, messages.RunAnswer, options.timeout)
     if options.json:
-        print_json({"run": answer.run, "changed": answer.changed})
+        print_json({"run": answer.run, "changed": answer.changed, "moved_from": answer.moved_from})
+    elif print_id:
+        print(answer.run.id)
+        if answer.moved_from is not None:
+            note(f"the session has moved here from run {answer.moved_from}")
     else:
-        print(answer.run.id if print_id else change_line(answer))
+        print(change_line(answer))
     return codes.OK

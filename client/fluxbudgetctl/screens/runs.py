@@ -30,13 +30,15 @@ def change_line(answer: messages.RunAnswer) -> str:
     """Return the line that a change of a run prints."""
     run = answer.run
     suffix = "" if answer.changed else " (unchanged)"
+    if answer.moved_from is not None:
+        suffix = f" (the session has moved from run {answer.moved_from})"
     budget = "unlimited" if run.token_budget is None else f"{tokens(run.token_budget)} {run.cost_basis} tokens"
     return f"{run.id}: {run.status}, {run.phase}, {budget}, {run.enforcement}, warning at {run.warn_pct} %{suffix}"
 
 
 def print_run(answer: messages.RunShowAnswer) -> None:
     """Print everything about a run."""
-    _print_facts(answer.run, answer.spend)
+    _print_facts(answer.run, answer.spend, answer.earlier)
     _print_phases(answer.by_phase)
     _print_stages(answer.by_stage)
     for title, sums in (
@@ -57,7 +59,7 @@ def print_run(answer: messages.RunShowAnswer) -> None:
         )
 
 
-def _print_facts(run: messages.RunInfo, spend: messages.Spend) -> None:
+def _print_facts(run: messages.RunInfo, spend: messages.Spend, earlier: messages.Earlier) -> None:
     facts = [
         ("run", run.id),
         ("goal", run.goal or "-"),
@@ -75,6 +77,10 @@ def _print_facts(run: messages.RunInfo, spend: messages.Spend) -> None:
         ("reserved", tokens(spend.reserved)),
         ("remaining", tokens(spend.remaining)),
     ]
+    not_counted = earlier.billing if run.cost_basis == "billing" else earlier.total
+    if not_counted:
+        words = "tokens before the run started, not counted (--whole counts them)"
+        facts.append(("earlier", f"{tokens(not_counted)} {run.cost_basis} {words}"))
     if spend.stale_why:
         facts.append(("stale", spend.stale_why))
     for name, value in facts:

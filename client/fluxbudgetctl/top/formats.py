@@ -27,6 +27,8 @@ _SENTENCES = {
 _CHANGES = {
     "attached": "session {} attached",
     "detached": "session {} detached",
+    "moved_from": "moved from run {}",
+    "whole": "with all its usage",
     "token_budget": "budget now {}",
     "warn_pct": "warning now at {} %",
     "enforcement": "enforcement now {}",

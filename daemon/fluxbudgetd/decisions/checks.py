@@ -89,7 +89,7 @@ class Checks:
             counts = record in account.would_count((*account.completed, record))
             data = _advanced_data(new, record, record.estimate if counts else 0)
             await self._ledger.runs.save(
-                new, completed=(len(account.completed), record), events=[("phase.advanced", data)], at=self._clock()
+                new, completed=(len(account.completed), record), events=[("phase.advanced", data)], at=record.until
             )
             self._accounts.put_run(new)
             self._accounts.put_phases(new.id, (*account.completed, record))
@@ -107,7 +107,7 @@ class Checks:
         return PhaseRecord(
             phase=run.phase,
             since=since,
-            until=max(self._clock(), since + 1),  # the clock may have been set back
+            until=max(self._clock(), since + 1, account.latest),  # the clock may have been set back
             measured=account.by_phase().get(run.phase, Counts()).capped(),
             estimate=estimate.tokens,
             source=estimate.source,

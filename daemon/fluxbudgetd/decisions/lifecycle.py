@@ -6,6 +6,7 @@ The policy decides; a change is written to the ledger first, then to memory, and
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -25,8 +26,23 @@ from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
+class Change(NamedTuple):
+    """A run after a request, and whether it or its sessions changed.
+
+    `moved_from` is the run that the session left for this one, None if it left none.
+    """
+
+    run: Run
+    changed: bool
+    moved_from: str | None = None
+
+
 class Lifecycle:
-    """Changes runs and attachments, one change at a time. `on_runs_change` is called when a run starts or ends."""
+    """Changes runs and attachments, one change at a time. `on_runs_change` is called when a run starts or ends.
+
+    Times within a run and within a session never decrease: if the clock was set back, a change gets the latest time
+    before it, and arrival order decides.
+    """
 
     def __init__(
         self,
@@ -50,8 +66,10 @@ class Lifecycle:
         self._thresholds = thresholds
         self._on_runs_change = on_runs_change
 
-    async def start(self, request: RunStart, deadline: float) -> tuple[Run, bool]:
-        """Start a run, or find the one that this request started before. Return it, and whether anything changed."""
+    async def start(self, request: RunStart, deadline: float) -> Change:
+        """Start a run, or find the one that this request started before; attach the session, if one is named."""
+        if request.whole and request.session is None:
+            raise BadInputError("whole usage without a session", "name the session, too")
         await self._settings.refresh(deadline)
         await self._name_transcript(request.session, request.transcript, deadline)
         await self._refresh_session(request.session, deadline)
@@ -61,18 +79,20 @@ class Lifecycle:
             if request.session is not None:
                 self._accounts.forget_unknown(request.session)
 
-    async def _start(self, request: RunStart) -> tuple[Run, bool]:
+    async def _start(self, request: RunStart) -> Change:
         async with self._runs_lock:
             known = self._known_run(request)
-            if known is None:
-                run = runs.new_run(request, request.id or self._new_id(), self._clock(), self._settings.config.runs)
-                await self._save_new(run, self._attachments_to_move(request.session, run.id))
-                return run, True
-            runs.require_same(request, known.run, known.started_as, self._settings.config.runs)
-            return known.run, await self._attach(request.session, known.run)
+            if known is not None:
+                runs.require_same(request, known.run, known.started_as, self._settings.config.runs)
+                return await self._attach(request.session, known, whole=request.whole)
+            now = self._time_of_new_run(request.scope)
+            run = runs.new_run(request, request.id or self._new_id(), now, self._settings.config.runs)
+            moved_from = self._run_left(request.session, run.id)
+            await self._save_new(run, self._attachments(request.session, run, now, whole=request.whole))
+            return Change(run, changed=True, moved_from=moved_from)
 
-    async def change(self, account: RunAccount, request: RunSet, deadline: float) -> tuple[Run, bool]:
-        """Change a run's budget, warning percentage or enforcement. Return it, and whether anything changed.
+    async def change(self, account: RunAccount, request: RunSet, deadline: float) -> Change:
+        """Change a run's budget, warning percentage or enforcement.
 
         Thresholds that are passed under the new budget are reported with the change.
         """
@@ -83,41 +103,51 @@ class Lifecycle:
         async with self._runs_lock:
             run = runs.changed_run(account.run, request)
             if run == account.run:
-                return run, False
+                return Change(run, changed=False)
             names = ("token_budget", "warn_pct", "enforcement")
             data: EventData = {
                 name: getattr(run, name) for name in names if getattr(run, name) != getattr(account.run, name)
             }
             fired, events = self._thresholds.after_change(account, run)
-            await self._stored.save(run, fired=fired, events=[("run.changed", data), *events], at=self._clock())
+            await self._stored.save(run, fired=fired, events=[("run.changed", data), *events], at=self._now(account))
             account.fired = fired
             self._accounts.put_run(run)
-            return run, True
+            return Change(run, changed=True)
 
-    async def end(self, account: RunAccount, status: RunStatus, deadline: float) -> tuple[Run, bool]:
-        """Finish or cancel a run. Return it, and whether anything changed. Its sources are followed for 48 hours."""
+    async def end(self, account: RunAccount, status: RunStatus, deadline: float) -> Change:
+        """Finish or cancel a run. Its sources are followed for 48 hours."""
         if account.run.status == "active":
             # Report the thresholds that the run has passed by now.
             await self._refresher.refresh([account.run.id], deadline=deadline)
         async with self._runs_lock:
             if account.run.status == status:
-                return account.run, False
+                return Change(account.run, changed=False)
             if account.run.status != "active":
                 raise ConflictError(
                     f"run {account.run.id} is already {account.run.status}", "an ended run cannot be changed"
                 )
-            run = msgspec.structs.replace(account.run, status=status, ended_at=self._clock())
+            now = self._now(account)
+            run = msgspec.structs.replace(account.run, status=status, ended_at=now)
             fired, events = self._thresholds.at_end(account)
             ended: NewEvent = "run.finished", {"status": status}
-            await self._stored.save(run, fired=fired, events=[*events, ended], at=self._clock())
+            await self._stored.save(run, fired=fired, events=[*events, ended], at=now)
             account.fired = fired
             self._accounts.put_run(run)
             self._on_runs_change()
-            return run, True
+            return Change(run, changed=True)
 
-    async def attach(self, session: str, account: RunAccount, deadline: float, transcript: str | None = None) -> bool:
-        """Attach a session to a run from now on. Return True if anything changed.
+    async def attach(
+        self,
+        session: str,
+        account: RunAccount,
+        deadline: float,
+        transcript: str | None = None,
+        *,
+        whole: bool = False,
+    ) -> Change:
+        """Attach a session to a run from now on; `policy.attribution` says from when on its usage counts.
 
+        `whole`: all usage of the session counts that belongs to no other run. This widens an existing attachment, too.
         Raises `BadInputError` for a transcript outside Claude's directory, `ConflictError` for a run that ended more
         than 48 hours ago.
         """
@@ -128,7 +158,7 @@ class Lifecycle:
             )
         await self._refresh_session(session, deadline)
         async with self._runs_lock:
-            return await self._attach(session, account.run)
+            return await self._attach(session, account, whole=whole)
 
     async def detach(self, session: str, account: RunAccount | None, deadline: float) -> Run:
         """End a session's current attachment and return its run; raises `BadInputError` if it is not attached.
@@ -145,7 +175,8 @@ class Lifecycle:
                 self._accounts.forget_unknown(session)
                 where = "any run" if account is None else f"run {account.run.id}"
                 raise BadInputError(f"session {session!r} is not attached to {where}", "see 'fluxbudgetctl run show'")
-            ended = msgspec.structs.replace(current, until=self._next_instant(session))
+            now = self._time_of_attachment(session, self._now(self._accounts.runs[current.run]))
+            ended = msgspec.structs.replace(current, until=now)
             await self._save_attachments([ended], session, {"detached": session}, current.run)
             return self._accounts.runs[current.run].run
 
@@ -174,10 +205,24 @@ class Lifecycle:
         current = self._accounts.session(session).current
         return current[-1] if current and current[-1].until is None else None
 
-    def _next_instant(self, session: str) -> int:
-        """Return now, or just after the session's last attachment if the clock has been set back."""
+    def _run_left(self, session: str | None, run_id: str) -> str | None:
+        """Return the run that a session leaves when it is attached to this one."""
+        current = None if session is None else self._current_attachment(session)
+        return None if current is None or current.run == run_id else current.run
+
+    def _time_of_new_run(self, scope: str | None) -> int:
+        """Return the time of a run that starts now: after the earlier runs of its scope."""
+        earlier = () if scope is None else self._accounts.scopes.get(scope, ())
+        return max([self._clock(), *(self._accounts.runs[run.id].latest + 1 for run in earlier)])
+
+    def _now(self, account: RunAccount) -> int:
+        """Return the time of a change to a run."""
+        return max(self._clock(), account.latest)
+
+    def _time_of_attachment(self, session: str, now: int) -> int:
+        """Return the time of a change to a session's attachments; `now` is the run's time."""
         attachments = self._accounts.session(session).attachments
-        return max([self._clock(), *(max(each.since, each.until or 0) + 1 for each in attachments)])
+        return max([now, *(max(each.since, each.until or 0) + 1 for each in attachments)])
 
     async def _name_transcript(self, session: str | None, transcript: str | None, deadline: float) -> None:
         if transcript is None:
@@ -197,27 +242,39 @@ class Lifecycle:
         runs.foreign_id("session id", session)
         return await self._refresher.refresh([], [session], deadline=deadline)
 
-    def _attachments_to_move(self, session: str | None, run_id: str) -> list[Attachment]:
+    def _attachments(self, session: str | None, run: Run, now: int, *, whole: bool) -> list[Attachment]:
         """Return the attachments to write so that a session belongs to a run from now on; none if it does already."""
-        current = None if session is None else self._current_attachment(session)
-        if session is None or (current is not None and current.run == run_id):
+        if session is None:
             return []
-        now = self._next_instant(session)
-        first = not self._accounts.session(session).current
-        new = Attachment(session=session, run=run_id, since=now, until=None, first=first, origin="asked")
-        return [new] if current is None else [msgspec.structs.replace(current, until=now), new]
+        current = self._current_attachment(session)
+        if current is not None and current.run == run.id:
+            is_wider = whole and current.counts_from > 0
+            return [msgspec.structs.replace(current, counts_from=0)] if is_wider else []
+        since = self._time_of_attachment(session, now)
+        is_first = not self._accounts.session(session).current
+        counts_from = 0 if whole else run.started_at if is_first else since
+        new = Attachment(session=session, run=run.id, since=since, until=None, counts_from=counts_from, origin="asked")
+        return [new] if current is None else [msgspec.structs.replace(current, until=since), new]
 
-    async def _attach(self, session: str | None, run: Run) -> bool:
-        attachments = self._attachments_to_move(session, run.id)
+    async def _attach(self, session: str | None, account: RunAccount, *, whole: bool) -> Change:
+        run = account.run
+        attachments = self._attachments(session, run, self._now(account), whole=whole)
         if session is None or not attachments:
-            return False
-        await self._save_attachments(attachments, session, {"attached": session}, run.id)
-        return True
+            return Change(run, changed=False)
+        moved_from = self._run_left(session, run.id)
+        data: EventData = {"attached": session}
+        if whole:
+            data["whole"] = True
+        if moved_from is not None:
+            data["moved_from"] = moved_from
+        await self._save_attachments(attachments, session, data, run.id)
+        return Change(run, changed=True, moved_from=moved_from)
 
     async def _save_attachments(
         self, attachments: Sequence[Attachment], session: str, data: EventData, run_id: str
     ) -> None:
-        await self._stored.save_attachments(attachments, run_id, data, self._clock())
+        at = self._now(self._accounts.runs[run_id])
+        await self._stored.save_attachments(attachments, run_id, data, at)
         self._accounts.put_attachments(attachments)
         await self._tallier.retally(session)
         # The session's earlier usage may now count, and pass a threshold.
@@ -225,7 +282,7 @@ class Lifecycle:
 
     async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
-        await self._stored.start(run, attachments=attachments, events=[("run.started", data)], at=self._clock())
+        await self._stored.start(run, attachments=attachments, events=[("run.started", data)], at=run.started_at)
         account = self._accounts.put_run(run)
         self._accounts.put_attachments(attachments)
         for session in {attachment.session for attachment in attachments}:

@@ -21,10 +21,10 @@ class StoredRuns:
 
     async def attachments(self) -> list[Attachment]:
         """Return every attachment, each session's oldest first."""
-        rows = await self._database.rows("SELECT session, run, since, until, first, origin FROM attachments")
+        rows = await self._database.rows("SELECT session, run, since, until, counts_from, origin FROM attachments")
         return [
-            Attachment(session=session, run=run, since=since, until=until, first=bool(first), origin=origin)
-            for session, run, since, until, first, origin in rows
+            Attachment(session=session, run=run, since=since, until=until, counts_from=counts_from, origin=origin)
+            for session, run, since, until, counts_from, origin in rows
         ]
 
     async def completed_phases(self) -> dict[str, list[PhaseRecord]]:
@@ -95,13 +95,13 @@ class StoredRuns:
 async def _put_attachments(transaction: Transaction, attachments: Sequence[Attachment]) -> None:
     for attachment in attachments:
         await transaction.execute(
-            "INSERT OR REPLACE INTO attachments(session, since, until, run, first, origin) VALUES (?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO attachments(session, since, until, run, counts_from, origin) VALUES (?,?,?,?,?,?)",
             (
                 attachment.session,
                 attachment.since,
                 attachment.until,
                 attachment.run,
-                attachment.first,
+                attachment.counts_from,
                 attachment.origin,
             ),
         )

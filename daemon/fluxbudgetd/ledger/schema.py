@@ -140,6 +140,21 @@ STEPS: tuple[str, ...] = (
 
     CREATE INDEX events_run ON events(run, seq);
     """,
+    """
+    ALTER TABLE attachments RENAME TO attachments_4;
+    CREATE TABLE attachments(
+      session TEXT NOT NULL,
+      since INTEGER NOT NULL,
+      until INTEGER,
+      run TEXT NOT NULL REFERENCES runs(id),
+      counts_from INTEGER NOT NULL,  -- 0: the whole session
+      origin TEXT NOT NULL CHECK (origin IN ('asked', 'bead')),
+      PRIMARY KEY (session, since)
+    ) WITHOUT ROWID;
+    INSERT INTO attachments(session, since, until, run, counts_from, origin)
+      SELECT session, since, until, run, CASE WHEN first THEN 0 ELSE since END, origin FROM attachments_4;
+    DROP TABLE attachments_4;
+    """,
 )
 
 VERSION = len(STEPS)

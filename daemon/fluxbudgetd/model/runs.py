@@ -9,6 +9,9 @@ from fluxbudgetd.wire.messages import BudgetState, CostBasis, Enforcement, Estim
 
 Origin = Literal["asked", "bead"]
 
+_SECOND = 1_000_000
+_MILLISECOND = 1_000
+
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One piece of work with a token budget."""
@@ -69,21 +72,32 @@ class Timeline(msgspec.Struct, frozen=True):
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """A period in which a session belongs to a run: from `since` until just before `until` (None: still attached).
 
-    `first`: the session's first attachment, which reaches back to the session's start.
+    Its usage counts from `counts_from` on, which is `since` or earlier; 0 means the whole session.
     """
 
     session: str
     run: str
     since: int
     until: int | None
-    first: bool
+    counts_from: int
     origin: Origin
 
     def covers(self, at: int | None) -> bool:
         """Return True if a record of this time belongs to the period. A record without a time counts as the newest."""
         if at is None:
             return self.until is None
-        return (self.first or at >= self.since) and (self.until is None or at < self.until)
+        return not self.follows(at) and (self.until is None or at < self.until)
+
+    def follows(self, at: int) -> bool:
+        """Return True if the period counts only from after this time.
+
+        A time on a whole second stands for that second, and one on a whole millisecond, as transcripts have it, for
+        that millisecond.
+        """
+        if self.counts_from == 0 or at >= self.counts_from:
+            return False
+        unit = _MILLISECOND if at % _SECOND else _SECOND
+        return at % unit != 0 or at + unit <= self.counts_from
 
 
 class Stint(NamedTuple):

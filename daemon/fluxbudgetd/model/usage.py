@@ -82,12 +82,16 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
 
 
 class Cell(NamedTuple):
-    """The key by which a session's usage is summed. `run` is None for usage that belongs to no run."""
+    """The key by which a session's usage is summed. `run` is None for usage that belongs to no run.
+
+    `earlier_for`: the run that the session joined first, if the usage is older than what that run counts.
+    """
 
     run: str | None
     phase: str
     agent: str
     model: str
+    earlier_for: str | None = None
 
 
 class RecentUsage(msgspec.Struct, frozen=True):

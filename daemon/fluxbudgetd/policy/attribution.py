@@ -5,9 +5,16 @@ First match:
 1. its bead names a run's scope: that run;
 2. its session was attached to a run at the record's time: that run.
 
-A session's first attachment reaches back to the session's start. A session without any attachment counts as attached
-to the run that its earliest row with a known bead names (`implied_attachment`). What matches nothing belongs to no run
-and is counted as unattributed.
+A session's first attachment, made by a person or by a hook, counts the session's usage from the start of the run on, or
+all of it if that was requested. A later attachment counts from when it was made, and ends the one before. A session
+without any attachment counts as attached, from its beginning, to the run that its earliest row with a known bead names
+(`implied_attachment`).
+
+What matches nothing belongs to no run. What a session used before its first attachment counts is *earlier* usage, shown
+with that attachment's run; everything else is unattributed.
+
+A time on a whole second stands for that second, because some writers have no fractions. Of two attachments that meet
+within it, the older one counts.
 
 Several runs may have had one scope, one after the other: a record belongs to the last one that had started at its time,
 or to the first if it is older than all. A record without a readable time counts as the newest.
@@ -42,7 +49,7 @@ def implied_attachment(session: str, records: Iterable[Usage], scopes: Scopes) -
     if not named:
         return None
     run = min(named, key=lambda entry: entry[:3])[3]
-    return Attachment(session=session, run=run.id, since=0, until=None, first=True, origin="bead")
+    return Attachment(session=session, run=run.id, since=0, until=None, counts_from=0, origin="bead")
 
 
 def owner(record: Usage, scopes: Scopes, attachments: Iterable[Attachment]) -> str | None:
@@ -54,6 +61,13 @@ def owner(record: Usage, scopes: Scopes, attachments: Iterable[Attachment]) -> s
         if attachment.covers(record.at):
             return attachment.run
     return None
+
+
+def earlier_for(record: Usage, attachments: Sequence[Attachment]) -> str | None:
+    """Return the run of the session's first attachment if the record is too old for it, otherwise None."""
+    if record.at is None or not attachments or not attachments[0].follows(record.at):
+        return None
+    return attachments[0].run
 
 
 def phase_of(record: Usage, timeline: Timeline | None) -> str:
@@ -69,12 +83,16 @@ def tally(
     attachments: Sequence[Attachment],
     timelines: Mapping[str, Timeline],
 ) -> dict[Cell, Counts]:
-    """Return one session's usage, summed by run, phase, agent and model. Every record is in exactly one cell."""
+    """Return one session's usage, summed by run, phase, agent and model. Every record is in exactly one cell.
+
+    `attachments` are the session's, oldest first.
+    """
     sums: dict[Cell, list[int]] = {}
     for record in records:
         run_id = owner(record, scopes, attachments)
         timeline = None if run_id is None else timelines.get(run_id)
-        cell = Cell(run_id, phase_of(record, timeline), record.agent, record.model)
+        earlier = earlier_for(record, attachments) if run_id is None else None
+        cell = Cell(run_id, phase_of(record, timeline), record.agent, record.model, earlier)
         row = sums.setdefault(cell, [0, 0, 0, 0, 0, 0])
         row[0] += 1
         row[1] += record.pending
@@ -91,9 +109,10 @@ def earliest(records: Iterable[Usage]) -> int | None:
 
 
 def stint(attachment: Attachment, first_record: int | None, *, measured: bool) -> Stint:
-    """Return the period that an attachment covers; a first one starts at the session's first record."""
+    """Return the period that an attachment covers; it starts at the first record that counts, if that was earlier."""
     since = attachment.since
-    if attachment.first and first_record is not None:
+    if first_record is not None:
+        counted = max(first_record, attachment.counts_from)
         # An implied attachment has no beginning of its own.
-        since = first_record if attachment.origin == "bead" else min(since, first_record)
+        since = counted if attachment.origin == "bead" else min(since, counted)
     return Stint(since, attachment.until, measured)

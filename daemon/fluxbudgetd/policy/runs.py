@@ -15,7 +15,7 @@ _COMPLEXITIES = range(1, 6)
 FOLLOW_ENDED_MICROS = 48 * 3600 * 1_000_000
 """How long the sources of an ended run are still read, because numbers often arrive late."""
 
-_RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,127}")
 # A phase is delimited by bars in a refusal line and by commas on the command line.
 _PHASE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _MAX_PHASES = 64
@@ -30,6 +30,15 @@ def is_followed(run: Run, now: int) -> bool:
 
 def new_run(request: RunStart, run_id: str, now: int, defaults: RunDefaults) -> Run:
     """Return the requested run, with defaults filled in; raises `BadInputError`."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise BadInputError(
+            f"run id {_shown(run_id)} is not allowed",
+            "1 to 128 letters, digits, '_', '.', ':' or '-'; the first is a letter, a digit or '_'",
+        )
+    return _requested(request, run_id, now, defaults)
+
+
+def _requested(request: RunStart, run_id: str, now: int, defaults: RunDefaults) -> Run:
     complexity = defaults.complexity if request.complexity is None else request.complexity
     if complexity not in _COMPLEXITIES:
         raise BadInputError(f"complexity {complexity} is not allowed", "complexity is 1, 2, 3, 4 or 5")
@@ -41,7 +50,7 @@ def new_run(request: RunStart, run_id: str, now: int, defaults: RunDefaults) -> 
     if len(goal) > _MAX_GOAL:
         raise BadInputError(f"the goal has {len(goal)} characters", f"at most {_MAX_GOAL} are allowed")
     return Run(
-        id=_run_id(run_id),
+        id=run_id,
         scope=None if request.scope is None else foreign_id("scope", request.scope),
         project_dir=_project(request.project_dir),
         goal=goal,
@@ -78,7 +87,8 @@ def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefault
     """
     if run.status != "active":
         raise ConflictError(f"run {run.id} exists and is {run.status}", "start the new run under another id")
-    wanted = new_run(request, run.id, run.started_at, defaults)
+    # Runs of earlier versions may have ids that are no longer allowed.
+    wanted = _requested(request, run.id, run.started_at, defaults)
     is_given = {
         "scope": request.scope is not None,
         "project_dir": request.project_given,
@@ -103,15 +113,6 @@ def foreign_id(what: str, value: str) -> str:
     """Return a session id or scope. Other programs choose them, so only empty and very long ones are refused."""
     if not 0 < len(value) <= _MAX_ID:
         raise BadInputError(f"a {what} of {len(value)} characters is not allowed", f"1 to {_MAX_ID} characters")
-    return value
-
-
-def _run_id(value: str) -> str:
-    if not _RUN_ID.fullmatch(value):
-        raise BadInputError(
-            f"run id {_shown(value)} is not allowed",
-            "1 to 128 letters, digits, dots, colons, underscores or hyphens",
-        )
     return value
 
 

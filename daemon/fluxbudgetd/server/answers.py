@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from fluxbudgetd.decisions.lifecycle import Change
 from fluxbudgetd.model import Attachment, Counts, Run, to_text
 from fluxbudgetd.policy import burn
 from fluxbudgetd.service import Service
@@ -36,6 +37,11 @@ def run_info(run: Run) -> wire.RunInfo:
     return converted(run, wire.RunInfo, started_at=to_text(run.started_at), ended_at=_text(run.ended_at))
 
 
+def changed_run(change: Change) -> wire.RunAnswer:
+    """Return the answer to a request that changes a run."""
+    return wire.RunAnswer(run=run_info(change.run), changed=change.changed, moved_from=change.moved_from)
+
+
 def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.RunLine:
     """Return a run's entry in a list."""
     info, rate = run_info(standing.run), service.totals.burn(account)
@@ -50,8 +56,8 @@ def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.
 
 
 def attachment(period: Attachment) -> wire.AttachmentInfo:
-    """Return a period in which a session belongs to a run."""
-    since = None if period.first else to_text(period.since)
+    """Return a period in which a session's usage counts for a run."""
+    since = to_text(period.counts_from) if period.counts_from else None
     return converted(period, wire.AttachmentInfo, since=since, until=_text(period.until))
 
 
@@ -86,13 +92,23 @@ def sources(service: Service) -> tuple[wire.SourceInfo, ...]:
     )
 
 
-def session_sources(service: Service, sessions: Iterable[str]) -> tuple[wire.SessionSources, ...]:
-    """Return what each source says about sessions; those whose sources differ come first."""
-    lines = (_session_sources(service, name) for name in sorted(sessions))
+def session_sources(
+    service: Service, sessions: Iterable[str], run: str | None = None
+) -> tuple[wire.SessionSources, ...]:
+    """Return what each source says about sessions, and what they used before this run counts them.
+
+    Those whose sources differ come first.
+    """
+    lines = (_session_sources(service, name, run) for name in sorted(sessions))
     return tuple(sorted(lines, key=lambda line: not line.words)[:MOST_LINES])
 
 
-def _session_sources(service: Service, session: str) -> wire.SessionSources:
+def earlier(counts: Counts) -> wire.Earlier:
+    """Return what was used before an attachment counts."""
+    return wire.Earlier(billing=capped(counts.billing), total=capped(counts.total))
+
+
+def _session_sources(service: Service, session: str, run: str | None) -> wire.SessionSources:
     account = service.accounts.session(session)
     transcripts = account.figures.get("transcripts", Counts())
     interstat = account.figures.get("interstat", Counts())
@@ -106,6 +122,7 @@ def _session_sources(service: Service, session: str) -> wire.SessionSources:
         interstat_total=capped(interstat.total),
         ratio=ratio,
         words=_words(ratio),
+        earlier=earlier(Counts() if run is None else account.earlier(run)),
     )
 
 

@@ -78,6 +78,17 @@ class SessionAccount(msgspec.Struct):
         current = self.current
         return current[-1].run if current and current[-1].until is None else None
 
+    def oldest_minute(self) -> int:
+        """Return the oldest whole minute, since 1970, that the session's current run counts."""
+        counts_from = self.current[-1].counts_from
+        # Usage that this run does not count may share the minute.
+        is_shared = len(self.current) > 1 or any(cell.earlier_for for cell in self.cells)
+        return counts_from // MINUTE + is_shared
+
+    def earlier(self, run: str) -> Counts:
+        """Return what the session used before its first attachment counts, if that is an attachment to this run."""
+        return sum((counts for cell, counts in self.cells.items() if cell.earlier_for == run), Counts())
+
     @property
     def is_followed(self) -> bool:
         """Return True if the session, or some of its usage, belongs to a run."""
@@ -90,7 +101,8 @@ class RunAccount(msgspec.Struct):
     `sessions` are those that may have usage of the run. `completed` are the phases it has left, `fired` the thresholds
     that were reported for its current budget, `reserved` the tokens that admitted sub-agents are expected to cost.
     `shown` says what the numbers show, `interstat` is that source's status when it was last read for this run, and
-    `has_sessions` is true once the sessions that name the run's scope were read from the ledger.
+    `has_sessions` is true once the sessions that name the run's scope were read from the ledger. `latest` is the latest
+    time in the run's history: no later change gets an earlier one, even if the clock is set back.
     """
 
     run: Run
@@ -102,6 +114,7 @@ class RunAccount(msgspec.Struct):
     has_sessions: bool = False
     shown: Stamp = Stamp(NEVER, 0)
     interstat: SourceStatus | None = None
+    latest: int = 0
     _measured: Counts | None = None
     _provisional: tuple[PhaseRecord, ...] | None = None
     # The balance, and the run and the reservation that it was computed for.
@@ -190,12 +203,15 @@ class RunAccount(msgspec.Struct):
         for session in self.sessions.values():
             if session.run != self.run.id:
                 continue
-            current = session.current[-1]
+            oldest = session.oldest_minute() if session.minutes else 0
             for minute, counts in session.minutes.items():
-                # Part of the minute in which the session joined belongs to another run.
-                if current.first or minute > current.since // MINUTE:
+                if minute >= oldest:
                     used[minute] = used.get(minute, 0) + counts.tokens(self.run.cost_basis)
         return used
+
+    def earlier(self) -> Counts:
+        """Return what the run's sessions used before it counts them."""
+        return sum((session.earlier(self.run.id) for session in self.sessions.values()), Counts())
 
     def attachments(self) -> list[Attachment]:
         """Return the run's attachments, both requested and implied, oldest first."""

@@ -41,6 +41,7 @@ class Accounts:
         if account is None:
             account = self.runs[run.id] = RunAccount(run, started_as or run)
         account.run = run
+        account.latest = max(account.latest, run.started_at, run.ended_at or 0)
         self.timelines[run.id] = Timeline(run, account.completed)
         (self._active if run.ended_at is None else self._ended)[run.id] = account
         if run.ended_at is not None:
@@ -56,6 +57,7 @@ class Accounts:
         self.version += 1
         account = self.runs[run_id]
         account.completed = completed
+        account.latest = max([account.latest, *(record.until for record in completed)])
         account.clear_cache()
         self.timelines[run_id] = Timeline(account.run, completed)
         self._on_change(run_id)
@@ -79,6 +81,7 @@ class Accounts:
                 self._on_change(run)
             account = self.runs.get(attachment.run)
             if account is not None:
+                account.latest = max(account.latest, attachment.since, attachment.until or 0)
                 # The session's rows may be older than the run's stamp says.
                 self.join(account, attachment.session)
                 account.shown = account.shown._replace(rows=NEVER)

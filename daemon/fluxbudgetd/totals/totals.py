@@ -188,11 +188,15 @@ class Totals:
     async def unattributed(self, deadline: float) -> tuple[int, Counts]:
         """Return how many sessions have usage that belongs to no run, and how much it is; refresh the sources first.
 
-        This counts the followed sessions' records outside their attachments, and the newest rows of all other sessions.
+        This counts the followed sessions' records outside their attachments, without *earlier* usage (`attribution`),
+        and the newest rows of all other sessions.
         """
         loose: dict[str, Counts] = {}
         for name, session in self.accounts.sessions.items():
-            unattributed = sum((counts for cell, counts in session.cells.items() if cell.run is None), Counts())
+            unattributed = sum(
+                (counts for cell, counts in session.cells.items() if cell.run is None and cell.earlier_for is None),
+                Counts(),
+            )
             if session.is_followed and unattributed.records:
                 loose[name] = unattributed
         for recent in await self.interstat.recent(deadline):

@@ -39,8 +39,7 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
 
 async def run_start(context: Context, request: wire.RunStart) -> wire.RunAnswer:
     """Start a run, or return the one that the same arguments started before."""
-    run, changed = await context.service.lifecycle.start(request, deadline_of(request))
-    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
+    return answers.changed_run(await context.service.lifecycle.start(request, deadline_of(request)))
 
 
 async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswer:
@@ -68,8 +67,9 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
         by_agent=answers.tallies(_sums((cell.agent, counts) for _, cell, counts in cells)),
         by_model=answers.tallies(_sums((cell.model, counts) for _, cell, counts in cells)),
         by_session=answers.tallies(_sums((session, counts) for session, _, counts in cells)),
-        sources=answers.session_sources(service, account.sessions),
+        sources=answers.session_sources(service, account.sessions, account.run.id),
         attachments=tuple(answers.attachment(one) for one in account.attachments()[-answers.MOST_LINES :]),
+        earlier=answers.earlier(account.earlier()),
     )
 
 
@@ -77,16 +77,17 @@ async def run_set(context: Context, request: wire.RunSet) -> wire.RunAnswer:
     """Change a run's settings."""
     deadline = deadline_of(request)
     account = await find(context, request, deadline)
-    run, changed = await context.service.lifecycle.change(account, request, deadline)
-    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
+    return answers.changed_run(await context.service.lifecycle.change(account, request, deadline))
 
 
 async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswer:
     """Attach a session to a run."""
     deadline = deadline_of(request)
     account = await context.service.totals.find(request.run, request.scope, None, request.hints, deadline)
-    changed = await context.service.lifecycle.attach(request.attach, account, deadline, request.transcript)
-    return wire.RunAnswer(run=answers.run_info(account.run), changed=changed)
+    change = await context.service.lifecycle.attach(
+        request.attach, account, deadline, request.transcript, whole=request.whole
+    )
+    return answers.changed_run(change)
 
 
 async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswer:
@@ -102,15 +103,15 @@ async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswe
 async def run_finish(context: Context, request: wire.RunFinish) -> wire.RunAnswer:
     """End a run as done."""
     deadline = deadline_of(request)
-    run, changed = await context.service.lifecycle.end(await find(context, request, deadline), "done", deadline)
-    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
+    account = await find(context, request, deadline)
+    return answers.changed_run(await context.service.lifecycle.end(account, "done", deadline))
 
 
 async def run_cancel(context: Context, request: wire.RunCancel) -> wire.RunAnswer:
     """End a run as cancelled."""
     deadline = deadline_of(request)
-    run, changed = await context.service.lifecycle.end(await find(context, request, deadline), "cancelled", deadline)
-    return wire.RunAnswer(run=answers.run_info(run), changed=changed)
+    account = await find(context, request, deadline)
+    return answers.changed_run(await context.service.lifecycle.end(account, "cancelled", deadline))
 
 
 async def _page(

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from fluxbudgetd.wire.messages.base import Answer, CostBasis, Enforcement, Hints, Naming, Request, RunStatus
-from fluxbudgetd.wire.messages.spend import PhaseLine, SessionSources, Spend, StageLine, Tally
+from fluxbudgetd.wire.messages.spend import Earlier, PhaseLine, SessionSources, Spend, StageLine, Tally
 
 
 class RunStart(Request, frozen=True, kw_only=True, tag="run_start"):
@@ -26,6 +26,8 @@ class RunStart(Request, frozen=True, kw_only=True, tag="run_start"):
     phases: tuple[str, ...] | None = None
     session: str | None = None
     """Attach this session too."""
+    whole: bool = False
+    """As in `run_attach`."""
     transcript: str | None = None
     """The path of the session's transcript; if omitted, it is found by the session's id."""
 
@@ -51,10 +53,12 @@ class RunSet(Naming, frozen=True, kw_only=True, tag="run_set"):
 
 
 class RunAttach(Request, frozen=True, kw_only=True, tag="run_attach"):
-    """Attach a session to this run from now on. Its first attachment reaches back to the session's start."""
+    """Attach a session to this run from now on. A session's first attachment counts from the start of the run."""
 
     attach: str
     """The session's id."""
+    whole: bool = False
+    """Count all usage of the session that belongs to no other run, even if it is attached to this run already."""
     run: str | None = None
     scope: str | None = None
     transcript: str | None = None
@@ -117,7 +121,7 @@ class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     session: str
     since: str | None
-    """Null: since the session's start."""
+    """From when on its usage counts; null: all of it."""
     until: str | None
     """Null: still attached."""
     origin: Literal["asked", "bead"]
@@ -130,6 +134,8 @@ class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):
     run: RunInfo
     changed: bool
     """False if there was nothing to change."""
+    moved_from: str | None = None
+    """The run that the session left for this one; null if it left none."""
 
 
 class RunListAnswer(Answer, frozen=True, kw_only=True, tag="run_list"):
@@ -154,3 +160,5 @@ class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
     sources: tuple[SessionSources, ...]
     """What each source says about each session; at most 200 sessions."""
     attachments: tuple[AttachmentInfo, ...]
+    earlier: Earlier = Earlier()
+    """What the run's sessions used before the run counts them; not part of any other sum."""

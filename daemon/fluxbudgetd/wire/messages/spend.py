@@ -76,6 +76,13 @@ class StageLine(Tally, frozen=True, kw_only=True):
     """Its share of the budget; null for a run without one, and for phases that belong to no stage."""
 
 
+class Earlier(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used before an attachment counts: usage that belongs to no run."""
+
+    billing: int = 0
+    total: int = 0
+
+
 class SessionSources(msgspec.Struct, frozen=True, kw_only=True):
     """A session's usage according to each source, in all its runs. Only one of the sources counts."""
 
@@ -90,3 +97,5 @@ class SessionSources(msgspec.Struct, frozen=True, kw_only=True):
     """interstat's total / the transcripts'; null if either is 0."""
     words: str
     """Why the two differ much; otherwise empty."""
+    earlier: Earlier = Earlier()
+    """What the session used before its first attachment counts, if that is an attachment to this run."""
