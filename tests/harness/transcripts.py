@@ -42,7 +42,7 @@ def assistant_line(
         "userType": "external",
         "cwd": "/home/me/work",
         "sessionId": session,
-        "version": "2.0.14",
+        "version": "2.1.197",
         "gitBranch": "main",
         "message": {
             "model": model,

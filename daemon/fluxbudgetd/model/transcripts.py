@@ -52,9 +52,9 @@ class Copy(msgspec.Struct, frozen=True, gc=False):
 class Response(msgspec.Struct, frozen=True, gc=False):
     """A response as it counts: once, for the session that had it first.
 
-    `key` identifies it across sessions. `message` and the fields from `place` on are those of the copy that counts, but
-    `at` is the time of the first copy. `has_request`: one of its copies has a request id. `born` orders the responses
-    of a session by when they were first read.
+    `key` identifies it across sessions. `message` and `at` are those of the first copy; the other fields from `place`
+    on are those of the copy that counts. If that one is in another session's file, `file` and `agent` stay what they
+    were. `has_request`: one of its copies has a request id. `born` orders responses by when they were first read.
     """
 
     key: int
@@ -83,8 +83,9 @@ class TranscriptFile(msgspec.Struct, frozen=True):
     `number` identifies the file within its session and never changes. `mark` is a digest of the bytes just before
     `offset`; if it differs, the file was rewritten. Then `is_gone` is set for ever, and what is at the path now is
     another file with a number of its own. `skipped` counts lines whose usage could not be read, `anomalies` invalid
-    counts. `latest` is the latest time of a line. `placeholders` is a Claude Code version that wrote placeholder
-    outputs to the file, or empty.
+    counts. `latest` is the latest time of a copy. `placeholders` is the newest Claude Code version that wrote
+    placeholder outputs to the file, or empty. `stated_billing` and `stated_total` are the session's tokens as Claude
+    Code itself last summed them in the file (`cost-state`), or None.
     """
 
     number: int
@@ -99,16 +100,33 @@ class TranscriptFile(msgspec.Struct, frozen=True):
     latest: int | None = None
     is_gone: bool = False
     placeholders: str = ""
+    stated_billing: int | None = None
+    stated_total: int | None = None
+
+
+class Losses(msgspec.Struct, frozen=True):
+    """What a session's transcripts do not tell, as sentences that begin with a path; long lists are cut short.
+
+    `unread`: lines whose usage could not be read. `unfollowed`: transcripts that are known but cannot be followed.
+    `placeholders`: files with placeholder outputs.
+    """
+
+    unread: tuple[str, ...] = ()
+    unfollowed: tuple[str, ...] = ()
+    placeholders: tuple[str, ...] = ()
 
 
 class TranscriptReading(msgspec.Struct, frozen=True):
     """What was added to a session's transcripts since they were last read.
 
     `copies` are in the order of the lines, file by file. `files`: every file of the session that was ever read, with
-    its new position; a deleted file keeps its last one. `more`: there is more to read.
+    its new position; a deleted file keeps its last one. `kept`: the numbers of files that were read and are not at
+    their path any more, because they were replaced, truncated or deleted. `more`: there is more to read.
     """
 
     copies: tuple[Copy, ...]
     files: tuple[TranscriptFile, ...]
     more: bool
     status: SourceStatus
+    losses: Losses = Losses()
+    kept: frozenset[int] = frozenset()

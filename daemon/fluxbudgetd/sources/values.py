@@ -10,11 +10,15 @@ from fluxbudgetd.wire.text import fold
 
 
 def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
-    """Return the counts, and how many values were invalid (negative, real, text). Null and invalid values become 0."""
+    """Return the counts, and how many values were invalid (negative, not whole, text).
+
+    Null and invalid values become 0. A real number that is whole is valid.
+    """
     counts, invalid = [], 0
     for value in values:
-        is_valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-        counts.append(value if isinstance(value, int) and is_valid else 0)
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        is_valid = isinstance(whole, int) and not isinstance(whole, bool) and 0 <= whole <= MAX_TOKENS
+        counts.append(whole if isinstance(whole, int) and is_valid else 0)
         invalid += not is_valid and value is not None
     return counts, invalid
 

@@ -5,16 +5,15 @@ The behaviour of these files determines how they are read:
 * `<claude>/projects/<project>/<session>.jsonl` is the session's own; its sub-agents' are `agent-*.jsonl`, at any depth
   below `<session>/subagents/` beside it, each with an `agent-*.meta.json` that names the agent;
 * lines are appended, so reading resumes at the end of the last complete line. But files may also be truncated,
-  rewritten, replaced or deleted: what came from a replaced file is void, and the file is read again;
-* one response spans several lines, each with its own usage, partial or complete. A line's usage is a *copy*, and of a
-  response's copies the largest counts (`responses`), which may come later than the others, and from another file;
-* the format is internal and changes: what cannot be parsed is skipped and counted.
+  rewritten, replaced or deleted. What was read stays, and the file that is now at the path is read from its start;
+* one response spans several lines, each with its own usage, partial or complete. A line's usage is a *copy*. The copy
+  that counts may come later than the others, and from another file;
+* lines may be damaged (`salvage`). The format is internal and changes: lines whose usage cannot be read are counted.
 
 Of the transcripts' content, only counts, names, times and ids leave this package.
 """
 
 from fluxbudgetd.sources.transcripts.names import MAIN, agent_id
-from fluxbudgetd.sources.transcripts.responses import merged
 from fluxbudgetd.sources.transcripts.source import TranscriptSource
 
-__all__ = ["MAIN", "TranscriptSource", "agent_id", "merged"]
+__all__ = ["MAIN", "TranscriptSource", "agent_id"]

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import msgspec
 
 from fluxbudgetd.model import Copy, TranscriptFile
 from fluxbudgetd.sources.transcripts import stamps
-from fluxbudgetd.sources.transcripts.lines import Harvest
+from fluxbudgetd.sources.transcripts.lines import USAGE, Harvest
 from fluxbudgetd.wire.text import fold
 
 #: A longer line is skipped and never held in memory.
@@ -33,14 +33,15 @@ class ReplacedError(Exception):
 class ReadFile(NamedTuple):
     """A file, and how far it has been read.
 
-    `scanned` is how many bytes after the last complete line are known to contain no newline (0 if only a few), and
-    `scanned_mark` the digest of the last of them. `stamp` is the file's stamp at that time, unless there was more to
-    read; `meta` is its companion's.
+    `scanned` is how many bytes after the last complete line are known to contain no newline (0 if only a few),
+    `scanned_mark` the digest of the last of them, and `has_usage` is True if they may have usage. `stamp` is the file's
+    stamp at that time, unless there was more to read; `meta` is its companion's.
     """
 
     file: TranscriptFile
     scanned: int = 0
     scanned_mark: bytes = b""
+    has_usage: bool = False
     stamp: stamps.PathStamp = stamps.UNSETTLED
     meta: stamps.PathStamp = stamps.UNSETTLED
 
@@ -72,22 +73,7 @@ def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
         os.close(fd)
 
 
-def is_openable(path: str) -> bool:
-    """Return True if a file can be opened now."""
-    try:
-        with opened(path):
-            return True
-    except OSError:
-        return False
-
-
-def require_same(path: str, file: TranscriptFile) -> None:
-    """Raise `ReplacedError` if the file is not the one that was read, `OSError` if that cannot be determined."""
-    with opened(path) as (fd, info):
-        _require_same(fd, info, file)
-
-
-def read_new(path: str, known: ReadFile, limit: int) -> NewPart:
+def read_new(path: str, known: ReadFile, limit: int, session: str, clock: Callable[[], int]) -> NewPart:
     """Read a file's new complete lines, from at most `limit` new bytes; raises `OSError` or `ReplacedError`.
 
     The cost depends on what is new, not on what was read before.
@@ -95,65 +81,94 @@ def read_new(path: str, known: ReadFile, limit: int) -> NewPart:
     with opened(path) as (fd, info):
         file = known.file
         _require_same(fd, info, file)
-        start = file.offset
-        if known.scanned and _is_same(fd, info, file, start + known.scanned, known.scanned_mark):
-            start += known.scanned
+        lines = _Lines(fd, Harvest(file, session, clock), file.offset)
+        if known.scanned and _is_same(fd, info, file, file.offset + known.scanned, known.scanned_mark):
+            lines.skip(known.scanned, known.has_usage)
+        start = lines.end
         stop = min(info.st_size, start + limit)
-        harvest = Harvest(file.number, file.agent)
-        offset, end = _take_lines(fd, harvest, file.offset, start, stop)
-        after = msgspec.structs.replace(
-            file,
-            dev=info.st_dev,
-            ino=info.st_ino,
-            offset=offset,
-            mark=_mark(fd, offset),
-            skipped=file.skipped + harvest.skipped,
-            anomalies=file.anomalies + harvest.anomalies,
+        lines.read(stop)
+        scanned = lines.end - lines.offset if lines.end - lines.offset >= _CHUNK_BYTES else 0
+        now = ReadFile(
+            _after(file, fd, info, lines),
+            scanned,
+            _mark(fd, lines.end) if scanned else b"",
+            lines.has_usage if scanned else False,
+            stamps.stamp_of(info) if lines.end == info.st_size else stamps.UNSETTLED,
+            known.meta,
         )
-        scanned = end - offset if end - offset >= _CHUNK_BYTES else 0
-        stamp = stamps.stamp_of(info) if end == info.st_size else stamps.UNSETTLED
-        now = ReadFile(after, scanned, _mark(fd, end) if scanned else b"", stamp, known.meta)
-        return NewPart(now, harvest.copies, end - start, end == stop < info.st_size)
+        return NewPart(now, lines.harvest.copies, lines.end - start, lines.end == stop < info.st_size)
 
 
-def _take_lines(fd: int, harvest: Harvest, offset: int, start: int, stop: int) -> tuple[int, int]:
-    """Add the lines that end between `start` and `stop` to a harvest; the first of them begins at `offset`.
+def _after(file: TranscriptFile, fd: int, info: os.stat_result, lines: "_Lines") -> TranscriptFile:
+    harvest = lines.harvest
+    return msgspec.structs.replace(
+        file,
+        dev=info.st_dev,
+        ino=info.st_ino,
+        offset=lines.offset,
+        mark=_mark(fd, lines.offset),
+        skipped=file.skipped + harvest.skipped,
+        anomalies=file.anomalies + harvest.anomalies,
+        latest=harvest.latest,
+        placeholders=harvest.placeholders,
+        stated_billing=harvest.stated_billing,
+        stated_total=harvest.stated_total,
+    )
 
-    Return where the last of them ends, and where reading stopped: at `stop`, unless the file was truncated meanwhile.
-    """
-    at = start
-    while at < stop:
-        chunk = os.pread(fd, min(_CHUNK_BYTES, stop - at), at)
-        if not chunk:
-            break
-        first, last = chunk.find(b"\n") + 1, chunk.rfind(b"\n") + 1
-        if last:
-            if offset == at:
-                first = 0
-            elif not _take_long(fd, harvest, offset, at + first):
+
+class _Lines:
+    """Reads a file's lines into a harvest: from `offset`, the end of the last complete line, to `end`."""
+
+    def __init__(self, fd: int, harvest: Harvest, offset: int) -> None:
+        self.harvest = harvest
+        self.offset = offset
+        self.end = offset
+        self.has_usage = False
+        """True if the incomplete line between them may have usage."""
+        self._fd = fd
+        self._tail = b""
+
+    def skip(self, size: int, has_usage: bool) -> None:
+        """Begin after a part of an incomplete line that was read before."""
+        self.end += size
+        self.has_usage = has_usage
+        self._tail = os.pread(self._fd, len(USAGE), self.end - len(USAGE))
+
+    def read(self, stop: int) -> None:
+        """Read up to `stop`, unless the file is truncated meanwhile."""
+        while self.end < stop:
+            chunk = os.pread(self._fd, min(_CHUNK_BYTES, stop - self.end), self.end)
+            if not chunk:
                 break
-            _take_whole(harvest, chunk[first:last], at + first)
-            offset = at + last
-        at += len(chunk)
-    return offset, at
+            first, last = chunk.find(b"\n") + 1, chunk.rfind(b"\n") + 1
+            if last:
+                if self.offset == self.end:
+                    first = 0
+                elif not self._take_long(chunk[:first]):
+                    break
+                for line in chunk[first:last].split(b"\n")[:-1]:
+                    self.harvest.add(line)
+                self.offset = self.end + last
+                self.has_usage, self._tail = False, b""
+            self._look_for_usage(chunk[last:])
+            self.end += len(chunk)
 
-
-def _take_long(fd: int, harvest: Harvest, begin: int, end: int) -> bool:
-    """Add a line that began in an earlier chunk to a harvest. Return True if it is still there."""
-    if end - begin > LINE_BYTES:
-        harvest.skipped += 1
+    def _take_long(self, rest: bytes) -> bool:
+        """Take a line that began in an earlier chunk. Return True if it is still there."""
+        size = self.end + len(rest) - self.offset
+        if size > LINE_BYTES:
+            self._look_for_usage(rest)
+            self.harvest.skipped += self.has_usage
+            return True
+        line = os.pread(self._fd, size, self.offset)
+        if len(line) < size:
+            return False
+        self.harvest.add(line[:-1])
         return True
-    line = os.pread(fd, end - begin, begin)
-    if len(line) < end - begin:
-        return False
-    harvest.add(line, begin)
-    return True
 
-
-def _take_whole(harvest: Harvest, lines: bytes, begin: int) -> None:
-    for line in lines.split(b"\n")[:-1]:
-        harvest.add(line, begin)
-        begin += len(line) + 1
+    def _look_for_usage(self, part: bytes) -> None:
+        self.has_usage = self.has_usage or USAGE in self._tail + part
+        self._tail = (self._tail + part)[-len(USAGE) :]
 
 
 def _mark(fd: int, offset: int) -> bytes:

@@ -1,174 +1,160 @@
-"""Parsing the lines of a transcript that have usage."""
+"""Taking the copies of responses from the lines of a transcript."""
 
 import re
+from collections.abc import Callable
 from hashlib import blake2b
 
 import msgspec
 
-from fluxbudgetd.model import Copy
-from fluxbudgetd.sources.values import moment, text, token_counts
+from fluxbudgetd.model import OWN, QUOTED, SIDECHAIN, Copy, TranscriptFile
+from fluxbudgetd.sources.transcripts import stated, usages
+from fluxbudgetd.sources.transcripts.records import (
+    ASSISTANT,
+    Message,
+    Record,
+    agent_progress,
+    origin,
+    plain,
+    read_record,
+    string,
+)
+from fluxbudgetd.sources.transcripts.salvage import Budget, salvage
+from fluxbudgetd.sources.values import moment, text
 
-# A line without this has no usage, and is not parsed. (Inside a string the quotes would be escaped.)
-_HINT = b'"usage"'
-_NO_MODEL = "<synthetic>"
+#: A record without this has no usage. (Inside a string the quotes would be escaped.)
+USAGE = b'"usage"'
+_ASSISTANTS = b'"assistant"'
 _ID_BYTES = 8
 
-# A JSON escape: a pair of surrogates; a lone surrogate, as in an emoji that was cut in half; any other.
-_ESCAPE = re.compile(
-    rb"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
-)
-
-# Values stay raw and are decoded only if they are scalars, so that no line becomes a tree of objects.
-_ABSENT = msgspec.Raw(b"null")
-_decode_plain = msgspec.json.Decoder(str | int | float | bool | None).decode
-
-
-class _CacheCreation(msgspec.Struct, gc=False):
-    ephemeral_5m_input_tokens: msgspec.Raw = _ABSENT
-    ephemeral_1h_input_tokens: msgspec.Raw = _ABSENT
-
-
-class _Usage(msgspec.Struct, gc=False):
-    input_tokens: msgspec.Raw = _ABSENT
-    output_tokens: msgspec.Raw = _ABSENT
-    cache_read_input_tokens: msgspec.Raw = _ABSENT
-    cache_creation_input_tokens: msgspec.Raw = _ABSENT
-    cache_creation: msgspec.Raw = _ABSENT
-
-
-class _Message(msgspec.Struct, gc=False):
-    id: msgspec.Raw = _ABSENT
-    model: msgspec.Raw = _ABSENT
-    usage: _Usage | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Line(msgspec.Struct, gc=False, rename="camel"):
-    type: msgspec.Raw = _ABSENT
-    message: _Message | msgspec.UnsetType = msgspec.UNSET
-    uuid: msgspec.Raw = _ABSENT
-    request_id: msgspec.Raw = _ABSENT
-    timestamp: msgspec.Raw = _ABSENT
-    is_sidechain: msgspec.Raw = _ABSENT
-
-
-class _Kind(msgspec.Struct, gc=False):
-    type: msgspec.Raw = _ABSENT
-
-
-_decode_line = msgspec.json.Decoder(_Line).decode
-_decode_kind = msgspec.json.Decoder(_Kind).decode
-_decode_cache_creation = msgspec.json.Decoder(_CacheCreation).decode
+# Before this version, Claude Code wrote each response's usage when its first tokens arrived, and never again.
+_FINAL_OUTPUTS = (2, 1, 97)
+_VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
 
 
 class Harvest:
-    """The copies in one file's lines, and how many lines were unreadable and how many counts invalid."""
+    """What is found in the new lines of one transcript of a session.
 
-    def __init__(self, file: int, agent: str) -> None:
-        self.file = file
-        self.agent = agent
+    `file` is what was known of the transcript. `skipped` counts the lines whose usage could not be read, `anomalies`
+    the invalid counts. `latest` is the latest time of a copy, `placeholders` the newest version that wrote placeholder
+    outputs, `stated_billing` and `stated_total` what Claude Code last said.
+    """
+
+    def __init__(self, file: TranscriptFile, session: str, clock: Callable[[], int]) -> None:
         self.copies: list[Copy] = []
         self.skipped = 0
         self.anomalies = 0
+        self.latest = file.latest
+        self.placeholders = file.placeholders
+        self.stated_billing = file.stated_billing
+        self.stated_total = file.stated_total
+        self._file = file
+        self._session = session
+        self._clock = clock
+        self._now = 0
+        self._budget = Budget()
 
-    def add(self, line: bytes, offset: int) -> None:
-        """Add the line that begins at an offset; never raises because of its content."""
-        if _HINT not in line:
-            return
+    def add(self, line: bytes) -> None:
+        """Add a line; never raises because of its content."""
+        has_usage = USAGE in line
+        if not has_usage:
+            if stated.HINT in line and (sums := stated.read(line, self._session)) is not None:
+                self.stated_billing, self.stated_total = sums
+            # A record that was cut may have had usage, even if another one follows it on the line.
+            if _ASSISTANTS not in line and line.endswith((b"}", b"}\r")):
+                return
         try:
-            parsed = _decode(line)
-            if parsed is not None and parsed.message and parsed.message.usage:
-                self._add(parsed, parsed.message, parsed.message.usage, offset)
+            self._take(line)
+        except msgspec.ValidationError:
+            self.skipped += has_usage
         except (ValueError, RecursionError):  # raised by msgspec and by UTF-8 decoding
-            self.skipped += 1
+            self.skipped += salvage(line, self._budget, self._take_salvaged)
 
-    def _add(self, line: _Line, message: _Message, usage: _Usage, offset: int) -> None:
-        counts, invalid = _counts(usage)
-        self.anomalies += invalid
-        name = _name(message.id)
-        if name is None:
-            name = _name(line.uuid, b"uuid")
-        if name is None:
-            name = _digest(b"%d:%d" % (self.file, offset), b"place")
-        model = _string(message.model)
+    def _take_salvaged(self, line: bytes, needs_session: bool) -> None:
+        self._take(line, needs_session=needs_session)
+
+    def _take(self, line: bytes, *, needs_session: bool = False) -> None:
+        """Add a record if it has usage. Raise `ValueError` or `RecursionError` if the line is not one record."""
+        record = read_record(line)
+        if record is None or (needs_session and not string(record.session_id)):
+            return
+        if string(record.type) == ASSISTANT:
+            place = SIDECHAIN if plain(record.is_sidechain) is True else OWN
+            self._add(record, record, place, self._file.agent, line)
+            return
+        progress = agent_progress(record)
+        quoted = None if progress is None else read_record(progress.message)
+        if progress is not None and quoted is not None and string(quoted.type) == ASSISTANT:
+            agent = string(progress.agent_id)
+            self._add(record, quoted, QUOTED, f"agent-{text(agent)}" if agent else self._file.agent, line)
+
+    def _add(self, line: Record, record: Record, place: int, agent: str, raw: bytes) -> None:
+        """Add a line's copy. `record` is the assistant's: the line itself, or what it quotes."""
+        message = record.message
+        if not message or not message.usage:
+            return
+        model = usages.model_name(message.model)
+        counts, invalid = usages.top_level(message.usage, model)
+        below, invalid_below = usages.below(message.usage, model)
+        self.anomalies += invalid + invalid_below
+        is_final = bool(string(message.stop_reason))
+        if model and not is_final:
+            self._note_version(string(line.version))
+        identity, name, has_request = _names(message, record, line, raw)
         self.copies.append(
             Copy(
-                name,
-                _digest(name.to_bytes(_ID_BYTES) + _string(line.request_id).encode(), b"request"),
-                _plain(line.is_sidechain) is True,
-                self.file,
-                moment(_plain(line.timestamp)),
-                self.agent,
-                "" if model == _NO_MODEL else text(model),
-                *counts,
+                identity=identity,
+                message=name,
+                has_request=has_request,
+                is_fork=origin(line) not in ("", self._session),
+                place=place,
+                is_final=is_final,
+                file=self._file.number,
+                at=self._time(record, line),
+                agent=agent,
+                model=model,
+                input=counts.input,
+                output=counts.output,
+                cache_read=counts.cache_read,
+                cache_creation=counts.cache_creation,
+                cache_1h=counts.cache_1h,
+                is_fast=string(message.usage.speed) == "fast",
+                below=below,
             )
         )
 
-
-def _decode(line: bytes) -> _Line | None:
-    """Return an assistant's line, or None for any other line, valid or not. Raises `ValueError`."""
-    try:
-        parsed = _decode_line(line)
-    except msgspec.ValidationError:
-        if not _is_assistants(_decode_kind(line).type):
+    def _time(self, record: Record, line: Record) -> int | None:
+        """Return the time of a copy. Within a file it never goes backwards; later than now is now."""
+        at = moment(plain(record.timestamp))
+        if at is None:
+            at = moment(plain(line.timestamp))
+        if at is None:
             return None
-        raise
-    except msgspec.DecodeError:
-        mended = _ESCAPE.sub(_mend, line)
-        if mended == line:
-            raise
-        return _decode(mended)
-    if not _is_assistants(parsed.type):
-        return None
-    if not line.isascii():
-        line.decode()  # msgspec does not check the UTF-8 of what it skips
-    return parsed
+        if at > self._now:
+            self._now = self._clock()
+        at = min(at, self._now)
+        self.latest = at if self.latest is None else max(at, self.latest)
+        return self.latest
+
+    def _note_version(self, version: str) -> None:
+        found = _version(version)
+        if found is not None and found < _FINAL_OUTPUTS and found > (_version(self.placeholders) or ()):
+            self.placeholders = ".".join(map(str, found))
 
 
-def _is_assistants(kind: msgspec.Raw) -> bool:
-    return _plain(kind) == "assistant"
+def _names(message: Message, record: Record, line: Record, raw: bytes) -> tuple[int, int, bool]:
+    """Return the identity of a copy and of its message, and True if it has both a message id and a request id."""
+    name, request = string(message.id), string(record.request_id)
+    message_name = _digest(name.encode()) if name else None
+    if message_name is not None and request:
+        return _digest(message_name.to_bytes(_ID_BYTES) + request.encode(), b"request"), message_name, True
+    uuid = string(record.uuid) or string(line.uuid)
+    identity = _digest(uuid.encode(), b"uuid") if uuid else _digest(raw.strip(), b"line")
+    return identity, identity if message_name is None else message_name, False
 
 
-def _mend(escape: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if escape[2] else escape[0]
-
-
-def _counts(usage: _Usage) -> tuple[list[int], int]:
-    """Return input, output, cache reads and cache creation, and how many values were invalid."""
-    named = (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens)
-    creation = _cache_creation(usage)
-    counts, invalid = token_counts(_plain(value) for value in (*named, *creation))
-    # The sum may exceed `MAX_TOKENS` even if no part does.
-    summed, too_large = token_counts((sum(counts[len(named) :]),))
-    return [*counts[: len(named)], *summed], invalid + too_large
-
-
-def _cache_creation(usage: _Usage) -> list[msgspec.Raw]:
-    """Return the cache-creation counts to add: one per lifetime if broken down, otherwise the total."""
-    try:
-        parts = _decode_cache_creation(usage.cache_creation)
-    except msgspec.ValidationError:
-        return [usage.cache_creation_input_tokens]
-    by_lifetime = (parts.ephemeral_5m_input_tokens, parts.ephemeral_1h_input_tokens)
-    present = [value for value in by_lifetime if _plain(value) is not None]
-    return present or [usage.cache_creation_input_tokens]
-
-
-def _plain(raw: msgspec.Raw) -> object:
-    """Return a string, number, boolean or null decoded, and anything else raw."""
-    try:
-        return _decode_plain(raw)
-    except msgspec.ValidationError:
-        return raw
-
-
-def _string(raw: msgspec.Raw) -> str:
-    value = _plain(raw)
-    return value if isinstance(value, str) else ""
-
-
-def _name(raw: msgspec.Raw, kind: bytes = b"") -> int | None:
-    value = _string(raw)
-    return _digest(value.encode(), kind) if value else None
+def _version(version: str) -> tuple[int, ...] | None:
+    found = _VERSION.match(version)
+    return tuple(map(int, found.groups())) if found else None
 
 
 def _digest(raw: bytes, kind: bytes = b"") -> int:

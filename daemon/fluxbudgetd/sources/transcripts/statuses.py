@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from fluxbudgetd.model import SourceState, SourceStatus, TranscriptFile
+from fluxbudgetd.model import Losses, SourceState, SourceStatus, TranscriptFile
 from fluxbudgetd.sources.transcripts.survey import Survey, projects_directory
 from fluxbudgetd.wire.text import shown_path
 
@@ -16,7 +16,7 @@ _HINTS: dict[SourceState, str] = {
 _LISTED = 5
 
 
-def status_of(root: str, session: str, survey: Survey, files: Iterable[TranscriptFile]) -> SourceStatus:
+def status_of(root: str, session: str, survey: Survey, files: Sequence[TranscriptFile]) -> SourceStatus:
     """Return the status: unreadable if any file is, absent if there are no files."""
     state: SourceState = "ok"
     detail = ""
@@ -30,16 +30,33 @@ def status_of(root: str, session: str, survey: Survey, files: Iterable[Transcrip
         state=state,
         detail=detail,
         hint=_HINTS.get(state, ""),
-        notes=(*_listed(tuple(survey.notes)), *_losses(files)),
+        notes=(*_listed(tuple(survey.notes)), *_listed(_unread(files)), *_listed(_invalid(files))),
     )
 
 
-def _losses(files: Iterable[TranscriptFile]) -> list[str]:
-    """Return notes about what could not be read in the files."""
-    files = tuple(files)
-    skipped = [f"{file.path}: {file.skipped} lines could not be read" for file in files if file.skipped]
-    dropped = [f"{file.path}: {file.anomalies} invalid token counts ignored" for file in files if file.anomalies]
-    return [*_listed(skipped), *_listed(dropped)]
+def losses_of(survey: Survey, files: Sequence[TranscriptFile]) -> Losses:
+    """Return what the files do not tell."""
+    return Losses(
+        unread=tuple(_listed(_unread(files))),
+        unfollowed=tuple(_listed((*survey.faults, *survey.notes))),
+        placeholders=tuple(_listed(_placeholders(files))),
+    )
+
+
+def _unread(files: Iterable[TranscriptFile]) -> list[str]:
+    return [f"{file.path}: {file.skipped} lines could not be read" for file in files if file.skipped]
+
+
+def _invalid(files: Iterable[TranscriptFile]) -> list[str]:
+    return [f"{file.path}: {file.anomalies} invalid token counts ignored" for file in files if file.anomalies]
+
+
+def _placeholders(files: Iterable[TranscriptFile]) -> list[str]:
+    return [
+        f"{file.path}: Claude Code {file.placeholders} did not write how much the model answered"
+        for file in files
+        if file.placeholders
+    ]
 
 
 def _listed(items: Sequence[str]) -> Sequence[str]:
