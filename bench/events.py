@@ -30,7 +30,7 @@ def push(base: Path, rounds: int) -> Iterator[Row]:
             events.socket.sendall(encode_frame(messages.encode(messages.Subscribe())))
             times = []
             for number in range(rounds):
-                run = harness.started(home, session=f"s{number}", token_budget=_BUDGET)
+                run = harness.started(home, session=f"s{number}", whole=True, token_budget=_BUDGET)
                 time.sleep(0.3)  # the watcher is idle again
                 before = time.perf_counter()
                 plain.execute(_ROW, (f"s{number}", _BUDGET * 9 // 10))

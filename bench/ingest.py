@@ -29,7 +29,7 @@ def _side(stack: ExitStack, base: Path, rows: int) -> _Side:
     home = stack.enter_context(world(f"{rows}", base))
     database(base, home.interstat, rows)
     home.start()
-    run = harness.started(home, session="s5", scope="b1", token_budget="none")
+    run = harness.started(home, session="s5", whole=True, scope="b1", token_budget="none")
     writer = sqlite3.connect(home.interstat, isolation_level=None)
     stack.callback(writer.close)
     writer.execute("PRAGMA synchronous=NORMAL")

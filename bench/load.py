@@ -39,7 +39,7 @@ def _servers(base: Path, kind: str) -> Iterator[_Servers]:
         # A file that was written within the last two seconds is read again for each request.
         time.sleep(2.5)
         daemon = home.start()
-        run = harness.started(home, session="s5", token_budget="none")
+        run = harness.started(home, session="s5", whole=True, token_budget="none")
         path = base / f"{kind}.sock"
         echo = subprocess.Popen([sys.executable, str(ROOT / "bench" / "echo_server.py"), kind, str(path)])
         try:

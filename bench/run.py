@@ -34,7 +34,7 @@ def start_up(base: Path, rounds: int) -> Iterator[Row]:
             for number in range(1000):
                 answer = wire.ask(
                     messages.RunStart(
-                        project_dir=f"/p/{number}", session=f"s{number}", wait_ms=10_000, scope=f"b{number}"
+                        project_dir=f"/p/{number}", session=f"s{number}", whole=True, wait_ms=10_000, scope=f"b{number}"
                     )
                 )
                 assert isinstance(answer, messages.RunAnswer), answer
@@ -79,7 +79,7 @@ def memory(base: Path) -> Iterator[Row]:
             for number in range(100):
                 run = harness.started(home, token_budget="none")
                 for session in range(10):
-                    wire.ask(messages.RunAttach(attach=f"s{number * 10 + session}", run=run, wait_ms=5000))
+                    wire.ask(messages.RunAttach(attach=f"s{number * 10 + session}", run=run, whole=True, wait_ms=5000))
             wire.ask(messages.Status(wait_ms=20_000), 30)
         used = daemon.status("VmRSS") / 1024
         yield Row("memory with 100 runs, 1 000 sessions, 20 000 rows", f"{used:.1f} MiB", "≤ 45 MiB", used <= 45)

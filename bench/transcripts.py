@@ -57,7 +57,7 @@ def live_totals(base: Path, sessions: int, rounds: int) -> Iterator[Row]:
             nonlocal spent
             with harness.Wire(home.socket) as wire:
                 for number in range(sessions):
-                    wire.ask(messages.RunAttach(attach=f"s{number}", run=run, wait_ms=10_000))
+                    wire.ask(messages.RunAttach(attach=f"s{number}", run=run, whole=True, wait_ms=10_000))
             spent = _whole(home, run, None)
 
         seconds = timed(first)
@@ -89,7 +89,7 @@ def _append_cost(base: Path, rounds: int) -> Iterator[Row]:
             for number, megabytes in ((0, 0.1), (1, 100)):
                 writer = Transcript(claude, f"s{number}")
                 writer.line(_session(number, megabytes))
-                run = harness.started(home, session=writer.session, token_budget="none")
+                run = harness.started(home, session=writer.session, whole=True, token_budget="none")
                 _whole(home, run, None)
                 sides.append((writer, run, []))
             for turn in range(rounds):

@@ -398,11 +398,11 @@ def test_events_are_written_after_the_ledger_is_unlocked(home: Home, interstat: 
 def test_attaching_a_session_with_usage_fires_thresholds(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """No other request or commit is needed."""
     interstat.insert("s1", input_tokens=5000, output_tokens=0)
-    started(home, session="s1", token_budget=1000)
+    started(home, session="s1", whole=True, token_budget=1000)
     wait_for(lambda: len(events(home, "budget.exceeded")) == 1, "the new run's threshold")
     interstat.insert("s2", input_tokens=5000, output_tokens=0)
     run = started(home, token_budget=1000)
-    home.ok("run", "attach", "--run", run, "--session", "s2")
+    home.ok("run", "attach", "--run", run, "--session", "s2", "--whole")
     wait_for(lambda: len(events(home, "budget.exceeded")) == 2, "the attached session's threshold")
 
 

@@ -156,7 +156,7 @@ def test_run_is_not_fresh_until_the_rows_of_a_session_that_joined_are_read(tmp_p
             run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             account = service.accounts.runs[run.id]
             assert (await service.totals.standing(account, within(60))).stale_why is None
-            await service.lifecycle.attach("s2", account, within(60))
+            await service.lifecycle.attach("s2", account, within(60), whole=True)
             source.hang()
             assert await anyio.to_thread.run_sync(source.hanging.wait, 60)
             standing = service.totals.standing_now(run.id, None, None, messages.Hints())
@@ -205,7 +205,8 @@ def test_run_that_starts_while_the_ledger_cannot_be_read_counts_known_rows_later
         interstat.insert("s1", bead_id="b1", input_tokens=32, output_tokens=0)
         interstat.close()
         async with service_over(tmp_path) as (service, _source):
-            first, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            asked = messages.RunStart(project_dir="/p", session="s1", whole=True)
+            first, *_ = await service.lifecycle.start(asked, within(60))
             assert (await service.totals.standing(service.accounts.runs[first.id], within(60))).balance.measured == 42
             (tmp_path / "metrics.db").unlink()
             with monkeypatch.context() as patched:

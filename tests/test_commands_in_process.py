@@ -30,7 +30,7 @@ async def serving_a_run(root: Path) -> AsyncIterator[tuple[Context, HangingSourc
     interstat = Interstat(root / "metrics.db")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     interstat.close()
-    start = messages.RunStart(id="r1", project_dir="/p", session="s1", token_budget=100_000)
+    start = messages.RunStart(id="r1", project_dir="/p", session="s1", whole=True, token_budget=100_000)
     async with service_over(root) as (service, _source):
         run, *_ = await service.lifecycle.start(start, within(5))
         await service.totals.standing(service.accounts.runs[run.id], within(5))

@@ -290,7 +290,8 @@ def test_run_that_was_never_read_is_an_error(tmp_path: Path) -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         interstat.insert("s1", input_tokens=5, output_tokens=0)
         async with service_over(tmp_path) as (service, _source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            asked = messages.RunStart(project_dir="/p", session="s1", whole=True)
+            run, *_ = await service.lifecycle.start(asked, within(5))
             await service.totals.standing(service.accounts.runs[run.id], within(5))
         async with service_over(tmp_path) as (service, source):
             account = service.accounts.runs[run.id]
@@ -315,7 +316,8 @@ def test_list_with_numbers_that_were_never_read_is_an_error(tmp_path: Path, requ
         interstat = Interstat(tmp_path / "metrics.db")
         interstat.insert("s1", input_tokens=5, output_tokens=0)
         async with service_over(tmp_path) as (service, _source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            asked = messages.RunStart(project_dir="/p", session="s1", whole=True)
+            run, *_ = await service.lifecycle.start(asked, within(5))
             await service.totals.standing(service.accounts.runs[run.id], within(5))
         async with service_over(tmp_path) as (service, source):
             source.hang()

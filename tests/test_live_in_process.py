@@ -160,7 +160,7 @@ def test_answers_are_stale_until_the_ledger_can_be_read(
         async with service_over(tmp_path) as (service, _):
             for session in ("s1", "s2"):
                 run, *_ = await service.lifecycle.start(
-                    messages.RunStart(project_dir="/p", id=f"r-{session}", session=session), within(10)
+                    messages.RunStart(project_dir="/p", id=f"r-{session}", session=session, whole=True), within(10)
                 )
                 append(tmp_path, session, 0, 50)
                 assert await ask(service, run.id) == (50, False)

@@ -72,7 +72,7 @@ def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], s
     for one, raw in zip(writers, raws, strict=True):
         one.path.parent.mkdir(parents=True, exist_ok=True)
         one.path.with_name(one.path.name + ".ahead").write_bytes(raw)
-    run = started(live_home, session=session, token_budget="none")
+    run = started(live_home, session=session, whole=True, token_budget="none")
     command = [sys.executable, "-c", WRITER, str(seed), *(str(one.path) for one in writers)]
     process = subprocess.Popen(command)
     agents = ("main-session", "agent-a", "agent-b")

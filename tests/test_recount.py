@@ -30,7 +30,7 @@ write = st.tuples(st.just("write"), session, when, bead, phase, tokens, tokens, 
 update = st.tuples(st.just("update"), st.integers(0, 30), tokens, tokens)
 delete = st.tuples(st.just("delete"), st.integers(0, 30))
 start = st.tuples(st.just("start"), st.sampled_from((*SCOPES, None)), st.sampled_from((None, *SESSIONS)))
-attach = st.tuples(st.just("attach"), session, st.integers(0, 5))
+attach = st.tuples(st.just("attach"), session, st.integers(0, 5), st.sampled_from((False, False, True)))
 detach = st.tuples(st.just("detach"), session)
 finish = st.tuples(st.just("finish"), st.integers(0, 5))
 advance = st.tuples(st.just("advance"), st.integers(0, 5))
@@ -91,30 +91,37 @@ class History:
         if session is not None:
             # Attach before the new run is added, so that the session's earlier rows can only imply an older run.
             answer = self.ask(messages.RunStart(scope=own_scope, session=session, project_dir="/", token_budget="none"))
-            self.recount.attach(session, answer.run.id, time.time())
+            at = datetime.fromisoformat(answer.run.started_at).timestamp()
+            self.recount.attach(session, answer.run.id, time.time(), at)
         else:
             answer = self.ask(messages.RunStart(scope=own_scope, project_dir="/", token_budget="none"))
-        at = datetime.fromisoformat(answer.run.started_at).timestamp()
+            at = datetime.fromisoformat(answer.run.started_at).timestamp()
         self.recount.runs.insert(before, StartedRun(answer.run.id, own_scope, at))
         self.recount.left[answer.run.id] = []
         self.recount.chains[answer.run.id] = answer.run.phases
         self.active[scope if scope is not None else answer.run.id] = answer.run.id
 
-    def attach(self, name: str, index: int) -> None:
+    def attach(self, name: str, index: int, whole: bool = False) -> None:
         if self.active:
             run = list(self.active.values())[index % len(self.active)]
             current = self.current(name)
-            answer = self.ask(messages.RunAttach(attach=name + self.mark, run=run))
-            assert answer.changed == (current != run), answer
-            if answer.changed:
-                self.recount.attach(name + self.mark, run, time.time())
+            known = [one for one in self.recount.attachments if one.session == name + self.mark]
+            is_wider = whole and bool(known) and not known[-1].whole and known[-1].at is not None
+            answer = self.ask(messages.RunAttach(attach=name + self.mark, run=run, whole=whole))
+            assert answer.changed == (current != run or is_wider), answer
+            assert answer.moved_from == (None if current == run else current), answer
+            if current != run:
+                at = next(one.at for one in self.recount.runs if one.name == run)
+                self.recount.attach(name + self.mark, run, time.time(), at, whole=whole)
+            elif answer.changed:
+                self.recount.widen(name + self.mark)
 
     def detach(self, name: str) -> None:
         current = self.current(name)
         answer = self.ask(messages.RunDetach(detach=name + self.mark))
         assert isinstance(answer, messages.RunAnswer) == (current is not None), answer
         if current is not None:
-            self.recount.attach(name + self.mark, None, time.time())
+            self.recount.attach(name + self.mark, None, time.time(), 0)
 
     def current(self, name: str) -> str | None:
         known = [one for one in self.recount.attachments if one.session == name + self.mark]

@@ -114,7 +114,7 @@ def test_eight_writers(home: Home, interstat: Interstat, tmp_path: Path) -> None
     recount = Recount(interstat.path)
     recount.runs = [StartedRun(by_session, None, 0), StartedRun(by_bead, "b1", 0)]
     recount.attachments = []
-    recount.attach("s1", by_session, 0)
+    recount.attach("s1", by_session, 0, 0)
     expected = recount.totals()
     assert interstat.connection.execute("SELECT count(*) FROM agent_runs").fetchone()[0] > 5000
     for run in (by_session, by_bead):
@@ -144,10 +144,13 @@ def test_kill_at_random_moments(home: Home, interstat: Interstat) -> None:
                     session = f"s{life}-{number}"
                     name = f"r{life}-{number}"
                     interstat.insert(session, input_tokens=number, output_tokens=life)
-                    answer = wire.ask(messages.RunStart(id=name, project_dir="/p", session=session, token_budget=10**6))
+                    asked = messages.RunStart(
+                        id=name, project_dir="/p", session=session, whole=True, token_budget=10**6
+                    )
+                    answer = wire.ask(asked)
                     assert isinstance(answer, messages.RunAnswer), answer
                     recount.runs.append(StartedRun(name, None, 0))
-                    recount.attach(session, name, 0)
+                    recount.attach(session, name, 0, 0)
                     budgets[name] = 10**6
                     budgets[name] = (
                         acknowledged(wire, messages.RunSet(run=name, token_budget=10**6 + number)).token_budget or 0

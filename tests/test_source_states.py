@@ -123,7 +123,7 @@ def test_locked_and_released(home: Home) -> None:
     interstat = Interstat(home.interstat, journal="delete")
     interstat.insert("s1", input_tokens=7, output_tokens=3)
     home.start()
-    run = started(home, session="s1")
+    run = started(home, session="s1", whole=True)
     assert seen(home, run) == (10, False)
     interstat.connection.execute("BEGIN EXCLUSIVE")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
@@ -142,7 +142,7 @@ def test_locked_from_before_the_start(home: Home, interstat: Interstat) -> None:
     interstat.connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     interstat.insert("s1", input_tokens=1, output_tokens=0)
     home.start()
-    run = started(home, session="s1")
+    run = started(home, session="s1", whole=True)
     assert seen(home, run) == (0, True)
     assert state(home) == "locked"
     interstat.close()
@@ -242,7 +242,7 @@ def test_directory_without_write_permission_at_rest(home: Home, interstat: Inter
     home.interstat.parent.chmod(0o555)
     try:
         home.start(prefix=OBEDIENT)
-        run = started(home, session="s1")
+        run = started(home, session="s1", whole=True)
         assert seen(home, run) == (10, False)
         assert os.listdir(home.interstat.parent) == ["metrics.db"]
     finally:
@@ -254,7 +254,7 @@ def test_directory_without_write_permission_with_a_live_writer(home: Home, inter
     home.interstat.parent.chmod(0o555)
     try:
         home.start(prefix=OBEDIENT)
-        run = started(home, session="s1")
+        run = started(home, session="s1", whole=True)
         assert seen(home, run) == (10, False)
         interstat.insert("s1", input_tokens=1, output_tokens=0)
         assert seen(home, run) == (11, False)
@@ -267,7 +267,7 @@ def test_file_without_read_permission(home: Home, interstat: Interstat) -> None:
     interstat.close()
     home.interstat.chmod(0)
     home.start(prefix=OBEDIENT)
-    run = started(home, session="s1")
+    run = started(home, session="s1", whole=True)
     assert seen(home, run) == (0, True)
     assert state(home) == "unreadable"
     home.interstat.chmod(0o600)
@@ -290,7 +290,7 @@ def test_nothing_is_written_beside_the_database(home: Home, interstat: Interstat
     interstat.close()
     before = home.interstat.read_bytes()
     daemon = home.start()
-    run = started(home, session="s1")
+    run = started(home, session="s1", whole=True)
     assert seen(home, run) == (10, False)
     assert os.listdir(home.interstat.parent) == ["metrics.db"]
     daemon.stop()
@@ -428,7 +428,7 @@ def test_path_that_is_not_utf_8(home: Home) -> None:
     interstat = Interstat(odd)
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     home.start("--interstat-db", str(odd))
-    run = started(home, session="s1")
+    run = started(home, session="s1", whole=True)
     assert seen(home, run) == (5, False)
     for arguments in (("doctor",), ("status",), ("run", "show", "--run", run)):
         assert home.ctl(*arguments).returncode == 0

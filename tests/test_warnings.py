@@ -116,7 +116,7 @@ def test_transcript_that_passes_a_threshold_is_noticed_without_a_request(home: H
     home.start()
     writer = Transcript(home.root / "claude", "s1")
     writer.response("m1", tokens=(10, 0, 0, 0))
-    started(home, session="s1", token_budget=1000)
+    started(home, session="s1", whole=True, token_budget=1000)
     with Subscriber(home, since=0) as stream:
         writer.response("m2", tokens=(800, 0, 0, 0))
         stream.until("budget.warning")

@@ -1,5 +1,7 @@
 """The composition root: builds the parts, loads them, and runs their tasks. Nothing is decided here."""
 
+from collections.abc import Callable
+
 import anyio
 
 from fluxbudgetd.clock import now_micros
@@ -32,7 +34,10 @@ LONGEST_SCAN_SECONDS = 60.0
 
 
 class Service:
-    """The daemon's parts. `newest` gets the ledger's events. Without `host` there are no channels or state files."""
+    """The daemon's parts. `newest` gets the ledger's events. Without `host` there are no channels or state files.
+
+    `clock` returns the time in microseconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -42,7 +47,9 @@ class Service:
         newest: NewestEvents,
         settings: Settings,
         host: HostEnvironment | None = None,
+        clock: Callable[[], int] = now_micros,
     ) -> None:
+        self._clock = clock
         self.ledger = ledger
         self.settings = settings
         self._writer = writer = LedgerWriter()
@@ -54,38 +61,36 @@ class Service:
             writer,
             settings,
             accounts,
-            now_micros,
+            clock,
             on_refreshed=self._on_refreshed,
             on_source_change=self._on_status_change,
         )
         # The first lock to take; see docs/ARCHITECTURE.md for the order.
         runs_lock = anyio.Lock()
-        self.thresholds = Thresholds(accounts, ledger.runs, writer, settings, now_micros, runs_lock)
-        self.checks = Checks(accounts, totals.tallier, ledger, writer, settings, now_micros, runs_lock, self.thresholds)
+        self.thresholds = Thresholds(accounts, ledger.runs, writer, settings, clock, runs_lock)
+        self.checks = Checks(accounts, totals.tallier, ledger, writer, settings, clock, runs_lock, self.thresholds)
         self.lifecycle = Lifecycle(
-            accounts, totals, ledger.runs, settings, now_micros, runs_lock, self.thresholds, self._on_runs_change
+            accounts, totals, ledger.runs, settings, clock, runs_lock, self.thresholds, self._on_runs_change
         )
-        self.reviews = Reviews(accounts, totals, ledger, settings, now_micros)
-        self._reservations = Reservations(accounts, totals, ledger.reservations, writer, now_micros)
-        self.admission = Admissions(accounts, self._reservations, now_micros)
+        self.reviews = Reviews(accounts, totals, ledger, settings, clock)
+        self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
+        self.admission = Admissions(accounts, self._reservations, clock)
         self.events = EventLog(newest, ledger.events)
         self.session_warnings = SessionWarnings(accounts, self.events, ledger, writer, settings)
         self.deliveries: Deliveries | None = None
         self.state_files: StateFileWriter | None = None
         if host is not None:
             self.deliveries = self._make_deliveries(host)
-            self.state_files = StateFileWriter(
-                accounts, host.state_directory, now_micros, totals.freshness.is_known_stale
-            )
+            self.state_files = StateFileWriter(accounts, host.state_directory, clock, totals.freshness.is_known_stale)
         # Fires when a run starts or ends, or a source changes state; then a new one replaces it.
         self.status_changed = anyio.Event()
 
     def _make_deliveries(self, host: HostEnvironment) -> Deliveries:
         stored = self.ledger.deliveries
-        channels = make_channels(self.settings, self.accounts, host, now_micros, self._refreshed_balance)
+        channels = make_channels(self.settings, self.accounts, host, self._clock, self._refreshed_balance)
         return Deliveries(
             [
-                Delivery(channel, self.events, stored, self._writer, now_micros, self._has_active_runs)
+                Delivery(channel, self.events, stored, self._writer, self._clock, self._has_active_runs)
                 for channel in channels
             ],
             stored,

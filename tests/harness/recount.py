@@ -5,8 +5,11 @@ The rules:
 * A row whose bead is a run's scope belongs to the run with that scope that started last before the row's time, or to
   the first if none did.
 * Otherwise it belongs to the run to which its session was attached at the row's time. A session's first attachment
-  includes everything before it.
-* A session that was never attached counts as attached to the run of its earliest row with a known bead.
+  reaches back to the start of the run.
+* A session that was never attached counts as attached, from its start, to the run of its earliest row with a known
+  bead.
+* What then belongs to no run belongs to the run that its session was attached to as a whole, if it is not newer than
+  that attachment.
 * A row counts for the phase that it names if the run has that phase, otherwise for the phase of the row's time.
 * A completed phase counts its estimate until the phase has tokens, or a session that worked in it has.
 """
@@ -26,13 +29,15 @@ class StartedRun(NamedTuple):
 class Attached(NamedTuple):
     """A session belongs to a run (None: to no run) from a time on (None: from its start).
 
-    `noted_at` is when the daemon was asked to attach it; None if the session's rows implied it.
+    `noted_at` is when the daemon was asked to attach it; None if the session's rows implied it. `whole`: it has all of
+    the session's usage that belongs to no other run.
     """
 
     session: str
     run: str | None
     at: float | None
     noted_at: float | None
+    whole: bool = False
 
 
 class Left(NamedTuple):
@@ -94,13 +99,18 @@ class Recount:
                 best = ((at is None, at or 0, row["id"]), run)
         return None if best is None else best[1]
 
-    def attach(self, session: str, run: str | None, at: float) -> None:
-        """Record that a session was attached to a run, or, with None, detached."""
+    def attach(self, session: str, run: str | None, at: float, started: float, *, whole: bool = False) -> None:
+        """Record that a session was attached to a run that had `started`, or, with None, detached."""
         known = [one for one in self.attachments if one.session == session]
         if not known and (before := self.implied(session)) is not None:
             self.attachments.append(Attached(session, before, None, None))
             known = [self.attachments[-1]]
-        self.attachments.append(Attached(session, run, at if known else None, at))
+        self.attachments.append(Attached(session, run, at if known else started, at, whole))
+
+    def widen(self, session: str) -> None:
+        """Record that a session's last attachment has been made one of the whole session."""
+        index = max(index for index, one in enumerate(self.attachments) if one.session == session)
+        self.attachments[index] = self.attachments[index]._replace(whole=True)
 
     def owner(self, row: dict[str, object], implied: dict[str, str | None]) -> str | None:
         at = seconds(row["timestamp"])
@@ -114,6 +124,11 @@ class Recount:
         for one in known:
             if one.at is None or at is None or one.at <= at:
                 answer = one.run
+        if answer is None and at is not None:
+            ends = [one.at or 0 for one in known[1:]]
+            for one, end in zip(known, [*ends, None], strict=True):
+                if one.whole and (end is None or at < end):
+                    return one.run
         return answer
 
     def phase(self, row: dict[str, object], run: str) -> str:
@@ -168,9 +183,9 @@ class Recount:
         if not known:
             return implied == run and (earliest is None or earliest < until)
         for index, one in enumerate(known):
-            begin = one.at
-            if begin is None:
-                begin = min((at for at in (one.noted_at, earliest) if at is not None), default=0.0)
+            counts_from = 0.0 if one.at is None or one.whole else one.at
+            counted = None if earliest is None else max(earliest, counts_from)
+            begin = min((at for at in (one.noted_at, counted) if at is not None), default=0.0)
             end = known[index + 1].at if index + 1 < len(known) else None
             if one.run == run and begin < until and (end is None or end > since):
                 return True

@@ -1,12 +1,13 @@
 """The real service inside the test's own process, without a socket, for what cannot be observed from outside."""
 
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 
+from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import open_ledger
@@ -48,13 +49,18 @@ def within(seconds: float) -> float:
 
 
 @asynccontextmanager
-async def service_over(directory: Path) -> AsyncIterator[tuple[Service, HangingSource]]:
-    """Serve from a directory that holds interstat's metrics.db, Claude's projects/ and the ledger."""
+async def service_over(
+    directory: Path, clock: Callable[[], int] = now_micros
+) -> AsyncIterator[tuple[Service, HangingSource]]:
+    """Serve from a directory that holds interstat's metrics.db, Claude's projects/ and the ledger.
+
+    `clock` returns the time in microseconds since the epoch.
+    """
     newest = NewestEvents()
     ledger, _ = await open_ledger(str(directory), newest.add)
     source = HangingSource(str(directory / "metrics.db"))
     settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
-    service = Service(source, TranscriptSource(str(directory)), ledger, newest, settings)
+    service = Service(source, TranscriptSource(str(directory)), ledger, newest, settings, clock=clock)
     await service.load()
     try:
         async with anyio.create_task_group() as tasks:

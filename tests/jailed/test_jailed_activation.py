@@ -26,7 +26,7 @@ def test_first_request_starts_the_daemon_and_is_answered(service: Account) -> No
     interstat.close()
     assert service.pid == 0
     service.ok("run", "start", "--id", "r1", "--budget", "10000", *PATIENT)
-    service.ok("run", "attach", "--run", "r1", "--session", "s1", *PATIENT)
+    service.ok("run", "attach", "--run", "r1", "--session", "s1", "--whole", *PATIENT)
     systemctl("stop", SERVICE)
     assert service.ok("remaining", "--run", "r1", *PATIENT) == "8766"
     assert service.pid

@@ -65,7 +65,7 @@ def test_transcript_counts_while_it_grows(service: Account) -> None:
     """It counts without an interstat database."""
     transcript = Transcript(service.claude, "s1")
     transcript.response("m1", tokens=(100, 20, 0, 0))
-    service.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1", *PATIENT)
+    service.ok("run", "start", "--id", "r1", "--budget", "1000", "--session", "s1", "--whole", *PATIENT)
     with Subscriber(service, since=0) as stream:
         assert service.ok("remaining", "--run", "r1", *PATIENT) == "880"
         transcript.response("m2", request="req_2", tokens=(700, 50, 0, 0))
@@ -79,7 +79,7 @@ def test_database_that_no_process_has_open(service: Account) -> None:
     interstat.insert("s1", input_tokens=100, output_tokens=0)
     interstat.close()
     assert [path.name for path in service.interstat.parent.iterdir()] == ["metrics.db"]
-    started(service, id="r1", session="s1", token_budget=1000)
+    started(service, id="r1", session="s1", whole=True, token_budget=1000)
     assert service.spend("r1").spent == 100
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=200, output_tokens=0)
@@ -98,7 +98,7 @@ def test_database_that_a_killed_writer_has_left(service: Account) -> None:
     assert len(files) == 2
     for path, content in files.items():
         path.write_bytes(content)
-    started(service, id="r1", session="s1", token_budget=1000)
+    started(service, id="r1", session="s1", whole=True, token_budget=1000)
     spend = service.spend("r1")
     assert (spend.spent, spend.stale_why) == (100, None)
 

@@ -11,7 +11,7 @@ def test_hanging_reader_makes_systemd_restart_the_daemon(home: Account) -> None:
     home.install("WatchdogSec=2s")
     interstat = Interstat(home.interstat)
     interstat.insert("s1", input_tokens=600, output_tokens=0)
-    run = started(home, id="r1", session="s1", token_budget=1000)
+    run = started(home, id="r1", session="s1", whole=True, token_budget=1000)
     assert home.spend(run).remaining == 400
     hanging = home.pid
     with Held() as held:

@@ -31,7 +31,7 @@ def test_killed_daemon_loses_nothing(service: Account) -> None:
     """The next request is answered; the run, its totals and all of its events are still there."""
     interstat = Interstat(service.interstat)
     interstat.insert("s1", input_tokens=600, output_tokens=0)
-    run = started(service, id="r1", session="s1", token_budget=1000)
+    run = started(service, id="r1", session="s1", whole=True, token_budget=1000)
     with Watch(service, "--since", "0") as watch:
         for _ in range(6):  # more often than systemd's default start limit allows
             assert service.spend(run).spent
@@ -59,7 +59,7 @@ def test_hanging_daemon_is_restarted(home: Account) -> None:
     home.install("WatchdogSec=1s")
     interstat = Interstat(home.interstat)
     interstat.insert("s1", input_tokens=600, output_tokens=0)
-    started(home, id="r1", session="s1", token_budget=1000)
+    started(home, id="r1", session="s1", whole=True, token_budget=1000)
     hanging = home.pid
     os.kill(hanging, signal.SIGSTOP)
     assert home.ok("remaining", "--run", "r1", *PATIENT) == "400"

@@ -28,7 +28,7 @@ _CHANGES = {
     "attached": "session {} attached",
     "detached": "session {} detached",
     "moved_from": "moved from run {}",
-    "whole": "with all its usage",
+    "usage": "{} usage",
     "token_budget": "budget now {}",
     "warn_pct": "warning now at {} %",
     "enforcement": "enforcement now {}",

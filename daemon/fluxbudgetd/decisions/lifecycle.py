@@ -264,7 +264,7 @@ class Lifecycle:
         moved_from = self._run_left(session, run.id)
         data: EventData = {"attached": session}
         if whole:
-            data["whole"] = True
+            data["usage"] = "whole"
         if moved_from is not None:
             data["moved_from"] = moved_from
         await self._save_attachments(attachments, session, data, run.id)
