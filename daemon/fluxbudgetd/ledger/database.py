@@ -9,7 +9,7 @@ Two levels of durability, both of which survive `kill -9`:
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -75,7 +75,7 @@ class Database:
         async with self._lock:
             await self._connection.close()
 
-    async def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    async def rows(self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         """Return a query's rows; raises `LedgerError`."""
         try:
             async with self._lock:  # the connection would show the uncommitted rows of a transaction

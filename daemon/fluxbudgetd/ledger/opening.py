@@ -12,7 +12,7 @@ import msgspec
 from fluxbudgetd.errors import StartError
 from fluxbudgetd.ledger.database import Database, OnCommitted
 from fluxbudgetd.ledger.ledger import Ledger
-from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION
+from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION, add_functions
 from fluxbudgetd.model import PhaseRecord, Run
 from fluxbudgetd.wire.codes import BAD_INPUT
 
@@ -99,6 +99,7 @@ def _upgrade(connection: sqlite3.Connection, path: str) -> None:
             BAD_INPUT,
         )
     connection.execute("PRAGMA journal_mode = WAL")
+    add_functions(connection)
     for number in range(version, VERSION):
         # One transaction per step, including the version: a kill leaves a file of one version or the next.
         connection.executescript(

@@ -1,8 +1,11 @@
 """The ledger's schema, as steps: step N takes a file from `user_version` N to N + 1.
 
 A released step is never edited; a change is a new step at the end. Every version has a fixture in `tests/fixtures/`
-that must still open.
+that must still open. The steps use SQL functions that `add_functions` defines; those are never edited either.
 """
+
+import sqlite3
+from hashlib import blake2b
 
 #: `PRAGMA application_id` of a ledger ("flxb"): distinguishes it from other SQLite files.
 APPLICATION_ID = 0x666C7862
@@ -154,7 +157,105 @@ STEPS: tuple[str, ...] = (
     INSERT INTO attachments(session, since, until, run, counts_from, origin)
       SELECT session, since, until, run, CASE WHEN first THEN 0 ELSE since END, origin FROM attachments_4;
     DROP TABLE attachments_4;
+
+    ALTER TABLE responses RENAME TO responses_by_session;
+
+    CREATE TABLE responses(
+      key INTEGER NOT NULL UNIQUE,    -- identifies the response in all sessions
+      session TEXT NOT NULL,          -- the first that had it
+      message INTEGER NOT NULL,
+      has_request INTEGER NOT NULL,
+      born INTEGER PRIMARY KEY NOT NULL,    -- grows with each response that is found
+      place INTEGER NOT NULL,
+      is_final INTEGER NOT NULL,
+      file INTEGER NOT NULL,
+      at INTEGER,
+      agent TEXT NOT NULL,
+      model TEXT NOT NULL,
+      input INTEGER NOT NULL,
+      output INTEGER NOT NULL,
+      cache_read INTEGER NOT NULL,
+      cache_creation INTEGER NOT NULL,
+      cache_1h INTEGER NOT NULL,
+      is_fast INTEGER NOT NULL,
+      below BLOB                      -- JSON; NULL if the top level includes everything
+    );
+    CREATE INDEX responses_message ON responses(session, message);
+    CREATE INDEX responses_file ON responses(session, file);
+
+    CREATE TABLE aliases(
+      identity INTEGER PRIMARY KEY NOT NULL,
+      response INTEGER NOT NULL       -- its key, or another of its identities
+    );
+
+    -- The sessions whose transcripts also hold usage that counts for another session.
+    CREATE TABLE sharing(session TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID;
+
+    -- A response with a request id that was counted in several sessions stays with the one that was attached first. One
+    -- without a request id is final: a line that does not match it is another response.
+    INSERT OR IGNORE INTO responses(
+      key, session, message, has_request, place, is_final, file, at, agent, model,
+      input, output, cache_read, cache_creation, cache_1h, is_fast
+    )
+    SELECT
+      iif(has_request, key, session_key(session, message)), session, message, has_request, sidechain, NOT has_request,
+      file, at, agent, model, input, output, cache_read, cache_creation, 0, 0
+    FROM (SELECT *, key <> requestless_key(message) AS has_request FROM responses_by_session)
+    LEFT JOIN (SELECT session, min(since) AS since FROM attachments GROUP BY session) USING (session)
+    ORDER BY since IS NULL, since, session, file, at, message;
+
+    INSERT INTO sharing
+    SELECT DISTINCT other.session FROM responses_by_session AS other JOIN responses USING (key)
+    WHERE other.session <> responses.session;
+
+    INSERT INTO events(at, run, kind, data)
+    SELECT
+      CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER),
+      (SELECT run FROM attachments WHERE session = other.session AND until IS NULL ORDER BY since DESC LIMIT 1),
+      'usage.corrected',
+      CAST(json_object(
+        'session', other.session,
+        'responses', count(*),
+        'billing', sum(other.input + other.output),
+        'total', sum(other.input + other.output + other.cache_read + other.cache_creation)
+      ) AS BLOB)
+    FROM responses_by_session AS other JOIN responses USING (key)
+    WHERE other.session <> responses.session
+    GROUP BY other.session
+    HAVING sum(other.input + other.output + other.cache_read + other.cache_creation) > 0
+    ORDER BY other.session;
+
+    DROP TABLE responses_by_session;
+
+    ALTER TABLE transcripts ADD COLUMN latest INTEGER;
+    ALTER TABLE transcripts ADD COLUMN is_gone INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE transcripts ADD COLUMN placeholders TEXT NOT NULL DEFAULT '';
+    ALTER TABLE transcripts ADD COLUMN stated_billing INTEGER;
+    ALTER TABLE transcripts ADD COLUMN stated_total INTEGER;
+
+    -- The directories of Claude Code that a hook has named.
+    CREATE TABLE claude_dirs(path TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID;
     """,
 )
 
 VERSION = len(STEPS)
+
+
+def add_functions(connection: sqlite3.Connection) -> None:
+    """Define the SQL functions that the steps use."""
+    connection.create_function("requestless_key", 1, _requestless_key, deterministic=True)
+    connection.create_function("session_key", 2, _session_key, deterministic=True)
+
+
+def _requestless_key(message: int) -> int:
+    """Return the key that version 4 gave a response without a request id."""
+    return _digest(message.to_bytes(8), b"request")
+
+
+def _session_key(session: str, message: int) -> int:
+    """Return a key for a response without a request id, which no other session has."""
+    return _digest(message.to_bytes(8) + session.encode(), b"session")
+
+
+def _digest(raw: bytes, kind: bytes) -> int:
+    return int.from_bytes(blake2b(raw, digest_size=8, person=kind).digest()) >> 1

@@ -1,78 +1,167 @@
 """Transcripts as stored: how far each file has been read, and the responses found so far."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fluxbudgetd.ledger.database import Database
-from fluxbudgetd.model import Copy, TranscriptFile
+from fluxbudgetd.model import ModelUsage, Response, TranscriptFile
 from fluxbudgetd.threads import off_loop
 
+# In the order of the structs' fields.
+_RESPONSE = (
+    "key, session, message, has_request, born, place, is_final, file, at, agent, model,"
+    " input, output, cache_read, cache_creation, cache_1h, is_fast, below"
+)
+_FILE = (
+    "number, path, dev, ino, offset, mark, agent, skipped, anomalies,"
+    " latest, is_gone, placeholders, stated_billing, stated_total"
+)
+# Only behind a relay does a session have so many responses under one message id.
+_MOST_OF_MESSAGE = 8
 
-class TranscriptChanges(msgspec.Struct, frozen=True):
-    """What a reading changed: the copies to delete (message, key), new or changed copies, and the files' positions."""
+_FIND = f"""
+WITH RECURSIVE resolved(identity, key) AS (
+  SELECT value, value FROM json_each(:identities)
+  UNION ALL
+  SELECT resolved.identity, aliases.response FROM resolved JOIN aliases ON aliases.identity = resolved.key
+)
+SELECT resolved.identity, {_RESPONSE} FROM resolved JOIN responses USING (key)
+UNION ALL
+SELECT NULL, {_RESPONSE} FROM responses WHERE born IN (
+  SELECT found.born FROM json_each(:messages) AS wanted JOIN responses AS found ON found.born IN (
+    SELECT born FROM responses WHERE session = :session AND message = wanted.value ORDER BY born DESC LIMIT :most
+  )
+  UNION ALL
+  SELECT (
+    SELECT born FROM responses
+    WHERE session = :session AND message = json_extract(wanted.value, '$[0]')
+    AND file = json_extract(wanted.value, '$[1]') ORDER BY born DESC LIMIT 1
+  ) FROM json_each(:places) AS wanted
+)
+"""  # noqa: S608  our own names
 
-    session: str
-    gone: tuple[tuple[int, int], ...]
-    new: tuple[Copy, ...]
-    files: tuple[TranscriptFile, ...]
+_decode_below = msgspec.json.Decoder(tuple[ModelUsage, ...]).decode
+
+
+class TranscriptChanges(NamedTuple):
+    """What readings changed: the keys of the responses to delete, new or changed responses, and new aliases.
+
+    `files` have new positions, each with its session. `sharing` are the sessions whose transcripts also hold usage that
+    counts for other sessions.
+    """
+
+    gone: Sequence[int] = ()
+    new: Sequence[Response] = ()
+    aliases: Sequence[tuple[int, int]] = ()
+    files: Sequence[tuple[str, TranscriptFile]] = ()
+    sharing: Collection[str] = ()
 
 
 class StoredTranscripts:
-    """Positions and responses by session; the two always agree."""
+    """Positions and responses; the two always agree."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def sessions(self) -> list[str]:
-        """Return the sessions whose transcripts have been read."""
-        return [session for (session,) in await self._database.rows("SELECT DISTINCT session FROM transcripts")]
+    async def sessions(self) -> tuple[set[str], set[str]]:
+        """Return the sessions whose transcripts have been read, and those of them that hold other sessions' usage."""
+        read = await self._database.rows("SELECT DISTINCT session FROM transcripts")
+        sharing = await self._database.rows("SELECT session FROM sharing")
+        return {session for (session,) in read}, {session for (session,) in sharing}
+
+    async def last_born(self) -> int:
+        """Return the number of the newest response, or 0."""
+        ((born,),) = await self._database.rows("SELECT ifnull(max(born), 0) FROM responses")
+        return int(born)
 
     async def files(self, session: str) -> tuple[TranscriptFile, ...]:
         """Return a session's files, and how far each has been read."""
         rows = await self._database.rows(
-            "SELECT number, path, dev, ino, offset, mark, agent, skipped, anomalies FROM transcripts "
-            "WHERE session = ? ORDER BY number",
+            f"SELECT {_FILE} FROM transcripts WHERE session = ? ORDER BY number",  # noqa: S608  our own names
             (session,),
         )
-        return tuple(
-            TranscriptFile(number, path, _unsigned(dev), _unsigned(ino), *rest)
-            for number, path, dev, ino, *rest in rows
-        )
+        return await off_loop(len(rows), _files, rows)
 
-    async def responses(self, session: str) -> tuple[Copy, ...]:
-        """Return the responses found in a session's files."""
+    async def responses(self, session: str) -> tuple[Response, ...]:
+        """Return the responses that count for a session, oldest first."""
+        # Sorted first, because reading the rows in the order of the index takes longer.
         rows = await self._database.rows(
-            "SELECT message, key, sidechain, file, at, agent, model, input, output, cache_read, cache_creation "
-            "FROM responses WHERE session = ?",
+            f"SELECT {_RESPONSE} FROM responses"  # noqa: S608  our own names
+            " WHERE born IN (SELECT born FROM responses WHERE session = ?)",
             (session,),
         )
-        return await off_loop(len(rows), _copies, rows)
+        return await off_loop(len(rows), _responses, rows)
+
+    async def of_files(self, session: str, files: Collection[int]) -> tuple[Response, ...]:
+        """Return the responses whose counting copies are in these files of a session."""
+        rows = await self._database.rows(
+            f"SELECT {_RESPONSE} FROM responses"  # noqa: S608  our own names
+            " WHERE session = ? AND file IN (SELECT value FROM json_each(?))",
+            (session, _json(files)),
+        )
+        return await off_loop(len(rows), _responses, rows)
+
+    async def find(
+        self, identities: Collection[int], session: str, messages: Collection[int], places: Collection[tuple[int, int]]
+    ) -> tuple[tuple[Response, ...], dict[int, int]]:
+        """Return the responses that new copies may belong to, and the key of each identity that is not a key itself.
+
+        They are those with one of the identities, a session's last ones of each message, and its last one of each place
+        (message, file). The cost depends on what is asked for, not on how much is stored.
+        """
+        size = len(identities) + len(messages) + len(places)
+        wanted = await off_loop(size, _wanted, identities, messages, places)
+        rows = await self._database.rows(_FIND, {**wanted, "session": session, "most": _MOST_OF_MESSAGE})
+        return await off_loop(len(rows), _found, rows)
+
+    async def responses_by_file(self, session: str) -> dict[int, int]:
+        """Return, by file number, how many responses have their counting copy in the file."""
+        sql = "SELECT file, count(*) FROM responses WHERE session = ? GROUP BY file"
+        return dict(await self._database.rows(sql, (session,)))
 
     async def first_responses(self, session: str) -> dict[int, int | None]:
-        """Return, by file number, the time of the file's first response."""
+        """Return, by file number, the time of the file's first response with usage."""
         rows = await self._database.rows(
-            "SELECT file, min(at) FROM responses WHERE session = ? GROUP BY file", (session,)
+            "SELECT file, min(at) FROM responses WHERE born IN (SELECT born FROM responses WHERE session = ?)"
+            " AND (input OR output OR cache_read OR cache_creation OR below IS NOT NULL) GROUP BY file",
+            (session,),
         )
         return dict(rows)
 
-    async def save(self, changes: Sequence[TranscriptChanges]) -> None:
-        """Bring sessions' responses and positions up to date, all in one transaction."""
-        gone = [(change.session, *key) for change in changes for key in change.gone]
-        new: list[tuple[object, ...]] = []
-        for change in changes:
-            new += await off_loop(len(change.new), _response_rows, change)
-        files = [_file_row(change.session, file) for change in changes for file in change.files]
+    async def save(self, changes: TranscriptChanges) -> None:
+        """Bring responses and positions up to date, all in one transaction."""
+        statements = await off_loop(len(changes.new) + len(changes.files), _statements, changes)
         async with self._database.transaction(durable=False) as transaction:
-            await transaction.executemany("DELETE FROM responses WHERE session = ? AND message = ? AND key = ?", gone)
-            await transaction.executemany("INSERT OR REPLACE INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", new)
-            await transaction.executemany("INSERT OR REPLACE INTO transcripts VALUES (?,?,?,?,?,?,?,?,?,?)", files)
+            for sql, rows in statements:
+                if rows:
+                    await transaction.executemany(sql, rows)
 
 
-def _file_row(session: str, file: TranscriptFile) -> tuple[object, ...]:
-    number, path, dev, ino, *rest = msgspec.structs.astuple(file)
-    return (session, number, path, _signed(dev), _signed(ino), *rest)
+def _statements(changes: TranscriptChanges) -> list[tuple[str, Sequence[Sequence[object]]]]:
+    return [
+        ("DELETE FROM responses WHERE key = ?", [(key,) for key in changes.gone]),
+        (_insert("responses", _RESPONSE), list(map(_response_row, changes.new))),
+        (_insert("aliases", "identity, response"), changes.aliases),
+        (_insert("transcripts", f"session, {_FILE}"), [_file_row(*entry) for entry in changes.files]),
+        (_insert("sharing", "session"), [(session,) for session in changes.sharing]),
+    ]
+
+
+def _insert(table: str, columns: str) -> str:
+    marks = ",".join("?" * len(columns.split(",")))
+    return f"INSERT OR REPLACE INTO {table}({columns}) VALUES ({marks})"  # noqa: S608  our own names
+
+
+def _json(values: Collection[object]) -> str:
+    return msgspec.json.encode(list(values)).decode()
+
+
+def _wanted(
+    identities: Collection[int], messages: Collection[int], places: Collection[tuple[int, int]]
+) -> dict[str, str]:
+    return {"identities": _json(identities), "messages": _json(messages), "places": _json(places)}
 
 
 def _signed(number: int) -> int:
@@ -84,9 +173,62 @@ def _unsigned(number: int) -> int:
     return number + (1 << 64) if number < 0 else number
 
 
-def _copies(rows: Sequence[Sequence[Any]]) -> tuple[Copy, ...]:
-    return tuple(Copy(message, key, bool(sidechain), *rest) for message, key, sidechain, *rest in rows)
+def _file_row(session: str, file: TranscriptFile) -> tuple[object, ...]:
+    number, path, dev, ino, *rest = msgspec.structs.astuple(file)
+    return (session, number, path, _signed(dev), _signed(ino), *rest)
 
 
-def _response_rows(changes: TranscriptChanges) -> list[tuple[object, ...]]:
-    return [(changes.session, *msgspec.structs.astuple(copy)) for copy in changes.new]
+def _files(rows: Sequence[Sequence[Any]]) -> tuple[TranscriptFile, ...]:
+    return tuple(map(_file, rows))
+
+
+def _file(row: Sequence[Any]) -> TranscriptFile:
+    number, path, dev, ino, offset, mark, agent, skipped, anomalies, latest, is_gone, *rest = row
+    counts = offset, mark, agent, skipped, anomalies, latest
+    return TranscriptFile(number, path, _unsigned(dev), _unsigned(ino), *counts, bool(is_gone), *rest)
+
+
+def _response_row(response: Response) -> tuple[object, ...]:
+    *rest, below = msgspec.structs.astuple(response)
+    return (*rest, msgspec.json.encode(below) if below else None)
+
+
+def _response(row: Sequence[Any]) -> Response:
+    key, session, message, has_request, born, place, is_final, file, at, agent, model, *tokens, is_fast, below = row
+    input_, output, cache_read, cache_creation, cache_1h = tokens
+    return Response(
+        key,
+        session,
+        message,
+        bool(has_request),
+        born,
+        place,
+        bool(is_final),
+        file,
+        at,
+        agent,
+        model,
+        input_,
+        output,
+        cache_read,
+        cache_creation,
+        cache_1h,
+        bool(is_fast),
+        () if below is None else _decode_below(below),
+    )
+
+
+def _responses(rows: Sequence[Sequence[Any]]) -> tuple[Response, ...]:
+    return tuple(map(_response, rows))
+
+
+def _found(rows: Sequence[Sequence[Any]]) -> tuple[tuple[Response, ...], dict[int, int]]:
+    responses: dict[int, Response] = {}
+    keys: dict[int, int] = {}
+    for identity, *row in rows:
+        key = row[0]
+        if key not in responses:
+            responses[key] = _response(row)
+        if identity is not None and identity != key:
+            keys[identity] = key
+    return tuple(responses.values()), keys

@@ -14,6 +14,7 @@ EventKind = Literal[
     "budget.warning",
     "budget.exceeded",
     "budget.overridden",
+    "usage.corrected",
     "source.degraded",
     "source.recovered",
 ]

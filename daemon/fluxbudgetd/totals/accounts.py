@@ -11,6 +11,7 @@ Nothing here waits or reads a file. The invariants that callers rely on:
 5. A session that is joined to a run stays joined, and its account is never dropped.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from fluxbudgetd.model import Attachment, Cell, Counts, PhaseRecord, Run, Timeline
@@ -145,6 +146,16 @@ class Accounts:
         """Return True if a session belongs to a run, or may have usage of one."""
         session = self.sessions.get(name)
         return (session is not None and session.is_followed) or name in self._joined
+
+    def in_reading_order(self, names: Iterable[str]) -> list[str]:
+        """Return sessions by their first attachment, then by name: a response belongs to the first that has it."""
+
+        def order(name: str) -> tuple[float, str]:
+            session = self.sessions.get(name)
+            current = () if session is None else session.current
+            return (current[0].since if current else math.inf), name
+
+        return sorted(names, key=order)
 
     def forget_unknown(self, name: str) -> bool:
         """Drop a session's account and return True if it has nothing to do with any run; otherwise return False."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from fluxbudgetd.model import Copy, Instance, Usage
+from fluxbudgetd.model import Instance, Response, Usage
+from fluxbudgetd.policy.responses import has_usage
 from fluxbudgetd.sources.transcripts import MAIN, agent_id
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 
@@ -29,8 +30,8 @@ class Instances:
         """
         self._rows.setdefault(session, ())
         if session not in self._first:
-            first, copies = await self._transcripts.first_copies(session)
-            _note_first(first, copies)
+            first, unsaved = await self._transcripts.first_responses(session)
+            _note_first(first, unsaved)
             self._first[session] = first
 
     def unwatch(self, session: str) -> None:
@@ -47,10 +48,10 @@ class Instances:
                 if record.at is not None and record.agent != MAIN
             )
 
-    def note_copies(self, session: str, copies: Iterable[Copy]) -> None:
-        """Add what was read of a session's transcripts, if it is watched."""
+    def note_responses(self, session: str, responses: Iterable[Response]) -> None:
+        """Add new or changed responses of a session, if it is watched."""
         if session in self._first:
-            _note_first(self._first[session], copies)
+            _note_first(self._first[session], responses)
 
     def from_rows(self, session: str) -> tuple[Instance, ...]:
         """Return the sub-agents that have a row. They have ended, even if they are not measured yet."""
@@ -66,8 +67,8 @@ class Instances:
         )
 
 
-def _note_first(first: dict[int, int | None], copies: Iterable[Copy]) -> None:
-    for copy in copies:
-        known = first.get(copy.file)
-        if copy.size and copy.at is not None and (known is None or copy.at < known):
-            first[copy.file] = copy.at
+def _note_first(first: dict[int, int | None], responses: Iterable[Response]) -> None:
+    for response in responses:
+        known = first.get(response.file)
+        if response.at is not None and has_usage(response) and (known is None or response.at < known):
+            first[response.file] = response.at

@@ -153,7 +153,7 @@ class Refresher:
         followed = [name for name in names if self._accounts.is_followed(name)]
         changed, generation = await self._freshness.changed(followed)
         read = set(followed)
-        for name in changed:
+        for name in self._accounts.in_reading_order(changed):
             try:
                 await self._read_session(name)
             except LedgerError as exc:

@@ -1,7 +1,7 @@
 """Summing measured usage into the accounts.
 
 Every change to cells is made here, under the tally lock: a session is summed by one task at a time, so an older tally
-cannot replace a newer one. Readings of transcripts are applied under the same lock, so that sums and copies agree.
+cannot replace a newer one. Readings of transcripts are applied under the same lock, so that sums and responses agree.
 
 Long sums are computed in a thread. If the accounts' `version` changed meanwhile, the result is discarded and computed
 again. It is applied without an await, so that no task sees half of it.
@@ -10,20 +10,21 @@ Lock order: runs (`decisions`) → tally (here) → transcripts' state (`Transcr
 of them may take any that comes later, and never one that comes earlier.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import anyio
+import msgspec
 
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import LedgerWriter
-from fluxbudgetd.model import Attachment, Cell, Copy, Counts, Reading, Timeline, TranscriptReading, Usage
+from fluxbudgetd.model import Attachment, Cell, Counts, Reading, Response, Timeline, TranscriptReading, Usage
 from fluxbudgetd.policy import attribution, burn
+from fluxbudgetd.policy.responses import Delta, records
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals.account import RunAccount, SessionAccount, Sums
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.totals.instances import Instances
-from fluxbudgetd.totals.merging import Delta, usage
 from fluxbudgetd.totals.row_store import RowStore
 from fluxbudgetd.totals.transcript_store import NAME, TranscriptStore
 
@@ -63,15 +64,19 @@ class Tallier:
             return await self._transcripts.usage(name)
 
     async def put_transcripts(self, name: str, reading: TranscriptReading) -> None:
-        """Change a session's sums by what was read from its transcripts.
+        """Change the sums by what was read from a session's transcripts.
 
-        Raises `LedgerError` if the known responses cannot be read; then the sums stay as they were.
+        A copy may complete a response of another session, and so change that session's sums. Raises `LedgerError` if
+        the known responses cannot be read; then the sums stay as they were.
         """
         async with self._lock:
-            delta = await self._transcripts.apply(name, reading)
-            self._instances.note_copies(name, reading.copies)
-            if self._accounts.session(name).sums is not Sums.WHOLE or not await self._shift(name, delta):
-                await self._sum_all(name)
+            deltas = await self._transcripts.apply(name, self._in_order(name, reading))
+            for session, delta in deltas.items():
+                self._instances.note_responses(session, delta.new)
+                # The sums of a session that were never needed are not needed now either.
+                if session != name and self._accounts.session(session).sums is not Sums.UNKNOWN:
+                    await self._apply_delta(session, delta)
+            await self._apply_delta(name, deltas.get(name, Delta()))
 
     async def put_rows(self, reading: Reading, epoch: int) -> None:
         """Sum the sessions whose rows have changed, and keep those rows for the ledger. Never fails."""
@@ -120,22 +125,40 @@ class Tallier:
                 self._accounts.join(account, name)
         account.has_sessions = True
 
+    def _in_order(self, name: str, reading: TranscriptReading) -> TranscriptReading:
+        """Have new lines count for the session's current attachment if the clock was set back since that began."""
+        current = self._accounts.session(name).current
+        if not current or not reading.copies or not self._transcripts.has_read(name):
+            return reading
+        since = current[-1].since
+        if current[-1].until is not None or self._clock() >= since:
+            return reading
+        copies = tuple(
+            msgspec.structs.replace(copy, at=since) if copy.at is not None and copy.at < since else copy
+            for copy in reading.copies
+        )
+        return msgspec.structs.replace(reading, copies=copies)
+
+    async def _apply_delta(self, name: str, delta: Delta) -> None:
+        if self._accounts.session(name).sums is not Sums.WHOLE or not await self._shift(name, delta):
+            await self._sum_all(name)
+
     async def _shift(self, name: str, delta: Delta) -> bool:
         """Change a session's sums by a delta of its transcripts. Return False if it must be summed again instead."""
-        if not delta.gone and not delta.new:
-            return True
         accounts, session = self._accounts, self._accounts.session(name)
         if not session.counts_transcripts:
-            return False
+            return not delta.gone and not delta.new and not self._transcripts.shares(name)
+        if not delta.gone and not delta.new:
+            return True
         version, attachments = accounts.version, tuple(session.current)
-        less = await off_loop(len(delta.gone), _copies_by_cell, delta.gone, attachments, accounts.timelines)
-        more = await off_loop(len(delta.new), _copies_by_cell, delta.new, attachments, accounts.timelines)
+        less = await off_loop(len(delta.gone), _by_cell, delta.gone, attachments, accounts.timelines)
+        more = await off_loop(len(delta.new), _by_cell, delta.new, attachments, accounts.timelines)
         total = session.figures[NAME] + sum(more.values(), Counts()) - sum(less.values(), Counts())
         if accounts.version != version or total.total <= 0 or _loses_earliest(session.earliest, delta):
             return False
-        accounts.shift_cells(name, less, more, attribution.earliest(map(usage, delta.new)))
+        accounts.shift_cells(name, less, more, attribution.earliest(_usages(delta.new)))
         now = self._clock()
-        gone, new = (burn.by_minute(map(usage, copies), now) for copies in (delta.gone, delta.new))
+        gone, new = (burn.by_minute(_usages(responses), now) for responses in delta)
         session.minutes = burn.shifted(session.minutes, gone, new, now)
         session.figures[NAME] = total
         return True
@@ -152,7 +175,8 @@ class Tallier:
                 session.sums = Sums.UNREADABLE
             return
         self._writer.note_readable()
-        counts_transcripts = any(
+        # If its transcripts hold only what counts for other sessions, its rows must not count that again.
+        counts_transcripts = self._transcripts.shares(name) or any(
             each.input or each.output or each.cache_read or each.cache_creation for each in responses
         )
         while True:
@@ -235,16 +259,20 @@ def _responses_tally(
     return _Tally(cells, attribution.earliest(records), burn.by_minute(records, now))
 
 
-def _copies_by_cell(
-    copies: Iterable[Copy], attachments: tuple[Attachment, ...], timelines: Mapping[str, Timeline]
+def _by_cell(
+    responses: Iterable[Response], attachments: tuple[Attachment, ...], timelines: Mapping[str, Timeline]
 ) -> dict[Cell, Counts]:
-    return attribution.tally(map(usage, copies), {}, attachments, timelines)
+    return attribution.tally(_usages(responses), {}, attachments, timelines)
+
+
+def _usages(responses: Iterable[Response]) -> Iterator[Usage]:
+    return (record for response in responses for record in records(response))
 
 
 def _loses_earliest(earliest: int | None, delta: Delta) -> bool:
     """Return True if a delta removes a session's earliest response and adds none as early."""
 
-    def is_earliest(copy: Copy) -> bool:
-        return earliest is not None and copy.at is not None and copy.at <= earliest
+    def is_earliest(response: Response) -> bool:
+        return earliest is not None and response.at is not None and response.at <= earliest
 
     return any(map(is_earliest, delta.gone)) and not any(map(is_earliest, delta.new))

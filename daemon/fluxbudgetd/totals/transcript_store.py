@@ -1,35 +1,35 @@
 """The responses in the followed sessions' transcripts: new ones are read and merged into those already known.
 
-The responses of a session are in the ledger, together with the positions up to which its files were read. Memory holds
-them only for the few sessions that were read last, so it does not grow with the transcripts. A read takes time for what
-is new, not for the whole transcript.
+The responses are in the ledger, together with the positions up to which the files were read. Memory holds only what is
+not saved yet. A reading looks up just the responses that its copies may belong to, so it takes time for what is new,
+not for what was read before.
 
-One task reads at a time. `apply` and `usage` are called under the tally lock (`Tallier`), so that a session's sums and
-its copies always agree. `_ledger_lock` makes reads from the ledger wait for writes under way; it is taken after the
-tally lock and before the ledger's own.
+One task reads at a time. `apply` and `usage` are called under the tally lock (`Tallier`), so that sums and responses
+always agree. `_change_lock` protects the unsaved changes, which a worker thread makes; it is taken after the tally lock
+and never held while the ledger is used. A query of the ledger takes the unsaved changes first: what is saved meanwhile
+is in both.
 """
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from fluxbudgetd.errors import BadInputError, LedgerError
-from fluxbudgetd.ledger import Ledger, TranscriptChanges
-from fluxbudgetd.model import Copy, SourceStatus, TranscriptFile, TranscriptReading, Usage
+from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.model import Copy, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
+from fluxbudgetd.policy.responses import Delta, Known, merge, records
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.threads import off_loop
-from fluxbudgetd.totals.merging import Changes, Delta, Known, merge, usages, with_changes
+from fluxbudgetd.totals.unsaved import Unsaved
 
 #: The transcripts' name as a source.
 NAME = "transcripts"
 
-#: Memory holds at most this many responses (some megabytes), or those of one session.
-MOST_COPIES = 20_000
 _MOST_NOTES = 10
 #: How often the directories are searched for more files of a session, which may move to another project.
 SEARCH_SECONDS = 5.0
@@ -38,12 +38,12 @@ _BACKGROUND_SEARCH_SECONDS = 60.0
 _NAMED = -1
 
 
-class _Unsaved(msgspec.Struct):
-    """The part of a session that is not in the ledger yet."""
+class KeptFile(NamedTuple):
+    """A transcript that is gone: how many of its responses still count, and if something else is at its path now."""
 
-    copies: Changes = msgspec.field(default_factory=dict)
-    files: tuple[TranscriptFile, ...] = ()
-    named: TranscriptFile | None = None
+    path: str
+    responses: int
+    is_replaced: bool
 
 
 class TranscriptStore:
@@ -57,20 +57,26 @@ class TranscriptStore:
         self.files: dict[str, tuple[TranscriptFile, ...]] = {}
         self._source = source
         self._ledger = ledger
+        # The numbers of the files that are not at their paths any more.
+        self._kept: dict[str, frozenset[int]] = {}
         # When each session was read last, in monotonic seconds. A session is missing until `_resume` restores it.
         self._read_at: dict[str, float] = {}
         # The sessions that are in the ledger.
         self._saved: set[str] = set()
-        self._known: dict[str, Known] = {}
-        self._unsaved: dict[str, _Unsaved] = {}
-        self._saving: dict[str, _Unsaved] = {}
+        # The sessions whose transcripts also hold usage that counts for another session.
+        self._sharing: set[str] = set()
+        # The number of the next new response.
+        self._born = 0
+        self._saving = Unsaved()
+        self._unsaved = Unsaved()
         self._reading: str | None = None
         self._limiter = anyio.CapacityLimiter(1)
-        self._ledger_lock = anyio.Lock()
+        self._change_lock = anyio.Lock()
 
     async def load(self) -> None:
         """Read which sessions are in the ledger; raises `LedgerError`."""
-        self._saved = set(await self._ledger.transcripts.sessions())
+        self._saved, self._sharing = await self._ledger.transcripts.sessions()
+        self._born = await self._ledger.transcripts.last_born() + 1
 
     @property
     def status(self) -> SourceStatus:
@@ -117,12 +123,13 @@ class TranscriptStore:
 
     def forget_all_but(self, sessions: Collection[str]) -> None:
         """Drop the sessions that are no longer followed, except what is being read or saved."""
-        kept = {*sessions, *self._unsaved, *self._saving, self._reading}
+        kept = {*sessions, *self._unsaved.sessions, *self._saving.sessions, self._reading}
         for session in [name for name in self._read_at if name not in kept]:
             self._source.forget(session)
             del self._read_at[session]
-            for table in (self.statuses, self.files, self._known):
-                table.pop(session, None)
+            self.statuses.pop(session, None)
+            self.files.pop(session, None)
+            self._kept.pop(session, None)
 
     async def name(self, session: str, path: str) -> None:
         """Set the path of a session's transcript; raises `BadInputError` for a path outside Claude's directory."""
@@ -131,7 +138,8 @@ class TranscriptStore:
             self._source.name, session, path, abandon_on_cancel=True, limiter=self._limiter
         )
         # Saved even if the file does not exist yet, so that it is found after a restart, too.
-        self._unsaved.setdefault(session, _Unsaved()).named = TranscriptFile(_NAMED, real, 0, 0, 0, b"", "")
+        async with self._change_lock:
+            self._unsaved.add_files(session, [TranscriptFile(_NAMED, real, 0, 0, 0, b"", "")])
 
     @contextmanager
     def reading(self, session: str) -> Iterator[None]:
@@ -152,46 +160,70 @@ class TranscriptStore:
         self.statuses[session] = reading.status
         return reading
 
-    async def apply(self, session: str, reading: TranscriptReading) -> Delta:
-        """Merge a reading into the known responses; return what that changes.
+    async def apply(self, session: str, reading: TranscriptReading) -> dict[str, Delta]:
+        """Merge a reading into the known responses; return what that changes, by session.
 
         Raises `LedgerError` if those cannot be read; then the same part of the transcripts will be read again.
         """
-        delta = Delta((), ())
-        try:
-            if reading.copies or reading.reset:
-                known = await self._load_known(session)
-                size = len(reading.copies) + (len(known) if reading.reset else 0)
-                result = await off_loop(size, merge, known, reading)
-                known.update(result.touched)
-                for message in [message for message, copies in result.touched.items() if not copies]:
-                    del known[message]
-                self._unsaved.setdefault(session, _Unsaved()).copies.update(result.changes)
-                delta = result.delta
-        except LedgerError:
-            self._source.restore(session, self.files.get(session, ()))
-            raise
-        if reading.files != self.files.get(session, ()):
-            self.files[session] = reading.files
-            self._unsaved.setdefault(session, _Unsaved()).files = reading.files
-        return delta
+        before, after = self.files.get(session, ()), reading.files
+        files = _Files()
+        if before != after:
+            files = await off_loop(len(after), _Files.between, before, after)
+        deltas: dict[str, Delta] = {}
+        if reading.copies or files.renamed:
+            try:
+                known = await self._find(session, reading.copies, files)
+            except LedgerError:
+                self._source.restore(session, before)
+                raise
+            size = len(reading.copies) + len(known.responses)
+            async with self._change_lock:
+                deltas = await off_loop(size, self._merge, session, reading, known, files)
+        elif files.changed:
+            async with self._change_lock:
+                self._unsaved.add_files(session, files.changed)
+        self.files[session] = after
+        self._kept[session] = reading.kept
+        return deltas
 
     async def usage(self, session: str) -> tuple[Usage, ...]:
-        """Return all responses of a session that count, as usage records; raises `LedgerError`."""
-        known = self._known.get(session)
-        if known is None:
-            known = await self._read_known(session)
-        return await off_loop(len(known), usages, known)
+        """Return all responses that count for a session, as usage records; raises `LedgerError`."""
+        responses = await self._responses(session)
+        return await off_loop(len(responses), _records, responses)
 
-    async def first_copies(self, session: str) -> tuple[dict[int, int | None], Iterable[Copy]]:
-        """Return the time of each saved file's first response, by file number, and the copies that are not saved.
+    def shares(self, session: str) -> bool:
+        """Return True if a session's transcripts also hold usage that counts for another session."""
+        return session in self._sharing
+
+    def has_read(self, session: str) -> bool:
+        """Return True if something was read from a session's transcripts before."""
+        return bool(self.files.get(session))
+
+    async def kept(self, session: str) -> tuple[KeptFile, ...]:
+        """Return the files that are gone, but whose responses still count; raises `LedgerError`."""
+        numbers = self._kept.get(session)
+        if not numbers:
+            return ()
+        counts = await self._ledger.transcripts.responses_by_file(session)
+        kept: dict[str, KeptFile] = {}
+        for file in self.files.get(session, ()):
+            if file.number in numbers and counts.get(file.number):
+                others = kept.get(file.path, KeptFile(file.path, 0, False))
+                is_replaced = file.is_gone or others.is_replaced
+                kept[file.path] = KeptFile(file.path, counts[file.number] + others.responses, is_replaced)
+        return tuple(kept.values())
+
+    async def first_responses(self, session: str) -> tuple[dict[int, int | None], Collection[Response]]:
+        """Return the time of each saved file's first response, by file number, and the responses that are not saved.
 
         Raises `LedgerError`.
         """
-        async with self._ledger_lock:
-            first = await self._ledger.transcripts.first_responses(session) if session in self._saved else {}
-            unsaved = self._unsaved[session].copies if session in self._unsaved else {}
-            return first, [copy for copy in unsaved.values() if copy is not None]
+        async with self._change_lock:
+            unsaved: dict[int, Response] = {}
+            for layer in (self._saving, self._unsaved):
+                layer.update_session(unsaved, session)
+        first = await self._ledger.transcripts.first_responses(session) if session in self._saved else {}
+        return first, unsaved.values()
 
     @property
     def has_unsaved(self) -> bool:
@@ -200,22 +232,20 @@ class TranscriptStore:
 
     async def save(self) -> None:
         """Write what is unsaved to the ledger. On `LedgerError` it stays unsaved."""
-        async with self._ledger_lock:
+        async with self._change_lock:
             saving = self._saving = self._unsaved
-            self._unsaved = {}
-            try:
-                await self._ledger.transcripts.save([_changes(*entry) for entry in saving.items()])
-            except BaseException:  # shutdown cancels this; the writer then flushes the rest
-                for session, older in saving.items():
-                    newer = self._unsaved.setdefault(session, _Unsaved())
-                    newer.copies = {**older.copies, **newer.copies}
-                    newer.files = newer.files or older.files
-                    newer.named = newer.named or older.named
-                raise
-            else:
-                self._saved.update(saving)
-            finally:
-                self._saving = {}
+            self._unsaved = Unsaved()
+        try:
+            await self._ledger.transcripts.save(await off_loop(len(saving), saving.changes))
+        except BaseException:  # shutdown cancels this; the writer then flushes the rest
+            with anyio.CancelScope(shield=True):
+                async with self._change_lock:
+                    self._unsaved = saving.followed_by(self._unsaved)
+            raise
+        else:
+            self._saved |= saving.sessions
+        finally:
+            self._saving = Unsaved()
 
     async def _resume(self, session: str) -> None:
         """Restore a session's positions from the ledger, once; raises `LedgerError`."""
@@ -233,32 +263,97 @@ class TranscriptStore:
         self.files[session] = files
         self._read_at[session] = -math.inf
 
-    async def _load_known(self, session: str) -> Known:
-        known = self._known.pop(session, None)
-        if known is None:
-            known = await self._read_known(session)
-        self._known[session] = known  # evicted last
-        total = sum(map(len, self._known.values()))
-        for name in list(self._known)[:-1]:
-            if total <= MOST_COPIES:
-                break
-            total -= len(self._known.pop(name))
-        return known
+    async def _find(self, session: str, copies: Collection[Copy], files: "_Files") -> Known:
+        """Return what is known about new copies, and about renamed files; raises `LedgerError`."""
+        layers = self._saving, self._unsaved
+        identities, messages, places = await off_loop(len(copies), _sought, copies, files.known)
+        stored = self._ledger.transcripts
+        is_saved = session in self._saved
+        found, aliases = await stored.find(identities, session, *((messages, places) if is_saved else ((), ())))
+        of_files = await stored.of_files(session, files.renamed) if files.renamed and is_saved else ()
+        size = len(found) + len(of_files) + len(identities)
+        async with self._change_lock:
+            return await off_loop(
+                size, _known, layers, (*found, *of_files), aliases, session, identities, messages, bool(files.renamed)
+            )
 
-    async def _read_known(self, session: str) -> Known:
-        if session not in self._saved and session not in self._saving:
-            # Nothing of it is in the ledger, or being written there.
-            return with_changes((), self._unsaved[session].copies if session in self._unsaved else {})
-        async with self._ledger_lock:
-            saved = await self._ledger.transcripts.responses(session) if session in self._saved else ()
-            unsaved = self._unsaved[session].copies if session in self._unsaved else {}
-            return await off_loop(len(saved) + len(unsaved), with_changes, saved, dict(unsaved))
+    def _merge(self, session: str, reading: TranscriptReading, known: Known, files: "_Files") -> dict[str, Delta]:
+        result = merge(session, reading.copies, known, self._born, reading.kept, files.renamed)
+        self._unsaved.add(session, result)
+        self._unsaved.add_files(session, files.changed)
+        self._born = result.born
+        if result.is_shared:
+            self._sharing.add(session)
+        return result.deltas
+
+    async def _responses(self, session: str) -> tuple[Response, ...]:
+        """Return the responses that count for a session; raises `LedgerError`."""
+        layers = self._saving, self._unsaved
+        saved = await self._ledger.transcripts.responses(session) if session in self._saved else ()
+        if not any(layers):
+            return saved
+        async with self._change_lock:
+            return await off_loop(len(saved) + sum(map(len, layers)), _updated, layers, saved, session)
 
 
-def _changes(session: str, unsaved: _Unsaved) -> TranscriptChanges:
-    return TranscriptChanges(
-        session=session,
-        gone=tuple(key for key, copy in unsaved.copies.items() if copy is None),
-        new=tuple(copy for copy in unsaved.copies.values() if copy is not None),
-        files=unsaved.files if unsaved.named is None else (*unsaved.files, unsaved.named),
-    )
+class _Files(NamedTuple):
+    """How a session's files have changed: the ones to save, and the renamed agents (number → old and new name).
+
+    `known` has the numbers of the files that were read before.
+    """
+
+    changed: tuple[TranscriptFile, ...] = ()
+    renamed: Mapping[int, tuple[str, str]] = {}
+    known: Collection[int] = ()
+
+    @classmethod
+    def between(cls, before: Iterable[TranscriptFile], after: Iterable[TranscriptFile]) -> "_Files":
+        """Return the changes from one reading to the next."""
+        old = {file.number: file for file in before}
+        changed = tuple(file for file in after if old.get(file.number) != file)
+        renamed = {
+            file.number: (old[file.number].agent, file.agent)
+            for file in changed
+            if file.number in old and old[file.number].agent != file.agent
+        }
+        return cls(changed, renamed, old.keys())
+
+
+def _sought(copies: Iterable[Copy], files: Collection[int]) -> tuple[set[int], set[int], set[tuple[int, int]]]:
+    """Return the copies' identities, messages, and places in files that were read before."""
+    identities, messages, places = set(), set(), set()
+    for copy in copies:
+        identities.add(copy.identity)
+        messages.add(copy.message)
+        if copy.file in files:
+            places.add((copy.message, copy.file))
+    return identities, messages, places
+
+
+def _known(
+    layers: Iterable[Unsaved],
+    found: Iterable[Response],
+    aliases: dict[int, int],
+    session: str,
+    identities: Collection[int],
+    messages: Collection[int],
+    with_session: bool,
+) -> Known:
+    responses = {response.key: response for response in found}
+    for layer in layers:
+        if layer:
+            layer.update(responses, aliases, session, identities, messages)
+            if with_session:
+                layer.update_session(responses, session)
+    return Known(responses, aliases)
+
+
+def _updated(layers: Iterable[Unsaved], saved: Iterable[Response], session: str) -> tuple[Response, ...]:
+    responses = {response.key: response for response in saved}
+    for layer in layers:
+        layer.update_session(responses, session)
+    return tuple(responses.values())
+
+
+def _records(responses: Iterable[Response]) -> tuple[Usage, ...]:
+    return tuple(record for response in responses for record in records(response))
