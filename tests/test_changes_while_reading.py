@@ -99,12 +99,12 @@ def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon later reads which sub-agents were measured, without another request."""
-    first_copies = TranscriptStore.first_copies
+    first_responses = TranscriptStore.first_responses
     may_go_on = anyio.Event()
 
     async def slow(store: TranscriptStore, session: str) -> Any:
         await may_go_on.wait()
-        return await first_copies(store, session)
+        return await first_responses(store, session)
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -112,7 +112,7 @@ def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
             asked = messages.RunStart(project_dir="/p", session="s1", token_budget=100_000)
             run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
-            monkeypatch.setattr(TranscriptStore, "first_copies", slow)
+            monkeypatch.setattr(TranscriptStore, "first_responses", slow)
             await service.admission.admit(account, "s1", "fd-quality", 40_000, None)
             writer = Transcript(tmp_path, "s1").agent("a1")
             writer.meta(agentType="fd-quality")

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from fluxbudgetd.ledger import TranscriptChanges, open_ledger
-from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION
+from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS, VERSION, add_functions
 from fluxbudgetd.model import TranscriptFile
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started
@@ -90,6 +90,7 @@ def test_schema_steps_are_never_edited() -> None:
     """The fixture of each version has exactly the tables of the steps up to it."""
     for version in range(1, VERSION + 1):
         fresh = sqlite3.connect(":memory:")
+        add_functions(fresh)
         for step in STEPS[:version]:
             fresh.executescript(step)
         expected = fresh.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
@@ -253,7 +254,7 @@ def test_large_inode_and_device_numbers_are_kept(tmp_path: Path) -> None:
     async def body() -> None:
         ledger, _ = await open_ledger(str(tmp_path))
         file = TranscriptFile(1, "/p", 2**64 - 1, 2**63, 5, b"mark", "main-session")
-        await ledger.transcripts.save([TranscriptChanges(session="s", gone=(), new=(), files=(file,))])
+        await ledger.transcripts.save(TranscriptChanges(files=[("s", file)]))
         assert await ledger.transcripts.files("s") == (file,)
         await ledger.close()
 

@@ -63,7 +63,8 @@ def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkey
                 tasks.start_soon(service.totals.standing, one, within(20))
                 await anyio.sleep(0.005)
                 await service.lifecycle.detach("s1", None, within(10))
-            assert (await service.totals.standing(one, within(10))).balance.measured == 2000
+            # What the truncated file had stays measured.
+            assert (await service.totals.standing(one, within(10))).balance.measured == 2000 + 105
 
     anyio.run(body)
 
@@ -135,16 +136,16 @@ def test_answers_are_stale_until_the_ledger_can_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
 ) -> None:
     """New responses are not added to an empty sum: answers are stale, or time out, until the ledger can be read."""
-    monkeypatch.setattr(store_module, "MOST_COPIES", 0)
     failing = False
-    real = StoredTranscripts.responses
+    for name in ("responses", "find"):
+        real = getattr(StoredTranscripts, name)
 
-    async def responses(stored: StoredTranscripts, session: str) -> Any:
-        if failing:  # a real disk cannot be made to fail only once
-            raise LedgerError("disk I/O error", "check the disk")
-        return await real(stored, session)
+        async def read(*arguments: Any, real: Any = real) -> Any:
+            if failing:  # a real disk cannot be made to fail only once
+                raise LedgerError("disk I/O error", "check the disk")
+            return await real(*arguments)
 
-    monkeypatch.setattr(StoredTranscripts, "responses", responses)
+        monkeypatch.setattr(StoredTranscripts, name, read)
 
     async def ask(service: Service, run: str) -> tuple[int | None, bool]:
         try:

@@ -1,41 +1,43 @@
 """A reader that follows one session's transcripts as the daemon does."""
 
-import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from fluxbudgetd.model import Copy, TranscriptFile, TranscriptReading
-from fluxbudgetd.sources.transcripts import TranscriptSource, merged
+from fluxbudgetd.clock import now_micros
+from fluxbudgetd.model import Copy, Response, TranscriptFile, TranscriptReading
+from fluxbudgetd.sources.transcripts import TranscriptSource
+from fluxbudgetd.sources.transcripts.lines import Harvest
 from harness.daemon import wait_for
-from harness.transcripts import Counted, Transcript, assistant_line, encoded, recount
+from harness.responses import Responses, total
+from harness.transcripts import Counted, Transcript, assistant_line, encoded
 
 SESSION = "0b5ce9a2-2f6a-4f0e-9d3c-1f2e3d4c5b6a"
 MIB = 1 << 20
 
 
 class Reader:
-    """Keeps the copies of responses that count (`merged`), without those that a reset has invalidated."""
+    """Keeps the session's responses."""
 
     def __init__(self, claude_dir: Path, session: str = SESSION) -> None:
         self.claude_dir = claude_dir
         self.session = session
         self.source = TranscriptSource(str(claude_dir))
-        self.kept: dict[int, tuple[Copy, ...]] = {}
+        self.all = Responses()
         self.files: tuple[TranscriptFile, ...] = ()
         self.received = 0
 
     def read_once(self) -> TranscriptReading:
         """Take in one bounded reading."""
         reading = self.source.read(self.session)
-        invalid = reading.reset or frozenset()
-        self.kept = {
-            name: tuple(copy for copy in copies if copy.file not in invalid) for name, copies in self.kept.items()
+        before = {file.number: file.agent for file in self.files}
+        renamed = {
+            file.number: (before[file.number], file.agent)
+            for file in reading.files
+            if before.get(file.number, file.agent) != file.agent
         }
-        for copy in reading.copies:
-            known = self.kept.get(copy.message, ())
-            gone, new = merged(known, copy)
-            self.kept[copy.message] = (*(one for one in known if one not in gone), *new)
+        self.all.add(self.session, *reading.copies, lost=reading.kept, renamed=renamed)
         self.received += len(reading.copies)
         self.files = reading.files
         return reading
@@ -62,16 +64,20 @@ class Reader:
         self.source.restore(self.session, files)
 
     @property
+    def responses(self) -> list[Response]:
+        """Return the session's responses, oldest first."""
+        return self.all.of(self.session)
+
+    @property
     def counted(self) -> list[Counted]:
         return sorted(
-            Counted(copy.agent, copy.model, (copy.input, copy.output, copy.cache_read, copy.cache_creation))
-            for copies in self.kept.values()
-            for copy in copies
+            Counted(each.agent, each.model, (each.input, each.output, each.cache_read, each.cache_creation))
+            for each in self.responses
         )
 
     @property
     def total(self) -> int:
-        return sum(copy.size for copies in self.kept.values() for copy in copies)
+        return sum(map(total, self.responses))
 
     @property
     def agents(self) -> dict[str, int]:
@@ -81,16 +87,19 @@ class Reader:
             found[one.agent] = found.get(one.agent, 0) + sum(one.tokens)
         return found
 
-    def recounted(self) -> list[Counted]:
-        """Return what the current files contain, counted from their first byte."""
-        paths = [Path(os.fsdecode(file.path.encode())) for file in self.files]
-        return recount(
-            {
-                file.number: (path.read_bytes(), file.agent)
-                for file, path in zip(self.files, paths, strict=True)
-                if path.exists()
-            }
-        )
+
+def harvest(*lines: bytes, session: str = SESSION, now: int | None = None, **known: Any) -> Harvest:
+    """Return what is found in lines of a session's transcript, of which this is known already."""
+    file = TranscriptFile(1, "/transcript", 0, 0, 0, b"", "main-session", **known)
+    found = Harvest(file, session, now_micros if now is None else lambda: now)
+    for line in lines:
+        found.add(line.removesuffix(b"\n"))
+    return found
+
+
+def size(copy: Copy) -> int:
+    """Return all tokens of a copy's top level."""
+    return copy.input + copy.output + copy.cache_read + copy.cache_creation
 
 
 def replaced(writer: Transcript) -> None:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 #: input, output, cache reads, cache creation
 Tokens = tuple[int, int, int, int]
 
+#: A request id that no other session has.
+OF_SESSION = "of the session"
+
 _serial = count(1)
 
 
@@ -27,7 +30,7 @@ def assistant_line(
     session: str,
     message: str | None = "msg_1",
     *,
-    request: str | None = "req_1",
+    request: str | None = OF_SESSION,
     tokens: Tokens = (0, 0, 0, 0),
     sidechain: bool = False,
     model: str = "claude-opus-4-6",
@@ -60,7 +63,7 @@ def assistant_line(
                 **more,
             },
         },
-        "requestId": request,
+        "requestId": f"req_{session}" if request == OF_SESSION else request,
         "type": "assistant",
         "uuid": f"00000000-0000-4000-8000-{next(_serial):012}",
         "timestamp": at,
