@@ -1,6 +1,7 @@
 """From when on a session's usage counts for its run, by the service inside the test, whose clock the test sets."""
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from typing import Literal
 import anyio
 import pytest
 
+from fluxbudgetd.ledger import open_ledger
+from fluxbudgetd.ledger.schema import APPLICATION_ID, STEPS
 from fluxbudgetd.model import Attachment
 from fluxbudgetd.server.dispatch import handle
 from fluxbudgetd.server.handlers import Context
@@ -311,5 +314,41 @@ def test_clock_that_is_set_back_between_two_runs(tmp_path: Path) -> None:
             listed = await world.ask(messages.RunList(all=True, wait_ms=10_000))
             assert isinstance(listed, messages.RunListAnswer)
             assert [line.run.id for line in listed.runs] == ["two", "one"]
+
+    anyio.run(body)
+
+
+# --- older ledgers
+
+
+def test_attachments_of_older_ledgers_keep_their_reach(tmp_path: Path) -> None:
+    """A session's first attachment included all of its usage. A later one began when it was made."""
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    for step in STEPS[:4]:
+        connection.executescript(step)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 4")
+    rows = [
+        ("s1", START, START + 5, "one", 1, "asked"),
+        ("s1", START + 5, None, "two", 0, "asked"),
+        ("s2", 0, START, "one", 1, "bead"),
+    ]
+    connection.executemany("INSERT INTO attachments VALUES (?, ?, ?, ?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+
+    async def body() -> None:
+        ledger, moved = await open_ledger(str(tmp_path))
+        assert moved is None
+        found = [
+            (each.session, each.since, each.until, each.run, each.counts_from, each.origin)
+            for each in await ledger.runs.attachments()
+        ]
+        assert found == [
+            ("s1", START, START + 5, "one", 0, "asked"),
+            ("s1", START + 5, None, "two", START + 5, "asked"),
+            ("s2", 0, START, "one", 0, "bead"),
+        ]
+        await ledger.close()
 
     anyio.run(body)
