@@ -164,13 +164,28 @@ def test_never_both_measured_and_estimated(times: list[int], measured: set[str],
         assert (record.phase in counting) == (record.phase not in measured and not worked)
 
 
-def test_session_works_from_its_first_record() -> None:
-    """Its first attachment includes earlier usage, which ends the estimates of the phases in which it occurred."""
+@pytest.mark.parametrize(
+    ("counts_from", "records", "counting"),
+    [
+        (0, (5,), []),
+        (0, (15, 25), ["one"]),
+        (0, (25,), ["one", "two"]),
+        (0, (None,), ["one", "two"]),
+        (12, (5, 15), ["one"]),
+        (12, (5, 25), ["one", "two"]),
+        (12, (5,), ["one", "two"]),
+        (30, (5, 15), ["one", "two"]),
+    ],
+)
+def test_session_works_from_the_first_record_that_counts(
+    counts_from: int, records: tuple[int | None, ...], counting: list[str]
+) -> None:
+    """An attachment may count usage from before it was made. That ends the estimates of the phases it is from."""
     completed = [left("one", 0, 10), left("two", 10, 20)]
-    for first_record, counting in ((5, []), (15, ["one"]), (25, ["one", "two"]), (None, ["one", "two"])):
-        attached = Attachment(session="s", run="r", since=30, until=None, counts_from=0, origin="asked")
-        stint = attribution.stint(attached, first_record, measured=True)
-        assert [record.phase for record in phases.provisional(completed, set(), [stint])] == counting
+    attached = Attachment(session="s", run="r", since=30, until=None, counts_from=counts_from, origin="asked")
+    first_record = attribution.earliest([a_record(at=at) for at in records], (attached,))
+    stint = attribution.stint(attached, first_record, measured=True)
+    assert [record.phase for record in phases.provisional(completed, set(), [stint])] == counting
 
 
 def test_check_of_another_phase_is_stale() -> None:

@@ -390,7 +390,7 @@ def test_commits_of_short_connections_are_noticed(home: Home, interstat: Interst
     """Closing each connection removes the WAL, so only the main file shows that there was a commit."""
     interstat.close()
     home.start()
-    run = started(home, session="s1")
+    run = started(home, session="s1", whole=True)
     for total in range(1, 200):
         visitor = sqlite3.connect(home.interstat, isolation_level=None)
         visitor.execute(

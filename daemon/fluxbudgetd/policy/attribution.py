@@ -103,9 +103,11 @@ def tally(
     return {cell: Counts(*row) for cell, row in sums.items()}
 
 
-def earliest(records: Iterable[Usage]) -> int | None:
-    """Return the time of a session's first record, or None if no record has one."""
-    return min((record.at for record in records if record.at is not None), default=None)
+def earliest(records: Iterable[Usage], attachments: Sequence[Attachment]) -> int | None:
+    """Return the time of a session's first record that is not too old for its attachments, or None."""
+    widest = min(attachments, key=lambda attachment: attachment.counts_from, default=None)
+    times = (record.at for record in records if record.at is not None)
+    return min((at for at in times if widest is None or not widest.follows(at)), default=None)
 
 
 def stint(attachment: Attachment, first_record: int | None, *, measured: bool) -> Stint:

@@ -126,15 +126,16 @@ class Tallier:
         account.has_sessions = True
 
     def _in_order(self, name: str, reading: TranscriptReading) -> TranscriptReading:
-        """Have new lines count for the session's current attachment if the clock was set back since that began."""
-        current = self._accounts.session(name).current
-        if not current or not reading.copies or not self._transcripts.has_read(name):
+        """Have new lines count for what the session's run is doing now if the clock was set back since that began."""
+        account = self._accounts.run_of_session(name)
+        if account is None or not reading.copies or self._clock() >= account.latest:
             return reading
-        since = current[-1].since
-        if current[-1].until is not None or self._clock() >= since:
-            return reading
+        if not self._transcripts.has_read(name):
+            return reading  # the lines may be older than the session's attachment
         copies = tuple(
-            msgspec.structs.replace(copy, at=since) if copy.at is not None and copy.at < since else copy
+            msgspec.structs.replace(copy, at=account.latest)
+            if copy.at is not None and copy.at < account.latest
+            else copy
             for copy in reading.copies
         )
         return msgspec.structs.replace(reading, copies=copies)
@@ -156,7 +157,7 @@ class Tallier:
         total = session.figures[NAME] + sum(more.values(), Counts()) - sum(less.values(), Counts())
         if accounts.version != version or total.total <= 0 or _loses_earliest(session.earliest, delta):
             return False
-        accounts.shift_cells(name, less, more, attribution.earliest(_usages(delta.new)))
+        accounts.shift_cells(name, less, more, attribution.earliest(_usages(delta.new), attachments))
         now = self._clock()
         gone, new = (burn.by_minute(_usages(responses), now) for responses in delta)
         session.minutes = burn.shifted(session.minutes, gone, new, now)
@@ -249,14 +250,14 @@ def _rows_tally(
     implied = None if requested else attribution.implied_attachment(name, records, scopes)
     attachments = requested or (() if implied is None else (implied,))
     cells = attribution.tally(records, scopes, attachments, timelines)
-    return _Tally(cells, attribution.earliest(records), burn.by_minute(records, now), implied)
+    return _Tally(cells, attribution.earliest(records, attachments), burn.by_minute(records, now), implied)
 
 
 def _responses_tally(
     records: tuple[Usage, ...], attachments: tuple[Attachment, ...], timelines: Mapping[str, Timeline], now: int
 ) -> _Tally:
     cells = attribution.tally(records, {}, attachments, timelines)
-    return _Tally(cells, attribution.earliest(records), burn.by_minute(records, now))
+    return _Tally(cells, attribution.earliest(records, attachments), burn.by_minute(records, now))
 
 
 def _by_cell(

@@ -196,8 +196,8 @@ class TranscriptStore:
         return session in self._sharing
 
     def has_read(self, session: str) -> bool:
-        """Return True if something was read from a session's transcripts before."""
-        return bool(self.files.get(session))
+        """Return True if a session's transcripts were read before, even if there were none yet."""
+        return session in self._kept or bool(self.files.get(session))
 
     async def kept(self, session: str) -> tuple[KeptFile, ...]:
         """Return the files that are gone, but whose responses still count; raises `LedgerError`."""
