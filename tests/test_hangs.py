@@ -54,7 +54,7 @@ def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
                 assert standing.stale_why is not None
                 assert "slow" in standing.stale_why
             with anyio.fail_after(10):
-                while service.totals.sources[0][0].state != "slow":  # noqa: ASYNC110  it depends on the clock
+                while service.totals.sources[0].status.state != "slow":  # noqa: ASYNC110  it depends on the clock
                     await anyio.sleep(0.05)
             # Runs can still be changed.
             changed, *_ = await service.lifecycle.change(account, messages.RunSet(token_budget=50), within(0.2))
@@ -195,7 +195,8 @@ def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
+            asked = messages.RunStart(project_dir="/p", scope="b1", session="s0")
+            run, *_ = await service.lifecycle.start(asked, within(5))
             context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
             source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)

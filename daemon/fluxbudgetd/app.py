@@ -128,7 +128,7 @@ async def _serve(
 ) -> None:
     host = HostEnvironment(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
     service = Service(
-        InterstatSource(locations.interstat_db),
+        InterstatSource(locations.interstat_db, is_chosen=locations.interstat_db_is_chosen),
         TranscriptSource(locations.claude_dir),
         ledger,
         newest,

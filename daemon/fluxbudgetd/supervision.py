@@ -90,8 +90,8 @@ def status_line(service: Service) -> str:
     """Return what the daemon is doing, in one line for people."""
     runs = counted(len(service.accounts.active()), "active run")
     sources = (
-        f"{status.name} {_STATE_WORDS.get(status.state, status.state)}"
-        for status, _since, _anomalies in service.totals.sources
+        f"{source.status.name} {_STATE_WORDS.get(source.status.state, source.status.state)}"
+        for source in service.totals.sources
     )
     return f"{runs}; {', '.join(sources)}"
 

@@ -164,6 +164,11 @@ def committed_events(home: Home) -> list[tuple[int, str, str]]:
         connection.close()
 
 
+def source_events(home: Home) -> list[str]:
+    """Return the kinds of the sources' events in the ledger."""
+    return [kind for _seq, kind, _data in committed_events(home) if kind.startswith("source.")]
+
+
 def interband_files(home: Home) -> dict[str, tuple[float, int]]:
     """Return the contents of interband's files: percent and tokens, by session."""
     directory = home.root / ".interband" / "interstat" / "budget"

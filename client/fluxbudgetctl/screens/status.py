@@ -28,7 +28,7 @@ def print_status(answer: messages.StatusAnswer) -> None:
             [_plain_row(line) for line in answer.runs],
         )
     for source in answer.sources:
-        if source.state != "ok":
+        if source.state != "ok" and source.is_fault:
             print(f"stale: {source.name}: {source.state}: {one_line(source.detail)} ({one_line(source.path)})")
     loose = answer.unattributed
     if loose.sessions:

@@ -104,7 +104,11 @@ def _header(snapshot: Snapshot, screen: Screen, clock: str) -> Text:
     line = Text("fluxbudget", style=_TITLE)
     if snapshot.polled:
         line.append(f"  {count} active run{'' if count == 1 else 's'}", style="not bold")
-    unread = [one_line(f"{source.name}: {source.state}") for source in snapshot.sources if source.state != "ok"]
+    unread = [
+        one_line(f"{source.name}: {source.state}")
+        for source in snapshot.sources
+        if source.state != "ok" and source.is_fault
+    ]
     if snapshot.away:
         line.append(f"  {one_line(snapshot.away)}", style="red")
     elif any(run.spend.stale for run in snapshot.runs):

@@ -20,6 +20,8 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
     state_dir_is_ours: bool
     """True if the state directory is fluxbudget's own: --state-dir did not name it."""
     interstat_db: str
+    interstat_db_is_chosen: bool
+    """True if --interstat-db or $INTERSTAT_DB named the file, which must then exist."""
     config: str
     config_is_chosen: bool
     """True if --config named the file, which must then exist."""
@@ -64,6 +66,7 @@ def locate(
         state_dir=os.path.abspath(state_dir or given_state or os.path.join(state_home, "fluxbudget")),
         state_dir_is_ours=not state_dir,
         interstat_db=os.path.abspath(database),
+        interstat_db_is_chosen=bool(interstat_db or environ.get("INTERSTAT_DB")),
         config=os.path.abspath(config or os.path.join(config_home, "fluxbudget", "config.toml")),
         config_is_chosen=config is not None,
         claude_dir=os.path.abspath(claude),

@@ -87,8 +87,14 @@ def channels(service: Service) -> tuple[wire.ChannelInfo, ...]:
 def sources(service: Service) -> tuple[wire.SourceInfo, ...]:
     """Return the sources and their states."""
     return tuple(
-        converted(status, wire.SourceInfo, since=to_text(since), anomalies=anomalies)
-        for status, since, anomalies in service.totals.sources
+        converted(
+            source.status,
+            wire.SourceInfo,
+            since=to_text(source.since),
+            anomalies=source.anomalies,
+            is_fault=source.is_fault,
+        )
+        for source in service.totals.sources
     )
 
 

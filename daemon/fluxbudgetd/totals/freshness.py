@@ -11,6 +11,10 @@ Numbers carry a `Stamp`, a point in the histories of both sources:
 A run is fresh if its stamp is at least the required stamp, in both parts, and its sums include what was read. A
 question fixes the required stamps when it begins, so its answer includes everything that was written before it.
 
+A run is stale only because of a source that its own sessions count by. interstat is optional: a session whose
+transcripts hold usage does not need it. A file without rows (absent, empty) is missed only by a session that had rows
+in it, unless its path was configured.
+
 Runs that ended more than 48 hours ago are not followed; their numbers need only be loaded.
 
 Stamps are compared only here. `Accounts.put_attachments` resets one, and `Tallier` sets a session's `sums`. `History`
@@ -36,6 +40,8 @@ NOTHING: Required = {}
 _ANY = Stamp(NEVER, 0)
 # Comparing this many files takes half a millisecond. With more, a question leaves the comparison to the next batch.
 _MOST_PATHS = 256
+# An interstat database in these states has no rows.
+_WITHOUT_ROWS = ("absent", "empty")
 # Remember this many sessions that have no run, so that hooks outside any run are answered at once, too.
 _MOST_UNKNOWN = 256
 
@@ -53,6 +59,7 @@ class Freshness:
     ) -> None:
         self._accounts = accounts
         self._interstat = interstat
+        self._interstat_name = interstat.status.name
         self._transcripts = transcripts
         self._writer = writer
         self._clock = clock
@@ -97,7 +104,7 @@ class Freshness:
         if not self.is_followed(account):
             return None
         if not account.is_loaded:
-            return f"{self._interstat.status.name}: not read yet since fluxbudgetd started"
+            return "sources: not read yet since fluxbudgetd started"
         if _has_unreadable_sums(account):
             return f"ledger: {self._writer.fault or 'it could not be read a moment ago'}"
         needed = required.get(account.run.id, _ANY)
@@ -106,6 +113,14 @@ class Freshness:
     def is_known_stale(self, account: RunAccount) -> bool:
         """Return True if a run's last known numbers are known to be stale, without asking the sources."""
         return self.stale_why(account, NOTHING) is not None
+
+    def is_fault(self, status: SourceStatus, accounts: Iterable[RunAccount]) -> bool:
+        """Return True if a source cannot be read although one of these runs counts by it, or it was configured."""
+        if status.is_readable:
+            return False
+        if status.name != self._interstat_name or self._interstat.is_chosen:
+            return True
+        return any(self._counts_by_interstat(account, status) for account in accounts)
 
     def note_rows(self, account: RunAccount, reading: Reading, epoch: int) -> None:
         """Record that a run's rows were read, and summed, at an epoch."""
@@ -187,10 +202,18 @@ class Freshness:
         if status is not None and not status.is_readable:
             why = f"{status.name}: {status.state}: {status.detail}"
         elif account.shown.rows < required.rows:
-            why = f"{self._interstat.status.name}: slow: current numbers were not available in time"
+            why = f"{self._interstat_name}: slow: current numbers were not available in time"
         else:
             return None
-        return None if _counts_transcripts_only(account, status) else why
+        return why if self._counts_by_interstat(account, status) else None
+
+    def _counts_by_interstat(self, account: RunAccount, status: SourceStatus | None) -> bool:
+        """Return True if one of a run's sessions has rows in interstat's database that count, or may have."""
+        may_have_rows = self._interstat.is_chosen or status is None or status.state not in _WITHOUT_ROWS
+        for session in account.sessions.values():
+            if not session.counts_transcripts and (may_have_rows or _has_rows(session, self._interstat_name)):
+                return True
+        return False
 
 
 def _changed(transcripts: TranscriptStore, sessions: Iterable[str]) -> set[str]:
@@ -204,11 +227,9 @@ def _has_unreadable_sums(account: RunAccount) -> bool:
     return False
 
 
-def _counts_transcripts_only(account: RunAccount, status: SourceStatus | None) -> bool:
-    """Return True if all of a run's usage comes from transcripts, so that interstat cannot make its numbers stale."""
-    if not account.sessions or not all(session.counts_transcripts for session in account.sessions.values()):
-        return False
-    return account.run.scope is None or (status is not None and status.state == "absent")
+def _has_rows(session: SessionAccount, source: str) -> bool:
+    known = session.figures.get(source)
+    return known is not None and known.records > 0
 
 
 def _is_settled(session: SessionAccount | None, epoch: int) -> bool:

@@ -35,6 +35,11 @@ class InterstatReader:
         return self._source.path
 
     @property
+    def is_chosen(self) -> bool:
+        """True if the database's path was configured, so that it must exist."""
+        return self._source.is_chosen
+
+    @property
     def status(self) -> SourceStatus:
         """The source's state. It is `slow` while a read has been under way for more than a second."""
         since = self._reading_since

@@ -135,8 +135,8 @@ class Refresher:
             self._freshness.note_transcripts(account, read, generation)
             self._freshness.note_rows(account, reading, epoch)
             self._on_refreshed(account)
-        await self._states.note(reading.status)
-        await self._states.note(self._transcripts.status)
+        for status in (reading.status, self._transcripts.status):
+            await self._states.note(status, is_fault=self._freshness.is_fault(status, followed))
         await self._saver.save_soon()
 
     async def _retally(self, names: Iterable[str]) -> None:

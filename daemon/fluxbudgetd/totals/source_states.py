@@ -36,8 +36,8 @@ class SourceStates:
         """Return when a source's current state began, in microseconds since 1970."""
         return self._since[name]
 
-    async def note(self, status: SourceStatus) -> None:
-        """Record a source's state; write an event if the source has become unreadable, or readable again."""
+    async def note(self, status: SourceStatus, *, is_fault: bool) -> None:
+        """Record a source's state; write an event if it has become a fault, or the source can be read again."""
         if status.state != self._states[status.name]:
             self._states[status.name] = status.state
             self._since[status.name] = self._clock()
@@ -45,7 +45,7 @@ class SourceStates:
             log.info("source state changed", source=status.name, state=status.state, detail=status.detail)
         kind: EventKind = "source.recovered" if status.is_readable else "source.degraded"
         reported = self._reported.get(status.name)
-        if reported == kind or (reported is None and status.is_readable):
+        if reported == kind or not (is_fault or (status.is_readable and reported is not None)):
             return
         try:
             data: EventData = {"source": status.name, "state": status.state, "detail": status.detail}

@@ -43,6 +43,18 @@ class Standing(msgspec.Struct, frozen=True):
     stale_why: str | None
 
 
+class SourceReport(msgspec.Struct, frozen=True):
+    """A source's status, when its state began, and how many of its counts were dropped.
+
+    `is_fault`: it cannot be read although it was configured, or a session of a followed run counts by it.
+    """
+
+    status: SourceStatus
+    since: int
+    anomalies: int
+    is_fault: bool
+
+
 class Totals:
     """Who spent what.
 
@@ -172,13 +184,16 @@ class Totals:
             self.refresher.request_refresh({account.run.id})
 
     @property
-    def sources(self) -> tuple[tuple[SourceStatus, int, int], ...]:
-        """Return each source's status, when its state began, and how many of its counts were dropped."""
-        interstat, transcripts = self.interstat.status, self.transcripts.status
+    def sources(self) -> tuple[SourceReport, ...]:
+        """Return the state of each source."""
+        followed = self.followed()
         anomalies = sum(session.anomalies for session in self.accounts.sessions.values())
-        return (
-            (interstat, self._states.since(interstat.name), anomalies),
-            (transcripts, self._states.since(transcripts.name), self.transcripts.anomalies),
+        return tuple(
+            SourceReport(status, self._states.since(status.name), dropped, self.freshness.is_fault(status, followed))
+            for status, dropped in (
+                (self.interstat.status, anomalies),
+                (self.transcripts.status, self.transcripts.anomalies),
+            )
         )
 
     def followed(self) -> list[RunAccount]:

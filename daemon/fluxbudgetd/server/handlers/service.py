@@ -61,7 +61,7 @@ def _endpoint_findings(context: Context) -> Iterator[wire.Finding]:
 
 def _source_findings(sources: Sequence[wire.SourceInfo]) -> Iterator[wire.Finding]:
     for source in sources:
-        if source.state != "ok":
+        if source.is_fault:
             what = f"{source.name}: {source.state}: {source.detail} ({source.path})"
             yield wire.Finding(what=what, hint=source.hint)
         if source.name == "interstat":

@@ -43,10 +43,11 @@ class _FaultError(Exception):
 
 
 class InterstatSource:
-    """interstat's database at one path, which need not exist."""
+    """interstat's database at one path, which need not exist. `is_chosen`: the path was configured."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, is_chosen: bool = False) -> None:
         self.path = path
+        self.is_chosen = is_chosen
         self.status = self._fault("unread", "not read yet")
         self._link: Link | None = None
         # Shows whether the file has changed since `close`. None while it is open, and if that cannot be known.

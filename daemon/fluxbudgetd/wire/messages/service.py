@@ -45,6 +45,8 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Problems that do not prevent reading (a missing index or optional column)."""
     anomalies: int
     """Counts that were dropped because they were negative or not whole numbers, in the followed sessions."""
+    is_fault: bool = True
+    """It cannot be read although it was configured, or a session of a followed run counts by it."""
 
 
 class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
