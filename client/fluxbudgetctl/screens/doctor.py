@@ -37,7 +37,9 @@ def _print_daemon(answer: messages.DoctorAnswer) -> None:
         detail = f": {channel.detail}" if channel.detail else ""
         print(one_line(f"channel   {channel.name}: {channel.state}{detail}"))
     for source in answer.sources:
-        print(f"source    {source.name}: {source.state} since {source.since} ({one_line(source.path)})")
+        is_needed = source.state == "ok" or source.is_fault
+        note = "" if is_needed else "; not needed: no session counts by it"
+        print(f"source    {source.name}: {source.state} since {source.since} ({one_line(source.path)}){note}")
         if source.anomalies:
             print(f"          {source.anomalies} counts dropped: negative, or not whole numbers")
         if source.name != "interstat":  # interstat's notes are among the findings
@@ -47,11 +49,16 @@ def _print_daemon(answer: messages.DoctorAnswer) -> None:
 
 
 def _print_sessions(sessions: Sequence[messages.SessionSources]) -> None:
-    """Print what transcripts and interstat say about the sessions that both know."""
-    both = [session for session in sessions if session.ratio is not None]
-    for session in both[:_MOST_SESSIONS]:
-        totals = f"{session.transcripts_total} in the transcripts, {session.interstat_total} in interstat"
+    """Print the totals of the sessions for which there are several: transcripts', interstat's, Claude Code's own."""
+    several = [session for session in sessions if session.ratio is not None or session.stated_total is not None]
+    for session in several[:_MOST_SESSIONS]:
+        totals = [f"{session.transcripts_total} in the transcripts"]
+        if session.ratio is not None:
+            totals.append(f"{session.interstat_total} in interstat")
+        if session.stated_total is not None:
+            totals.append(f"{session.stated_total} by Claude Code's own count")
+        ratio = "" if session.ratio is None else f", ratio {session.ratio:g}"
         words = f"; {session.words}" if session.words else ""
-        print(f"session   {one_line(session.session)}: {totals}, ratio {session.ratio:g}{words}")
-    if both[_MOST_SESSIONS:]:
-        print(f"          ({len(both) - _MOST_SESSIONS} more sessions: see --json)")
+        print(f"session   {one_line(session.session)}: {', '.join(totals)}{ratio}{words}")
+    if several[_MOST_SESSIONS:]:
+        print(f"          ({len(several) - _MOST_SESSIONS} more sessions: see --json)")

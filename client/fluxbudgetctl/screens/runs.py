@@ -38,7 +38,7 @@ def change_line(answer: messages.RunAnswer) -> str:
 
 def print_run(answer: messages.RunShowAnswer) -> None:
     """Print everything about a run."""
-    _print_facts(answer.run, answer.spend, answer.earlier)
+    _print_facts(answer)
     _print_phases(answer.by_phase)
     _print_stages(answer.by_stage)
     for title, sums in (
@@ -59,7 +59,8 @@ def print_run(answer: messages.RunShowAnswer) -> None:
         )
 
 
-def _print_facts(run: messages.RunInfo, spend: messages.Spend, earlier: messages.Earlier) -> None:
+def _print_facts(answer: messages.RunShowAnswer) -> None:
+    run, spend, earlier = answer.run, answer.spend, answer.earlier
     facts = [
         ("run", run.id),
         ("goal", run.goal or "-"),
@@ -83,6 +84,7 @@ def _print_facts(run: messages.RunInfo, spend: messages.Spend, earlier: messages
         facts.append(("earlier", f"{tokens(not_counted)} {run.cost_basis} {words}"))
     if spend.stale_why:
         facts.append(("stale", spend.stale_why))
+    facts += [("lower bound", reason) for reason in answer.lower_bound_why]
     for name, value in facts:
         print(f"{name + ':':<13}{one_line(value)}")
     if spend.budget is not None and spend.pct is not None:
@@ -168,7 +170,9 @@ def _print_sources(lines: Sequence[messages.SessionSources]) -> None:
                 tokens(line.transcripts_total),
                 tokens(line.interstat_total),
                 "-" if line.ratio is None else f"{line.ratio:g}",
-                line.words,
+                "; ".join(
+                    filter(None, (line.words, *(f"lower bound: {one_line(why)}" for why in line.lower_bound_why)))
+                ),
             )
             for line in lines
         ],

@@ -27,6 +27,9 @@ def print_status(answer: messages.StatusAnswer) -> None:
             ("RUN", "PHASE", "SPENT", "BUDGET", "PCT", "REMAINING", "RESERVED", "STATE", "GOAL"),
             [_plain_row(line) for line in answer.runs],
         )
+    for line in answer.runs:
+        for reason in line.lower_bound_why:
+            print(f"lower bound: {line.run.id}: {one_line(reason)}")
     for source in answer.sources:
         if source.state != "ok" and source.is_fault:
             print(f"stale: {source.name}: {source.state}: {one_line(source.detail)} ({one_line(source.path)})")
@@ -48,7 +51,7 @@ def _plain_row(line: messages.RunLine) -> tuple[str, ...]:
         "-" if spend.pct is None else f"{spend.pct}%",
         "-" if spend.remaining is None else str(spend.remaining),
         str(spend.reserved),
-        f"{spend.state}{',stale' if spend.stale else ''}",
+        f"{spend.state}{',stale' if spend.stale else ''}{',lower_bound' if line.lower_bound else ''}",
         one_line(line.run.goal),
     )
 
@@ -92,7 +95,10 @@ def _print_table(lines: Sequence[messages.RunLine]) -> None:
 
     console = Console(highlight=False)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    spent = [f"{tokens(line.spend.spent)} / {tokens(line.spend.budget)}" for line in lines]
+    mark = "≥" if unicode else ">="
+    spent = [
+        f"{mark if line.lower_bound else ''}{tokens(line.spend.spent)} / {tokens(line.spend.budget)}" for line in lines
+    ]
     pct = ["-" if line.spend.pct is None else f"{line.spend.pct:.1f}" for line in lines]
     # Numbers and states are never cut.
     fixed = max(map(len, pct)) + max(map(len, spent)) + max(len(line.spend.state) for line in lines) + 4 * _GAP

@@ -113,6 +113,13 @@ class Database:
             if transaction.events:
                 self._on_committed(transaction.events)
 
+    def require_file(self) -> None:
+        """Raise `LedgerError` if the file is no longer at its path."""
+        try:
+            self._require_file()
+        except OSError as exc:
+            raise LedgerError(f"the ledger {shown_path(self.path)} is lost: {exc}", "restart fluxbudgetd") from exc
+
     def _require_file(self) -> None:
         # SQLite continues to write to a file that was deleted or replaced, and all of that would be lost.
         if _identity(self.path) != self._identity:

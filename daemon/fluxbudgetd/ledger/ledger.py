@@ -24,6 +24,11 @@ class Ledger:
         self.deliveries = StoredDeliveries(database)
         self._database = database
 
+    async def check(self) -> None:
+        """Raise `LedgerError` if the file was removed or replaced, or cannot be read."""
+        self._database.require_file()
+        await self.events.last_number()
+
     async def close(self) -> None:
         """Finish the current transaction and close the file."""
         await self._database.close()

@@ -1,6 +1,6 @@
 """The daemon's values as parts of answers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -14,8 +14,9 @@ from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
 
 _LINE_GOAL = 200
-# Smaller differences are normal: transcripts grow continuously, and are parsed into rows only now and then.
-_OVER_COUNT = 1.05
+# Smaller differences between the sources are normal.
+_SIMILAR = 0.95, 1.05
+_MOST_REASONS, _LONGEST_REASON = 3, 400
 #: The longest list of a run's agents, models, sessions or attachments, so that the answer fits into a frame.
 MOST_LINES = 200
 
@@ -45,6 +46,7 @@ def changed_run(change: Change) -> wire.RunAnswer:
 def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.RunLine:
     """Return a run's entry in a list."""
     info, rate = run_info(standing.run), service.totals.burn(account)
+    reasons = service.totals.lower_bounds.of_run(account)
     return wire.RunLine(
         run=msgspec.structs.replace(info, goal=info.goal[:_LINE_GOAL]),
         spend=spend(standing),
@@ -52,7 +54,19 @@ def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.
         pending=account.measured().pending,
         burn=capped(rate),
         minutes_left=burn.minutes_left(standing.balance.remaining, rate),
+        lower_bound=bool(reasons),
+        lower_bound_why=listed(reasons),
     )
+
+
+def listed(reasons: Sequence[str]) -> tuple[str, ...]:
+    """Return the first few of these sentences, shortened if they are very long."""
+    shown = tuple(
+        reason if len(reason) <= _LONGEST_REASON else f"…{reason[-_LONGEST_REASON:]}"
+        for reason in reasons[:_MOST_REASONS]
+    )
+    left = len(reasons) - len(shown)
+    return (*shown, f"and {left} more") if left else shown
 
 
 def attachment(period: Attachment) -> wire.AttachmentInfo:
@@ -119,6 +133,8 @@ def _session_sources(service: Service, session: str, run: str | None) -> wire.Se
     transcripts = account.figures.get("transcripts", Counts())
     interstat = account.figures.get("interstat", Counts())
     ratio = round(interstat.total / transcripts.total, 2) if interstat.total and transcripts.total else None
+    reasons = service.totals.lower_bounds.of_session(session, account)
+    stated = service.totals.transcripts.stated(session)
     return wire.SessionSources(
         session=session,
         counts="transcripts" if account.counts_transcripts else "interstat",
@@ -129,13 +145,24 @@ def _session_sources(service: Service, session: str, run: str | None) -> wire.Se
         ratio=ratio,
         words=_words(ratio),
         earlier=earlier(Counts() if run is None else account.earlier(run)),
+        stated_billing=None if stated is None else capped(stated.billing),
+        stated_total=None if stated is None else capped(stated.total),
+        lower_bound=bool(reasons),
+        lower_bound_why=listed(reasons),
     )
 
 
 def _words(ratio: float | None) -> str:
-    if ratio is None or ratio <= _OVER_COUNT:
+    """Return by which rule each source counts, if they differ much. Which of them is right cannot be known here."""
+    least, most = _SIMILAR
+    if ratio is None or least <= ratio <= most:
         return ""
-    return f"interstat counts {ratio:g} times what the transcripts say: it adds up a response's lines"
+    rule = (
+        "it adds up every line of a response, while here a response counts once"
+        if ratio > most
+        else "its rows come when a session or sub-agent has ended, and without advisors' and compactions' tokens"
+    )
+    return f"interstat counts {ratio:g} times what the transcripts say: {rule}"
 
 
 def tallies(sums: Mapping[str, Counts]) -> tuple[wire.Tally, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fluxbudgetd.server.commands import command
-from fluxbudgetd.server.handlers import Context, budget, events, hooks, reviews, runs, service, statusline
+from fluxbudgetd.server.handlers import Context, budget, doctor, events, hooks, reviews, runs, service, statusline
 from fluxbudgetd.server.requests import Handled, Stream
 from fluxbudgetd.wire import messages as wire
 
@@ -21,7 +21,7 @@ def handle(context: Context, request: wire.AnyRequest) -> Answer:
 
 _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Ping: service.ping,
-    wire.Doctor: service.doctor,
+    wire.Doctor: doctor.doctor,
     wire.Remaining: budget.remaining,
     wire.Check: budget.check,
     wire.Advance: budget.advance,

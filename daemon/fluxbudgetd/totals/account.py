@@ -49,8 +49,9 @@ class SessionAccount(msgspec.Struct):
     `implied` is the attachment that its rows imply. It counts if no client requested one.
     `counts_transcripts` is true if `cells` come from its transcripts, which hold usage; otherwise they come from
     interstat's rows. `figures` has the sum of each source by the source's name, `minutes` the recent usage by minute
-    since 1970, `earliest` the time of the first record that an attachment counts. `digest` identifies the last rows
-    that were kept (`RowStore`), and `rows_epoch` is interstat's epoch at which rows were read last.
+    since 1970, `earliest` the time of the first record that an attachment counts. `active_since` is when the session
+    first called a hook that shows that it works, in this run of the daemon. `digest` identifies the last rows that were
+    kept (`RowStore`), and `rows_epoch` is interstat's epoch at which rows were read last.
     """
 
     attachments: list[Attachment] = msgspec.field(default_factory=list)
@@ -63,6 +64,7 @@ class SessionAccount(msgspec.Struct):
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
     minutes: dict[int, Counts] = msgspec.field(default_factory=dict)
     earliest: int | None = None
+    active_since: int | None = None
     anomalies: int = 0
 
     @property

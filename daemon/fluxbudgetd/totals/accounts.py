@@ -133,6 +133,12 @@ class Accounts:
             session = self.sessions[name] = SessionAccount()
         return session
 
+    def note_active(self, name: str, now: int) -> None:
+        """Record that a session of a run has had a response, if that was not known yet."""
+        session = self.sessions.get(name)
+        if session is not None and session.active_since is None:
+            session.active_since = now
+
     def join(self, account: RunAccount, name: str) -> None:
         """Record that a session may have usage of a run."""
         account.sessions[name] = self.session(name)

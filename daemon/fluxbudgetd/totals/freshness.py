@@ -192,9 +192,11 @@ class Freshness:
         if account.shown.transcripts < required.transcripts:
             return "transcripts: slow: current numbers were not available in time"
         for name in account.sessions:
-            status = self._transcripts.statuses.get(name)
+            status, losses = self._transcripts.statuses.get(name), self._transcripts.losses.get(name)
             if status is not None and status.state == "unreadable":
                 return f"{status.name}: {status.state}: {status.detail}"
+            if losses is not None and losses.unfollowed:
+                return f"transcripts: not followed: {'; '.join(losses.unfollowed)}"
         return None
 
     def _interstat_stale_why(self, account: RunAccount, required: Stamp) -> str | None:

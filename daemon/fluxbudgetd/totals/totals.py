@@ -25,6 +25,7 @@ from fluxbudgetd.totals.freshness import Freshness, Required
 from fluxbudgetd.totals.history import History
 from fluxbudgetd.totals.instances import Instances
 from fluxbudgetd.totals.interstat_reader import InterstatReader
+from fluxbudgetd.totals.lower_bounds import LowerBounds
 from fluxbudgetd.totals.records import Records
 from fluxbudgetd.totals.refresher import CHUNK_RUNS, Refresher
 from fluxbudgetd.totals.row_store import RowStore
@@ -80,6 +81,7 @@ class Totals:
         self.chooser = RunChooser(accounts)
         self.interstat = InterstatReader(source, accounts.has_active)
         self.transcripts = TranscriptStore(transcripts, ledger)
+        self.lower_bounds = LowerBounds(self.transcripts)
         self.instances = Instances(self.transcripts)
         rows = RowStore(source.status.name, ledger)
         self.tallier = Tallier(accounts, rows, self.transcripts, self.instances, writer, clock)

@@ -21,7 +21,7 @@ import anyio.to_thread
 
 from fluxbudgetd.errors import BadInputError, LedgerError
 from fluxbudgetd.ledger import Ledger
-from fluxbudgetd.model import Copy, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
+from fluxbudgetd.model import Copy, Losses, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
 from fluxbudgetd.policy.responses import Delta, Known, merge, records
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.threads import off_loop
@@ -46,15 +46,23 @@ class KeptFile(NamedTuple):
     is_replaced: bool
 
 
+class Stated(NamedTuple):
+    """A session's tokens as Claude Code itself sums them."""
+
+    billing: int
+    total: int
+
+
 class TranscriptStore:
     """The responses of the followed sessions, and how far their transcripts were read.
 
-    `statuses` and `files` are those of each session's last reading.
+    `statuses` and `files` are those of each session's last reading, `losses` of those that have lost something.
     """
 
     def __init__(self, source: TranscriptSource, ledger: Ledger) -> None:
         self.statuses: dict[str, SourceStatus] = {}
         self.files: dict[str, tuple[TranscriptFile, ...]] = {}
+        self.losses: dict[str, Losses] = {}
         self._source = source
         self._ledger = ledger
         # The numbers of the files that are not at their paths any more.
@@ -102,6 +110,13 @@ class TranscriptStore:
         """How many token counts were invalid, and so ignored."""
         return sum(file.anomalies for files in self.files.values() for file in files)
 
+    def stated(self, session: str) -> Stated | None:
+        """Return a session's tokens as Claude Code itself last summed them, or None if its transcripts do not say."""
+        for file in reversed(self.files.get(session, ())):
+            if file.stated_billing is not None and file.stated_total is not None:
+                return Stated(file.stated_billing, file.stated_total)
+        return None
+
     def path_count(self, session: str) -> int:
         """Return how many paths `changed` compares."""
         return self._source.path_count(session)
@@ -129,6 +144,7 @@ class TranscriptStore:
             del self._read_at[session]
             self.statuses.pop(session, None)
             self.files.pop(session, None)
+            self.losses.pop(session, None)
             self._kept.pop(session, None)
 
     async def name(self, session: str, path: str) -> None:
@@ -158,6 +174,10 @@ class TranscriptStore:
         )
         self._read_at[session] = time.monotonic()
         self.statuses[session] = reading.status
+        if reading.losses == Losses():
+            self.losses.pop(session, None)
+        else:
+            self.losses[session] = reading.losses
         return reading
 
     async def apply(self, session: str, reading: TranscriptReading) -> dict[str, Delta]:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from fluxbudgetd.clock import now_micros
 from fluxbudgetd.decisions.admission import GENERAL
 from fluxbudgetd.policy import words
 from fluxbudgetd.server.handlers.common import Context, deadline_of
@@ -18,6 +19,8 @@ from fluxbudgetd.wire import messages as wire
 
 #: The tools that launch sub-agents (`Task` is the older name).
 _LAUNCH_TOOLS = ("Agent", "Task")
+#: Events that do not show that the session has had a response.
+_WITHOUT_RESPONSE = ("SessionStart", "UserPromptSubmit", "SessionEnd")
 
 HookAnswer = wire.HookAnswer | TrackedAnswer[wire.HookAnswer]
 
@@ -38,6 +41,8 @@ def _handle(context: Context, request: wire.Hook, hook_input: HookInput) -> Hook
     is_other_tool = hook_input.event == "PreToolUse" and hook_input.tool not in _LAUNCH_TOOLS
     if handler is None or hook_input.session is None or is_other_tool:
         return wire.HookAnswer()
+    if hook_input.event not in _WITHOUT_RESPONSE:
+        context.service.accounts.note_active(hook_input.session, now_micros())
     return handler(HookCall(context, request, hook_input, hook_input.session, deadline_of(request)))
 
 

@@ -58,6 +58,7 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
     standing = await service.totals.standing(account, deadline)
     cells = list(account.cells())
     by_phase = phase_lines(service, account)
+    reasons = service.totals.lower_bounds.of_run(account)
     return wire.RunShowAnswer(
         run=answers.run_info(standing.run),
         spend=answers.spend(standing),
@@ -70,6 +71,8 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
         sources=answers.session_sources(service, account.sessions, account.run.id),
         attachments=tuple(answers.attachment(one) for one in account.attachments()[-answers.MOST_LINES :]),
         earlier=answers.earlier(account.earlier()),
+        lower_bound=bool(reasons),
+        lower_bound_why=answers.listed(reasons),
     )
 
 

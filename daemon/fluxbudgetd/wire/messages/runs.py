@@ -114,6 +114,10 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of the run's cost basis per minute, over the last ten minutes."""
     minutes_left: int | None = None
     """How long the remaining budget lasts at this rate; null without a limit or recent usage, or beyond 7 days."""
+    lower_bound: bool = False
+    """True: parts of the transcripts could not be read, so more was used than is counted."""
+    lower_bound_why: tuple[str, ...] = ()
+    """The first reasons, each with its file."""
 
 
 class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,3 +166,7 @@ class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
     attachments: tuple[AttachmentInfo, ...]
     earlier: Earlier = Earlier()
     """What the run's sessions used before the run counts them; not part of any other sum."""
+    lower_bound: bool = False
+    """True: parts of the transcripts could not be read, so more was used than is counted."""
+    lower_bound_why: tuple[str, ...] = ()
+    """The first reasons, each with its file."""

@@ -96,6 +96,13 @@ class SessionSources(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float | None
     """interstat's total / the transcripts'; null if either is 0."""
     words: str
-    """Why the two differ much; otherwise empty."""
+    """By which rule each source counts, if the two differ much; otherwise empty."""
     earlier: Earlier = Earlier()
     """What the session used before its first attachment counts, if that is an attachment to this run."""
+    stated_billing: int | None = None
+    stated_total: int | None = None
+    """The session's tokens as Claude Code itself sums them in the transcript; null if it does not."""
+    lower_bound: bool = False
+    """True: parts of the transcripts could not be read, so more was used than is counted."""
+    lower_bound_why: tuple[str, ...] = ()
+    """The first reasons, each with its file."""

@@ -1,0 +1,225 @@
+"""What the daemon knows to be wrong, and everything that is not counted, in words."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from fluxbudgetd import __version__
+from fluxbudgetd.clock import now_micros
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.ledger import moved_aside
+from fluxbudgetd.server import answers
+from fluxbudgetd.server.handlers.common import Context, deadline_of
+from fluxbudgetd.service import Service
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire.text import shown_path
+from fluxbudgetd.wire.transcript_switch import SWITCH, is_switched_off
+
+log = structlog.get_logger()
+
+# More findings than this are not read, and the answer must fit into a frame.
+_MOST_FINDINGS = 100
+_LONGEST_FINDING = 1500
+# A session that called a hook this long ago has a transcript, if it writes one.
+_SILENT_MICROS = 10_000_000
+
+
+async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
+    """Refresh the sources, and return what is wrong. What fails meanwhile is a finding, never an error."""
+    service, deadline = context.service, deadline_of(request)
+    unexpected = await _refreshed(service, deadline)
+    sources, channels = answers.sources(service), answers.channels(service)
+    followed = service.totals.followed()
+    sessions = {name for account in followed for name in account.sessions}
+    directory = await anyio.to_thread.run_sync(_damaged_ledgers, context.state_dir)
+    findings = [
+        *unexpected,
+        *_endpoint_findings(context),
+        *_state_findings(service, directory, await _ledger_fault(service, deadline)),
+        *_source_findings(sources),
+        *_environment_findings(),
+        *_session_findings(service, sessions),
+        *_silent_findings(service, followed),
+        *await _kept_findings(service, sessions, deadline),
+        *_channel_findings(channels),
+    ]
+    return wire.DoctorAnswer(
+        version=__version__,
+        pid=os.getpid(),
+        state_dir=shown_path(context.state_dir),
+        ledger=shown_path(service.ledger.path),
+        sources=sources,
+        sessions=answers.session_sources(service, sessions),
+        findings=_limited(findings),
+        active_runs=len(service.accounts.active()),
+        followed_runs=len(followed),
+        connections=context.connections(),
+        channels=channels,
+    )
+
+
+async def _refreshed(service: Service, deadline: float) -> list[wire.Finding]:
+    """Bring everything up to date; return what failed."""
+    try:
+        await service.settings.refresh(deadline)
+        service.totals.follower.forget_old_transcripts()
+        await service.totals.refresh_sources(deadline)
+    except Exception as exc:
+        # A defect, or a fault that no other part reports. The rest of the answer helps to find it.
+        log.exception("doctor could not refresh the sources")
+        what = f"the sources could not be read: {type(exc).__name__}: {exc}"
+        return [wire.Finding(what=what, hint="the daemon's log has the details; please report it")]
+    return []
+
+
+def _endpoint_findings(context: Context) -> Iterator[wire.Finding]:
+    """Yield why new clients cannot connect. Only clients that are already connected can ask."""
+    fault = context.endpoint_fault()
+    if fault is not None:
+        yield wire.Finding(what=fault.message, hint=fault.hint)
+
+
+def _damaged_ledgers(directory: str) -> tuple[tuple[str, ...], OSError | None]:
+    """Return the damaged ledgers that were moved aside, or why the directory cannot be read. Blocks."""
+    try:
+        return moved_aside(directory), None
+    except OSError as exc:
+        return (), exc
+
+
+async def _ledger_fault(service: Service, deadline: float) -> wire.Finding | None:
+    """Return what is wrong with the ledger, as far as one query shows it."""
+    with anyio.CancelScope(deadline=deadline):
+        try:
+            await service.ledger.check()
+        except LedgerError as exc:
+            return wire.Finding(what=exc.message, hint=exc.hint)
+        return None
+    return wire.Finding(what="the ledger does not answer", hint="check its disk, and which programs use the file")
+
+
+def _state_findings(
+    service: Service, damaged: tuple[tuple[str, ...], OSError | None], ledger: wire.Finding | None
+) -> Iterator[wire.Finding]:
+    for fault in service.settings.faults:
+        yield wire.Finding(what=fault.what, hint=fault.hint)
+    if ledger is not None:
+        yield ledger
+    elif service.ledger_fault is not None:
+        yield wire.Finding(what=service.ledger_fault, hint="check the disk and the permissions")
+    paths, error = damaged
+    if error is not None:
+        directory = shown_path(os.path.dirname(service.ledger.path))
+        yield wire.Finding(
+            what=f"the state directory {directory} cannot be read: {error.strerror}",
+            hint="restart fluxbudgetd, which creates it; what it has not saved elsewhere is lost",
+        )
+    for path in paths:
+        yield wire.Finding(
+            what=f"a damaged ledger was moved aside: {shown_path(path)}",
+            hint="rescue what is needed with 'sqlite3 FILE .recover', then delete it",
+        )
+
+
+def _source_findings(sources: Sequence[wire.SourceInfo]) -> Iterator[wire.Finding]:
+    for source in sources:
+        if source.is_fault and source.name != "transcripts":  # each of those is a finding of its session
+            what = f"{source.name}: {source.state}: {source.detail} ({source.path})"
+            yield wire.Finding(what=what, hint=source.hint)
+        if source.name == "interstat":
+            yield from (wire.Finding(what=f"{source.name}: {note}", hint="update interstat") for note in source.notes)
+
+
+def _environment_findings() -> Iterator[wire.Finding]:
+    if is_switched_off(os.environ.get(SWITCH)):
+        yield wire.Finding(
+            what=f"{SWITCH} is set in the daemon's environment: Claude Code writes no transcripts where it is set",
+            hint="unset it where Claude Code is started; sessions without a transcript count only by interstat",
+        )
+
+
+def _session_findings(service: Service, sessions: Collection[str]) -> Iterator[wire.Finding]:
+    """Yield what is not counted of the sessions, because it cannot be read."""
+    losses, bounds = service.totals.transcripts.losses, service.totals.lower_bounds
+    for name in sorted(losses.keys() & sessions):
+        for reason in losses[name].unfollowed:
+            yield wire.Finding(
+                what=f"not counted: {reason} (session {name})",
+                hint="until it can be followed, the session's run is stale",
+            )
+        counted = bounds.of_session(name, service.accounts.session(name))
+        for reason in losses[name].unread:
+            if reason in counted:
+                yield wire.Finding(
+                    what=f"the total of session {name} is a lower bound: {reason}",
+                    hint="all other lines count; what these lines said cannot be recovered",
+                )
+        for reason in losses[name].placeholders:
+            if reason in counted:
+                yield wire.Finding(
+                    what=f"the total of session {name} is a lower bound: {reason}",
+                    hint="update Claude Code: since 2.1.97 it writes the real output tokens",
+                )
+
+
+def _silent_findings(service: Service, followed: Sequence[RunAccount]) -> Iterator[wire.Finding]:
+    """Yield the active sessions of active runs of which nothing can be counted."""
+    files = service.totals.transcripts.files
+    until = now_micros() - _SILENT_MICROS
+    for account in followed:
+        for name, session in account.sessions.items():
+            since = session.active_since
+            if session.run != account.run.id or since is None or since > until:
+                continue
+            if not files.get(name) and not any(counts.records for counts in session.figures.values()):
+                yield wire.Finding(
+                    what=f"session {name} of run {account.run.id} is active, but has no transcript: it counts 0",
+                    hint="its Claude directory may be unknown (--claude-dir), or it writes no transcript"
+                    f" (--no-session-persistence, {SWITCH})",
+                )
+
+
+async def _kept_findings(service: Service, sessions: Collection[str], deadline: float) -> list[wire.Finding]:
+    """Return the transcripts that are gone although their responses count, as far as the deadline allows."""
+    findings = []
+    with anyio.CancelScope(deadline=deadline):
+        for name in sorted(sessions):
+            try:
+                kept = await service.totals.transcripts.kept(name)
+            except LedgerError as exc:
+                return [wire.Finding(what=f"kept responses are unknown: {exc.message}", hint=exc.hint)]
+            for file in kept:
+                counted = "1 response is" if file.responses == 1 else f"{file.responses} responses are"
+                change = "truncated or replaced" if file.is_replaced else "deleted"
+                findings.append(
+                    wire.Finding(
+                        what=f"session {name}: {counted} kept from {file.path}, which was {change}",
+                        hint="nothing that was read is lost; what was written just before it may be missing",
+                    )
+                )
+    return findings
+
+
+def _channel_findings(channels: Sequence[wire.ChannelInfo]) -> Iterator[wire.Finding]:
+    for channel in channels:
+        if channel.state == "failing":
+            yield wire.Finding(what=f"channel {channel.name}: {channel.detail}", hint=channel.hint)
+
+
+def _limited(findings: Sequence[wire.Finding]) -> tuple[wire.Finding, ...]:
+    shown = tuple(
+        finding if len(finding.what) <= _LONGEST_FINDING else wire.Finding(what=_cut(finding.what), hint=finding.hint)
+        for finding in findings[:_MOST_FINDINGS]
+    )
+    left = len(findings) - len(shown)
+    if not left:
+        return shown
+    return (*shown, wire.Finding(what=f"{left} more problems", hint="solve those above first"))
+
+
+def _cut(what: str) -> str:
+    return f"{what[:_LONGEST_FINDING]}…"
