@@ -13,7 +13,7 @@ import pytest
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.descriptors import open_files
 from harness.events import source_events
-from harness.interstat import FULL_SCHEMA, Interstat
+from harness.interstat import FULL_SCHEMA, Interstat, stamp
 from harness.privilege import OBEDIENT
 
 
@@ -387,8 +387,8 @@ def test_commits_of_short_connections_are_noticed(home: Home, interstat: Interst
     for total in range(1, 200):
         visitor = sqlite3.connect(home.interstat, isolation_level=None)
         visitor.execute(
-            "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens)"
-            " VALUES ('2026-01-01', 's1', 'a', 1)"
+            "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens) VALUES (?, 's1', 'a', 1)",
+            (stamp(),),
         )
         visitor.close()
         assert seen(home, run) == (total, False)
