@@ -26,13 +26,13 @@ def test_tokens_count_while_the_session_runs(home: Home, interstat: Interstat, d
 
 
 def test_response_counts_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its lines repeat its usage, in part or in full. The largest counts, even if it is later or in another file."""
+    """Its lines repeat its usage, in part or in full, and a sidechain may replay it. The largest own line counts."""
     run = started(home, session="s1")
     writer = transcript(home)
     for output, largest in ((1, 1), (8, 8), (300, 300), (8, 300)):
         writer.response("m1", tokens=(50, output, 0, 0))
         assert home.spent(run) == 50 + largest
-    writer.agent("a").response("m1", request="other", tokens=(9000, 0, 0, 0))  # a sidechain's copy of it
+    writer.agent("a").response("m1", request="other", tokens=(50, 900, 0, 0))
     assert home.spent(run) == 350
     writer.agent("a").response("m2", request=None, tokens=(1, 1, 0, 0))
     assert home.spent(run) == 352

@@ -32,8 +32,8 @@ def test_reading_continues_after_a_restart(home: Home, interstat: Interstat, dae
     assert home.spent(run) == 5007
 
 
-def test_changed_file_is_read_again(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Its current content counts, whether it was cut, replaced or rewritten, even while the daemon was stopped."""
+def test_changed_file_still_counts(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """What it had counts on, whether it was cut, replaced or rewritten, even while the daemon was stopped."""
     run = started(home, session="s1")
     writer = transcript(home)
     agent = writer.agent("a")
@@ -43,15 +43,17 @@ def test_changed_file_is_read_again(home: Home, interstat: Interstat, daemon: Da
     assert home.spent(run) == 5100
     raw = writer.path.read_bytes()
     writer.path.write_bytes(b"".join(raw.splitlines(keepends=True)[:3]))
-    assert home.spent(run) == 5030
+    assert home.spent(run) == 5100
     other = writer.path.with_suffix(".new")
     other.write_bytes(encoded(assistant_line("s1", "other", tokens=(1, 0, 0, 0))))
     other.rename(writer.path)
-    assert home.spent(run) == 5001
+    assert home.spent(run) == 5101
     daemon.kill()
     writer.path.write_bytes(b"".join(raw.splitlines(keepends=True)[:6]))
     home.start()
-    assert home.spent(run) == 5060
+    assert home.spent(run) == 5101
+    writer.response("m10", tokens=(30, 0, 0, 0))
+    assert home.spent(run) == 5131
 
 
 def test_deleted_transcripts_still_count(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -156,16 +158,17 @@ def test_session_id_never_leads_out_of_the_directory(
         assert home.spent(run) == 7
 
 
-def test_interstat_counts_again_for_an_emptied_transcript(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+def test_emptied_transcript_still_counts(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Its session does not fall back to interstat's rows."""
     run = started(home, session="s1")
     interstat.insert("s1", input_tokens=240, output_tokens=0)
     writer = transcript(home)
     writer.response("m1", tokens=(500, 0, 0, 0))
     assert home.spent(run) == 500
     writer.path.write_bytes(b"")
-    assert home.spent(run) == 240
-    writer.response("m1", tokens=(70, 0, 0, 0))
-    assert home.spent(run) == 70
+    assert home.spent(run) == 500
+    writer.response("m2", tokens=(70, 0, 0, 0))
+    assert home.spent(run) == 570
 
 
 def test_named_path_is_remembered_before_the_file_exists(home: Home, interstat: Interstat, daemon: Daemon) -> None:

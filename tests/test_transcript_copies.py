@@ -139,6 +139,15 @@ def test_line_without_request_before_the_line_that_shows_its_response() -> None:
     # The line is known from now on.
     assert not responses.add("b", anonymous(1, 1, file=2, output=5)).deltas
     assert responses.totals == {"a": 5}
+    responses.add("b", requested(1, 2, file=2, output=7))
+    assert responses.totals == {"a": 5, "b": 7}
+
+
+def test_lines_with_and_without_request_in_one_reading() -> None:
+    responses = Responses()
+    responses.add("a", requested(1, 1, output=3))
+    responses.add("b", anonymous(1, 1, output=5), requested(1, 1, output=3), requested(1, 2, output=7))
+    assert responses.totals == {"a": 5, "b": 7}
 
 
 def test_line_without_request_before_the_line_that_shows_its_sidechain_response() -> None:

@@ -179,7 +179,7 @@ class _Merging:
     def _match(self, copy: Copy) -> Response | None:
         """Return the response that a copy with an unknown identity belongs to, or None if it is a new one."""
         keys = self._of_message.get(copy.message)
-        if keys is None:
+        if not keys:
             return None
         response = self._last_in_file(keys, copy.file) or self._responses[keys[-1]]
         if _continues(copy, response):

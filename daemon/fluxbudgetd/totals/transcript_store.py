@@ -19,7 +19,7 @@ from typing import NamedTuple
 import anyio
 import anyio.to_thread
 
-from fluxbudgetd.errors import BadInputError, LedgerError
+from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Copy, Losses, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
 from fluxbudgetd.policy.responses import Delta, Known, merge, records
@@ -183,25 +183,17 @@ class TranscriptStore:
     async def apply(self, session: str, reading: TranscriptReading) -> dict[str, Delta]:
         """Merge a reading into the known responses; return what that changes, by session.
 
-        Raises `LedgerError` if those cannot be read; then the same part of the transcripts will be read again.
+        Raises `LedgerError` if those cannot be read. If it fails, the same part of the transcripts will be read again.
         """
         before, after = self.files.get(session, ()), reading.files
         files = _Files()
         if before != after:
             files = await off_loop(len(after), _Files.between, before, after)
-        deltas: dict[str, Delta] = {}
-        if reading.copies or files.renamed:
-            try:
-                known = await self._find(session, reading.copies, files)
-            except LedgerError:
-                self._source.restore(session, before)
-                raise
-            size = len(reading.copies) + len(known.responses)
-            async with self._change_lock:
-                deltas = await off_loop(size, self._merge, session, reading, known, files)
-        elif files.changed:
-            async with self._change_lock:
-                self._unsaved.add_files(session, files.changed)
+        try:
+            deltas = await self._merge(session, reading, files)
+        except BaseException:
+            self._source.restore(session, before)
+            raise
         self.files[session] = after
         self._kept[session] = reading.kept
         return deltas
@@ -297,7 +289,17 @@ class TranscriptStore:
                 size, _known, layers, (*found, *of_files), aliases, session, identities, messages, bool(files.renamed)
             )
 
-    def _merge(self, session: str, reading: TranscriptReading, known: Known, files: "_Files") -> dict[str, Delta]:
+    async def _merge(self, session: str, reading: TranscriptReading, files: "_Files") -> dict[str, Delta]:
+        known = Known({}, {})
+        if reading.copies or files.renamed:
+            known = await self._find(session, reading.copies, files)
+        size = len(reading.copies) + len(known.responses) + len(files.changed)
+        async with self._change_lock:
+            return await off_loop(size, self._merge_into_unsaved, session, reading, known, files)
+
+    def _merge_into_unsaved(
+        self, session: str, reading: TranscriptReading, known: Known, files: "_Files"
+    ) -> dict[str, Delta]:
         result = merge(session, reading.copies, known, self._born, reading.kept, files.renamed)
         self._unsaved.add(session, result)
         self._unsaved.add_files(session, files.changed)
