@@ -1,9 +1,13 @@
 """Reading continues where it stopped, in bounded pieces."""
 
 import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
+
+import pytest
 
 from fluxbudgetd.sources.transcripts import stamps
 from harness.daemon import wait_for
@@ -74,7 +78,7 @@ def test_touched_file_is_not_read_again(transcript: Transcript, reader: Reader) 
     received, files = reader.received, reader.files
     os.utime(transcript.path)
     reading = reader.read()
-    assert (reader.received, reading.files, reading.reset) == (received, files, None)
+    assert (reader.received, reading.files) == (received, files)
 
 
 def test_long_incomplete_line_that_is_replaced_is_read_again(transcript: Transcript, reader: Reader) -> None:
@@ -94,7 +98,7 @@ def test_long_incomplete_line_that_is_replaced_is_read_again(transcript: Transcr
     reader.settle()
     replaced(transcript)
     reader.read()
-    assert reader.total == 7
+    assert reader.total == 28
 
 
 def test_rewritten_incomplete_line_is_read_again(transcript: Transcript, reader: Reader) -> None:
@@ -137,7 +141,6 @@ def test_one_reading_is_bounded(transcript: Transcript, reader: Reader) -> None:
             break
     assert reader.total == 15_000
     assert readings >= 3
-    assert reader.counted == reader.recounted()
 
 
 def test_reading_that_ends_with_a_file_continues_with_the_next(transcript: Transcript, reader: Reader) -> None:
@@ -149,26 +152,29 @@ def test_reading_that_ends_with_a_file_continues_with_the_next(transcript: Trans
     assert reader.total == 21
     replaced(transcript)
     transcript.line(b"\n" * (8 * MIB - transcript.path.stat().st_size))
+    transcript.agent("a").response("m3", tokens=(300, 0, 0, 0))
     assert reader.read_once().more
     assert reader.source.changed(SESSION)
     assert not reader.read_once().more
-    assert reader.total == 27
+    assert reader.total == 328
 
 
 def test_lines_across_chunks_are_read(transcript: Transcript, reader: Reader) -> None:
     """The lines are shorter and longer than a chunk; one has the greatest length that is read at all."""
-    for length in (1, 300 << 10, MIB, 5, 3 * MIB, 100, 8 * MIB - 1000, 7):
-        transcript.response(f"m{length}", tokens=(length, 0, 0, 0), text="y" * length)
+    lengths = (1, 300 << 10, MIB, 5, 3 * MIB, 100, 8 * MIB - 1000, 7)
+    for length in lengths:
+        transcript.response(f"m{length}", request=f"r{length}", tokens=(length, 0, 0, 0), text="y" * length)
     reader.read()
-    assert reader.counted == reader.recounted()
-    assert len(reader.counted) == 8
+    assert [response.input for response in reader.responses] == list(lengths)
     assert reader.files[0].skipped == 0
 
 
-def long_line(path: Path, length: int) -> None:
-    """Append a line with usage that is too long to read."""
-    line = encoded(assistant_line(SESSION, "long", tokens=(999, 0, 0, 0), text="@"))
-    head, tail = line.split(b"@")
+def long_line(path: Path, length: int, *, kind: str = "assistant") -> None:
+    """Append a line that is too long to read; an assistant's has usage at its end."""
+    line = assistant_line(SESSION, "long", tokens=(999, 0, 0, 0), text="@")
+    if kind != "assistant":
+        line = {"type": kind, "message": {"content": "@"}}
+    head, tail = encoded(line).split(b"@")
     with path.open("ab") as file:
         file.write(head)
         for _ in range(length // MIB):
@@ -176,9 +182,13 @@ def long_line(path: Path, length: int) -> None:
         file.write(tail)
 
 
-def test_very_long_line_is_skipped_in_little_memory(transcript: Transcript, reader: Reader) -> None:
+@pytest.mark.parametrize(("kind", "skipped"), [("assistant", 1), ("user", 0)])
+def test_very_long_line_is_searched_in_little_memory(
+    transcript: Transcript, reader: Reader, kind: str, skipped: int
+) -> None:
+    """It is counted as unread if it has usage."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
-    long_line(transcript.path, 50 * MIB)
+    long_line(transcript.path, 50 * MIB, kind=kind)
     transcript.response("m2", tokens=(2, 0, 0, 0))
     tracemalloc.start()
     try:
@@ -188,20 +198,99 @@ def test_very_long_line_is_skipped_in_little_memory(transcript: Transcript, read
         tracemalloc.stop()
     assert peak < 20 * MIB
     assert reader.total == 3
-    assert reader.files[0].skipped == 1
+    assert reader.files[0].skipped == skipped
 
 
-def test_very_long_line_that_is_still_growing_is_skipped_once(transcript: Transcript, reader: Reader) -> None:
-    """It is counted as skipped when it ends, even after a restart."""
+@pytest.mark.parametrize("usage", [b'"usage"', b"usage"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_very_long_line_that_is_still_growing_is_counted_once(
+    transcript: Transcript, reader: Reader, restart: bool, usage: bytes
+) -> None:
+    """It is counted when it ends, wherever its usage was."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     offset = transcript.path.stat().st_size
-    transcript.line(b'{"usage"' + b"z" * 9 * MIB)
+    transcript.line(b"{" + usage + b"z" * 9 * MIB)
     reader.settle()
     assert (reader.files[0].offset, reader.files[0].skipped) == (offset, 0)
     transcript.line(b"z" * 5)
     reader.read()
-    reader.restart()
-    transcript.line(b"\n")
+    if restart:
+        reader.restart()
+    transcript.line(b"}\n")
     transcript.response("m2", tokens=(2, 0, 0, 0))
+    long_line(transcript.path, 9 * MIB, kind="user")
     reader.read()
-    assert (reader.total, reader.files[0].skipped) == (3, 1)
+    assert (reader.total, reader.files[0].skipped) == (3, int(b'"' in usage))
+
+
+def test_usage_of_a_very_long_line_is_found_at_any_place(transcript: Transcript, reader: Reader) -> None:
+    """It is found if it begins in one chunk or reading and ends in the next, too."""
+    for number, beginning in enumerate((256 << 10, 8 * MIB), 1):
+        size = transcript.path.stat().st_size if transcript.path.exists() else 0
+        transcript.line(b"z" * (-size % (256 << 10) + beginning - 4) + b'"usage"' + b"z" * 9 * MIB + b"\n")
+        reader.read()
+        assert reader.files[0].skipped == number
+
+
+def test_very_long_line_is_found_across_chunks_byte_by_byte(transcript: Transcript, reader: Reader) -> None:
+    """Each byte of the usage arrives alone."""
+    transcript.line(b"z" * 9 * MIB)
+    for byte in b'"usage"':
+        reader.read()
+        transcript.line(bytes([byte]))
+    reader.read()
+    transcript.line(b"\n")
+    reader.read()
+    assert reader.files[0].skipped == 1
+
+
+APPEND = """
+import os, random, sys
+generator = random.Random(int(sys.argv[1]))
+files = []
+for path in sys.argv[2:]:
+    with open(path + ".text", "rb") as whole:
+        files.append((os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), whole.read()))
+while files:
+    at = generator.randrange(len(files))
+    fd, rest = files[at]
+    length = generator.randrange(1, 3000)
+    os.write(fd, rest[:length])
+    files[at] = fd, rest[length:]
+    if not files[at][1]:
+        del files[at]
+"""
+
+
+def test_growing_total_never_falls_or_exceeds_the_final_one(transcript: Transcript, reader: Reader) -> None:
+    """This holds while another process appends partial and complete copies, in two files the same ones."""
+    writers = [transcript, transcript.agent("a"), transcript.agent("b", "deep")]
+    for number, writer in enumerate(writers):
+        writer.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            encoded(
+                assistant_line(
+                    SESSION,
+                    f"m{number and 1}.{name}",
+                    request=f"r{name % 3}" if name % 5 else None,
+                    tokens=(part, 7 * part, 0, 30),
+                    sidechain=bool(number),
+                    text="t" * (name % 700),
+                )
+            )
+            for name in range(2000)
+            for part in (1, 20, 20)
+        ]
+        Path(f"{writer.path}.text").write_bytes(b"".join(lines))
+    final = 2 * 2000 * (20 + 7 * 20 + 30)
+    appending = subprocess.Popen([sys.executable, "-c", APPEND, "1", *(str(writer.path) for writer in writers)])
+    readings = 0
+    while (running := appending.poll() is None) or reader.source.changed(SESSION):
+        if reader.source.changed(SESSION):
+            before = reader.total
+            reader.read_once()
+            readings += 1
+            assert before <= reader.total <= final
+        assert appending.returncode in (None, 0), running
+    assert readings > 1
+    assert reader.total == final

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,8 +86,8 @@ source = TranscriptSource(claude)
 def read(what):
     changed = source.changed(session)
     reading = source.read(session)
-    print(json.dumps([what, changed, sum(copy.size for copy in reading.copies), reading.status.state,
-                      reading.status.detail, reading.reset is None, len(reading.files)]))
+    print(json.dumps([what, changed, sum(copy.input for copy in reading.copies), reading.status.state,
+                      reading.status.detail, list(reading.losses.unfollowed), len(reading.files)]))
 read("")
 for place in places:
     mode = os.stat(place).st_mode
@@ -113,46 +112,11 @@ def test_file_without_permission_is_read_once_it_is_allowed(claude_dir: Path, tr
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     first, *rest = [json.loads(line) for line in result.stdout.splitlines()]
-    assert first == ["", True, 21, "ok", "", True, 2]
+    assert first == ["", True, 21, "ok", "", [], 2]
     for number, place in enumerate(places):
         denied, again, allowed = rest[3 * number : 3 * number + 3]
         assert denied[:4] == [str(place), True, 0, "unreadable"]
         assert f"{place}: Permission denied" in denied[4] or f"{agent.path}: Permission denied" in denied[4]
         assert again[2:] == denied[2:]
-        assert allowed == ["", True, 0, "ok", "", True, 2]
-
-
-REPLACED = """
-import os, sys
-from fluxbudgetd.sources.transcripts import TranscriptSource
-claude, session, replaced, denied = sys.argv[1:]
-source = TranscriptSource(claude)
-source.read(session)
-os.chmod(denied, 0)
-os.truncate(replaced, 0)
-reading = source.read(session)
-left_out = [file.number for file in reading.files if file.path == denied]
-assert set(reading.reset or ()) == {file.number for file in reading.files} - set(left_out), reading
-assert not source.changed(session)
-os.chmod(denied, 0o600)
-reading = source.read(session)
-assert (reading.status.state, reading.copies) == ("ok", ()), reading
-"""
-
-
-def test_file_that_cannot_be_read_again_still_counts(claude_dir: Path, transcript: Transcript) -> None:
-    """Another file is replaced while this one is unreadable."""
-    writers = [transcript, transcript.agent("a"), transcript.agent("b")]
-    for number, writer in enumerate(writers):
-        writer.response(f"m{number}", tokens=(1, 0, 0, 0))
-    time.sleep(0.06)  # so that the directories are old enough for the first reading
-    for place in writers[:2]:
-        place.response("again")
-        result = subprocess.run(
-            [*OBEDIENT, sys.executable, "-c", REPLACED, claude_dir, SESSION, place.path, writers[2].path],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert result.returncode == 0, result.stderr
+        assert any("Permission denied" in sentence for sentence in denied[5])
+        assert allowed == ["", True, 0, "ok", "", [], 2]

@@ -75,6 +75,21 @@ def assistant_line(
     return line
 
 
+def progress_line(session: str, agent: object, quoted: object, *, at: object = None) -> dict[str, Any]:
+    """Return a line of an old version that quotes a line of a sub-agent."""
+    return {
+        "parentUuid": f"00000000-0000-4000-8000-{next(_serial):012}",
+        "isSidechain": False,
+        "sessionId": session,
+        "version": "2.1.197",
+        "type": "progress",
+        "data": {"message": quoted, "normalizedMessages": [], "type": "agent_progress", "agentId": agent},
+        "toolUseID": "agent_msg_1",
+        "uuid": f"00000000-0000-4000-8000-{next(_serial):012}",
+        "timestamp": at or timestamp(),
+    }
+
+
 def encoded_without(line: dict[str, Any], *names: str) -> bytes:
     """Return a line as JavaScript writes it, without these keys of the line or of its message."""
     for name in names:

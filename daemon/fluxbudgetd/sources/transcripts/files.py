@@ -11,7 +11,8 @@ import msgspec
 
 from fluxbudgetd.model import Copy, TranscriptFile
 from fluxbudgetd.sources.transcripts import stamps
-from fluxbudgetd.sources.transcripts.lines import USAGE, Harvest
+from fluxbudgetd.sources.transcripts.lines import Harvest
+from fluxbudgetd.sources.transcripts.records import USAGE
 from fluxbudgetd.wire.text import fold
 
 #: A longer line is skipped and never held in memory.

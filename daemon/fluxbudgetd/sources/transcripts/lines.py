@@ -7,9 +7,10 @@ from hashlib import blake2b
 import msgspec
 
 from fluxbudgetd.model import OWN, QUOTED, SIDECHAIN, Copy, TranscriptFile
-from fluxbudgetd.sources.transcripts import stated, usages
+from fluxbudgetd.sources.transcripts import usages
 from fluxbudgetd.sources.transcripts.records import (
     ASSISTANT,
+    USAGE,
     Message,
     Record,
     agent_progress,
@@ -19,11 +20,12 @@ from fluxbudgetd.sources.transcripts.records import (
     string,
 )
 from fluxbudgetd.sources.transcripts.salvage import Budget, salvage
+from fluxbudgetd.sources.transcripts.stated import stated
 from fluxbudgetd.sources.values import moment, text
 
-#: A record without this has no usage. (Inside a string the quotes would be escaped.)
-USAGE = b'"usage"'
-_ASSISTANTS = b'"assistant"'
+# A shorter line has no whole record with usage. It may be the beginning of one, unless it has an end or another type.
+_SHORTEST = len(b'{"type":"assistant","message":{"usage":{}}}')
+_CUT = re.compile(rb'[\0\s\xef\xbb\xbf]*\{(?!.*\}\s*\Z)(?!.*"type":"(?!assistant|progress)\w+")', re.DOTALL)
 _ID_BYTES = 8
 
 # Before this version, Claude Code wrote each response's usage when its first tokens arrived, and never again.
@@ -55,32 +57,33 @@ class Harvest:
 
     def add(self, line: bytes) -> None:
         """Add a line; never raises because of its content."""
-        has_usage = USAGE in line
-        if not has_usage:
-            if stated.HINT in line and (sums := stated.read(line, self._session)) is not None:
-                self.stated_billing, self.stated_total = sums
-            # A record that was cut may have had usage, even if another one follows it on the line.
-            if _ASSISTANTS not in line and line.endswith((b"}", b"}\r")):
-                return
+        if len(line) < _SHORTEST:
+            self.skipped += b"{" in line and _CUT.match(line) is not None
+            return
         try:
             self._take(line)
         except msgspec.ValidationError:
-            self.skipped += has_usage
-        except (ValueError, RecursionError):  # raised by msgspec and by UTF-8 decoding
-            self.skipped += salvage(line, self._budget, self._take_salvaged)
+            self.skipped += USAGE in line
+        except (ValueError, RecursionError):
+            self.skipped += salvage(line, self._budget, self._take)
 
-    def _take_salvaged(self, line: bytes, needs_session: bool) -> None:
-        self._take(line, needs_session=needs_session)
-
-    def _take(self, line: bytes, *, needs_session: bool = False) -> None:
+    def _take(self, line: bytes, needs_session: bool = False) -> None:
         """Add a record if it has usage. Raise `ValueError` or `RecursionError` if the line is not one record."""
         record = read_record(line)
         if record is None or (needs_session and not string(record.session_id)):
             return
-        if string(record.type) == ASSISTANT:
-            place = SIDECHAIN if plain(record.is_sidechain) is True else OWN
-            self._add(record, record, place, self._file.agent, line)
-            return
+        match string(record.type):
+            case "assistant":
+                place = SIDECHAIN if plain(record.is_sidechain) is True else OWN
+                self._add(record, record, place, self._file.agent, line)
+            case "progress":
+                self._add_quoted(record, line)
+            case _:
+                sums = stated(record, self._session)
+                if sums is not None:
+                    self.stated_billing, self.stated_total = sums
+
+    def _add_quoted(self, record: Record, line: bytes) -> None:
         progress = agent_progress(record)
         quoted = None if progress is None else read_record(progress.message)
         if progress is not None and quoted is not None and string(quoted.type) == ASSISTANT:
@@ -96,7 +99,7 @@ class Harvest:
         counts, invalid = usages.top_level(message.usage, model)
         below, invalid_below = usages.below(message.usage, model)
         self.anomalies += invalid + invalid_below
-        is_final = bool(string(message.stop_reason))
+        is_final = isinstance(plain(message.stop_reason), str)
         if model and not is_final:
             self._note_version(string(line.version))
         identity, name, has_request = _names(message, record, line, raw)

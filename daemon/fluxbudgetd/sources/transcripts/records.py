@@ -9,9 +9,13 @@ from typing import TypeVar
 
 import msgspec
 
-#: The types of the records that have usage.
+#: A record without this has no usage. (Inside a string the quotes would be escaped.)
+USAGE = b'"usage"'
+#: The types of the records that are read.
 ASSISTANT = "assistant"
 PROGRESS = "progress"
+COST_STATE = "cost-state"
+_TYPES = frozenset({ASSISTANT, PROGRESS, COST_STATE})
 
 # A JSON escape of a surrogate, which is half of a character. JavaScript writes a lone one for what is left of an emoji
 # that was cut in two.
@@ -52,7 +56,11 @@ class Message(msgspec.Struct, gc=False):
 
 
 class Record(msgspec.Struct, gc=False, rename="camel"):
-    """An assistant's or a progress record. `forked_from` says what the record is a copy of."""
+    """A record of one of the types that are read.
+
+    `data` is what a progress record reports, `forked_from` says what the record is a copy of, and `model_usage` is that
+    of a record of Claude Code's own sums.
+    """
 
     type: msgspec.Raw = ABSENT
     message: Message | msgspec.UnsetType = msgspec.UNSET
@@ -64,6 +72,7 @@ class Record(msgspec.Struct, gc=False, rename="camel"):
     session_id: msgspec.Raw = ABSENT
     forked_from: msgspec.Raw = ABSENT
     version: msgspec.Raw = ABSENT
+    model_usage: msgspec.Raw = ABSENT
 
 
 class AgentProgress(msgspec.Struct, gc=False, rename="camel"):
@@ -88,21 +97,17 @@ _decode_origin = msgspec.json.Decoder(_Origin).decode
 
 
 def read_record(line: bytes) -> Record | None:
-    """Return an assistant's or a progress record; None for any other record, valid or not.
+    """Return a record if it has one of the types that are read, otherwise None, be it valid or not.
 
     Raises `ValueError` or `RecursionError` if the line is not a record.
     """
     try:
         found = _mending(_decode_record, line)
     except msgspec.ValidationError:
-        if string(_mending(_decode_kind, line).type) not in (ASSISTANT, PROGRESS):
+        if string(_mending(_decode_kind, line).type) not in _TYPES:
             return None
         raise
-    if string(found.type) not in (ASSISTANT, PROGRESS):
-        return None
-    if not line.isascii():
-        line.decode()  # msgspec does not check the UTF-8 of what it skips
-    return found
+    return found if string(found.type) in _TYPES else None
 
 
 def agent_progress(record: Record) -> AgentProgress | None:

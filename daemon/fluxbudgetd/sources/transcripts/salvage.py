@@ -15,8 +15,10 @@ over the line, for the starts and ends of objects:
 import re
 from collections.abc import Callable
 
+from fluxbudgetd.sources.transcripts.records import USAGE
+
 #: At most this many tokens are looked at (some tenths of a second).
-MOST_TOKENS = 1 << 19
+MOST_TOKENS = 1 << 18
 # At most this many times a line's length is read for its records, some of which may be inside others.
 _MOST_READS = 8
 
@@ -36,6 +38,7 @@ _TOKEN = re.compile(
 # Records of other types have no usage that counts.
 _WITH_USAGE = frozenset({b"assistant", b"progress"})
 _VALUE_FOLLOWS = (b":", b",", b"[")
+_SPACES = 8
 
 
 class Budget:
@@ -69,51 +72,78 @@ def salvage(line: bytes, budget: Budget, take: Callable[[bytes, bool], None]) ->
     `take` gets the record, and True if it can only be a record if it has the id of a session. It raises `ValueError` or
     `RecursionError` if the record cannot be read.
     """
-    top = _Object(0, is_record=False)
-    is_lossy = _search(line, top, budget)
+    search = _Search(line)
+    search.run(budget)
     left = _MOST_READS * len(line)
-    pending = top.inner[::-1]
+    pending = search.whole[::-1]
     while pending and left > 0:
         found = pending.pop()
         left -= found.end - found.begin
         try:
             take(line[found.begin : found.end], not found.is_record)
         except (ValueError, RecursionError):
-            is_lossy |= found.may_have_usage
+            search.is_lossy |= found.may_have_usage
             pending += reversed(found.inner)
-    return is_lossy or bool(pending)
+    return search.is_lossy or bool(pending)
 
 
-def _search(line: bytes, top: _Object, budget: Budget) -> bool:
-    """Add to `top` the objects with an end and with usage; return True if any other may have usage, too."""
-    is_lossy = False
-    stack = [top]
-    usage_at = cut_at = -1
-    for token in _TOKEN.finditer(line):
-        budget.tokens -= 1
-        if budget.tokens < 0:
-            is_lossy = True
-            break
-        match token.lastgroup:
-            case "open":
-                begin = token.start()
-                is_value = cut_at != begin and line[max(0, begin - 8) : begin].rstrip().endswith(_VALUE_FOLLOWS)
-                stack.append(_Object(begin, is_record=not is_value))
-            case "close" if len(stack) > 1:
-                found = stack.pop()
-                found.end = token.end()
-                if usage_at > found.begin:
-                    stack[-1].inner.append(found)
-            case "kind":
-                stack[-1].kind = stack[-1].kind or token["kind"]
-            case "usage":
-                usage_at = token.start()
-                is_lossy |= len(stack) == 1
-            case "cut":
-                cut_at = token.end()
-            case _:
-                pass
-    for cut in stack[1:]:
-        is_lossy |= cut.may_have_usage
-        top.inner += cut.inner
-    return is_lossy
+class _Search:
+    """The search of a line. `is_lossy`: there is more that may have usage than the objects in `whole`."""
+
+    def __init__(self, line: bytes) -> None:
+        self.is_lossy = False
+        self._line = line
+        # The objects that have no end yet, each inside the one before it. The first stands for the line.
+        self._open = [_Object(0, is_record=False)]
+        # Where the last record ended, the last usage began, and the last cut string ended.
+        self._outside = 0
+        self._usage_at = -1
+        self._cut_at = -1
+
+    def run(self, budget: Budget) -> None:
+        """Search the line, as far as the budget allows."""
+        for token in _TOKEN.finditer(self._line):
+            budget.tokens -= 1
+            if budget.tokens < 0:
+                self.is_lossy = True
+                break
+            match token.lastgroup:
+                case "open":
+                    self._begin(token.start())
+                case "close":
+                    self._end(token.end())
+                case "kind":
+                    self._open[-1].kind = self._open[-1].kind or token["kind"]
+                case "usage":
+                    self._usage_at = token.start()
+                case "cut":
+                    self._cut_at = token.end()
+        if len(self._open) == 1 or not self._open[1].is_record:
+            self._look_outside(len(self._line))
+        self.is_lossy |= any(cut.may_have_usage for cut in self._open)
+
+    @property
+    def whole(self) -> list[_Object]:
+        """The objects with an end and with usage, but not those that are inside another one."""
+        return [found for cut in self._open for found in cut.inner]
+
+    def _begin(self, at: int) -> None:
+        before = self._line[max(0, at - _SPACES) : at].rstrip()
+        is_record = self._cut_at == at or not before.endswith(_VALUE_FOLLOWS)
+        if is_record and len(self._open) == 1:
+            self._look_outside(at)
+        self._open.append(_Object(at, is_record=is_record))
+
+    def _end(self, at: int) -> None:
+        if len(self._open) == 1:
+            return
+        found = self._open.pop()
+        found.end = at
+        if self._usage_at > found.begin:
+            self._open[-1].inner.append(found)
+        if found.is_record and len(self._open) == 1:
+            self._outside = at
+
+    def _look_outside(self, end: int) -> None:
+        """Note usage in what is left of a record whose beginning is missing."""
+        self.is_lossy |= self._line.find(USAGE, self._outside, end) >= 0

@@ -7,12 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from fluxbudgetd.sources.transcripts.records import ABSENT, plain, string
+from fluxbudgetd.sources.transcripts.records import ABSENT, Record, plain, string
 from fluxbudgetd.sources.values import token_counts
 from fluxbudgetd.wire.messages import MAX_TOKENS
-
-#: A line without this is no such record.
-HINT = b'"cost-state"'
 
 
 class Stated(NamedTuple):
@@ -29,26 +26,20 @@ class _ModelSums(msgspec.Struct, gc=False, rename="camel"):
     cache_creation_input_tokens: msgspec.Raw = ABSENT
 
 
-class _CostState(msgspec.Struct, gc=False, rename="camel"):
-    type: msgspec.Raw = ABSENT
-    session_id: msgspec.Raw = ABSENT
-    model_usage: dict[str, _ModelSums] | msgspec.UnsetType = msgspec.UNSET
+_decode = msgspec.json.Decoder(dict[str, _ModelSums]).decode
 
 
-_decode = msgspec.json.Decoder(_CostState).decode
-
-
-def read(line: bytes, session: str) -> Stated | None:
-    """Return what a record says of a session; None if it is another record, or not understood."""
+def stated(record: Record, session: str) -> Stated | None:
+    """Return what a record says of a session; None if it is another session's, or not understood."""
     try:
-        found = _decode(line)
-    except (msgspec.DecodeError, RecursionError):
+        sums = _decode(record.model_usage)
+    except msgspec.DecodeError:
         return None
-    if string(found.type) != "cost-state" or string(found.session_id) not in ("", session) or not found.model_usage:
+    if not sums or string(record.session_id) not in ("", session):
         return None
     billing = cached = 0
-    for sums in found.model_usage.values():
-        counts, _ = token_counts(map(plain, msgspec.structs.astuple(sums)))
+    for of_model in sums.values():
+        counts, _ = token_counts(map(plain, msgspec.structs.astuple(of_model)))
         billing += sum(counts[:2])
         cached += sum(counts[2:])
     return Stated(min(billing, MAX_TOKENS), min(billing + cached, MAX_TOKENS))
