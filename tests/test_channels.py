@@ -14,6 +14,7 @@ from fluxbudgetd.model import Balance, BudgetThreshold, Event, EventData, Run
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 from harness.bus import private_bus
+from harness.configuration import claude_directory
 from harness.daemon import Home, started, wait_for
 from harness.events import (
     EXCEEDED,
@@ -35,7 +36,7 @@ MINUTE = 60 * 1_000_000
 
 
 def settings(directory: Path) -> Settings:
-    return Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
+    return Settings(str(directory / "config.toml"), required=False, claude_dirs=claude_directory(directory))
 
 
 def a_run(accounts: Accounts, *, ended_at: int | None = None) -> RunAccount:

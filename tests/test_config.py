@@ -131,7 +131,7 @@ NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
         ),
         ("[runs]\nwarnpct = 1", f"runs.warnpct is not a key; allowed: {RUNS}"),
         ("[runs]\n'a b' = 1", f'runs."a b" is not a key; allowed: {RUNS}'),
-        ("run = 1", "run is not a key; allowed: channels, flux_drive, phases, runs, stages, warnings"),
+        ("run = 1", "run is not a key; allowed: channels, claude_dirs, flux_drive, phases, runs, stages, warnings"),
         ("runs = 1", f"runs is 1; allowed: a table with {RUNS}"),
         ("[[runs]]\nwarn_pct = 1", f"runs is an array; allowed: a table with {RUNS}"),
         ("[runs]\ncomplexity = 6", "runs.complexity is 6; allowed: 1 to 5"),

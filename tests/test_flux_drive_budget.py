@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fluxbudgetd.config import yaml_nodes
 from fluxbudgetd.config.flux_drive import ReactionBudget, ReviewBudget, installed_budget_file, load_review_budget
+from fluxbudgetd.config.locations import ClaudeDirectories
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ConfigError
 from fluxbudgetd.wire.text import shown_path
@@ -341,7 +342,7 @@ def test_settings_merge_the_files(tmp_path: Path) -> None:
     claude_dir, config = tmp_path / "claude", tmp_path / "config.toml"
     plugin = Path(installed(cache(claude_dir, "1.0")))
     plugin.write_text("min_agents: 4\n")
-    settings = Settings(str(config), required=False, claude_dir=str(claude_dir))
+    settings = Settings(str(config), required=False, claude_dirs=ClaudeDirectories(default=(str(claude_dir),)))
     settings.load_first()
 
     def review() -> ReviewBudget:

@@ -85,7 +85,7 @@ def test_every_directory_follows_the_environment() -> None:
     }
     texts = rendered(carried)
     values = [line.partition("=")[2] for text in texts.values() for line in text.splitlines() if line[:1] != "#"]
-    usual = (units.STATE, units.INTERBAND, units.INTERSTAT, units.RUNTIME)
+    usual = (units.STATE, units.INTERBAND, units.INTERSTAT, units.OTHER_INTERSTAT, units.RUNTIME)
     assert all(any(place in value for text in TEMPLATES.values() for value in text.splitlines()) for place in usual)
     assert not [value for value in values for place in usual if place in value]
     open_places = {
@@ -97,6 +97,14 @@ def test_every_directory_follows_the_environment() -> None:
     assert made >= moved
     assert settings(texts[SOCKET], "ListenStream") == ["/x/run/s.sock"]
     assert units.carried_in(units.File(path="", state=State.OURS, text=texts[SERVICE])) == carried
+
+
+def test_several_claude_directories_are_opened() -> None:
+    """Without the variable, the second one follows `$XDG_CONFIG_HOME`."""
+    texts = rendered({"CLAUDE_CONFIG_DIR": "/x/a b,/tmp/c", "XDG_CONFIG_HOME": "/d"})
+    assert {"-/x/a b/interstat", "-/tmp/c/interstat"} <= set(words_of(texts[SERVICE], "ReadWritePaths"))
+    assert settings(texts[SERVICE], "BindReadOnlyPaths") == ["-/tmp/c"]
+    assert "-/d/claude/interstat" in words_of(rendered({"XDG_CONFIG_HOME": "/d"})[SERVICE], "ReadWritePaths")
 
 
 def test_interstat_db_overrides_claude_config_dir() -> None:
@@ -117,14 +125,19 @@ def test_what_is_carried_over() -> None:
         "CLAUDE_CONFIG_DIR": "claude",
         "INTERSTAT_DB": "",
         "XDG_CONFIG_HOME": "relative, and so invalid",
+        "XDG_STATE_HOME": "relative",
         "XDG_RUNTIME_DIR": "/run/user/1",
         "FLUXBUDGET_SOCKET": "/run/user/1/fluxbudget/fluxbudgetd.sock",
         "HOME": "/home/u",
     }
     assert units.carried_over(environ, 1) == {"CLAUDE_CONFIG_DIR": f"{os.getcwd()}/claude"}
-    environ |= {"XDG_CONFIG_HOME": "/c", "FLUXBUDGET_SOCKET": "/run/user/1/s"}
+    environ |= {
+        "CLAUDE_CONFIG_DIR": " claude,~root/x ,/a/",
+        "XDG_CONFIG_HOME": "/c",
+        "FLUXBUDGET_SOCKET": "/run/user/1/s",
+    }
     assert units.carried_over(environ, 1) == {
-        "CLAUDE_CONFIG_DIR": f"{os.getcwd()}/claude",
+        "CLAUDE_CONFIG_DIR": f"{os.getcwd()}/claude,{os.path.expanduser('~root')}/x,/a",
         "XDG_CONFIG_HOME": "/c",
         "FLUXBUDGET_SOCKET": "/run/user/1/s",
     }

@@ -14,7 +14,7 @@ from fluxbudgetd.config.reading import file_stamp
 from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import ConfigError
-from harness.configuration import CALIBRATION
+from harness.configuration import CALIBRATION, claude_directory
 from harness.daemon import wait_for
 
 
@@ -24,7 +24,9 @@ class Live:
     def __init__(self, directory: Path, *, required: bool = False) -> None:
         self.config = directory / "config.toml"
         self.calibration = directory / "calibration.json"
-        self.settings = Settings(str(self.config), required=required, claude_dir=str(directory / "claude"))
+        self.settings = Settings(
+            str(self.config), required=required, claude_dirs=claude_directory(directory / "claude")
+        )
 
     def refresh(self, *, force: bool = False) -> list[str]:
         """Refresh; return what was logged."""

@@ -17,7 +17,7 @@ def taken(claude_dir: Path, *lines: bytes) -> tuple[list[Copy], TranscriptFile]:
     """Return what is read of a session that consists of these lines."""
     writer = Transcript(claude_dir, SESSION)
     writer.line(b"".join(lines))
-    reading = TranscriptSource(str(claude_dir)).read(SESSION)
+    reading = TranscriptSource([str(claude_dir)]).read(SESSION)
     assert reading.status.state == "ok"
     assert not reading.more
     (file,) = reading.files
@@ -187,7 +187,7 @@ def test_lines_whose_usage_cannot_be_read_are_counted(claude_dir: Path, line: by
     assert size(copy) == 3
     assert (file.skipped, file.anomalies) == (1, 0)
     note = f"{file.path}: 1 lines could not be read"
-    reading = TranscriptSource(str(claude_dir)).read(SESSION)
+    reading = TranscriptSource([str(claude_dir)]).read(SESSION)
     assert reading.status.notes == reading.losses.unread == (note,)
 
 
@@ -414,7 +414,7 @@ def test_placeholders_are_lines_of_a_model_that_are_not_final(claude_dir: Path) 
     _, file = taken(claude_dir, encoded(final), encoded(quoted))
     assert file.placeholders == "2.0.2"
     assert harvest(encoded(quoted), placeholders="2.0.3").placeholders == "2.0.3"
-    (sentence,) = TranscriptSource(str(claude_dir)).read(SESSION).losses.placeholders
+    (sentence,) = TranscriptSource([str(claude_dir)]).read(SESSION).losses.placeholders
     assert sentence.startswith(f"{file.path}: Claude Code 2.0.2 ")
 
 

@@ -82,7 +82,7 @@ PERMISSIONS = """
 import json, os, sys
 from fluxbudgetd.sources.transcripts import TranscriptSource
 claude, session, *places = sys.argv[1:]
-source = TranscriptSource(claude)
+source = TranscriptSource([claude])
 def read(what):
     changed = source.changed(session)
     reading = source.read(session)

@@ -100,10 +100,10 @@ def test_every_limit_and_path_has_a_comment(unit: Path) -> None:
 
 
 def test_writable_paths_are_created() -> None:
-    """The socket's unit creates the directories that the service may write to."""
+    """The socket's unit creates the directories that the service may write to, but no second Claude directory."""
     (opened,) = re.findall(r"^ReadWritePaths=(.*)$", SERVICE.read_text(), re.MULTILINE)
     (made,) = re.findall(r"^ExecStartPre=-/bin/mkdir -p (.*)$", SOCKET.read_text(), re.MULTILINE)
-    assert opened.replace("-%h", "%h").split() == ["%t/fluxbudget", *made.split()]
+    assert opened.replace("-%h", "%h").split() == ["%t/fluxbudget", *made.split(), "%h/.config/claude/interstat"]
 
 
 def test_installer_finds_the_line_that_it_replaces() -> None:

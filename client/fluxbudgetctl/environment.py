@@ -3,7 +3,9 @@
 import os
 import stat
 
-from fluxbudgetd.wire.paths import socket_path
+from fluxbudgetctl.failure import Failure
+from fluxbudgetd.wire import codes
+from fluxbudgetd.wire.paths import NoHomeError, socket_path
 from fluxbudgetd.wire.text import fold
 
 _SESSIONS = ("CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
@@ -12,8 +14,11 @@ _LARGEST_LOCK = 16 * 1024
 
 
 def socket() -> str:
-    """Return the path of the daemon's socket."""
-    return socket_path(os.environ, os.geteuid())
+    """Return the path of the daemon's socket; raises `Failure` if nothing says where it is."""
+    try:
+        return socket_path(os.environ, os.geteuid())
+    except NoHomeError as exc:
+        raise Failure(str(exc), exc.hint, codes.BAD_CONFIG) from exc
 
 
 def recorded_socket(path: str) -> str | None:

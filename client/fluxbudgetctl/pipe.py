@@ -100,8 +100,9 @@ def run(call: Call) -> "Answer | Failure | None":
 
     A failure is returned, not raised, so that its class is only imported if there is one.
     """
-    path = _socket_path()
+    path = ""
     try:
+        path = _socket_path()
         return _ask(call, path)
     except (OSError, EOFError, ValueError, Unanswered) as exc:
         from fluxbudgetctl.unanswered import failure_from  # noqa: PLC0415  only for failures
@@ -131,9 +132,14 @@ def _socket_path() -> str:
     plain = chosen or (f"{runtime}/fluxbudget/fluxbudgetd.sock" if runtime else "")
     if plain.startswith("/") and "//" not in plain and "/." not in plain and not plain.endswith("/"):
         return plain
-    from fluxbudgetctl import environment  # noqa: PLC0415  imports os
+    import os  # noqa: PLC0415  see above
 
-    return environment.socket()
+    from fluxbudgetd.wire.paths import NoHomeError, socket_path  # noqa: PLC0415  imports os
+
+    try:
+        return socket_path(os.environ, os.geteuid())
+    except NoHomeError as exc:
+        raise Unanswered({"code": "bad_config", "message": str(exc), "hint": exc.hint}) from exc
 
 
 def _ask(call: Call, path: str) -> Answer | None:

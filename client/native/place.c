@@ -50,7 +50,7 @@ bool usual_place(struct sockaddr_un *place)
     if (runtime != NULL)
         return set_path(place, runtime, strlen(runtime), "/fluxbudget/fluxbudgetd.sock");
     home = variable("HOME");
-    return home != NULL && set_path(place, home, strlen(home), "/.local/state/fluxbudget/run/fluxbudgetd.sock");
+    return home != NULL && home[0] == '/' && set_path(place, home, strlen(home), "/.local/state/fluxbudget/run/fluxbudgetd.sock");
 }
 
 bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded)

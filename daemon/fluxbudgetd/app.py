@@ -129,7 +129,7 @@ async def _serve(
     host = HostEnvironment(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
     service = Service(
         InterstatSource(locations.interstat_db, is_chosen=locations.interstat_db_is_chosen),
-        TranscriptSource(locations.claude_dir),
+        TranscriptSource(settings.claude_dirs, are_chosen=settings.claude_dirs_are_chosen),
         ledger,
         newest,
         settings,

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import msgspec
 
 import fluxbudgetd.lean  # noqa: F401  first: it keeps rich out
 from fluxbudgetd import __version__, app, log
 from fluxbudgetd.config.check import check
-from fluxbudgetd.config.locations import Locations, locate
+from fluxbudgetd.config.locations import Locations, interstat_database, locate
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.config.template import template
 from fluxbudgetd.errors import ConfigError, FluxError, StartError
@@ -57,13 +59,17 @@ def parser() -> argparse.ArgumentParser:
         "--interstat-db",
         type=_path,
         metavar="FILE",
-        help="interstat's database (default: $INTERSTAT_DB, else interstat/metrics.db in the Claude directory)",
+        help="interstat's database (default: $INTERSTAT_DB, else interstat/metrics.db in the first Claude directory "
+        "that has one)",
     )
     program.add_argument(
         "--claude-dir",
         type=_path,
+        action="append",
+        dest="claude_dirs",
         metavar="DIR",
-        help="Claude's directory (default: $CLAUDE_CONFIG_DIR, else ~/.claude)",
+        help="a directory of Claude Code's; may be repeated (default: claude_dirs in the configuration, else "
+        "$CLAUDE_CONFIG_DIR, else ~/.claude and claude in $XDG_CONFIG_HOME or ~/.config)",
     )
     program.add_argument(
         "--config",
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser().parse_args(argv))
     only_check, only_print = arguments.pop("check_config"), arguments.pop("print_config")
     if only_check:
-        return _check(locate(os.environ, os.geteuid(), **arguments))
+        return _check(arguments)
     if only_print:
         return _print_template()
     # When a library crashes, the stacks of all threads go to stderr.
@@ -134,7 +140,7 @@ def _open_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: Sequence[int]) -> int:
+def _serve(arguments: Mapping[str, Any], manager: Manager, descriptors: Sequence[int]) -> int:
     """Serve; return the exit code."""
     listener = None
     # The user often fixes the cause right away.
@@ -144,8 +150,12 @@ def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: S
         try:
             listener = listener or passed_listener(descriptors)
             locations = _locate(arguments, listener)
-            settings = Settings(locations.config, required=locations.config_is_chosen, claude_dir=locations.claude_dir)
+            settings = Settings(
+                locations.config, required=locations.config_is_chosen, claude_dirs=locations.claude_dirs
+            )
             settings.load_first()
+            database = locations.interstat_db or interstat_database(settings.claude_dirs)
+            locations = msgspec.structs.replace(locations, interstat_db=database)
             app.run(locations, settings, manager, listener)
         except FluxError as exc:
             if listener is not None:
@@ -157,7 +167,7 @@ def _serve(arguments: Mapping[str, str | None], manager: Manager, descriptors: S
             return codes.OK
 
 
-def _locate(arguments: Mapping[str, str | None], passed: Listener | None) -> Locations:
+def _locate(arguments: Mapping[str, Any], passed: Listener | None) -> Locations:
     """Return the locations; a passed socket replaces the default one. Raise `StartError` if --socket differs."""
     located = locate(os.environ, os.geteuid(), **arguments)
     if passed is None or passed.path == located.socket:
@@ -177,7 +187,12 @@ def _exit_code(error: FluxError) -> int:
     return codes.BAD_CONFIG if isinstance(error, ConfigError) else codes.INTERNAL
 
 
-def _check(locations: Locations) -> int:
+def _check(arguments: Mapping[str, Any]) -> int:
+    try:
+        locations = locate(os.environ, os.geteuid(), **arguments)
+    except ConfigError as exc:
+        _print_error(exc)
+        return codes.BAD_CONFIG
     code = codes.OK
     for line, error in check(locations):
         if error is not None:

@@ -52,6 +52,7 @@ class Service:
         self._clock = clock
         self.ledger = ledger
         self.settings = settings
+        self._transcripts = transcripts
         self._writer = writer = LedgerWriter()
         self.accounts = accounts = Accounts(self._on_account_change)
         self.totals = totals = Totals(
@@ -189,6 +190,7 @@ class Service:
             self._on_settings_changed()
 
     def _on_settings_changed(self) -> None:
+        self._transcripts.configure(self.settings.claude_dirs, are_chosen=self.settings.claude_dirs_are_chosen)
         for account in self.accounts.active():
             self.thresholds.evaluate(account)
         self.retry_channels()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from fluxbudgetd.config.locations import ClaudeDirectories
 from fluxbudgetd.errors import ConfigError
 
 #: The shipped config.toml.
@@ -23,6 +24,11 @@ CALIBRATION = {
     "agents": {"fd-safety": SAMPLE},
     "slicing": {"multiplier": 0.4, "median": 0.41, "sliced_runs": 12, "full_runs": 30, "was": 0.5},
 }  # fmt: skip
+
+
+def claude_directory(path: Path) -> ClaudeDirectories:
+    """Return Claude Code's directories: this one, which need not exist."""
+    return ClaudeDirectories(default=(str(path),))
 
 
 def wrong(load: Callable[[], object], path: Path) -> str:

@@ -15,6 +15,7 @@ from fluxbudgetd.model import Reading
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
+from harness.configuration import claude_directory
 
 
 class HangingSource(InterstatSource):
@@ -59,8 +60,8 @@ async def service_over(
     newest = NewestEvents()
     ledger, _ = await open_ledger(str(directory), newest.add)
     source = HangingSource(str(directory / "metrics.db"))
-    settings = Settings(str(directory / "config.toml"), required=False, claude_dir=str(directory))
-    service = Service(source, TranscriptSource(str(directory)), ledger, newest, settings, clock=clock)
+    settings = Settings(str(directory / "config.toml"), required=False, claude_dirs=claude_directory(directory))
+    service = Service(source, TranscriptSource([str(directory)]), ledger, newest, settings, clock=clock)
     await service.load()
     try:
         async with anyio.create_task_group() as tasks:

@@ -23,7 +23,7 @@ class Reader:
     def __init__(self, claude_dir: Path, session: str = SESSION) -> None:
         self.claude_dir = claude_dir
         self.session = session
-        self.source = TranscriptSource(str(claude_dir))
+        self.source = TranscriptSource([str(claude_dir)])
         self.all = Responses()
         self.files: tuple[TranscriptFile, ...] = ()
         self.received = 0
@@ -60,7 +60,7 @@ class Reader:
     def restart(self) -> None:
         """Continue as another process would, with the positions that were kept."""
         files = msgspec.msgpack.decode(msgspec.msgpack.encode(self.files), type=tuple[TranscriptFile, ...])
-        self.source = TranscriptSource(str(self.claude_dir))
+        self.source = TranscriptSource([str(self.claude_dir)])
         self.source.restore(self.session, files)
 
     @property

@@ -27,12 +27,15 @@ CARRIED = (
     "XDG_STATE_HOME",
 )
 #: The directories that the daemon writes to, as the templates write them.
-STATE, INTERBAND, INTERSTAT, RUNTIME = (
+STATE, INTERBAND, INTERSTAT, OTHER_INTERSTAT, RUNTIME = (
     "%h/.local/state/fluxbudget",
     "%h/.interband",
     "%h/.claude/interstat",
+    "%h/.config/claude/interstat",
     "%t/fluxbudget",
 )
+# Relative values of these are invalid, as the XDG specification says.
+_XDG = ("XDG_CONFIG_HOME", "XDG_STATE_HOME")
 _PATHS = ("ReadWritePaths=", "ReadOnlyPaths=", "BindPaths=", "BindReadOnlyPaths=")
 _COMMANDS = ("ExecStartPre=", "ExecStartPost=", "ExecStopPost=")
 # PrivateTmp= hides these from the service.
@@ -111,11 +114,10 @@ def render(
 def carried_over(environ: Mapping[str, str], uid: int) -> dict[str, str]:
     """Return the variables of an environment that the daemon needs, as absolute paths.
 
-    A relative `$XDG_CONFIG_HOME` is invalid and is ignored. A `$FLUXBUDGET_SOCKET` that is the default is left out.
+    A relative XDG variable is invalid and is ignored. A `$FLUXBUDGET_SOCKET` that is the default is left out.
+    `$CLAUDE_CONFIG_DIR` may name several directories.
     """
-    found = {name: os.path.abspath(environ[name]) for name in CARRIED if environ.get(name)}
-    if not environ.get("XDG_CONFIG_HOME", "").startswith("/"):
-        found.pop("XDG_CONFIG_HOME", None)
+    found = {name: _absolute(name, environ[name]) for name in _given(environ)}
     without = {name: value for name, value in environ.items() if name != "FLUXBUDGET_SOCKET"}
     if found.get("FLUXBUDGET_SOCKET") == socket_path(without, uid):
         del found["FLUXBUDGET_SOCKET"]
@@ -130,15 +132,30 @@ def carried_in(service: File) -> dict[str, str]:
 
 def kept(installed: File, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that an installed service sets and this environment does not."""
-    named = {name for name in CARRIED if environ.get(name)}
-    if not environ.get("XDG_CONFIG_HOME", "").startswith("/"):
-        named.discard("XDG_CONFIG_HOME")
+    named = _given(environ)
     return {name: value for name, value in carried_in(installed).items() if name not in named}
+
+
+def _absolute(name: str, value: str) -> str:
+    """Return a variable's value with absolute paths, as the daemon understands it."""
+    if name == "CLAUDE_CONFIG_DIR":
+        return ",".join(os.path.abspath(os.path.expanduser(path)) for path in _listed(value))
+    return os.path.abspath(value if name == "FLUXBUDGET_SOCKET" else os.path.expanduser(value))
+
+
+def _listed(directories: str) -> list[str]:
+    return [path.strip() for path in directories.split(",") if path.strip()]
+
+
+def _given(environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the variables that are set and valid."""
+    return [name for name in CARRIED if environ.get(name) and (name not in _XDG or environ[name].startswith("/"))]
 
 
 def state_directory(carried: Mapping[str, str], home: str) -> str:
     """Return the directory of the ledger for a daemon with these variables."""
-    return _places(carried).get(STATE, os.path.join(home, ".local", "state", "fluxbudget"))
+    (found,) = _places(carried).get(STATE, [os.path.join(home, ".local", "state", "fluxbudget")])
+    return found
 
 
 def listen_path(socket: File, runtime: str) -> str | None:
@@ -188,46 +205,56 @@ def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a FIFO would wait for a writer
 
 
-def _places(carried: Mapping[str, str]) -> dict[str, str]:
-    """Return the directories that differ from the template: the template's text → the path."""
-    found: dict[str, str] = {}
+def _places(carried: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the directories that differ from the template: the template's text → the paths."""
+    found: dict[str, list[str]] = {}
     if state := carried.get("XDG_STATE_HOME"):
-        found[STATE] = os.path.join(state, "fluxbudget")
+        found[STATE] = [os.path.join(state, "fluxbudget")]
     if interband := carried.get("INTERBAND_ROOT"):
-        found[INTERBAND] = interband
+        found[INTERBAND] = [interband]
     if database := carried.get("INTERSTAT_DB"):
-        found[INTERSTAT] = os.path.dirname(database)
-    elif claude := carried.get("CLAUDE_CONFIG_DIR"):
-        found[INTERSTAT] = os.path.join(claude, "interstat")
+        found |= {INTERSTAT: [os.path.dirname(database)], OTHER_INTERSTAT: []}
+    elif claude := _listed(carried.get("CLAUDE_CONFIG_DIR", "")):
+        found |= {INTERSTAT: [os.path.join(path, "interstat") for path in claude], OTHER_INTERSTAT: []}
+    elif config := carried.get("XDG_CONFIG_HOME"):
+        found[OTHER_INTERSTAT] = [os.path.join(config, "claude", "interstat")]
     if chosen := carried.get("FLUXBUDGET_SOCKET"):
-        found[RUNTIME] = os.path.dirname(chosen)
+        found[RUNTIME] = [os.path.dirname(chosen)]
     return found
 
 
-def _moved(text: str, places: Mapping[str, str]) -> str:
+def _moved(text: str, places: Mapping[str, Sequence[str]]) -> str:
     """Return a template with the actual directories."""
     return "".join(_moved_line(line, places) for line in text.splitlines(keepends=True))
 
 
-def _moved_line(line: str, places: Mapping[str, str]) -> str:
+def _moved_line(line: str, places: Mapping[str, Sequence[str]]) -> str:
     if not line.startswith((*_PATHS, *_COMMANDS)):
         return line
     key, _, value = line.partition("=")
-    for template, path in places.items():
+    for template, paths in places.items():
         quote = quoting.argument if line.startswith(_COMMANDS) else quoting.word
         value = re.sub(
             rf"(?<!\S)([-+]*){re.escape(template)}(?!\S)",
-            lambda found, path=path, quote=quote: quote(found[1] + path),  # type: ignore[misc]
+            lambda found, paths=paths, quote=quote: " ".join(  # type: ignore[misc]
+                quote(found[1] + path) for path in paths
+            ),
             value,
         )
-    return f"{key}={value}"
+    return f"{key}={value.rstrip()}\n"
 
 
-def _tmp_bindings(places: Mapping[str, str], carried: Mapping[str, str], code: Sequence[str]) -> list[str]:
+def _tmp_bindings(places: Mapping[str, Sequence[str]], carried: Mapping[str, str], code: Sequence[str]) -> list[str]:
     """Return the settings that show the service what it needs from /tmp, since it has a private /tmp."""
-    read = [*code, *(carried[name] for name in ("CLAUDE_CONFIG_DIR", "XDG_CONFIG_HOME") if name in carried)]
-    shown = [f"BindReadOnlyPaths={_bound(path)}" for path in read if path.startswith(_HIDDEN)]
-    return shown + [f"BindPaths={_bound(path)}" for path in places.values() if path.startswith(_HIDDEN)]
+    config = [carried[name] for name in ("XDG_CONFIG_HOME",) if name in carried]
+    claude = _listed(carried.get("CLAUDE_CONFIG_DIR", ""))
+    shown = [f"BindReadOnlyPaths={_bound(path)}" for path in (*code, *claude, *config) if _is_hidden(path)]
+    written = (path for paths in places.values() for path in paths)
+    return shown + [f"BindPaths={_bound(path)}" for path in written if _is_hidden(path)]
+
+
+def _is_hidden(path: str) -> bool:
+    return path.startswith(_HIDDEN)
 
 
 def _bound(path: str) -> str:

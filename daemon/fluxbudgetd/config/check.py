@@ -33,12 +33,13 @@ def check(locations: Locations) -> Iterator[Checked]:
     calibration = calibration_path(locations.config)
     yield _tried(calibration, partial(load_calibration, calibration))[1]
     chosen = (config or Config()).flux_drive.budget_file
+    directories = locations.claude_dirs.used((config or Config()).claude_dirs)
     try:
-        found = budget_file(chosen, locations.claude_dir)
+        found = budget_file(chosen, directories)
     except ConfigError as exc:
         yield Checked("", exc)
         return
-    path = os.path.join(locations.claude_dir, IN_CACHE) if found is None else found
+    path = os.path.join(directories[0], IN_CACHE) if found is None else found
     yield _tried(path, partial(load_review_budget, found, None))[1]
 
 

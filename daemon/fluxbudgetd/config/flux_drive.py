@@ -6,7 +6,7 @@ Each is laid over the previous one, key by key.
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -102,13 +102,13 @@ def load_review_budget(
     return review
 
 
-def budget_file(chosen: str, claude_dir: str) -> str | None:
+def budget_file(chosen: str, claude_dirs: Sequence[str]) -> str | None:
     """Return the chosen file (which may start with `~/`), else the installed plugin's, if there is one.
 
     Raises `ConfigError` if the chosen file does not exist. Blocks.
     """
     if not chosen:
-        return installed_budget_file(claude_dir)
+        return next(filter(None, map(installed_budget_file, claude_dirs)), None)
     path = os.path.expanduser(chosen)
     if not os.path.lexists(path):
         raise ConfigError(
@@ -119,7 +119,7 @@ def budget_file(chosen: str, claude_dir: str) -> str | None:
 
 
 def installed_budget_file(claude_dir: str) -> str | None:
-    """Return the path of the installed plugin's budget file, or None.
+    """Return the path of the budget file of the plugin that is installed in a Claude directory, or None.
 
     Claude's list of installed plugins is often stale; then the newest version in its cache is used. Blocks.
     """

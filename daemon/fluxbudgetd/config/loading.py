@@ -1,16 +1,20 @@
 """Read and check config.toml."""
 
+import os
 import re
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from fluxbudgetd.config.checking import checked, overlay
+from fluxbudgetd.config.locations import expanded
 from fluxbudgetd.config.reading import read_text
 from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.shown import Dialect, shortened, shown_file
 from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.wire.paths import NoHomeError, home_directory
 from fluxbudgetd.wire.text import one_line
 
 _TOML = Dialect(text="a string", mapping="a table", sequence="an array", nothing="nothing")
@@ -32,7 +36,20 @@ def load_config(path: str, *, required: bool) -> Config:
             "create it ('fluxbudgetd --print-config' prints the defaults), or leave out --config",
         )
     data = overlay(msgspec.to_builtins(Config()), {} if text is None else _parsed(text, path))
-    return checked(data, Config, path, _TOML, "write an allowed value, or remove the key to get the default")
+    config = checked(data, Config, path, _TOML, "write an allowed value, or remove the key to get the default")
+    return msgspec.structs.replace(config, claude_dirs=_expanded(config.claude_dirs, path))
+
+
+def _expanded(directories: Sequence[str], path: str) -> tuple[str, ...]:
+    if not any(directory.startswith("~") for directory in directories):
+        return tuple(directories)
+    try:
+        home = home_directory(os.environ, os.geteuid())
+        return tuple(expanded(directory, home) for directory in directories)
+    except ConfigError as exc:
+        raise ConfigError(f"{shown_file(path)}: claude_dirs: {exc.message}", exc.hint) from exc
+    except NoHomeError as exc:
+        raise ConfigError(f"{shown_file(path)}: claude_dirs: {exc}", exc.hint) from exc
 
 
 def _parsed(text: str, path: str) -> dict[str, Any]:

@@ -32,6 +32,10 @@ Directory = Annotated[
         description="an absolute path, one that begins with ~/, or nothing for the default",
     ),
 ]
+ClaudeDirectory = Annotated[
+    str,
+    Meta(pattern=r"^[/~][^\x00]*\Z", description="an absolute path, or one that begins with ~/ or ~user/"),
+]
 BudgetFile = Annotated[
     str,
     Meta(
@@ -201,12 +205,19 @@ class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of config.toml."""
 
+    claude_dirs: Annotated[
+        tuple[ClaudeDirectory, ...], Meta(max_length=64, description="up to 64 different directories")
+    ] = ()
+    """Claude Code's directories; empty: `$CLAUDE_CONFIG_DIR`, else the defaults."""
     runs: RunDefaults = RunDefaults()
     phases: PhaseEstimates = PhaseEstimates()
     stages: Stages = Stages()
     warnings: Warnings = Warnings()
     channels: Channels = Channels()
     flux_drive: FluxDrive = FluxDrive()
+
+    def __post_init__(self) -> None:
+        _require_different("claude_dirs", self.claude_dirs, "up to 64 different directories")
 
     @property
     def thresholds(self) -> tuple[Threshold, ...]:

@@ -14,6 +14,7 @@ import structlog
 from fluxbudgetd.config.calibration import Calibration, load_calibration
 from fluxbudgetd.config.flux_drive import ReviewBudget, budget_file, load_review_budget
 from fluxbudgetd.config.loading import load_config
+from fluxbudgetd.config.locations import ClaudeDirectories
 from fluxbudgetd.config.reading import FileStamp, file_stamp
 from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.shown import shown_file
@@ -43,11 +44,11 @@ def calibration_path(config_path: str) -> str:
 class Settings:
     """config.toml and calibration.json: their last good contents, and their current faults."""
 
-    def __init__(self, config_path: str, *, required: bool, claude_dir: str) -> None:
+    def __init__(self, config_path: str, *, required: bool, claude_dirs: ClaudeDirectories) -> None:
         self.config_path = config_path
         self.calibration_path = calibration_path(config_path)
         self._changed: anyio.Event | None = None
-        self._claude_dir = claude_dir
+        self._claude_dirs = claude_dirs
         self._config = _WatchedFile(config_path, partial(load_config, config_path, required=required), Config())
         self._calibration: _WatchedFile[Calibration | None] = _WatchedFile(
             self.calibration_path, partial(load_calibration, self.calibration_path), None
@@ -61,6 +62,16 @@ class Settings:
     def config(self) -> Config:
         """Return the last good configuration."""
         return self._config.value
+
+    @property
+    def claude_dirs(self) -> tuple[str, ...]:
+        """Return Claude Code's directories."""
+        return self._claude_dirs.used(self.config.claude_dirs)
+
+    @property
+    def claude_dirs_are_chosen(self) -> bool:
+        """Return True if the user has named them, so that they must exist."""
+        return bool(self._claude_dirs.chosen(self.config.claude_dirs))
 
     @property
     def calibration(self) -> Calibration | None:
@@ -133,7 +144,9 @@ class Settings:
             )
         try:
             return load_review_budget(
-                budget_file(config.flux_drive.budget_file, self._claude_dir), project_dir, slicing
+                budget_file(config.flux_drive.budget_file, self._claude_dirs.used(config.claude_dirs)),
+                project_dir,
+                slicing,
             )
         finally:
             self._reviewing.release()

@@ -1,5 +1,6 @@
 """The ledger: the daemon's own SQLite file, one attribute for each kind of thing that is stored."""
 
+from fluxbudgetd.ledger.claude_dirs import StoredClaudeDirectories
 from fluxbudgetd.ledger.database import Database
 from fluxbudgetd.ledger.deliveries import StoredDeliveries
 from fluxbudgetd.ledger.events import StoredEvents
@@ -18,6 +19,7 @@ class Ledger:
         self.runs = StoredRuns(database)
         self.usage = StoredUsage(database)
         self.transcripts = StoredTranscripts(database)
+        self.claude_dirs = StoredClaudeDirectories(database)
         self.events = StoredEvents(database)
         self.reviews = StoredReviews(database)
         self.reservations = StoredReservations(database)

@@ -14,16 +14,17 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
 
-from fluxbudgetd.errors import BadInputError
+from fluxbudgetd.errors import BadInputError, LedgerError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Copy, Losses, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
 from fluxbudgetd.policy.responses import Delta, Known, merge, records
-from fluxbudgetd.sources.transcripts import TranscriptSource
+from fluxbudgetd.sources.transcripts import Problem, TranscriptSource, claude_directory
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals.unsaved import Unsaved
 
@@ -31,6 +32,7 @@ from fluxbudgetd.totals.unsaved import Unsaved
 NAME = "transcripts"
 
 _MOST_NOTES = 10
+_MOST_HEARD_OF = 1000
 #: How often the directories are searched for more files of a session, which may move to another project.
 SEARCH_SECONDS = 5.0
 _BACKGROUND_SEARCH_SECONDS = 60.0
@@ -69,6 +71,9 @@ class TranscriptStore:
         self._kept: dict[str, frozenset[int]] = {}
         # When each session was read last, in monotonic seconds. A session is missing until `_resume` restores it.
         self._read_at: dict[str, float] = {}
+        # The Claude directories that are in the ledger, and those that hooks have named.
+        self._saved_directories: tuple[str, ...] = ()
+        self._heard_of: set[str] = set()
         # The sessions that are in the ledger.
         self._saved: set[str] = set()
         # The sessions whose transcripts also hold usage that counts for another session.
@@ -82,9 +87,11 @@ class TranscriptStore:
         self._change_lock = anyio.Lock()
 
     async def load(self) -> None:
-        """Read which sessions are in the ledger; raises `LedgerError`."""
+        """Read which sessions and Claude directories are in the ledger; raises `LedgerError`."""
         self._saved, self._sharing = await self._ledger.transcripts.sessions()
         self._born = await self._ledger.transcripts.last_born() + 1
+        self._saved_directories = await self._ledger.claude_dirs.all()
+        self._source.learn(self._saved_directories)
 
     @property
     def status(self) -> SourceStatus:
@@ -147,15 +154,38 @@ class TranscriptStore:
             self.losses.pop(session, None)
             self._kept.pop(session, None)
 
-    async def name(self, session: str, path: str) -> None:
-        """Set the path of a session's transcript; raises `BadInputError` for a path outside Claude's directory."""
+    async def name(self, session: str, path: str, *, even_if_refused: bool = False) -> None:
+        """Set the path of a session's transcript; raises `BadInputError` for a path that may not be followed.
+
+        With `even_if_refused`, the session's readings report that it is not followed.
+        """
         await self._resume(session)
-        real = await anyio.to_thread.run_sync(
-            self._source.name, session, path, abandon_on_cancel=True, limiter=self._limiter
-        )
+        call = partial(self._source.name, session, path, even_if_refused=even_if_refused)
+        real = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
         # Saved even if the file does not exist yet, so that it is found after a restart, too.
         async with self._change_lock:
             self._unsaved.add_files(session, [TranscriptFile(_NAMED, real, 0, 0, 0, b"", "")])
+
+    def is_news(self, path: str) -> bool:
+        """Return True if no hook has named a transcript in the same Claude directory before."""
+        directory = claude_directory(path)
+        return directory is not None and directory not in self._heard_of
+
+    async def learn_from(self, path: str) -> None:
+        """Search the Claude directory of a transcript that a hook has named from now on, if it is the user's."""
+        directory = claude_directory(path)
+        if directory is None:
+            return
+        await anyio.to_thread.run_sync(self._source.learn_from, path, abandon_on_cancel=True, limiter=self._limiter)
+        if len(self._heard_of) >= _MOST_HEARD_OF:
+            self._heard_of.clear()
+        self._heard_of.add(directory)
+        with suppress(LedgerError):  # saved with the next usage
+            await self._save_directories()
+
+    async def problems(self) -> tuple[Problem, ...]:
+        """Return what is wrong with Claude Code's directories."""
+        return await anyio.to_thread.run_sync(self._source.problems, abandon_on_cancel=True, limiter=self._limiter)
 
     @contextmanager
     def reading(self, session: str) -> Iterator[None]:
@@ -240,7 +270,7 @@ class TranscriptStore:
     @property
     def has_unsaved(self) -> bool:
         """Return True if something must be written to the ledger."""
-        return bool(self._unsaved)
+        return bool(self._unsaved) or self._saved_directories != self._source.learned
 
     async def save(self) -> None:
         """Write what is unsaved to the ledger. On `LedgerError` it stays unsaved."""
@@ -248,6 +278,7 @@ class TranscriptStore:
             saving = self._saving = self._unsaved
             self._unsaved = Unsaved()
         try:
+            await self._save_directories()
             await self._ledger.transcripts.save(await off_loop(len(saving), saving.changes))
         except BaseException:  # shutdown cancels this; the writer then flushes the rest
             with anyio.CancelScope(shield=True):
@@ -259,6 +290,12 @@ class TranscriptStore:
         finally:
             self._saving = Unsaved()
 
+    async def _save_directories(self) -> None:
+        learned = self._source.learned
+        if learned != self._saved_directories:
+            await self._ledger.claude_dirs.replace(learned)
+            self._saved_directories = learned
+
     async def _resume(self, session: str) -> None:
         """Restore a session's positions from the ledger, once; raises `LedgerError`."""
         if session in self._read_at:
@@ -268,10 +305,9 @@ class TranscriptStore:
         self._source.restore(session, files)
         for file in rows:
             if file.number == _NAMED:
-                with suppress(BadInputError):  # it now leads elsewhere
-                    await anyio.to_thread.run_sync(
-                        self._source.name, session, file.path, abandon_on_cancel=True, limiter=self._limiter
-                    )
+                call = partial(self._source.name, session, file.path, even_if_refused=True)
+                with suppress(BadInputError):
+                    await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
         self.files[session] = files
         self._read_at[session] = -math.inf
 

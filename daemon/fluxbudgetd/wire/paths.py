@@ -11,12 +11,40 @@ if TYPE_CHECKING:
 SOCKET_NAME = "fluxbudgetd.sock"
 
 
+class NoHomeError(LookupError):
+    """Nothing says where the user's home directory is."""
+
+    hint = "set HOME to an absolute path"
+
+    def __init__(self, uid: int) -> None:
+        super().__init__(f"no home directory: HOME is not set, and the password database has no entry for uid {uid}")
+
+
+def home_directory(environ: Mapping[str, str], uid: int) -> str:
+    """Return a user's home directory: `$HOME` if it is absolute, else that of the password database.
+
+    Raises `NoHomeError`.
+    """
+    home = environ.get("HOME", "")
+    if home.startswith("/"):
+        return home
+    import pwd  # noqa: PLC0415  rarely needed, and the client imports this module
+
+    try:
+        home = pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        home = ""
+    if not home.startswith("/"):
+        raise NoHomeError(uid)
+    return home
+
+
 def socket_path(environ: Mapping[str, str], uid: int) -> str:
     """Return the socket's path for a user.
 
     `$FLUXBUDGET_SOCKET`, else `$XDG_RUNTIME_DIR/fluxbudget/fluxbudgetd.sock`; without XDG_RUNTIME_DIR,
     `/run/user/UID` if that directory exists, else `~/.local/state/fluxbudget/run`: never /tmp. (The daemon refuses a
-    directory that others can write to.)
+    directory that others can write to.) Raises `NoHomeError`.
     """
     if chosen := environ.get("FLUXBUDGET_SOCKET"):
         try:
@@ -30,5 +58,4 @@ def socket_path(environ: Mapping[str, str], uid: int) -> str:
         is_usable = os.path.isdir(runtime)
     if is_usable:
         return os.path.join(runtime, "fluxbudget", SOCKET_NAME)
-    home = environ.get("HOME") or os.path.expanduser("~")
-    return os.path.join(home, ".local", "state", "fluxbudget", "run", SOCKET_NAME)
+    return os.path.join(home_directory(environ, uid), ".local", "state", "fluxbudget", "run", SOCKET_NAME)

@@ -42,6 +42,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         *_state_findings(service, directory, await _ledger_fault(service, deadline)),
         *_source_findings(sources),
         *_environment_findings(),
+        *await _place_findings(service, deadline),
         *_session_findings(service, sessions),
         *_silent_findings(service, followed),
         *await _kept_findings(service, sessions, deadline),
@@ -100,6 +101,13 @@ async def _ledger_fault(service: Service, deadline: float) -> wire.Finding | Non
             return wire.Finding(what=exc.message, hint=exc.hint)
         return None
     return wire.Finding(what="the ledger does not answer", hint="check its disk, and which programs use the file")
+
+
+async def _place_findings(service: Service, deadline: float) -> list[wire.Finding]:
+    """Return what is wrong with Claude Code's directories."""
+    with anyio.CancelScope(deadline=deadline):
+        return [wire.Finding(what=what, hint=hint) for what, hint in await service.totals.transcripts.problems()]
+    return [wire.Finding(what="Claude Code's directories could not be checked in time", hint="give more --timeout")]
 
 
 def _state_findings(

@@ -1,5 +1,8 @@
 """One call of a hook: its input, its session, and the run that the session works for."""
 
+from contextlib import suppress
+
+import anyio
 import msgspec
 
 from fluxbudgetd.errors import BadInputError, NoRunError
@@ -32,6 +35,18 @@ class HookCall(msgspec.Struct, frozen=True):
     def hints(self) -> wire.Hints:
         """Return what the environment and the input say about the run."""
         return merged_hints(self.request.hints, self.hook_input)
+
+    @property
+    def is_news(self) -> bool:
+        """Return True if the input may name a transcript in a Claude directory that is not known yet."""
+        transcript = self.hook_input.transcript
+        return transcript is not None and self.service.totals.transcripts.is_news(transcript)
+
+    async def learn(self) -> None:
+        """Search the Claude directory of the transcript from now on, even if the session has no run yet."""
+        if self.hook_input.transcript is not None:
+            with suppress(BadInputError), anyio.CancelScope(deadline=self.deadline):
+                await self.service.totals.transcripts.learn_from(self.hook_input.transcript)
 
     async def find_run(self) -> RunAccount | None:
         """Return the active run that the session works for, or would join; None if there is none, or several."""
@@ -73,8 +88,13 @@ class HookCall(msgspec.Struct, frozen=True):
         try:
             await lifecycle.attach(self.session, account, self.deadline, self.hook_input.transcript)
         except BadInputError:
-            # The transcript's path may not be followed: attach the session without it.
+            # The transcript may not be followed. Attach the session without it; its run says so.
             await lifecycle.attach(self.session, account, self.deadline)
+            if self.hook_input.transcript is not None:
+                with suppress(BadInputError), anyio.CancelScope(deadline=self.deadline):
+                    await self.service.totals.transcripts.name(
+                        self.session, self.hook_input.transcript, even_if_refused=True
+                    )
 
     def _last_attachment(self) -> Attachment | None:
         known = self.service.accounts.sessions.get(self.session)

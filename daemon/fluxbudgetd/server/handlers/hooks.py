@@ -43,7 +43,13 @@ def _handle(context: Context, request: wire.Hook, hook_input: HookInput) -> Hook
         return wire.HookAnswer()
     if hook_input.event not in _WITHOUT_RESPONSE:
         context.service.accounts.note_active(hook_input.session, now_micros())
-    return handler(HookCall(context, request, hook_input, hook_input.session, deadline_of(request)))
+    call = HookCall(context, request, hook_input, hook_input.session, deadline_of(request))
+    return _after_learning(handler, call) if call.is_news else handler(call)
+
+
+async def _after_learning(handler: Callable[[HookCall], Awaitable[HookAnswer]], call: HookCall) -> HookAnswer:
+    await call.learn()
+    return await handler(call)
 
 
 async def _session_start(call: HookCall) -> HookAnswer:

@@ -94,7 +94,7 @@ def read_new(path: str, known: ReadFile, limit: int, session: str, clock: Callab
             scanned,
             _mark(fd, lines.end) if scanned else b"",
             lines.has_usage if scanned else False,
-            stamps.stamp_of(info) if lines.end == info.st_size else stamps.UNSETTLED,
+            stamps.file_stamp(info) if lines.end == info.st_size else stamps.UNSETTLED,
             known.meta,
         )
         return NewPart(now, lines.harvest.copies, lines.end - start, lines.end == stop < info.st_size)

@@ -33,6 +33,15 @@ def session_name(session: str) -> str | None:
     return os.fsdecode(raw)
 
 
+def claude_directory(path: str) -> str | None:
+    """Return the Claude directory of a transcript `<directory>/projects/<project>/<session>.jsonl`, or None."""
+    above, _, file = path.rpartition("/")
+    above, _, project = above.rpartition("/")
+    root, _, projects = above.rpartition("/")
+    is_plain = root.startswith("/") and not {"", ".", ".."} & {*root.split("/")[1:], project}
+    return root if is_plain and projects == "projects" and file.endswith(SUFFIX) else None
+
+
 def is_sub_agents(name: str) -> bool:
     """Return True if a file of this name is a sub-agent's transcript."""
     return name.startswith(_AGENT) and name.endswith(SUFFIX)

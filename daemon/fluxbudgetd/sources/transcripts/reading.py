@@ -10,6 +10,7 @@ import msgspec
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.model import Copy, TranscriptFile, TranscriptReading
 from fluxbudgetd.sources.transcripts import names, statuses
+from fluxbudgetd.sources.transcripts.access import describe
 from fluxbudgetd.sources.transcripts.files import (
     NewPart,
     NotRegularError,
@@ -18,8 +19,9 @@ from fluxbudgetd.sources.transcripts.files import (
     read_new,
     unread_file,
 )
+from fluxbudgetd.sources.transcripts.places import Places
 from fluxbudgetd.sources.transcripts.stamps import MISSING, UNSETTLED, PathStamp, stamp
-from fluxbudgetd.sources.transcripts.survey import Survey, describe
+from fluxbudgetd.sources.transcripts.survey import Survey
 from fluxbudgetd.wire.text import fold, unfold
 
 #: A reading covers at most this many new bytes, so that answers do not wait for a session's whole history.
@@ -52,28 +54,34 @@ def restored_session(named: str | None, files: Iterable[TranscriptFile]) -> Know
 
 
 def read_session(
-    root: str, session: str, before: KnownSession, clock: Callable[[], int] = now_micros
+    places: Places, session: str, before: KnownSession, clock: Callable[[], int] = now_micros
 ) -> tuple[KnownSession, TranscriptReading]:
     """Read what is new in a session's files; never raises because of what they are or contain.
 
     `clock` returns the time, in microseconds since the epoch.
     """
-    return _Reading(root, session, before, clock).read()
+    return _Reading(places, session, before, clock).read()
 
 
 class _Reading:
-    def __init__(self, root: str, session: str, before: KnownSession, clock: Callable[[], int]) -> None:
-        self._root = root
+    def __init__(self, places: Places, session: str, before: KnownSession, clock: Callable[[], int]) -> None:
+        self._places = places
         self._session = session
         self._before = before
         self._clock = clock
         self._files = dict(before.files)
         self._gone = list(before.gone)
         self._numbers = itertools.count(1 + max((file.number for file in self._all_files()), default=0))
-        self._survey = Survey(root)
+        self._survey = Survey(places)
         self._survey.search(session, before.named, {path: known.file.agent for path, known in self._files.items()})
         self._stamps = self._survey.stamps
         self._faults = self._survey.faults
+        # The paths of files that are no longer there, by device and inode.
+        self._missing: dict[tuple[int, ...], str] = {
+            (known.file.dev, known.file.ino): path
+            for path, known in self._files.items()
+            if known.file.offset and path not in self._survey.files
+        }
         self._copies: list[Copy] = []
         self._left = MAX_BYTES
         self._more = False
@@ -90,7 +98,7 @@ class _Reading:
             copies=tuple(self._copies),
             files=files,
             more=self._more,
-            status=statuses.status_of(self._root, self._session, self._survey, files),
+            status=statuses.status_of(self._places.shown, self._session, self._survey, files),
             losses=statuses.losses_of(self._survey, files),
             kept=self._kept(),
         )
@@ -129,14 +137,13 @@ class _Reading:
 
     def _moved(self, path: str) -> ReadFile | None:
         """Return a known file that was moved to this path."""
-        inode = self._stamps[path][:2]
-        for before, known in self._files.items():
-            if known.file.offset and (known.file.dev, known.file.ino) == inode and before not in self._survey.files:
-                del self._files[before]
-                moved = msgspec.structs.replace(known.file, path=fold(os.fsencode(path)))
-                self._files[path] = known._replace(file=moved)
-                return self._files[path]
-        return None
+        before = self._missing.pop(self._stamps[path][:2], None)
+        if before is None:
+            return None
+        known = self._files.pop(before)
+        moved = msgspec.structs.replace(known.file, path=fold(os.fsencode(path)))
+        self._files[path] = known._replace(file=moved)
+        return self._files[path]
 
     def _unread(self, path: str, agent: str, meta: PathStamp) -> ReadFile:
         return ReadFile(unread_file(next(self._numbers), path, agent), meta=meta)

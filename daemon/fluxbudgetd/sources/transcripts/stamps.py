@@ -14,7 +14,10 @@ UNSETTLED: PathStamp = (-1,)
 
 # File times have the granularity of a clock tick: a directory listed this soon after a change may change again within
 # the same tick.
-_RACY_NANOSECONDS = 50_000_000
+_TICK_NANOSECONDS = 50_000_000
+# Some file systems keep whole seconds, and FAT only even ones.
+_COARSE_NANOSECONDS = 2_000_000_000 + _TICK_NANOSECONDS
+_SECOND = 1_000_000_000
 
 
 def stamp_of(result: os.stat_result) -> PathStamp:
@@ -35,7 +38,29 @@ def stamp(path: str) -> PathStamp:
 def directory_stamp(path: str) -> PathStamp:
     """Return the stamp of a directory that is about to be listed; `UNSETTLED` if it has just changed."""
     now = time.time_ns()
-    current = stamp(path)
-    if len(current) > 1 and abs(now - current[-1]) < _RACY_NANOSECONDS:
-        return UNSETTLED
-    return current
+    return settled(stamp(path), now)
+
+
+def settled(current: PathStamp, now: int) -> PathStamp:
+    """Return a directory's stamp, or `UNSETTLED` if a later change might not change it.
+
+    `now` is the time before the stamp was taken, in nanoseconds.
+    """
+    if len(current) <= 1:
+        return current
+    window = _COARSE_NANOSECONDS if _is_coarse(current) else _TICK_NANOSECONDS
+    return UNSETTLED if abs(now - current[-1]) < window else current
+
+
+def file_stamp(result: os.stat_result) -> PathStamp:
+    """Return the stamp of a file that is about to be read; `UNSETTLED` if a later change might not change it.
+
+    Appending changes the size. Only rewriting a file in place, with a time in whole seconds, could go unnoticed.
+    """
+    current = stamp_of(result)
+    return settled(current, time.time_ns()) if _is_coarse(current) else current
+
+
+def _is_coarse(current: PathStamp) -> bool:
+    """Return True if the time may come from a file system that keeps whole seconds."""
+    return current[-1] % _SECOND == 0

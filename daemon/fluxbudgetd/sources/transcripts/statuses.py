@@ -3,20 +3,20 @@
 from collections.abc import Iterable, Sequence
 
 from fluxbudgetd.model import Losses, SourceState, SourceStatus, TranscriptFile
-from fluxbudgetd.sources.transcripts.survey import Survey, projects_directory
-from fluxbudgetd.wire.text import shown_path
+from fluxbudgetd.sources.transcripts.survey import Survey
 
 NAME = "transcripts"
 
 _HINTS: dict[SourceState, str] = {
-    "absent": "Claude Code writes it with the session's first line; another place: --claude-dir or $CLAUDE_CONFIG_DIR",
+    "absent": "Claude Code writes it with the session's first line; if it is in another directory, use --claude-dir or "
+    "claude_dirs in config.toml",
     "unreadable": "check its permissions and type; the session's other files are still read",
 }
 # At most this many items are listed in a message.
 _LISTED = 5
 
 
-def status_of(root: str, session: str, survey: Survey, files: Sequence[TranscriptFile]) -> SourceStatus:
+def status_of(shown: str, session: str, survey: Survey, files: Sequence[TranscriptFile]) -> SourceStatus:
     """Return the status: unreadable if any file is, absent if there are no files."""
     state: SourceState = "ok"
     detail = ""
@@ -26,11 +26,11 @@ def status_of(root: str, session: str, survey: Survey, files: Sequence[Transcrip
         state, detail = "absent", f"there is no transcript of session {session}"
     return SourceStatus(
         name=NAME,
-        path=shown_path(projects_directory(root)),
+        path=shown,
         state=state,
         detail=detail,
         hint=_HINTS.get(state, ""),
-        notes=(*_listed(tuple(survey.notes)), *_listed(_unread(files)), *_listed(_invalid(files))),
+        notes=(*_listed((*survey.unfollowed, *survey.notes)), *_listed(_unread(files)), *_listed(_invalid(files))),
     )
 
 
@@ -38,7 +38,7 @@ def losses_of(survey: Survey, files: Sequence[TranscriptFile]) -> Losses:
     """Return what the files do not tell."""
     return Losses(
         unread=tuple(_listed(_unread(files))),
-        unfollowed=tuple(_listed((*survey.faults, *survey.notes))),
+        unfollowed=tuple(_listed((*survey.faults, *survey.unfollowed))),
         placeholders=tuple(_listed(_placeholders(files))),
     )
 
