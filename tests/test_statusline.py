@@ -55,14 +55,15 @@ def elsewhere(home: Home, **fields: object) -> str:
 
 
 def test_line_is_fresh_and_has_reservations(home: Home, daemon: Daemon) -> None:
-    started(home, session="s1", token_budget=250_000)
+    started(home, session="s1", whole=True, token_budget=250_000)
     writer = Transcript(home.root / "claude", "s1")
+    long_ago = "2026-02-20T17:05:55.000Z"  # too old for a forecast
     assert line(home, given={"session_id": "s1"}) == "brainstorm ░░░░░░░░ 0/250k 0%"
-    writer.response("m1", tokens=(208_000, 0, 0, 0))
+    writer.response("m1", tokens=(208_000, 0, 0, 0), at=long_ago)
     assert line(home, given={"session_id": "s1"}) == "brainstorm ██████▋░ 208k/250k 83%"
     Claude(home).launch()
     assert line(home, given={"session_id": "s1"}) == "brainstorm ██████▋░ 208k/250k 83% (+40k reserved)"
-    writer.response("m2", tokens=(50_000, 0, 0, 0))
+    writer.response("m2", tokens=(50_000, 0, 0, 0), at=long_ago)
     assert line(home, given={"session_id": "s1"}).endswith("100% (+40k reserved) · over by 8k") is False
     assert line(home, given={"session_id": "s1"}).endswith("103% (+40k reserved) · over by 8k")
 
