@@ -54,12 +54,13 @@ def test_whole_records_count(line: bytes, expected: int, is_lossy: bool) -> None
     assert (sum(map(size, found.copies)), found.skipped) == (expected, int(is_lossy))
 
 
-@pytest.mark.parametrize("cut", [1, 20, 60])
-def test_quoted_line_of_a_cut_record_does_not_count_as_the_sessions_own(cut: int) -> None:
+@pytest.mark.parametrize("end", [b',"normalizedMessages"', b'essages":', b',"agentId"', b',"toolUseID"', b"}\n"])
+def test_quoted_line_of_a_cut_record_does_not_count_as_the_sessions_own(end: bytes) -> None:
     quoted = assistant_line(SESSION, tokens=(7, 0, 0, 0))
     del quoted["sessionId"]
-    line = encoded(progress_line(SESSION, "a", quoted)).rstrip()
-    found = harvest(line[:-cut], line[:-cut] + RECORD)
+    line = encoded(progress_line(SESSION, "a", quoted))
+    cut = line[: line.rindex(end)]
+    found = harvest(cut, cut + RECORD)
     assert ([size(copy) for copy in found.copies], found.skipped) == ([5], 2)
 
 
