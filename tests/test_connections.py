@@ -1,10 +1,9 @@
 """A connection moves between callbacks and tasks, and the client cannot tell."""
 
 import random
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from structlog.testing import capture_logs
 
 from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.requests import Handler, TrackedAnswer
-from fluxbudgetd.server.server import Server
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import encode_frame
 from harness.daemon import PATIENCE, Wire
+from harness.server import served
 
 #: Requests with an odd number are answered later.
 ODD = 1
@@ -47,20 +46,6 @@ def received(wire: Wire) -> int:
     answer = messages.decode_answer(wire.receive())
     assert isinstance(answer, messages.PingAnswer), answer
     return answer.pid
-
-
-@asynccontextmanager
-async def served(path: Path, handler: Handler = now_or_later, limits: Limits = Limits()) -> AsyncIterator[Server]:  # noqa: B008  it is frozen
-    server = Server(handler, limits)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-        listening.setblocking(False)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, listening)
-            with anyio.fail_after(PATIENCE):
-                yield server
-            tasks.cancel_scope.cancel()
 
 
 def run(
@@ -202,7 +187,7 @@ def test_many_requests_at_once(tmp_path: Path) -> None:
     """100 idle connections get requests before any is answered, and some are closed. The others get their answers."""
 
     async def body() -> None:
-        async with served(tmp_path / "s") as server:
+        async with served(tmp_path / "s", now_or_later) as server:
             with ExitStack() as stack:
                 wires = [stack.enter_context(Wire(tmp_path / "s")) for _ in range(100)]
                 for wire in wires:

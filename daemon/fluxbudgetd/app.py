@@ -144,7 +144,9 @@ async def _serve(
         endpoint_fault=lambda: endpoint.fault,
     )
 
-    server = Server(lambda request: handle(context, request), Limits(connections=_allow_connections()))
+    server = Server(
+        lambda request: handle(context, request), Limits(connections=_allow_connections()), service.totals.turn
+    )
     supervision = Supervision(manager, service)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(service.serve)

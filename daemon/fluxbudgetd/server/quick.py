@@ -11,14 +11,16 @@ Each callback answers one request of each connection that has sent one, or accep
 first request of each. A peer that sends many requests at once waits its turn like the others.
 
 All idle connections share one epoll object, which the event loop watches. A callback therefore knows which of them have
-sent a request, answers these, and only then sends the answers: a program with several connections is then woken once,
-not once per answer. A reader of the event loop for each connection would also cost more.
+sent a request. It receives these requests, handles them together, so that they share one look at the sources, and only
+then sends the answers: a program with several connections is then woken once, not once per answer. A reader of the
+event loop for each connection would also cost more.
 """
 
 import asyncio
 import select
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 
 from fluxbudgetd import errors
 from fluxbudgetd.server.draining import Draining
@@ -102,6 +104,7 @@ class Acceptor:
 class QuickConnections:
     """The connections without a task.
 
+    Requests that arrive together are handled in one block of `turn`, which begins after the last of them was received.
     `on_waiting` is called when a connection has to wait for something, and owns it until it passes it to `start` again.
     `on_closed` is called after a connection was closed here.
     """
@@ -109,11 +112,13 @@ class QuickConnections:
     def __init__(
         self,
         responder: Responder,
+        turn: AbstractContextManager[object],
         draining: Draining,
         on_waiting: Callable[[Peer, Waiting], None],
         on_closed: Callable[[], None],
     ) -> None:
         self._responder = responder
+        self._turn = turn
         self._draining = draining
         self._on_waiting = on_waiting
         self._on_closed = on_closed
@@ -161,29 +166,27 @@ class QuickConnections:
             epoll.close()
 
     def _serve_ready(self, epoll: select.epoll) -> None:
-        """Answer a request of each idle connection that has sent one, and send the answers at the end."""
-        answers = []
+        """Receive a request of each idle connection that has sent one, then answer them all, then send the answers."""
+        received = []
         for fd, _ in epoll.poll(0, _ANSWER_AT_ONCE):
             peer = self._idle.get(fd)
-            if peer is not None and (answer := self._answer(peer)) is not None:
-                answers.append((peer, answer))
-        for peer, answer in answers:
-            self._send(peer, answer)
+            if peer is not None and (message := self._receive(peer)) is not None:
+                received.append((peer, message))
+        with self._turn:
+            responses = [(peer, self._responder.respond(message)) for peer, message in received]
+        for peer, response in responses:
+            self._finish(peer, response)
 
     def _serve(self, peer: Peer) -> None:
         """Answer the connection's next request if it has arrived."""
-        answer = self._answer(peer)
-        if answer is not None:
-            self._send(peer, answer)
+        message = self._receive(peer)
+        if message is not None:
+            self._finish(peer, self._responder.respond(message))
 
-    def _answer(self, peer: Peer) -> bytes | None:
-        """Return what to send to the peer now; None if there is nothing to send."""
+    def _receive(self, peer: Peer) -> bytes | None:
+        """Return the connection's next request; None if it has not arrived as a whole."""
         try:
             message = _next_message(peer)
-            waiting = None if message is None else self._responder.respond(message)
-            if isinstance(waiting, bytes):
-                return waiting
-            self._wait(peer, waiting)
         except BlockingIOError:
             if self._draining.is_over(was_answered=peer.was_answered):
                 self._close(peer)
@@ -196,7 +199,18 @@ class QuickConnections:
         except Exception as exc:  # noqa: BLE001  a defect affects only its own connection
             log.failure("connection failed", exc)
             self._close(peer)
+        else:
+            if message is None:
+                self._wait(peer, None)
+            return message
         return None
+
+    def _finish(self, peer: Peer, response: Response | Awaitable[Response]) -> None:
+        """Send a response, or have the connection wait for it."""
+        if isinstance(response, bytes):
+            self._send(peer, response)
+        else:
+            self._wait(peer, response)
 
     def _send(self, peer: Peer, answer: bytes) -> None:
         """Send an answer; a connection whose peer does not take all of it has to wait."""

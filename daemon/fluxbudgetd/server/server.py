@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import AbstractContextManager, nullcontext
 
 import anyio
 import anyio.abc
@@ -19,15 +20,23 @@ log = LimitedLog()
 
 
 class Server:
-    """Serves a listening socket until cancelled. A connection has a task only while it waits for something."""
+    """Serves a listening socket until cancelled. A connection has a task only while it waits for something.
 
-    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
+    Requests that arrive together are handled in one block of `turn`, which may be entered again and again.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits | None = None,
+        turn: AbstractContextManager[object] = nullcontext(),  # noqa: B008  it has no state
+    ) -> None:
         self._limits = limits = limits or Limits()
         self._draining = Draining()
         unsent = ByteCount(limits)
         responder = Responder(handler, limits, unsent)
         self._shared = Shared(responder, limits, self._draining, ByteCount(limits), unsent)
-        self._quick = QuickConnections(responder, self._draining, self._start_task, self._on_closed)
+        self._quick = QuickConnections(responder, turn, self._draining, self._start_task, self._on_closed)
         self._acceptor = Acceptor(self._add, self._quick.close_idle)
         self._tasks: anyio.abc.TaskGroup | None = None
         # The connections that have a task.

@@ -10,6 +10,7 @@ Numbers carry a `Stamp`, a point in the histories of both sources:
 
 A run is fresh if its stamp is at least the required stamp, in both parts, and its sums include what was read. A
 question fixes the required stamps when it begins, so its answer includes everything that was written before it.
+Questions that arrived together share one look at the sources (`Turn`).
 
 A run is stale only because of a source that its own sessions count by. interstat is optional: a session whose
 transcripts hold usage does not need it. A file without rows (absent, empty) is missed only by a session that had rows
@@ -31,6 +32,7 @@ from fluxbudgetd.totals.account import NEVER, RunAccount, SessionAccount, Stamp,
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.totals.interstat_reader import InterstatReader
 from fluxbudgetd.totals.transcript_store import TranscriptStore
+from fluxbudgetd.totals.turn import Turn
 
 #: Run id → required stamp. A missing run has no requirement.
 Required = Mapping[str, Stamp]
@@ -55,6 +57,7 @@ class Freshness:
         interstat: InterstatReader,
         transcripts: TranscriptStore,
         writer: LedgerWriter,
+        turn: Turn,
         clock: Callable[[], int],
     ) -> None:
         self._accounts = accounts
@@ -62,6 +65,7 @@ class Freshness:
         self._interstat_name = interstat.status.name
         self._transcripts = transcripts
         self._writer = writer
+        self._turn = turn
         self._clock = clock
         self._generation = 0
         # Run id → required generation.
@@ -78,7 +82,7 @@ class Freshness:
 
         In the background, new transcripts of a session are searched for less often.
         """
-        epoch, now = self._interstat.epoch(), self._clock()
+        epoch, now = self._epoch(), self._clock()
         required: dict[str, Stamp] = {}
         for account in accounts:
             if runs.is_followed(account.run, now):
@@ -162,7 +166,7 @@ class Freshness:
 
     def unknown_as_of(self) -> tuple[int, int]:
         """Return interstat's epoch and the accounts' version, as of which a session's lack of a run stays valid."""
-        return self._interstat.epoch(), self._accounts.version
+        return self._epoch(), self._accounts.version
 
     def note_unknown(self, name: str, seen: tuple[int, int]) -> None:
         """Record that a session had no run as of `unknown_as_of()`."""
@@ -170,7 +174,13 @@ class Freshness:
             del self._unknown[next(iter(self._unknown))]
         self._unknown[name] = seen
 
+    def _epoch(self) -> int:
+        return self._turn.once(self._interstat, self._interstat.epoch)
+
     def _required_generation(self, account: RunAccount, in_background: bool) -> int:
+        return self._turn.once(account.run.id, lambda: self._compared_generation(account, in_background))
+
+    def _compared_generation(self, account: RunAccount, in_background: bool) -> int:
         if self._may_have_changed(account, in_background):
             self._generation += 1
             self._required[account.run.id] = self._generation

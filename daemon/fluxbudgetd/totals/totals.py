@@ -33,6 +33,7 @@ from fluxbudgetd.totals.saver import UsageSaver
 from fluxbudgetd.totals.source_states import SourceStates
 from fluxbudgetd.totals.tallier import Tallier
 from fluxbudgetd.totals.transcript_store import TranscriptStore
+from fluxbudgetd.totals.turn import Turn
 from fluxbudgetd.wire.messages import Hints
 
 
@@ -85,7 +86,9 @@ class Totals:
         self.instances = Instances(self.transcripts)
         rows = RowStore(source.status.name, ledger)
         self.tallier = Tallier(accounts, rows, self.transcripts, self.instances, writer, clock)
-        self.freshness = Freshness(accounts, self.interstat, self.transcripts, writer, clock)
+        #: Requests that are handled in one block of it share one look at the sources.
+        self.turn = Turn()
+        self.freshness = Freshness(accounts, self.interstat, self.transcripts, writer, self.turn, clock)
         statuses = (self.interstat.status, self.transcripts.status)
         self._states = SourceStates(statuses, ledger, clock, on_source_change)
         self.refresher = Refresher(
