@@ -56,28 +56,24 @@ async def answers(wires: list[Wire]) -> list[messages.AnyAnswer | messages.Error
     return [messages.decode_answer(await anyio.to_thread.run_sync(wire.receive)) for wire in wires]
 
 
-def test_question_is_asked_once_in_each_block() -> None:
-    turn, asked = Turn(), []
-
-    def ask() -> int:
-        asked.append(1)
-        return len(asked)
-
-    assert [turn.once("a", ask), turn.once("a", ask)] == [1, 2]
-    for number in (3, 5):
+def test_question_is_first_once_in_each_block() -> None:
+    turn = Turn()
+    assert [turn.is_first("a"), turn.is_first("a")] == [True, True]
+    for _ in range(2):
         with turn:
-            assert [turn.once("a", ask), turn.once("b", ask), turn.once("a", ask)] == [number, number + 1, number]
-    assert turn.once("a", ask) == len(asked)
+            assert [turn.is_first(question) for question in "abab"] == [True, True, False, False]
+    assert [turn.is_first("a"), turn.is_first("a")] == [True, True]
 
 
 def test_block_that_fails_leaves_nothing_behind() -> None:
-    def fail() -> int:
+    def fail() -> None:
+        turn.is_first("a")
         raise ValueError("a defect")
 
     turn = Turn()
     with pytest.raises(ValueError, match="a defect"), turn:
-        turn.once("a", lambda: turn.once("b", lambda: 1) and fail())
-    assert turn.once("b", lambda: 2) == 2
+        fail()
+    assert [turn.is_first("a"), turn.is_first("a")] == [True, True]
 
 
 def test_requests_that_arrive_together_are_all_received_before_one_is_handled(tmp_path: Path) -> None:
@@ -136,12 +132,12 @@ def test_questions_that_arrive_together_miss_nothing(tmp_path: Path) -> None:
 
 def test_sources_are_looked_at_once_in_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
-        async with service_over(tmp_path) as (service, source):
+        async with service_over(tmp_path) as (service, _source):
             for run in RUNS:
                 start = messages.RunStart(id=run, project_dir="/p", session=run)
                 await service.lifecycle.start(start, within(PATIENCE))
-            epochs, compared = Counted(source.epoch), Counted(service.totals.transcripts.changed)
-            monkeypatch.setattr(source, "epoch", epochs)
+            epochs, compared = Counted(service.totals.interstat.epoch), Counted(service.totals.transcripts.changed)
+            monkeypatch.setattr(service.totals.interstat, "epoch", epochs)
             monkeypatch.setattr(service.totals.transcripts, "changed", compared)
             with service.totals.turn:
                 for run in RUNS * 2:

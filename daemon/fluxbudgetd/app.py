@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Never
 
 import anyio
@@ -144,9 +145,7 @@ async def _serve(
         endpoint_fault=lambda: endpoint.fault,
     )
 
-    server = Server(
-        lambda request: handle(context, request), Limits(connections=_allow_connections()), service.totals.turn
-    )
+    server = Server(partial(handle, context), Limits(connections=_allow_connections()), service.totals.turn)
     supervision = Supervision(manager, service)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(service.serve)

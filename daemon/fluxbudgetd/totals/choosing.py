@@ -26,13 +26,12 @@ class RunChooser:
 
     def find(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount:
         """Return the run that a request means; raises `NoRunError`."""
-        for value, lookup, what in (
-            (run, self._accounts.runs.get, "with id"),
-            (scope, self._by_scope, "with scope"),
-            (session, self._accounts.run_of_session, "with session"),
-        ):
-            if value is not None:
-                return _require(lookup(value), what, value)
+        if run is not None:
+            return _require(self._accounts.runs.get(run), "with id", run)
+        if scope is not None:
+            return _require(self._by_scope(scope), "with scope", scope)
+        if session is not None:
+            return _require(self._accounts.run_of_session(session), "with session", session)
         if hints.run is not None:
             named = _require(self._accounts.runs.get(hints.run), "with id ($FLUXBUDGET_RUN)", hints.run)
             return self._moved_on(named, hints)

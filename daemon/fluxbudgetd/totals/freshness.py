@@ -40,6 +40,7 @@ Required = Mapping[str, Stamp]
 NOTHING: Required = {}
 
 _ANY = Stamp(NEVER, 0)
+_UNREADABLE = Sums.UNREADABLE
 # Comparing this many files takes half a millisecond. With more, a question leaves the comparison to the next batch.
 _MOST_PATHS = 256
 # An interstat database in these states has no rows.
@@ -67,6 +68,7 @@ class Freshness:
         self._writer = writer
         self._turn = turn
         self._clock = clock
+        self._last_epoch = NEVER
         self._generation = 0
         # Run id → required generation.
         self._required: dict[str, int] = {}
@@ -75,17 +77,18 @@ class Freshness:
 
     def is_followed(self, account: RunAccount) -> bool:
         """Return True if a run's sources are read: it is active, or ended within 48 hours."""
-        return runs.is_followed(account.run, self._clock())
+        # Only an ended run needs the time.
+        return account.run.ended_at is None or runs.is_followed(account.run, self._clock())
 
     def required(self, accounts: Iterable[RunAccount], *, in_background: bool = False) -> Required:
         """Return what the numbers of these runs must show to be fresh as of this call.
 
         In the background, new transcripts of a session are searched for less often.
         """
-        epoch, now = self._epoch(), self._clock()
+        epoch = self._epoch()
         required: dict[str, Stamp] = {}
         for account in accounts:
-            if runs.is_followed(account.run, now):
+            if self.is_followed(account):
                 required[account.run.id] = Stamp(epoch, self._required_generation(account, in_background))
         return required
 
@@ -175,26 +178,22 @@ class Freshness:
         self._unknown[name] = seen
 
     def _epoch(self) -> int:
-        return self._turn.once(self._interstat, self._interstat.epoch)
+        if self._turn.is_first(self._interstat):
+            self._last_epoch = self._interstat.epoch()
+        return self._last_epoch
 
     def _required_generation(self, account: RunAccount, in_background: bool) -> int:
-        return self._turn.once(account.run.id, lambda: self._compared_generation(account, in_background))
-
-    def _compared_generation(self, account: RunAccount, in_background: bool) -> int:
-        if self._may_have_changed(account, in_background):
+        run = account.run.id
+        if self._turn.is_first(run) and self._may_have_changed(account, in_background):
             self._generation += 1
-            self._required[account.run.id] = self._generation
-        return self._required.get(account.run.id, 0)
+            self._required[run] = self._generation
+        return self._required.get(run, 0)
 
     def _may_have_changed(self, account: RunAccount, in_background: bool) -> bool:
-        # Loops, because the usual run has one session, for which a generator takes longer than the comparison.
         transcripts, paths = self._transcripts, 0
         for name in account.sessions:
             paths += transcripts.path_count(name)
-        if paths > _MOST_PATHS:
-            return True
-        for name in account.sessions:  # noqa: SIM110  see above
-            if transcripts.changed(name, in_background=in_background):
+            if paths > _MOST_PATHS or transcripts.changed(name, in_background=in_background):
                 return True
         return False
 
@@ -234,7 +233,7 @@ def _changed(transcripts: TranscriptStore, sessions: Iterable[str]) -> set[str]:
 
 def _has_unreadable_sums(account: RunAccount) -> bool:
     for session in account.sessions.values():  # noqa: SIM110  a generator takes three times as long
-        if session.sums is Sums.UNREADABLE:
+        if session.sums is _UNREADABLE:
             return True
     return False
 

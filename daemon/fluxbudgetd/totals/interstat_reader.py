@@ -24,6 +24,8 @@ class InterstatReader:
 
     def __init__(self, source: InterstatSource, has_active: Callable[[], bool]) -> None:
         self._source = source
+        #: Returns a number that grows whenever a commit may have landed. A read that begins now includes all of them.
+        self.epoch = source.epoch
         self._has_active = has_active
         self._limiter = anyio.CapacityLimiter(1)
         self._reading_since: float | None = None
@@ -46,10 +48,6 @@ class InterstatReader:
         if since is not None and anyio.current_time() - since > _SLOW_SECONDS:
             return self._source.slow()
         return self._source.status
-
-    def epoch(self) -> int:
-        """Return a number that grows whenever a commit may have landed. A read that begins now includes all of them."""
-        return self._source.epoch()
 
     async def read(self, wanted: Mapping[str, int | None], scopes: Iterable[str]) -> Reading:
         """Return these sessions' rows, and those of every session that names one of the scopes.

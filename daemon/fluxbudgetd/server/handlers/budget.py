@@ -13,13 +13,13 @@ from fluxbudgetd.wire import messages as wire
 
 def remaining(context: Context, request: wire.Remaining) -> wire.RemainingAnswer | Awaitable[wire.RemainingAnswer]:
     """Return what is left of a run's budget."""
-    standing = _standing_now(context, request)
+    standing = context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
     return _remaining_later(context, request) if standing is None else _remaining(standing)
 
 
 def check(context: Context, request: wire.Check) -> wire.CheckAnswer | Awaitable[wire.CheckAnswer]:
     """Check whether the run may go on. A refusal, and an override that was needed, are recorded as events."""
-    standing = _standing_now(context, request)
+    standing = context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
     if standing is None:
         return _check_later(context, request)
     verdict = policy.checked(standing.run, standing.balance, request.override)
@@ -49,11 +49,6 @@ async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer
         note=done.verdict.note,
         spend=answers.spend(standing),
     )
-
-
-def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
-    """Return the run's standing if it is known without waiting."""
-    return context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
 
 
 async def _remaining_later(context: Context, request: wire.Remaining) -> wire.RemainingAnswer:

@@ -129,7 +129,8 @@ class Link:
     def was_opened_for_writing(self) -> bool:
         """Return True if an immutable file was opened for writing; discard what was read."""
         try:
-            return signature(self._path) != self._signature or os.path.lexists(self._wal)
+            # `access` creates no exception for a missing file, so it takes half the time of `stat`.
+            return signature(self._path) != self._signature or os.access(self._wal, os.F_OK)
         except OSError:
             return True
 
