@@ -31,7 +31,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONLY_IN = {
     "aiosqlite": {"ledger"},
     "argparse": {"cli"},
-    "asyncio": {"notify", "server"},
+    "asyncio": {"lean", "notify", "server"},
     "ctypes": {"inotify"},
     "dbus_fast": {"notify"},
     "socket": {"server", "systemd"},

@@ -11,6 +11,9 @@ These calls are allowed, because each takes microseconds:
 
 import os
 
+import fluxbudgetd.lean  # noqa: F401  first, as in the daemon
+
+# isort: split
 from blockbuster import BlockBuster
 
 from fluxbudgetd.cli import main
