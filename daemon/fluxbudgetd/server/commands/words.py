@@ -105,18 +105,19 @@ def _flags(words: Iterable[bytes]) -> tuple[str, dict[str, str]]:
 
 
 def _hints(cwd: bytes | None, variables: Mapping[str, bytes]) -> wire.Hints:
-    sessions = (_variable(variables, name) for name in ("CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID"))
+    sessions = _variable(variables, "CLAUDE_CODE_SESSION_ID"), _variable(variables, "CLAUDE_SESSION_ID")
     return wire.Hints(
         run=_variable(variables, "FLUXBUDGET_RUN"),
         scope=_variable(variables, "CLAVAIN_BEAD_ID"),
-        sessions=tuple(session for session in sessions if session),
+        sessions=tuple(session for session in sessions if session is not None),
         cwd=None if cwd is None else _text(cwd),
     )
 
 
 def _variable(variables: Mapping[str, bytes], name: str) -> str | None:
     """Return a variable's value; None if it is unset or empty."""
-    return _text(variables.get(name, b"")) or None
+    value = variables.get(name)
+    return _text(value) if value else None
 
 
 def _text(raw: bytes) -> str:
@@ -140,7 +141,9 @@ def _width(text: str) -> int:
 
 
 def _columns(variables: Mapping[str, bytes]) -> int | None:
+    if not variables.get("COLUMNS"):
+        return None
     try:
-        return _width(_text(variables.get("COLUMNS", b"")))
+        return _width(_text(variables["COLUMNS"]))
     except ValueError:
         return None
