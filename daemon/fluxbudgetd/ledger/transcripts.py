@@ -31,11 +31,12 @@ SELECT resolved.identity, {_RESPONSE} FROM resolved JOIN responses USING (key)
 UNION ALL
 SELECT NULL, {_RESPONSE} FROM responses WHERE born IN (
   SELECT found.born FROM json_each(:messages) AS wanted JOIN responses AS found ON found.born IN (
-    SELECT born FROM responses WHERE session = :session AND message = wanted.value ORDER BY born DESC LIMIT :most
+    SELECT born FROM responses INDEXED BY responses_message
+    WHERE session = :session AND message = wanted.value ORDER BY born DESC LIMIT :most
   )
   UNION ALL
   SELECT (
-    SELECT born FROM responses
+    SELECT born FROM responses INDEXED BY responses_message
     WHERE session = :session AND message = json_extract(wanted.value, '$[0]')
     AND file = json_extract(wanted.value, '$[1]') ORDER BY born DESC LIMIT 1
   ) FROM json_each(:places) AS wanted
