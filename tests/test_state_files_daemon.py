@@ -117,13 +117,13 @@ def test_state_files_after_a_kill_and_a_restart(home: Home, interstat: Interstat
 
 
 def test_state_files_of_hostile_names_stay_inside(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Runs may be called `.` and `..`; sessions and scopes may have any name."""
-    names = {".": "s/../../1", "..": "../../../evil", "...": ".hidden", "a:b": "/etc/passwd", "x": "new\nline"}
+    """Runs may have dots and colons in their ids; sessions and scopes may have any name."""
+    names = {"_.": "s/../../1", "_..": "../../../evil", "0...": ".hidden", "a:b": "/etc/passwd", "x": "new\nline"}
     for name, foreign in names.items():
         started(home, id=name, session=foreign, scope=f"{foreign}/..", token_budget=1000)
     wait_for(lambda: len(state_files(home)) == 15, "a file and two links for each")
     assert {path for path in state_files(home) if path.startswith("runs/")} == {
-        "runs/%2E", "runs/%2E.", "runs/%2E..", "runs/a:b", "runs/x",
+        "runs/_.", "runs/_..", "runs/0...", "runs/a:b", "runs/x",
     }  # fmt: skip
     state = home.socket.parent / "state"
     for path in (state / "sessions", state / "scopes"):
