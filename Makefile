@@ -2,8 +2,8 @@
 PYTHON ?= python3
 # A test spends about half of its time waiting for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
-# Tests to run: MARKS is an expression for pytest's -m; FAST=1 leaves out long tests, and those of the native client,
-# which depends on no package and no Python.
+# Tests to run: MARKS is an expression for pytest's -m; FAST=1 leaves out long tests, those with the real Claude Code, and
+# those of the native client, which depends on no package and no Python.
 MARKS ?=
 FAST ?=
 
@@ -18,7 +18,7 @@ PIP := -m pip --disable-pip-version-check --quiet
 PIP_LOCKED := $(PIP) install --require-hashes --requirement
 # Installs fluxbudget itself. The build backend comes from the lock, too, so that nothing else is downloaded.
 PIP_OURSELVES := $(PIP) install --no-deps --no-build-isolation
-SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak and not native)
+SELECTED := $(if $(MARKS),($(MARKS)))$(if $(MARKS),$(if $(FAST), and ))$(if $(FAST),not soak and not native and not claude)
 PYTEST := -m pytest -n $(JOBS) $(if $(SELECTED),-m '$(SELECTED)')
 
 .PHONY: help demo test lint suite yaml-test wheel-test release-check test-newest test-lowest test-all pythons lock bench docs install clean always
@@ -37,7 +37,7 @@ help:
 	@echo 'make docs           write docs/protocol.md, the map in docs/ARCHITECTURE.md and docs/status.svg'
 	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
-	@echo "FAST=1 leaves out the soak tests and those of the native client; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
+	@echo "FAST=1 leaves out the soak tests, those of the native client and those with Claude Code; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
 # A changed lock makes a new environment, so that no package of the old one remains.
 $(VENV)/.made: $(wildcard requirements/*.txt)
@@ -73,8 +73,17 @@ lint: $(VENV)/.ourselves $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy tests docs hatch_build.py client/native
 
+# Programs that the tests run, from npm (half a gigabyte). The lock has their hashes, and none needs a script to be installed.
+# Without npm, or without a network, tests that need them are skipped. Tests that only root can run need none.
+NPM := build/npm
+$(NPM)/.made: requirements/npm/package-lock.json
+	@rm -rf $(NPM) && mkdir -p $(NPM) && cp requirements/npm/*.json $(NPM)
+	@if npm ci --prefix $(NPM) --ignore-scripts --no-audit --no-fund --loglevel=error; then touch $@; \
+	else echo 'npm failed: the tests that need its packages will be skipped' >&2; fi
+PROGRAMS := $(if $(filter privileged,$(MARKS)),,$(if $(shell command -v npm),$(NPM)/.made))
+
 # (The tests in a real user manager take a minute; they run once, against the wheel.)
-suite: $(VENV)/.ourselves $(VENV)/.$(TEST)
+suite: $(VENV)/.ourselves $(VENV)/.$(TEST) $(PROGRAMS)
 	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py
 
 # Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 or later and

@@ -1,0 +1,1 @@
+"""End to end: the real Claude Code with our hooks, offline, against an API that knows what it handed out."""

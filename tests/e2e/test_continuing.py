@@ -1,0 +1,61 @@
+"""Sessions that continue in another process or as another session: what was said before counts once."""
+
+import pytest
+
+from harness.claude_code.script import agent, bash, says
+from harness.claude_code.stage import Stage
+
+pytestmark = pytest.mark.claude
+
+
+def play_first(stage: Stage) -> str:
+    """Play a session with a sub-agent; return its id."""
+    stage.script.add("worker", says("Working.", bash("echo work")), says("Worked."), agent="general-purpose")
+    return stage.play(stage.script.add("first", says("Starts.", agent("Play worker")), says("Done."))).id
+
+
+def test_resumed_and_continued(stage: Stage) -> None:
+    """Both keep the session's id."""
+    first = play_first(stage)
+    more = stage.script.add("more", says("Goes on.", bash("echo more")), says("Done."))
+    assert stage.play(more, "--resume", first).id == first
+    assert stage.play(more, "--continue").id == first
+
+
+def test_forked(stage: Stage) -> None:
+    """A fork starts with a copy of the lines so far; only what follows is new. The same holds for its forks."""
+    first = play_first(stage)
+    more = stage.script.add("more", says("Goes on.", bash("echo more")), says("Done."))
+    fork = stage.play(more, "--resume", first, "--fork-session").id
+    second = stage.play(more, "--resume", fork, "--fork-session").id
+    assert len({first, fork, second}) == 3
+    stage.play(more, "--resume", first)
+    stage.play(more, "--resume", second)
+
+
+def test_resumed_and_forked_in_the_next_run(stage: Stage) -> None:
+    """Each run counts what was handed out while it was active."""
+    first = play_first(stage)
+    before = stage.totals()
+    run = stage.run
+    stage.next_run()
+    more = stage.script.add("more", says("Goes on.", bash("echo more")), says("Done."))
+    stage.play(more, "--resume", first)
+    stage.play(more, "--resume", first, "--fork-session")
+    assert stage.totals(run) == before
+
+
+def test_summarized_on_request(stage: Stage) -> None:
+    """Claude Code does not write the request that `/compact` makes."""
+    first = play_first(stage)
+    stage.play("/compact", "--resume", first, unwritten=["summary"])
+    more = stage.script.add("more", says("Goes on."))
+    stage.play(more, "--resume", first, unwritten=["summary"])
+
+
+def test_session_inside_a_session(stage: Stage) -> None:
+    """It joins the run of its directory."""
+    inner = stage.script.add("inner", says("Inside.", bash("echo inner")), says("Done."))
+    command = f"{stage.claude.program} --print '{inner}' --allowedTools Bash </dev/null"
+    outer = stage.play(stage.script.add("outer", says("Starts one.", bash(command)), says("Done."))).id
+    assert len({response.session for response in stage.api.responses} - {outer}) == 1
