@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -14,13 +15,27 @@ def claude_code() -> Path | None:
     """Return the program `claude`: the one that $FLUXBUDGET_CLAUDE names, else the locked one, else the user's own."""
     if named := os.environ.get("FLUXBUDGET_CLAUDE"):
         return Path(named)
-    # (npm before version 9.6 installs the packages for both C libraries.)
-    locked = sorted(_MODULES.glob("@anthropic-ai/claude-code-linux-*/claude"))
     users = [Path(found)] if (found := shutil.which("claude")) else []
-    return next(filter(_runs, [*locked, *users]), None)
+    return _first_that_runs([*_locked("@anthropic-ai/claude-code-linux-*/claude"), *users])
+
+
+@cache
+def ccusage() -> Path | None:
+    """Return the locked program `ccusage`."""
+    return _first_that_runs(_locked("@ccusage/ccusage-linux-*/bin/ccusage"))
+
+
+def _locked(pattern: str) -> list[Path]:
+    # (npm before version 9.6 installs the packages for both C libraries.)
+    return sorted(_MODULES.glob(pattern))
+
+
+def _first_that_runs(programs: Iterable[Path]) -> Path | None:
+    return next(filter(_runs, programs), None)
 
 
 def _runs(program: Path) -> bool:
+    program.chmod(0o755)  # not every package does it
     try:
         return subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0
     except OSError:
