@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")))
 #: The documents that name files of the project in code spans.
 MAPS = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "ARCHITECTURE.md", ROOT / "docs" / "sources.md")
-FOLDERS = (".ci", "bench", "client", "config", "daemon", "docs", "systemd", "tests")
+FOLDERS = (".ci", "bench", "client", "config", "daemon", "docs", "requirements", "systemd", "tests")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")

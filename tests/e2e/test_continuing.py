@@ -1,5 +1,7 @@
 """Sessions that continue in another process or as another session: what was said before counts once."""
 
+import shlex
+
 import pytest
 
 from harness.claude_code.script import agent, bash, says
@@ -56,6 +58,6 @@ def test_summarized_on_request(stage: Stage) -> None:
 def test_session_inside_a_session(stage: Stage) -> None:
     """It joins the run of its directory."""
     inner = stage.script.add("inner", says("Inside.", bash("echo inner")), says("Done."))
-    command = f"{stage.claude.program} --print '{inner}' --allowedTools Bash </dev/null"
+    command = f"{shlex.join([str(stage.claude.program), '--print', inner, '--allowedTools', 'Bash'])} </dev/null"
     outer = stage.play(stage.script.add("outer", says("Starts one.", bash(command)), says("Done."))).id
     assert len({response.session for response in stage.api.responses} - {outer}) == 1

@@ -88,12 +88,12 @@ class ClaudeCode:
                 stdout=stdout,
                 stderr=stderr,
             )
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 4 * PATIENCE
         with killed(process):
             while process.poll() is None:
                 assert time.monotonic() < deadline, f"claude did not end:\n{output.read_text()}"
                 meanwhile()
-                time.sleep(0.01)
+                time.sleep(0.02)
         return Session(process.returncode, output.read_text(), errors.read_text())
 
     def in_terminal(self) -> InTerminal:

@@ -100,6 +100,8 @@ class Stage:
         session = self.claude.run(prompt, *flags, meanwhile=self._require_no_more)
         assert (session.code != 0) == fails, (session.code, session.errors, session.events[-1:])
         self.require_equal(unwritten)
+        spend = self.home.spend(self.run)
+        assert (spend.spent, spend.reserved) == (handed_out(self._turns()).all.billing, 0), spend
         return session
 
     def require_equal(self, unwritten: Collection[Kind] = ()) -> None:
