@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.claude_code.script import Iteration, Turn, Usage, agent, bash, says, text, thinking, tool
+from harness.claude_code.script import Iteration, Turn, Usage, agent, bash, message, says, text, thinking, tool
 from harness.claude_code.stage import Stage
 
 pytestmark = pytest.mark.claude
@@ -88,7 +88,7 @@ def test_finished_sub_agent_that_gets_a_message(stage: Stage) -> None:
         stage.script.add(
             "message",
             says("Starts.", agent("Play worker")),
-            says("Asks again.", tool("SendMessage", to="", summary="Again", message="Play worker")),
+            says("Asks again.", message("Play worker")),
             says("Asked."),
             says("Noted."),
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from traceback import format_exc
 from typing import Any, Literal, Self
 
-from harness.claude_code.script import MAIN, Block, Iteration, Place, Script, Turn, Usage, place_in, text
+from harness.claude_code.script import LAST, MAIN, Block, Iteration, Place, Script, Turn, Usage, place_in, text
 
 _AGENT = re.compile(r"agentId: (\w+)")
 
@@ -91,7 +91,10 @@ class MessagesApi:
             self._servers.append((server, thread))
 
     def answer(self, request: dict[str, Any], session: str, agent: str) -> tuple[int, Turn, Response | None]:
-        """Return the status code, the turn, and the response, unless it is an error."""
+        """Return the status code, the turn, and the response; there is none if the turn fails this time.
+
+        `agent` is the id of the sub-agent that asks, or empty.
+        """
         kind = _kind(request)
         place = place_in(request["messages"]) if kind == "turn" else None
         turn = self.script.turn(place) if place else Turn((text(_BESIDE.get(kind, "That was all.")),))
@@ -116,6 +119,7 @@ class MessagesApi:
 
 
 def _kind(request: dict[str, Any]) -> Kind:
+    """Return what a request asks for, as its text and its tools show."""
     last = json.dumps(request["messages"][-1])
     if "This is a side question" in last:
         return "side question"
@@ -125,7 +129,7 @@ def _kind(request: dict[str, Any]) -> Kind:
 
 
 def _usage(number: int) -> Usage:
-    """Return counts such that any two sums of a few of them differ."""
+    """Return counts that no other response has."""
     return Usage(
         input=1_000 + 7 * number**2,
         output=300 + 11 * number**2,
@@ -234,11 +238,11 @@ def _message(turn: Turn, response: Response) -> dict[str, Any]:
 
 
 def _numbered(block: Block, response: Response, position: int) -> Block:
-    """Give a call its id. A message that is sent to no one goes to the sub-agent that the last result names."""
+    """Give a call its id, and replace the recipient `LAST` of a message."""
     if block["type"] != "tool_use":
         return block
     arguments = block["input"]
-    if arguments.get("to") == "":
+    if arguments.get("to") == LAST:
         arguments = {**arguments, "to": _AGENT.findall(json.dumps(response.request["messages"]))[-1]}
     return {**block, "id": f"toolu_{response.number:06}_{position}", "input": arguments}
 

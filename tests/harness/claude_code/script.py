@@ -15,6 +15,9 @@ Block = dict[str, Any]
 #: The agent of a session's own responses, as distinct from those of its sub-agents.
 MAIN = "main-session"
 
+#: The recipient that stands for the sub-agent that was named last in the conversation.
+LAST = "last"
+
 # (Claude Code writes "Your directive: " before the prompt of a sub-agent of the type `fork`.)
 _PLAY = re.compile(r"^\s*(?:Your directive: )?Play ([a-z-]+)\s*$", re.MULTILINE)
 # This text reports a background task, and may quote the task's prompt.
@@ -151,6 +154,11 @@ def bash(command: str) -> Block:
 def agent(prompt: str, *, kind: str = "general-purpose", background: bool = False) -> Block:
     """Return a call that starts a sub-agent."""
     return tool("Agent", description="Helps", prompt=prompt, subagent_type=kind, run_in_background=background)
+
+
+def message(prompt: str) -> Block:
+    """Return a message to the sub-agent that was named last in the conversation."""
+    return tool("SendMessage", to=LAST, summary="More work", message=prompt)
 
 
 def says(words: str, *calls: Block, **fields: Any) -> Turn:

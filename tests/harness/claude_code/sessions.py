@@ -31,11 +31,6 @@ class Session:
     def id(self) -> str:
         return str(next(event["session_id"] for event in self.events if event.get("subtype") == "init"))
 
-    @property
-    def result(self) -> dict[str, Any]:
-        """Return the last event, which says how the session ended."""
-        return next(event for event in reversed(self.events) if event["type"] == "result")
-
 
 class ClaudeCode:
     """The program, with fluxbudget's hooks in its settings."""
@@ -51,7 +46,6 @@ class ClaudeCode:
             "HOME": str(home.root),
             "PATH": f"{_PROGRAMS}:/usr/bin:/bin",
             "LANG": "C.UTF-8",
-            "TERM": "dumb",
             "TMPDIR": str(temporary),
             "CLAUDE_CONFIG_DIR": str(self.directory),
             "ANTHROPIC_API_KEY": "no-key",

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fluxbudgetd.wire.messages import RunShowAnswer, Tally
 from harness.claude_code.api import Kind, MessagesApi, Response
@@ -86,11 +86,11 @@ class Stage:
         self._first = 0
         self.run = started(home, token_budget=10_000_000)
 
-    def next_run(self) -> None:
+    def next_run(self, **fields: Any) -> None:
         """Finish the run, and start another one, which later responses belong to."""
         self.home.ok("run", "finish", "--run", self.run)
         self._first = len(self.api.responses)
-        self.run = started(self.home, token_budget=10_000_000)
+        self.run = started(self.home, **{"token_budget": 10_000_000, **fields})
 
     def play(self, prompt: str, *flags: str, unwritten: Collection[Kind] = (), fails: bool = False) -> Session:
         """Run a session. Meanwhile the run's total is at most what was handed out; at its end they are equal.
