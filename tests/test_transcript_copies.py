@@ -168,6 +168,16 @@ def test_response_replayed_in_a_sidechain_counts_once(swapped: bool) -> None:
     assert counted(*([replay, own] if swapped else [own, replay]), other) == [3, 2]
 
 
+def test_response_replayed_after_a_fork_counts_once() -> None:
+    """It is the first session's, although only the fork's sidechain has the replay."""
+    own = requested(1, 1, input=5, output=3, is_final=True)
+    responses = Responses()
+    responses.add("a", own)
+    responses.add("b", own, requested(1, 2, place=SIDECHAIN, file=2, input=5, output=3, is_final=True))
+    responses.add("b", requested(1, 3, place=SIDECHAIN, file=2, input=6, output=1, is_final=True))
+    assert responses.totals == {"a": 8, "b": 7}
+
+
 def test_two_equal_requests_in_one_place_both_count() -> None:
     assert counted(*(requested(1, request, place=SIDECHAIN, output=4) for request in (1, 2))) == [4, 4]
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.ledger import Ledger, TranscriptChanges, open_ledger
+from fluxbudgetd.ledger import Ledger, TranscriptChanges, Wanted, open_ledger
 from fluxbudgetd.ledger.database import Database
 from fluxbudgetd.ledger.transcripts import StoredTranscripts
 from fluxbudgetd.model import SIDECHAIN, Copy, Response, TranscriptFile
@@ -180,7 +180,8 @@ def test_lookup_costs_the_same_however_much_is_stored(tmp_path: Path, message: i
         await connection.set_progress_handler(tick, 1)
         # One that is neither among the first nor among the last.
         middle = size // 2
-        found, aliases = await stored.find({middle, 2 * 10**6}, "a", {message or middle}, {(message or middle, 1)})
+        name = message or middle
+        found, aliases = await stored.find("a", Wanted({middle, 2 * 10**6}, {name}, {(name, 1)}, {name}))
         assert (found[0].key, aliases) == (middle, {})
         await connection.close()
         return ticks

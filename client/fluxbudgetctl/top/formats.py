@@ -21,6 +21,7 @@ _SENTENCES = {
     "budget.warning": "warning: {threshold} % of the budget spent",
     "budget.exceeded": "budget exceeded: {spent} of {budget} spent",
     "budget.overridden": "exceeded budget overridden: {override}",
+    "usage.corrected": "{billing} tokens of session {session} were counted twice",
     "source.degraded": "{source} cannot be read: {state}",
     "source.recovered": "{source} can be read again",
 }

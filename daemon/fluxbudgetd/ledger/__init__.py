@@ -3,7 +3,7 @@
 from fluxbudgetd.ledger.database import NewEvent
 from fluxbudgetd.ledger.ledger import Ledger
 from fluxbudgetd.ledger.opening import moved_aside, open_ledger
-from fluxbudgetd.ledger.transcripts import TranscriptChanges
+from fluxbudgetd.ledger.transcripts import TranscriptChanges, Wanted
 from fluxbudgetd.ledger.usage import UsageChanges
 from fluxbudgetd.ledger.writer import Backlog, LedgerWriter
 
@@ -14,6 +14,7 @@ __all__ = [
     "NewEvent",
     "TranscriptChanges",
     "UsageChanges",
+    "Wanted",
     "moved_aside",
     "open_ledger",
 ]

@@ -180,7 +180,7 @@ STEPS: tuple[str, ...] = (
       is_fast INTEGER NOT NULL,
       below BLOB                      -- JSON; NULL if the top level includes everything
     );
-    CREATE INDEX responses_message ON responses(session, message);
+    CREATE INDEX responses_message ON responses(message, session);
     CREATE INDEX responses_file ON responses(session, file);
 
     CREATE TABLE aliases(

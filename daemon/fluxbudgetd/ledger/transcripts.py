@@ -40,6 +40,10 @@ SELECT NULL, {_RESPONSE} FROM responses WHERE born IN (
     WHERE session = :session AND message = json_extract(wanted.value, '$[0]')
     AND file = json_extract(wanted.value, '$[1]') ORDER BY born DESC LIMIT 1
   ) FROM json_each(:places) AS wanted
+  UNION ALL
+  SELECT found.born FROM json_each(:replayed) AS wanted JOIN responses AS found ON found.born IN (
+    SELECT born FROM responses INDEXED BY responses_message WHERE message = wanted.value LIMIT :most
+  )
 )
 """  # noqa: S608  our own names
 
@@ -58,6 +62,19 @@ class TranscriptChanges(NamedTuple):
     aliases: Sequence[tuple[int, int]] = ()
     files: Sequence[tuple[str, TranscriptFile]] = ()
     sharing: Collection[str] = ()
+
+
+class Wanted(NamedTuple):
+    """What is looked up for a session's new copies: responses with one of the identities, and the last ones it has.
+
+    `messages`: the last few of each message. `places`: the last one of each message and file. `replayed`: a few of each
+    message, in all sessions.
+    """
+
+    identities: Collection[int]
+    messages: Collection[int] = ()
+    places: Collection[tuple[int, int]] = ()
+    replayed: Collection[int] = ()
 
 
 class StoredTranscripts:
@@ -104,17 +121,13 @@ class StoredTranscripts:
         )
         return await off_loop(len(rows), _responses, rows)
 
-    async def find(
-        self, identities: Collection[int], session: str, messages: Collection[int], places: Collection[tuple[int, int]]
-    ) -> tuple[tuple[Response, ...], dict[int, int]]:
-        """Return the responses that new copies may belong to, and the key of each identity that is not a key itself.
+    async def find(self, session: str, wanted: Wanted) -> tuple[tuple[Response, ...], dict[int, int]]:
+        """Return the responses that a session's new copies may belong to, and the keys of their other identities.
 
-        They are those with one of the identities, a session's last ones of each message, and its last one of each place
-        (message, file). The cost depends on what is asked for, not on how much is stored.
+        The cost depends on what is wanted, not on how much is stored.
         """
-        size = len(identities) + len(messages) + len(places)
-        wanted = await off_loop(size, _wanted, identities, messages, places)
-        rows = await self._database.rows(_FIND, {**wanted, "session": session, "most": _MOST_OF_MESSAGE})
+        parameters = await off_loop(sum(map(len, wanted)), _parameters, wanted)
+        rows = await self._database.rows(_FIND, {**parameters, "session": session, "most": _MOST_OF_MESSAGE})
         return await off_loop(len(rows), _found, rows)
 
     async def responses_by_file(self, session: str) -> dict[int, int]:
@@ -159,10 +172,8 @@ def _json(values: Collection[object]) -> str:
     return msgspec.json.encode(list(values)).decode()
 
 
-def _wanted(
-    identities: Collection[int], messages: Collection[int], places: Collection[tuple[int, int]]
-) -> dict[str, str]:
-    return {"identities": _json(identities), "messages": _json(messages), "places": _json(places)}
+def _parameters(wanted: Wanted) -> dict[str, str]:
+    return {name: _json(values) for name, values in wanted._asdict().items()}
 
 
 def _signed(number: int) -> int:

@@ -10,7 +10,7 @@ response, in the order in which copies are read. The first rule that applies dec
    final yet or both have the same prompt. So a request id on only some of a response's lines does not split it, and
    relays that reuse one message id for all responses get all of them counted.
 4. Claude Code writes earlier responses again into sidechains, with other request ids. A copy of the same message and
-   prompt, one in a sidechain and one not, is such a replay.
+   prompt, one in a sidechain and one not, is such a replay. The response may be another session's, after a fork.
 5. Any other copy is a new response of the session that is read.
 
 The identities of a response are those of its copies; the first of them is its key. If a line without a request id made
@@ -36,8 +36,8 @@ _KEYS = 1 << 63
 class Known(NamedTuple):
     """What is known about copies before they are merged.
 
-    `responses`, by key: those that have a copy's identity, the session's last ones of each copy's message and file, and
-    those of renamed files.
+    `responses`, by key: those that have a copy's identity, the session's last ones of each copy's message and file,
+    those of all sessions that a copy may replay (`may_be_replay`), and those of renamed files.
     `aliases`: identity → the key of its response, or another identity of it, unless the identity is a key.
     """
 
@@ -101,6 +101,11 @@ def has_usage(response: Response | Copy) -> bool:
     return _total(response) > 0
 
 
+def may_be_replay(copy: Copy) -> bool:
+    """Return True if a copy may replay a response of another session."""
+    return copy.has_request and copy.place == SIDECHAIN
+
+
 def records(response: Response) -> Iterator[Usage]:
     """Yield a response's usage: its top level, then each model's below it.
 
@@ -130,9 +135,11 @@ class _Merging:
         self._is_shared = False
         # Message → the keys of the session's responses, oldest first.
         self._of_message: dict[int, list[int]] = {}
-        own = (response for response in known.responses.values() if response.session == session)
-        for response in sorted(own, key=_born):
-            self._of_message.setdefault(response.message, []).append(response.key)
+        # The same of other sessions.
+        self._elsewhere: dict[int, list[int]] = {}
+        for response in sorted(known.responses.values(), key=_born):
+            by_message = self._of_message if response.session == session else self._elsewhere
+            by_message.setdefault(response.message, []).append(response.key)
 
     def rename(self, agents: Mapping[int, tuple[str, str]]) -> None:
         """Give the responses of files whose agent was renamed the new name. Quoted ones have an agent of their own."""
@@ -178,14 +185,14 @@ class _Merging:
 
     def _match(self, copy: Copy) -> Response | None:
         """Return the response that a copy with an unknown identity belongs to, or None if it is a new one."""
-        keys = self._of_message.get(copy.message)
-        if not keys:
-            return None
-        response = self._last_in_file(keys, copy.file) or self._responses[keys[-1]]
-        if _continues(copy, response):
-            return response
+        keys = self._of_message.get(copy.message, [])
+        if keys:
+            response = self._last_in_file(keys, copy.file) or self._responses[keys[-1]]
+            if _continues(copy, response):
+                return response
         if copy.has_request:
-            for key in reversed(keys):
+            others = self._elsewhere.get(copy.message, ()) if may_be_replay(copy) else ()
+            for key in (*reversed(keys), *others):
                 if _is_replay(copy, self._responses[key]):
                     return self._responses[key]
         return None

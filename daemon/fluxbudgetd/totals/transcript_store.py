@@ -21,9 +21,9 @@ import anyio
 import anyio.to_thread
 
 from fluxbudgetd.errors import BadInputError, LedgerError
-from fluxbudgetd.ledger import Ledger
+from fluxbudgetd.ledger import Ledger, Wanted
 from fluxbudgetd.model import Copy, Losses, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
-from fluxbudgetd.policy.responses import Delta, Known, merge, records
+from fluxbudgetd.policy.responses import Delta, Known, may_be_replay, merge, records
 from fluxbudgetd.sources.transcripts import Problem, TranscriptSource, claude_directory
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals.unsaved import Unsaved
@@ -314,16 +314,15 @@ class TranscriptStore:
     async def _find(self, session: str, copies: Collection[Copy], files: "_Files") -> Known:
         """Return what is known about new copies, and about renamed files; raises `LedgerError`."""
         layers = self._saving, self._unsaved
-        identities, messages, places = await off_loop(len(copies), _sought, copies, files.known)
+        wanted = await off_loop(len(copies), _wanted, copies, files.known)
         stored = self._ledger.transcripts
         is_saved = session in self._saved
-        found, aliases = await stored.find(identities, session, *((messages, places) if is_saved else ((), ())))
+        found, aliases = await stored.find(session, wanted if is_saved else wanted._replace(messages=(), places=()))
         of_files = await stored.of_files(session, files.renamed) if files.renamed and is_saved else ()
-        size = len(found) + len(of_files) + len(identities)
+        size = len(found) + len(of_files) + len(wanted.identities)
         async with self._change_lock:
-            return await off_loop(
-                size, _known, layers, (*found, *of_files), aliases, session, identities, messages, bool(files.renamed)
-            )
+            renamed_in = session if files.renamed else None
+            return await off_loop(size, _known, layers, (*found, *of_files), aliases, wanted, renamed_in)
 
     async def _merge(self, session: str, reading: TranscriptReading, files: "_Files") -> dict[str, Delta]:
         known = Known({}, {})
@@ -377,32 +376,32 @@ class _Files(NamedTuple):
         return cls(changed, renamed, old.keys())
 
 
-def _sought(copies: Iterable[Copy], files: Collection[int]) -> tuple[set[int], set[int], set[tuple[int, int]]]:
-    """Return the copies' identities, messages, and places in files that were read before."""
-    identities, messages, places = set(), set(), set()
+def _wanted(copies: Iterable[Copy], files: Collection[int]) -> Wanted:
+    """Return what to look up for copies; `files` have been read before."""
+    identities, messages, places, replayed = set(), set(), set(), set()
     for copy in copies:
         identities.add(copy.identity)
         messages.add(copy.message)
         if copy.file in files:
             places.add((copy.message, copy.file))
-    return identities, messages, places
+        if may_be_replay(copy):
+            replayed.add(copy.message)
+    return Wanted(identities, messages, places, replayed)
 
 
 def _known(
     layers: Iterable[Unsaved],
     found: Iterable[Response],
     aliases: dict[int, int],
-    session: str,
-    identities: Collection[int],
-    messages: Collection[int],
-    with_session: bool,
+    wanted: Wanted,
+    renamed_in: str | None,
 ) -> Known:
     responses = {response.key: response for response in found}
     for layer in layers:
         if layer:
-            layer.update(responses, aliases, session, identities, messages)
-            if with_session:
-                layer.update_session(responses, session)
+            layer.update(responses, aliases, wanted)
+            if renamed_in is not None:
+                layer.update_session(responses, renamed_in)
     return Known(responses, aliases)
 
 

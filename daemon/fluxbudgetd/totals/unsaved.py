@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fluxbudgetd.ledger import TranscriptChanges
+from fluxbudgetd.ledger import TranscriptChanges, Wanted
 from fluxbudgetd.model import Response, TranscriptFile
 from fluxbudgetd.policy.responses import Merge
 
@@ -11,7 +11,7 @@ class Unsaved:
     """Changes that are newer than the ledger.
 
     `responses` are by key (None: it is gone). The response of each alias is among them, even if only the alias is new.
-    `files` are by session and number, `by_message` has the keys of the responses by session and message.
+    `files` are by session and number, `by_message` has the keys of each message's responses.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Unsaved:
         self.aliases: dict[int, int] = {}
         self.files: dict[tuple[str, int], TranscriptFile] = {}
         self.sharing: set[str] = set()
-        self.by_message: dict[tuple[str, int], dict[int, None]] = {}
+        self.by_message: dict[int, dict[int, None]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.responses or self.files or self.sharing)
@@ -38,7 +38,7 @@ class Unsaved:
         self.aliases.update(merge.aliases)
         for key, response in merge.responses.items():
             if response is not None:
-                self.by_message.setdefault((response.session, response.message), {})[key] = None
+                self.by_message.setdefault(response.message, {})[key] = None
         if merge.is_shared:
             self.sharing.add(session)
 
@@ -54,22 +54,15 @@ class Unsaved:
             both.aliases.update(each.aliases)
             both.files.update(each.files)
             both.sharing |= each.sharing
-            for place, keys in each.by_message.items():
-                both.by_message.setdefault(place, {}).update(keys)
+            for message, keys in each.by_message.items():
+                both.by_message.setdefault(message, {}).update(keys)
         return both
 
-    def update(
-        self,
-        responses: dict[int, Response],
-        aliases: dict[int, int],
-        session: str,
-        identities: Iterable[int],
-        messages: Iterable[int],
-    ) -> None:
-        """Bring responses and aliases up to date, and add those that have an identity or a message of the session."""
-        keys = {*responses, *identities}
-        for message in messages:
-            keys.update(self.by_message.get((session, message), ()))
+    def update(self, responses: dict[int, Response], aliases: dict[int, int], wanted: Wanted) -> None:
+        """Bring what the ledger knows up to date, and add what is wanted."""
+        keys = {*responses, *wanted.identities}
+        for message in (*wanted.messages, *wanted.replayed):
+            keys.update(self.by_message.get(message, ()))
         for key in keys:
             identity = key
             while identity in self.aliases:
