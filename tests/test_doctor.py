@@ -6,14 +6,22 @@ import shutil
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
+from fluxbudgetctl import cli
+from fluxbudgetd.server.dispatch import handle
+from fluxbudgetd.server.handlers import Context
+from fluxbudgetd.totals import Totals
+from fluxbudgetd.wire import codes, messages
+from fluxbudgetd.wire.messages import Finding
 from harness.daemon import CTL, Daemon, Home, started, wait_for
 from harness.interstat import Interstat
 from harness.live import transcript
+from harness.service import service_over
 
 SWITCH = "CLAUDE_CODE_SKIP_PROMPT_HISTORY"
 
@@ -208,3 +216,43 @@ def test_ledger_of_another_program_is_not_touched(home: Home, daemon: Daemon) ->
         assert result.returncode in (0, 1)
         assert json.loads(result.stdout)["daemon"] is not None
     connection.close()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("unexpected")])
+def test_check_that_fails_is_a_finding(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    """The other checks go on. (No check is known to fail, so this replaces one.)"""
+
+    def fail(_path: str) -> Iterator[Finding]:
+        raise error
+
+    for name, value in home.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("fluxbudgetctl.commands.doctor.socket_findings", fail)
+    assert cli.main(["doctor", "--json"], None) == codes.REFUSED
+    first, *others = json.loads(capsys.readouterr().out)["findings"]
+    assert first["what"].startswith("the socket could not be checked: ")
+    assert first["hint"]
+    assert any("fluxbudgetd" in finding["what"] for finding in others)
+
+
+def test_refresh_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon answers with everything else. (No refresh is known to fail, so this replaces it.)"""
+
+    async def fail(_totals: Totals, _deadline: float) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(Totals, "refresh_sources", fail)
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _source):
+            context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
+            asked = handle(context, messages.Doctor(wait_ms=20_000))
+            assert isinstance(asked, Awaitable)
+            answer = await asked
+            assert isinstance(answer, messages.DoctorAnswer)
+            (finding,) = answer.findings
+            assert finding.what == "the sources could not be read: ZeroDivisionError: division by zero"
+
+    anyio.run(body)
