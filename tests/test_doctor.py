@@ -55,7 +55,7 @@ def remove_socket(home: Home) -> None:
 
 
 def remove_socket_directory(home: Home) -> None:
-    shutil.rmtree(home.socket.parent)
+    home.socket.parent.rename(home.root / "removed")  # at once: the daemon writes to it
 
 
 def remove_claude_directory(home: Home) -> None:
@@ -256,3 +256,18 @@ def test_refresh_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mon
             assert finding.what == "the sources could not be read: ZeroDivisionError: division by zero"
 
     anyio.run(body)
+
+
+def test_claude_directories_that_are_missing_or_refused(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A configured directory must exist, and what is not followed is named."""
+    missing, file = home.root / "missing", home.root / "file"
+    file.touch()
+    daemon.stop()
+    home.start("--claude-dir", str(home.root / "claude"), "--claude-dir", str(missing), "--claude-dir", str(file))
+    found = problems(home)
+    assert sorted(found) == [
+        f"Claude directory {file}: is not a directory",
+        f"Claude directory {missing}: No such file or directory",
+    ]
+    missing.mkdir()
+    assert problems(home) == [f"Claude directory {file}: is not a directory"]

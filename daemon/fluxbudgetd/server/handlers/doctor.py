@@ -150,6 +150,15 @@ def _environment_findings() -> Iterator[wire.Finding]:
         )
 
 
+async def _place_findings(service: Service, deadline: float) -> list[wire.Finding]:
+    """Return which of Claude Code's directories are missing or not followed."""
+    with anyio.CancelScope(deadline=deadline):
+        problems = await service.totals.transcripts.problems()
+        return [wire.Finding(what=problem.what, hint=problem.hint) for problem in problems]
+    what = "Claude Code's directories could not be checked in time"
+    return [wire.Finding(what=what, hint="check their file system, or use a longer --timeout")]
+
+
 def _session_findings(service: Service, sessions: Collection[str]) -> Iterator[wire.Finding]:
     """Yield what is not counted of the sessions, because it cannot be read."""
     losses, bounds = service.totals.transcripts.losses, service.totals.lower_bounds
