@@ -253,7 +253,7 @@ def test_refresh_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mon
             answer = await asked
             assert isinstance(answer, messages.DoctorAnswer)
             (finding,) = answer.findings
-            assert finding.what == "the sources could not be read: ZeroDivisionError: division by zero"
+            assert finding.what == "the sources could not be checked: ZeroDivisionError: division by zero"
 
     anyio.run(body)
 

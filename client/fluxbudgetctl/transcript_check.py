@@ -24,8 +24,11 @@ def transcript_findings(environ: Mapping[str, str], cwd: str | None) -> Iterator
 
 
 def _settings_files(environ: Mapping[str, str], cwd: str | None) -> Iterator[str]:
-    configured = [path for path in environ.get("CLAUDE_CONFIG_DIR", "").split(",") if path]
-    directories = configured or [os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".claude")]
+    directories = [path.strip() for path in environ.get("CLAUDE_CONFIG_DIR", "").split(",") if path.strip()]
+    if not directories:
+        given = environ.get("XDG_CONFIG_HOME", "")
+        config = given if given.startswith("/") else "~/.config"
+        directories = ["~/.claude", os.path.join(config, "claude")]
     if cwd is not None:
         directories.append(os.path.join(cwd, ".claude"))
     for directory in dict.fromkeys(map(os.path.expanduser, directories)):

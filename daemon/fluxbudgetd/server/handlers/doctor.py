@@ -1,7 +1,7 @@
 """What the daemon knows to be wrong, and everything that is not counted, in words."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 
 import anyio
 import anyio.to_thread
@@ -31,21 +31,21 @@ _SILENT_MICROS = 10_000_000
 async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     """Refresh the sources, and return what is wrong. What fails meanwhile is a finding, never an error."""
     service, deadline = context.service, deadline_of(request)
-    unexpected = await _refreshed(service, deadline)
+    findings = await _found("the sources", _refreshed(service, deadline))
     sources, channels = answers.sources(service), answers.channels(service)
     followed = service.totals.followed()
     sessions = {name for account in followed for name in account.sessions}
-    directory = await anyio.to_thread.run_sync(_damaged_ledgers, context.state_dir)
-    findings = [
-        *unexpected,
+    findings += [
         *_endpoint_findings(context),
-        *_state_findings(service, directory, await _ledger_fault(service, deadline)),
+        *_settings_findings(service),
+        *await _found("the ledger", _ledger_findings(service, deadline)),
+        *await _found("the state directory", _directory_findings(context.state_dir)),
         *_source_findings(sources),
         *_environment_findings(),
-        *await _place_findings(service, deadline),
+        *await _found("Claude Code's directories", _place_findings(service, deadline)),
         *_session_findings(service, sessions),
         *_silent_findings(service, followed),
-        *await _kept_findings(service, sessions, deadline),
+        *await _found("kept responses", _kept_findings(service, sessions, deadline)),
         *_channel_findings(channels),
     ]
     return wire.DoctorAnswer(
@@ -63,17 +63,22 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     )
 
 
-async def _refreshed(service: Service, deadline: float) -> list[wire.Finding]:
-    """Bring everything up to date; return what failed."""
+async def _found(what: str, check: Awaitable[list[wire.Finding]]) -> list[wire.Finding]:
+    """Return what a check finds; if it fails, that is a finding, too."""
     try:
-        await service.settings.refresh(deadline)
-        service.totals.follower.forget_old_transcripts()
-        await service.totals.refresh_sources(deadline)
+        return await check
     except Exception as exc:
         # A defect, or a fault that no other part reports. The rest of the answer helps to find it.
-        log.exception("doctor could not refresh the sources")
-        what = f"the sources could not be read: {type(exc).__name__}: {exc}"
-        return [wire.Finding(what=what, hint="the daemon's log has the details; please report it")]
+        log.exception("a check of doctor failed", what=what)
+        failed = f"{what} could not be checked: {type(exc).__name__}: {exc}"
+        return [wire.Finding(what=failed, hint="the daemon's log has the details; please report it")]
+
+
+async def _refreshed(service: Service, deadline: float) -> list[wire.Finding]:
+    """Bring everything up to date. What goes wrong is among the states that the other checks read."""
+    await service.settings.refresh(deadline)
+    service.totals.follower.forget_old_transcripts()
+    await service.totals.refresh_sources(deadline)
     return []
 
 
@@ -84,23 +89,28 @@ def _endpoint_findings(context: Context) -> Iterator[wire.Finding]:
         yield wire.Finding(what=fault.message, hint=fault.hint)
 
 
-def _damaged_ledgers(directory: str) -> tuple[tuple[str, ...], OSError | None]:
-    """Return the damaged ledgers that were moved aside, or why the directory cannot be read. Blocks."""
-    try:
-        return moved_aside(directory), None
-    except OSError as exc:
-        return (), exc
-
-
-async def _ledger_fault(service: Service, deadline: float) -> wire.Finding | None:
-    """Return what is wrong with the ledger, as far as one query shows it."""
+async def _ledger_findings(service: Service, deadline: float) -> list[wire.Finding]:
+    """Return what is wrong with the ledger, as far as one query and the last write show it."""
     with anyio.CancelScope(deadline=deadline):
         try:
             await service.ledger.check()
         except LedgerError as exc:
-            return wire.Finding(what=exc.message, hint=exc.hint)
-        return None
-    return wire.Finding(what="the ledger does not answer", hint="check its disk, and which programs use the file")
+            return [wire.Finding(what=exc.message, hint=exc.hint)]
+        if service.ledger_fault is not None:
+            return [wire.Finding(what=service.ledger_fault, hint="check the disk and the permissions")]
+        return []
+    return [wire.Finding(what="the ledger does not answer", hint="check its disk, and which programs use the file")]
+
+
+async def _directory_findings(directory: str) -> list[wire.Finding]:
+    """Return whether the state directory is there, and which damaged ledgers are in it."""
+    try:
+        damaged = await anyio.to_thread.run_sync(moved_aside, directory)
+    except OSError as exc:
+        what = f"the state directory {shown_path(directory)} cannot be read: {exc.strerror}"
+        return [wire.Finding(what=what, hint="restart fluxbudgetd, which creates it again")]
+    hint = "rescue what is needed with 'sqlite3 FILE .recover', then delete it"
+    return [wire.Finding(what=f"a damaged ledger was moved aside: {shown_path(path)}", hint=hint) for path in damaged]
 
 
 async def _place_findings(service: Service, deadline: float) -> list[wire.Finding]:
@@ -110,27 +120,9 @@ async def _place_findings(service: Service, deadline: float) -> list[wire.Findin
     return [wire.Finding(what="Claude Code's directories could not be checked in time", hint="give more --timeout")]
 
 
-def _state_findings(
-    service: Service, damaged: tuple[tuple[str, ...], OSError | None], ledger: wire.Finding | None
-) -> Iterator[wire.Finding]:
+def _settings_findings(service: Service) -> Iterator[wire.Finding]:
     for fault in service.settings.faults:
         yield wire.Finding(what=fault.what, hint=fault.hint)
-    if ledger is not None:
-        yield ledger
-    elif service.ledger_fault is not None:
-        yield wire.Finding(what=service.ledger_fault, hint="check the disk and the permissions")
-    paths, error = damaged
-    if error is not None:
-        directory = shown_path(os.path.dirname(service.ledger.path))
-        yield wire.Finding(
-            what=f"the state directory {directory} cannot be read: {error.strerror}",
-            hint="restart fluxbudgetd, which creates it; what it has not saved elsewhere is lost",
-        )
-    for path in paths:
-        yield wire.Finding(
-            what=f"a damaged ledger was moved aside: {shown_path(path)}",
-            hint="rescue what is needed with 'sqlite3 FILE .recover', then delete it",
-        )
 
 
 def _source_findings(sources: Sequence[wire.SourceInfo]) -> Iterator[wire.Finding]:
@@ -148,15 +140,6 @@ def _environment_findings() -> Iterator[wire.Finding]:
             what=f"{SWITCH} is set in the daemon's environment: Claude Code writes no transcripts where it is set",
             hint="unset it where Claude Code is started; sessions without a transcript count only by interstat",
         )
-
-
-async def _place_findings(service: Service, deadline: float) -> list[wire.Finding]:
-    """Return which of Claude Code's directories are missing or not followed."""
-    with anyio.CancelScope(deadline=deadline):
-        problems = await service.totals.transcripts.problems()
-        return [wire.Finding(what=problem.what, hint=problem.hint) for problem in problems]
-    what = "Claude Code's directories could not be checked in time"
-    return [wire.Finding(what=what, hint="check their file system, or use a longer --timeout")]
 
 
 def _session_findings(service: Service, sessions: Collection[str]) -> Iterator[wire.Finding]:
