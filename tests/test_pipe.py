@@ -3,6 +3,7 @@
 import fcntl
 import os
 import posix
+import pwd
 import socket
 import subprocess
 import sys
@@ -385,6 +386,19 @@ def test_default_place_depends_on_the_runtime_directory(home: Home, verb: str, r
     command = [*CTL, verb, "--timeout", "20"]
     result = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     place = socket_path(environ, os.geteuid())
+    assert (result.returncode, result.stderr.split(": ")[1]) == (69, f"no daemon at {place}")
+
+
+@both_clients
+@pytest.mark.parametrize("verb", ["env", "status"])
+@pytest.mark.parametrize("given", ["", "relative"])
+def test_home_that_is_not_absolute_is_ignored(home: Home, verb: str, given: str) -> None:
+    """The password database says where the home directory is."""
+    kept = {name: value for name, value in home.environ.items() if name != "XDG_RUNTIME_DIR"}
+    environ = kept | DEFAULT | {"HOME": given}
+    command = [*CTL, verb, "--timeout", "20"]
+    result = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    place = socket_path({"HOME": pwd.getpwuid(os.geteuid()).pw_dir}, os.geteuid())
     assert (result.returncode, result.stderr.split(": ")[1]) == (69, f"no daemon at {place}")
 
 
