@@ -28,9 +28,20 @@ def capped(tokens: int) -> int:
 
 def spend(standing: Standing) -> wire.Spend:
     """Return a run's spend."""
-    # `converted` would take twice as long, and every hook asks for this.
-    fields = msgspec.structs.asdict(standing.balance)
-    return wire.Spend(**fields, stale=standing.stale_why is not None, stale_why=standing.stale_why)
+    # `converted` would take four times as long, and every hook asks for this.
+    balance = standing.balance
+    return wire.Spend(
+        budget=balance.budget,
+        spent=balance.spent,
+        measured=balance.measured,
+        provisional=balance.provisional,
+        reserved=balance.reserved,
+        remaining=balance.remaining,
+        pct=balance.pct,
+        state=balance.state,
+        stale=standing.stale_why is not None,
+        stale_why=standing.stale_why,
+    )
 
 
 def run_info(run: Run) -> wire.RunInfo:

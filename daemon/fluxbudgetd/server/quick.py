@@ -167,11 +167,11 @@ class QuickConnections:
 
     def _serve_ready(self, epoll: select.epoll) -> None:
         """Receive a request of each idle connection that has sent one, then answer them all, then send the answers."""
-        received = []
-        for fd, _ in epoll.poll(0, _ANSWER_AT_ONCE):
-            peer = self._idle.get(fd)
-            if peer is not None and (message := self._receive(peer)) is not None:
-                received.append((peer, message))
+        ready = [peer for fd, _ in epoll.poll(0, _ANSWER_AT_ONCE) if (peer := self._idle.get(fd)) is not None]
+        if len(ready) == 1:
+            self._serve(ready[0])
+            return
+        received = [(peer, message) for peer in ready if (message := self._receive(peer)) is not None]
         with self._turn:
             responses = [(peer, self._responder.respond(message)) for peer, message in received]
         for peer, response in responses:

@@ -44,7 +44,7 @@ class Sums(enum.Enum):
 
 
 # Python 3.11 takes four times as long for a member of an enumeration as for a global name.
-_UNKNOWN = Sums.UNKNOWN
+_UNKNOWN, _WHOLE, _UNREADABLE = Sums.UNKNOWN, Sums.WHOLE, Sums.UNREADABLE
 
 
 class SessionAccount(msgspec.Struct):
@@ -131,14 +131,22 @@ class RunAccount(msgspec.Struct):
         self._measured = self._provisional = self._balance = None
 
     @property
+    def sums(self) -> Sums:
+        """Return `UNKNOWN` if a session's sums are, otherwise `UNREADABLE` if a session's are, otherwise `WHOLE`."""
+        if not self.has_sessions:
+            return _UNKNOWN
+        found = _WHOLE
+        for session in self.sessions.values():
+            if session.sums is _UNKNOWN:
+                return _UNKNOWN
+            if session.sums is _UNREADABLE:
+                found = _UNREADABLE
+        return found
+
+    @property
     def is_loaded(self) -> bool:
         """Return True if the run's last known numbers are in memory, fresh or not."""
-        if not self.has_sessions:
-            return False
-        for session in self.sessions.values():  # noqa: SIM110  each request runs this; a generator takes longer
-            if session.sums is _UNKNOWN:
-                return False
-        return True
+        return self.sums is not _UNKNOWN
 
     def require_loaded(self) -> None:
         """Raise `RequestTimeoutError` unless the last known numbers are in memory: 0 would be wrong."""
