@@ -13,7 +13,7 @@ import msgspec
 
 from fluxbudgetd.sources.transcripts import names
 from fluxbudgetd.sources.transcripts.files import LINE_BYTES, opened
-from fluxbudgetd.sources.transcripts.stamps import PathStamp, directory_stamp
+from fluxbudgetd.sources.transcripts.stamps import UNSETTLED, PathStamp, directory_stamp
 
 #: The first version with the new layout.
 _NEW_LAYOUT = (2, 1, 2)
@@ -101,7 +101,7 @@ class OldLayout:
         if known is not None and not is_old and now - known.at < _LIST_SECONDS:
             return known
         stamp = directory_stamp(home)
-        if known is None or known.stamp != stamp:
+        if known is None or stamp == UNSETTLED or known.stamp != stamp:
             known = self._listings[home] = _Listing(stamp, now, _agent_files(home))
         known.at = now
         return known
