@@ -51,17 +51,20 @@ def within(seconds: float) -> float:
 
 @asynccontextmanager
 async def service_over(
-    directory: Path, clock: Callable[[], int] = now_micros
+    directory: Path, clock: Callable[[], int] = now_micros, *, follows: bool = True
 ) -> AsyncIterator[tuple[Service, HangingSource]]:
     """Serve from a directory that holds interstat's metrics.db, Claude's projects/ and the ledger.
 
-    `clock` returns the time in microseconds since the epoch.
+    `clock` returns the time in microseconds since the epoch. If `follows` is not set, the sources are read only for
+    answers.
     """
     newest = NewestEvents()
     ledger, _ = await open_ledger(str(directory), newest.add)
     source = HangingSource(str(directory / "metrics.db"))
     settings = Settings(str(directory / "config.toml"), required=False, claude_dirs=claude_directory(directory))
     service = Service(source, TranscriptSource([str(directory)]), ledger, newest, settings, clock=clock)
+    if not follows:
+        service.totals.follower.serve = anyio.sleep_forever  # type: ignore[method-assign]  # on this instance only
     await service.load()
     try:
         async with anyio.create_task_group() as tasks:
