@@ -16,7 +16,8 @@ from fluxbudgetd.wire import messages
 from harness.daemon import Home, Wire, started
 from harness.interstat import Interstat
 from harness.live import transcript
-from harness.transcripts import assistant_line, encoded, recount
+from harness.transcript_recount import count_lines
+from harness.transcripts import assistant_line, encoded
 
 SERIAL = count()
 message_ids = st.sampled_from(("m1", "m2", "m3", "m4"))
@@ -48,7 +49,8 @@ while any(rest.values()):
 
 
 def total(files: dict[int, tuple[bytes, str]]) -> int:
-    return sum(sum(one.tokens[:2]) for one in recount(files))
+    """Return the billing tokens of files, none of which has a part of another one's responses."""
+    return sum(sum(one.tokens[:2]) for raw, agent in files.values() for one in count_lines(raw, agent))
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -68,7 +70,8 @@ def test_totals_equal_a_recount(live_home: Home, lines: list[tuple[Any, ...]], s
         else:
             message, request, sidechain, tokens = rest
             fields = {"request": request, "tokens": tokens, "sidechain": sidechain or which > 0}
-            raws[which] += encoded(assistant_line(session, message, **fields))
+            # No file has a part of another one's responses, because the files are read in any order.
+            raws[which] += encoded(assistant_line(session, f"{message} of {which} in {session}", **fields))
     for one, raw in zip(writers, raws, strict=True):
         one.path.parent.mkdir(parents=True, exist_ok=True)
         one.path.with_name(one.path.name + ".ahead").write_bytes(raw)
@@ -132,7 +135,11 @@ def test_kill_while_transcripts_grow(home: Home, interstat: Interstat) -> None:
     raws = {}
     for session in sessions:
         raw = b"".join(
-            encoded(assistant_line(session, f"m{chance.randrange(300)}", tokens=(chance.randrange(99), n, 0, 0)))
+            encoded(
+                assistant_line(
+                    session, f"m{chance.randrange(300)} of {session}", tokens=(chance.randrange(99), n, 0, 0)
+                )
+            )
             for n in range(1500)
         )
         path = transcript(home, session).path

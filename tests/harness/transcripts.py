@@ -1,7 +1,6 @@
-"""Transcripts as Claude Code writes them, and a slow, obvious recount of them."""
+"""Transcripts as Claude Code writes them."""
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -142,81 +141,8 @@ class Transcript:
 
 
 class Counted(NamedTuple):
-    """One response of the recount."""
+    """Tokens of one response."""
 
     agent: str
     model: str
     tokens: Tokens
-
-
-def recount(files: Mapping[int, tuple[bytes, str]]) -> list[Counted]:
-    """Return the responses that count in transcripts, which map a file's number to its bytes and its agent.
-
-    It shares no code with the daemon. The rules:
-
-    * An assistant's line counts if it is complete, is JSON and has an object as its usage.
-    * Lines with the same message id are one response. A line without one is known by its uuid, or is a response of its
-      own.
-    * If some of a response's lines are not of a sidechain, those of sidechains do not count, and each request id among
-      the others counts once. Otherwise the response counts once.
-    * Of the lines that count once together, the one with the most tokens counts. Ties are decided by the most input
-      and output tokens, the earliest time (no time comes last), the lowest file number, agent, model and counts.
-    """
-    responses: dict[object, list[tuple[Any, ...]]] = {}
-    for number, (raw, agent) in files.items():
-        for position, line in enumerate(raw.split(b"\n")[:-1]):
-            found = _understood(line)
-            if found is None:
-                continue
-            message = found["message"]
-            usage = message["usage"]
-            tokens = (
-                _count(usage.get("input_tokens")),
-                _count(usage.get("output_tokens")),
-                _count(usage.get("cache_read_input_tokens")),
-                _creation(usage),
-            )
-            name = message.get("id") or found.get("uuid") or (number, position)
-            model = "" if message.get("model") == "<synthetic>" else message.get("model", "")
-            seconds = _seconds(found.get("timestamp"))
-            order = (-sum(tokens), -sum(tokens[:2]), seconds is None, seconds or 0, number, agent, model, *tokens)
-            copy = (order, found.get("isSidechain") is True, found.get("requestId"), Counted(agent, model, tokens))
-            responses.setdefault(name, []).append(copy)
-    counted = []
-    for copies in responses.values():
-        own = [copy for copy in copies if not copy[1]]
-        groups: dict[object, list[tuple[Any, ...]]] = {}
-        for copy in own or copies:
-            groups.setdefault(copy[2] if own else None, []).append(copy)
-        counted += [min(group, key=lambda copy: copy[0])[3] for group in groups.values()]
-    return sorted(counted)
-
-
-def _understood(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or found.get("type") != "assistant":
-        return None
-    message = found.get("message")
-    return found if isinstance(message, dict) and isinstance(message.get("usage"), dict) else None
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and 0 <= value < 2**63 else 0
-
-
-def _creation(usage: dict[str, Any]) -> int:
-    parts = usage.get("cache_creation")
-    names = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
-    if isinstance(parts, dict) and any(parts.get(name) is not None for name in names):
-        return sum(_count(parts.get(name)) for name in names)
-    return _count(usage.get("cache_creation_input_tokens"))
-
-
-def _seconds(value: object) -> float | None:
-    try:
-        return datetime.fromisoformat(str(value)).timestamp()
-    except ValueError:
-        return None
