@@ -40,7 +40,7 @@ steps = st.lists(st.one_of(reads, reads, st.sampled_from(("save", "fail", "resta
 
 async def opened(directory: str) -> tuple[Ledger, TranscriptStore]:
     ledger, _ = await open_ledger(directory)
-    store = TranscriptStore(TranscriptSource(directory), ledger)
+    store = TranscriptStore(TranscriptSource([directory]), ledger)
     await store.load()
     return ledger, store
 
