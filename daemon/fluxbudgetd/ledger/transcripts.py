@@ -47,6 +47,21 @@ SELECT NULL, {_RESPONSE} FROM responses WHERE born IN (
 )
 """  # noqa: S608  our own names
 
+
+def _marks(columns: str) -> str:
+    return ",".join("?" * len(columns.split(",")))
+
+
+# In half the time of INSERT OR REPLACE. A response keeps its other columns.
+_CHANGING = (
+    "has_request", "place", "is_final", "file", "agent", "model",
+    "input", "output", "cache_read", "cache_creation", "cache_1h", "is_fast", "below",
+)  # fmt: skip
+_PUT_RESPONSE = (
+    f"INSERT INTO responses({_RESPONSE}) VALUES ({_marks(_RESPONSE)})"  # noqa: S608  our own names
+    f" ON CONFLICT(key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _CHANGING)}"
+)
+
 _decode_below = msgspec.json.Decoder(tuple[ModelUsage, ...]).decode
 
 
@@ -156,7 +171,7 @@ class StoredTranscripts:
 def _statements(changes: TranscriptChanges) -> list[tuple[str, Sequence[Sequence[object]]]]:
     return [
         ("DELETE FROM responses WHERE key = ?", [(key,) for key in changes.gone]),
-        (_insert("responses", _RESPONSE), list(map(_response_row, changes.new))),
+        (_PUT_RESPONSE, list(map(_response_row, changes.new))),
         (_insert("aliases", "identity, response"), changes.aliases),
         (_insert("transcripts", f"session, {_FILE}"), [_file_row(*entry) for entry in changes.files]),
         (_insert("sharing", "session"), [(session,) for session in changes.sharing]),
@@ -164,8 +179,7 @@ def _statements(changes: TranscriptChanges) -> list[tuple[str, Sequence[Sequence
 
 
 def _insert(table: str, columns: str) -> str:
-    marks = ",".join("?" * len(columns.split(",")))
-    return f"INSERT OR REPLACE INTO {table}({columns}) VALUES ({marks})"  # noqa: S608  our own names
+    return f"INSERT OR REPLACE INTO {table}({columns}) VALUES ({_marks(columns)})"  # noqa: S608  our own names
 
 
 def _json(values: Collection[object]) -> str:
