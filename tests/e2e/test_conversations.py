@@ -139,3 +139,13 @@ def test_compaction(stage: Stage) -> None:
         ),
         unwritten=["summary"],
     )
+
+
+def test_doctor_agrees_with_claude_code(stage: Stage) -> None:
+    """Claude Code writes sums of its own at the end of a session, and nothing is wrong."""
+    add_worker(stage)
+    session = stage.play(stage.script.add("one", says("Starts.", agent("Play worker")), says("Done.")))
+    total = stage.totals().all.total
+    found = stage.home.ok("doctor").splitlines()
+    assert f"session   {session.id}: {total} in the transcripts, {total} by Claude Code's own count" in found
+    assert "no problems found" in found
