@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,13 +151,15 @@ def test_lines_with_and_without_request_in_one_reading() -> None:
     assert responses.totals == {"a": 5, "b": 7}
 
 
-def test_line_without_request_before_the_line_that_shows_its_sidechain_response() -> None:
+def test_line_without_request_keeps_what_it_made_when_its_file_is_read_again() -> None:
+    """It follows a response of the same message, which does not take it over in another file."""
+    lines = [requested(1, 1, output=9, is_final=True), anonymous(1, 1, input=5000)]
+    agents = [[msgspec.structs.replace(line, place=SIDECHAIN, file=file) for line in lines] for file in (1, 2, 3)]
     responses = Responses()
-    responses.add("a", requested(1, 1, place=SIDECHAIN, is_final=True, file=2, input=250, output=5))
-    responses.add("a", anonymous(1, 1, file=1, input=1000))
-    assert responses.totals == {"a": 1255}
-    responses.add("a", requested(1, 1, file=1, is_final=True, input=250, output=5))
-    assert responses.totals == {"a": 255}
+    responses.add("a", *agents[0])
+    responses.add("a", *agents[1], lost={1})
+    responses.add("a", *agents[2], *agents[1], lost={1, 2})
+    assert responses.totals == {"a": 5009}
 
 
 @pytest.mark.parametrize("swapped", [False, True])

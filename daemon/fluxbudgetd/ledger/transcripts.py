@@ -215,8 +215,27 @@ def _file(row: Sequence[Any]) -> TranscriptFile:
 
 
 def _response_row(response: Response) -> tuple[object, ...]:
-    *rest, below = msgspec.structs.astuple(response)
-    return (*rest, msgspec.json.encode(below) if below else None)
+    # The sqlite3 module takes longer to store a bool than an int.
+    return (
+        response.key,
+        response.session,
+        response.message,
+        int(response.has_request),
+        response.born,
+        response.place,
+        int(response.is_final),
+        response.file,
+        response.at,
+        response.agent,
+        response.model,
+        response.input,
+        response.output,
+        response.cache_read,
+        response.cache_creation,
+        response.cache_1h,
+        int(response.is_fast),
+        msgspec.json.encode(response.below) if response.below else None,
+    )
 
 
 def _response(row: Sequence[Any]) -> Response:

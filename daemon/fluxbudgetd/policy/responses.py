@@ -205,15 +205,15 @@ class _Merging:
         return None
 
     def _absorb_prelude(self, copy: Copy, response: Response) -> Response:
-        """Merge the response that the copy's earlier lines made into the known one; return the latter as it is now.
+        """Merge the response that the copy's earlier lines made into another session's; return the latter as it is now.
 
         Those lines have no request id, so they did not show which response they belong to.
         """
-        if response.session == self._session and response.file == copy.file:
-            return response  # its earlier lines were joined to it when they were read
+        if response.session == self._session:
+            return response
         keys = self._of_message.get(copy.message, [])
         prelude = self._last_in_file(keys, copy.file)
-        if prelude is None or prelude.key == response.key or prelude.has_request or not _continues(copy, prelude):
+        if prelude is None or prelude.has_request or not _continues(copy, prelude):
             return response
         keys.remove(prelude.key)
         del self._responses[prelude.key]
