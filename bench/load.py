@@ -43,11 +43,17 @@ def _servers(base: Path, kind: str) -> Iterator[_Servers]:
         path = base / f"{kind}.sock"
         echo = subprocess.Popen([sys.executable, str(ROOT / "bench" / "echo_server.py"), kind, str(path)])
         try:
-            harness.wait_for(path.exists, "the echo server")
+            harness.wait_for(lambda: _is_listening(path), "the echo server")
             yield _Servers(daemon.process.pid, home.socket, echo.pid, path, messages.Remaining(run=run))
         finally:
             echo.kill()
             echo.wait()
+
+
+def _is_listening(path: Path) -> bool:
+    """Return True if a server accepts connections. (Its socket exists a moment earlier.)"""
+    with socket.socket(socket.AF_UNIX) as peer:
+        return peer.connect_ex(str(path)) == 0
 
 
 def warm_request(base: Path, rounds: int) -> Iterator[Row]:
