@@ -54,6 +54,14 @@ def test_whole_records_count(line: bytes, expected: int, is_lossy: bool) -> None
     assert (sum(map(size, found.copies)), found.skipped) == (expected, int(is_lossy))
 
 
+def test_usage_of_a_record_without_its_beginning_may_be_lost_wherever_it_was_cut() -> None:
+    """A cut inside a string makes what is outside strings look like their inside."""
+    usage = ASSISTANT.index(b'"usage"')
+    for begin in range(1, usage + 1):
+        found = harvest(ASSISTANT[begin:])
+        assert (len(found.copies), found.skipped) == (0, 1), ASSISTANT[begin:]
+
+
 @pytest.mark.parametrize("end", [b',"normalizedMessages"', b'essages":', b',"agentId"', b',"toolUseID"', b"}\n"])
 def test_quoted_line_of_a_cut_record_does_not_count_as_the_sessions_own(end: bytes) -> None:
     quoted = assistant_line(SESSION, tokens=(7, 0, 0, 0))

@@ -37,6 +37,8 @@ _TOKEN = re.compile(
 )
 # Records of other types have no usage that counts.
 _WITH_USAGE = frozenset({b"assistant", b"progress"})
+# Every record has a type. `message` is that of the object in a record.
+_NOT_A_RECORD = (b"", b"message")
 _VALUE_FOLLOWS = (b":", b",", b"[")
 _SPACES = 8
 
@@ -65,6 +67,11 @@ class _Object:
         """True if this is a record that may be an assistant's."""
         return self.is_record and (not self.kind or self.kind in _WITH_USAGE)
 
+    @property
+    def is_rest(self) -> bool:
+        """True if this is not a record, but part of one whose beginning is missing: its `message`, for instance."""
+        return self.is_record and self.kind in _NOT_A_RECORD
+
 
 def salvage(line: bytes, budget: Budget, take: Callable[[bytes, bool], None]) -> bool:
     """Call `take` with each whole record in a damaged line that has usage; return True if more usage may be lost.
@@ -84,6 +91,8 @@ def salvage(line: bytes, budget: Budget, take: Callable[[bytes, bool], None]) ->
         except (ValueError, RecursionError):
             search.is_lossy |= found.may_have_usage
             pending += reversed(found.inner)
+        else:
+            search.is_lossy |= found.is_rest
     return search.is_lossy or bool(pending)
 
 
