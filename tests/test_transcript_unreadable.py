@@ -120,3 +120,34 @@ def test_file_without_permission_is_read_once_it_is_allowed(claude_dir: Path, tr
         assert again[2:] == denied[2:]
         assert any("Permission denied" in sentence for sentence in denied[5])
         assert allowed == ["", True, 0, "ok", "", [], 2]
+
+
+CLOSED_PROJECT = """
+import json, os, sys
+from fluxbudgetd.sources.transcripts import TranscriptSource
+claude, session, project = sys.argv[1:]
+source = TranscriptSource([claude])
+for mode in (0, 0o700):
+    os.chmod(project, mode)
+    print(json.dumps([source.changed(session), *source.read(session).losses.unfollowed]))
+os.chmod(project, 0)
+print(json.dumps([source.changed("another"), *source.read("another").losses.unfollowed]))
+"""
+
+
+def test_project_without_permission_may_have_the_sessions_files(claude_dir: Path, transcript: Transcript) -> None:
+    """It is known to have none only if they were found elsewhere."""
+    project = transcript.path.parent
+    project.mkdir(parents=True)
+    Transcript(claude_dir, "another", "-readable").response("m1")
+    result = subprocess.run(
+        [*OBEDIENT, sys.executable, "-c", CLOSED_PROJECT, claude_dir, SESSION, project],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    closed, opened, elsewhere = map(json.loads, result.stdout.splitlines())
+    assert closed == [True, f"{project}: Permission denied"]
+    assert opened == [True]
+    assert elsewhere == [True]

@@ -48,6 +48,8 @@ class Survey:
         self._places = places
         self._real_directories: dict[str, str] = {}
         self._linked: set[str] = set()
+        # Why directories that may have files of the session could not be searched.
+        self._closed: dict[str, None] = {}
         self._left_out = 0
 
     def search(self, session: str, named: str | None, known: Mapping[str, str]) -> None:
@@ -106,13 +108,16 @@ class Survey:
         except _GONE:
             return False
         except OSError as exc:
-            # Only a note: there is no sign that the session has files there.
-            self.notes[describe(os.path.dirname(path), exc)] = None
+            self._closed[describe(os.path.dirname(path), exc)] = None
             return False
         return True
 
     def _note_refused(self, stems: Iterable[str], found: Iterable[Projects]) -> None:
-        """Report the links that are not followed, if the session has files there, or may have."""
+        """Report what could not be searched: links that are not followed, and directories without permission.
+
+        If files of the session were found elsewhere, there is no sign that it has more of them in such a directory.
+        """
+        (self.notes if self.files else self.unfollowed).update(self._closed)
         for each in found:
             for path, refusal in each.refused.items():
                 if self._may_be_in(path, stems) if each.listed else not self.files:
