@@ -64,6 +64,26 @@ def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
     anyio.run(body)
 
 
+def test_threshold_that_a_copy_in_another_runs_session_makes_a_run_pass_is_reported(tmp_path: Path) -> None:
+    """The copy completes the response of a session whose own transcript does not change."""
+
+    async def body() -> None:
+        async with service_over(tmp_path, follows=False) as (service, _source):
+            begun = await service.lifecycle.start(
+                messages.RunStart(project_dir="/p", session="s1", token_budget=1000), within(60)
+            )
+            forked = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s2"), within(60))
+            account, other = service.accounts.runs[begun[0].id], service.accounts.runs[forked[0].id]
+            Transcript(tmp_path, "s1").response(tokens=(100, 1, 0, 0), request="r1")
+            await service.totals.standing(account, within(60))
+            Transcript(tmp_path, "s2").response(tokens=(100, 900, 0, 0), request="r1")
+            await service.totals.standing(other, within(60))
+            assert account.balance().spent == 1000
+            await until(lambda: BudgetThreshold("budget.threshold", 100) in account.fired)
+
+    anyio.run(body)
+
+
 def test_threshold_that_is_passed_while_another_is_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,9 +167,17 @@ class Refresher:
             while True:
                 reading = await self._transcripts.read(name)
                 self.note_progress()
-                await self._tallier.put_transcripts(name, reading)
+                self._note_others(await self._tallier.put_transcripts(name, reading))
                 if not reading.more:
                     return
+
+    def _note_others(self, sessions: Iterable[str]) -> None:
+        """Have the thresholds of other runs checked whose sums a reading has changed."""
+        for session in sessions:
+            for run in self._accounts.runs_joined_by(session):
+                account = self._accounts.runs[run]
+                if account.is_loaded:
+                    self._on_refreshed(account)
 
     async def _read_rows(self, followed: Iterable[RunAccount], sessions: Iterable[str]) -> Reading:
         followed = list(followed)

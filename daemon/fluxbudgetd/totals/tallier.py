@@ -63,12 +63,13 @@ class Tallier:
         async with self._lock:
             return await self._transcripts.usage(name)
 
-    async def put_transcripts(self, name: str, reading: TranscriptReading) -> None:
-        """Change the sums by what was read from a session's transcripts.
+    async def put_transcripts(self, name: str, reading: TranscriptReading) -> set[str]:
+        """Change the sums by what was read from a session's transcripts; return the other sessions that this changed.
 
         A copy may complete a response of another session, and so change that session's sums. Raises `LedgerError` if
         the known responses cannot be read; then the sums stay as they were.
         """
+        others: set[str] = set()
         async with self._lock:
             deltas = await self._transcripts.apply(name, self._in_order(name, reading))
             for session, delta in deltas.items():
@@ -76,7 +77,9 @@ class Tallier:
                 # The sums of a session that were never needed are not needed now either.
                 if session != name and self._accounts.session(session).sums is not Sums.UNKNOWN:
                     await self._apply_delta(session, delta)
+                    others.add(session)
             await self._apply_delta(name, deltas.get(name, Delta()))
+        return others
 
     async def put_rows(self, reading: Reading, epoch: int) -> None:
         """Sum the sessions whose rows have changed, and keep those rows for the ledger. Never fails."""
