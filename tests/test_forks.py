@@ -27,6 +27,24 @@ def test_fork_counts_only_its_own_responses(home: Home, interstat: Interstat, da
     assert (home.spent(first), home.spent(second)) == (3022, 15)
 
 
+def test_response_belongs_to_the_session_that_was_attached_first(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
+    """All sessions are read for the first time in one batch."""
+    run = started(home)
+    sessions = ("s5", "s3", "s1", "s4", "s2")
+    for session in sessions:
+        home.ok("run", "attach", "--run", run, "--session", session)
+    daemon.stop()
+    for session in sorted(sessions):
+        response(home, session, "m1", (1000, 500, 0, 0))
+    home.start()
+    assert home.spent(run) == 1500
+    assert {line.session: line.transcripts_total for line in home.details(run).sources if line.transcripts_total} == {
+        "s5": 1500
+    }
+
+
 def test_fork_can_complete_a_response_of_the_first_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Its copy may be the final one. The other session's run gets what is missing, in memory and after a restart."""
     first, second = started(home, session="a"), started(home, session="b")

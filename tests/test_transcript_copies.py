@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,13 +151,14 @@ def test_lines_with_and_without_request_in_one_reading() -> None:
 
 
 def test_line_without_request_keeps_what_it_made_when_its_file_is_read_again() -> None:
-    """It follows a response of the same message, which does not take it over in another file."""
-    lines = [requested(1, 1, output=9, is_final=True), anonymous(1, 1, input=5000)]
-    agents = [[msgspec.structs.replace(line, place=SIDECHAIN, file=file) for line in lines] for file in (1, 2, 3)]
+    """It follows a response of the same message, whose better copy is in another file."""
+    lines = [
+        requested(1, 1, place=SIDECHAIN, is_final=True, output=9),
+        anonymous(1, 1, place=SIDECHAIN, input=5000),
+    ]
     responses = Responses()
-    responses.add("a", *agents[0])
-    responses.add("a", *agents[1], lost={1})
-    responses.add("a", *agents[2], *agents[1], lost={1, 2})
+    responses.add("a", *lines, requested(1, 1, file=2, is_final=True, output=9))
+    responses.add("a", *lines)
     assert responses.totals == {"a": 5009}
 
 

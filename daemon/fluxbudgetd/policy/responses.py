@@ -238,7 +238,7 @@ class _Merging:
             improved = _response(known.key, known.session, known.message, has_request, known.born, known.at, copy)
             if not is_own:  # a file's number means nothing in another session, and its agent belongs to the file
                 improved = msgspec.structs.replace(improved, file=known.file, agent=known.agent)
-        elif is_own and rank == best and known.file in self._lost and copy.file not in self._lost:
+        elif is_own and rank == best and known.file in self._lost:
             improved = msgspec.structs.replace(known, has_request=has_request, file=copy.file, agent=copy.agent)
         elif has_request != known.has_request:
             improved = msgspec.structs.replace(known, has_request=has_request)
