@@ -14,14 +14,15 @@ The rules:
   conversation: then it has the same message id, input and cache counts. If a later line shows that another session
   or file had the response, its first lines were copies, too.
 * Of a response's copies, one of the session's own conversation counts before one of a sidechain, and that before a
-  quoted one; then a final copy; then the one with the most output; then the largest; then the first. The response has
-  the time of its first copy, and its agent belongs to its session.
+  quoted one; then a final copy; then the one with the most output; then the largest; then the first, unless its file
+  is gone. The response has the time of its first copy, and its agent belongs to its session.
 * What was counted once counts for ever, whatever happens to the file.
 * In a file, time never goes back, and it is never later than now. What is new in a known session is not older than the
   latest change of its run, even if the clock is.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,6 +88,7 @@ class ReadFile:
     agent: str
     taken: bytes = b""
     latest: int | None = None
+    gone: bool = False
 
 
 class Counted(NamedTuple):
@@ -125,17 +127,16 @@ class TranscriptRecount:
         # If the clock was set back since then, what is new is later nevertheless.
         earliest = latest if now < latest and session in self._seen else 0
         self._seen.add(session)
-        for path, agent in files:
+        found = {path: (path.read_bytes(), path.stat(), agent) for path, agent in files}
+        for (name, path), known in self._files.items():
+            if name == session:
+                known.gone = path not in found or _is_other(known, *found[path][:2])
+        for path, (raw, info, agent) in found.items():
             self._rename(session, path, agent)
-            try:
-                raw, info = path.read_bytes(), path.stat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            device = (info.st_dev, info.st_ino)
             file = self._files.get((session, path))
-            if file is None or (file.taken and (file.device != device or not raw.startswith(file.taken))):
-                file = self._files[session, path] = ReadFile(session, device, agent)
-            file.device = device
+            if file is None or file.gone:
+                file = self._files[session, path] = ReadFile(session, (info.st_dev, info.st_ino), agent)
+            file.device = info.st_dev, info.st_ino
             self.add(session, file, raw, now, earliest)
 
     def add(self, session: str, file: ReadFile, raw: bytes, now: int = 0, earliest: int = 0) -> None:
@@ -211,6 +212,13 @@ class TranscriptRecount:
         _improve(known, first.session, first.best, first.file)
 
 
+def _is_other(file: ReadFile, raw: bytes, info: os.stat_result) -> bool:
+    """True if what is at a file's path now is not the file of which a part has been read."""
+    if not file.taken:
+        return False
+    return file.device != (info.st_dev, info.st_ino) or not raw.startswith(file.taken)
+
+
 def _joins(response: Response, line: Line) -> bool:
     if line.requested and response.requested:
         return False
@@ -224,6 +232,8 @@ def _improve(response: Response, session: str, line: Line, file: ReadFile) -> No
             response.best, response.file = line, file
         else:
             response.best = line._replace(agent=response.best.agent)
+    elif line.rank == response.best.rank and response.file.gone and response.session == session:
+        response.best, response.file = response.best._replace(agent=line.agent), file
 
 
 def _in_time(line: Line, file: ReadFile, now: int, earliest: int) -> Line:
