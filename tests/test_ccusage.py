@@ -10,7 +10,8 @@ import pytest
 from fluxbudgetd.wire import messages
 from harness import ccusage, npm
 from harness.counting import WAIT_MS, InProcess, in_process
-from harness.transcript_recount import Tokens
+from harness.histories import PLAIN_ACTS, History
+from harness.transcript_recount import Tokens, plus
 from harness.transcripts import assistant_line, encoded
 
 pytestmark = pytest.mark.skipif(npm.ccusage() is None, reason="missing: ccusage, which make installs with npm")
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.skipif(npm.ccusage() is None, reason="missing: ccusage,
 KINDS = {
     "compaction": "ccusage does not count what compaction used below the top level",
     "final": "ccusage counts the largest copy of a response, we count the final one",
+    "replay": "ccusage recognises a replay under another request id only by its time",
     "relay": "of all responses under one message id and no request id, ccusage counts the largest",
     "some requests": "with a request id on only some of its lines, ccusage counts a response twice",
     "fork without requests": "without request ids, ccusage counts a fork's copies again",
@@ -73,6 +75,7 @@ COMPACTION = [{"type": "compaction", "input_tokens": 1000, "output_tokens": 50}]
 FALLBACK = [{"type": "fallback", "model": "claude-haiku-4-5", "input_tokens": 1000, "output_tokens": 50}]
 PARTS = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 10}
 ZERO_PARTS = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
+EARLIER = "2026-11-01T10:00:00.000Z"
 ORIGIN = {"sessionId": "elsewhere", "messageUuid": "x"}
 RELAY: dict[str, Any] = {"request": None}
 ODD = ((100.0, 50), (-5, 3), ("7", 2), (1, 1))
@@ -112,10 +115,22 @@ CASES = [
         {"sr": (110, 55, 0, 0)},
     ),
     Case(
-        "replay with another request",
-        one("rp", line("rp", "m1", 100, 50))
-        | {"rp/subagents/agent-1.jsonl": line("rp", "m1", 100, 50, sidechain=True, request="req_aside")},
+        "replay at the same time",
+        one("rp", line("rp", "m1", 100, 50, at=EARLIER))
+        | {
+            "rp/subagents/agent-1.jsonl": line(
+                "rp", "m1", 100, 50, sidechain=True, request="req_aside", at=EARLIER
+            )
+        },
         {"rp": (100, 50, 0, 0)},
+    ),
+    Case(
+        "replay at another time",
+        one("rt", line("rt", "m1", 100, 50, at=EARLIER))
+        | {"rt/subagents/agent-1.jsonl": line("rt", "m1", 100, 50, sidechain=True, request="req_aside_2")},
+        {"rt": (100, 50, 0, 0)},
+        {"rt": (200, 100, 0, 0)},
+        "replay",
     ),
     Case(
         "fork",
@@ -294,14 +309,19 @@ def counted(
         yield our_sessions(daemon, [name for case in CASES for name in case.ours]), ccusage.sessions(program, directory)
 
 
+def by_session(daemon: InProcess, run: str) -> dict[str, Tokens]:
+    """Return what a run counts for each of its sessions."""
+    report = daemon.ask(messages.RunShow(run=run, wait_ms=WAIT_MS))
+    assert not report.spend.stale, report.spend
+    return {each.name: (each.input, each.output, each.cache_read, each.cache_creation) for each in report.by_session}
+
+
 def our_sessions(daemon: InProcess, names: list[str]) -> dict[str, Tokens]:
     """Attach sessions in this order to a run, and return what it counts for each."""
     run = daemon.ask(messages.RunStart(project_dir="/p", token_budget="none", wait_ms=WAIT_MS)).run.id
     for name in names:
         daemon.ask(messages.RunAttach(attach=name, run=run, whole=True, wait_ms=WAIT_MS))
-    report = daemon.ask(messages.RunShow(run=run, wait_ms=WAIT_MS))
-    assert not report.spend.stale, report.spend
-    return {each.name: (each.input, each.output, each.cache_read, each.cache_creation) for each in report.by_session}
+    return by_session(daemon, run)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -326,3 +346,23 @@ def test_no_session_is_compared_without_a_case(counted: tuple[dict[str, Tokens],
 
 def test_each_kind_of_difference_is_shown() -> None:
     assert {case.kind for case in CASES if case.kind is not None} == KINDS.keys()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("forks", [False, True])
+def test_random_histories_without_such_differences_are_equal(
+    tmp_path: Path, program: Path, seed: int, forks: bool
+) -> None:
+    """Sessions, sub-agents and repeated lines; with forks, all sessions together."""
+    ours: dict[str, Tokens] = {}
+    weights = PLAIN_ACTS if forks else {name: weight for name, weight in PLAIN_ACTS.items() if name != "fork"}
+    with in_process(tmp_path) as daemon:
+        history = History(daemon, f"plain {seed}", whole=True, plain=True)
+        history.go(80, weights)
+        for run in history.runs:
+            for session, tokens in by_session(daemon, run.name).items():
+                ours[session] = plus(ours.get(session, (0, 0, 0, 0)), tokens)
+    theirs = ccusage.sessions(program, tmp_path)
+    assert list(map(sum, zip(*ours.values(), strict=True))) == list(map(sum, zip(*theirs.values(), strict=True)))
+    if not forks:
+        assert {session: tokens for session, tokens in ours.items() if any(tokens)} == theirs

@@ -22,10 +22,10 @@ def history_in_process(directory: Path, seed: str, acts: int, *, whole: bool, od
         History(daemon, seed, whole=whole, odd_times=odd_times).go(acts)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(14))
 @pytest.mark.parametrize(("whole", "odd_times"), WORLDS, ids=NAMES)
 def test_runs_have_what_was_billed(tmp_path: Path, seed: int, whole: bool, odd_times: bool) -> None:
-    history_in_process(tmp_path, f"quick {seed}", 60, whole=whole, odd_times=odd_times)
+    history_in_process(tmp_path, f"quick {seed} {whole:d}{odd_times:d}", 60, whole=whole, odd_times=odd_times)
 
 
 @pytest.mark.soak
@@ -35,7 +35,9 @@ def test_runs_have_what_was_billed_in_many_histories(tmp_path: Path, batch: int,
     for number in range(5):
         directory = tmp_path / str(number)
         directory.mkdir()
-        history_in_process(directory, f"many {batch} {number}", 120, whole=whole, odd_times=odd_times)
+        history_in_process(
+            directory, f"many {batch} {number} {whole:d}{odd_times:d}", 120, whole=whole, odd_times=odd_times
+        )
 
 
 @pytest.mark.soak

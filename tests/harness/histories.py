@@ -43,7 +43,7 @@ ACTS = {
     "compact": 2, "truncate": 1, "rewrite": 1, "replace": 1, "delete": 1, "move_file": 1, "set_clock_back": 1,
     "start": 1, "attach": 2, "detach": 1, "finish": 1, "read_one": 3, "read_all": 3, "restart": 1,
 }  # fmt: skip
-PLAIN_ACTS = {"open": 3, "respond": 14, "go_on": 8, "launch": 4, "fork": 3, "replay": 2, "repeat": 2, "read_all": 1}
+PLAIN_ACTS = {"open": 3, "respond": 14, "go_on": 8, "launch": 4, "fork": 3, "repeat": 2, "read_all": 1}
 
 
 @dataclass
@@ -89,9 +89,8 @@ class History:
 
     # What happens
 
-    def go(self, acts: int) -> None:
-        """Take random acts; compare at the end."""
-        weights = PLAIN_ACTS if self.plain else ACTS
+    def go(self, acts: int, weights: Mapping[str, int] = ACTS) -> None:
+        """Take random acts, of which `weights` has how often each of them happens; compare at the end."""
         self.start()
         self.open()
         self.open()
@@ -174,10 +173,9 @@ class History:
         place = self.random.choice((beside, beside, None) if session.version == OLD_VERSION else new)
         if self.plain:
             place = subagents
-        main = session.main.path
-        if main is not None and not main.exists():
+        if not any(b'"version"' in line for line in self._lines(session)):
             # A session writes its own file before it starts a sub-agent.
-            self._append(main, session.record())
+            self._append(session.main.path, session.record())
         path = None if place is None else place / f"agent-{name}.jsonl"
         agent = f"agent-{name}"
         if path is not None and place is not beside and self.random.random() < 0.6:
@@ -292,7 +290,7 @@ class History:
         """Move a session's own file to another project's directory, as happens when it continues in a worktree."""
         session = self.random.choice(self.sessions)
         old = session.main.path
-        if old is not None and old.exists():
+        if session.version == NEW_VERSION and old is not None and old.exists():
             self._read_first(session)
             session.project = self.random.choice(PROJECTS)
             session.main.path = self._project(session) / old.name
@@ -499,6 +497,8 @@ class History:
         if writer.path is not None:
             self._append(writer.path, encoded(line))
         if writer.quoted:
+            if writer.session.dialect == "one id":
+                self._complete(writer.session.main)
             self._append(writer.session.main.path, self.author.quoted(writer, line))
         billed.tokens = step.tokens
 
@@ -513,6 +513,9 @@ class Changing:
 
     def __enter__(self) -> None:
         history = self.history
+        if self.writer.session.dialect == "one id":
+            # Which response its next line belongs to is in the part of the file that may go.
+            history._complete(self.writer)  # noqa: SLF001  a part of the history
         history._read_first(self.writer.session)  # noqa: SLF001  a part of the history
         history.log.append(f"  {self.writer.path}")
         if self.writer.path not in history.unread:
