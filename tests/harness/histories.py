@@ -182,7 +182,9 @@ class History:
             agent = self.random.choice(("fd-quality", "fd-safety", "Explore"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_suffix(".meta.json").write_text(json.dumps({"agentType": agent}))
-        quoted = path is None or (not self.plain and self.random.random() < 0.2)
+        # (With one id for everything, nothing tells which of a sub-agent's responses a quoted line belongs to.)
+        may_quote = session.version == OLD_VERSION and session.dialect != "one id"
+        quoted = path is None or (may_quote and self.random.random() < 0.4)
         session.writers.append(Writer(session, agent, path, name, quoted))
         if path is not None and self.random.random() < 0.3:
             # A sub-agent that continues its parent's conversation repeats it.
@@ -284,7 +286,11 @@ class History:
         writer = self._any_file()
         if writer is not None and writer.path is not None:
             with self._changing(writer):
-                writer.path.unlink()
+                if writer is writer.session.main:
+                    writer.path.unlink()
+                else:
+                    # Its inode must not become that of another sub-agent's file, which may begin in the same way.
+                    writer.path.rename(self.daemon.claude_dir / f"deleted-{self.author.number()}")
 
     def move_file(self) -> None:
         """Move a session's own file to another project's directory, as happens when it continues in a worktree."""
