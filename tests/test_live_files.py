@@ -122,25 +122,21 @@ def test_unreadable_lines_are_skipped(home: Home, interstat: Interstat, daemon: 
     assert daemon.status("VmHWM") < 150_000  # kB, with the blocking-call detector
 
 
-def test_named_transcript_must_be_in_claudes_directory(
-    home: Home, interstat: Interstat, daemon: Daemon, tmp_path: Path
-) -> None:
-    """A path that leads outside, even through a link, is refused, and nothing is attached."""
+def test_named_path_must_be_a_transcripts(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Another file is refused, and nothing is attached; a transcript may have any name and be anywhere."""
     run = started(home)
-    outside = tmp_path / "outside.jsonl"
-    outside.write_bytes(encoded(assistant_line("s1", "m1", tokens=(500, 0, 0, 0))))
-    link = home.root / "claude" / "projects" / "p" / "link.jsonl"
-    link.parent.mkdir(parents=True)
-    link.symlink_to(outside)
-    up = home.root / "claude" / "projects" / ".." / ".." / "outside.jsonl"
-    for path in (outside, link, up, home.root / "claude" / "settings.json", Path("/etc/passwd")):
+    inside = home.root / "claude" / "projects" / "p" / "another-name.jsonl"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(encoded(assistant_line("s1", "m1", tokens=(500, 0, 0, 0))))
+    for path in (home.root / "claude" / "settings.json", Path("/etc/passwd")):
         result = home.ctl("run", "attach", "--run", run, "--session", "s1", "--transcript", str(path))
         assert (result.returncode, result.stdout) == (65, ""), result
     assert home.details(run).attachments == ()
-    inside = home.root / "claude" / "projects" / "p" / "another-name.jsonl"
-    shutil.copy(outside, inside)
+    outside = home.root / "elsewhere.jsonl"
+    outside.write_bytes(encoded(assistant_line("s2", "m2", request="req_2", tokens=(7, 0, 0, 0))))
     home.ok("run", "attach", "--run", run, "--session", "s1", "--transcript", str(inside))
-    assert home.spent(run) == 500
+    home.ok("run", "attach", "--run", run, "--session", "s2", "--transcript", str(outside))
+    assert home.spent(run) == 507
 
 
 @pytest.mark.parametrize("session", ["../s1", "a/b", ".", "..", "s'1", "s*", "[s]1", "ü"])

@@ -39,8 +39,9 @@ for step in range(commits):
                                (chance.randrange(1000), chance.randrange(1000), chance.choice(rows)))
         else:
             rows.append(connection.execute(
-                "INSERT INTO agent_runs(timestamp, session_id, agent_name, bead_id) VALUES (?,?,?,?)",
-                ("2026-01-01T00:00:00Z", session, "interflux:fd-quality", chance.choice(["", "b1"]))).lastrowid)
+                "INSERT INTO agent_runs(timestamp, session_id, agent_name, bead_id)"
+                " VALUES (strftime('%Y-%m-%dT%H:%M:%SZ'),?,?,?)",
+                (session, "interflux:fd-quality", chance.choice(["", "b1"]))).lastrowid)
     except sqlite3.OperationalError as exc:
         if "locked" not in str(exc) and "busy" not in str(exc):
             raise
