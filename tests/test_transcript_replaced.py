@@ -248,3 +248,14 @@ def test_session_forgotten_during_a_read_stays_forgotten(
         sys.setprofile(None)
     assert reader.source.changed(SESSION)
     assert len(reader.source.read(SESSION).copies) == 1
+
+
+def test_new_file_with_the_inode_of_a_deleted_one_is_another_file(transcript: Transcript, reader: Reader) -> None:
+    """File systems reuse inodes at once. A file that moves keeps its name."""
+    old, new = transcript.agent("a"), transcript.agent("b")
+    old.response("m1", tokens=(5, 0, 0, 0))
+    reader.read()
+    old.path.rename(new.path)
+    new.path.write_bytes(encoded(assistant_line(SESSION, "m2", tokens=(7, 0, 0, 0))))
+    reader.read()
+    assert reader.agents == {"agent-a": 5, "agent-b": 7}

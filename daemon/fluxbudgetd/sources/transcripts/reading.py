@@ -136,11 +136,11 @@ class _Reading:
         return known._replace(file=msgspec.structs.replace(known.file, agent=agent))
 
     def _moved(self, path: str) -> ReadFile | None:
-        """Return a known file that was moved to this path."""
-        before = self._missing.pop(self._stamps[path][:2], None)
-        if before is None:
+        """Return a known file that was moved to this path. Its name is the same; a new file may have its inode."""
+        inode = self._stamps[path][:2]
+        if os.path.basename(self._missing.get(inode, "")) != os.path.basename(path):
             return None
-        known = self._files.pop(before)
+        known = self._files.pop(self._missing.pop(inode))
         moved = msgspec.structs.replace(known.file, path=fold(os.fsencode(path)))
         self._files[path] = known._replace(file=moved)
         return self._files[path]
