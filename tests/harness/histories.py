@@ -286,11 +286,7 @@ class History:
         writer = self._any_file()
         if writer is not None and writer.path is not None:
             with self._changing(writer):
-                if writer is writer.session.main:
-                    writer.path.unlink()
-                else:
-                    # Its inode must not become that of another sub-agent's file, which may begin in the same way.
-                    writer.path.rename(self.daemon.claude_dir / f"deleted-{self.author.number()}")
+                writer.path.unlink()
 
     def move_file(self) -> None:
         """Move a session's own file to another project's directory, as happens when it continues in a worktree."""
