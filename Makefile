@@ -2,10 +2,13 @@
 PYTHON ?= python3
 # A test spends about half of its time waiting for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
-# Tests to run: MARKS is an expression for pytest's -m; FAST=1 leaves out long tests, those with the real Claude Code, and
-# those of the native client, which depends on no package and no Python.
+# Tests to run: MARKS is an expression for pytest's -m. FAST=1 is for other versions of Python and of the packages: it leaves
+# out long tests, those with the real Claude Code, those of the native client, which depends on no package and no Python,
+# and those that spend most of their time starting the Python client.
 MARKS ?=
 FAST ?=
+CLIENT_TESTS := client client_deadlines commands_stdin doctor false_daemons hook_client install pipe reviews sandbox service \
+  service_leftovers service_units statusline_client terminal top
 
 # test-newest, test-lowest and test-all call make again with an environment of their own.
 VENV := .venv
@@ -37,7 +40,7 @@ help:
 	@echo 'make docs           write docs/protocol.md, the map in docs/ARCHITECTURE.md and docs/status.svg'
 	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
-	@echo "FAST=1 leaves out the soak tests, those of the native client and those with Claude Code; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
+	@echo "FAST=1 leaves out the soak tests, those of the clients and those with Claude Code; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
 # A changed lock makes a new environment, so that no package of the old one remains.
 $(VENV)/.made: $(wildcard requirements/*.txt)
@@ -84,7 +87,7 @@ PROGRAMS := $(if $(filter privileged,$(MARKS)),,$(if $(shell command -v npm),$(N
 
 # (The tests in a real user manager take a minute; they run once, against the wheel.)
 suite: $(VENV)/.ourselves $(VENV)/.$(TEST) $(PROGRAMS)
-	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py
+	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py $(if $(FAST),$(CLIENT_TESTS:%=--ignore=tests/test_%.py))
 
 # Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 or later and
 # does not compile there, so these use the wheel for 3.12, with its pure-Python loader.
