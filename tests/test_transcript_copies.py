@@ -68,6 +68,28 @@ def test_copy_without_request_belongs_to_the_last_response_in_its_file() -> None
     assert [(each.file, each.output) for each in responses.of("a")] == [(1, 5), (3, 6)]
 
 
+def test_quoted_lines_do_not_come_between_the_lines_of_a_response() -> None:
+    """They are mixed into the session's file, and compared with what their own agent wrote, in any file."""
+    main = [anonymous(1, line, is_final=True, input=1, output=line) for line in (1, 2)]
+    agents = [
+        anonymous(1, 10 + number, place=SIDECHAIN, file=number, agent=f"agent-{number}", is_final=True, input=number)
+        for number in (5, 6)
+    ]
+    quotes = [
+        anonymous(1, 20 + number, place=QUOTED, agent=f"agent-{number}", is_final=True, input=number, output=number)
+        for number in (5, 6, 7)
+    ]
+    responses = Responses()
+    for copy in (main[0], *agents, *quotes, main[1]):
+        responses.add("a", copy)
+    assert [(each.agent, each.output) for each in responses.of("a")] == [
+        ("main-session", 2),
+        ("agent-5", 0),
+        ("agent-6", 0),
+        ("agent-7", 7),
+    ]
+
+
 @pytest.mark.parametrize(
     ("known", "better"),
     [

@@ -181,7 +181,9 @@ def test_lookup_costs_the_same_however_much_is_stored(tmp_path: Path, message: i
         # One that is neither among the first nor among the last.
         middle = size // 2
         name = message or middle
-        found, aliases = await stored.find("a", Wanted({middle, 2 * 10**6}, {name}, {(name, 1)}, {name}))
+        found, aliases = await stored.find(
+            "a", Wanted({middle, 2 * 10**6}, {name}, {(name, 1)}, {(name, "main-session")}, {name})
+        )
         assert (found[0].key, aliases) == (middle, {})
         await connection.close()
         return ticks

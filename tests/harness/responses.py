@@ -91,6 +91,7 @@ def any_copy(draw: st.DrawFn, *, forks: bool = True, has_request: bool | None = 
         "place": draw(st.sampled_from((OWN, OWN, SIDECHAIN, QUOTED))),
         "is_final": draw(st.booleans()),
         "file": draw(st.integers(1, 2)),
+        "agent": draw(st.sampled_from(("main-session", "agent-1"))),
         "at": draw(st.sampled_from((None, 1, 2))),
         "input": draw(st.integers(0, 2)),
         "output": draw(st.integers(0, 2)),

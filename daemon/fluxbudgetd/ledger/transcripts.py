@@ -1,12 +1,12 @@
 """Transcripts as stored: how far each file has been read, and the responses found so far."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from fluxbudgetd.ledger.database import Database
-from fluxbudgetd.model import ModelUsage, Response, TranscriptFile
+from fluxbudgetd.model import QUOTED, ModelUsage, Response, TranscriptFile
 from fluxbudgetd.threads import off_loop
 
 # In the order of the structs' fields.
@@ -38,8 +38,14 @@ SELECT NULL, {_RESPONSE} FROM responses WHERE born IN (
   SELECT (
     SELECT born FROM responses INDEXED BY responses_message
     WHERE session = :session AND message = json_extract(wanted.value, '$[0]')
-    AND file = json_extract(wanted.value, '$[1]') ORDER BY born DESC LIMIT 1
+    AND file = json_extract(wanted.value, '$[1]') AND place <> {QUOTED} ORDER BY born DESC LIMIT 1
   ) FROM json_each(:places) AS wanted
+  UNION ALL
+  SELECT (
+    SELECT born FROM responses INDEXED BY responses_message
+    WHERE session = :session AND message = json_extract(wanted.value, '$[0]')
+    AND agent = json_extract(wanted.value, '$[1]') ORDER BY born DESC LIMIT 1
+  ) FROM json_each(:quoted) AS wanted
   UNION ALL
   SELECT found.born FROM json_each(:replayed) AS wanted JOIN responses AS found ON found.born IN (
     SELECT born FROM responses INDEXED BY responses_message WHERE message = wanted.value LIMIT :most
@@ -82,13 +88,14 @@ class TranscriptChanges(NamedTuple):
 class Wanted(NamedTuple):
     """What is looked up for a session's new copies: responses with one of the identities, and the last ones it has.
 
-    `messages`: the last few of each message. `places`: the last one of each message and file. `replayed`: a few of each
-    message, in all sessions.
+    `messages`: the last few of each message. `places`: the last one of each message and file that is not quoted.
+    `quoted`: the last one of each message and agent. `replayed`: a few of each message, in all sessions.
     """
 
     identities: Collection[int]
     messages: Collection[int] = ()
     places: Collection[tuple[int, int]] = ()
+    quoted: Collection[tuple[int, str]] = ()
     replayed: Collection[int] = ()
 
 
@@ -182,8 +189,9 @@ def _insert(table: str, columns: str) -> str:
     return f"INSERT OR REPLACE INTO {table}({columns}) VALUES ({_marks(columns)})"  # noqa: S608  our own names
 
 
-def _json(values: Collection[object]) -> str:
-    return msgspec.json.encode(list(values)).decode()
+def _json(values: Iterable[Any]) -> str:
+    # Sorted, so that SQLite reads each page of an index once.
+    return msgspec.json.encode(sorted(values)).decode()
 
 
 def _parameters(wanted: Wanted) -> dict[str, str]:

@@ -5,10 +5,11 @@ response, in the order in which copies are read. The first rule that applies dec
 
 1. A copy whose identity is known, in any session, is a copy of that response. The response stays with its session.
 2. A line that was copied from another session (`Copy.is_fork`) never makes a response, so it is ignored.
-3. Compare the copy with the last response of the same message: the last one in the same file, otherwise the last one in
-   the session. They are the same response if they do not have two different request ids, and if the response is not
-   final yet or both have the same prompt. So a request id on only some of a response's lines does not split it, and
-   relays that reuse one message id for all responses get all of them counted.
+3. Compare the copy with the last response of the same message: the last one in the same file (for a quoted line: of the
+   same agent, because the quotes of several agents are mixed), otherwise the last one in the session. They are the same
+   response if they do not have two different request ids, and if the response is not final yet or both have the same
+   prompt. So a request id on only some of a response's lines does not split it, and relays that reuse one message id for
+   all responses get all of them counted.
 4. Claude Code writes earlier responses again into sidechains, with other request ids. A copy of the same message and
    prompt, one in a sidechain and one not, is such a replay. The response may be another session's, after a fork.
 5. Any other copy is a new response of the session that is read.
@@ -27,7 +28,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fluxbudgetd.model import OWN, SIDECHAIN, Copy, Response, Usage
+from fluxbudgetd.model import OWN, QUOTED, SIDECHAIN, Copy, Response, Usage
 
 # Keys are digests of 63 bits.
 _KEYS = 1 << 63
@@ -187,7 +188,7 @@ class _Merging:
         """Return the response that a copy with an unknown identity belongs to, or None if it is a new one."""
         keys = self._of_message.get(copy.message, [])
         if keys:
-            response = self._last_in_file(keys, copy.file) or self._responses[keys[-1]]
+            response = self._last_beside(copy, keys) or self._responses[keys[-1]]
             if _continues(copy, response):
                 return response
         if copy.has_request:
@@ -197,10 +198,14 @@ class _Merging:
                     return self._responses[key]
         return None
 
-    def _last_in_file(self, keys: list[int], file: int) -> Response | None:
+    def _last_beside(self, copy: Copy, keys: list[int]) -> Response | None:
+        """Return the last of these responses that is where the copy is, or None."""
         for key in reversed(keys):
             response = self._responses[key]
-            if response.file == file:
+            if copy.place == QUOTED:
+                if response.agent == copy.agent:
+                    return response
+            elif response.file == copy.file and response.place != QUOTED:
                 return response
         return None
 
@@ -212,7 +217,7 @@ class _Merging:
         if response.session == self._session:
             return response
         keys = self._of_message.get(copy.message, [])
-        prelude = self._last_in_file(keys, copy.file)
+        prelude = self._last_beside(copy, keys)
         if prelude is None or prelude.has_request or not _continues(copy, prelude):
             return response
         keys.remove(prelude.key)

@@ -22,7 +22,7 @@ import anyio.to_thread
 
 from fluxbudgetd.errors import BadInputError, LedgerError
 from fluxbudgetd.ledger import Ledger, Wanted
-from fluxbudgetd.model import Copy, Losses, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
+from fluxbudgetd.model import QUOTED, Copy, Losses, Response, SourceStatus, TranscriptFile, TranscriptReading, Usage
 from fluxbudgetd.policy.responses import Delta, Known, may_be_replay, merge, records
 from fluxbudgetd.sources.transcripts import Problem, TranscriptSource, claude_directory
 from fluxbudgetd.threads import off_loop
@@ -317,7 +317,9 @@ class TranscriptStore:
         wanted = await off_loop(len(copies), _wanted, copies, files.known)
         stored = self._ledger.transcripts
         is_saved = session in self._saved
-        found, aliases = await stored.find(session, wanted if is_saved else wanted._replace(messages=(), places=()))
+        found, aliases = await stored.find(
+            session, wanted if is_saved else wanted._replace(messages=(), places=(), quoted=())
+        )
         of_files = await stored.of_files(session, files.renamed) if files.renamed and is_saved else ()
         size = len(found) + len(of_files) + len(wanted.identities)
         async with self._change_lock:
@@ -378,15 +380,17 @@ class _Files(NamedTuple):
 
 def _wanted(copies: Iterable[Copy], files: Collection[int]) -> Wanted:
     """Return what to look up for copies; `files` have been read before."""
-    identities, messages, places, replayed = set(), set(), set(), set()
+    identities, messages, places, quoted, replayed = set(), set(), set(), set(), set()
     for copy in copies:
         identities.add(copy.identity)
         messages.add(copy.message)
-        if copy.file in files:
+        if copy.place == QUOTED:
+            quoted.add((copy.message, copy.agent))
+        elif copy.file in files:
             places.add((copy.message, copy.file))
         if may_be_replay(copy):
             replayed.add(copy.message)
-    return Wanted(identities, messages, places, replayed)
+    return Wanted(identities, messages, places, quoted, replayed)
 
 
 def _known(
