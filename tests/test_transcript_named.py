@@ -7,6 +7,7 @@ import pytest
 
 from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.sources.transcripts import TranscriptSource
+from fluxbudgetd.sources.transcripts.places import MOST_LEARNED
 from harness.privilege import needs_root
 from harness.transcript_reader import SESSION, Reader
 from harness.transcripts import Transcript
@@ -115,14 +116,16 @@ def test_known_or_missing_directory_is_not_learned(claude_dir: Path, transcript:
     assert source.learned == ()
 
 
-def test_learned_directory_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+def test_missing_learned_directory_makes_room_for_another(tmp_path: Path) -> None:
+    """Until then it is kept, because it may come back."""
     source = TranscriptSource([])
-    for name in "ab":
-        root = tmp_path / name
+    roots = [tmp_path / str(number) for number in range(MOST_LEARNED + 1)]
+    for root in roots:
         root.mkdir()
         source.name(SESSION, str(root / "projects" / "-p" / "x.jsonl"))
-        assert source.learned == (str(root),)
-        root.rmdir()
+        if root is roots[0]:
+            root.rmdir()
+    assert source.learned == tuple(map(str, roots[1:]))
 
 
 @needs_root("give a directory to another user")

@@ -456,6 +456,22 @@ def old_line(session: str, message: str, size: int, *, sidechain: bool = True) -
     return {**assistant_line(session, message, tokens=(size, 0, 0, 0), sidechain=sidechain), "version": "2.0.14"}
 
 
+def test_inode_that_is_used_again_says_nothing_about_the_session(transcript: Transcript, reader: Reader) -> None:
+    """File systems reuse the inode of a deleted file at once, for example for another session's sub-agent."""
+    transcript.line(encoded(old_line(SESSION, "m1", 1, sidechain=False)))
+    first, second = (
+        Transcript(Path(), SESSION, path=transcript.path.with_name(f"agent-{name}.jsonl")) for name in "ab"
+    )
+    first.line(encoded(old_line("another session", "m2", 10)))
+    reader.settle()
+    assert reader.total == 1
+    # The same inode under another name: a rename shows it on every file system.
+    first.path.rename(second.path)
+    second.path.write_bytes(encoded(old_line(SESSION, "m3", 100)))
+    reader.settle()
+    assert reader.total == 101
+
+
 def test_sub_agent_whose_session_is_not_known_is_a_problem(transcript: Transcript, reader: Reader) -> None:
     transcript.line(encoded(old_line(SESSION, "m1", 1, sidechain=False)))
     path = transcript.path.with_name("agent-a.jsonl")

@@ -123,7 +123,7 @@ class Database:
     def _require_file(self) -> None:
         # SQLite continues to write to a file that was deleted or replaced, and all of that would be lost.
         if _identity(self.path) != self._identity:
-            raise OSError("the file was removed or replaced while the daemon was running; restart fluxbudgetd")
+            raise OSError("the file was removed or replaced while the daemon was running")
 
 
 def _identity(path: str) -> tuple[int, int] | None:

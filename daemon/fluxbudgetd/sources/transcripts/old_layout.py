@@ -23,6 +23,8 @@ _LIST_SECONDS = 5.0
 _CHUNK_BYTES = 64 << 10
 _HEAD_BYTES = 256 << 10
 _MOST_KNOWN = 200_000
+# A file's path, device and inode. The inode of a deleted file is used again at once.
+_File = tuple[str, int, int]
 _VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
 
 
@@ -46,8 +48,8 @@ class OldLayout:
 
     def __init__(self) -> None:
         self._listings: dict[str, _Listing] = {}
-        self._sessions: dict[tuple[int, int], str] = {}
-        self._versions: dict[tuple[int, int], str] = {}
+        self._sessions: dict[_File, str] = {}
+        self._versions: dict[_File, str] = {}
 
     @property
     def unknown(self) -> list[str]:
@@ -80,20 +82,20 @@ class OldLayout:
     def _session(self, path: str) -> str:
         return self._first(path, "sessionId", self._sessions, LINE_BYTES)
 
-    def _first(self, path: str, field: str, known: dict[tuple[int, int], str], most: int) -> str:
+    def _first(self, path: str, field: str, known: dict[_File, str], most: int) -> str:
         """Return the first value of a field of a transcript's lines; empty if there is none yet."""
         try:
             info = os.stat(path)
-            inode = info.st_dev, info.st_ino
-            if inode in known:
-                return known[inode]
+            file = path, info.st_dev, info.st_ino
+            if file in known:
+                return known[file]
             value = _first_value(path, field, most)
         except OSError:
             return ""
         if value or info.st_size >= most:
             if len(known) >= _MOST_KNOWN:
                 known.clear()
-            known[inode] = value
+            known[file] = value
         return value
 
     def _listed(self, home: str, *, is_old: bool) -> _Listing:

@@ -63,8 +63,10 @@ class Places:
                 self._learned = together
                 self.generation += 1
 
-    def forget_missing(self) -> None:
-        """Forget the learned directories that no longer exist. For a worker thread."""
+    def make_room(self) -> None:
+        """Forget the learned directories that do not exist now, if no more can be learned. For a worker thread."""
+        if len(self._learned) < MOST_LEARNED:
+            return
         existing = tuple(filter(os.path.isdir, self._learned))
         with self._changing:
             self._learned = existing

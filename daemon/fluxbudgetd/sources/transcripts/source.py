@@ -105,7 +105,7 @@ class TranscriptSource:
     def _learn_from(self, path: str) -> None:
         root = names.claude_directory(path)
         if root is not None and _is_own_directory(root) and not self._places.has(root):
-            self._places.forget_missing()
+            self._places.make_room()
             self._places.learn([root])
 
     def changed(self, session: str) -> bool:
