@@ -1,4 +1,4 @@
-"""A run is stale only because of a source that its own sessions count by; interstat is optional."""
+"""A run is stale only because of a source that its own sessions are counted from; interstat is optional."""
 
 import os
 from collections.abc import Callable
@@ -130,7 +130,7 @@ def test_interstat_that_no_session_counts_by_is_no_problem(
 
 @pytest.mark.parametrize("by_variable", [False, True])
 def test_configured_database_must_exist(home: Home, *, by_variable: bool) -> None:
-    """Its absence is a problem even if no session counts by it, but stale are only sessions that may."""
+    """Its absence is a problem even if no session needs it, but only sessions that may need it are stale."""
     path = home.root / "elsewhere.db"
     if by_variable:
         home.start(prefix=("env", f"INTERSTAT_DB={path}"))

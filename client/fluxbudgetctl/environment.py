@@ -14,7 +14,7 @@ _LARGEST_LOCK = 16 * 1024
 
 
 def socket() -> str:
-    """Return the path of the daemon's socket; raises `Failure` if nothing says where it is."""
+    """Return the path of the daemon's socket; raises `Failure` if the home directory is needed and unknown."""
     try:
         return socket_path(os.environ, os.geteuid())
     except NoHomeError as exc:

@@ -1,4 +1,4 @@
-"""Whether Claude Code is told to write no transcripts, as far as the client's environment and settings show."""
+"""Check whether the client's environment or settings tell Claude Code to write no transcripts."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from fluxbudgetd.wire.messages import Finding
 from fluxbudgetd.wire.transcript_switch import SWITCH, is_switched_off
 
-_HINT = "remove it: sessions without a transcript count only by interstat, or not at all"
+_HINT = "remove it: sessions without a transcript are counted only from interstat, or not at all"
 _MANAGED = "/etc/claude-code/managed-settings.json"
 _NAMES = ("settings.json", "settings.local.json")
 # A settings file is small; anything else there is not read.
@@ -37,7 +37,7 @@ def _settings_files(environ: Mapping[str, str], cwd: str | None) -> Iterator[str
 
 
 def _variable(path: str) -> object:
-    """Return the variable's value in the `env` of a settings file, or None. What is not a settings file has none."""
+    """Return the variable's value in the `env` of a settings file; None if it has none or is not a settings file."""
     try:
         # O_NONBLOCK: the path may lead to a FIFO.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:

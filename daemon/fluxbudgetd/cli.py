@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         dest="claude_dirs",
         metavar="DIR",
-        help="a directory of Claude Code's; may be repeated (default: claude_dirs in the configuration, else "
+        help="one of Claude Code's directories; may be repeated (default: claude_dirs in the configuration, else "
         "$CLAUDE_CONFIG_DIR, else ~/.claude and claude in $XDG_CONFIG_HOME or ~/.config)",
     )
     program.add_argument(

@@ -1,4 +1,4 @@
-"""Import the libraries without what they only need for things that the daemon does not do.
+"""Import the libraries without the parts that the daemon never uses.
 
 * structlog without rich, which takes 5 MiB. rich is only used for tracebacks, and the daemon's are plain text: rich
   ones show local variables, which may hold other people's data.
@@ -19,7 +19,7 @@ from typing import Any
 
 @contextmanager
 def _replaced(name: str, module: ModuleType | None) -> Iterator[None]:
-    """Have imports of a module find another one in this block; with None they fail."""
+    """Replace a module for imports in this block; None makes them fail."""
     sys.modules[name] = module  # type: ignore[assignment]  # None is documented
     try:
         yield
@@ -29,7 +29,7 @@ def _replaced(name: str, module: ModuleType | None) -> Iterator[None]:
 
 
 class _UnusedSsl(ModuleType):
-    """Stands for `ssl`, and loads it if more of it is used than the type that anyio's annotations name."""
+    """Stand-in for `ssl`. Loads the real module if anything but the type in anyio's annotations is used."""
 
     class SSLContext:
         """Not used."""

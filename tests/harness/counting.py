@@ -181,7 +181,7 @@ def _tokens(line: messages.Tally) -> tuple[int, int, int, int]:
 
 
 def _counts_from(daemon: Daemon, run: str, session: str) -> int:
-    """Return from when on a session's latest attachment to a run counts, in microseconds; 0 if all of it does."""
+    """Return when a session's latest attachment to a run starts to count, in microseconds; 0: the whole session."""
     answer = daemon.ask(messages.RunShow(run=run, wait_ms=WAIT_MS))
     assert isinstance(answer, messages.RunShowAnswer), answer
     since = [one.since for one in answer.attachments if one.session == session][-1]

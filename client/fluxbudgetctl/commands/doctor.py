@@ -45,13 +45,13 @@ def _doctor(options: Options) -> int:
 
 
 class _Examination:
-    """Collects the findings. A check that fails is a finding itself, and the others go on."""
+    """Collects the findings. A check that fails is itself a finding; the other checks still run."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
     def run(self, options: Options) -> "tuple[str, messages.DoctorAnswer | None, Report]":
-        """Check everything; return the socket's path, the daemon's answer, and what is known of the service."""
+        """Check everything; return the socket's path, the daemon's answer, and what is known about the service."""
         from fluxbudgetctl.service import doctor as service_doctor  # noqa: PLC0415  imports subprocess and hashlib
 
         path = self._checked("the socket's path", environment.socket, "")
@@ -89,7 +89,7 @@ class _Examination:
         except OSError as exc:
             hint = "make it readable, then run doctor again"
             self.findings.append(Finding(what=f"{what} could not be checked: {exc}", hint=hint))
-        except Exception as exc:  # noqa: BLE001  doctor must not fail where everything else does
+        except Exception as exc:  # noqa: BLE001  doctor has to work when nothing else does
             what = f"{what} could not be checked: {type(exc).__name__}: {exc}"
             self.findings.append(Finding(what=what, hint="this is a defect of fluxbudget; please report it"))
         return otherwise

@@ -69,7 +69,7 @@ def _add_start(runs: Subcommands) -> None:
 
 def _add_whole(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--whole", action="store_true", help="count all usage of the session, also from before the run started"
+        "--whole", action="store_true", help="count all usage of the session, including that before the run started"
     )
 
 

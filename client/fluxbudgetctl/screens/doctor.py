@@ -38,7 +38,7 @@ def _print_daemon(answer: messages.DoctorAnswer) -> None:
         print(one_line(f"channel   {channel.name}: {channel.state}{detail}"))
     for source in answer.sources:
         is_needed = source.state == "ok" or source.is_fault
-        note = "" if is_needed else "; not needed: no session counts by it"
+        note = "" if is_needed else "; not needed: no session is counted from it"
         print(f"source    {source.name}: {source.state} since {source.since} ({one_line(source.path)}){note}")
         if source.anomalies:
             print(f"          {source.anomalies} counts dropped: negative, or not whole numbers")
@@ -49,7 +49,7 @@ def _print_daemon(answer: messages.DoctorAnswer) -> None:
 
 
 def _print_sessions(sessions: Sequence[messages.SessionSources]) -> None:
-    """Print the totals of the sessions for which there are several: transcripts', interstat's, Claude Code's own."""
+    """Print the totals of each session that has several: the transcripts', interstat's, Claude Code's own."""
     several = [session for session in sessions if session.ratio is not None or session.stated_total is not None]
     for session in several[:_MOST_SESSIONS]:
         totals = [f"{session.transcripts_total} in the transcripts"]

@@ -12,7 +12,7 @@ from fluxbudgetd.wire.text import shown_path
 
 
 class ClaudeDirectories(msgspec.Struct, frozen=True, kw_only=True):
-    """Claude Code's directories, as absolute paths, by what names them. `option` and `variable` may be empty."""
+    """Claude Code's directories, as absolute paths, by where they were named. `option` and `variable` may be empty."""
 
     option: tuple[str, ...] = ()
     variable: tuple[str, ...] = ()
@@ -23,7 +23,7 @@ class ClaudeDirectories(msgspec.Struct, frozen=True, kw_only=True):
         return self.option or tuple(configured) or self.variable
 
     def used(self, configured: Sequence[str]) -> tuple[str, ...]:
-        """Return the directories that count: the chosen ones, else the defaults, which need not exist."""
+        """Return the directories to use: the chosen ones, else the defaults, which need not exist."""
         return self.chosen(configured) or self.default
 
 

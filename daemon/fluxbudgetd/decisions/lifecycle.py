@@ -145,11 +145,11 @@ class Lifecycle:
         *,
         whole: bool = False,
     ) -> Change:
-        """Attach a session to a run from now on; `policy.attribution` says from when on its usage counts.
+        """Attach a session to a run from now on; `policy.attribution` defines which of its usage counts.
 
-        `whole`: all usage of the session counts that belongs to no other run. This widens an existing attachment, too.
-        Raises `BadInputError` for a transcript outside Claude's directory, `ConflictError` for a run that ended more
-        than 48 hours ago.
+        `whole`: count all of the session's usage that belongs to no other run. This also widens an existing attachment.
+        Raises `BadInputError` for a transcript that may not be followed, `ConflictError` for a run that ended more than
+        48 hours ago.
         """
         await self._name_transcript(session, transcript, deadline)
         if not runs.is_followed(account.run, self._clock()):

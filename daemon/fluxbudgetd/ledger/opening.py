@@ -81,7 +81,7 @@ def _skip_used_event_numbers(path: str) -> None:
     try:
         with connection:
             last = time.time_ns() // 1000
-            # A schema step may have left a row, and SQLite uses only one.
+            # A schema step may have left a row already; SQLite reads only one.
             connection.execute("DELETE FROM sqlite_sequence WHERE name = 'events'")
             connection.execute("INSERT INTO sqlite_sequence(name, seq) VALUES ('events', ?)", (last,))
     finally:

@@ -58,7 +58,7 @@ def _marks(columns: str) -> str:
     return ",".join("?" * len(columns.split(",")))
 
 
-# In half the time of INSERT OR REPLACE. A response keeps its other columns.
+# Takes half as long as INSERT OR REPLACE. A response's other columns never change.
 _CHANGING = (
     "has_request", "place", "is_final", "file", "agent", "model",
     "input", "output", "cache_read", "cache_creation", "cache_1h", "is_fast", "below",

@@ -81,7 +81,7 @@ class TranscriptFile(msgspec.Struct, frozen=True):
     """How far a transcript has been read: up to `offset`, the end of the last complete line.
 
     `number` identifies the file within its session and never changes. `mark` is a digest of the bytes just before
-    `offset`; if it differs, the file was rewritten. Then `is_gone` is set for ever, and what is at the path now is
+    `offset`; if it differs, the file was rewritten. Then `is_gone` is set for good, and what is at the path now is
     another file with a number of its own. `skipped` counts lines whose usage could not be read, `anomalies` invalid
     counts. `latest` is the latest time of a copy. `placeholders` is the newest Claude Code version that wrote
     placeholder outputs to the file, or empty. `stated_billing` and `stated_total` are the session's tokens as Claude
@@ -105,7 +105,7 @@ class TranscriptFile(msgspec.Struct, frozen=True):
 
 
 class Losses(msgspec.Struct, frozen=True):
-    """What a session's transcripts do not tell, as sentences that begin with a path; long lists are cut short.
+    """What is missing from a session's transcripts, as sentences that begin with a path; long lists are cut short.
 
     `unread`: lines whose usage could not be read. `unfollowed`: transcripts that are known but cannot be followed.
     `placeholders`: files with placeholder outputs.

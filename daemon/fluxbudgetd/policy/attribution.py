@@ -10,11 +10,11 @@ all of it if that was requested. A later attachment counts from when it was made
 without any attachment counts as attached, from its beginning, to the run that its earliest row with a known bead names
 (`implied_attachment`).
 
-What matches nothing belongs to no run. What a session used before its first attachment counts is *earlier* usage, shown
-with that attachment's run; everything else is unattributed.
+What matches nothing belongs to no run. If it is too old for the session's first attachment, it is *earlier* usage,
+shown with that attachment's run; everything else is unattributed.
 
-A time on a whole second stands for that second, because some writers have no fractions. Of two attachments that meet
-within it, the older one counts.
+A time on a whole second stands for that whole second, because some writers have no fractions; likewise one on a whole
+millisecond, because transcripts have no more digits. Of two attachments that meet within it, the older one counts.
 
 Several runs may have had one scope, one after the other: a record belongs to the last one that had started at its time,
 or to the first if it is older than all. A record without a readable time counts as the newest.

@@ -143,14 +143,14 @@ class _Merging:
             by_message.setdefault(response.message, []).append(response.key)
 
     def rename(self, agents: Mapping[int, tuple[str, str]]) -> None:
-        """Give the responses of files whose agent was renamed the new name. Quoted ones have an agent of their own."""
+        """Rename the agent in the responses of renamed files. Quoted ones have an agent of their own."""
         for response in self._before.values() if agents else ():
             old, new = agents.get(response.file, (None, ""))
             if response.session == self._session and response.agent == old:
                 self._put(msgspec.structs.replace(response, agent=new))
 
     def add(self, copy: Copy) -> None:
-        """Resolve a copy to its response, and have it count if it is the best one."""
+        """Resolve a copy to its response, which takes the copy's counts if they are the best."""
         response = self._now.find(copy.identity)
         if response is not None:
             if copy.has_request:
@@ -210,7 +210,7 @@ class _Merging:
         return None
 
     def _absorb_prelude(self, copy: Copy, response: Response) -> Response:
-        """Merge the response that the copy's earlier lines made into another session's; return the latter as it is now.
+        """Merge the response made by the copy's earlier lines into this one of another session; return the result.
 
         Those lines have no request id, so they did not show which response they belong to.
         """
@@ -233,7 +233,7 @@ class _Merging:
         self._born += 1
 
     def _improve(self, known: Response, copy: Copy | Response) -> Response:
-        """Have a copy count for a known response if it is better; return the response as it is now."""
+        """Give a known response the copy's counts if they are better; return the response as it is now."""
         is_own = known.session == self._session
         if not is_own and not self._is_shared:
             self._is_shared = has_usage(copy)
@@ -301,7 +301,7 @@ def _total(copy: Copy | Response) -> int:
 def _response(
     key: int, session: str, message: int, has_request: bool, born: int, at: int | None, copy: Copy | Response
 ) -> Response:
-    """Return a response of which this copy counts."""
+    """Return a response with this copy's counts."""
     return Response(
         key,
         session,

@@ -126,7 +126,7 @@ def sources(service: Service) -> tuple[wire.SourceInfo, ...]:
 def session_sources(
     service: Service, sessions: Iterable[str], run: str | None = None
 ) -> tuple[wire.SessionSources, ...]:
-    """Return what each source says about sessions, and what they used before this run counts them.
+    """Return what each source says about sessions, and what they used before they count for this run.
 
     Those whose sources differ come first.
     """
@@ -135,7 +135,7 @@ def session_sources(
 
 
 def earlier(counts: Counts) -> wire.Earlier:
-    """Return what was used before an attachment counts."""
+    """Return usage that is too old for an attachment."""
     return wire.Earlier(billing=capped(counts.billing), total=capped(counts.total))
 
 

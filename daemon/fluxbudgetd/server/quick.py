@@ -12,8 +12,8 @@ first request of each. A peer that sends many requests at once waits its turn li
 
 All idle connections share one epoll object, which the event loop watches. A callback therefore knows which of them have
 sent a request. It receives these requests, handles them together, so that they share one look at the sources, and only
-then sends the answers: a program with several connections is then woken once, not once per answer. A reader of the
-event loop for each connection would also cost more.
+then sends the answers: a program with several connections is then woken once, not once per answer. Registering each
+connection with the event loop would also cost more.
 """
 
 import asyncio
@@ -184,7 +184,7 @@ class QuickConnections:
             self._finish(peer, self._responder.respond(message))
 
     def _receive(self, peer: Peer) -> bytes | None:
-        """Return the connection's next request; None if it has not arrived as a whole."""
+        """Return the connection's next request; None if it is not complete yet."""
         try:
             message = _next_message(peer)
         except BlockingIOError:

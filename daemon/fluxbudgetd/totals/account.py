@@ -54,7 +54,7 @@ class SessionAccount(msgspec.Struct):
     `counts_transcripts` is true if `cells` come from its transcripts, which hold usage; otherwise they come from
     interstat's rows. `figures` has the sum of each source by the source's name, `minutes` the recent usage by minute
     since 1970, `earliest` the time of the first record that an attachment counts. `active_since` is when the session
-    first called a hook that shows that it works, in this run of the daemon. `digest` identifies the last rows that were
+    first called a hook that shows that it works, since the daemon started. `digest` identifies the last rows that were
     kept (`RowStore`), and `rows_epoch` is interstat's epoch at which rows were read last.
     """
 
@@ -92,7 +92,7 @@ class SessionAccount(msgspec.Struct):
         return counts_from // MINUTE + is_shared
 
     def earlier(self, run: str) -> Counts:
-        """Return what the session used before its first attachment counts, if that is an attachment to this run."""
+        """Return what is too old for the session's first attachment, if that is an attachment to this run."""
         return sum((counts for cell, counts in self.cells.items() if cell.earlier_for == run), Counts())
 
     @property
@@ -224,7 +224,7 @@ class RunAccount(msgspec.Struct):
         return used
 
     def earlier(self) -> Counts:
-        """Return what the run's sessions used before it counts them."""
+        """Return what the run's sessions used before they count for it."""
         return sum((session.earlier(self.run.id) for session in self.sessions.values()), Counts())
 
     def attachments(self) -> list[Attachment]:

@@ -1,4 +1,4 @@
-"""Freshness: what a run's numbers show, what a question requires them to show, and why they are stale.
+"""Freshness: what a run's numbers show, what a request needs them to show, and why they are stale.
 
 Numbers carry a `Stamp`, a point in the histories of both sources:
 
@@ -9,12 +9,12 @@ Numbers carry a `Stamp`, a point in the histories of both sources:
   when the transcripts of all its sessions have been read since.
 
 A run is fresh if its stamp is at least the required stamp, in both parts, and its sums include what was read. A
-question fixes the required stamps when it begins, so its answer includes everything that was written before it.
-Questions that arrived together share one look at the sources (`Turn`).
+request fixes the required stamps when it begins, so its answer includes everything that was written before it.
+Requests that arrived together share one look at the sources (`Turn`).
 
-A run is stale only because of a source that its own sessions count by. interstat is optional: a session whose
-transcripts hold usage does not need it. A file without rows (absent, empty) is missed only by a session that had rows
-in it, unless its path was configured.
+A run is stale only because of a source that its own sessions are counted from. interstat is optional: a session whose
+transcripts hold usage does not need it. A database that is absent or empty has no rows to wait for, so it makes a
+session stale only if the session had rows in it, or if the database's path was configured.
 
 Runs that ended more than 48 hours ago are not followed; their numbers need only be loaded.
 
@@ -125,7 +125,7 @@ class Freshness:
         return self.stale_why(account, NOTHING) is not None
 
     def is_fault(self, status: SourceStatus, accounts: Iterable[RunAccount]) -> bool:
-        """Return True if a source cannot be read although one of these runs counts by it, or it was configured."""
+        """Return True if a source cannot be read and is needed: it was configured, or one of these runs uses it."""
         if status.is_readable:
             return False
         if status.name != self._interstat_name or self._interstat.is_chosen:
@@ -158,7 +158,7 @@ class Freshness:
             for name in changed:
                 for run in self._accounts.runs_joined_by(name):
                     self._required[run] = self._generation
-        # Another question may have raised the generation for a file that the thread had already compared.
+        # Another request may have raised the generation for a file that the thread had already compared.
         return changed, before if paths > _MOST_PATHS // 2 else self._generation
 
     def unsettled(self, sessions: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ class LowerBounds:
         self._transcripts = transcripts
 
     def of_session(self, name: str, session: SessionAccount) -> tuple[str, ...]:
-        """Return why a session's total is a lower bound; empty if it is not, or if it counts by interstat's rows."""
+        """Return why a session's total is a lower bound; empty if it is not, or if it comes from interstat."""
         losses = self._transcripts.losses.get(name)
         if losses is None or not (session.counts_transcripts or not _has_rows(session)):
             return ()

@@ -48,7 +48,7 @@ class Standing(msgspec.Struct, frozen=True):
 class SourceReport(msgspec.Struct, frozen=True):
     """A source's status, when its state began, and how many of its counts were dropped.
 
-    `is_fault`: it cannot be read although it was configured, or a session of a followed run counts by it.
+    `is_fault`: it cannot be read and is needed: it was configured, or a session of a followed run is counted from it.
     """
 
     status: SourceStatus

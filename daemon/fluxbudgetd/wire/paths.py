@@ -12,7 +12,7 @@ SOCKET_NAME = "fluxbudgetd.sock"
 
 
 class NoHomeError(LookupError):
-    """Nothing says where the user's home directory is."""
+    """The user's home directory is unknown."""
 
     hint = "set HOME to an absolute path"
 

@@ -1,4 +1,4 @@
-"""The environment variable with which Claude Code writes no transcripts."""
+"""The environment variable that tells Claude Code to write no transcripts."""
 
 SWITCH = "CLAUDE_CODE_SKIP_PROMPT_HISTORY"
 

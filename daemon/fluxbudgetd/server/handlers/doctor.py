@@ -1,4 +1,4 @@
-"""What the daemon knows to be wrong, and everything that is not counted, in words."""
+"""Report what the daemon knows to be wrong, and everything that is not counted."""
 
 import os
 from collections.abc import Awaitable, Collection, Iterator, Sequence
@@ -21,7 +21,7 @@ from fluxbudgetd.wire.transcript_switch import SWITCH, is_switched_off
 
 log = structlog.get_logger()
 
-# More findings than this are not read, and the answer must fit into a frame.
+# A longer list helps no reader, and the answer must fit into a frame.
 _MOST_FINDINGS = 100
 _LONGEST_FINDING = 1500
 # A session that called a hook this long ago has a transcript, if it writes one.
@@ -75,7 +75,7 @@ async def _found(what: str, check: Awaitable[list[wire.Finding]]) -> list[wire.F
 
 
 async def _refreshed(service: Service, deadline: float) -> list[wire.Finding]:
-    """Bring everything up to date. What goes wrong is among the states that the other checks read."""
+    """Bring everything up to date. Failures show in the states that the other checks read."""
     await service.settings.refresh(deadline)
     service.totals.follower.forget_old_transcripts()
     await service.totals.refresh_sources(deadline)
@@ -138,7 +138,7 @@ def _environment_findings() -> Iterator[wire.Finding]:
     if is_switched_off(os.environ.get(SWITCH)):
         yield wire.Finding(
             what=f"{SWITCH} is set in the daemon's environment: Claude Code writes no transcripts where it is set",
-            hint="unset it where Claude Code is started; sessions without a transcript count only by interstat",
+            hint="unset it where Claude Code is started; sessions without a transcript are counted only from interstat",
         )
 
 

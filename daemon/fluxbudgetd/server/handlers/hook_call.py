@@ -88,7 +88,7 @@ class HookCall(msgspec.Struct, frozen=True):
         try:
             await lifecycle.attach(self.session, account, self.deadline, self.hook_input.transcript)
         except BadInputError:
-            # The transcript may not be followed. Attach the session without it; its run says so.
+            # The transcript may not be followed. Attach the session without it: its run is then stale, with the reason.
             await lifecycle.attach(self.session, account, self.deadline)
             if self.hook_input.transcript is not None:
                 with suppress(BadInputError), anyio.CancelScope(deadline=self.deadline):

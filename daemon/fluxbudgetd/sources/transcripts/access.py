@@ -1,4 +1,4 @@
-"""Which paths may be followed: a symbolic link is, to a regular file or directory of the user or of root."""
+"""Decide what may be followed: symbolic links to regular files and directories of the user or of root."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Taking the copies of responses from the lines of a transcript."""
+"""Take the copies of responses from the lines of a transcript."""
 
 import re
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Harvest:
 
     `file` is what was known of the transcript. `skipped` counts the lines whose usage could not be read, `anomalies`
     the invalid counts. `latest` is the latest time of a copy, `placeholders` the newest version that wrote placeholder
-    outputs, `stated_billing` and `stated_total` what Claude Code last said.
+    outputs, `stated_billing` and `stated_total` Claude Code's latest sums.
     """
 
     def __init__(self, file: TranscriptFile, session: str, clock: Callable[[], int]) -> None:
@@ -126,7 +126,7 @@ class Harvest:
         )
 
     def _time(self, record: Record, line: Record) -> int | None:
-        """Return the time of a copy. Within a file it never goes backwards; later than now is now."""
+        """Return the time of a copy. Within a file it never goes backwards; a time in the future becomes now."""
         at = moment(plain(record.timestamp))
         if at is None:
             at = moment(plain(line.timestamp))

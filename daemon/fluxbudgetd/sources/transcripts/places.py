@@ -91,7 +91,7 @@ class Places:
         refusals = (refusal for root in self.roots() for refusal in projects(root).refused.values())
         return (
             *missing,
-            *(Problem(f"not followed: {refusal}", "let it lead to a directory of yours") for refusal in refusals),
+            *(Problem(f"not followed: {refusal}", "make it point to a directory of yours") for refusal in refusals),
             *(
                 Problem(f"not counted: {shown_path(path)}: its lines name no session", "move or delete it")
                 for path in self.old_layout.unknown

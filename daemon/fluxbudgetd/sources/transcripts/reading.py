@@ -136,7 +136,7 @@ class _Reading:
         return known._replace(file=msgspec.structs.replace(known.file, agent=agent))
 
     def _moved(self, path: str) -> ReadFile | None:
-        """Return a known file that was moved to this path. Its name is the same; a new file may have its inode."""
+        """Return a known file that was moved to this path, under the same name: a new file may reuse an inode."""
         inode = self._stamps[path][:2]
         if os.path.basename(self._missing.get(inode, "")) != os.path.basename(path):
             return None

@@ -97,7 +97,7 @@ _decode_origin = msgspec.json.Decoder(_Origin).decode
 
 
 def read_record(line: bytes) -> Record | None:
-    """Return a record if it has one of the types that are read, otherwise None, be it valid or not.
+    """Return a record if it has one of the types that are read, otherwise None, whether or not it is valid.
 
     Raises `ValueError` or `RecursionError` if the line is not a record.
     """

@@ -1,4 +1,4 @@
-r"""Finding the whole records in a damaged line.
+r"""Find the whole records in a damaged line.
 
 Programs that are killed and disks that fill up leave lines with a record that was cut, with the next record right after
 it, with two records, or with NULs or a byte-order mark before one. A record is a JSON object. The search is one pass

@@ -1,4 +1,4 @@
-"""The transcripts of sessions: check for anything new, and read it.
+"""Find and read what is new in sessions' transcripts.
 
 Two threads use a source. The event loop calls `changed`, `restore` and `forget`; one worker thread at a time calls
 `read`, `name` and `problems`. What is known of a session is never changed, only replaced as a whole.
@@ -44,7 +44,7 @@ class TranscriptSource:
         return tuple(fold(os.fsencode(path)) for path in self._places.learned)
 
     def configure(self, directories: Sequence[str], *, are_chosen: bool) -> None:
-        """Replace the directories, but for those that were learned."""
+        """Replace the configured directories; learned ones stay."""
         self._places.configure(directories, are_chosen=are_chosen)
 
     def learn(self, directories: Iterable[str]) -> None:

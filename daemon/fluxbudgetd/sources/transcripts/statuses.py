@@ -35,7 +35,7 @@ def status_of(shown: str, session: str, survey: Survey, files: Sequence[Transcri
 
 
 def losses_of(survey: Survey, files: Sequence[TranscriptFile]) -> Losses:
-    """Return what the files do not tell."""
+    """Return what is missing from the files."""
     return Losses(
         unread=tuple(_listed(_unread(files))),
         unfollowed=tuple(_listed((*survey.faults, *survey.unfollowed))),

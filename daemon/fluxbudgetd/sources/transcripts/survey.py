@@ -1,7 +1,7 @@
 """Where a session's transcripts are: one search of the directories in which they may be.
 
-Symbolic links are followed (see `access`). A file is known by its real path, so that it is read once whatever leads to
-it.
+Symbolic links are followed (see `access`). A file is known by its real path, so it is read once, however
+many paths lead to it.
 """
 
 import os

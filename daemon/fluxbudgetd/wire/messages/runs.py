@@ -115,7 +115,7 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
     minutes_left: int | None = None
     """How long the remaining budget lasts at this rate; null without a limit or recent usage, or beyond 7 days."""
     lower_bound: bool = False
-    """True: parts of the transcripts could not be read, so more was used than is counted."""
+    """True: some usage cannot be read from the transcripts, so more may have been used than is counted."""
     lower_bound_why: tuple[str, ...] = ()
     """The first reasons, each with its file."""
 
@@ -125,7 +125,7 @@ class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     session: str
     since: str | None
-    """From when on its usage counts; null: all of it."""
+    """The time from which its usage counts; null: all of it."""
     until: str | None
     """Null: still attached."""
     origin: Literal["asked", "bead"]
@@ -165,8 +165,8 @@ class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
     """What each source says about each session; at most 200 sessions."""
     attachments: tuple[AttachmentInfo, ...]
     earlier: Earlier = Earlier()
-    """What the run's sessions used before the run counts them; not part of any other sum."""
+    """What the run's sessions used before they count for it; not part of any other sum."""
     lower_bound: bool = False
-    """True: parts of the transcripts could not be read, so more was used than is counted."""
+    """True: some usage cannot be read from the transcripts, so more may have been used than is counted."""
     lower_bound_why: tuple[str, ...] = ()
     """The first reasons, each with its file."""

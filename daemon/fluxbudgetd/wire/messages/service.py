@@ -46,7 +46,7 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     anomalies: int
     """Counts that were dropped because they were negative or not whole numbers, in the followed sessions."""
     is_fault: bool = True
-    """It cannot be read although it was configured, or a session of a followed run counts by it."""
+    """True: it cannot be read and is needed: it was configured, or a session of a followed run is counted from it."""
 
 
 class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):

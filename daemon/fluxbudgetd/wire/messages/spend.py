@@ -77,7 +77,7 @@ class StageLine(Tally, frozen=True, kw_only=True):
 
 
 class Earlier(msgspec.Struct, frozen=True, kw_only=True):
-    """What was used before an attachment counts: usage that belongs to no run."""
+    """Usage that is too old for a session's first attachment; it belongs to no run."""
 
     billing: int = 0
     total: int = 0
@@ -98,11 +98,11 @@ class SessionSources(msgspec.Struct, frozen=True, kw_only=True):
     words: str
     """By which rule each source counts, if the two differ much; otherwise empty."""
     earlier: Earlier = Earlier()
-    """What the session used before its first attachment counts, if that is an attachment to this run."""
+    """What the session used before it counts for this run, if this is its first run."""
     stated_billing: int | None = None
     stated_total: int | None = None
     """The session's tokens as Claude Code itself sums them in the transcript; null if it does not."""
     lower_bound: bool = False
-    """True: parts of the transcripts could not be read, so more was used than is counted."""
+    """True: some usage cannot be read from the transcripts, so more may have been used than is counted."""
     lower_bound_why: tuple[str, ...] = ()
     """The first reasons, each with its file."""
