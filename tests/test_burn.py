@@ -110,7 +110,7 @@ def test_forecast_in_words(minutes: int | None, words: str) -> None:
 
 
 def uses(home: Home, tokens: int) -> None:
-    """Write a response of this moment."""
+    """Write a response with the current time."""
     Transcript(home.root / "claude", "s1").response(f"m{tokens}", tokens=(tokens, 0, 0, 0))
 
 

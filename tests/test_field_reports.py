@@ -1,4 +1,4 @@
-"""What people have reported about counters of Claude Code's tokens, ours or others': the numbers that are right."""
+"""Reports about counters of Claude Code's tokens, ours or others', with the right number for each."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What could not be read, followed or found again is said: by `run show`, `status` and `doctor`."""
+"""`run show`, `status` and `doctor` report what could not be read, followed or found again."""
 
 import json
 import shutil

@@ -29,7 +29,7 @@ def test_run_start_attaches_the_session_that_it_runs_in(
 
 
 def test_repeated_run_start_finds_its_run_from_any_session(home: Home, daemon: Daemon) -> None:
-    """Each session from which it is repeated joins the run."""
+    """Every session that repeats it joins the run."""
     start = ("run", "start", "--scope", "b1", "--budget", "1000")
     for session in ("s1", "s1", "s2", None):
         environ = {} if session is None else {"CLAUDE_CODE_SESSION_ID": session}

@@ -103,7 +103,7 @@ def test_quoted_lines_do_not_come_between_the_lines_of_a_response() -> None:
 )
 @pytest.mark.parametrize("swapped", [False, True])
 def test_best_copy_counts(known: dict[str, Any], better: dict[str, Any], swapped: bool) -> None:
-    """It counts whichever comes first. The response keeps the time of its first copy."""
+    """It counts in either order. The response keeps the time of its first copy."""
     copies = [requested(1, 1, at=1, model="known", **known), requested(1, 1, at=2, model="better", **better)]
     responses = Responses()
     for copy in reversed(copies) if swapped else copies:

@@ -186,7 +186,7 @@ def test_lines_whose_usage_cannot_be_read_are_counted(claude_dir: Path, line: by
     (copy,), file = taken(claude_dir, line + b"\n", good)
     assert size(copy) == 3
     assert (file.skipped, file.anomalies) == (1, 0)
-    note = f"{file.path}: 1 lines could not be read"
+    note = f"{file.path}: 1 line could not be read"
     reading = TranscriptSource([str(claude_dir)]).read(SESSION)
     assert reading.status.notes == reading.losses.unread == (note,)
 

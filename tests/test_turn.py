@@ -106,7 +106,7 @@ def test_requests_that_arrive_together_are_all_received_before_one_is_handled(tm
 
 
 def test_questions_that_arrive_together_miss_nothing(tmp_path: Path) -> None:
-    """What was written before a question is in its answer, whichever runs the others are about."""
+    """An answer includes what was written before its request, whichever runs the other requests are about."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):

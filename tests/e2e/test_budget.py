@@ -20,7 +20,7 @@ def spends(tokens: int) -> Turn:
 
 
 def test_warning_is_in_the_next_request(stage: Stage) -> None:
-    """And only there: the model hears it once."""
+    """In no other one: the model is told once."""
     stage.next_run(token_budget=BUDGET)
     stage.play(stage.script.add("warned", spends(85_000), says("Goes on.", bash("true")), says("Done.")))
     words = f"fluxbudget: 80 % of the budget spent: run {stage.run}, phase brainstorm: 85 000 of 100 000"

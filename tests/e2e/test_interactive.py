@@ -9,7 +9,7 @@ from harness.terminal import InTerminal
 pytestmark = pytest.mark.claude
 
 
-#: What stands before the line that is being typed. (Submitted lines have an ordinary space.)
+#: What precedes the line that is being typed. (Submitted lines have an ordinary space.)
 PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}\N{NO-BREAK SPACE}"
 
 

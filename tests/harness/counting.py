@@ -33,7 +33,7 @@ class Shown(NamedTuple):
 
 
 class Clock:
-    """The clock of the service in the test's own process, in microseconds. It stands still between calls of `pass_`."""
+    """The clock of the service in the test's own process, in microseconds. It only moves when `pass_` is called."""
 
     def __init__(self) -> None:
         self.now = time.time_ns() // 1_000_000 * 1000

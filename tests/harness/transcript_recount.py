@@ -56,7 +56,7 @@ class Line(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, bool, int, int]:
-        """Return a number of which the largest counts."""
+        """Return the sort key of the copy; the largest counts."""
         size = sum(self.tokens) + sum(sum(tokens) for _, tokens in self.below)
         return -self.place, self.final, self.tokens[1], size
 

@@ -69,7 +69,7 @@ class Lifecycle:
     async def start(self, request: RunStart, deadline: float) -> Change:
         """Start a run, or find the one that this request started before; attach the session, if one is named."""
         if request.whole and request.session is None:
-            raise BadInputError("whole usage without a session", "name the session, too")
+            raise BadInputError("`whole` needs a session", "name the session, too")
         await self._settings.refresh(deadline)
         await self._name_transcript(request.session, request.transcript, deadline)
         await self._refresh_session(request.session, deadline)

@@ -44,7 +44,11 @@ def losses_of(survey: Survey, files: Sequence[TranscriptFile]) -> Losses:
 
 
 def _unread(files: Iterable[TranscriptFile]) -> list[str]:
-    return [f"{file.path}: {file.skipped} lines could not be read" for file in files if file.skipped]
+    return [
+        f"{file.path}: {file.skipped} {'line' if file.skipped == 1 else 'lines'} could not be read"
+        for file in files
+        if file.skipped
+    ]
 
 
 def _invalid(files: Iterable[TranscriptFile]) -> list[str]:
@@ -53,7 +57,7 @@ def _invalid(files: Iterable[TranscriptFile]) -> list[str]:
 
 def _placeholders(files: Iterable[TranscriptFile]) -> list[str]:
     return [
-        f"{file.path}: Claude Code {file.placeholders} did not write how much the model answered"
+        f"{file.path}: Claude Code {file.placeholders} did not record the output tokens"
         for file in files
         if file.placeholders
     ]
