@@ -337,7 +337,7 @@ def test_sessions_are_equal_or_differ_in_a_known_way(
 
 
 def test_no_session_is_compared_without_a_case(counted: tuple[dict[str, Tokens], dict[str, Tokens]]) -> None:
-    """What only one of the two counts is in a case, too."""
+    """The cases include what only one of the two counts."""
     ours, theirs = counted
     named = {name for case in CASES for name in (*case.ours, *(case.theirs or {}))}
     assert {name for name, tokens in ours.items() if any(tokens)} <= named

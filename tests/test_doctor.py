@@ -1,4 +1,4 @@
-"""`doctor` finds problems where everything else fails, and never fails itself."""
+"""`doctor` works when everything else fails, and never fails itself."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def remove_project(home: Home) -> None:
 def test_doctor_answers_whatever_is_missing(
     home: Home, interstat: Interstat, daemon: Daemon, damage: Callable[[Home], None], *, is_problem: bool | None
 ) -> None:
-    """Each is a finding, and the same when asked again; nothing is a traceback or an exit code of its own."""
+    """Each is a finding, twice in a row; none causes a traceback or another exit code."""
     run = started(home, session="s1")
     transcript(home).response("m1", tokens=(5, 0, 0, 0))
     assert home.spent(run) == 5

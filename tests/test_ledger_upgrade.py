@@ -1,4 +1,4 @@
-"""Ledgers of older versions keep their totals, but for responses that they counted in two sessions."""
+"""Ledgers of older versions keep their totals, except for responses that they counted in two sessions."""
 
 import shutil
 import sqlite3

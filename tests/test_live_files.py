@@ -33,7 +33,7 @@ def test_reading_continues_after_a_restart(home: Home, interstat: Interstat, dae
 
 
 def test_changed_file_still_counts(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """What it had counts on, whether it was cut, replaced or rewritten, even while the daemon was stopped."""
+    """What it had keeps counting, whether it was cut, replaced or rewritten, even while the daemon was stopped."""
     run = started(home, session="s1")
     writer = transcript(home)
     agent = writer.agent("a")

@@ -277,7 +277,7 @@ def test_link_to_anything_but_a_file_is_reported_until_it_is_removed(
 def test_link_to_what_belongs_to_another_user_is_not_followed(
     claude_dir: Path, transcript: Transcript, reader: Reader, tmp_path: Path, place: str
 ) -> None:
-    """Files of root are."""
+    """Root's files are followed."""
     agent = transcript.agent("a", "deep")
     path = {
         "projects": claude_dir / "projects",
@@ -315,7 +315,7 @@ def test_broken_link_of_another_project_is_a_problem_of_the_directory_only(
 
 
 def test_restored_files_are_read_wherever_they_are(transcript: Transcript, reader: Reader, tmp_path: Path) -> None:
-    """A session continues to be read after the Claude directory was configured otherwise."""
+    """A session's files are still read after other Claude directories were configured."""
     transcript.response("m1", tokens=(1, 0, 0, 0))
     reader.read()
     files = reader.files

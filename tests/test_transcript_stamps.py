@@ -1,4 +1,4 @@
-"""Changes are noticed whatever the resolution of a file system's times is."""
+"""Changes are noticed at any resolution of a file system's times."""
 
 import os
 import subprocess

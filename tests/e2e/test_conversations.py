@@ -37,7 +37,7 @@ def test_several_blocks_and_tool_calls(stage: Stage) -> None:
 
 
 def test_cache_writes_of_both_lifetimes(stage: Stage) -> None:
-    """Also if only one of them occurs, and if nothing else is counted."""
+    """Each may occur alone, and without any other tokens."""
     stage.play(
         stage.script.add(
             "cache",

@@ -16,7 +16,7 @@ The rules:
 * Of a response's copies, one of the session's own conversation counts before one of a sidechain, and that before a
   quoted one; then a final copy; then the one with the most output; then the largest; then the first, unless its file
   is gone. The response has the time of its first copy, and its agent belongs to its session.
-* What was counted once counts for ever, whatever happens to the file.
+* What was counted keeps counting, whatever happens to the file.
 * In a file, time never goes back, and it is never later than now. What is new in a known session is not older than the
   latest change of its run, even if the clock is.
 """

@@ -40,7 +40,7 @@ _MOST_WORDS = 200
 _STANDARD = "tag:yaml.org,2002:"
 _CODE = f"{_STANDARD}python/"
 _CONSTRUCTED = {f"{_STANDARD}{name}" for name in ("bool", "int", "float")}
-# YAML also allows the byte order mark, but the two loaders disagree about it.
+# YAML also allows the byte-order mark, but the two loaders disagree about it.
 _UNPRINTABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _HINT = "correct the line: the file must be YAML"

@@ -8,8 +8,8 @@ response, in the order in which copies are read. The first rule that applies dec
 3. Compare the copy with the last response of the same message: the last one in the same file (for a quoted line: of the
    same agent, because the quotes of several agents are mixed), otherwise the last one in the session. They are the same
    response if they do not have two different request ids, and if the response is not final yet or both have the same
-   prompt. So a request id on only some of a response's lines does not split it, and if a relay reuses one message id
-   for all responses, all of them count.
+   prompt, that is, the same input and cache counts. So a request id on only some of a response's lines does not split
+   it, and if a relay reuses one message id for all responses, all of them count.
 4. Claude Code writes earlier responses again into sidechains, with other request ids. A copy of the same message and
    prompt, one in a sidechain and one not, is such a replay. The response may be another session's, after a fork.
 5. Any other copy is a new response of the session that is read.

@@ -127,7 +127,7 @@ class _Reading:
             self._read(path, known or self._unread(path, agent, meta))
 
     def _renamed(self, known: ReadFile, agent: str) -> ReadFile:
-        """Return a known file with its agent's present name, which replaced files at the same path get, too."""
+        """Return a known file with its agent's current name. Replaced files at the same path get that name, too."""
         if known.file.agent == agent:
             return known
         self._gone = [
