@@ -284,6 +284,8 @@ class History:
 
     def delete(self) -> None:
         writer = self._any_file()
+        if writer is not None and writer is writer.session.main and writer.session.version == OLD_VERSION:
+            return  # without it, nothing says soon that new files beside it are the session's
         if writer is not None and writer.path is not None:
             with self._changing(writer):
                 writer.path.unlink()
