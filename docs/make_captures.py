@@ -102,10 +102,10 @@ def write(home: Path, run: str, message: str, agent: str, given: int, made: int)
         "type": "assistant",
         "sessionId": f"s-{run}",
         "isSidechain": bool(agent),
-        "requestId": f"req-{message}",
+        "requestId": f"req-{run}-{message}",
         "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "message": {
-            "id": f"msg-{message}",
+            "id": f"msg-{run}-{message}",
             "model": "claude-opus-4-6",
             "stop_reason": "end_turn",
             "usage": {"input_tokens": given, "output_tokens": made},
