@@ -48,6 +48,7 @@ def test_changed_file_still_counts(home: Home, interstat: Interstat, daemon: Dae
     other.write_bytes(encoded(assistant_line("s1", "other", tokens=(1, 0, 0, 0))))
     other.rename(writer.path)
     assert home.spent(run) == 5101
+    wait_for(lambda: writer.path.stat().st_size in offsets(home), "the position in the ledger")
     daemon.kill()
     writer.path.write_bytes(b"".join(raw.splitlines(keepends=True)[:6]))
     home.start()
