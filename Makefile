@@ -4,11 +4,12 @@ PYTHON ?= python3
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
 # Tests to run: MARKS is an expression for pytest's -m. FAST=1 is for other versions of Python and of the packages: it leaves
 # out long tests, those with the real Claude Code, those of the native client, which depends on no package and no Python,
-# and those that spend most of their time starting the Python client.
+# and those that spend most of their time starting the Python client (or ccusage).
 MARKS ?=
 FAST ?=
-CLIENT_TESTS := client client_deadlines commands_stdin doctor false_daemons hook_client install pipe reviews sandbox service \
-  service_leftovers service_units statusline_client terminal top
+CLIENT_TESTS := admission advance ccusage client client_deadlines commands commands_stdin doctor false_daemons hook_client \
+  hook_warnings hooks install lower_bounds pipe reviews run_sessions sandbox service service_leftovers service_units \
+  source_staleness statusline_client subagents terminal top
 
 # test-newest, test-lowest and test-all call make again with an environment of their own.
 VENV := .venv
