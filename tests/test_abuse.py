@@ -304,7 +304,7 @@ def test_memory_for_incomplete_frames_is_bounded(home: Home, run: str, daemon: D
             peak = max(peak, daemon.status("VmRSS") - before)
         for thread in threads:
             thread.join()
-        assert peak < 64_000, peak
+        assert peak < 100_000, peak  # kB; the frames have 270 MB
 
 
 def test_out_of_descriptors(home: Home, interstat: Interstat) -> None:
