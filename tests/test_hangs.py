@@ -36,12 +36,6 @@ from harness.descriptors import open_files
 from harness.interstat import Interstat
 from harness.service import service_over, within
 
-# The thread of a read that was abandoned may open the database after the test has closed it. When that connection is
-# collected, Python 3.13 warns in whichever test runs then.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <sqlite3.Connection:pytest.PytestUnraisableExceptionWarning"
-)
-
 
 def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
     async def body() -> None:

@@ -26,6 +26,7 @@ class HangingSource(InterstatSource):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
+        self._is_over = False
         self.hanging = threading.Event()
         self._answering = threading.Event()
         self._answering.set()
@@ -41,7 +42,16 @@ class HangingSource(InterstatSource):
             self.hanging.set()
             self._answering.wait(timeout=60)
             self.hanging.clear()
-        return super().read(wanted, scopes)
+        try:
+            return super().read(wanted, scopes)
+        finally:
+            if self._is_over:
+                self.close()
+
+    def finish(self) -> None:
+        """Close the database; a read that was abandoned, and is still to come, closes it again."""
+        self._is_over = True
+        self.reopen()
 
 
 def within(seconds: float) -> float:
@@ -77,4 +87,4 @@ async def service_over(
     finally:
         with anyio.CancelScope(shield=True):
             await ledger.close()
-        source.reopen()
+        source.finish()
