@@ -1,8 +1,6 @@
 """The transcript source against a recount of the files."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -157,55 +155,3 @@ def test_totals_equal_a_recount(
     for which in range(3):
         scene.write(which, None)
     scene.read()
-
-
-APPEND = """
-import os, random, sys
-generator = random.Random(int(sys.argv[1]))
-files = []
-for path in sys.argv[2:]:
-    with open(path + ".text", "rb") as whole:
-        files.append((os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), whole.read()))
-while files:
-    at = generator.randrange(len(files))
-    fd, rest = files[at]
-    length = generator.randrange(1, 3000)
-    os.write(fd, rest[:length])
-    files[at] = fd, rest[length:]
-    if not files[at][1]:
-        del files[at]
-"""
-
-
-def test_growing_total_never_falls_or_exceeds_the_final_one(transcript: Transcript, reader: Reader) -> None:
-    """This holds while another process appends."""
-    writers = [transcript, transcript.agent("a"), transcript.agent("b", "deep")]
-    for number, writer in enumerate(writers):
-        writer.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [
-            encoded(
-                assistant_line(
-                    SESSION,
-                    f"m{number and 1}.{name}",
-                    request=f"r{name % 3}" if name % 5 else None,
-                    tokens=(part, 7 * part, 0, 30),
-                    sidechain=bool(number),
-                    text="t" * (name % 700),
-                )
-            )
-            for name in range(2000)
-            for part in (1, 20, 20)
-        ]
-        Path(f"{writer.path}.text").write_bytes(b"".join(lines))
-    final = 2000 * 2 * (20 + 140 + 30)
-    appending = subprocess.Popen([sys.executable, "-c", APPEND, "1", *(str(writer.path) for writer in writers)])
-    readings = 0
-    while (running := appending.poll() is None) or reader.source.changed(SESSION):
-        if reader.source.changed(SESSION):
-            before = reader.total
-            reader.read_once()
-            readings += 1
-            assert before <= reader.total <= final
-        assert appending.returncode in (None, 0), running
-    assert readings > 1
-    assert reader.total == final
