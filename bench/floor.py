@@ -79,7 +79,7 @@ def _clients(base: Path) -> Iterator[Mapping[str, Program]]:
     with world("floor", base) as home:
         database(base, home.interstat, MIDDLE)
         home.start()
-        harness.started(home, session=SPRINT, token_budget=1_000_000_000)
+        harness.started(home, session=SPRINT, whole=True, token_budget=1_000_000_000)
         harness.started(home, session=SESSION, token_budget="none")
         stdin = base / "hook.json"
         stdin.write_bytes(hook_input(home, HOOKS[0][1]))

@@ -85,7 +85,7 @@ def processes(base: Path, rounds: int) -> Iterator[Row]:
             reader.execute("SELECT 1 FROM agent_runs").fetchone()
         programs, missing = _programs(base, home, files)
         daemon = home.start()
-        harness.started(home, session=SPRINT, token_budget=_BUDGET)
+        harness.started(home, session=SPRINT, whole=True, token_budget=_BUDGET)
         harness.started(home, session=SESSION, token_budget="none")
         _require_equal_answers(programs)
         short = Turns({name: program for name, program in programs.items() if name in _SHORT})
