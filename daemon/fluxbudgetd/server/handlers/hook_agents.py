@@ -1,0 +1,53 @@
+"""Hooks of sub-agents: launch, start and stop."""
+
+from fluxbudgetd.decisions.admission import GENERAL
+from fluxbudgetd.server.handlers.hook_answers import HookAnswer, as_json, with_warning
+from fluxbudgetd.server.handlers.hook_call import HookCall
+from fluxbudgetd.server.requests import TrackedAnswer
+from fluxbudgetd.wire import messages as wire
+
+
+async def launch(call: HookCall) -> HookAnswer:
+    """Admit a sub-agent, or refuse it."""
+    service = call.service
+    account = await call.join_run()
+    if account is None:
+        return wire.HookAnswer()
+    agent = call.hook_input.subagent_type or GENERAL
+    await service.totals.standing(account, call.deadline)
+    expected = await service.reviews.expected(agent, account.run, call.deadline)
+    admission, reserved = await service.admission.admit(account, call.session, agent, expected, call.hook_input.call)
+    if reserved is not None:
+        # If the hook has given up, its session does not know of the admission.
+        return TrackedAnswer(
+            wire.HookAnswer(),
+            lambda is_delivered: None if is_delivered else service.admission.withdraw(call.session, reserved),
+        )
+    if admission.decision == "allow":
+        return wire.HookAnswer()
+    output = {
+        "hookSpecificOutput": {
+            "hookEventName": "PreToolUse",
+            "permissionDecision": admission.decision,
+            "permissionDecisionReason": f"fluxbudget: {admission.reason}",
+        }
+    }
+    return wire.HookAnswer(output=as_json(output))
+
+
+async def start(call: HookCall) -> HookAnswer:
+    """Record which admitted sub-agent has started; deliver a warning."""
+    account = await call.join_run()
+    if account is None:
+        return wire.HookAnswer()
+    agent = call.hook_input.agent_type or ""
+    expected = await call.service.reviews.expected(agent or GENERAL, account.run, call.deadline)
+    await call.service.admission.start(account, call.session, agent, call.hook_input.agent_id, expected)
+    return await with_warning(call, account)
+
+
+async def stop(call: HookCall) -> HookAnswer:
+    """Release what is reserved for the sub-agent."""
+    await call.service.admission.stop(call.session, call.hook_input.agent_type or "", call.hook_input.agent_id)
+    call.service.totals.request_refresh(call.session)
+    return wire.HookAnswer()

@@ -1,0 +1,33 @@
+"""Answers to hooks: JSON in Claude Code's format, and the next warning of a session."""
+
+import msgspec
+
+from fluxbudgetd.policy import words
+from fluxbudgetd.server.handlers.hook_call import HookCall
+from fluxbudgetd.server.requests import TrackedAnswer
+from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.wire import messages as wire
+
+HookAnswer = wire.HookAnswer | TrackedAnswer[wire.HookAnswer]
+
+
+async def with_warning(call: HookCall, account: RunAccount) -> HookAnswer:
+    """Return an answer with the session's next warning, if there is one."""
+    service = call.service
+    await service.settings.refresh(call.deadline)
+    standing = await service.totals.standing(account, call.deadline)
+    await service.thresholds.reported(account, call.deadline)
+    reminder = await service.session_warnings.next_for(account, call.session, call.deadline)
+    if reminder is None:
+        return wire.HookAnswer()
+    warning = words.reminder(standing.run, standing.balance, reminder.event)
+    output = {
+        "systemMessage": warning,
+        "hookSpecificOutput": {"hookEventName": call.hook_input.event, "additionalContext": warning},
+    }
+    return TrackedAnswer(wire.HookAnswer(output=as_json(output)), reminder.finish)
+
+
+def as_json(value: object) -> str:
+    """Return a hook's output as JSON."""
+    return msgspec.json.encode(value).decode()
