@@ -55,7 +55,7 @@ def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
             # Just after a file was created, its directory counts as changed. This test starts after that.
             monkeypatch.setattr(TranscriptStore, "changed", lambda *_arguments, **_options: False)
             await service.thresholds.reported(account, within(60))
-            reminder = await service.session_warnings.next_for(account, "s1", within(60))
+            reminder = await service.session_warnings.next_for(account, "s1", None, within(60))
             assert reminder is not None
             assert reminder.event.kind == "budget.warning"
             reminder.finish(True)

@@ -96,6 +96,76 @@ def test_each_session_of_the_run_is_warned(home: Home, daemon: Daemon) -> None:
     assert Claude(home, "s9").call("UserPromptSubmit") == SILENT
 
 
+@pytest.mark.parametrize("event", WARNING_EVENTS)
+def test_sub_agents_do_not_use_up_the_main_sessions_warning(home: Home, daemon: Daemon, event: str) -> None:
+    """Each sub-agent is warned once, and so is the main loop, which has another context."""
+    started(home, session="s1", token_budget=1000)
+    write_usage(home, 820)
+    claude = Claude(home)
+    for agent_id in ("a1", "a2"):
+        assert "80 % of the budget spent" in claude.call(event, agent_id=agent_id, agent_type="x").context
+        assert claude.call(event, agent_id=agent_id, agent_type="x") == SILENT
+    assert is_warning(claude.call("PostToolBatch"), "80 %")
+    assert claude.call("PostToolBatch") == SILENT
+    write_usage(home, 230, message="m2")
+    assert is_warning(claude.call("PostToolBatch"), "budget exceeded")
+    assert "budget exceeded" in claude.call(event, agent_id="a1", agent_type="x").context
+
+
+def test_person_is_not_told_by_every_sub_agent(home: Home, daemon: Daemon) -> None:
+    """The first one tells the person; the main loop does so in any case."""
+    started(home, session="s1", token_budget=1000)
+    write_usage(home, 820)
+    claude = Claude(home)
+    outputs = [claude.call("PostToolBatch", agent_id=f"a{number}") for number in range(3)]
+    assert ["80 %" in output.context for output in outputs] == [True, True, True]
+    assert ["80 %" in output.message for output in outputs] == [True, False, False]
+    assert is_warning(claude.call("PostToolBatch"), "80 %")
+    write_usage(home, 230, message="m2")
+    assert is_warning(claude.call("PostToolBatch"), "budget exceeded")
+    output = claude.call("PostToolBatch", agent_id="a1")
+    assert ("budget exceeded" in output.context, output.message) == (True, "")
+
+
+def test_parallel_sub_agents_are_each_warned_once(home: Home, daemon: Daemon) -> None:
+    started(home, session="s1", token_budget=1000)
+    write_usage(home, 820)
+    together = threading.Barrier(12)
+
+    def call(agent_id: str) -> HookOutput:
+        together.wait()
+        return Claude(home).call("PostToolBatch", agent_id=agent_id or None)
+
+    agents = ["", "a1", "a2", "a3"] * 3
+    with ThreadPoolExecutor(12) as pool:
+        outputs = list(pool.map(call, agents))
+    assert sorted(agent for agent, one in zip(agents, outputs, strict=True) if one != SILENT) == ["", "a1", "a2", "a3"]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_main_session_is_warned_after_a_long_pause(home: Home, interstat: Interstat, restarts: bool) -> None:
+    """Its sub-agents have been warned, and the events have left the daemon's memory since."""
+    home.start()
+    started(home, session="s1", token_budget=1000)
+    other = started(home, session="s2", token_budget=1000)
+    write_usage(home, 820)
+    claude = Claude(home)
+    assert "80 %" in claude.call("PostToolBatch", agent_id="a1").context
+    for number in range(520):
+        home.ask(messages.RunSet(run=other, token_budget=1001 + number, wait_ms=30_000))
+    if restarts:
+        wait_for(lambda: saved_warning_seq(home, "s1"), "the warning shown to the sub-agent to be on disk")
+        home.stop_all()
+        home.start()
+    assert claude.call("PostToolBatch", agent_id="a1") == SILENT
+    assert is_warning(claude.call("UserPromptSubmit"), "80 %")
+    assert claude.call("UserPromptSubmit") == SILENT
+    write_usage(home, 230, message="m2")
+    assert is_warning(claude.call("UserPromptSubmit"), "budget exceeded")
+    assert "budget exceeded" in claude.call("PostToolBatch", agent_id="a1").context
+    assert claude.call("UserPromptSubmit") == SILENT
+
+
 def test_raised_budget_warns_again(home: Home, daemon: Daemon) -> None:
     """Raising the budget re-arms the thresholds that are no longer passed."""
     run = started(home, session="s1", token_budget=1000)

@@ -292,7 +292,9 @@ def test_session_ids_may_have_odd_characters(home: Home, daemon: Daemon, session
     Transcript(Path(), session, path=claude.transcript).response("m1", tokens=(820, 0, 0, 0))
     assert f"run {run}" in claude.run("SessionStart", source="startup").context
     assert is_warning(claude.call("UserPromptSubmit"), "80 %")
-    assert claude.launch() == claude.starts("a'\n\0") == claude.stops("a'\n\0") == claude.call("SessionEnd") == SILENT
+    assert claude.launch() == SILENT
+    assert "80 %" in claude.starts("a'\n\0").context
+    assert claude.stops("a'\n\0") == claude.call("SessionEnd") == SILENT
     assert attached_sessions(home, run) == {session: True}
     assert home.ctl("run", "show", "--run", run).returncode == 0
 

@@ -1,10 +1,11 @@
-"""Warnings that hooks give to their sessions: each session gets each warning once.
+"""Warnings that hooks give to sessions: the main loop and each sub-agent of a session get each warning once.
 
-A warning counts as delivered once the hook has received it. This is saved afterwards, so a kill in between repeats the
-warning rather than losing it. A hook that exits early has received nothing.
+Each has a context of its own, so what a sub-agent was told does not reach the main loop. A warning counts as delivered
+once the hook has received it. This is saved afterwards, so a kill in between repeats the warning rather than losing it.
+A hook that exits early has received nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.ledger import Ledger, LedgerWriter
+from fluxbudgetd.ledger.deliveries import MAIN, Receiver
 from fluxbudgetd.model import BudgetThreshold, Event
 from fluxbudgetd.policy import thresholds
 from fluxbudgetd.totals.account import RunAccount
@@ -21,14 +23,16 @@ from fluxbudgetd.totals.accounts import Accounts
 
 
 class Reminder(NamedTuple):
-    """A warning for a session. Call `finish(is_delivered)` exactly once."""
+    """A warning for a session's main loop or one of its sub-agents. Call `finish(is_delivered)` exactly once."""
 
     event: Event
+    is_for_person: bool
+    """True if the person should see it, too: always in the main loop; in sub-agents, the session's first time."""
     finish: Callable[[bool], None]
 
 
 class SessionWarnings:
-    """The warnings of each active run, and which of its sessions have been given them."""
+    """The warnings of each active run, and who has been given them."""
 
     def __init__(
         self, accounts: Accounts, events: EventLog, ledger: Ledger, writer: LedgerWriter, settings: Settings
@@ -40,11 +44,11 @@ class SessionWarnings:
         self._position = 0
         self._reading = anyio.Lock()
         self._warnings: dict[str, dict[BudgetThreshold, Event]] = {}
-        # By run and session: the number of the last warning that the session was given.
-        self._given: dict[str, dict[str, int]] = {}
-        # By session and run: the deliveries under way, and the warning numbers that are not in the ledger yet.
-        self._under_way: dict[tuple[str, str], anyio.Event] = {}
-        self._unsaved: dict[tuple[str, str], int] = {}
+        # By run: the number of the last warning that each receiver was given.
+        self._given: dict[str, dict[Receiver, int]] = {}
+        # By run and receiver: the deliveries under way, and the warning numbers that are not in the ledger yet.
+        self._under_way: dict[tuple[str, Receiver], anyio.Event] = {}
+        self._unsaved: dict[tuple[str, Receiver], int] = {}
         self._backlog = writer.backlog("session warnings", self._write)
 
     async def load(self) -> None:
@@ -63,21 +67,26 @@ class SessionWarnings:
                 await self._catch_up()
             await self._events.wait(last)
 
-    async def next_for(self, account: RunAccount, session: str, deadline: float) -> Reminder | None:
-        """Return the most severe warning about a session's run that the session has not been given yet, or None.
+    async def next_for(
+        self, account: RunAccount, session: str, agent_id: str | None, deadline: float
+    ) -> Reminder | None:
+        """Return the most severe warning about a session's run that the receiver has not been given yet, or None.
 
-        One hook of a session delivers at a time; others wait for its outcome until the deadline. Raises `LedgerError`.
+        The receiver is the sub-agent, or without an `agent_id` the session's main loop. One hook of a receiver delivers
+        at a time; others wait for its outcome until the deadline. Raises `LedgerError`.
         """
-        key = session, account.run.id
+        receiver = Receiver(session, agent_id or MAIN)
+        key = account.run.id, receiver
         with anyio.CancelScope(deadline=deadline):
             while key in self._under_way:
                 await self._under_way[key].wait()
         await self._catch_up()
-        return None if key in self._under_way else self._next_for(account, session)
+        return None if key in self._under_way else self._next_for(account, receiver)
 
-    def _next_for(self, account: RunAccount, session: str) -> Reminder | None:
-        key = session, account.run.id
-        new = self._new_for(account, session)
+    def _next_for(self, account: RunAccount, receiver: Receiver) -> Reminder | None:
+        run = account.run.id
+        key = run, receiver
+        new = self._new_for(account, receiver)
         if not new or account.run.status != "active":
             return None
         last = max(event.seq for _, event in new)
@@ -88,18 +97,24 @@ class SessionWarnings:
             del self._under_way[key]
             done.set()
             if is_delivered:
-                self._given.setdefault(account.run.id, {})[session] = last
+                self._given.setdefault(run, {})[receiver] = last
                 self._unsaved[key] = last
                 self._backlog.request()
 
-        return Reminder(most_severe, finish)
+        is_for_person = receiver.agent_id == MAIN or self._last_shown(run, receiver.session) < most_severe.seq
+        return Reminder(most_severe, is_for_person, finish)
 
-    def _new_for(self, account: RunAccount, session: str) -> list[tuple[BudgetThreshold, Event]]:
+    def _last_shown(self, run: str, session: str) -> int:
+        """Return the number of the last warning that the session's main loop or one of its sub-agents was given."""
+        given = self._given.get(run, {})
+        return max((seq for receiver, seq in given.items() if receiver.session == session), default=0)
+
+    def _new_for(self, account: RunAccount, receiver: Receiver) -> list[tuple[BudgetThreshold, Event]]:
         config = self._settings.config
         channel = config.channels.hook
         if not channel.enabled:
             return []
-        given = self._given.get(account.run.id, {}).get(session, 0)
+        given = self._given.get(account.run.id, {}).get(receiver, 0)
         return [
             (threshold, event)
             for threshold, event in self._warnings.get(account.run.id, {}).items()
@@ -110,10 +125,10 @@ class SessionWarnings:
 
     async def _catch_up(self) -> None:
         async with self._reading:
-            while self._position < self._events.last:
+            while self._position < (last := self._events.last):
                 events = await self._events.after(self._position)
                 self._add(events)
-                self._position = events[-1].seq if events else self._events.last
+                self._position = events[-1].seq if events else last
 
     def _add(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -125,10 +140,10 @@ class SessionWarnings:
                 self._given.pop(event.run, None)
 
     async def _write(self) -> None:
-        unsaved: Sequence[tuple[str, str, int]] = [(session, run, seq) for (session, run), seq in self._unsaved.items()]
+        unsaved = dict(self._unsaved)
         if not unsaved:
             return
-        await self._ledger.deliveries.save_warned(unsaved)
-        for session, run, seq in unsaved:
-            if self._unsaved.get((session, run)) == seq:
-                del self._unsaved[session, run]
+        await self._ledger.deliveries.save_warned([(run, receiver, seq) for (run, receiver), seq in unsaved.items()])
+        for key, seq in unsaved.items():
+            if self._unsaved.get(key) == seq:
+                del self._unsaved[key]

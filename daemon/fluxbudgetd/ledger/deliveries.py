@@ -1,8 +1,19 @@
-"""What has been delivered: each channel's position in the events, and the last warning given to each session."""
+"""What has been delivered: each channel's position in the events, and the last warnings that sessions were given."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from fluxbudgetd.ledger.database import Database
+
+#: The `agent_id` of a session's main loop.
+MAIN = ""
+
+
+class Receiver(NamedTuple):
+    """Who is given warnings: a session's main loop, or one of its sub-agents."""
+
+    session: str
+    agent_id: str
 
 
 class StoredDeliveries:
@@ -26,12 +37,15 @@ class StoredDeliveries:
         async with self._database.transaction(durable=False) as transaction:
             await transaction.execute("UPDATE channels SET seq = ? WHERE name = ?", (position, channel))
 
-    async def warned(self, run: str) -> dict[str, int]:
-        """Return, by session, the number of the last warning about a run that the session was given."""
-        rows = await self._database.rows("SELECT session, seq FROM told WHERE run = ?", (run,))
-        return {session: int(seq) for session, seq in rows}
+    async def warned(self, run: str) -> dict[Receiver, int]:
+        """Return, by receiver, the number of the last warning about a run that it was given."""
+        rows = await self._database.rows("SELECT session, agent, seq FROM told WHERE run = ?", (run,))
+        return {Receiver(session, agent_id): int(seq) for session, agent_id, seq in rows}
 
-    async def save_warned(self, warned: Sequence[tuple[str, str, int]]) -> None:
-        """Write the last warnings that sessions were given: session, run, number."""
+    async def save_warned(self, warned: Sequence[tuple[str, Receiver, int]]) -> None:
+        """Write the last warnings that were given: run, receiver, number."""
         async with self._database.transaction(durable=False) as transaction:
-            await transaction.executemany("INSERT OR REPLACE INTO told(session, run, seq) VALUES (?,?,?)", warned)
+            await transaction.executemany(
+                "INSERT OR REPLACE INTO told(run, session, agent, seq) VALUES (?,?,?,?)",
+                [(run, *receiver, seq) for run, receiver, seq in warned],
+            )

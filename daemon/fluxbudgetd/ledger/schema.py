@@ -236,6 +236,18 @@ STEPS: tuple[str, ...] = (
     -- The directories of Claude Code that a hook has named.
     CREATE TABLE claude_dirs(path TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE told RENAME TO told_5;
+    CREATE TABLE told(
+      session TEXT NOT NULL,
+      run TEXT NOT NULL REFERENCES runs(id),
+      agent TEXT NOT NULL,        -- the sub-agent's id; '' for the main loop
+      seq INTEGER NOT NULL,       -- of the last warning about the run that it was given
+      PRIMARY KEY (run, session, agent)
+    ) WITHOUT ROWID;
+    INSERT INTO told(session, run, agent, seq) SELECT session, run, '', seq FROM told_5;
+    DROP TABLE told_5;
+    """,
 )
 
 VERSION = len(STEPS)
