@@ -34,12 +34,12 @@ def test_hard_enforcement_denies_what_does_not_fit(home: Home, daemon: Daemon, t
     Transcript(home.root / "claude", "s1").response("m1", tokens=(5_000, 0, 0, 0))
     assert claude.launch(tool=tool) == SILENT
     output = claude.run("PreToolUse", tool_name=tool, tool_input=launch_input("fd-safety"))
-    assert (output.decision, output.context, output.message) == ("deny", "", "")
+    assert (output.decision, output.context) == ("deny", "")
     assert output.reason == (
-        "fluxbudget: fd-safety does not fit into the budget: estimated at 40 000 billing tokens, 5 000/50 000 (10 %)"
-        " spent, 40 000 reserved, 5 000 remaining; raise the budget with"
-        f" `fluxbudgetctl run set --run {run} --budget N`, or finish without it"
+        f"fluxbudget: fd-safety does not fit into the budget of run {run}: estimated at 40 000 billing tokens,"
+        " 5 000 of 50 000 billing tokens spent, 40 000 reserved; finish without it"
     )
+    assert f"`fluxbudgetctl run set --run {run} --budget N`" in output.message
     assert reserved(home, run) == REVIEW
 
 
@@ -58,9 +58,10 @@ def test_soft_enforcement_asks_once_the_budget_is_spent(home: Home, daemon: Daem
     assert claude.launch() == claude.launch() == SILENT
     assert reserved(home, run) == 2 * REVIEW
     Transcript(home.root / "claude", "s1").response("m1", tokens=(50_000, 0, 0, 0))
-    output = claude.run("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-safety"))
+    interactive = {"CLAUDE_CODE_ENTRYPOINT": "cli"}
+    output = claude.run("PreToolUse", environ=interactive, tool_name="Agent", tool_input=launch_input("fd-safety"))
     assert output.decision == "ask"
-    assert output.reason.startswith("fluxbudget: the budget is exceeded, fd-safety would add to it: estimated at ")
+    assert output.reason.startswith(f"fluxbudget: the budget of run {run} is exceeded, and fd-safety adds to it: ")
     assert reserved(home, run) == 2 * REVIEW
     claude.starts("a1", "fd-safety")
     assert reserved(home, run) == 3 * REVIEW

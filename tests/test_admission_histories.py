@@ -32,7 +32,9 @@ def watched(service: Service) -> set[str]:
 
 
 async def launched(service: Service, run: str, session: str) -> str:
-    admitted = await service.admission.admit(service.accounts.runs[run], session, "fd-quality", REVIEW, None)
+    admitted = await service.admission.admit(
+        service.accounts.runs[run], session, "fd-quality", REVIEW, None, has_person=False
+    )
     return admitted.admission.decision
 
 

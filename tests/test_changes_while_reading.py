@@ -133,7 +133,7 @@ def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
             run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
             monkeypatch.setattr(TranscriptStore, "first_responses", slow)
-            await service.admission.admit(account, "s1", "fd-quality", 40_000, None)
+            await service.admission.admit(account, "s1", "fd-quality", 40_000, None, has_person=False)
             writer = Transcript(tmp_path, "s1").agent("a1")
             writer.meta(agentType="fd-quality")
             writer.response(tokens=(900, 0, 0, 0), at=timestamp())

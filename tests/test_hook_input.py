@@ -28,6 +28,7 @@ REAL: dict[str, Any] = {
     "numbers": [1, -2.5e9, None, False, {}, []],
     "agent_id": "a1b2c3",
     "agent_type": "fd-safety",
+    "error": "rate_limit",
 }
 UNDERSTOOD = HookInput(
     event="PreToolUse",
@@ -39,6 +40,8 @@ UNDERSTOOD = HookInput(
     agent_id="a1b2c3",
     agent_type="fd-safety",
     call="toolu_01",
+    permission_mode="default",
+    error="rate_limit",
 )
 
 
@@ -60,6 +63,8 @@ NAMES = {
     "tool_name": "tool",
     "agent_id": "agent_id",
     "agent_type": "agent_type",
+    "permission_mode": "permission_mode",
+    "error": "error",
 }
 
 
@@ -110,12 +115,61 @@ def test_fields_after_the_cut_are_absent() -> None:
 def test_field_of_the_wrong_type_is_none_and_affects_no_other(name: str, value: object) -> None:
     other = "cwd" if name != "cwd" else "tool_name"
     found = read(json.dumps({name: value, other: "/there"}).encode())
-    assert found == HookInput(**{NAMES[other]: "/there"})
+    expected: dict[str, Any] = {NAMES[other]: "/there"}
+    assert found == HookInput(**expected)
 
 
 @pytest.mark.parametrize("value", [None, 5, "fd-quality", [], {}, {"subagent_type": None}, {"subagent_type": ["x"]}])
 def test_tool_input_of_the_wrong_shape(value: object) -> None:
     assert read(json.dumps({"tool_input": value, "tool_name": "Agent"}).encode()) == HookInput(tool="Agent")
+
+
+@pytest.mark.parametrize("separators", [None, (",", ":"), (" , ", " : ")])
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("<task-notification>\n<task-id>a1</task-id>", True),
+        ("<task-notification>", True),
+        ("<task-notification", False),
+        (" <task-notification>", False),
+        ("what is a <task-notification>?", False),
+        ("", False),
+        (None, False),
+        (["<task-notification>"], False),
+    ],
+)
+def test_prompt_that_reports_a_background_task(
+    prompt: object, expected: bool, separators: tuple[str, str] | None
+) -> None:
+    raw = json.dumps({"hook_event_name": "UserPromptSubmit", "prompt": prompt}, separators=separators).encode()
+    assert read(raw) == HookInput(event="UserPromptSubmit", is_notification=expected)
+
+
+def test_cut_prompt_still_reports_a_background_task() -> None:
+    """A task's result may be longer than what clients forward."""
+    raw = json.dumps({"hook_event_name": "UserPromptSubmit", "prompt": "<task-notification>" + "x" * 300_000}).encode()
+    assert parse_beginning(raw[: 256 << 10]) == HookInput(event="UserPromptSubmit", is_notification=True)
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([{"tool_use_id": "t1", "tool_input": {"a": [1]}}, {"tool_name": "Bash", "tool_use_id": "t2"}], ("t1", "t2")),
+        (
+            [{"tool_use_id": "t1"}, {"tool_use_id": 5}, {}, {"tool_use_id": "x" * 513}, {"tool_use_id": "t2"}],
+            ("t1", "t2"),
+        ),
+        ([{"tool_use_id": "t1", "tool_response": "\ud83d"}], ("t1",)),
+        ([{"tool_use_id": "t1"}, 5, None, ["t2"]], ("t1",)),
+        ([], ()),
+        ({"tool_use_id": "t1"}, ()),
+        ("t1", ()),
+        (None, ()),
+    ],
+)
+def test_tool_calls_of_a_batch(calls: object, expected: tuple[str, ...]) -> None:
+    raw = json.dumps({"hook_event_name": "PostToolBatch", "tool_calls": calls}).encode()
+    assert read(raw) == HookInput(event="PostToolBatch", calls=expected)
 
 
 def test_last_of_duplicate_keys_counts() -> None:
@@ -126,7 +180,8 @@ def test_last_of_duplicate_keys_counts() -> None:
 
 @pytest.mark.parametrize(("name", "longest"), [("session_id", 512), ("agent_id", 512), ("cwd", 4096)])
 def test_text_that_is_too_long_is_none(name: str, longest: int) -> None:
-    assert read(json.dumps({name: "ü" * longest}).encode()) == HookInput(**{NAMES[name]: "ü" * longest})
+    expected: dict[str, Any] = {NAMES[name]: "ü" * longest}
+    assert read(json.dumps({name: "ü" * longest}).encode()) == HookInput(**expected)
     assert read(json.dumps({name: "ü" * (longest + 1)}).encode()) == HookInput()
 
 

@@ -269,23 +269,23 @@ def test_every_token_is_in_exactly_one_phase(times: list[int], rows: list[tuple[
 def test_check_of_an_exceeded_budget_is_refused_every_time() -> None:
     run = a_run(token_budget=250_000, phase="executing")
     for _ in range(3):
-        found = advance.checked(run, budget.balance(run, 260_000), None)
+        found = advance.checked(run, budget.balance(run, 260_000), None, NOW)
         assert not found.allowed
         assert found.refusal == "budget_exceeded|executing|260000/250000 billing tokens"
-    assert not advance.checked(run, budget.balance(run, 250_000), None).allowed
-    assert advance.checked(run, budget.balance(run, 249_999), None).allowed
-    assert advance.checked(run, budget.balance(run, 200_000, provisional=60_000), "").refusal is not None
+    assert not advance.checked(run, budget.balance(run, 250_000), None, NOW).allowed
+    assert advance.checked(run, budget.balance(run, 249_999), None, NOW).allowed
+    assert advance.checked(run, budget.balance(run, 200_000, provisional=60_000), "", NOW).refusal is not None
     unlimited = a_run(token_budget=None)
-    assert advance.checked(unlimited, budget.balance(unlimited, 10**12), None).allowed
+    assert advance.checked(unlimited, budget.balance(unlimited, 10**12), None, NOW).allowed
 
 
 @pytest.mark.parametrize(("enforcement", "passes"), [("soft", True), ("hard", False)])
 def test_override(enforcement: Enforcement, passes: bool) -> None:
     run = a_run(token_budget=100, phase="planned", enforcement=enforcement)
-    found = advance.advanced(run, budget.balance(run, 100), "planned", "release day")
+    found = advance.advanced(run, budget.balance(run, 100), "planned", "release day", NOW)
     assert (found.allowed, found.override) == (passes, "release day" if passes else None)
     assert passes or (found.refusal == "budget_exceeded|planned|100/100 billing tokens" and found.note)
-    not_needed = advance.advanced(run, budget.balance(run, 99), "planned", "release day")
+    not_needed = advance.advanced(run, budget.balance(run, 99), "planned", "release day", NOW)
     assert (not_needed.allowed, not_needed.override) == (True, None)
 
 
@@ -293,7 +293,7 @@ def test_stale_phase_cannot_be_overridden() -> None:
     """This does not depend on whether the budget is exceeded."""
     run = a_run(token_budget=100, phase="shipping")
     for spent in (0, 100):
-        found = advance.advanced(run, budget.balance(run, spent), "executing", "release day")
+        found = advance.advanced(run, budget.balance(run, spent), "executing", "release day", NOW)
         assert found.refusal == "stale_phase|executing|Phase already advanced to shipping"
         assert found.override is None
 

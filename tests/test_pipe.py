@@ -25,7 +25,14 @@ from harness.native import VERBS, both_clients
 from harness.peer import Connection, Peer
 from harness.pipes import open_pipe
 
-NAMES = ("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID", "CLAVAIN_SKIP_BUDGET")
+NAMES = (
+    "FLUXBUDGET_RUN",
+    "CLAVAIN_BEAD_ID",
+    "CLAUDE_CODE_SESSION_ID",
+    "CLAUDE_SESSION_ID",
+    "CLAUDE_CODE_ENTRYPOINT",
+    "CLAVAIN_SKIP_BUDGET",
+)
 SPEND = messages.Spend(
     budget=250_000,
     spent=208_499,

@@ -82,15 +82,6 @@ def test_percent_is_rounded_down() -> None:
     assert budget.percent(80_000, 100_000) == 80.0
 
 
-@pytest.mark.parametrize("basis", ["billing", "total"])
-def test_message_of_a_refusal(basis: str) -> None:
-    run = a_run(token_budget=250_000, phase="executing", cost_basis=basis)
-    assert (
-        budget.refusal(run, budget.balance(run, 260_000)) == f"budget_exceeded|executing|260000/250000 {basis} tokens"
-    )
-    assert budget.refusal(run, budget.balance(run, 249_999)) is None
-
-
 def test_implied_attachment_is_the_earliest_row_with_a_known_bead() -> None:
     one, two = a_run(id="one", scope="b1"), a_run(id="two", scope="b2")
     scopes = {"b1": [one], "b2": [two]}

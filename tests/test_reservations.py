@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxbudgetd.model import Instance, Reservation
-from fluxbudgetd.policy import budget
-from fluxbudgetd.policy.reservations import LIFETIME, Admission, admission, kept, open_ones
-from fluxbudgetd.wire.messages import MAX_TOKENS
-from harness.values import NOW, a_run
+from fluxbudgetd.policy.reservations import LIFETIME, kept, open_ones
+from harness.values import NOW
 
 MINUTE = 60 * 1_000_000
 
@@ -216,83 +214,3 @@ def test_sessions_are_independent(reservations: list[Reservation], instances: li
         )
     ]
     assert sorted(still_open(reservations, *instances, now=now)) == sorted(apart)
-
-
-def admitted(estimate: int, spent: int, reserved: int = 0, agent: str = "fd-quality", **fields: object) -> Admission:
-    run = a_run(**{"token_budget": 100_000, **fields})
-    return admission(run, budget.balance(run, spent, 0, reserved), estimate, agent)
-
-
-@pytest.mark.parametrize(
-    ("enforcement", "estimate", "spent", "reserved", "decision"),
-    [
-        ("hard", 40_000, 50_000, 10_000, "allow"),
-        ("hard", 40_001, 50_000, 10_000, "deny"),
-        ("hard", 1, 60_000, 40_000, "deny"),
-        ("hard", 0, 60_000, 40_000, "allow"),
-        ("hard", 0, 100_000, 0, "deny"),
-        ("soft", 40_001, 50_000, 10_000, "allow"),
-        ("soft", 0, 99_999, 50_000, "allow"),
-        ("soft", 0, 100_000, 0, "ask"),
-    ],
-)
-def test_admission_by_enforcement(enforcement: str, estimate: int, spent: int, reserved: int, decision: str) -> None:
-    """Hard: a launch is denied unless it fits into the rest. Soft: the user is asked once the budget is spent."""
-    answer = admitted(estimate, spent, reserved, enforcement=enforcement)
-    assert (answer.decision, answer.reserve) == (decision, decision == "allow")
-
-
-@pytest.mark.parametrize("enforcement", ["hard", "soft"])
-def test_without_a_budget_everything_is_admitted(enforcement: str) -> None:
-    answer = admitted(10**9, 10**12, token_budget=None, enforcement=enforcement)
-    assert (answer.decision, answer.reserve) == ("allow", True)
-    assert answer.reason == (
-        "fd-quality: estimated at 1 000 000 000 billing tokens, 1 000 000 000 000 spent; run r1 has no budget"
-    )
-
-
-@pytest.mark.parametrize("status", ["done", "cancelled"])
-def test_ended_run_denies_nothing_and_reserves_nothing(status: str) -> None:
-    answer = admitted(10**9, 10**9, enforcement="hard", status=status)
-    assert (answer.decision, answer.reserve) == ("allow", False)
-    assert answer.reason == f"run r1 is {status}: nothing is reserved for fd-quality"
-
-
-def test_reasons_have_numbers_and_a_remedy() -> None:
-    numbers = "estimated at 40 000 billing tokens, 260 000/300 000 (86 %) spent, 30 000 reserved, 10 000 remaining"
-    advice = "raise the budget with `fluxbudgetctl run set --run r1 --budget N`, or finish without it"
-    denied = admitted(40_000, 260_000, 30_000, token_budget=300_000, enforcement="hard")
-    assert denied.reason == f"fd-quality does not fit into the budget: {numbers}; {advice}"
-    allowed = admitted(40_000, 260_000, 30_000, token_budget=300_000)
-    assert allowed.reason == f"fd-quality: {numbers}; run r1"
-    asked = admitted(5, 1_234_567, cost_basis="total")
-    assert asked.reason == (
-        "the budget is exceeded, fd-quality would add to it: estimated at 5 total tokens,"
-        f" 1 234 567/100 000 (1234 %) spent, 0 remaining; {advice}"
-    )
-
-
-@given(
-    st.text(max_size=300) | st.just("\x1b[2J" * 99),
-    st.integers(0, 2**70),
-    st.integers(0, 2**70),
-    st.integers(0, 2**70),
-    st.none() | st.integers(1, MAX_TOKENS),
-    st.sampled_from(["hard", "soft"]),
-    st.sampled_from(["active", "done"]),
-)
-def test_reason_is_one_short_line(
-    agent: str, estimate: int, spent: int, reserved: int, tokens: int | None, enforcement: str, status: str
-) -> None:
-    """This holds for any numbers and agent names. A run that is not active, or has no budget, denies nothing."""
-    fields = {"token_budget": tokens, "enforcement": enforcement, "status": status, "id": "r" * 128}
-    answer = admitted(estimate, spent, reserved, agent, **fields)
-    assert 0 < len(answer.reason) <= 500
-    assert answer.reason.isprintable()
-    assert "r" * 128 in answer.reason
-    assert answer.reserve == (answer.decision == "allow" and status == "active")
-    if tokens is None or status != "active":
-        assert answer.decision == "allow"
-    else:
-        assert (answer.decision == "deny") <= (enforcement == "hard")
-        assert (answer.decision == "ask") == (enforcement == "soft" and spent >= tokens)

@@ -14,7 +14,7 @@ from harness.transcripts import Transcript
 
 #: Claude Code cuts longer strings.
 _LONGEST = 10_000
-_CONTEXT_EVENTS = ("SessionStart", "UserPromptSubmit", "SubagentStart", "PostToolUse", "PostToolBatch")
+_CONTEXT_EVENTS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "SubagentStart", "PostToolUse", "PostToolBatch")
 _DECISIONS = ("allow", "deny", "ask")
 
 
@@ -26,7 +26,10 @@ class HookOutput(NamedTuple):
     message: str = ""
     """For the user."""
     decision: str = ""
+    """`allow`, `deny` or `ask` about a tool call; `block` for a prompt."""
     reason: str = ""
+    stop: str = ""
+    """Why the turn, or the sub-agent, is ended."""
 
 
 SILENT = HookOutput()
@@ -38,7 +41,10 @@ def parse_output(event: str, output: str) -> HookOutput:
         return SILENT
     assert output.removesuffix("\n").splitlines() == [output.removesuffix("\n")], output
     found = json.loads(output)
-    assert found.keys() <= {"systemMessage", "hookSpecificOutput"}, found
+    outer = {"UserPromptSubmit": {"decision", "reason"}, "PostToolBatch": {"continue", "stopReason"}}
+    assert found.keys() <= {"systemMessage", "hookSpecificOutput", *outer.get(event, ())}, found
+    assert found.get("decision", "block") == "block"
+    assert found.get("continue", False) is False
     inner = found.get("hookSpecificOutput", {"hookEventName": event})
     assert inner["hookEventName"] == event, found
     allowed = {"hookEventName"}
@@ -46,13 +52,14 @@ def parse_output(event: str, output: str) -> HookOutput:
         allowed |= {"additionalContext"}
     if event == "PreToolUse":
         allowed |= {"permissionDecision", "permissionDecisionReason"}
-        assert inner["permissionDecision"] in _DECISIONS, found
+        assert inner.get("permissionDecision", "ask") in _DECISIONS, found
     assert inner.keys() <= allowed, found
     parsed = HookOutput(
         inner.get("additionalContext", ""),
         found.get("systemMessage", ""),
-        inner.get("permissionDecision", ""),
-        inner.get("permissionDecisionReason", ""),
+        inner.get("permissionDecision", "") or found.get("decision", ""),
+        inner.get("permissionDecisionReason", "") or found.get("reason", ""),
+        found.get("stopReason", ""),
     )
     for text in parsed:
         assert isinstance(text, str)

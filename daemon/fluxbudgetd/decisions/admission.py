@@ -10,7 +10,7 @@ import msgspec
 
 from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.model import Reservation
-from fluxbudgetd.policy import reservations as policy
+from fluxbudgetd.policy import admission as policy
 from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
@@ -35,17 +35,20 @@ class Admissions:
         self._clock = clock
 
     async def admit(
-        self, account: RunAccount, session: str, agent: str, estimate: int, call: str | None
+        self, account: RunAccount, session: str, agent: str, estimate: int, call: str | None, *, has_person: bool
     ) -> AdmissionResult:
         """Decide whether a session may launch a sub-agent, and reserve its estimate if so.
 
-        `call` identifies the launch: asking again about the same launch does not reserve again.
+        `call` identifies the launch: asking again about the same launch does not reserve again. `has_person`: a person
+        is there to answer a question.
         """
         reservations = self._reservations
         await reservations.watch(session)
         if call is not None and any(each.call == call for each in reservations.of_session(session)):
-            return AdmissionResult(policy.Admission("allow", "it was admitted before", reserve=False), None)
-        admission = policy.admission(account.run, account.balance(), estimate, plain_name(agent))
+            return AdmissionResult(policy.Admission("allow"), None)
+        admission = policy.admission(
+            account.run, account.balance(), estimate, plain_name(agent), self._clock(), has_person=has_person
+        )
         if not admission.reserve:
             reservations.unwatch_if_unused(session)
             return AdmissionResult(admission, None)

@@ -81,7 +81,7 @@ class Checks:
         """
         async with self._runs_lock:
             run, balance = account.run, account.balance()
-            verdict = advance.advanced(run, balance, phase, override)
+            verdict = advance.advanced(run, balance, phase, override, self._clock())
             if verdict.refusal is not None:
                 return AdvanceResult(run, verdict.refusal, verdict, None)
             new = msgspec.structs.replace(run, phase=phases.next_phase(run, to))

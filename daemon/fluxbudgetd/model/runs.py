@@ -14,7 +14,11 @@ _MILLISECOND = 1_000
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of work with a token budget."""
+    """One piece of work with a token budget.
+
+    An allowance lets a run with hard enforcement go on although its budget is exhausted: until it has spent
+    `allowed_to` tokens, or until the time `allowed_until`, in microseconds.
+    """
 
     id: str
     scope: str | None
@@ -30,6 +34,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     status: RunStatus
     started_at: int
     ended_at: int | None
+    allowed_to: int | None = None
+    allowed_until: int | None = None
 
 
 class PhaseRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +118,10 @@ class Stint(NamedTuple):
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's budget and spend, in tokens of the run's cost basis."""
+    """A run's budget and spend, in tokens of the run's cost basis.
+
+    `remaining` includes what an allowance adds to the budget; `pct` and `state` are those of the budget.
+    """
 
     budget: int | None
     measured: int

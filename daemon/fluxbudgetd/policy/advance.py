@@ -7,7 +7,7 @@ only the first. Soft enforcement accepts an override; hard enforcement accepts n
 from typing import NamedTuple
 
 from fluxbudgetd.model import Balance, EventData, Run
-from fluxbudgetd.policy import budget, phases
+from fluxbudgetd.policy import limits, phases
 
 _MAX_REASON = 1000
 
@@ -25,13 +25,13 @@ class Verdict(NamedTuple):
         return self.refusal is None
 
 
-def checked(run: Run, balance: Balance, override: str | None) -> Verdict:
+def checked(run: Run, balance: Balance, override: str | None, now: int) -> Verdict:
     """Return whether a run may go on with this balance.
 
     `override` is the reason to go on although the budget is exceeded. It counts only then, and only under soft
     enforcement.
     """
-    refusal = budget.refusal(run, balance)
+    refusal = limits.refusal(run, balance, now)
     override = reason(override)
     if refusal is None or override is None:
         return Verdict(refusal)
@@ -42,10 +42,10 @@ def checked(run: Run, balance: Balance, override: str | None) -> Verdict:
     return Verdict(None, override)
 
 
-def advanced(run: Run, balance: Balance, phase: str, override: str | None) -> Verdict:
+def advanced(run: Run, balance: Balance, phase: str, override: str | None, now: int) -> Verdict:
     """Return whether a run may leave a phase. No override helps if the run is in another one."""
     stale = phases.stale_refusal(run, phase)
-    return Verdict(stale) if stale is not None else checked(run, balance, override)
+    return Verdict(stale) if stale is not None else checked(run, balance, override, now)
 
 
 def reason(text: str | None) -> str | None:

@@ -1,25 +1,27 @@
 """A run's balance: what is spent, what remains, and the state of its budget."""
 
 from fluxbudgetd.model import Balance, Run
+from fluxbudgetd.policy.limits import limit
 from fluxbudgetd.wire.messages import MAX_TOKENS, BudgetState
 
 
 def balance(run: Run, measured: int, provisional: int = 0, reserved: int = 0) -> Balance:
     """Return a run's balance.
 
-    spent = measured + provisional; remaining = max(0, budget - spent - reserved); the state depends on what is spent,
-    not on what is reserved. All in tokens of the run's cost basis, each capped at `MAX_TOKENS`.
+    spent = measured + provisional; remaining = max(0, limit - spent - reserved), where the limit is the budget or what
+    an allowance has raised it to. The state depends on what is spent, not on what is reserved. All in tokens of the
+    run's cost basis, each capped at `MAX_TOKENS`.
     """
     measured, provisional = min(measured, MAX_TOKENS), min(provisional, MAX_TOKENS)
     spent = min(measured + provisional, MAX_TOKENS)
-    budget = run.token_budget
+    budget, most = run.token_budget, limit(run)
     return Balance(
         budget=budget,
         measured=measured,
         provisional=provisional,
         reserved=reserved,
         spent=spent,
-        remaining=None if budget is None else max(0, budget - spent - reserved),
+        remaining=None if most is None else max(0, most - spent - reserved),
         pct=None if budget is None else percent(spent, budget),
         state=state(run, spent),
     )
@@ -39,13 +41,3 @@ def state(run: Run, spent: int) -> BudgetState:
     if spent * 100 >= run.token_budget * run.warn_pct:
         return "warning"
     return "ok"
-
-
-def refusal(run: Run, balance: Balance) -> str | None:
-    """Return the line `budget_exceeded|PHASE|SPENT/BUDGET billing tokens`, or None if the run may go on.
-
-    Level-triggered: it depends only on the balance, so every check of an exceeded run is refused.
-    """
-    if balance.state != "exceeded":
-        return None
-    return f"budget_exceeded|{run.phase}|{balance.spent}/{balance.budget} {run.cost_basis} tokens"

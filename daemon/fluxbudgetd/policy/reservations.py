@@ -13,32 +13,15 @@ Reservations that have ended or expired take an instance, too; otherwise their u
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
 
-from fluxbudgetd.config.shown import shortened
-from fluxbudgetd.model import Balance, Instance, Reservation, Run
+from fluxbudgetd.model import Instance, Reservation
 from fluxbudgetd.policy.estimates import plain_name
-from fluxbudgetd.policy.words import grouped
-from fluxbudgetd.wire.text import one_line
 
 #: A reservation of this age no longer counts, in microseconds: the end of its sub-agent may never be reported.
 LIFETIME = 30 * 60 * 1_000_000
 
 #: No instance can still appear for a reservation that is older than this.
 KEPT = 2 * LIFETIME
-
-_MAX_AGENT = 60
-
-
-class Admission(NamedTuple):
-    """Whether a sub-agent may be launched. `reason` is one line, for a person and for the model.
-
-    `reserve`: True if its estimate must be reserved.
-    """
-
-    decision: Literal["allow", "ask", "deny"]
-    reason: str
-    reserve: bool
 
 
 def open_ones(reservations: Sequence[Reservation], instances: Sequence[Instance], now: int) -> tuple[Reservation, ...]:
@@ -58,27 +41,6 @@ def kept(reservations: Iterable[Reservation], now: int) -> tuple[Reservation, ..
     One that no longer counts still takes its instance, which may be measured late.
     """
     return tuple(reservation for reservation in reservations if now - reservation.at < KEPT)
-
-
-def admission(run: Run, balance: Balance, estimate: int, agent: str) -> Admission:
-    """Return whether a sub-agent may be launched, by its estimate in tokens of the run's cost basis.
-
-    Hard enforcement denies an estimate above what remains (reservations are already subtracted), and everything once
-    the budget is exceeded. Soft enforcement asks the user once the budget is exceeded. An ended run reserves nothing.
-    """
-    name = shortened(one_line(agent[: _MAX_AGENT + 1]), _MAX_AGENT)
-    if run.status != "active":
-        return Admission("allow", f"run {run.id} is {run.status}: nothing is reserved for {name}", reserve=False)
-    standing = f"estimated at {grouped(estimate)} {run.cost_basis} tokens, {_standing(balance)}"
-    if balance.remaining is None:
-        return Admission("allow", f"{name}: {standing}; run {run.id} has no budget", reserve=True)
-    exceeded = balance.state == "exceeded"
-    advice = f"raise the budget with `fluxbudgetctl run set --run {run.id} --budget N`, or finish without it"
-    if run.enforcement == "hard" and (exceeded or estimate > balance.remaining):
-        return Admission("deny", f"{name} does not fit into the budget: {standing}; {advice}", reserve=False)
-    if exceeded:
-        return Admission("ask", f"the budget is exceeded, {name} would add to it: {standing}; {advice}", reserve=False)
-    return Admission("allow", f"{name}: {standing}; run {run.id}", reserve=True)
 
 
 def _measured(ordered: Sequence[Reservation], instances: Iterable[Instance]) -> set[int]:
@@ -114,12 +76,3 @@ def _may_be(reservation: Reservation, instance: Instance) -> bool:
     """Return True if a reservation may have been made for an instance whose id no reservation has."""
     other = reservation.agent_id is not None and instance.agent_id is not None
     return not other and (instance.at is None or reservation.at <= instance.at)
-
-
-def _standing(balance: Balance) -> str:
-    spent = grouped(balance.spent)
-    if balance.budget is not None:
-        spent += f"/{grouped(balance.budget)} ({balance.spent * 100 // balance.budget} %)"
-    held = f", {grouped(balance.reserved)} reserved" if balance.reserved else ""
-    left = "" if balance.remaining is None else f", {grouped(balance.remaining)} remaining"
-    return f"{spent} spent{held}{left}"

@@ -2,6 +2,7 @@
 
 from fluxbudgetd.model import Balance, Event, Run
 from fluxbudgetd.policy.budget import percent
+from fluxbudgetd.wire.short import grouped
 
 _LONGEST_GOAL = 100
 
@@ -39,11 +40,6 @@ def standing(run: Run, balance: Balance, *, stale: bool) -> str:
     exceeded = f"; budget exceeded, enforcement is {run.enforcement}" if balance.state == "exceeded" else ""
     known = " (last known numbers)" if stale else ""
     return f"fluxbudget: run {run.id}, phase {run.phase}: spent {_amounts(run, balance)}{exceeded}{known}"
-
-
-def grouped(tokens: int) -> str:
-    """Return a number with its digits in groups of three."""
-    return f"{tokens:,}".replace(",", " ")
 
 
 def _amounts(run: Run, balance: Balance) -> str:

@@ -1,7 +1,12 @@
-"""Abbreviated token counts, for the daemon and the client."""
+"""Token counts as a person reads them, for the daemon and the client."""
 
 _UNITS = "kMGTPE"
 _DIGITS = 3
+
+
+def grouped(count: int) -> str:
+    """Return a count with its digits in groups of three: `208 500`."""
+    return f"{count:,}".replace(",", " ")
 
 
 def short(count: int) -> str:

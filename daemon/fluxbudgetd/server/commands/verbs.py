@@ -80,7 +80,12 @@ def hook(context: Context, options: Options, command: wire.Command) -> Result:
             return wire.CommandAnswer()
         if not stdin.has_ended:
             raise RequestTimeoutError("the hook's input did not end in time", "")
-        request = wire.Hook(**_naming(options, stdin.wait_ms), input=stdin.data, whole=stdin.is_whole)
+        request = wire.Hook(
+            **_naming(options, stdin.wait_ms),
+            input=stdin.data,
+            whole=stdin.is_whole,
+            entrypoint=options.entrypoint,
+        )
         return _carried_out(lambda: hooks.hook(context, request), replies.hook, None)
 
     return Gathering(options.wait_ms, _HOOK, finish).add(command)

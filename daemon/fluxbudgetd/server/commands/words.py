@@ -39,6 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     scope: str | None
     session: str | None
     hints: wire.Hints
+    entrypoint: str | None
     json: bool
     default: int | None
     require: bool
@@ -63,6 +64,7 @@ def parse(command: wire.Command) -> Options | None:
             scope=flags.get("--scope"),
             session=flags.get("--session"),
             hints=_hints(command.cwd, variables),
+            entrypoint=_variable(variables, "CLAUDE_CODE_ENTRYPOINT"),
             json="--json" in flags,
             default=int(flags["--default"]) if "--default" in flags else None,
             require="--require" in flags,

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable
 
+from fluxbudgetd.clock import now_micros
 from fluxbudgetd.policy import advance as policy
 from fluxbudgetd.policy.advance import Verdict
 from fluxbudgetd.server import answers
@@ -22,7 +23,7 @@ def check(context: Context, request: wire.Check) -> wire.CheckAnswer | Awaitable
     standing = context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
     if standing is None:
         return _check_later(context, request)
-    verdict = policy.checked(standing.run, standing.balance, request.override)
+    verdict = policy.checked(standing.run, standing.balance, request.override, now_micros())
     if verdict.refusal is None and verdict.override is None:
         return _checked(standing, verdict)
     return _recorded(context, request, standing, verdict)
@@ -58,7 +59,9 @@ async def _remaining_later(context: Context, request: wire.Remaining) -> wire.Re
 
 async def _check_later(context: Context, request: wire.Check) -> wire.CheckAnswer:
     _account, standing = await find_standing(context, request, deadline_of(request))
-    return await _recorded(context, request, standing, policy.checked(standing.run, standing.balance, request.override))
+    return await _recorded(
+        context, request, standing, policy.checked(standing.run, standing.balance, request.override, now_micros())
+    )
 
 
 async def _recorded(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.CheckAnswer:

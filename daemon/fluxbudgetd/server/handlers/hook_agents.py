@@ -1,10 +1,12 @@
 """Hooks of sub-agents: launch, start and stop."""
 
 from fluxbudgetd.decisions.admission import GENERAL
+from fluxbudgetd.policy.admission import Admission, is_person_there
 from fluxbudgetd.server.handlers.hook_answers import HookAnswer, as_json, with_warning
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.requests import TrackedAnswer
 from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire import stops
 
 
 async def launch(call: HookCall) -> HookAnswer:
@@ -16,23 +18,25 @@ async def launch(call: HookCall) -> HookAnswer:
     agent = call.hook_input.subagent_type or GENERAL
     await service.totals.standing(account, call.deadline)
     expected = await service.reviews.expected(agent, account.run, call.deadline)
-    admission, reserved = await service.admission.admit(account, call.session, agent, expected, call.hook_input.call)
-    if reserved is not None:
-        # If the hook has given up, its session does not know of the admission.
-        return TrackedAnswer(
-            wire.HookAnswer(),
-            lambda is_delivered: None if is_delivered else service.admission.withdraw(call.session, reserved),
-        )
+    has_person = is_person_there(call.hook_input.permission_mode, call.request.entrypoint)
+    admission, reserved = await service.admission.admit(
+        account, call.session, agent, expected, call.hook_input.call, has_person=has_person
+    )
+    answer = wire.HookAnswer(output=_output(admission))
+    if reserved is None:
+        return answer
+    # If the hook has given up, its session does not know of the admission.
+    return TrackedAnswer(
+        answer, lambda is_delivered: None if is_delivered else service.admission.withdraw(call.session, reserved)
+    )
+
+
+def _output(admission: Admission) -> str:
     if admission.decision == "allow":
-        return wire.HookAnswer()
-    output = {
-        "hookSpecificOutput": {
-            "hookEventName": "PreToolUse",
-            "permissionDecision": admission.decision,
-            "permissionDecisionReason": f"fluxbudget: {admission.reason}",
-        }
-    }
-    return wire.HookAnswer(output=as_json(output))
+        return ""
+    if admission.decision == "warn":
+        return as_json(stops.context("PreToolUse", f"fluxbudget: {admission.reason}", admission.message))
+    return as_json(stops.permission(admission.decision, admission.reason, admission.message))
 
 
 async def start(call: HookCall) -> HookAnswer:

@@ -1,6 +1,7 @@
 """The JSON that Claude Code passes to hooks and to the status line's command. Only names and ids in it are read.
 
-A missing field, or one of another type, is None. Input that is not a JSON object counts as an empty one.
+Of a prompt, only the first characters are compared, and nothing is kept. A missing field, or one of another type, is
+None. Input that is not a JSON object counts as an empty one.
 """
 
 import json
@@ -10,6 +11,7 @@ import anyio.to_thread
 import msgspec
 from msgspec import Raw, field
 
+from fluxbudgetd.wire.stops import NOTIFICATION
 from fluxbudgetd.wire.text import fold
 
 _LONGEST_ID = 512
@@ -17,6 +19,7 @@ _LONGEST_PATH = 4096
 _ABSENT = Raw(b"null")
 _SPACE = " \t\n\r"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NOTIFICATION = f'"{NOTIFICATION}'.encode()
 
 
 class _Fields(msgspec.Struct):
@@ -32,10 +35,18 @@ class _Fields(msgspec.Struct):
     agent_type: Raw = _ABSENT
     call: Raw = field(default=_ABSENT, name="tool_use_id")
     source: Raw = _ABSENT
+    permission_mode: Raw = _ABSENT
+    error: Raw = _ABSENT
+    prompt: Raw = _ABSENT
+    tool_calls: Raw = _ABSENT
 
 
 class _ToolInput(msgspec.Struct):
     subagent_type: Raw = _ABSENT
+
+
+class _ToolCall(msgspec.Struct):
+    id: Raw = field(default=_ABSENT, name="tool_use_id")
 
 
 class HookInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,14 +63,24 @@ class HookInput(msgspec.Struct, frozen=True, kw_only=True):
     call: str | None = None
     """The id of the tool call."""
     source: str | None = None
-    """Why a session starts: `startup`, `resume`, `clear`, `compact`."""
+    """Why a session starts: `startup`, `resume`, `clear`, `compact`, `fork`."""
+    permission_mode: str | None = None
+    error: str | None = None
+    """The kind of error that ended a turn."""
+    is_notification: bool = False
+    """True if the prompt reports the end of a background task."""
+    calls: tuple[str, ...] = ()
+    """The ids of the tool calls of a batch."""
 
 
 _PATHS = frozenset({"transcript", "cwd"})
+#: Fields that are not texts, or that are not read as a whole.
+_OTHERS = frozenset({"tool_input", "prompt", "tool_calls"})
 #: name in the JSON → our name
 _NAMES = {info.encode_name: info.name for info in msgspec.structs.fields(_Fields)}
 _fields = msgspec.json.Decoder(_Fields)
 _tool_input = msgspec.json.Decoder(_ToolInput)
+_tool_calls = msgspec.json.Decoder(list[_ToolCall])
 _text_decoder = msgspec.json.Decoder(str)
 
 
@@ -119,6 +140,8 @@ def parse_beginning(raw: bytes) -> HookInput:
             if text[at : at + 1] != ":":
                 break
             start = _skip(text, at + 1)
+            if key == "prompt":  # that of a notification may be cut, because it holds the task's result
+                found[key] = Raw(text[start : start + len(_NOTIFICATION)].encode())
             _, at = decoder.raw_decode(text, start)
             if key in _NAMES:
                 found[_NAMES[key]] = Raw(text[start:at].encode())
@@ -132,9 +155,14 @@ def _from_fields(fields: _Fields) -> HookInput:
     texts = {
         name: _text(getattr(fields, name), _LONGEST_PATH if name in _PATHS else _LONGEST_ID)
         for name in _Fields.__struct_fields__
-        if name != "tool_input"
+        if name not in _OTHERS
     }
-    return HookInput(**texts, subagent_type=_subagent_type(fields.tool_input))
+    return HookInput(
+        **texts,
+        subagent_type=_subagent_type(fields.tool_input),
+        is_notification=bytes(memoryview(fields.prompt)[: len(_NOTIFICATION)]) == _NOTIFICATION,
+        calls=_ids(fields.tool_calls),
+    )
 
 
 def _subagent_type(raw: Raw) -> str | None:
@@ -150,6 +178,23 @@ def _unusual_subagent_type(raw: Raw) -> str | None:
         return _text(Raw(json.dumps(found.get("subagent_type")).encode()), _LONGEST_ID)
     except (ValueError, RecursionError, AttributeError):
         return None
+
+
+def _ids(raw: Raw) -> tuple[str, ...]:
+    try:
+        calls = _tool_calls.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        calls = _unusual_calls(raw)
+    return tuple(call for each in calls if (call := _text(each.id, _LONGEST_ID)) is not None)
+
+
+def _unusual_calls(raw: Raw) -> list[_ToolCall]:
+    try:
+        found = json.loads(bytes(raw))
+    except (ValueError, RecursionError):
+        return []
+    calls = found if isinstance(found, list) else []
+    return [_ToolCall(Raw(json.dumps(call.get("tool_use_id")).encode())) for call in calls if isinstance(call, dict)]
 
 
 def _text(raw: Raw, longest: int) -> str | None:

@@ -12,9 +12,8 @@ from fluxbudgetd.server.handlers.hook_answers import HookAnswer
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.handlers.hook_input import HookInput, parse, parsed_slowly
 from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire.stops import LAUNCH_TOOLS
 
-#: The tools that launch sub-agents (`Task` is the older name).
-_LAUNCH_TOOLS = ("Agent", "Task")
 #: Events that do not show that the session has had a response.
 _WITHOUT_RESPONSE = ("SessionStart", "UserPromptSubmit", "SessionEnd")
 
@@ -42,7 +41,7 @@ async def _unusual(context: Context, request: wire.Hook) -> HookAnswer:
 
 def _handle(context: Context, request: wire.Hook, hook_input: HookInput) -> HookAnswer | Awaitable[HookAnswer]:
     handler = _HANDLERS.get(hook_input.event or "")
-    is_other_tool = hook_input.event == "PreToolUse" and hook_input.tool not in _LAUNCH_TOOLS
+    is_other_tool = hook_input.event == "PreToolUse" and hook_input.tool not in LAUNCH_TOOLS
     if handler is None or hook_input.session is None or is_other_tool:
         return wire.HookAnswer()
     if hook_input.event not in _WITHOUT_RESPONSE:

@@ -1,0 +1,88 @@
+"""What a run that is stopped says to Claude Code: when, in which words, and as which answers of hooks.
+
+The daemon and the client share this module, because the client decides for a daemon that is away. It imports next to
+nothing. An answer is a dictionary, to be encoded as JSON.
+
+There are two audiences. What the model reads (`additionalContext`, `permissionDecisionReason`, `stopReason`) says that
+the budget is exhausted and what the model should do, but never how to lift the limit. Only `systemMessage`, which the
+person sees, says that.
+"""
+
+from fluxbudgetd.wire.short import grouped
+
+#: The tools that launch or wake sub-agents (`Task` is the older name of `Agent`).
+LAUNCH_TOOLS = ("Agent", "Task", "Workflow", "SendMessage")
+#: A prompt that begins so reports the end of a background task. Blocking it would lose the task's result.
+NOTIFICATION = "<task-notification>"
+
+
+def exhausted(run: str, spent: int, limit: int, basis: str) -> str:
+    """Return what stops a run, without saying how to go on. `limit` is what the run may spend, in tokens."""
+    amounts = f"{grouped(spent)} of {grouped(limit)} {basis} tokens spent"
+    return f"the budget of run {run} is exhausted ({amounts})"
+
+
+def ways_to_continue(run: str) -> str:
+    """Return the commands by which the person can let a stopped run go on."""
+    return f"`fluxbudgetctl allow --run {run}` in your own terminal, or {way_to_raise(run)}"
+
+
+def way_to_raise(run: str) -> str:
+    """Return the command by which the person can raise a run's budget."""
+    return f"`fluxbudgetctl run set --run {run} --budget N`"
+
+
+def to_continue(run: str) -> str:
+    """Return what the person reads when a run is stopped."""
+    return f"fluxbudget: to let run {run} go on, use {ways_to_continue(run)}"
+
+
+def no_launch(cause: str) -> str:
+    """Return why a sub-agent was not launched, for the model. `cause` is what `exhausted` returns."""
+    return f"{cause}; do not launch sub-agents; finish with what you have, and say that the budget is exhausted"
+
+
+def blocked_prompt(run: str, cause: str) -> dict[str, object]:
+    """Return the answer that keeps a prompt from being sent. `cause` is what `exhausted` returns."""
+    return {
+        "decision": "block",
+        "reason": f"fluxbudget: {cause}; the prompt was not sent",
+        "systemMessage": to_continue(run),
+    }
+
+
+def ended_turn(run: str, cause: str) -> dict[str, object]:
+    """Return the answer that ends the main session's turn."""
+    return {
+        "continue": False,
+        "stopReason": f"fluxbudget: {cause}; the turn was ended",
+        "systemMessage": to_continue(run),
+    }
+
+
+def denied_launch(run: str, cause: str) -> dict[str, object]:
+    """Return the answer that denies a launch under an exhausted budget."""
+    return denial(no_launch(cause), to_continue(run))
+
+
+def denial(reason: str, message: str) -> dict[str, object]:
+    """Return the answer that denies a tool call. `reason` is for the model, `message` for the person."""
+    return permission("deny", reason, message)
+
+
+def permission(decision: str, reason: str, message: str) -> dict[str, object]:
+    """Return the answer that decides about a tool call: `allow`, `ask` or `deny`."""
+    return {
+        "systemMessage": message,
+        "hookSpecificOutput": {
+            "hookEventName": "PreToolUse",
+            "permissionDecision": decision,
+            "permissionDecisionReason": f"fluxbudget: {reason}",
+        },
+    }
+
+
+def context(event: str, text: str, message: str | None) -> dict[str, object]:
+    """Return the answer that adds a text to what the model reads, and shows a message to the person."""
+    shown = {} if message is None else {"systemMessage": message}
+    return {**shown, "hookSpecificOutput": {"hookEventName": event, "additionalContext": text}}

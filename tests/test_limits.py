@@ -1,0 +1,195 @@
+"""The rules of limits and of admission: what a run may still spend, when a hard limit stops it, which launches fit."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxbudgetd.model import Run
+from fluxbudgetd.policy import budget, limits
+from fluxbudgetd.policy.admission import Admission, admission, is_person_there
+from fluxbudgetd.wire.messages import MAX_TOKENS
+from harness.values import NOW, a_run
+
+
+def hard(**fields: Any) -> Run:
+    return a_run(token_budget=100_000, enforcement="hard", **fields)
+
+
+def is_stopped(run: Run, spent: int, *, reserved: int = 0, now: int = NOW) -> bool:
+    return limits.is_stopped(run, budget.balance(run, spent, 0, reserved), now)
+
+
+def test_hard_limit_stops_a_run_that_has_spent_its_budget() -> None:
+    assert not is_stopped(hard(), 99_999)
+    assert is_stopped(hard(), 100_000)
+    assert not is_stopped(a_run(token_budget=100_000), 10**9)
+    assert not is_stopped(a_run(token_budget=None, enforcement="hard"), 10**12)
+    assert not is_stopped(hard(status="done"), 10**9)
+
+
+def test_reservations_do_not_stop_a_run() -> None:
+    assert not is_stopped(hard(), 99_999, reserved=10**9)
+
+
+def test_allowed_tokens_let_a_run_go_on_and_add_to_what_is_left() -> None:
+    run = hard(allowed_to=150_000)
+    assert not is_stopped(run, 149_999)
+    assert is_stopped(run, 150_000)
+    found = budget.balance(run, 120_000, 0, 10_000)
+    assert (found.budget, found.remaining, found.pct, found.state) == (100_000, 20_000, 120.0, "exceeded")
+    assert not is_stopped(hard(allowed_to=1), 99_999)  # less than the budget changes nothing
+
+
+def test_allowed_time_lets_a_run_go_on_until_it_is_over() -> None:
+    run = hard(allowed_until=NOW + 1)
+    assert not is_stopped(run, 10**9, now=NOW)
+    assert is_stopped(run, 100_000, now=NOW + 1)
+    assert not is_stopped(run, 99_999, now=NOW + 1)
+
+
+@pytest.mark.parametrize("basis", ["billing", "total"])
+def test_message_of_a_refusal(basis: str) -> None:
+    run = a_run(token_budget=250_000, phase="executing", cost_basis=basis)
+    refused = f"budget_exceeded|executing|260000/250000 {basis} tokens"
+    assert limits.refusal(run, budget.balance(run, 260_000), NOW) == refused
+    assert limits.refusal(run, budget.balance(run, 249_999), NOW) is None
+
+
+def test_allowed_run_is_not_refused() -> None:
+    for run in (hard(allowed_to=150_000), hard(allowed_until=NOW + 1)):
+        assert limits.refusal(run, budget.balance(run, 120_000), NOW) is None
+
+
+@pytest.mark.parametrize("mode", ["default", "plan", "acceptEdits", "dontAsk", "bypassPermissions", "auto", None])
+@pytest.mark.parametrize("entrypoint", ["cli", "sdk-cli", "sdk-py", "mcp", None])
+def test_person_is_there_only_in_an_interactive_session_that_asks(mode: str | None, entrypoint: str | None) -> None:
+    expected = entrypoint == "cli" and mode in ("default", "plan", "acceptEdits")
+    assert is_person_there(mode, entrypoint) == expected
+
+
+def admitted(
+    estimate: int | None,
+    spent: int,
+    reserved: int = 0,
+    agent: str = "fd-quality",
+    *,
+    has_person: bool = False,
+    **fields: object,
+) -> Admission:
+    run = a_run(**{"token_budget": 100_000, **fields})
+    return admission(run, budget.balance(run, spent, 0, reserved), estimate, agent, NOW, has_person=has_person)
+
+
+@pytest.mark.parametrize(
+    ("enforcement", "estimate", "spent", "reserved", "decision"),
+    [
+        ("hard", 40_000, 50_000, 10_000, "allow"),
+        ("hard", 40_001, 50_000, 10_000, "deny"),
+        ("hard", 1, 60_000, 40_000, "deny"),
+        ("hard", None, 60_000, 39_999, "allow"),
+        ("hard", None, 60_000, 40_000, "deny"),
+        ("hard", 0, 60_000, 40_000, "allow"),
+        ("hard", 0, 100_000, 0, "deny"),
+        ("soft", 40_001, 50_000, 10_000, "allow"),
+        ("soft", 0, 99_999, 50_000, "allow"),
+    ],
+)
+def test_admission_by_enforcement(
+    enforcement: str, estimate: int | None, spent: int, reserved: int, decision: str
+) -> None:
+    """Hard: a launch is denied unless it fits into the rest. Soft: everything is admitted until the budget is spent."""
+    for has_person in (True, False):
+        answer = admitted(estimate, spent, reserved, enforcement=enforcement, has_person=has_person)
+        assert (answer.decision, answer.reserve) == (decision, decision == "allow")
+
+
+def test_soft_budget_that_is_spent_asks_a_person_or_warns() -> None:
+    """A launch that goes on with a warning is reserved now, one that the person may allow when it starts."""
+    assert admitted(0, 100_000, has_person=True)[::3] == ("ask", False)
+    assert admitted(0, 100_000, has_person=False)[::3] == ("warn", True)
+
+
+def test_allowance_admits_what_fits_into_it() -> None:
+    more: dict[str, Any] = {"enforcement": "hard", "allowed_to": 150_000}
+    assert admitted(30_000, 120_000, **more).decision == "allow"
+    assert admitted(30_001, 120_000, **more).decision == "deny"
+    assert admitted(10**9, 120_000, enforcement="hard", allowed_until=NOW + 1).decision == "allow"
+
+
+@pytest.mark.parametrize("enforcement", ["hard", "soft"])
+def test_without_a_budget_everything_is_admitted(enforcement: str) -> None:
+    answer = admitted(10**9, 10**12, token_budget=None, enforcement=enforcement)
+    assert answer == Admission("allow", reserve=True)
+
+
+@pytest.mark.parametrize("status", ["done", "cancelled"])
+def test_ended_run_denies_nothing_and_reserves_nothing(status: str) -> None:
+    assert admitted(10**9, 10**9, enforcement="hard", status=status) == Admission("allow")
+
+
+def test_reasons_have_numbers_and_only_the_message_has_a_remedy() -> None:
+    denied = admitted(40_000, 260_000, 30_000, token_budget=300_000, enforcement="hard")
+    assert denied.reason == (
+        "fd-quality does not fit into the budget of run r1: estimated at 40 000 billing tokens,"
+        " 260 000 of 300 000 billing tokens spent, 30 000 reserved; finish without it"
+    )
+    assert denied.message == (
+        "fluxbudget: fd-quality was not launched; to give run r1 more, use `fluxbudgetctl allow --run r1` in your own"
+        " terminal, or `fluxbudgetctl run set --run r1 --budget N`"
+    )
+    asked = admitted(5, 1_234_567, cost_basis="total")
+    assert asked.reason == (
+        "the budget of run r1 is exceeded, and fd-quality adds to it: estimated at 5 total tokens,"
+        " 1 234 567 of 100 000 total tokens spent"
+    )
+    assert asked.message == f"fluxbudget: {asked.reason}; raise it with `fluxbudgetctl run set --run r1 --budget N`"
+    stopped = admitted(5, 100_000, enforcement="hard")
+    assert stopped.reason == (
+        "the budget of run r1 is exhausted (100 000 of 100 000 billing tokens spent);"
+        " do not launch sub-agents; finish with what you have, and say that the budget is exhausted"
+    )
+    assert stopped.message == (
+        "fluxbudget: to let run r1 go on, use `fluxbudgetctl allow --run r1` in your own terminal,"
+        " or `fluxbudgetctl run set --run r1 --budget N`"
+    )
+
+
+@given(
+    st.text(max_size=300) | st.just("\x1b[2J" * 99),
+    st.none() | st.integers(0, 2**70),
+    st.integers(0, 2**70),
+    st.integers(0, 2**70),
+    st.none() | st.integers(1, MAX_TOKENS),
+    st.sampled_from(["hard", "soft"]),
+    st.sampled_from(["active", "done"]),
+    st.booleans(),
+)
+def test_reason_is_one_short_line(
+    agent: str,
+    estimate: int | None,
+    spent: int,
+    reserved: int,
+    tokens: int | None,
+    enforcement: str,
+    status: str,
+    has_person: bool,
+) -> None:
+    """This holds for any numbers and agent names. A run that is not active, or has no budget, denies nothing."""
+    fields: dict[str, Any] = {"token_budget": tokens, "enforcement": enforcement, "status": status, "id": "r" * 128}
+    answer = admitted(estimate, spent, reserved, agent, has_person=has_person, **fields)
+    for text in (answer.reason, answer.message):
+        assert len(text) <= 700
+        assert text.isprintable()
+        assert bool(text) == (answer.decision != "allow")
+        assert not text or "r" * 128 in text
+    assert "fluxbudgetctl" not in answer.reason
+    assert answer.reserve == (answer.decision in ("allow", "warn") and status == "active")
+    if tokens is None or status != "active":
+        assert answer.decision == "allow"
+    else:
+        assert (answer.decision == "deny") <= (enforcement == "hard")
+        is_exceeded = enforcement == "soft" and spent >= tokens
+        assert (answer.decision == "ask") == (is_exceeded and has_person)
+        assert (answer.decision == "warn") == (is_exceeded and not has_person)
