@@ -6,7 +6,8 @@
 
    * It interprets only the verb and `--timeout`. Command lines that the daemon does not handle, and failures, are left
      to `fluxbudgetctl-python`, which is installed beside it. That gets the same command line and stdin, and is told
-     what failed. A plain hook that fails is silent and exits with 0.
+     what failed. A plain hook that fails is silent and exits with 0, unless the daemon has left the marker of an
+     exhausted hard limit: then Python decides whether the session is stopped.
    * It connects before it reads stdin, and forwards stdin while it waits. The daemon answers as soon as it has what it
      needs, so an open stdin costs nothing.
    * One deadline covers connecting, stdin, sending and receiving. For `hook` and `statusline`, which Claude Code waits
@@ -14,8 +15,8 @@
    * An answer is checked completely before any of it is used. The daemon must run as this user or as root.
    * Memory is bounded: buffers have a fixed size, and nothing is allocated except to start Python.
 
-   buffer.c: strings, frames, waiting. place.c: where the daemon listens. request.c, answer.c: MessagePack. pipe.c: the
-   exchange. output.c: stdout, stderr, $CLAUDE_ENV_FILE. */
+   buffer.c: strings, frames, waiting. place.c: where the daemon listens, and its markers. request.c, answer.c:
+   MessagePack. pipe.c: the exchange. output.c: stdout, stderr, $CLAUDE_ENV_FILE. */
 #include "fluxbudgetctl.h"
 
 #include <errno.h>
@@ -165,13 +166,13 @@ static int run_python(struct call *call, char **arguments)
 }
 
 /* True if the program ends silently after a failure. A hook with other flags does not: they may be `--help`, or wrong,
-   which only Python can tell. */
+   which only Python can tell. Markers are looked for last, because only they cost something. */
 static bool is_silent(const struct call *call)
 {
     const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");
     bool is_asked_for = variable("FLUXBUDGET_DEBUG") != NULL || (closed != NULL && strcmp(closed, "1") == 0);
     bool is_older_daemon = strcmp(call->failed, "error unknown_op") == 0;
-    return call->verb->is_hook && !call->has_more && !is_asked_for && !is_older_daemon;
+    return call->verb->is_hook && !call->has_more && !is_asked_for && !is_older_daemon && !is_any_marker(&call->place);
 }
 
 int main(int count, char **arguments)

@@ -69,10 +69,12 @@ int64_t now(void);
 bool wait_for(struct pollfd *files, nfds_t count, int64_t deadline);
 
 /* place.c: environment variables (null if unset or empty), and where the daemon listens. `usual_place` returns false if
-   Python must find the place; `recorded_place` returns false if the lock file names no other place. */
+   Python must find the place; `recorded_place` returns false if the lock file names no other place. `is_any_marker`
+   returns true if the daemon has left a marker beside one of these sockets: a run with an exhausted hard limit. */
 const char *variable(const char *name);
 bool usual_place(struct sockaddr_un *place);
 bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded);
+bool is_any_marker(const struct sockaddr_un *usual);
 
 /* request.c: make a frame, which is too large if the buffer is full. `rest` is the part of stdin not sent so far. */
 void pack_command(struct buffer *to, const struct call *call, struct bytes rest, bool more, bool cut);

@@ -1,5 +1,6 @@
 #include "fluxbudgetctl.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -36,21 +37,27 @@ static const char *usual_runtime(void)
     return stat(directory, &about) == 0 && S_ISDIR(about.st_mode) ? directory : NULL;
 }
 
-bool usual_place(struct sockaddr_un *place)
+/* Set the place where the daemon listens unless another one was chosen. */
+static bool default_place(struct sockaddr_un *place)
 {
-    const char *chosen = variable("FLUXBUDGET_SOCKET"), *runtime = variable("XDG_RUNTIME_DIR"), *home;
-    if (chosen != NULL) {
-        /* The daemon and Python normalise the path. That matters only for paths like these. */
-        size_t size = strlen(chosen);
-        bool is_odd = strstr(chosen, "..") != NULL || strchr("/.", chosen[size - 1]) != NULL;
-        return !is_odd && set_path(place, chosen, size, "");
-    }
+    const char *runtime = variable("XDG_RUNTIME_DIR"), *home;
     if (runtime == NULL || runtime[0] != '/')
         runtime = usual_runtime();
     if (runtime != NULL)
         return set_path(place, runtime, strlen(runtime), "/fluxbudget/fluxbudgetd.sock");
     home = variable("HOME");
     return home != NULL && home[0] == '/' && set_path(place, home, strlen(home), "/.local/state/fluxbudget/run/fluxbudgetd.sock");
+}
+
+bool usual_place(struct sockaddr_un *place)
+{
+    const char *chosen = variable("FLUXBUDGET_SOCKET");
+    if (chosen == NULL)
+        return default_place(place);
+    /* The daemon and Python normalise the path. That matters only for paths like these. */
+    size_t size = strlen(chosen);
+    bool is_odd = strstr(chosen, "..") != NULL || strchr("/.", chosen[size - 1]) != NULL;
+    return !is_odd && set_path(place, chosen, size, "");
 }
 
 bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded)
@@ -73,4 +80,28 @@ bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorde
         return false;
     line += sizeof label - 1;
     return set_path(recorded, line, strcspn(line, "\n"), "") && strcmp(recorded->sun_path, usual->sun_path) != 0;
+}
+
+/* True if the directory of this socket has the marker of a run. (Temporary files begin with a dot.) */
+static bool has_marker(const struct sockaddr_un *place)
+{
+    char path[sizeof place->sun_path + sizeof "hard"];
+    const char *name = strrchr(place->sun_path, '/');
+    struct buffer directory = {path, 0, sizeof path, false};
+    put(&directory, place->sun_path, name != NULL ? (size_t)(name + 1 - place->sun_path) : 0);
+    put(&directory, "hard", sizeof "hard");
+    DIR *entries = opendir(path);
+    const struct dirent *entry = NULL;
+    while (entries != NULL && (entry = readdir(entries)) != NULL && entry->d_name[0] == '.')
+        ;
+    if (entries != NULL)
+        closedir(entries);
+    return entry != NULL;
+}
+
+bool is_any_marker(const struct sockaddr_un *usual)
+{
+    struct sockaddr_un other;
+    return has_marker(usual) || (default_place(&other) && has_marker(&other)) ||
+           (recorded_place(usual, &other) && has_marker(&other));
 }
