@@ -5,20 +5,18 @@ None. Input that is not a JSON object counts as an empty one.
 """
 
 import json
-from json.decoder import scanstring  # type: ignore[attr-defined]  # public, but without types
 
 import anyio.to_thread
 import msgspec
 from msgspec import Raw, field
 
+from fluxbudgetd.wire.json_start import BYTE_ORDER_MARK, top_level
 from fluxbudgetd.wire.stops import NOTIFICATION
 from fluxbudgetd.wire.text import fold
 
 _LONGEST_ID = 512
 _LONGEST_PATH = 4096
 _ABSENT = Raw(b"null")
-_SPACE = " \t\n\r"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NOTIFICATION = f'"{NOTIFICATION}'.encode()
 
 
@@ -89,7 +87,7 @@ def parse(raw: bytes) -> HookInput | None:
     if not raw:
         return HookInput()
     try:
-        return _from_fields(_fields.decode(raw.removeprefix(_BYTE_ORDER_MARK)))
+        return _from_fields(_fields.decode(raw.removeprefix(BYTE_ORDER_MARK)))
     except (msgspec.DecodeError, RecursionError):
         return None
 
@@ -126,28 +124,7 @@ def parse_unusual(raw: bytes) -> HookInput:
 
 def parse_beginning(raw: bytes) -> HookInput:
     """Return what the beginning of an input says: the fields that are complete. May take milliseconds."""
-    found: dict[str, Raw] = {}
-    text = raw.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "ignore")
-    decoder = json.JSONDecoder()
-    at = _skip(text, 0)
-    try:
-        while text[at : at + 1] in ("{", ","):
-            at = _skip(text, at + 1)
-            if text[at : at + 1] != '"':
-                break
-            key, at = scanstring(text, at + 1, False)
-            at = _skip(text, at)
-            if text[at : at + 1] != ":":
-                break
-            start = _skip(text, at + 1)
-            if key == "prompt":  # that of a notification may be cut, because it holds the task's result
-                found[key] = Raw(text[start : start + len(_NOTIFICATION)].encode())
-            _, at = decoder.raw_decode(text, start)
-            if key in _NAMES:
-                found[_NAMES[key]] = Raw(text[start:at].encode())
-            at = _skip(text, at)
-    except (ValueError, RecursionError):
-        pass  # the input was cut here
+    found = {_NAMES[name]: Raw(value.encode()) for name, value in top_level(raw) if name in _NAMES}
     return _from_fields(_Fields(**found))
 
 
@@ -204,9 +181,3 @@ def _text(raw: Raw, longest: int) -> str | None:
     except (msgspec.DecodeError, UnicodeError):
         return None
     return text if 0 < len(text) <= longest else None
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
