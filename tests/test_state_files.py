@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxbudgetd.errors import ChannelError
-from fluxbudgetd.notify.state_files import State, StateFiles
-from fluxbudgetd.wire.state_names import ALIVE, file_name, state_directory
+from fluxbudgetd.notify.state_files import StateFiles
+from fluxbudgetd.notify.state_text import State
+from fluxbudgetd.wire.state_names import ALIVE, HARD, file_name, hard_directory, state_directory
 from fluxbudgetd.wire.text import fold, unfold
 from harness.daemon import wait_for
 
@@ -68,7 +69,7 @@ def with_open_files(directory: Path, body: Callable[[StateFiles], Awaitable[None
     """Run a test's body with files that are opened before it and closed after it."""
 
     async def around() -> None:
-        files = StateFiles(str(directory))
+        files = StateFiles(str(directory), str(directory / HARD))
         await files.open()
         try:
             await body(files)
@@ -152,6 +153,7 @@ def test_names(name: str, written: str | None) -> None:
 
 def test_directory_is_beside_the_socket() -> None:
     assert state_directory("/run/user/1/fluxbudget/fluxbudgetd.sock") == "/run/user/1/fluxbudget/state"
+    assert hard_directory("/run/user/1/fluxbudget/fluxbudgetd.sock") == "/run/user/1/fluxbudget/hard"
 
 
 # --- contents
@@ -164,12 +166,14 @@ def test_lines_of_a_run(tmp_path: Path) -> None:
         assert (tmp_path / "runs" / "r1").read_text() == (
             "run=r1\nphase=executing\nstate=warning\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\n"
             "reserved=40000\nstale=0\n"
-            "cost_basis=billing\nenforcement=soft\nline='executing ██████▋░ 208k/250k 83%'\n"
+            "cost_basis=billing\nenforcement=soft\nallowed_to=\nallowed_until=\n"
+            "line='executing ██████▋░ 208k/250k 83%'\n"
             "as_of=2026-02-20T17:05:55.000000Z\n"
         )
         assert (tmp_path / "runs" / "r2").read_text() == (
             "run=r2\nphase=executing\nstate=warning\nbudget=\nspent=0\nremaining=\npct=\nreserved=0\nstale=1\n"
-            "cost_basis=billing\nenforcement=soft\nline='executing ██████▋░ 208k/250k 83%'\n"
+            "cost_basis=billing\nenforcement=soft\nallowed_to=\nallowed_until=\n"
+            "line='executing ██████▋░ 208k/250k 83%'\n"
             "as_of=2026-02-20T17:05:55.000000Z\n"
         )
 
@@ -182,7 +186,7 @@ def test_value_that_the_shell_would_interpret_is_left_out(tmp_path: Path, bad: s
         await files.put([state(phase=bad, state=bad, line="", as_of=bad)], {}, {})
         assert (tmp_path / "runs" / "r1").read_text() == (
             "run=r1\nphase=\nstate=\nbudget=250000\nspent=208500\nremaining=41500\npct=83.4\nreserved=40000\n"
-            "stale=0\ncost_basis=billing\nenforcement=soft\nline=''\nas_of=\n"
+            "stale=0\ncost_basis=billing\nenforcement=soft\nallowed_to=\nallowed_until=\nline=''\nas_of=\n"
         )
 
     with_open_files(tmp_path, body)
@@ -233,7 +237,7 @@ def test_hostile_names_stay_inside_and_apart(tmp_path: Path) -> None:
                 assert (directory / "scopes" / written).read_text().startswith(f"run={run}\n")
         assert len(list((directory / "sessions").iterdir())) == len(HOSTILE)
         assert len(list((directory / "runs").iterdir())) == 2 * len(HOSTILE)
-        assert sorted(os.listdir(directory)) == [ALIVE, "runs", "scopes", "sessions"]
+        assert sorted(os.listdir(directory)) == [ALIVE, HARD, "runs", "scopes", "sessions"]
 
     directory = tmp_path / "state"
     with_open_files(directory, body)
@@ -268,7 +272,7 @@ def test_unchanged_files_are_not_written_again(tmp_path: Path) -> None:
         await files.put([state()], {"s": "r1"}, {"b": "r1"})
         paths = [tmp_path / name for name in ("runs/r1", "sessions/s", "scopes/b")]
         before = [path.lstat() for path in paths]
-        await files.put([state()], {"s": "r1"}, {"b": "r1"})
+        await files.put([state(as_of="2026-02-20T17:06:00.000000Z")], {"s": "r1"}, {"b": "r1"})
         assert [path.lstat() for path in paths] == before
         await files.put([state(spent=1)], {"s": "r1"}, {"b": "r1"})
         assert paths[0].lstat().st_ino != before[0].st_ino
@@ -301,7 +305,7 @@ def test_links_are_removed_before_their_run(tmp_path: Path, monkeypatch: pytest.
         await files.put([state("r1"), state("r2")], {"s": "r1", "t": "r2"}, {"b": "r1"})
         monkeypatch.setattr(os, "unlink", noted)
         await files.remove(["r1"])
-        assert removed == ["sessions", "scopes", "runs"]
+        assert removed == ["sessions", "scopes", "runs", "hard"]
         removed.clear()
 
     with_open_files(tmp_path / "state", body)
@@ -388,7 +392,7 @@ def test_failed_write_is_repeated_even_with_the_same_contents(tmp_path: Path, mo
 READER = """
 import sys
 keys = ["run", "phase", "state", "budget", "spent", "remaining", "pct", "reserved", "stale"]
-keys += ["cost_basis", "enforcement", "line", "as_of"]
+keys += ["cost_basis", "enforcement", "allowed_to", "allowed_until", "line", "as_of"]
 print("ready", flush=True)
 seen = set()
 while len(seen) < 1000:
@@ -429,7 +433,7 @@ DAEMON = """
 import sys, anyio
 from fluxbudgetd.notify.state_files import StateFiles
 async def body():
-    files = StateFiles(sys.argv[1])
+    files = StateFiles(sys.argv[1], sys.argv[1] + "/hard")
     await files.open()
     print("ready", flush=True)
     await anyio.to_thread.run_sync(sys.stdin.readline)
@@ -477,14 +481,14 @@ def test_living_daemon_keeps_its_files(tmp_path: Path) -> None:
     with process(DAEMON, tmp_path):
         (tmp_path / "runs" / "r1").write_text("run=r1\n")
         with pytest.raises(ChannelError, match="alive is locked by another process") as raised:
-            anyio.run(StateFiles(str(tmp_path)).open)
+            anyio.run(StateFiles(str(tmp_path), str(tmp_path / HARD)).open)
         assert raised.value.hint
         assert entries(tmp_path) == [ALIVE, "runs/r1"]
 
 
 def test_readers_hold_the_lock_only_for_a_moment_and_are_waited_for(tmp_path: Path) -> None:
     async def body() -> None:
-        files = StateFiles(str(tmp_path))
+        files = StateFiles(str(tmp_path), str(tmp_path / HARD))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(files.open)
             # The old file must be removed while the reader holds the lock, or it would count meanwhile.
@@ -503,7 +507,7 @@ def test_readers_hold_the_lock_only_for_a_moment_and_are_waited_for(tmp_path: Pa
 
 def test_reader_that_keeps_the_lock_is_reported_and_the_next_put_opens(tmp_path: Path) -> None:
     async def body() -> None:
-        files = StateFiles(str(tmp_path))
+        files = StateFiles(str(tmp_path), str(tmp_path / HARD))
         locked = pytest.raises(ChannelError, match="alive is locked by another process")
         with process(HOLDER, tmp_path / ALIVE, "LOCK_SH"), locked:
             await files.open()
@@ -518,20 +522,20 @@ def test_reader_that_keeps_the_lock_is_reported_and_the_next_put_opens(tmp_path:
 def test_closing_what_was_never_opened_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "r1").write_text("run=r1\n")
-    anyio.run(StateFiles(str(tmp_path)).close)
+    anyio.run(StateFiles(str(tmp_path), str(tmp_path / HARD)).close)
     assert entries(tmp_path) == ["runs/r1"]
 
 
 def test_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ChannelError, match="file/state/runs cannot be created: Not a directory"):
-        anyio.run(StateFiles(str(tmp_path / "file" / "state")).open)
+        anyio.run(StateFiles(str(tmp_path / "file" / "state"), str(tmp_path / "file" / HARD)).open)
 
 
 def test_lock_that_is_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ALIVE).symlink_to(tmp_path / "victim")
     with pytest.raises(ChannelError, match="alive cannot be locked"):
-        anyio.run(StateFiles(str(tmp_path)).open)
+        anyio.run(StateFiles(str(tmp_path), str(tmp_path / HARD)).open)
     assert not (tmp_path / "victim").exists()
 
 
@@ -540,7 +544,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         await anyio.to_thread.run_sync(os.listdir, tmp_path)  # the thread and the loop's own descriptors
         before = os.listdir("/proc/self/fd")
         for number in range(20):
-            files = StateFiles(str(tmp_path / "state"))
+            files = StateFiles(str(tmp_path / "state"), str(tmp_path / HARD))
             await files.open()
             await files.put([state(spent=number)], {"s": "r1"}, {})
             await anyio.to_thread.run_sync(shutil.rmtree, tmp_path / "state")
@@ -566,7 +570,7 @@ def test_file_system_that_hangs_does_not_block_the_daemon(tmp_path: Path) -> Non
     """A lease makes opening the file block, as on a network file system whose server is gone."""
 
     async def body() -> None:
-        files = StateFiles(str(tmp_path), seconds=0.3)
+        files = StateFiles(str(tmp_path), str(tmp_path / HARD), seconds=0.3)
         with process(LEASE, tmp_path / ALIVE):
             with pytest.raises(ChannelError, match=r"took longer than 0\.3 s"):
                 await files.open()

@@ -137,6 +137,7 @@ def test_state_files_of_hostile_names_stay_inside(home: Home, interstat: Interst
     assert {entry.name for entry in home.socket.parent.iterdir()} == {
         "fluxbudgetd.sock",
         "fluxbudgetd.sock.lock",
+        "hard",
         "state",
     }
     assert {entry.name for entry in (home.root / "run").iterdir()} == {"fluxbudget"}

@@ -34,7 +34,7 @@ from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.supervision import Supervision
 from fluxbudgetd.systemd import Manager
-from fluxbudgetd.wire.state_names import state_directory
+from fluxbudgetd.wire.state_names import hard_directory, state_directory
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ def run(locations: Locations, settings: Settings, manager: Manager, passed: List
         locations.socket,
         directory_is_ours=locations.socket_dir_is_ours,
         passed=passed,
-        beside=(state_directory(locations.socket),),
+        beside=(state_directory(locations.socket), hard_directory(locations.socket)),
         default=locations.elsewhere,
     )
     state_lock = LockFile(
@@ -127,7 +127,13 @@ async def _serve(
     endpoint: Endpoint,
     signals: AsyncIterator[signal.Signals],
 ) -> None:
-    host = HostEnvironment(os.environ, os.geteuid(), locations.interband_root, state_directory(locations.socket))
+    host = HostEnvironment(
+        os.environ,
+        os.geteuid(),
+        locations.interband_root,
+        state_directory(locations.socket),
+        hard_directory(locations.socket),
+    )
     service = Service(
         InterstatSource(locations.interstat_db, is_chosen=locations.interstat_db_is_chosen),
         TranscriptSource(settings.claude_dirs, are_chosen=settings.claude_dirs_are_chosen),

@@ -82,7 +82,9 @@ class Service:
         self.state_files: StateFileWriter | None = None
         if host is not None:
             self.deliveries = self._make_deliveries(host)
-            self.state_files = StateFileWriter(accounts, host.state_directory, clock, totals.freshness.is_known_stale)
+            self.state_files = StateFileWriter(
+                accounts, host.state_directory, host.marker_directory, clock, totals.freshness.is_known_stale
+            )
         # Fires when a run starts or ends, or a source changes state; then a new one replaces it.
         self.status_changed = anyio.Event()
 

@@ -1,5 +1,6 @@
-"""Where the active runs stand, in files for shells and sandboxes that cannot open a socket."""
+"""Where the active runs stand, in files for shells and sandboxes that cannot open a socket, and which are stopped."""
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
@@ -8,8 +9,9 @@ import structlog
 
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.model import to_text
-from fluxbudgetd.notify.state_files import State, StateFiles
-from fluxbudgetd.policy import statusline
+from fluxbudgetd.notify.state_files import StateFiles
+from fluxbudgetd.notify.state_text import State
+from fluxbudgetd.policy import limits, statusline
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.wire.messages import ChannelState
@@ -19,21 +21,30 @@ log = structlog.get_logger()
 # Changes within this time are written together.
 _COALESCE_SECONDS = 0.05
 _PAUSE_SECONDS = 5.0
+_SECOND = 1_000_000
 
 
 class StateFileWriter:
-    """Keeps the state files up to date. `is_stale` returns True for a run whose numbers are known to be stale."""
+    """Keeps the state files and the markers of stopped runs up to date, in directories of these names.
+
+    `is_stale` returns True for a run whose numbers are known to be stale.
+    """
 
     name = "state files"
 
     def __init__(
-        self, accounts: Accounts, directory: str, clock: Callable[[], int], is_stale: Callable[[RunAccount], bool]
+        self,
+        accounts: Accounts,
+        directory: str,
+        markers: str,
+        clock: Callable[[], int],
+        is_stale: Callable[[RunAccount], bool],
     ) -> None:
         self.detail = self.hint = ""
         self.state: ChannelState = "ok"
         self.since = clock()
         self._accounts = accounts
-        self._files = StateFiles(directory)
+        self._files = StateFiles(directory, markers)
         self._clock = clock
         self._is_stale = is_stale
         self._is_open = False
@@ -41,6 +52,8 @@ class StateFileWriter:
         self._has_changes = anyio.Event()
         # For each run that has a file, the sessions that link to it.
         self._written: dict[str, frozenset[str]] = {}
+        # The runs that are allowed to go on for some time, until when (micros).
+        self._allowed: dict[str, int] = {}
 
     def request(self, run: str) -> None:
         """Have a run's file and links written soon; returns at once."""
@@ -52,20 +65,27 @@ class StateFileWriter:
         self._has_changes.set()
 
     async def open(self) -> None:
-        """Remove what a killed daemon has left, and lock the file that tells readers that a daemon is running."""
-        self._is_open = await self._try(self._files.open)
+        """Remove what a killed daemon has left, and lock the file that tells readers that a daemon is running.
+
+        Files of runs that were stopped stay until these runs are loaded.
+        """
+        hard = [account.run.id for account in self._accounts.active() if account.run.enforcement == "hard"]
+        for run in hard:
+            self._written.setdefault(run, frozenset())
+        self._is_open = await self._try(partial(self._files.open, hard))
 
     async def serve(self) -> None:
-        """Write changes until cancelled; then remove all files."""
+        """Write changes until cancelled; then remove all files, except those of runs that are stopped."""
         try:
             while not self._is_open:
                 await anyio.sleep(_PAUSE_SECONDS)
                 await self.open()
             while True:
-                await self._has_changes.wait()
-                await anyio.sleep(_COALESCE_SECONDS)
+                with anyio.move_on_after(self._allowed_seconds()):
+                    await self._has_changes.wait()
+                    await anyio.sleep(_COALESCE_SECONDS)
                 self._has_changes = anyio.Event()
-                changed, self._changed = self._changed, set()
+                changed, self._changed = self._changed | self._ended_allowances(), set()
                 if not await self._try(partial(self._write, changed)):
                     self._changed |= changed
                     self._has_changes.set()
@@ -77,7 +97,7 @@ class StateFileWriter:
     async def _write(self, runs: Iterable[str]) -> None:
         changed = [self._accounts.runs[run] for run in runs]
         shown = [account for account in changed if account.run.status == "active" and account.is_loaded]
-        gone = [account for account in changed if account not in shown and account.run.id in self._written]
+        gone = [account for account in changed if account.run.status != "active" and account.run.id in self._written]
         # Removals first: a session or a scope may continue in another run.
         scopes: dict[str, str | None] = {account.run.scope: None for account in gone if account.run.scope is not None}
         scopes |= {account.run.scope: account.run.id for account in shown if account.run.scope is not None}
@@ -91,11 +111,33 @@ class StateFileWriter:
         # A failed write may be done in part, so both the old and the new links count as written until it succeeds.
         for run, names in sessions.items():
             self._written[run] = self._written.get(run, frozenset()) | names
-        await self._files.put([self._content(account) for account in shown], links, scopes)
+        stopped = {account.run.id for account in shown if self._is_stopped(account)}
+        await self._files.put([self._content(account) for account in shown], links, scopes, stopped)
         await self._files.remove([account.run.id for account in gone])
         self._written |= sessions
         for account in gone:
             del self._written[account.run.id]
+            self._allowed.pop(account.run.id, None)
+
+    def _is_stopped(self, account: RunAccount) -> bool:
+        """Return True if the run is stopped; remember when an allowance ends that lets it go on."""
+        now, until = self._clock(), account.run.allowed_until
+        self._allowed.pop(account.run.id, None)
+        if until is not None and now < until:
+            self._allowed[account.run.id] = until
+        return limits.is_stopped(account.run, account.balance(), now)
+
+    def _allowed_seconds(self) -> float:
+        """Return how long it takes until the next allowance ends."""
+        return (min(self._allowed.values()) - self._clock()) / _SECOND if self._allowed else math.inf
+
+    def _ended_allowances(self) -> set[str]:
+        """Return the runs whose allowance has ended, once."""
+        now = self._clock()
+        ended = {run for run, until in self._allowed.items() if until <= now}
+        for run in ended:
+            del self._allowed[run]
+        return ended
 
     def _sessions_of(self, account: RunAccount) -> frozenset[str]:
         return frozenset(name for name in account.sessions if self._accounts.run_of_session(name) is account)
@@ -120,6 +162,8 @@ class StateFileWriter:
             stale=is_stale,
             cost_basis=account.run.cost_basis,
             enforcement=account.run.enforcement,
+            allowed_to=account.run.allowed_to,
+            allowed_until="" if account.run.allowed_until is None else to_text(account.run.allowed_until),
             line=line,
             as_of=to_text(self._clock()),
         )

@@ -1,23 +1,23 @@
 """Runs as files of `key=value` lines, for shells and sandboxes that cannot open a Unix socket.
 
 `runs/<run>` has the lines; `sessions/<session>` and `scopes/<scope>` are links to it. The files of a killed daemon must
-be ignored: a reader first tries to get a shared lock on `alive`, and succeeds only if no daemon is running.
+be ignored: a reader first tries to get a shared lock on `alive`, and succeeds only if no daemon is running. One reader
+does not: a hook that gets no answer. So the files of a run with a marker stay when the daemon stops.
 """
 
 import fcntl
 import os
-import re
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-
-import msgspec
 
 from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.notify.atomic import TEMPORARY, Failures, link, private_directories, remove, write
+from fluxbudgetd.notify.markers import Markers
+from fluxbudgetd.notify.state_text import State, lines_of, without_time
 from fluxbudgetd.notify.worker import Worker
 from fluxbudgetd.wire.state_names import ALIVE, RUNS, SCOPES, SESSIONS, file_name
 
@@ -25,39 +25,21 @@ _SECONDS = 5.0
 # Readers hold the lock for microseconds.
 _LOCK_SECONDS = 2.0
 _LOCK_STEP = 0.005
-# A shell takes these characters literally, quoted or not.
-_PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:+-]*")
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run's file says. Tokens are of the run's cost basis, `pct` has one decimal, `as_of` is ISO-8601 UTC.
-
-    `line` is the text of the status line, without colours.
-    """
-
-    run: str
-    phase: str
-    state: str
-    budget: int | None
-    remaining: int | None
-    spent: int
-    reserved: int
-    pct: float | None
-    stale: bool
-    cost_basis: str
-    enforcement: str
-    line: str
-    as_of: str
 
 
 class StateFiles:
-    """The state files in a directory, which is created if missing. A call takes at most `seconds`.
+    """The state files in a directory, and the markers in another; both are created if missing.
 
-    Calls raise `ChannelError` for the first file that failed, after all others have been handled; call again to retry.
+    A call takes at most `seconds`. It raises `ChannelError` for the first file that failed, after all others have been
+    handled; call again to retry.
     """
 
-    def __init__(self, directory: str, *, seconds: float = _SECONDS) -> None:
+    def __init__(self, directory: str, markers: str, *, seconds: float = _SECONDS) -> None:
         self._directory = directory
+        self._markers = Markers(markers)
+        # The runs whose marker and files may be left from an earlier daemon, and the links among these files.
+        self._adoptable: frozenset[str] = frozenset()
+        self._adopted: set[str] = set()
         self._seconds = seconds
         self._alive = os.path.join(directory, ALIVE)
         self._lock: int | None = None
@@ -66,25 +48,35 @@ class StateFiles:
         self._targets: dict[str, str] = {}
         self._worker = Worker("writing state files", f"check the file system of {shown_file(directory)}")
 
-    async def open(self) -> None:
-        """Remove what a killed daemon has left, and lock `alive`; `ChannelError` if another daemon holds the lock."""
+    async def open(self, adoptable: Iterable[str] = ()) -> None:
+        """Remove what a killed daemon has left, and lock `alive`; `ChannelError` if another daemon holds the lock.
+
+        Of the `adoptable` runs, what has a marker stays until it is put or removed.
+        """
+        self._adoptable = frozenset(adoptable)
         await self._worker.run(self._open, self._seconds)
 
     async def put(
-        self, states: Sequence[State], links: Mapping[str, str | None], scopes: Mapping[str, str | None]
+        self,
+        states: Sequence[State],
+        links: Mapping[str, str | None],
+        scopes: Mapping[str, str | None],
+        stopped: Collection[str] = (),
     ) -> None:
-        """Write the runs' files, then the links: session or scope → run, None to remove it.
+        """Write the runs' files, then the links: session or scope → run, None to remove it. Last, write the markers.
 
-        Unchanged files are not rewritten. If the directory was deleted, everything is written again.
+        `stopped` are those of the runs that have a marker from now on. Files in which only `as_of` would change are not
+        rewritten. If a directory was deleted, everything is written again.
         """
-        await self._worker.run(partial(self._put, tuple(states), dict(links), dict(scopes)), self._seconds)
+        stops = {state.run: state.run in stopped for state in states}
+        await self._worker.run(partial(self._put, tuple(states), dict(links), dict(scopes), stops), self._seconds)
 
     async def remove(self, runs: Sequence[str]) -> None:
-        """Remove the links to runs, then their files; missing ones are ignored."""
+        """Remove the links to runs, then their files and markers; missing ones are ignored."""
         await self._worker.run(partial(self._remove, tuple(runs)), self._seconds)
 
     async def close(self) -> None:
-        """Remove all files and links, then the lock; does nothing before `open`."""
+        """Remove the files and links of the runs without a marker, then the lock; does nothing before `open`."""
         await self._worker.run(self._close, self._seconds)
 
     def _path(self, directory: str, name: str) -> str | None:
@@ -97,6 +89,7 @@ class StateFiles:
             path = os.path.join(self._directory, directory)
             with failures.at(path, "created"):
                 private_directories(path)
+        self._markers.create_directory(failures)
         failures.raise_first()
         self._unlock()
         with failures.at(self._alive, "locked"):
@@ -113,6 +106,10 @@ class StateFiles:
         try:
             # Until the old files are gone, readers can still get a shared lock, and so ignore the files.
             self._flock(self._lock, fcntl.LOCK_SH, deadline)
+            failures = Failures()
+            self._markers.adopt(self._adoptable, failures)
+            failures.raise_first()
+            self._adopt_links()
             self._clear()
             self._flock(self._lock, fcntl.LOCK_EX, deadline)
         except (OSError, ChannelError):
@@ -144,14 +141,31 @@ class StateFiles:
 
     def _is_intact(self) -> bool:
         directories = (os.path.join(self._directory, directory) for directory in (RUNS, SESSIONS, SCOPES))
-        return self._is_held() and all(map(os.path.isdir, directories))
+        return self._is_held() and self._markers.is_intact() and all(map(os.path.isdir, directories))
+
+    def _adopt_links(self) -> None:
+        """Remember the links to runs with a marker, because they may be out of date."""
+        for path in self._existing(Failures()):
+            target = _target(path)
+            if path not in self._targets and target is not None and self._is_marked(path):
+                self._targets[path] = target
+                self._adopted.add(path)
+
+    def _is_marked(self, path: str) -> bool:
+        """Return True for the file of a run with a marker, and for a link to it."""
+        target = _target(path)
+        if target is not None:
+            path = os.path.normpath(os.path.join(os.path.dirname(path), target))
+        directory, name = os.path.split(path)
+        return directory == os.path.join(self._directory, RUNS) and name in self._markers.names
 
     def _clear(self) -> None:
-        """Remove every file and link; raises `ChannelError`."""
+        """Remove every file and link, except those of runs with a marker; raises `ChannelError`."""
         failures = Failures()
         for path in self._existing(failures):
             with failures.at(path, "removed"):
-                remove(path)
+                if not self._is_marked(path):
+                    remove(path)
         failures.raise_first()
 
     def _existing(self, failures: Failures) -> Iterator[str]:
@@ -163,18 +177,26 @@ class StateFiles:
                     if entry.name.startswith(prefix) and not entry.is_dir(follow_symlinks=False):
                         yield entry.path
 
-    def _put(self, states: tuple[State, ...], links: dict[str, str | None], scopes: dict[str, str | None]) -> None:
-        contents = {path: _content(state) for state in states if (path := self._path(RUNS, state.run))}
+    def _put(
+        self,
+        states: tuple[State, ...],
+        links: dict[str, str | None],
+        scopes: dict[str, str | None],
+        stops: dict[str, bool],
+    ) -> None:
+        contents = {path: lines_of(state) for state in states if (path := self._path(RUNS, state.run))}
         targets: dict[str, str | None] = {}
         for directory, runs in ((SESSIONS, links), (SCOPES, scopes)):
             for name, run in runs.items():
                 if path := self._path(directory, name):
                     encoded = None if run is None else file_name(run)
-                    targets[path] = None if encoded is None else f"../{RUNS}/{encoded}"
+                    targets[path] = None if encoded is None else _link_target(encoded)
         if not self._is_intact():
             self._open()
             contents = {**self._contents, **contents}
             targets = {**self._targets, **targets}
+        for path in self._outdated(contents):
+            targets.setdefault(path, None)
         failures = Failures()
         for path, content in contents.items():
             with failures.at(path, "written"):
@@ -182,10 +204,18 @@ class StateFiles:
         for path, target in targets.items():
             with failures.at(path, "removed" if target is None else "created"):
                 self._link(path, target)
+        self._markers.write(stops, failures)
         failures.raise_first()
 
+    def _outdated(self, paths: Iterable[str]) -> list[str]:
+        """Return the links of an earlier daemon to these runs' files; those that still hold are put, too."""
+        targets = {_link_target(os.path.basename(path)) for path in paths}
+        outdated = [path for path in self._adopted if self._targets.get(path) in targets]
+        self._adopted.difference_update(outdated)
+        return outdated
+
     def _write(self, path: str, content: bytes) -> None:
-        if self._contents.get(path) == content and _is_file(path):
+        if without_time(self._contents.get(path, b"")) == without_time(content) and _is_file(path):
             return
         # If this fails, the file's content is unknown, so the next call writes it again.
         self._contents.pop(path, None)
@@ -203,7 +233,7 @@ class StateFiles:
 
     def _remove(self, runs: tuple[str, ...]) -> None:
         names = {name for run in runs if (name := file_name(run))}
-        link_targets = {f"../{RUNS}/{name}" for name in names}
+        link_targets = set(map(_link_target, names))
         failures = Failures()
         for path in [path for path, target in self._targets.items() if target in link_targets]:
             with failures.at(path, "removed"):
@@ -212,6 +242,7 @@ class StateFiles:
             self._contents.pop(path, None)
             with failures.at(path, "removed"):
                 remove(path)
+        self._markers.write(dict.fromkeys(runs, False), failures)
         failures.raise_first()
 
     def _close(self) -> None:
@@ -223,7 +254,8 @@ class StateFiles:
             self._targets.clear()
             self._clear()
             with failures.at(self._alive, "removed"):
-                if self._is_held():
+                # `alive` says that the files are a daemon's, so it stays with them.
+                if self._is_held() and not self._markers.names:
                     remove(self._alive)
         finally:
             self._unlock()
@@ -252,33 +284,6 @@ def _target(path: str) -> str | None:
         return None
 
 
-def _content(state: State) -> bytes:
-    lines = {
-        "run": _plain(state.run),
-        "phase": _plain(state.phase),
-        "state": _plain(state.state),
-        "budget": _number(state.budget),
-        "spent": _number(state.spent),
-        "remaining": _number(state.remaining),
-        "pct": "" if state.pct is None else f"{state.pct:.1f}",
-        "reserved": _number(state.reserved),
-        "stale": str(int(state.stale)),
-        "cost_basis": _plain(state.cost_basis),
-        "enforcement": _plain(state.enforcement),
-        "line": _quoted(state.line),
-        "as_of": _plain(state.as_of),
-    }
-    return "".join(f"{key}={value}\n" for key, value in lines.items()).encode()
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _plain(text: str) -> str:
-    return text if _PLAIN_VALUE.fullmatch(text) else ""
-
-
-def _quoted(text: str) -> str:
-    """Return a text in single quotes for a shell; a quote or an unprintable character in it becomes `?`."""
-    return "'" + "".join("?" if c == "'" or not c.isprintable() else c for c in text) + "'"
+def _link_target(name: str) -> str:
+    """Return what links to the run's file of this name contain."""
+    return f"../{RUNS}/{name}"

@@ -10,6 +10,8 @@ ALIVE = "alive"
 RUNS = "runs"
 SESSIONS = "sessions"
 SCOPES = "scopes"
+#: The directory beside the state directory with the markers: an empty file for each run that is stopped.
+HARD = "hard"
 
 _MOST_CHARACTERS = 200
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
@@ -19,6 +21,11 @@ _DOT = ord(".")
 def state_directory(socket_path: str) -> str:
     """Return the directory of the state files of the daemon that serves this socket."""
     return os.path.join(os.path.dirname(socket_path), "state")
+
+
+def hard_directory(socket_path: str) -> str:
+    """Return the directory of the markers of the daemon that serves this socket."""
+    return os.path.join(os.path.dirname(socket_path), HARD)
 
 
 def file_name(name: str) -> str | None:

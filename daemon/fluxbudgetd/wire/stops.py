@@ -86,3 +86,17 @@ def context(event: str, text: str, message: str | None) -> dict[str, object]:
     """Return the answer that adds a text to what the model reads, and shows a message to the person."""
     shown = {} if message is None else {"systemMessage": message}
     return {**shown, "hookSpecificOutput": {"hookEventName": event, "additionalContext": text}}
+
+
+def without_daemon(run: str, why: str) -> str:
+    """Return what the person reads when a run stays stopped because the daemon gave no answer; `why` says why not."""
+    return (
+        f"fluxbudget: the daemon gave no answer ({why}), and by its last numbers run {run} is stopped; start it again"
+        f" (`systemctl --user restart fluxbudgetd`, or `fluxbudgetd`); then use {ways_to_continue(run)}"
+    )
+
+
+def unanswered_launch(why: str) -> dict[str, object]:
+    """Return the answer that denies a launch because the daemon gave no answer, as the person has asked for."""
+    message = f"fluxbudget: the daemon gave no answer ({why}), and FLUXBUDGET_FAIL_CLOSED=1: see `fluxbudgetctl doctor`"
+    return denial("the budget cannot be checked, so no sub-agents are launched; go on without them", message)

@@ -17,13 +17,14 @@ from fluxbudgetd.totals.accounts import Accounts
 class HostEnvironment(NamedTuple):
     """The daemon's environment and user, and default output directories.
 
-    `interband_root` is for interband's files, `state_directory` for the state files.
+    `interband_root` is for interband's files, `state_directory` for the state files, `marker_directory` for markers.
     """
 
     environ: Mapping[str, str]
     uid: int
     interband_root: str
     state_directory: str
+    marker_directory: str
 
 
 def make_channels(
