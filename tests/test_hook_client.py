@@ -242,7 +242,8 @@ def test_input_that_does_not_end_is_given_up_at_the_deadline(home: Home, begun: 
         result = hook_with(stdin, home, "0.5", **environ)
     assert not asked
     if closed:
-        assert "no answer from" in decision(result)["permissionDecisionReason"]
+        assert decision(result)["permissionDecision"] == "deny"
+        assert "no answer from" in json.loads(result.stdout)["systemMessage"]
     else:
         assert is_silent(result)
 
@@ -286,12 +287,13 @@ def test_without_an_answer_nothing_is_printed(home: Home, how: str) -> None:
         result = hook(home, *soon, environ={"FLUXBUDGET_DEBUG": "1", "FLUXBUDGET_FAIL_CLOSED": "1"})
         assert (result.returncode, result.stdout, result.stderr.count(b"\n")) == (0, b"", 1)
         assert FAILURES[how] in result.stderr.decode()
-        found = decision(hook(home, *soon, data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"}))
+        denied = hook(home, *soon, data=LAUNCH, environ={"FLUXBUDGET_FAIL_CLOSED": "1"})
+    found, message = decision(denied), json.loads(denied.stdout)["systemMessage"]
     assert (found["hookEventName"], found["permissionDecision"]) == ("PreToolUse", "deny")
-    reason = found["permissionDecisionReason"]
-    assert reason.startswith("fluxbudget: the daemon gave no answer (")
-    assert FAILURES[how] in reason
-    assert reason.endswith("), and FLUXBUDGET_FAIL_CLOSED=1")
+    assert "FLUXBUDGET_FAIL_CLOSED" not in found["permissionDecisionReason"], "the model does not read how to lift it"
+    assert message.startswith("fluxbudget: the daemon gave no answer (")
+    assert FAILURES[how] in message
+    assert "), and FLUXBUDGET_FAIL_CLOSED=1" in message
 
 
 @both_clients
@@ -299,6 +301,10 @@ def test_without_an_answer_nothing_is_printed(home: Home, how: str) -> None:
     ("data", "denied"),
     [
         (b'{"hook_event_name":"PreToolUse","tool_name":"Task"}', True),
+        (b'{"hook_event_name":"PreToolUse","tool_name":"Workflow"}', True),
+        (b'{"hook_event_name":"PreToolUse","tool_name":"SendMessage"}', True),
+        (rb'{"hook_event_name":"PreToolUse","tool_name":"\u0041gent"}', True),
+        (b'{"hook_event_name":"PreToolUse","tool_name":"Read","tool_input":{"tool_name":"Agent"}}', False),
         (b'{"tool_name" : \n "Agent" ,\t"hook_event_name"\r:"PreToolUse"}', True),
         (b'{"hook_event_name": "PreToolUse", "tool_name": "Agent", "tool_input": {"prompt": "cut', True),
         (b'{"x": "tool_name", "hook_event_name": "PreToolUse", "tool_name": "Agent"}', True),

@@ -6,7 +6,7 @@ import site
 import sys
 from typing import Any
 
-from fluxbudgetctl import environment, state_file
+from fluxbudgetctl import environment, hard_stop, state_file
 from fluxbudgetctl.arguments import Options
 from fluxbudgetctl.delivery import debug, deliver
 from fluxbudgetctl.failure import Failure, limit_stderr
@@ -14,10 +14,8 @@ from fluxbudgetctl.json_fields import text_field
 from fluxbudgetctl.pipe import Call
 from fluxbudgetctl.stdio import Stdin
 from fluxbudgetctl.unanswered import NO_SOCKET
-from fluxbudgetd.wire import codes, replies
+from fluxbudgetd.wire import codes, replies, stops
 from fluxbudgetd.wire.text import fold, one_line
-
-_LAUNCHERS = (b"Agent", b"Task")
 
 
 def run(call: Call, options: Options, failure: Failure) -> int:
@@ -88,7 +86,11 @@ def _failed(verb: str, options: Options, failure: Failure) -> replies.Reply:
 
 
 def _hook(call: Call, options: Options, failure: Failure) -> replies.Reply:
-    """Return what a hook prints: nothing, because a budget never breaks a session, or a denial that was asked for."""
+    """Return what a hook prints: nothing, because a budget never breaks a session, or what stops the session.
+
+    That is a hard limit that was exhausted when the daemon last wrote its state, or the denial that
+    `$FLUXBUDGET_FAIL_CLOSED` asks for.
+    """
     data = b"" if call.stdin is None else bytes(call.stdin.data)
     if not data:
         return replies.Reply(codes.OK)
@@ -98,20 +100,8 @@ def _hook(call: Call, options: Options, failure: Failure) -> replies.Reply:
         except Failure as exc:
             failure = exc
     debug(call, failure.message)
-    is_denied = os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1" and _is_launch(data)
-    return replies.Reply(codes.OK, _denial(failure.message) if is_denied else "")
-
-
-def _is_launch(data: bytes) -> bool:
-    """Return True if this is the PreToolUse event of a sub-agent's launch."""
-    return text_field(data, b"hook_event_name") == b"PreToolUse" and text_field(data, b"tool_name") in _LAUNCHERS
-
-
-def _denial(why: str) -> str:
-    reason = f"fluxbudget: the daemon gave no answer ({one_line(why)}), and FLUXBUDGET_FAIL_CLOSED=1"
-    decision = {
-        "hookEventName": "PreToolUse",
-        "permissionDecision": "deny",
-        "permissionDecisionReason": reason,
-    }
-    return json.dumps({"hookSpecificOutput": decision}) + "\n"
+    hook_input = hard_stop.HookInput(data)
+    answer = hard_stop.answer(hook_input, failure.message)
+    if answer is None and hook_input.is_launch and os.environ.get("FLUXBUDGET_FAIL_CLOSED") == "1":
+        answer = stops.unanswered_launch(one_line(failure.message))
+    return replies.Reply(codes.OK, "" if answer is None else json.dumps(answer) + "\n")

@@ -114,7 +114,8 @@ def run(call: Call) -> "Answer | Failure | None":
 def is_silent(call: Call, failure: "Failure") -> bool:
     """Return True for a hook that ends silently after this failure, because a budget never breaks a session.
 
-    False if an older daemon may answer another request, or if there are other flags, such as `--help`.
+    False if an older daemon may answer another request, if there are other flags, such as `--help`, or if the daemon
+    has left the marker of an exhausted hard limit.
     """
     flags = 3 if call.words[1:2] == ["--timeout"] else 2 if call.words[-1].startswith("--timeout=") else 1
     return (
@@ -123,7 +124,14 @@ def is_silent(call: Call, failure: "Failure") -> bool:
         and failure.code != "unknown_op"
         and posix.environ.get(b"FLUXBUDGET_FAIL_CLOSED") != b"1"
         and not posix.environ.get(b"FLUXBUDGET_DEBUG")
+        and not _has_marker()
     )
+
+
+def _has_marker() -> bool:
+    from fluxbudgetctl.markers import marked_sockets  # noqa: PLC0415  only for failures
+
+    return bool(marked_sockets())
 
 
 def _socket_path() -> str:

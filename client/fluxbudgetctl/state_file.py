@@ -1,13 +1,14 @@
 """The daemon's state files, for when its socket cannot be opened: in a sandbox, or when the socket was deleted.
 
-A file says what was true at its `as_of`. It is used only while the daemon, which keeps it up to date, is alive. Files
-that other users could have created or changed are never used, because the socket may be in a directory that everyone
-can write to.
+A file says what has been true since its `as_of`. It is used only while the daemon, which keeps it up to date, is alive.
+(Only `hard_stop` uses the last state of a daemon that is gone.) Files that other users could have created or changed
+are never used, because the socket may be in a directory that everyone can write to.
 """
 
 import fcntl
 import os
 import stat
+import time
 
 from fluxbudgetctl import environment
 from fluxbudgetctl.failure import Failure, print_stderr
@@ -22,6 +23,7 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST = 64 * 1024
 _MOST = 2**63 - 1
 _MOST_DIGITS = 19
+_TIME = "%Y-%m-%dT%H:%M:%S"
 _STATES = ("ok", "warning", "exceeded", "unlimited")
 _STALE = "the state file says so ('fluxbudgetctl doctor' has the reason)"
 
@@ -57,6 +59,10 @@ class State:
             raise ValueError("a state without its run or its time")
         self.spend = Spend(fields)
         self.stale_why = self.spend.stale_why
+        self.cost_basis = fields.get("cost_basis", "")
+        # What an allowance adds to the budget: as many tokens, or any number of them until a time.
+        self.allowed_to = _number(fields.get("allowed_to") or "0")
+        self.allowed_until = fields.get("allowed_until", "")
         self.line = one_line(fields.get("line", "").strip("'"))  # quoted for shells
         self._fields = fields
         self.allowed = True
@@ -64,17 +70,28 @@ class State:
         self.overridden: str | None = None
         self.note = ""
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Return True if the run has spent all that it may, allowances included."""
+        is_allowed = self.spend.spent < self.allowed_to or time.strftime(_TIME, time.gmtime()) < self.allowed_until
+        return self.spend.state == "exceeded" and not is_allowed
+
+    @property
+    def is_stopped(self) -> bool:
+        """Return True if a hard limit stops the run."""
+        return self._fields.get("enforcement") == "hard" and self.is_exhausted
+
     def check(self, override: str | None) -> None:
         """Decide as the daemon does whether the run may go on. (The daemon does not learn of an override.)"""
         spend = self.spend
-        if spend.state != "exceeded":
+        if not self.is_exhausted:
             return
         if override and not override.isspace() and self._fields.get("enforcement") == "soft":
             self.overridden = override
             return
         self.allowed = False
-        basis = self._fields.get("cost_basis", "")
-        self.refusal = f"budget_exceeded|{self.phase}|{spend.spent}/{spend.budget} {basis} tokens".replace("  ", " ")
+        amounts = f"{spend.spent}/{spend.budget} {self.cost_basis} tokens".replace("  ", " ")
+        self.refusal = f"budget_exceeded|{self.phase}|{amounts}"
         if override:
             self.note = "overrides are not accepted without the daemon, or with hard enforcement"
 
@@ -127,6 +144,21 @@ def read_state(names: dict[str, str | None], failure: Failure, session: str | No
         raise Failure(message, "start it with 'fluxbudgetd'", codes.UNREACHABLE)
     print_stderr(f"fluxbudgetctl: from the state file, as of {one_line(found.as_of)}: {one_line(failure.message)}")
     return found
+
+
+def last_known(socket: str, kind: str, name: str) -> State | None:
+    """Return the state of a run, even if the daemon that served this socket is gone; None if there is no file of it.
+
+    `kind` is a directory of the state files, `name` what the file is called after.
+    """
+    try:
+        directory = os.open(state_directory(socket), _DIRECTORY)
+    except OSError:
+        return None
+    try:
+        return _read(directory, kind, name) if _is_private(directory) else None
+    finally:
+        os.close(directory)
 
 
 def _places(names: dict[str, str | None], session: str | None) -> list[tuple[str, str]]:

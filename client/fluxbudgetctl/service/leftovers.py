@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from fluxbudgetctl.service import locks, manager
 from fluxbudgetctl.socket_check import is_dead
-from fluxbudgetd.wire.state_names import ALIVE, RUNS, SCOPES, SESSIONS, state_directory
+from fluxbudgetd.wire.state_names import ALIVE, RUNS, SCOPES, SESSIONS, hard_directory, state_directory
 
 
 def remove_leftovers(path: str) -> None:
@@ -25,6 +25,7 @@ def remove_leftovers(path: str) -> None:
     with suppress(OSError):
         if _is_file(lock):
             os.unlink(lock)
+    _clear_markers(hard_directory(path))
     _clear_state(state_directory(path))
     place = os.path.dirname(path)
     if place == os.path.join(manager.runtime_directory() or "", "fluxbudget"):
@@ -37,6 +38,17 @@ def has_links(directory: str, name: str) -> bool:
     wanted = os.path.join(directory, name)
     links = glob.glob(os.path.join(glob.escape(directory), "*.wants", name))
     return any(os.path.islink(link) and os.path.realpath(link) == os.path.realpath(wanted) for link in links)
+
+
+def _clear_markers(hard: str) -> None:
+    """Remove a daemon's markers, which are empty files."""
+    if not _is_directory(hard):
+        return
+    with suppress(OSError):
+        for entry in list(os.scandir(hard)):
+            if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size == 0:
+                os.unlink(entry.path)
+        os.rmdir(hard)
 
 
 def _clear_state(state: str) -> None:
