@@ -53,6 +53,9 @@ static const struct verb verbs[] = {
 
 static const int64_t MOST = 3600 * SECOND;
 
+/* The linker puts common variables behind all others, so libc's are on the first page, as are those of this program. */
+struct memory memory __attribute__((common));
+
 static const struct verb *find_verb(const char *name)
 {
     for (size_t i = 0; name != NULL && i < sizeof verbs / sizeof verbs[0]; i++)
@@ -135,7 +138,7 @@ static void restore_input(struct call *call)
             read_input(input);
     int file = memfd_create("stdin", MFD_CLOEXEC);
     /* (`pwrite` leaves the offset at the start.) */
-    if (file >= 0 && pwrite(file, input->data, input->size + input->is_cut, 0) > 0)
+    if (file >= 0 && pwrite(file, memory.input, input->size + input->is_cut, 0) > 0)
         dup2(file, STDIN_FILENO);
 }
 

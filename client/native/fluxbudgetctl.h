@@ -22,12 +22,18 @@ struct verb {
     bool is_hook;    /* it never disturbs the session */
 };
 
-/* stdin, as far as it has been read. */
+/* The large arrays. A page that is touched for the first time costs more than a system call, so short requests and
+   answers lie together, and all of it behind libc's variables (fluxbudgetctl.c). */
+extern struct memory {
+    char frames[2 * (HEADER + MAX_FRAME)]; /* the frame being sent, and behind it the answer */
+    char input[MAX_INPUT + CHUNK];         /* stdin, as far as it has been read */
+} memory;
+
+/* How much of stdin has been read. */
 struct input {
     size_t size;  /* at most MAX_INPUT */
     bool is_open; /* there may be more */
     bool is_cut;  /* there was more; Python gets one byte too many, so that it notices */
-    char data[MAX_INPUT + CHUNK];
 };
 
 struct call {
@@ -76,7 +82,8 @@ bool usual_place(struct sockaddr_un *place);
 bool recorded_place(const struct sockaddr_un *usual, struct sockaddr_un *recorded);
 bool is_any_marker(const struct sockaddr_un *usual);
 
-/* request.c: make a frame, which is too large if the buffer is full. `rest` is the part of stdin not sent so far. */
+/* request.c: make a frame, which is too large if the buffer is full. `rest` is the part of stdin not sent so far: the
+   last field, which the caller sends after what is in the buffer. */
 void pack_command(struct buffer *to, const struct call *call, struct bytes rest, bool more, bool cut);
 void pack_stdin(struct buffer *to, struct bytes rest, bool more, bool cut);
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* Set `failed` to the kind of a failure, and a number unless it is 0; return false. */
@@ -48,7 +49,7 @@ static bool connect_to_daemon(int peer, struct call *call)
 
 void read_input(struct input *input)
 {
-    ssize_t size = read(STDIN_FILENO, input->data + input->size, CHUNK);
+    ssize_t size = read(STDIN_FILENO, memory.input + input->size, CHUNK);
     if (size > 0)
         input->size += (size_t)size;
     else if (size == 0 || (errno != EINTR && errno != EAGAIN))
@@ -69,39 +70,57 @@ static void begin_input(struct input *input, const struct verb *verb)
         read_input(input);
 }
 
-/* The frame being sent, and how much of stdin has been put into frames. */
+/* The frame being sent: what is left of its buffer and of the part of stdin that follows. */
 struct sender {
     struct buffer frame;
-    size_t sent, framed;
-    bool more; /* the last frame says that others follow */
+    struct iovec left[2];
+    size_t framed; /* how much of stdin has been put into frames */
+    bool more;     /* the last frame says that others follow */
 };
 
-/* Make the first frame, or one with what was read since the last frame. */
+/* Make the first frame, or one with what was read since the last frame. (That is shorter than the first one, so it does
+   not reach the answer behind it.) */
 static void make_frame(struct sender *sender, const struct call *call)
 {
     const struct input *input = &call->input;
-    struct bytes rest = {input->data + sender->framed, input->size - sender->framed};
+    char *start = memory.input + sender->framed;
+    struct bytes rest = {start, input->size - sender->framed};
     bool cut = input->is_cut && !input->is_open;
     if (sender->frame.size == 0)
         pack_command(&sender->frame, call, rest, input->is_open, cut);
     else
         pack_stdin(&sender->frame, rest, input->is_open, cut);
-    sender->sent = 0;
+    sender->left[0] = (struct iovec){sender->frame.at, sender->frame.size};
+    sender->left[1] = (struct iovec){start, rest.size};
     sender->framed = input->size;
     sender->more = input->is_open;
+}
+
+static bool is_sent(const struct sender *sender)
+{
+    return sender->left[0].iov_len + sender->left[1].iov_len == 0;
+}
+
+static void note_sent(struct sender *sender, size_t size)
+{
+    for (struct iovec *piece = sender->left; size > 0; piece++) {
+        size_t sent = size < piece->iov_len ? size : piece->iov_len;
+        *piece = (struct iovec){(char *)piece->iov_base + sent, piece->iov_len - sent};
+        size -= sent;
+    }
 }
 
 /* Send as much of the frame as the socket takes; return 0 or the error. */
 static int send_some(int peer, struct sender *sender)
 {
-    const struct buffer *frame = &sender->frame;
-    while (sender->sent < frame->size) {
-        ssize_t size = send(peer, frame->at + sender->sent, frame->size - sender->sent, MSG_NOSIGNAL);
+    const struct msghdr message = {.msg_iov = sender->left, .msg_iovlen = 2};
+    while (!is_sent(sender)) {
+        ssize_t size = sendmsg(peer, &message, MSG_NOSIGNAL);
         if (size >= 0) {
-            sender->sent += (size_t)size;
+            note_sent(sender, (size_t)size);
         } else if (errno == EPIPE || errno == ECONNRESET) {
             /* The daemon has stopped reading. Its answer may say why. */
-            sender->sent = frame->size;
+            sender->left[0].iov_len = sender->left[1].iov_len = 0;
             sender->more = false;
         } else if (errno != EINTR) {
             return errno == EAGAIN ? 0 : errno;
@@ -110,17 +129,17 @@ static int send_some(int peer, struct sender *sender)
     return 0;
 }
 
-/* The answer, as far as it has arrived. `body` is null until it is complete. */
+/* The answer's frame, as far as it has arrived. `body` is null until it is complete. */
 struct receiver {
+    char *frame; /* has room for the largest one */
     size_t size;
     struct bytes body;
-    char frame[HEADER + MAX_FRAME];
 };
 
 static bool receive_some(int peer, struct call *call, struct receiver *receiver)
 {
     const unsigned char *head = (const unsigned char *)receiver->frame;
-    ssize_t size = recv(peer, receiver->frame + receiver->size, sizeof receiver->frame - receiver->size, 0);
+    ssize_t size = recv(peer, receiver->frame + receiver->size, HEADER + MAX_FRAME - receiver->size, 0);
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return true;
     if (size <= 0)
@@ -145,12 +164,11 @@ static bool wait_for_answer(int peer, struct call *call, struct sender *sender, 
         int error = send_some(peer, sender);
         if (error != 0)
             return fail(call, "send", (unsigned)error);
-        bool is_sent = sender->sent == sender->frame.size;
-        if (is_sent && sender->more && (input->size > sender->framed || !input->is_open)) {
+        if (is_sent(sender) && sender->more && (input->size > sender->framed || !input->is_open)) {
             make_frame(sender, call);
             continue;
         }
-        short wanted = is_sent ? POLLIN : POLLIN | POLLOUT;
+        short wanted = is_sent(sender) ? POLLIN : POLLIN | POLLOUT;
         struct pollfd files[] = {{peer, wanted, 0}, {input->is_open ? STDIN_FILENO : -1, POLLIN, 0}};
         wait_for(files, 2, call->deadline);
         if (files[1].revents != 0)
@@ -165,9 +183,7 @@ static bool wait_for_answer(int peer, struct call *call, struct sender *sender, 
 
 static bool exchange(int peer, struct call *call, struct answer *answer)
 {
-    static char frame[HEADER + MAX_FRAME];
-    static struct receiver receiver;
-    struct sender sender = {.frame = {frame, 0, sizeof frame, false}};
+    struct sender sender = {.frame = {memory.frames, 0, HEADER + MAX_FRAME, false}};
     if (!connect_to_daemon(peer, call))
         return false;
     begin_input(&call->input, call->verb);
@@ -175,6 +191,7 @@ static bool exchange(int peer, struct call *call, struct answer *answer)
     answer->is_mine = false; /* for a request that is too large, which Python reports */
     if (sender.frame.is_full)
         return true;
+    struct receiver receiver = {.frame = memory.frames + sender.frame.size};
     if (!wait_for_answer(peer, call, &sender, &receiver))
         return false;
     if (!read_answer(receiver.body, answer))

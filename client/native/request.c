@@ -61,9 +61,10 @@ static void end(struct buffer *to, struct bytes rest, bool more, bool cut)
     put_boolean(to, "more", more);
     put_boolean(to, "cut", cut);
     put_name(to, "stdin");
-    put_binary(to, rest);
+    put_head(to, BIN32, rest.size, 4);
+    to->is_full = to->is_full || rest.size > to->room - to->size;
     for (int i = 0; i < HEADER; i++)
-        to->at[i] = (char)((to->size - HEADER) >> 8 * (HEADER - 1 - i));
+        to->at[i] = (char)((to->size + rest.size - HEADER) >> 8 * (HEADER - 1 - i));
 }
 
 static void put_words(struct buffer *to, char **words)
@@ -79,12 +80,21 @@ static void put_words(struct buffer *to, char **words)
 
 static void put_directory(struct buffer *to)
 {
-    static char directory[PATH_MAX];
     put_name(to, "cwd");
-    if (getcwd(directory, sizeof directory) != NULL)
-        put_binary(to, text(directory));
-    else
+    size_t start = to->size;
+    put_head(to, BIN32, 0, 4);
+    if (to->is_full || to->room - to->size < PATH_MAX) {
+        to->is_full = true;
+        return;
+    }
+    const char *path = getcwd(to->at + to->size, PATH_MAX);
+    to->size = start;
+    if (path != NULL) {
+        put_head(to, BIN32, strlen(path), 4);
+        to->size += strlen(path);
+    } else {
         put_head(to, NIL, 0, 0);
+    }
 }
 
 static void put_environment(struct buffer *to)
