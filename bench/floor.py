@@ -1,8 +1,9 @@
-"""How close the client comes to the minimum that any client must do, in time and in instructions."""
+"""How close the client comes to the minimum that any client must do, in time, instructions and page faults."""
 
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ _TRUE = "/bin/true"
 _COMPILERS = {"musl-gcc": "musl", "gcc": "glibc"}
 #: The client's own limits, by the libc it is linked with. (That of musl is in processes.py.)
 _TARGETS = {"`remaining`, glibc": 1.15}
+#: How often a program runs to have its page faults counted: their number depends a little on where its stack begins.
+_COUNTED_RUNS = 25
 _COLLECTED = re.compile(r"Collected : (\d+)")
 
 
 def floor(base: Path, rounds: int) -> Iterator[Row]:
-    """Compare /bin/true, programs that do nothing, minimal clients and our own; then count instructions."""
+    """Compare /bin/true, programs that do nothing, minimal clients and our own; then count instructions and page faults."""
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with ExitStack() as stack:
         programs = {_TRUE: Program([_TRUE], environ)}
@@ -53,6 +56,9 @@ def floor(base: Path, rounds: int) -> Iterator[Row]:
                 row = ratio(f"floor: {name} ÷ {_TRUE}", times, turns.times[_TRUE], _TARGETS.get(name))
                 yield row._replace(figure=f"{row.figure} ({spread(times)}){failed}")
         yield from _instructions(programs)
+        for name, program in programs.items():
+            count = statistics.median_low(program.page_faults() for _ in range(_COUNTED_RUNS))
+            yield Row(f"page faults: {name}", str(count), "", None)
 
 
 def _compiled(compiler: str, name: str, base: Path) -> str:
