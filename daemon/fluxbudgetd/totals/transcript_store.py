@@ -166,6 +166,21 @@ class TranscriptStore:
         async with self._change_lock:
             self._unsaved.add_files(session, [TranscriptFile(_NAMED, real, 0, 0, 0, b"", "")])
 
+    async def copied_from(self, session: str, path: str) -> str | None:
+        """Return the session from which the history in a session's transcript was copied; None if it is not known.
+
+        That is the session that has the last of its responses that are known. Raises `LedgerError`.
+        """
+        copies = await anyio.to_thread.run_sync(self._source.last_copies, path, session, abandon_on_cancel=True)
+        if not copies:
+            return None
+        known = await self._find(session, copies, _Files())
+        for copy in reversed(copies):
+            response = known.find(copy.identity)
+            if response is not None and response.session != session:
+                return response.session
+        return None
+
     def is_news(self, path: str) -> bool:
         """Return True if no hook has named a transcript in the same Claude directory before."""
         directory = claude_directory(path)

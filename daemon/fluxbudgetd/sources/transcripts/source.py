@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from fluxbudgetd.errors import BadInputError
-from fluxbudgetd.model import TranscriptFile, TranscriptReading
+from fluxbudgetd.model import Copy, TranscriptFile, TranscriptReading
 from fluxbudgetd.sources.transcripts import names
 from fluxbudgetd.sources.transcripts.access import why_not_named
+from fluxbudgetd.sources.transcripts.copied import last_copies
 from fluxbudgetd.sources.transcripts.places import Places, Problem
 from fluxbudgetd.sources.transcripts.reading import KnownSession, read_session, restored_session
 from fluxbudgetd.sources.transcripts.stamps import UNSETTLED, stamp
@@ -93,6 +94,13 @@ class TranscriptSource:
                     stamps = {**stamps, real: UNSETTLED}
                 self._sessions[session] = known._replace(named=real, stamps=stamps)
             return fold(os.fsencode(real))
+
+    def last_copies(self, path: str, session: str) -> list[Copy]:
+        """Return the last copies of responses in a transcript, oldest first. For any worker thread."""
+        try:
+            return last_copies(_path_of(path), session)
+        except BadInputError:
+            return []
 
     def learn_from(self, path: str) -> None:
         """Search the Claude directory that a transcript's path shows from now on, if it is the user's.
