@@ -79,12 +79,12 @@ def test_environment_takes_precedence_over_the_directory(home: Home, daemon: Dae
     assert attached_sessions(home, "own") == {"s4": False}
 
 
-def test_session_without_a_run_gets_no_output(home: Home, daemon: Daemon) -> None:
-    """It is not attached either. The cases: no run, an unknown name, an ended run, two runs in the directory."""
+def test_session_without_a_run_is_not_attached(home: Home, daemon: Daemon) -> None:
+    """The cases: no run, an unknown name, an ended run, two runs in the directory. test_choosing.py has the words."""
     place = home.root / "env"
     environ = {"CLAUDE_ENV_FILE": str(place)}
     claude = Claude(home)
-    assert claude.run("SessionStart", environ=environ, source="startup") == SILENT
+    assert "no active run" in claude.run("SessionStart", environ=environ, source="startup").message
     run = started(home, token_budget=10)
     assert claude.run("SessionStart", environ={**environ, "FLUXBUDGET_RUN": "no-such"}, source="startup") == SILENT
     home.ok("run", "finish", "--run", run)
@@ -92,7 +92,7 @@ def test_session_without_a_run_gets_no_output(home: Home, daemon: Daemon) -> Non
     assert claude.run("SessionStart", environ={**environ, "FLUXBUDGET_RUN": run}, source="startup") == SILENT
     one, two = started(home, id="one"), started(home, id="two")
     write_usage(home, 10)
-    assert claude.run("SessionStart", environ=environ, source="startup") == SILENT
+    assert "2 active runs" in claude.run("SessionStart", environ=environ, source="startup").message
     for event in WARNING_EVENTS:
         assert claude.call(event) == SILENT
     assert claude.launch() == SILENT
@@ -104,7 +104,7 @@ def test_directory_with_the_projects_name_as_prefix_is_outside(home: Home, daemo
     run = started(home)
     beside = home.root / "project2"
     beside.mkdir()
-    assert Claude(home, cwd=beside).call("SessionStart", source="startup") == SILENT
+    assert "no active run" in Claude(home, cwd=beside).call("SessionStart", source="startup").message
     assert attached_sessions(home, run) == {}
 
 
@@ -163,7 +163,7 @@ def test_detached_session_is_left_alone(home: Home, daemon: Daemon, environ: str
 
 
 def test_moved_session_stays_in_its_new_run(home: Home, daemon: Daemon) -> None:
-    """Its environment still names the first run, but that counts only when the session starts again."""
+    """Its environment still names the first run, but that counts only for a new session."""
     started(home, id="a", token_budget=1_000_000, enforcement="hard")
     answer = home.ask(
         messages.RunStart(project_dir="/b", id="b", token_budget=50_000, enforcement="hard", wait_ms=30_000)
@@ -177,13 +177,11 @@ def test_moved_session_stays_in_its_new_run(home: Home, daemon: Daemon) -> None:
     assert "run b " in claude.call("PreToolUse", hints=hints, **LAUNCH).reason
     assert is_warning(claude.call("UserPromptSubmit", hints=hints), "run b,")
     assert {run: (home.spend(run).spent, home.spend(run).reserved) for run in "ab"} == {"a": (0, 0), "b": (50_000, 0)}
-    for source in ("compact", "clear"):
+    for source in ("compact", "clear", "resume", "fork"):
         assert "run b," in claude.call("SessionStart", hints=hints, source=source).context
         assert (attached_sessions(home, "a"), attached_sessions(home, "b")) == ({"s1": False}, {"s1": True})
-    for source in ("startup", "resume"):
-        assert "run a," in claude.call("SessionStart", hints=hints, source=source).context
-        assert attached_sessions(home, "a") == {"s1": True}
-        home.ok("run", "attach", "--session", "s1", "--run", "b")
+    assert "run a," in claude.call("SessionStart", hints=hints, source="startup").context
+    assert attached_sessions(home, "a") == {"s1": True}
 
 
 def test_variable_of_an_ended_run_means_the_sessions_next_run(home: Home, daemon: Daemon) -> None:
@@ -208,20 +206,16 @@ def test_variable_of_an_ended_run_means_the_sessions_next_run(home: Home, daemon
     assert home.ok("remaining", environ=mine) == "90000"
 
 
-def test_two_runs_that_contain_the_sessions_directory_are_ambiguous(home: Home, daemon: Daemon) -> None:
-    """This holds even if only one contains the hook's working directory: the input says where the session is."""
+def test_session_joins_the_nearest_run(home: Home, daemon: Daemon) -> None:
+    """That of the directory in the input, not of the hook's working directory: the input says where the session is."""
     deeper = home.project / "sub"
     deeper.mkdir()
     outer = started(home, id="outer", token_budget=1000, enforcement="hard")
     answer = home.ask(messages.RunStart(project_dir=str(deeper), id="inner", token_budget=1000, wait_ms=30_000))
     assert isinstance(answer, messages.RunAnswer)
-    write_usage(home, 1000)
-    claude = Claude(home, cwd=deeper)
     hints = messages.Hints(cwd=str(home.project))
-    for event in ("SessionStart", *WARNING_EVENTS):
-        assert claude.call(event, hints=hints, source="startup") == SILENT, event
-    assert claude.call("PreToolUse", hints=hints, **LAUNCH) == SILENT
-    assert attached_sessions(home, outer) == attached_sessions(home, "inner") == {}
+    assert "run inner," in Claude(home, cwd=deeper).call("SessionStart", hints=hints, source="startup").context
+    assert (attached_sessions(home, outer), attached_sessions(home, "inner")) == ({}, {"s1": True})
 
 
 # --- unexpected input

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 
 from fluxbudgetd.wire import codes, messages, replies
@@ -103,7 +104,8 @@ def test_remaining_without_an_answer(
 def test_remaining_as_json() -> None:
     assert replies.remaining(left(SPEND), as_json=True).out == (
         b'{"run": "r1", "phase": "executing", "budget": 1000, "spent": 850, "measured": 800, "provisional": 50, '
-        b'"reserved": 20, "remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
+        b'"reserved": 20, "remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null, '
+        b'"tied": []}\n'
     )
     assert json.loads(replies.remaining(left(UNLIMITED), as_json=True).out)["remaining"] is None
     assert json.loads(replies.remaining(left(UNLIMITED), default=7, as_json=True).out)["remaining"] == 7
@@ -111,8 +113,24 @@ def test_remaining_as_json() -> None:
     assert (no_run["remaining"], no_run["state"], no_run["stale"], no_run["budget"]) == (7, "no_run", False, None)
     assert replies.remaining_failed(*AWAY, default=7, as_json=True).out == (
         b'{"run": null, "phase": null, "budget": null, "spent": null, "measured": null, "provisional": null, '
-        b'"reserved": null, "pct": null, "stale_why": null, "remaining": 7, "state": "no_answer", "stale": true}\n'
+        b'"reserved": null, "pct": null, "stale_why": null, "tied": null, "remaining": 7, '
+        b'"state": "no_answer", "stale": true}\n'
     )
+
+
+def test_tied_runs_are_named_on_stderr() -> None:
+    """The first five of them. How to choose another run is not said, because a model may read it."""
+    note = (
+        b"fluxbudgetctl: 7 active runs have this directory as their project (r1, r2, r3, r4, r5, and 2 more);"
+        b" the hard one with the least left applies: r1\n"
+    )
+    tied = tuple(f"r{number}" for number in range(1, 8))
+    for reply in (
+        replies.remaining(msgspec.structs.replace(left(EXHAUSTED), tied=tied)),
+        replies.env(msgspec.structs.replace(left(EXHAUSTED), tied=tied)),
+        replies.check(checked(EXHAUSTED, tied=tied)),
+    ):
+        assert reply.err == note + STALE
 
 
 def test_env() -> None:
@@ -134,8 +152,8 @@ def test_check() -> None:
         1,
         (
             b'{"run": "r1", "phase": "executing", "allowed": false, "refusal": null, "overridden": null, "note": "", '
-            b'"budget": 1000, "spent": 850, "measured": 800, "provisional": 50, "reserved": 20, "remaining": 130, '
-            b'"pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
+            b'"tied": [], "budget": 1000, "spent": 850, "measured": 800, "provisional": 50, "reserved": 20, '
+            b'"remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
         ),
         b"",
     )

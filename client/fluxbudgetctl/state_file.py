@@ -69,6 +69,7 @@ class State:
         self.refusal: str | None = None
         self.overridden: str | None = None
         self.note = ""
+        self.tied = ()
 
     @property
     def is_exhausted(self) -> bool:

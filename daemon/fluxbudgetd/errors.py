@@ -3,6 +3,9 @@
 An error's message says what happened to which file, run or value; its hint says what to do next.
 """
 
+# At most this many runs are listed in an error.
+_MOST_LISTED = 5
+
 
 class FluxError(Exception):
     """A failed request. `code` is one of `wire.codes.ERROR_CODES`. The base class itself means an internal error."""
@@ -16,9 +19,22 @@ class FluxError(Exception):
 
 
 class NoRunError(FluxError):
-    """No run has the given name, or the hints name none, or several."""
+    """No run has the given name, or the hints name none."""
 
     code = "no_run"
+
+
+class AmbiguousRunError(NoRunError):
+    """Several active runs have the same directory, and the request names none of them. `runs` are their ids."""
+
+    def __init__(self, directory: str, runs: tuple[str, ...]) -> None:
+        shown = ", ".join(runs[:_MOST_LISTED]) + (", …" if len(runs) > _MOST_LISTED else "")
+        super().__init__(
+            f"{len(runs)} active runs have {directory} as their project: {shown}",
+            "name one with --run, --scope or --session",
+        )
+        self.directory = directory
+        self.runs = runs
 
 
 class BadInputError(FluxError):

@@ -12,7 +12,7 @@ from fluxbudgetctl.calls import TimeLimit, call, hints, transcript
 from fluxbudgetctl.failure import Failure
 from fluxbudgetctl.screens.output import note, print_json
 from fluxbudgetctl.screens.runs import change_line, print_run, print_run_list
-from fluxbudgetd.wire import codes, messages
+from fluxbudgetd.wire import codes, messages, ties
 
 N = TypeVar("N", bound=messages.Naming)
 
@@ -192,11 +192,16 @@ def _naming(kind: type[N], options: Options) -> N:
 def _change(request: messages.AnyRequest, options: Options, *, print_id: bool = False) -> int:
     answer = call(request, messages.RunAnswer, options.timeout)
     if options.json:
-        print_json({"run": answer.run, "changed": answer.changed, "moved_from": answer.moved_from})
+        fields = msgspec.structs.asdict(answer)
+        print_json({name: fields[name] for name in ("run", "changed", "moved_from", "tied", "hard_by")})
     elif print_id:
         print(answer.run.id)
         if answer.moved_from is not None:
             note(f"the session has moved here from run {answer.moved_from}")
+        if answer.tied:
+            note(ties.started(answer.tied))
+        if answer.hard_by is not None:
+            note(f"the run is hard, because {answer.hard_by} says so")
     else:
         print(change_line(answer))
     return codes.OK

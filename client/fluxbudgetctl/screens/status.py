@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fluxbudgetctl.screens.output import COLOURS, bar, is_on_terminal, print_columns, tokens
-from fluxbudgetd.wire import messages
+from fluxbudgetd.wire import messages, ties
 from fluxbudgetd.wire.text import one_line
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def print_status(answer: messages.StatusAnswer) -> None:
             ("RUN", "PHASE", "SPENT", "BUDGET", "PCT", "REMAINING", "RESERVED", "STATE", "GOAL"),
             [_plain_row(line) for line in answer.runs],
         )
+    for directory, runs in _shared_directories(answer.runs):
+        print(f"ambiguous: {one_line(directory)} is the project of {len(runs)} runs: {one_line(ties.listed(runs))}")
     for line in answer.runs:
         for reason in line.lower_bound_why:
             print(f"lower bound: {line.run.id}: {one_line(reason)}")
@@ -39,6 +41,15 @@ def print_status(answer: messages.StatusAnswer) -> None:
             f"unattributed: {tokens(loose.billing)} billing tokens in {loose.sessions} sessions that belong to no run"
             " (among interstat's newest 10 000 rows)"
         )
+
+
+def _shared_directories(lines: Sequence[messages.RunLine]) -> list[tuple[str, list[str]]]:
+    """Return the directories that are the project of several of these active runs, each with the runs' ids."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.run.status == "active":
+            found.setdefault(line.run.project_dir, []).append(line.run.id)
+    return [(directory, runs) for directory, runs in found.items() if len(runs) > 1]
 
 
 def _plain_row(line: messages.RunLine) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import Attachment, EventData, Run
 from fluxbudgetd.policy import runs
-from fluxbudgetd.totals import Totals
+from fluxbudgetd.totals import Totals, choosing
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
@@ -29,12 +29,15 @@ _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 class Change(NamedTuple):
     """A run after a request, and whether it or its sessions changed.
 
-    `moved_from` is the run that the session left for this one, None if it left none.
+    `moved_from` is the run that the session left for this one, None if it left none. `tied` are all active runs of a
+    new run's directory, if it is not the only one. `hard_by` is the project's file because of which a new run is hard.
     """
 
     run: Run
     changed: bool
     moved_from: str | None = None
+    tied: tuple[str, ...] = ()
+    hard_by: str | None = None
 
 
 class Lifecycle:
@@ -89,7 +92,8 @@ class Lifecycle:
             run = runs.new_run(request, request.id or self._new_id(), now, self._settings.config.runs)
             moved_from = self._run_left(request.session, run.id)
             await self._save_new(run, self._attachments(request.session, run, now, whole=request.whole))
-            return Change(run, changed=True, moved_from=moved_from)
+            here = choosing.ids(self._accounts.active_in(run.project_dir))
+            return Change(run, changed=True, moved_from=moved_from, tied=here if len(here) > 1 else ())
 
     async def change(self, account: RunAccount, request: RunSet, deadline: float) -> Change:
         """Change a run's budget, warning percentage or enforcement.

@@ -3,15 +3,17 @@
 `executing ██████▋░ 208k/250k 83% (+40k reserved) · 1.8k/min · about 10 min at this rate (stale)`
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fluxbudgetd.model import Balance, Run
 from fluxbudgetd.policy import burn
+from fluxbudgetd.wire import ties
 from fluxbudgetd.wire.messages import BudgetState
 from fluxbudgetd.wire.short import short
 
 #: What is dropped from a line that is too long, in this order. The percentage (without a budget: the spend) stays.
-DROPPED = ("forecast", "reserved", "rate", "bar", "amount", "phase", "stale")
+DROPPED = ("forecast", "reserved", "rate", "bar", "amount", "phase", "stale", "tied")
 
 _CELLS = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -27,14 +29,25 @@ class _Part(NamedTuple):
 
 
 def line(
-    *, run: Run, balance: Balance, rate: int, stale: bool, width: int | None, colour: bool, unicode: bool = True
+    *,
+    run: Run,
+    balance: Balance,
+    rate: int,
+    stale: bool,
+    width: int | None,
+    colour: bool,
+    tied: int = 0,
+    unicode: bool = True,
 ) -> str:
     """Return the line, of at most `width` printable cells (None: no limit), without a newline.
 
+    `tied` is how many runs have the directory, if it does not say which of them is meant.
     `rate` is in tokens per minute; 0 is not shown. With `colour`, the bar and the percentage have the colour of the
     state, in SGR sequences, which take no cells. Without `unicode` everything is ASCII.
     """
     parts = _parts(run, balance, rate, stale=stale, unicode=unicode)
+    if tied:
+        parts["tied"] = _Part(f"(1 of {tied} runs here)", " ")
     for name in DROPPED:
         if width is None or _cells(parts) <= width:
             break
@@ -42,6 +55,12 @@ def line(
     if width is not None and _cells(parts) > width:
         parts = {name: part._replace(text=part.text[: max(width, 0)]) for name, part in parts.items()}
     return _joined(parts, colour=colour)
+
+
+def undecided(runs: Sequence[str], *, width: int | None) -> str:
+    """Return the line for a directory that is the project of several runs, none of which is hard."""
+    line = f"no run: {len(runs)} runs here: {_ascii(ties.listed(runs))}"
+    return line if width is None else line[: max(width, 0)]
 
 
 def _parts(run: Run, balance: Balance, rate: int, *, stale: bool, unicode: bool) -> dict[str, _Part]:
@@ -75,11 +94,15 @@ def _outlook(balance: Balance, rate: int) -> str:
 
 def _phase(phase: str, *, unicode: bool) -> str:
     # Phases are ASCII by rule. This makes the line's length its width in any case.
-    text = "".join(c if "!" <= c <= "~" else "?" for c in phase[: _LONGEST_PHASE + 1])
+    text = _ascii(phase[: _LONGEST_PHASE + 1])
     if len(text) <= _LONGEST_PHASE:
         return text
     mark = "…" if unicode else "..."
     return text[: _LONGEST_PHASE - len(mark)] + mark
+
+
+def _ascii(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
 def _bar(spent: int, budget: int, *, unicode: bool) -> str:

@@ -51,7 +51,13 @@ def run_info(run: Run) -> wire.RunInfo:
 
 def changed_run(change: Change) -> wire.RunAnswer:
     """Return the answer to a request that changes a run."""
-    return wire.RunAnswer(run=run_info(change.run), changed=change.changed, moved_from=change.moved_from)
+    return wire.RunAnswer(
+        run=run_info(change.run),
+        changed=change.changed,
+        moved_from=change.moved_from,
+        tied=listed_runs(change.tied),
+        hard_by=change.hard_by,
+    )
 
 
 def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.RunLine:
@@ -68,6 +74,11 @@ def run_line(service: Service, account: RunAccount, standing: Standing) -> wire.
         lower_bound=bool(reasons),
         lower_bound_why=listed(reasons),
     )
+
+
+def listed_runs(runs: Sequence[str]) -> tuple[str, ...]:
+    """Return the first of these run ids, so that the answer fits into a frame."""
+    return tuple(runs[:MOST_LINES])
 
 
 def listed(reasons: Sequence[str]) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class Accounts:
         # Separate indexes, so that finding the active runs does not take longer as the history grows.
         self._active: dict[str, RunAccount] = {}
         self._ended: dict[str, RunAccount] = {}
+        self._active_in: dict[str, dict[str, RunAccount]] = {}
         self._joined: dict[str, set[str]] = {}
 
     def put_run(self, run: Run, started_as: Run | None = None) -> RunAccount:
@@ -47,6 +48,7 @@ class Accounts:
         (self._active if run.ended_at is None else self._ended)[run.id] = account
         if run.ended_at is not None:
             self._active.pop(run.id, None)
+        self._index_directory(account)
         if run.scope is not None:
             others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
             self.scopes[run.scope] = sorted([*others, run], key=lambda each: (each.started_at, each.id))
@@ -174,6 +176,15 @@ class Accounts:
         """Return the active runs."""
         return list(self._active.values())
 
+    def active_in(self, directory: str) -> list[RunAccount]:
+        """Return the active runs whose project is exactly this directory, by id."""
+        found = self._active_in.get(directory)
+        return [] if found is None else [found[name] for name in sorted(found)]
+
+    def shared_directories(self) -> list[str]:
+        """Return the directories that are the project of several active runs, in order."""
+        return sorted(directory for directory, found in self._active_in.items() if len(found) > 1)
+
     def has_active(self) -> bool:
         """Return True if a run is active. May be called in any thread."""
         return bool(self._active)
@@ -189,6 +200,17 @@ class Accounts:
         session = self.sessions.get(name)
         run = None if session is None else session.run
         return None if run is None else self.runs.get(run)
+
+    def _index_directory(self, account: RunAccount) -> None:
+        run = account.run
+        directory = run.project_dir.rstrip("/") or "/"
+        here = self._active_in.setdefault(directory, {})
+        if run.ended_at is None:
+            here[run.id] = account
+        else:
+            here.pop(run.id, None)
+        if not here:
+            del self._active_in[directory]
 
     def _change_runs(self, name: str, runs: Iterable[str | None]) -> None:
         for run in runs:

@@ -5,17 +5,28 @@ An id, a scope or a session that the request names decides alone. Otherwise the 
 1. `$FLUXBUDGET_RUN` decides alone, too. A session keeps the variable that it was started with, so if that run has ended
    and the session has moved on to an active run, the request means the active run.
 2. The bead, then the sessions, each if a run knows it.
-3. The only active run whose project directory is the working directory or a parent of it. With a bead set, that run
-   must have no scope: a sprint without a run must not get the numbers of another sprint in the same directory.
+3. The nearest directory that is the project of an active run: the working directory or one of its parents, where a git
+   worktree is followed by its main checkout (`sources.worktrees`). With a bead set, that run must have no scope: a
+   sprint without a run must not get the numbers of another sprint in the same directory.
+
+Several active runs of that one directory are *tied*. No rule can know which of them is meant. So a tie is an error,
+except where a limit is enforced: there, a hard run among them applies, of several the one with the least left.
 """
 
-from fluxbudgetd.errors import NoRunError
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fluxbudgetd.errors import AmbiguousRunError, NoRunError
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.wire.messages import Hints
 
-# At most this many runs are listed in an error.
-_MOST_LISTED = 5
+
+class Choice(NamedTuple):
+    """The run that applies. If its directory has several runs and none was named, `tied` are the ids of all of them."""
+
+    account: RunAccount
+    tied: tuple[str, ...] = ()
 
 
 class RunChooser:
@@ -24,8 +35,11 @@ class RunChooser:
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
-    def find(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount:
-        """Return the run that a request means; raises `NoRunError`."""
+    def named(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount | None:
+        """Return the run that a request names, or a hint other than the directory; None if none does.
+
+        Raises `NoRunError` for a name that no run has.
+        """
         if run is not None:
             return _require(self._accounts.runs.get(run), "with id", run)
         if scope is not None:
@@ -35,25 +49,20 @@ class RunChooser:
         if hints.run is not None:
             named = _require(self._accounts.runs.get(hints.run), "with id ($FLUXBUDGET_RUN)", hints.run)
             return self._moved_on(named, hints)
-        found = self._by_hints(hints)
-        if found is None:
-            raise NoRunError(
-                "no run was named"
-                if hints.cwd is None
-                else f"no active run has {hints.cwd} or a parent of it as its project",
-                "start one with 'fluxbudgetctl run start', or name one with --run, --scope or --session",
-            )
+        found = self._by_scope(hints.scope) if hints.scope else None
+        for name in hints.sessions:
+            found = found or self._accounts.run_of_session(name)
         return found
 
-    def find_if_any(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount | None:
-        """Return the run that a request means; None if it names no run and the hints lead to none.
-
-        Raises `NoRunError` for a name that no run has, and for hints that fit several runs, because such a request must
-        not be answered as if there were no run.
-        """
-        if run or scope or session or hints.run:
-            return self.find(run, scope, session, hints)
-        return self._by_hints(hints)
+    def nearest(self, places: Iterable[str], hints: Hints) -> list[RunAccount]:
+        """Return the active runs of the first of these directories that has any, by id."""
+        for place in places:
+            found = self._accounts.active_in(place)
+            if hints.scope:
+                found = [account for account in found if not account.run.scope]
+            if found:
+                return found
+        return []
 
     def _moved_on(self, named: RunAccount, hints: Hints) -> RunAccount:
         """Return the run of `$FLUXBUDGET_RUN`, or the active one that the session has moved on to after it ended."""
@@ -69,29 +78,43 @@ class RunChooser:
         active = [run for run in runs if run.status == "active"]
         return self._accounts.runs[(active or runs)[-1].id]
 
-    def _by_hints(self, hints: Hints) -> RunAccount | None:
-        found = self._by_scope(hints.scope) if hints.scope else None
-        for name in hints.sessions:
-            found = found or self._accounts.run_of_session(name)
-        return found or self._by_directory(hints)
 
-    def _by_directory(self, hints: Hints) -> RunAccount | None:
-        if hints.cwd is None:
-            return None
-        directory = hints.cwd.rstrip("/") + "/"
-        candidates = [
-            account
-            for account in self._accounts.active()
-            if directory.startswith(account.run.project_dir.rstrip("/") + "/")
-            and (not hints.scope or not account.run.scope)
-        ]
-        if len(candidates) > 1:
-            names = ", ".join(sorted(account.run.id for account in candidates)[:_MOST_LISTED])
-            raise NoRunError(
-                f"{len(candidates)} active runs have {hints.cwd} or a parent of it as their project: {names}",
-                "name one with --run, --scope or --session",
-            )
-        return candidates[0] if candidates else None
+def single(tied: list[RunAccount]) -> RunAccount | None:
+    """Return the run of a directory; None if there is none. Raises `AmbiguousRunError` if there are several."""
+    if len(tied) > 1:
+        raise AmbiguousRunError(tied[0].run.project_dir, ids(tied))
+    return tied[0] if tied else None
+
+
+def enforced(tied: list[RunAccount]) -> list[RunAccount]:
+    """Return the hard ones of several runs of a directory; raises `AmbiguousRunError` if none is hard."""
+    found = [account for account in tied if account.run.enforcement == "hard"]
+    if not found:
+        single(tied)
+    return found
+
+
+def least_left(tied: Iterable[RunAccount]) -> RunAccount:
+    """Return the run with the least left by the last known numbers, then the one with the least id."""
+
+    def order(account: RunAccount) -> tuple[bool, int, str]:
+        remaining = account.balance().remaining
+        return remaining is None, remaining or 0, account.run.id
+
+    return min(tied, key=order)
+
+
+def ids(accounts: Iterable[RunAccount]) -> tuple[str, ...]:
+    """Return the ids of runs."""
+    return tuple(account.run.id for account in accounts)
+
+
+def no_run(hints: Hints) -> NoRunError:
+    """Return the error for a request that names no run, if no active run has its directory."""
+    return NoRunError(
+        "no run was named" if hints.cwd is None else f"no active run has {hints.cwd} or a parent of it as its project",
+        "start one with 'fluxbudgetctl run start', or name one with --run, --scope or --session",
+    )
 
 
 def _require(account: RunAccount | None, what: str, value: str) -> RunAccount:

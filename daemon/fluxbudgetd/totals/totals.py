@@ -19,13 +19,14 @@ from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
-from fluxbudgetd.totals.choosing import RunChooser
+from fluxbudgetd.totals.choosing import Choice, RunChooser, enforced, ids, least_left, no_run, single
 from fluxbudgetd.totals.follower import Follower
 from fluxbudgetd.totals.freshness import Freshness, Required
 from fluxbudgetd.totals.history import History
 from fluxbudgetd.totals.instances import Instances
 from fluxbudgetd.totals.interstat_reader import InterstatReader
 from fluxbudgetd.totals.lower_bounds import LowerBounds
+from fluxbudgetd.totals.places import Places
 from fluxbudgetd.totals.records import Records
 from fluxbudgetd.totals.refresher import CHUNK_RUNS, Refresher
 from fluxbudgetd.totals.row_store import RowStore
@@ -80,6 +81,7 @@ class Totals:
         self._clock = clock
         self.accounts = accounts
         self.chooser = RunChooser(accounts)
+        self._places = Places()
         self.interstat = InterstatReader(source, accounts.has_active)
         self.transcripts = TranscriptStore(transcripts, ledger)
         self.lower_bounds = LowerBounds(self.transcripts)
@@ -111,19 +113,53 @@ class Totals:
     async def find(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> RunAccount:
-        """Return the run that a request means (see `choosing`); raises `NoRunError`.
+        """Return the run that a request means (see `choosing`).
 
+        Raises `NoRunError`, which is an `AmbiguousRunError` if several runs have the directory.
         A session without a known run may have received a row with a run's bead since, so it is read first.
         """
         await self._read_unsettled(run, scope, session, hints, deadline)
-        return self.chooser.find(run, scope, session, hints)
+        account = self.chooser.named(run, scope, session, hints) or single(await self._nearest(hints, deadline))
+        if account is None:
+            raise no_run(hints)
+        return account
 
-    async def find_if_any(
+    async def choose(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
-    ) -> RunAccount | None:
-        """Return the run that a request means, or None (see `choosing`); raises `NoRunError`."""
+    ) -> Choice:
+        """Return the run whose limit applies to a request: as `find`, but a hard run of several is enforced."""
+        choice = await self.choose_if_any(run, scope, session, hints, deadline)
+        if choice is None:
+            raise no_run(hints)
+        return choice
+
+    async def choose_if_any(
+        self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
+    ) -> Choice | None:
+        """Return the run whose limit applies to a request, as `choose` does, or None if the hints lead to none.
+
+        Raises `NoRunError` for a name that no run has, and `AmbiguousRunError`, because such a request must not be
+        answered as if there were no run.
+        """
         await self._read_unsettled(run, scope, session, hints, deadline)
-        return self.chooser.find_if_any(run, scope, session, hints)
+        account = self.chooser.named(run, scope, session, hints)
+        if account is not None:
+            return Choice(account)
+        tied = await self._nearest(hints, deadline)
+        if len(tied) <= 1:
+            return Choice(tied[0]) if tied else None
+        hard = enforced(tied)
+        if len(hard) > 1:
+            await self.standings(hard, deadline)
+        return Choice(least_left(hard), ids(tied))
+
+    async def _nearest(self, hints: Hints, deadline: float) -> list[RunAccount]:
+        """Return the active runs of the nearest directory that has any."""
+        if hints.cwd is None or not self.accounts.has_active():
+            return []
+        return self.chooser.nearest([hints.cwd], hints) or self.chooser.nearest(
+            await self._places.of(hints.cwd, deadline), hints
+        )
 
     async def _read_unsettled(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
@@ -142,10 +178,18 @@ class Totals:
         return self.freshness.unsettled((session,) if session else hints.sessions)
 
     def standing_now(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> Standing | None:
-        """Return where the run that a request means stands; None if that takes waiting. Raises `NoRunError`."""
+        """Return where the run that a request means stands; None if that takes waiting.
+
+        Raises `NoRunError` for a name that no run has.
+        """
         if self._unsettled(run, scope, session, hints):
             return None
-        account = self.chooser.find(run, scope, session, hints)
+        account = self.chooser.named(run, scope, session, hints)
+        if account is None and hints.cwd is not None:
+            here = self.chooser.nearest([hints.cwd], hints)
+            account = here[0] if len(here) == 1 else None
+        if account is None:
+            return None
         required = self.freshness.required((account,))
         return None if self.freshness.is_stale(account, required) else self._standing(account, required)
 

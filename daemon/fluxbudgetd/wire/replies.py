@@ -7,7 +7,7 @@ nothing, and imports nothing that takes milliseconds.
 
 from __future__ import annotations
 
-from fluxbudgetd.wire import codes
+from fluxbudgetd.wire import codes, ties
 from fluxbudgetd.wire.text import one_line
 
 TYPE_CHECKING = False  # typing costs milliseconds; type checkers know this name
@@ -19,7 +19,7 @@ SPEND = (
     *("budget", "spent", "measured", "provisional", "reserved"),
     *("remaining", "pct", "state", "stale", "stale_why"),
 )
-CHECK = ("run", "phase", "allowed", "refusal", "overridden", "note")
+CHECK = ("run", "phase", "allowed", "refusal", "overridden", "note", "tied")
 PING = ("version", "protocol", "pid", "started_at")
 ADVANCE = ("run", "advanced", "line", "phase", "completed", "overridden", "note")
 COMPLETED = (
@@ -28,7 +28,7 @@ COMPLETED = (
 )
 
 _NO_NUMBERS = dict.fromkeys(
-    ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
+    ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why", "tied")
 )
 #: What `env` prints without a run or a budget, so that no earlier value stays.
 _UNSET = "unset FLUX_BUDGET_REMAINING\n"
@@ -50,7 +50,7 @@ def remaining(answer: messages.RemainingAnswer, *, default: int | None = None, a
     left = default if spend.budget is None else spend.remaining
     if as_json:
         fields = {"run": answer.run, "phase": answer.phase, **_fields(spend, SPEND)}
-        out = _json({**fields, "remaining": left})
+        out = _json({**fields, "remaining": left, "tied": answer.tied})
     else:
         out = f"{left or 0}\n"
     return _unless_unlimited(answer, out)
@@ -91,7 +91,7 @@ def env_failed(message: str, hint: str, exit_code: int) -> Reply:
 
 def check(answer: messages.CheckAnswer, *, as_json: bool = False) -> Reply:
     """Return the reply of `check`."""
-    err = _stale(answer.spend.stale_why) + _notes(answer.note, answer.overridden)
+    err = _tie(answer) + _stale(answer.spend.stale_why) + _notes(answer.note, answer.overridden)
     if as_json:
         out = _json({**_fields(answer, CHECK), **_fields(answer.spend, SPEND)})
     else:
@@ -148,7 +148,7 @@ def exit_code(code: str) -> int:
 
 def _unless_unlimited(answer: messages.RemainingAnswer, out: str) -> Reply:
     """Return the reply that prints this; it reports on stderr that the answer is stale or that there is no budget."""
-    err = _stale(answer.spend.stale_why)
+    err = _tie(answer) + _stale(answer.spend.stale_why)
     if answer.spend.budget is not None:
         return Reply(codes.OK, out, err)
     hint = f"set one with 'fluxbudgetctl run set --run {answer.run} --budget N'"
@@ -157,6 +157,11 @@ def _unless_unlimited(answer: messages.RemainingAnswer, out: str) -> Reply:
 
 def _reason(message: str, hint: str) -> str:
     return _note(message) + (f"hint: {one_line(hint)}\n" if hint else "")
+
+
+def _tie(answer: messages.RemainingAnswer | messages.CheckAnswer) -> str:
+    """Return the line on stderr about the other runs of the directory."""
+    return _note(ties.applies(answer.run, answer.tied)) if answer.tied else ""
 
 
 def _stale(why: str | None) -> str:

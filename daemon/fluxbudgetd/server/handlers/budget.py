@@ -6,7 +6,7 @@ from fluxbudgetd.clock import now_micros
 from fluxbudgetd.policy import advance as policy
 from fluxbudgetd.policy.advance import Verdict
 from fluxbudgetd.server import answers
-from fluxbudgetd.server.handlers.common import Context, deadline_of, find, find_standing
+from fluxbudgetd.server.handlers.common import Context, choose_standing, deadline_of, find
 from fluxbudgetd.server.phase_answers import phase_lines
 from fluxbudgetd.totals import Standing
 from fluxbudgetd.wire import messages as wire
@@ -53,27 +53,30 @@ async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer
 
 
 async def _remaining_later(context: Context, request: wire.Remaining) -> wire.RemainingAnswer:
-    _account, standing = await find_standing(context, request, deadline_of(request))
-    return _remaining(standing)
+    standing, tied = await choose_standing(context, request, deadline_of(request))
+    return _remaining(standing, tied)
 
 
 async def _check_later(context: Context, request: wire.Check) -> wire.CheckAnswer:
-    _account, standing = await find_standing(context, request, deadline_of(request))
-    return await _recorded(
-        context, request, standing, policy.checked(standing.run, standing.balance, request.override, now_micros())
+    standing, tied = await choose_standing(context, request, deadline_of(request))
+    verdict = policy.checked(standing.run, standing.balance, request.override, now_micros())
+    return await _recorded(context, request, standing, verdict, tied)
+
+
+async def _recorded(
+    context: Context, request: wire.Check, standing: Standing, verdict: Verdict, tied: tuple[str, ...] = ()
+) -> wire.CheckAnswer:
+    await context.service.checks.record(standing.run, standing.balance, verdict, "check", deadline_of(request))
+    return _checked(standing, verdict, tied)
+
+
+def _remaining(standing: Standing, tied: tuple[str, ...] = ()) -> wire.RemainingAnswer:
+    return wire.RemainingAnswer(
+        run=standing.run.id, phase=standing.run.phase, spend=answers.spend(standing), tied=answers.listed_runs(tied)
     )
 
 
-async def _recorded(context: Context, request: wire.Check, standing: Standing, verdict: Verdict) -> wire.CheckAnswer:
-    await context.service.checks.record(standing.run, standing.balance, verdict, "check", deadline_of(request))
-    return _checked(standing, verdict)
-
-
-def _remaining(standing: Standing) -> wire.RemainingAnswer:
-    return wire.RemainingAnswer(run=standing.run.id, phase=standing.run.phase, spend=answers.spend(standing))
-
-
-def _checked(standing: Standing, verdict: Verdict) -> wire.CheckAnswer:
+def _checked(standing: Standing, verdict: Verdict, tied: tuple[str, ...] = ()) -> wire.CheckAnswer:
     return wire.CheckAnswer(
         run=standing.run.id,
         phase=standing.run.phase,
@@ -82,4 +85,5 @@ def _checked(standing: Standing, verdict: Verdict) -> wire.CheckAnswer:
         overridden=verdict.override,
         note=verdict.note,
         spend=answers.spend(standing),
+        tied=answers.listed_runs(tied),
     )

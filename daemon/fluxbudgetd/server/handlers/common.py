@@ -6,6 +6,8 @@ import anyio
 import msgspec
 
 from fluxbudgetd.errors import FluxError
+from fluxbudgetd.server.handlers.cleared import ClearedSessions
+from fluxbudgetd.server.once import Once
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals import Standing
 from fluxbudgetd.totals.account import RunAccount
@@ -20,6 +22,7 @@ class Context(msgspec.Struct):
     """What the handlers use.
 
     `connections` returns the number of open connections, `endpoint_fault` why new clients cannot connect, if so.
+    `shown` remembers what sessions were told about their run, `cleared` which sessions `/clear` has ended.
     """
 
     service: Service
@@ -27,6 +30,8 @@ class Context(msgspec.Struct):
     started_at: int
     connections: Callable[[], int]
     endpoint_fault: Callable[[], FluxError | None] = lambda: None
+    shown: Once = msgspec.field(default_factory=Once)
+    cleared: ClearedSessions = msgspec.field(default_factory=ClearedSessions)
 
 
 def deadline_of(request: wire.Request) -> float:
@@ -44,3 +49,13 @@ async def find_standing(context: Context, request: wire.Naming, deadline: float)
     """Return the account of the run that a request names, and its standing; raise `NoRunError`."""
     account = await find(context, request, deadline)
     return account, await context.service.totals.standing(account, deadline)
+
+
+async def choose_standing(context: Context, request: wire.Naming, deadline: float) -> tuple[Standing, tuple[str, ...]]:
+    """Return the standing of the run whose limit applies to a request, and the tied runs (see `choosing`).
+
+    Raises `NoRunError`.
+    """
+    totals = context.service.totals
+    choice = await totals.choose(request.run, request.scope, request.session, request.hints, deadline)
+    return await totals.standing(choice.account, deadline), choice.tied

@@ -14,8 +14,10 @@ from fluxbudgetd.ledger import moved_aside
 from fluxbudgetd.server import answers
 from fluxbudgetd.server.handlers.common import Context, deadline_of
 from fluxbudgetd.service import Service
+from fluxbudgetd.totals import choosing
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire import ties
 from fluxbudgetd.wire.text import shown_path
 from fluxbudgetd.wire.transcript_switch import SWITCH, is_switched_off
 
@@ -43,6 +45,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         *_source_findings(sources),
         *_environment_findings(),
         *await _found("Claude Code's directories", _place_findings(service, deadline)),
+        *_tie_findings(service),
         *_session_findings(service, sessions),
         *_silent_findings(service, followed),
         *await _found("kept responses", _kept_findings(service, sessions, deadline)),
@@ -139,6 +142,16 @@ def _environment_findings() -> Iterator[wire.Finding]:
         yield wire.Finding(
             what=f"{SWITCH} is set in the daemon's environment: Claude Code writes no transcripts where it is set",
             hint="unset it where Claude Code is started; sessions without a transcript are counted only from interstat",
+        )
+
+
+def _tie_findings(service: Service) -> Iterator[wire.Finding]:
+    """Yield the directories that are the project of several active runs."""
+    for directory in service.accounts.shared_directories():
+        runs = choosing.ids(service.accounts.active_in(directory))
+        yield wire.Finding(
+            what=f"{len(runs)} active runs have {directory} as their project: {ties.listed(runs)}",
+            hint="finish all but one, or name the run with --run or $FLUXBUDGET_RUN there",
         )
 
 

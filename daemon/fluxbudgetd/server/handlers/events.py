@@ -18,7 +18,7 @@ async def subscribe(context: Context, request: wire.Subscribe) -> AsyncGenerator
     """Yield events, each once, in the order of their numbers, until closed."""
     events = context.service.events
     if request.run is not None:
-        context.service.totals.chooser.find(request.run, None, None, wire.Hints())
+        context.service.totals.chooser.named(request.run, None, None, wire.Hints())
     position = events.last if request.since is None else max(0, request.since)
     if position > events.last:
         position = 0  # the number is from another ledger: this client has seen no event of this one

@@ -5,26 +5,35 @@ from contextlib import suppress
 import anyio
 import msgspec
 
-from fluxbudgetd.errors import BadInputError, NoRunError
+from fluxbudgetd.errors import BadInputError, LedgerError, NoRunError
 from fluxbudgetd.model import Attachment
 from fluxbudgetd.server.handlers.common import Context
 from fluxbudgetd.server.handlers.hook_input import HookInput
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.choosing import Choice, no_run
 from fluxbudgetd.wire import messages as wire
 
-#: A session started for one of these reasons chooses its run again; others keep theirs.
-_FRESH_STARTS = ("startup", "resume")
+#: The `source` of a session that continues no other one. It chooses its run again; others keep theirs.
+_NEW = "startup"
+#: The sources of sessions that may begin with a copy of another session's transcript.
+_FORKS = ("resume", "fork")
 
 
-class HookCall(msgspec.Struct, frozen=True):
-    """A hook's request and what its input says. `session` is the calling session."""
+class HookCall(msgspec.Struct):
+    """A hook's request and what its input says. `session` is the calling session.
+
+    After `find_run`, `tied` is the choice if it was one of several runs of the directory, and `missing` says why there
+    is no run.
+    """
 
     context: Context
     request: wire.Hook
     hook_input: HookInput
     session: str
     deadline: float
+    tied: Choice | None = None
+    missing: NoRunError | None = None
 
     @property
     def service(self) -> Service:
@@ -49,30 +58,74 @@ class HookCall(msgspec.Struct, frozen=True):
                 await self.service.totals.transcripts.learn_from(self.hook_input.transcript)
 
     async def find_run(self) -> RunAccount | None:
-        """Return the active run that the session works for, or would join; None if there is none, or several."""
+        """Return the active run that the session works for, or would join; None if there is none.
+
+        Then `missing` says why, unless the user has detached the session. Of several runs of the directory, a hard one
+        applies, and `tied` has it.
+        """
+        self.missing = self.tied = None
         request = self.request
         last = self._last_attachment()
-        if last is not None and not (request.run or request.scope or request.session):
+        is_named = bool(request.run or request.scope or request.session)
+        if last is not None and not is_named:
             current = self.service.accounts.runs[last.run]
             if last.until is not None:
                 return None  # the user has detached it
-            if current.run.status == "active" and self.hook_input.source not in _FRESH_STARTS:
+            if current.run.status == "active" and self.hook_input.source != _NEW:
                 return current
-        # The input's directory may be a symlink; the hook's own working directory is resolved.
+        if last is None and not is_named and self.hook_input.source != _NEW:
+            origin = await self._origin_run()
+            if origin is not None:
+                return origin
+        choice = await self._choose()
+        if choice is None:
+            return None
+        self.tied = choice if choice.tied else None
+        return choice.account
+
+    async def _choose(self) -> Choice | None:
+        """Return the active run that the hints lead to; None if there is none."""
+        request = self.request
+        # A directory that the daemon cannot examine may be a symlink; the hook's own working directory is resolved.
         directories = dict.fromkeys((self.hints.cwd, request.hints.cwd))
+        self.missing = no_run(self.hints)
         # A session that outlives its run joins the next one of its directory.
         for sessions in (self.hints.sessions, ()):
             for cwd in directories:
                 hints = msgspec.structs.replace(self.hints, sessions=sessions, cwd=cwd)
                 try:
-                    account = await self.service.totals.find_if_any(
+                    choice = await self.service.totals.choose_if_any(
                         request.run, request.scope, request.session, hints, self.deadline
                     )
-                except NoRunError:
+                except NoRunError as exc:
+                    self.missing = exc
                     return None
-                if account is not None and account.run.status == "active":
-                    return account
+                if choice is not None and choice.account.run.status == "active":
+                    self.missing = None
+                    return choice
         return None
+
+    async def _origin_run(self) -> RunAccount | None:
+        """Return the active run of the session that this one continues; None if there is none."""
+        for name in await self._origins():
+            account = self.service.accounts.run_of_session(name)
+            if account is not None and account.run.status == "active":
+                return account
+        return None
+
+    async def _origins(self) -> list[str]:
+        """Return the sessions that this one may continue, the most likely first."""
+        # After `/clear`, the environment may be that of the cleared session.
+        found = [name for name in self.request.hints.sessions if name != self.session]
+        cleared = self.context.cleared.before(self.hook_input)
+        if cleared is not None:
+            found.insert(0, cleared)
+        if self.hook_input.source in _FORKS and self.hook_input.transcript is not None:
+            transcripts = self.service.totals.transcripts
+            with suppress(LedgerError), anyio.CancelScope(deadline=self.deadline):
+                copied = await transcripts.copied_from(self.session, self.hook_input.transcript)
+                found[:0] = [] if copied is None else [copied]
+        return found
 
     async def join_run(self) -> RunAccount | None:
         """Return the session's run as `find_run` does; attach the session first if it is not attached to that run."""

@@ -33,6 +33,7 @@ class _Fields(msgspec.Struct):
     agent_type: Raw = _ABSENT
     call: Raw = field(default=_ABSENT, name="tool_use_id")
     source: Raw = _ABSENT
+    reason: Raw = _ABSENT
     permission_mode: Raw = _ABSENT
     error: Raw = _ABSENT
     prompt: Raw = _ABSENT
@@ -62,6 +63,8 @@ class HookInput(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the tool call."""
     source: str | None = None
     """Why a session starts: `startup`, `resume`, `clear`, `compact`, `fork`."""
+    reason: str | None = None
+    """Why a session ends: `clear`, `resume`, `prompt_input_exit`, `other`."""
     permission_mode: str | None = None
     error: str | None = None
     """The kind of error that ended a turn."""

@@ -11,6 +11,7 @@ from fluxbudgetd.server.handlers.common import Context, deadline_of
 from fluxbudgetd.server.handlers.hook_answers import HookAnswer
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.handlers.hook_input import HookInput, parse, parsed_slowly
+from fluxbudgetd.server.handlers.hook_notes import with_note
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire.stops import LAUNCH_TOOLS
 
@@ -47,9 +48,10 @@ def _handle(context: Context, request: wire.Hook, hook_input: HookInput) -> Hook
     if hook_input.event not in _WITHOUT_RESPONSE:
         context.service.accounts.note_active(hook_input.session, now_micros())
     call = HookCall(context, request, hook_input, hook_input.session, deadline_of(request))
-    return _after_learning(handler, call) if call.is_news else handler(call)
+    return _answer(handler, call)
 
 
-async def _after_learning(handler: Callable[[HookCall], Awaitable[HookAnswer]], call: HookCall) -> HookAnswer:
-    await call.learn()
-    return await handler(call)
+async def _answer(handler: Callable[[HookCall], Awaitable[HookAnswer]], call: HookCall) -> HookAnswer:
+    if call.is_news:
+        await call.learn()
+    return with_note(call, await handler(call))

@@ -10,6 +10,7 @@ from fluxbudgetd.server.answers import capped
 from fluxbudgetd.server.handlers.common import Context, deadline_of, find_standing
 from fluxbudgetd.structs import converted
 from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire import ties
 from fluxbudgetd.wire.text import fold
 
 
@@ -34,13 +35,16 @@ async def estimates(context: Context, request: wire.Estimates) -> wire.Estimates
 async def triage(context: Context, request: wire.TriageRequest) -> wire.TriageAnswer:
     """Decide which agents are launched, store that, and return it."""
     service, deadline = context.service, deadline_of(request)
-    account = await service.totals.find_if_any(request.run, request.scope, request.session, request.hints, deadline)
-    standing = None if account is None else await service.totals.standing(account, deadline)
-    decided = await service.reviews.triage(
-        request, None if account is None else account.run, None if standing is None else standing.balance, deadline
-    )
-    run_stale_why = None if standing is None else standing.stale_why
-    return _triage_answer(decided.triage, decided.note, run_stale_why or decided.stale_why)
+    choice = await service.totals.choose_if_any(request.run, request.scope, request.session, request.hints, deadline)
+    if choice is None:
+        decided = await service.reviews.triage(request, None, None, deadline)
+        return _triage_answer(decided.triage, decided.note, decided.stale_why)
+    run = choice.account.run
+    standing = await service.totals.standing(choice.account, deadline)
+    decided = await service.reviews.triage(request, run, standing.balance, deadline)
+    tie = ties.applies(run.id, choice.tied) if choice.tied else ""
+    note = "; ".join(filter(None, (tie, decided.note)))
+    return _triage_answer(decided.triage, note, standing.stale_why or decided.stale_why)
 
 
 async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
@@ -69,10 +73,9 @@ async def calibrate(context: Context, request: wire.Calibrate) -> wire.Calibrate
 async def _project(context: Context, hints: wire.Hints, deadline: float) -> str | None:
     """Return the project of the run that hints name; the working directory if they name none, or several."""
     try:
-        account = await context.service.totals.find_if_any(None, None, None, hints, deadline)
+        return (await context.service.totals.find(None, None, None, hints, deadline)).run.project_dir
     except NoRunError:
-        account = None
-    return hints.cwd if account is None else account.run.project_dir
+        return hints.cwd
 
 
 def _triage_answer(decided: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:

@@ -2,11 +2,14 @@
 
 import msgspec
 
-from fluxbudgetd.errors import NoRunError
+from fluxbudgetd.errors import AmbiguousRunError, NoRunError
 from fluxbudgetd.policy import statusline as policy
+from fluxbudgetd.server import answers
 from fluxbudgetd.server.handlers.common import Context, deadline_of
 from fluxbudgetd.server.handlers.hook_call import merged_hints
 from fluxbudgetd.server.handlers.hook_input import parse, parsed_slowly
+from fluxbudgetd.totals import Totals
+from fluxbudgetd.totals.choosing import Choice
 from fluxbudgetd.wire import messages as wire
 
 
@@ -18,20 +21,33 @@ async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusL
         hook_input = await parsed_slowly(request.input, whole=request.whole)
     hints = merged_hints(request.hints, hook_input)
     try:
-        account = await totals.find(request.run, request.scope, request.session, hints, deadline)
-    except NoRunError:
-        if hints.cwd == request.hints.cwd:
-            raise
-        # The input's directory may be a symlink; the command's own working directory is resolved.
-        hints = msgspec.structs.replace(hints, cwd=request.hints.cwd)
-        account = await totals.find(request.run, request.scope, request.session, hints, deadline)
-    standing = await totals.standing(account, deadline)
+        choice = await _choose(totals, request, hints, deadline)
+    except AmbiguousRunError as exc:
+        line = policy.undecided(exc.runs, width=request.width)
+        return wire.StatusLineAnswer(run="", line=line, stale_why=None, tied=answers.listed_runs(exc.runs))
+    standing = await totals.standing(choice.account, deadline)
     line = policy.line(
         run=standing.run,
         balance=standing.balance,
-        rate=totals.burn(account),
+        rate=totals.burn(choice.account),
         stale=standing.stale_why is not None,
         width=request.width,
         colour=request.colour,
+        tied=len(choice.tied),
     )
-    return wire.StatusLineAnswer(run=standing.run.id, line=line, stale_why=standing.stale_why)
+    return wire.StatusLineAnswer(
+        run=standing.run.id, line=line, stale_why=standing.stale_why, tied=answers.listed_runs(choice.tied)
+    )
+
+
+async def _choose(totals: Totals, request: wire.StatusLine, hints: wire.Hints, deadline: float) -> Choice:
+    try:
+        return await totals.choose(request.run, request.scope, request.session, hints, deadline)
+    except AmbiguousRunError:
+        raise
+    except NoRunError:
+        if hints.cwd == request.hints.cwd:
+            raise
+        # A directory that the daemon cannot examine may be a symlink; the command's own one is resolved.
+        hints = msgspec.structs.replace(hints, cwd=request.hints.cwd)
+        return await totals.choose(request.run, request.scope, request.session, hints, deadline)

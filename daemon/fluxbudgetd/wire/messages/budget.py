@@ -32,6 +32,8 @@ class RemainingAnswer(Answer, frozen=True, kw_only=True, tag="remaining"):
     run: str
     phase: str
     spend: Spend
+    tied: tuple[str, ...] = ()
+    """The runs of the directory, if it has several and none was named: this is the hard one with the least left."""
 
 
 class CheckAnswer(Answer, frozen=True, kw_only=True, tag="check"):
@@ -46,6 +48,8 @@ class CheckAnswer(Answer, frozen=True, kw_only=True, tag="check"):
     """The override's reason, if the budget is exceeded and the override was accepted."""
     note: str
     """Why an override was not accepted; otherwise empty."""
+    tied: tuple[str, ...] = ()
+    """As for `remaining`."""
     spend: Spend
 
 

@@ -140,6 +140,10 @@ class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):
     """False if there was nothing to change."""
     moved_from: str | None = None
     """The run that the session left for this one; null if it left none."""
+    tied: tuple[str, ...] = ()
+    """All active runs of the new run's directory, if it is not the only one."""
+    hard_by: str | None = None
+    """The project's file because of which the new run is hard."""
 
 
 class RunListAnswer(Answer, frozen=True, kw_only=True, tag="run_list"):

@@ -1,0 +1,95 @@
+"""Sessions that continue another one, after `/clear`, resume and fork: they stay in its run."""
+
+import json
+
+import pytest
+
+from fluxbudgetd.wire import messages
+from harness.daemon import Daemon, Home, started
+from harness.hooks import SILENT, Claude, attached_sessions, write_usage
+
+
+@pytest.fixture
+def runs(home: Home, daemon: Daemon) -> None:
+    """Start the run of the directory, `here`, and the run that the first session was attached to by hand, `mine`."""
+    started(home, id="here", token_budget=1000)
+    answer = home.ask(messages.RunStart(project_dir="/elsewhere", id="mine", token_budget=1000, wait_ms=30_000))
+    assert isinstance(answer, messages.RunAnswer)
+    home.ok("run", "attach", "--run", "mine", "--session", "s1")
+
+
+def starts(home: Home, session: str, source: str, *, environ: messages.Hints | None = None) -> str:
+    """Call the hook of a session's start; return the id of the run that it joined, or ""."""
+    claude = Claude(home, session)
+    output = claude.call("SessionStart", source=source, hints=environ)
+    return output.context.removeprefix("fluxbudget: run ").partition(",")[0] if output.context else ""
+
+
+def ends(home: Home, session: str, reason: str) -> None:
+    assert Claude(home, session).call("SessionEnd", reason=reason) == SILENT
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("source", ["resume", "compact", "clear", "fork"])
+@pytest.mark.parametrize("variable", [None, "here"])
+def test_same_session_stays_in_its_run(home: Home, source: str, variable: str | None) -> None:
+    """Whatever the environment says. A run that has ended is left."""
+    environ = messages.Hints(run=variable, cwd=str(home.project))
+    assert starts(home, "s1", source, environ=environ) == "mine"
+    home.ok("run", "finish", "--run", "mine")
+    assert starts(home, "s1", source, environ=environ) == "here"
+
+
+@pytest.mark.usefixtures("runs")
+def test_cleared_session_goes_on_in_the_run(home: Home) -> None:
+    """`/clear` gives a new id. The session that was cleared last in the project is continued, once."""
+    ends(home, "s1", "clear")
+    assert starts(home, "s2", "clear", environ=messages.Hints(run="here", cwd=str(home.project))) == "mine"
+    assert starts(home, "s3", "clear") == "here"
+    ends(home, "s2", "clear")
+    # The start of the next one has no hook.
+    Claude(home, "s4").call("UserPromptSubmit")
+    assert attached_sessions(home, "mine") == {"s1": True, "s2": True, "s4": True}
+    ends(home, "s4", "clear")
+    home.ok("run", "finish", "--run", "mine")
+    assert starts(home, "s5", "clear") == "here"
+
+
+@pytest.mark.usefixtures("runs")
+def test_new_session_continues_none(home: Home) -> None:
+    ends(home, "s1", "clear")
+    assert starts(home, "s2", "startup") == "here"
+    ends(home, "s1", "other")
+    assert starts(home, "s3", "startup") == "here"
+
+
+@pytest.mark.usefixtures("runs")
+def test_cleared_session_is_known_by_the_environment(home: Home) -> None:
+    """Some versions keep the variable of the old session."""
+    environ = messages.Hints(sessions=("s1",), cwd=str(home.project))
+    assert starts(home, "s2", "clear", environ=environ) == "mine"
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("source", ["resume", "fork"])
+@pytest.mark.parametrize("named", [False, True])
+def test_fork_goes_on_in_the_run(home: Home, source: str, named: bool) -> None:
+    """Its transcript begins with a copy of the other session's; `/branch` also names that session."""
+    write_usage(home, 100)
+    assert home.spent("mine") == 100
+    claude = Claude(home, "s2")
+    lines = [json.loads(line) for line in Claude(home, "s1").transcript.read_text().splitlines()]
+    for line in lines:
+        line["sessionId"] = "s2"
+        if named:
+            line["forkedFrom"] = {"sessionId": "s1", "messageUuid": line["uuid"]}
+    claude.transcript.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert starts(home, "s2", source) == "mine"
+    write_usage(home, 10, session="s2", message="m2")
+    assert (home.spent("mine"), home.spent("here")) == (110, 0)
+
+
+@pytest.mark.usefixtures("runs")
+def test_fork_whose_transcript_is_written_later(home: Home) -> None:
+    """Without any sign of the other session, the run is chosen as usual."""
+    assert starts(home, "s2", "resume") == "here"
