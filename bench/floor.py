@@ -28,7 +28,7 @@ _COLLECTED = re.compile(r"Collected : (\d+)")
 
 
 def floor(base: Path, rounds: int) -> Iterator[Row]:
-    """Compare /bin/true, programs that do nothing, minimal clients and our own; then count instructions and page faults."""
+    """Time /bin/true, programs that do nothing, minimal clients and our own; count instructions and page faults."""
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with ExitStack() as stack:
         programs = {_TRUE: Program([_TRUE], environ)}
