@@ -89,8 +89,12 @@ def alive(states: States) -> Iterator[States]:
 def run_under(
     prefix: tuple[str, ...], home: Home, *arguments: str, environ: Mapping[str, str] | None = None, data: str = ""
 ) -> subprocess.CompletedProcess[str]:
+    """Run a command. On a busy machine, starting it may take longer than the usual limit of some verbs."""
+    verb, *words = arguments
+    if verb in ("remaining", "statusline", "hook") and "--timeout" not in words:
+        words = ["--timeout", "20", *words]
     return subprocess.run(
-        [*prefix, *CTL, *arguments],
+        [*prefix, *CTL, verb, *words],
         env={**home.environ, **(environ or {})},
         cwd=home.project,
         input=data,
