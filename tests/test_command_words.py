@@ -1,5 +1,6 @@
 """Any words and variables are either understood or left to the client; none raises."""
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -22,6 +23,8 @@ names = st.sampled_from(
         "FLUXBUDGET_RUN",
         "CLAVAIN_BEAD_ID",
         "CLAUDE_SESSION_ID",
+        "CLAUDE_CODE_ENTRYPOINT",
+        "CLAUDE_CODE_SESSION_ATTENDED",
         "CLAVAIN_SKIP_BUDGET",
         "COLUMNS",
         "NO_COLOR",
@@ -57,3 +60,25 @@ def test_flags_are_those_of_the_verb() -> None:
     assert (options.verb, options.run, options.json, options.override) == ("check", "r1", True, "a b")
     assert (options.require, options.wait_ms, options.width, options.colour) == (True, 7, 80, True)
     assert options.hints == messages.Hints(cwd="/p")
+
+
+@pytest.mark.parametrize(
+    ("attended", "entrypoint", "expected"),
+    [
+        (b"1", b"sdk-cli", True),
+        (b"0", b"cli", False),
+        (b"", b"cli", True),
+        (None, b"cli", True),
+        (None, b"claude-vscode", True),
+        (None, b"sdk-cli", False),
+        (None, b"", False),
+        (None, None, False),
+    ],
+)
+def test_session_with_a_person(attended: bytes | None, entrypoint: bytes | None, expected: bool) -> None:
+    """Claude Code says so itself; of older versions, the entry point shows it."""
+    variables = {"CLAUDE_CODE_SESSION_ATTENDED": attended, "CLAUDE_CODE_ENTRYPOINT": entrypoint}
+    env = {name: value for name, value in variables.items() if value is not None}
+    options = parse(messages.Command(words=(b"hook",), env=env))
+    assert options is not None
+    assert options.attended == expected

@@ -86,7 +86,7 @@ def test_check(home: Home, runs: None) -> None:
     assert outcome(home, "check", "--run", "no-such", "--require") == Outcome(1, "", unknown)
     shown = json.loads(outcome(home, "check", "--run", "hard", "--json").out)
     plain = {"run": "hard", "phase": "brainstorm", "allowed": False, "refusal": REFUSAL, "overridden": None, "note": ""}
-    assert shown == {**plain, **_spend(home, "hard")}
+    assert shown == {**plain, "choices": ["continue", "stop", "adjust"], **_spend(home, "hard")}
 
 
 def test_advance(home: Home, runs: None) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fluxbudgetd.model import Run
 from fluxbudgetd.policy import budget, limits
-from fluxbudgetd.policy.admission import Admission, admission, is_person_there
+from fluxbudgetd.policy.admission import Admission, admission, asks_person
 from fluxbudgetd.wire.messages import MAX_TOKENS
 from harness.values import NOW, a_run
 
@@ -62,11 +62,9 @@ def test_allowed_run_is_not_refused() -> None:
         assert limits.refusal(run, budget.balance(run, 120_000), NOW) is None
 
 
-@pytest.mark.parametrize("mode", ["default", "plan", "acceptEdits", "dontAsk", "bypassPermissions", "auto", None])
-@pytest.mark.parametrize("entrypoint", ["cli", "sdk-cli", "sdk-py", "mcp", None])
-def test_person_is_there_only_in_an_interactive_session_that_asks(mode: str | None, entrypoint: str | None) -> None:
-    expected = entrypoint == "cli" and mode in ("default", "plan", "acceptEdits")
-    assert is_person_there(mode, entrypoint) == expected
+@pytest.mark.parametrize("mode", ["default", "plan", "acceptEdits", "dontAsk", "bypassPermissions", "auto", "", None])
+def test_modes_in_which_a_person_is_asked(mode: str | None) -> None:
+    assert asks_person(mode) == (mode in ("default", "plan", "acceptEdits"))
 
 
 def admitted(

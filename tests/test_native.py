@@ -41,6 +41,7 @@ def test_request_is_the_command_line(client: Native) -> None:
         "CLAUDE_CODE_SESSION_ID": "s1",
         "CLAUDE_SESSION_ID": "s2",
         "CLAUDE_CODE_ENTRYPOINT": "cli",
+        "CLAUDE_CODE_SESSION_ATTENDED": "1",
         "CLAVAIN_SKIP_BUDGET": "why",
         "COLUMNS": "80",
         "NO_COLOR": "1",

@@ -26,12 +26,8 @@ from harness.peer import Connection, Peer
 from harness.pipes import open_pipe
 
 NAMES = (
-    "FLUXBUDGET_RUN",
-    "CLAVAIN_BEAD_ID",
-    "CLAUDE_CODE_SESSION_ID",
-    "CLAUDE_SESSION_ID",
-    "CLAUDE_CODE_ENTRYPOINT",
-    "CLAVAIN_SKIP_BUDGET",
+    *("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID", "CLAUDE_CODE_ENTRYPOINT"),
+    *("CLAUDE_CODE_SESSION_ATTENDED", "CLAVAIN_SKIP_BUDGET"),
 )
 SPEND = messages.Spend(
     budget=250_000,

@@ -152,8 +152,8 @@ def test_check() -> None:
         1,
         (
             b'{"run": "r1", "phase": "executing", "allowed": false, "refusal": null, "overridden": null, "note": "", '
-            b'"tied": [], "budget": 1000, "spent": 850, "measured": 800, "provisional": 50, "reserved": 20, '
-            b'"remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
+            b'"tied": [], "choices": [], "budget": 1000, "spent": 850, "measured": 800, "provisional": 50, '
+            b'"reserved": 20, "remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
         ),
         b"",
     )
@@ -177,7 +177,7 @@ def test_advance() -> None:
     assert seen(replies.advance(answer)) == (0, b"advanced|planned|executing\n", STALE + overridden)
     shown = replies.advance(answer, as_json=True).out
     assert [*json.loads(shown)] == [
-        *("run", "advanced", "line", "phase", "completed", "overridden", "note", "spend"),
+        *("run", "advanced", "line", "phase", "completed", "overridden", "note", "choices", "spend"),
     ]
     stale = messages.AdvanceAnswer(
         run="r1",
@@ -190,6 +190,32 @@ def test_advance() -> None:
         spend=SPEND,
     )
     assert seen(replies.advance(stale)) == (1, f"{stale.line}\n".encode(), b"fluxbudgetctl: a note\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "choices"),
+    [
+        ("budget_exceeded|planned|1200/1000 billing tokens", ["continue", "stop", "adjust"]),
+        ("stale_phase|planned|Phase already advanced to executing", []),
+        ("advanced|planned|executing", []),
+    ],
+)
+def test_exceeded_budget_offers_choices(line: str, choices: list[str]) -> None:
+    """A skill can ask the person which of them to take."""
+    is_advanced = line.startswith("advanced")
+    advanced = messages.AdvanceAnswer(
+        run="r1",
+        advanced=is_advanced,
+        line=line,
+        phase="planned",
+        completed=None,
+        overridden=None,
+        note="",
+        spend=SPEND,
+    )
+    assert json.loads(replies.advance(advanced, as_json=True).out)["choices"] == choices
+    refused = checked(allowed=is_advanced, refusal=None if is_advanced else line)
+    assert json.loads(replies.check(refused, as_json=True).out)["choices"] == choices
 
 
 def test_ping() -> None:

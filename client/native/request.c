@@ -100,9 +100,9 @@ static void put_directory(struct buffer *to)
 static void put_environment(struct buffer *to)
 {
     static const char *const names[] = {
-        "FLUXBUDGET_RUN",         "CLAVAIN_BEAD_ID",     "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID",
-        "CLAUDE_CODE_ENTRYPOINT", "CLAVAIN_SKIP_BUDGET", "COLUMNS",                "NO_COLOR",
-        "TERM",
+        "FLUXBUDGET_RUN",         "CLAVAIN_BEAD_ID",              "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID",
+        "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ATTENDED", "CLAVAIN_SKIP_BUDGET",    "COLUMNS",
+        "NO_COLOR",               "TERM",
     };
     enum { NAMES = sizeof names / sizeof names[0] };
     const char *values[NAMES];

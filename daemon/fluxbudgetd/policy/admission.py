@@ -16,10 +16,7 @@ from fluxbudgetd.wire.short import grouped
 from fluxbudgetd.wire.text import one_line
 
 _MAX_AGENT = 60
-#: Permission modes in which Claude Code passes a hook's question on to the person.
 _ASKING_MODES = ("default", "plan", "acceptEdits")
-#: `$CLAUDE_CODE_ENTRYPOINT` of a session that a person types into.
-_INTERACTIVE = ("cli",)
 
 
 class Admission(NamedTuple):
@@ -35,9 +32,9 @@ class Admission(NamedTuple):
     reserve: bool = False
 
 
-def is_person_there(permission_mode: str | None, entrypoint: str | None) -> bool:
-    """Return True if a person is known to be there to answer a question."""
-    return permission_mode in _ASKING_MODES and entrypoint in _INTERACTIVE
+def asks_person(permission_mode: str | None) -> bool:
+    """Return True if Claude Code passes a hook's question on to the person in this mode."""
+    return permission_mode in _ASKING_MODES
 
 
 def admission(run: Run, balance: Balance, estimate: int | None, agent: str, now: int, *, has_person: bool) -> Admission:

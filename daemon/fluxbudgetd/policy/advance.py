@@ -36,9 +36,7 @@ def checked(run: Run, balance: Balance, override: str | None, now: int) -> Verdi
     if refusal is None or override is None:
         return Verdict(refusal)
     if run.enforcement == "hard":
-        return Verdict(
-            refusal, note=f"run {run.id} has hard enforcement: overrides are not accepted; raise its budget instead"
-        )
+        return Verdict(refusal, note=f"run {run.id} has hard enforcement: overrides are not accepted")
     return Verdict(None, override)
 
 

@@ -20,6 +20,8 @@ SPEND = (
     *("remaining", "pct", "state", "stale", "stale_why"),
 )
 CHECK = ("run", "phase", "allowed", "refusal", "overridden", "note", "tied")
+#: What the person can decide about an exhausted budget: let the run go on once, end it, or change the budget.
+_CHOICES = ("continue", "stop", "adjust")
 PING = ("version", "protocol", "pid", "started_at")
 ADVANCE = ("run", "advanced", "line", "phase", "completed", "overridden", "note")
 COMPLETED = (
@@ -93,7 +95,7 @@ def check(answer: messages.CheckAnswer, *, as_json: bool = False) -> Reply:
     """Return the reply of `check`."""
     err = _tie(answer) + _stale(answer.spend.stale_why) + _notes(answer.note, answer.overridden)
     if as_json:
-        out = _json({**_fields(answer, CHECK), **_fields(answer.spend, SPEND)})
+        out = _json({**_fields(answer, CHECK), "choices": _choices(answer.refusal), **_fields(answer.spend, SPEND)})
     else:
         out = "ok\n" if answer.allowed else f"{answer.refusal}\n"
     return Reply(codes.OK if answer.allowed else codes.REFUSED, out, err)
@@ -109,7 +111,8 @@ def advance(answer: messages.AdvanceAnswer, *, as_json: bool = False) -> Reply:
     err = _stale(answer.spend.stale_why) + _notes(answer.note, answer.overridden)
     if as_json:
         completed = None if answer.completed is None else _fields(answer.completed, COMPLETED)
-        out = _json({**_fields(answer, ADVANCE), "completed": completed, "spend": _fields(answer.spend, SPEND)})
+        fields = {**_fields(answer, ADVANCE), "completed": completed, "choices": _choices(answer.line)}
+        out = _json({**fields, "spend": _fields(answer.spend, SPEND)})
     else:
         out = f"{answer.line}\n"
     return Reply(codes.OK if answer.advanced else codes.REFUSED, out, err)
@@ -162,6 +165,10 @@ def _reason(message: str, hint: str) -> str:
 def _tie(answer: messages.RemainingAnswer | messages.CheckAnswer) -> str:
     """Return the line on stderr about the other runs of the directory."""
     return _note(ties.applies(answer.run, answer.tied)) if answer.tied else ""
+
+
+def _choices(line: str | None) -> tuple[str, ...]:
+    return _CHOICES if line is not None and line.startswith("budget_exceeded|") else ()
 
 
 def _stale(why: str | None) -> str:

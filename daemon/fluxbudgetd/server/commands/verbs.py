@@ -84,7 +84,7 @@ def hook(context: Context, options: Options, command: wire.Command) -> Result:
             **_naming(options, stdin.wait_ms),
             input=stdin.data,
             whole=stdin.is_whole,
-            entrypoint=options.entrypoint,
+            attended=options.attended,
         )
         return _carried_out(lambda: hooks.hook(context, request), replies.hook, None)
 

@@ -26,6 +26,8 @@ _SWITCHES = frozenset({"--json", "--require", "--no-colour", "--no-color"})
 # Converting a text that is not UTF-8 takes about 0.2 µs per byte.
 _LONGEST_TEXT = 4096
 _MAX_SECONDS = 3600.0
+#: Entry points of sessions that a person types into.
+_ATTENDED = (b"cli", b"claude-vscode")
 _MOST_DIGITS_OF_WIDTH = 5
 
 
@@ -39,7 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     scope: str | None
     session: str | None
     hints: wire.Hints
-    entrypoint: str | None
+    attended: bool
     json: bool
     default: int | None
     require: bool
@@ -64,7 +66,7 @@ def parse(command: wire.Command) -> Options | None:
             scope=flags.get("--scope"),
             session=flags.get("--session"),
             hints=_hints(command.cwd, variables),
-            entrypoint=_variable(variables, "CLAUDE_CODE_ENTRYPOINT"),
+            attended=_is_attended(variables),
             json="--json" in flags,
             default=int(flags["--default"]) if "--default" in flags else None,
             require="--require" in flags,
@@ -114,6 +116,14 @@ def _hints(cwd: bytes | None, variables: Mapping[str, bytes]) -> wire.Hints:
         sessions=tuple(session for session in sessions if session is not None),
         cwd=None if cwd is None else _text(cwd),
     )
+
+
+def _is_attended(variables: Mapping[str, bytes]) -> bool:
+    """Return True if Claude Code says that a person is there. Older versions only say how they were started."""
+    attended = variables.get("CLAUDE_CODE_SESSION_ATTENDED")
+    if attended:
+        return attended == b"1"
+    return variables.get("CLAUDE_CODE_ENTRYPOINT") in _ATTENDED
 
 
 def _variable(variables: Mapping[str, bytes], name: str) -> str | None:

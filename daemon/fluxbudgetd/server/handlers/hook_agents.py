@@ -1,7 +1,7 @@
 """Hooks of sub-agents: launch, start and stop."""
 
 from fluxbudgetd.decisions.admission import GENERAL
-from fluxbudgetd.policy.admission import Admission, is_person_there
+from fluxbudgetd.policy.admission import Admission, asks_person
 from fluxbudgetd.server.handlers.hook_answers import HookAnswer, as_json, with_warning
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.requests import TrackedAnswer
@@ -18,7 +18,7 @@ async def launch(call: HookCall) -> HookAnswer:
     agent = call.hook_input.subagent_type or GENERAL
     await service.totals.standing(account, call.deadline)
     expected = await service.reviews.expected(agent, account.run, call.deadline)
-    has_person = is_person_there(call.hook_input.permission_mode, call.request.entrypoint)
+    has_person = call.request.attended and asks_person(call.hook_input.permission_mode)
     admission, reserved = await service.admission.admit(
         account, call.session, agent, expected, call.hook_input.call, has_person=has_person
     )

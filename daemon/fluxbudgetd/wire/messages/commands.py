@@ -16,7 +16,8 @@ class Command(Request, frozen=True, kw_only=True, tag="command"):
     """The working directory, symlinks resolved; null if it has been deleted."""
     env: dict[str, bytes] = {}  # noqa: RUF012  msgspec makes a new one for each struct
     """These variables, if they are set: `FLUXBUDGET_RUN`, `CLAVAIN_BEAD_ID`, `CLAUDE_CODE_SESSION_ID`,
-    `CLAUDE_SESSION_ID`, `CLAUDE_CODE_ENTRYPOINT`, `CLAVAIN_SKIP_BUDGET`, `COLUMNS`, `NO_COLOR`, `TERM`."""
+    `CLAUDE_SESSION_ID`, `CLAUDE_CODE_ENTRYPOINT`, `CLAUDE_CODE_SESSION_ATTENDED`, `CLAVAIN_SKIP_BUDGET`, `COLUMNS`,
+    `NO_COLOR`, `TERM`."""
     stdin: bytes = b""
     """What has arrived on stdin so far; only `hook` and `statusline` read stdin."""
     more: bool = False

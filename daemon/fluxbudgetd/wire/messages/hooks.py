@@ -10,8 +10,8 @@ class Hook(Naming, frozen=True, kw_only=True, tag="hook"):
     """The JSON that the hook received."""
     whole: bool = True
     """False: the JSON was too long, and this is its beginning."""
-    entrypoint: str | None = None
-    """`$CLAUDE_CODE_ENTRYPOINT`: how Claude Code was started."""
+    attended: bool = False
+    """True: the environment says that a person is there to answer a question."""
 
 
 class StatusLine(Naming, frozen=True, kw_only=True, tag="statusline"):
