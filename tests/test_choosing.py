@@ -42,7 +42,7 @@ def test_nearest_run_applies(home: Home, daemon: Daemon) -> None:
     start(home, "inner", home.project / "a" / "b")
     found = [run_at(home, place) for place in (deep, deep.parent, deep.parent.parent, home.project, home.root)]
     assert found == ["inner", "inner", "outer", "outer", ""]
-    assert home.json("remaining", "--run", "inner")["tied"] == []
+    assert "tied" not in home.json("remaining", "--run", "inner")
     home.ok("run", "finish", "--run", "inner")
     assert run_at(home, deep) == "outer"
 

@@ -104,8 +104,7 @@ def test_remaining_without_an_answer(
 def test_remaining_as_json() -> None:
     assert replies.remaining(left(SPEND), as_json=True).out == (
         b'{"run": "r1", "phase": "executing", "budget": 1000, "spent": 850, "measured": 800, "provisional": 50, '
-        b'"reserved": 20, "remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null, '
-        b'"tied": []}\n'
+        b'"reserved": 20, "remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
     )
     assert json.loads(replies.remaining(left(UNLIMITED), as_json=True).out)["remaining"] is None
     assert json.loads(replies.remaining(left(UNLIMITED), default=7, as_json=True).out)["remaining"] == 7
@@ -113,8 +112,7 @@ def test_remaining_as_json() -> None:
     assert (no_run["remaining"], no_run["state"], no_run["stale"], no_run["budget"]) == (7, "no_run", False, None)
     assert replies.remaining_failed(*AWAY, default=7, as_json=True).out == (
         b'{"run": null, "phase": null, "budget": null, "spent": null, "measured": null, "provisional": null, '
-        b'"reserved": null, "pct": null, "stale_why": null, "tied": null, "remaining": 7, '
-        b'"state": "no_answer", "stale": true}\n'
+        b'"reserved": null, "pct": null, "stale_why": null, "remaining": 7, "state": "no_answer", "stale": true}\n'
     )
 
 
@@ -131,6 +129,11 @@ def test_tied_runs_are_named_on_stderr() -> None:
         replies.check(checked(EXHAUSTED, tied=tied)),
     ):
         assert reply.err == note + STALE
+    for as_json in (
+        replies.remaining(msgspec.structs.replace(left(SPEND), tied=tied), as_json=True),
+        replies.check(checked(tied=tied), as_json=True),
+    ):
+        assert json.loads(as_json.out)["tied"] == list(tied)
 
 
 def test_env() -> None:
@@ -152,8 +155,8 @@ def test_check() -> None:
         1,
         (
             b'{"run": "r1", "phase": "executing", "allowed": false, "refusal": null, "overridden": null, "note": "", '
-            b'"tied": [], "choices": [], "budget": 1000, "spent": 850, "measured": 800, "provisional": 50, '
-            b'"reserved": 20, "remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
+            b'"choices": [], "budget": 1000, "spent": 850, "measured": 800, "provisional": 50, "reserved": 20, '
+            b'"remaining": 130, "pct": 85.0, "state": "warning", "stale": false, "stale_why": null}\n'
         ),
         b"",
     )
@@ -243,7 +246,7 @@ def test_json_has_every_field_of_the_answer_in_its_order() -> None:
     for names, kind in (
         (replies.SPEND, messages.Spend),
         (replies.COMPLETED, messages.PhaseLine),
-        ((*replies.CHECK, "spend"), messages.CheckAnswer),
+        ((*replies.CHECK, "tied", "spend"), messages.CheckAnswer),
         ((*replies.ADVANCE, "spend"), messages.AdvanceAnswer),
         (replies.PING, messages.PingAnswer),
     ):

@@ -192,8 +192,8 @@ def _naming(kind: type[N], options: Options) -> N:
 def _change(request: messages.AnyRequest, options: Options, *, print_id: bool = False) -> int:
     answer = call(request, messages.RunAnswer, options.timeout)
     if options.json:
-        fields = msgspec.structs.asdict(answer)
-        print_json({name: fields[name] for name in ("run", "changed", "moved_from", "tied", "hard_by")})
+        more = {name: value for name, value in (("tied", answer.tied), ("hard_by", answer.hard_by)) if value}
+        print_json({"run": answer.run, "changed": answer.changed, "moved_from": answer.moved_from, **more})
     elif print_id:
         print(answer.run.id)
         if answer.moved_from is not None:

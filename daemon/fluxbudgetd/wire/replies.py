@@ -19,7 +19,7 @@ SPEND = (
     *("budget", "spent", "measured", "provisional", "reserved"),
     *("remaining", "pct", "state", "stale", "stale_why"),
 )
-CHECK = ("run", "phase", "allowed", "refusal", "overridden", "note", "tied")
+CHECK = ("run", "phase", "allowed", "refusal", "overridden", "note")
 #: What the person can decide about an exhausted budget: let the run go on once, end it, or change the budget.
 _CHOICES = ("continue", "stop", "adjust")
 PING = ("version", "protocol", "pid", "started_at")
@@ -30,7 +30,7 @@ COMPLETED = (
 )
 
 _NO_NUMBERS = dict.fromkeys(
-    ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why", "tied")
+    ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
 )
 #: What `env` prints without a run or a budget, so that no earlier value stays.
 _UNSET = "unset FLUX_BUDGET_REMAINING\n"
@@ -52,7 +52,7 @@ def remaining(answer: messages.RemainingAnswer, *, default: int | None = None, a
     left = default if spend.budget is None else spend.remaining
     if as_json:
         fields = {"run": answer.run, "phase": answer.phase, **_fields(spend, SPEND)}
-        out = _json({**fields, "remaining": left, "tied": answer.tied})
+        out = _json({**fields, "remaining": left, **_tied(answer)})
     else:
         out = f"{left or 0}\n"
     return _unless_unlimited(answer, out)
@@ -95,7 +95,8 @@ def check(answer: messages.CheckAnswer, *, as_json: bool = False) -> Reply:
     """Return the reply of `check`."""
     err = _tie(answer) + _stale(answer.spend.stale_why) + _notes(answer.note, answer.overridden)
     if as_json:
-        out = _json({**_fields(answer, CHECK), "choices": _choices(answer.refusal), **_fields(answer.spend, SPEND)})
+        fields = {**_fields(answer, CHECK), "choices": _choices(answer.refusal)}
+        out = _json({**fields, **_fields(answer.spend, SPEND), **_tied(answer)})
     else:
         out = "ok\n" if answer.allowed else f"{answer.refusal}\n"
     return Reply(codes.OK if answer.allowed else codes.REFUSED, out, err)
@@ -165,6 +166,11 @@ def _reason(message: str, hint: str) -> str:
 def _tie(answer: messages.RemainingAnswer | messages.CheckAnswer) -> str:
     """Return the line on stderr about the other runs of the directory."""
     return _note(ties.applies(answer.run, answer.tied)) if answer.tied else ""
+
+
+def _tied(answer: messages.RemainingAnswer | messages.CheckAnswer) -> dict[str, object]:
+    """Return the field of `--json` about the other runs of the directory, if there are any."""
+    return {"tied": answer.tied} if answer.tied else {}
 
 
 def _choices(line: str | None) -> tuple[str, ...]:
