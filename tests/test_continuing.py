@@ -29,6 +29,18 @@ def ends(home: Home, session: str, reason: str) -> None:
     assert Claude(home, session).call("SessionEnd", reason=reason) == SILENT
 
 
+def copy_history(home: Home, session: str, fork: str, *, named: bool = False) -> None:
+    """Copy a session's transcript, as a fork does; `named`: each line says from which session."""
+    copied = []
+    for line in Claude(home, session).transcript.read_text().splitlines():
+        found = {**json.loads(line), "sessionId": fork}
+        if named:
+            found["forkedFrom"] = {"sessionId": session, "messageUuid": found["uuid"]}
+        copied.append(f"{json.dumps(found)}\n")
+    with Claude(home, fork).transcript.open("a") as file:
+        file.writelines(copied)
+
+
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("source", ["resume", "compact", "clear", "fork"])
 @pytest.mark.parametrize("variable", [None, "here"])
@@ -77,19 +89,55 @@ def test_fork_goes_on_in_the_run(home: Home, source: str, named: bool) -> None:
     """Its transcript begins with a copy of the other session's; `/branch` also names that session."""
     write_usage(home, 100)
     assert home.spent("mine") == 100
-    claude = Claude(home, "s2")
-    lines = [json.loads(line) for line in Claude(home, "s1").transcript.read_text().splitlines()]
-    for line in lines:
-        line["sessionId"] = "s2"
-        if named:
-            line["forkedFrom"] = {"sessionId": "s1", "messageUuid": line["uuid"]}
-    claude.transcript.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    copy_history(home, "s1", "s2", named=named)
     assert starts(home, "s2", source) == "mine"
     write_usage(home, 10, session="s2", message="m2")
     assert (home.spent("mine"), home.spent("here")) == (110, 0)
 
 
 @pytest.mark.usefixtures("runs")
-def test_fork_whose_transcript_is_written_later(home: Home) -> None:
-    """Without any sign of the other session, the run is chosen as usual."""
+@pytest.mark.parametrize("source", ["fork", None])
+def test_fork_whose_transcript_is_written_later_moves(home: Home, source: str | None) -> None:
+    """With `--fork-session`, the copy appears after the first prompt; some versions have no start hook for the fork."""
+    write_usage(home, 100)
+    assert home.spent("mine") == 100
+    fork = Claude(home, "s2")
+    if source is not None:
+        assert starts(home, "s2", source) == "here"
+    fork.call("UserPromptSubmit")
+    assert attached_sessions(home, "here") == {"s2": True}
+    copy_history(home, "s1", "s2")
+    fork.call("PostToolBatch")
+    assert (attached_sessions(home, "here"), attached_sessions(home, "mine")) == (
+        {"s2": False},
+        {"s1": True, "s2": True},
+    )
+
+
+@pytest.mark.usefixtures("runs")
+def test_session_with_a_history_of_its_own_stays(home: Home) -> None:
+    """So does one that the user has moved, even if a copy appears later."""
+    fork = Claude(home, "s2")
     assert starts(home, "s2", "resume") == "here"
+    write_usage(home, 10, session="s2", message="m2")
+    fork.call("PostToolBatch")
+    write_usage(home, 100)
+    assert home.spent("mine") == 100
+    copy_history(home, "s1", "s2")
+    fork.call("PostToolBatch")
+    assert starts(home, "s3", "fork") == "here"
+    started(home, id="third")
+    home.ok("run", "attach", "--run", "third", "--session", "s3")
+    copy_history(home, "s1", "s3")
+    Claude(home, "s3").call("PostToolBatch")
+    assert attached_sessions(home, "mine") == {"s1": True}
+    assert attached_sessions(home, "third") == {"s3": True}
+
+
+@pytest.mark.usefixtures("runs")
+def test_fork_of_a_session_whose_run_has_ended_chooses_as_usual(home: Home) -> None:
+    write_usage(home, 100)
+    assert home.spent("mine") == 100
+    copy_history(home, "s1", "s2")
+    home.ok("run", "finish", "--run", "mine")
+    assert starts(home, "s2", "fork") == "here"

@@ -167,9 +167,10 @@ class TranscriptStore:
             self._unsaved.add_files(session, [TranscriptFile(_NAMED, real, 0, 0, 0, b"", "")])
 
     async def copied_from(self, session: str, path: str) -> str | None:
-        """Return the session from which the history in a session's transcript was copied; None if it is not known.
+        """Return the session from which the history in a session's transcript was copied.
 
-        That is the session that has the last of its responses that are known. Raises `LedgerError`.
+        That is the session that has the last of its responses that are known. If none is known, it is the session
+        itself; None if the transcript has no responses yet. Raises `LedgerError`.
         """
         copies = await anyio.to_thread.run_sync(self._source.last_copies, path, session, abandon_on_cancel=True)
         if not copies:
@@ -179,7 +180,7 @@ class TranscriptStore:
             response = known.find(copy.identity)
             if response is not None and response.session != session:
                 return response.session
-        return None
+        return session
 
     def is_news(self, path: str) -> bool:
         """Return True if no hook has named a transcript in the same Claude directory before."""

@@ -6,7 +6,7 @@ import anyio
 import msgspec
 
 from fluxbudgetd.errors import FluxError
-from fluxbudgetd.server.handlers.cleared import ClearedSessions
+from fluxbudgetd.server.handlers.origins import Origins
 from fluxbudgetd.server.once import Once
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals import Standing
@@ -22,7 +22,7 @@ class Context(msgspec.Struct):
     """What the handlers use.
 
     `connections` returns the number of open connections, `endpoint_fault` why new clients cannot connect, if so.
-    `shown` remembers what sessions were told about their run, `cleared` which sessions `/clear` has ended.
+    `shown` remembers what sessions were told about their run, `origins` which sessions others continue.
     """
 
     service: Service
@@ -31,7 +31,7 @@ class Context(msgspec.Struct):
     connections: Callable[[], int]
     endpoint_fault: Callable[[], FluxError | None] = lambda: None
     shown: Once = msgspec.field(default_factory=Once)
-    cleared: ClearedSessions = msgspec.field(default_factory=ClearedSessions)
+    origins: Origins = msgspec.field(default_factory=Origins)
 
 
 def deadline_of(request: wire.Request) -> float:

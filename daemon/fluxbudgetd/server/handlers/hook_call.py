@@ -5,19 +5,15 @@ from contextlib import suppress
 import anyio
 import msgspec
 
-from fluxbudgetd.errors import BadInputError, LedgerError, NoRunError
+from fluxbudgetd.errors import BadInputError, NoRunError
 from fluxbudgetd.model import Attachment
+from fluxbudgetd.server.handlers import origins
 from fluxbudgetd.server.handlers.common import Context
 from fluxbudgetd.server.handlers.hook_input import HookInput
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.choosing import Choice, no_run
 from fluxbudgetd.wire import messages as wire
-
-#: The `source` of a session that continues no other one. It chooses its run again; others keep theirs.
-_NEW = "startup"
-#: The sources of sessions that may begin with a copy of another session's transcript.
-_FORKS = ("resume", "fork")
 
 
 class HookCall(msgspec.Struct):
@@ -64,19 +60,18 @@ class HookCall(msgspec.Struct):
         applies, and `tied` has it.
         """
         self.missing = self.tied = None
-        request = self.request
         last = self._last_attachment()
-        is_named = bool(request.run or request.scope or request.session)
-        if last is not None and not is_named:
-            current = self.service.accounts.runs[last.run]
-            if last.until is not None:
-                return None  # the user has detached it
-            if current.run.status == "active" and self.hook_input.source != _NEW:
-                return current
-        if last is None and not is_named and self.hook_input.source != _NEW:
-            origin = await self._origin_run()
-            if origin is not None:
-                return origin
+        if last is not None and last.until is not None and not self._is_named:
+            return None  # the user has detached it
+        if self.hook_input.source != origins.NEW and not self._is_named:
+            own = None if last is None else self.service.accounts.runs[last.run]
+            if self.context.origins.is_open(self.session, None if own is None else own.run.id):
+                continued = await self.context.origins.run_of(
+                    self.service, self.session, self.hook_input, self.request.hints.sessions, self.deadline
+                )
+                own = continued or own
+            if own is not None and own.run.status == "active":
+                return own
         choice = await self._choose()
         if choice is None:
             return None
@@ -105,27 +100,10 @@ class HookCall(msgspec.Struct):
                     return choice
         return None
 
-    async def _origin_run(self) -> RunAccount | None:
-        """Return the active run of the session that this one continues; None if there is none."""
-        for name in await self._origins():
-            account = self.service.accounts.run_of_session(name)
-            if account is not None and account.run.status == "active":
-                return account
-        return None
-
-    async def _origins(self) -> list[str]:
-        """Return the sessions that this one may continue, the most likely first."""
-        # After `/clear`, the environment may be that of the cleared session.
-        found = [name for name in self.request.hints.sessions if name != self.session]
-        cleared = self.context.cleared.before(self.hook_input)
-        if cleared is not None:
-            found.insert(0, cleared)
-        if self.hook_input.source in _FORKS and self.hook_input.transcript is not None:
-            transcripts = self.service.totals.transcripts
-            with suppress(LedgerError), anyio.CancelScope(deadline=self.deadline):
-                copied = await transcripts.copied_from(self.session, self.hook_input.transcript)
-                found[:0] = [] if copied is None else [copied]
-        return found
+    @property
+    def _is_named(self) -> bool:
+        """Return True if the hook's command line names a run."""
+        return bool(self.request.run or self.request.scope or self.request.session)
 
     async def join_run(self) -> RunAccount | None:
         """Return the session's run as `find_run` does; attach the session first if it is not attached to that run."""
@@ -138,6 +116,7 @@ class HookCall(msgspec.Struct):
     async def attach(self, account: RunAccount) -> None:
         """Attach the session to a run."""
         lifecycle = self.service.lifecycle
+        self.context.origins.note_joined(self.session, account.run.id, self.hook_input)
         try:
             await lifecycle.attach(self.session, account, self.deadline, self.hook_input.transcript)
         except BadInputError:

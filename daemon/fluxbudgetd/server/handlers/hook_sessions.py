@@ -20,7 +20,7 @@ async def start(call: HookCall) -> HookAnswer:
 
 async def end(call: HookCall) -> HookAnswer:
     """Release everything that is reserved for the session."""
-    call.context.cleared.note_end(call.session, call.hook_input)
+    call.context.origins.note_end(call.session, call.hook_input)
     await call.service.admission.end_session(call.session)
     call.service.totals.request_refresh(call.session)
     return wire.HookAnswer()
