@@ -9,6 +9,7 @@ from fluxbudgetctl.arguments import FailingParser, Options, Subcommands, add_com
 from fluxbudgetctl.commands import hook_settings
 from fluxbudgetctl.delivery import deliver
 from fluxbudgetctl.failure import Failure, failure_of
+from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.text import unfold
 
 _DESCRIPTIONS = {
@@ -59,8 +60,10 @@ def add(commands: Subcommands) -> None:
 
 def _add(commands: Subcommands, verb: str) -> None:
     def run(options: Options) -> int:
+        if getattr(options, "guard", False) and not options.print_settings:
+            raise Failure("--guard belongs to --print-settings", "see 'fluxbudgetctl hook --help'", codes.USAGE)
         if getattr(options, "print_settings", False):
-            return hook_settings.print_settings()
+            return hook_settings.print_settings(guard=options.guard)
         return _run(verb, options)
 
     parser = add_command(commands, verb, _DESCRIPTIONS[verb], run, timeout=pipe.VERBS[verb], json=False)
@@ -139,6 +142,11 @@ def _add_phases(parser: argparse.ArgumentParser) -> None:
 def _add_print_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--print-settings", action="store_true", help="print what to merge into Claude Code's settings.json"
+    )
+    parser.add_argument(
+        "--guard",
+        action="store_true",
+        help="with --print-settings: add permission rules that ask before limits, or their files, are changed",
     )
 
 
