@@ -1,0 +1,97 @@
+"""What `hook --print-settings --guard` and the recipe for `onFailure` do in the real Claude Code."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.claude_code.script import bash, says, tool
+from harness.claude_code.stage import Stage
+
+pytestmark = pytest.mark.claude
+
+
+def merge(stage: Stage, **changes: Any) -> None:
+    """Change Claude Code's settings."""
+    place = stage.claude.directory / "settings.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+
+
+def guarded(stage: Stage) -> Any:
+    """Return the permission rules."""
+    printed = subprocess.run(
+        ["fluxbudgetctl", "hook", "--print-settings", "--guard"],
+        env=stage.claude.environ,
+        capture_output=True,
+        check=True,
+    )
+    return json.loads(printed.stdout)["permissions"]
+
+
+def results(stage: Stage) -> list[dict[str, Any]]:
+    """Return the results of the tools that the model has called last."""
+    content = stage.api.responses[-1].request["messages"][-1]["content"]
+    return [block for block in content if block["type"] == "tool_result"]
+
+
+def test_guard_asks_before_limits_are_changed(stage: Stage) -> None:
+    """In print mode nobody can be asked, so these commands are refused. Others of fluxbudget are not."""
+    merge(stage, permissions=guarded(stage))
+    calls = (f"run set --run {stage.run} --budget 5", "allow", "service uninstall", "run finish", "remaining", "status")
+    commands = [bash(f"fluxbudgetctl {call}") for call in calls]
+    stage.play(stage.script.add("lifts", says("Lifts.", *commands), says("Done.")))
+    assert [bool(result.get("is_error")) for result in results(stage)] == [True, True, True, True, False, False]
+    assert stage.home.spend(stage.run).budget == 10_000_000
+
+
+def test_guard_asks_before_files_are_changed(stage: Stage) -> None:
+    """Both with Edit and with Write, also where edits need no permission."""
+    merge(stage, permissions=guarded(stage))
+    project, claude = stage.home.project, stage.claude.directory
+    forbidden = [
+        stage.home.root / ".config" / "fluxbudget" / "config.toml",
+        stage.home.socket.parent / "state" / "scopes" / "x",
+        stage.home.socket.parent / "hard" / "x",
+        claude / "settings.json",
+        project / ".claude" / "settings.local.json",
+        project / ".claude" / "flux-drive-budget.yaml",
+    ]
+    allowed = project / "notes.txt"
+    for path in (*forbidden, allowed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text("old")
+    before = {path: path.read_text() for path in forbidden}
+    paths = [*forbidden, allowed]
+    reads = [tool("Read", file_path=str(path)) for path in paths]
+    writes = [tool("Write", file_path=str(path), content="new") for path in paths]
+    edits = [tool("Edit", file_path=str(path), old_string=_first_line(path), new_string="new") for path in forbidden]
+    stage.play(
+        stage.script.add("edits", says("Reads.", *reads), says("Edits.", *edits, *writes), says("Done.")),
+        *("--permission-mode", "acceptEdits", "--allowedTools", "Read", "--add-dir", str(stage.home.root)),
+    )
+    assert [bool(result.get("is_error")) for result in results(stage)] == [True] * (2 * len(forbidden)) + [False]
+    assert {path: path.read_text() for path in forbidden} == before
+    assert allowed.read_text() == "new"
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text().splitlines()[0]
+
+
+def test_hook_that_cannot_run_blocks_if_it_is_asked_to(stage: Stage) -> None:
+    """The recipe of docs/hooks.md. Without it, Claude Code goes on."""
+    hooks = json.loads((stage.claude.directory / "settings.json").read_text())["hooks"]
+    missing = {event: json.loads(json.dumps(entries)) for event, entries in hooks.items()}
+    for (entry,) in missing.values():
+        entry["hooks"][0]["command"] = str(stage.home.root / "missing")
+    merge(stage, hooks=missing)
+    prompt = stage.script.add("hello", says("Hello."))
+    stage.claude.run(prompt)
+    assert len(stage.api.responses) == 1
+    missing["UserPromptSubmit"][0]["hooks"][0]["onFailure"] = "block"
+    merge(stage, hooks=missing)
+    stage.claude.run(prompt)
+    assert len(stage.api.responses) == 1
