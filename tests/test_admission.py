@@ -214,21 +214,22 @@ def _estimates(home: Home) -> Any:
 
 
 def test_estimate_from_the_projects_file(home: Home, daemon: Daemon) -> None:
-    """Changes to the file take effect at once. An invalid file is ignored."""
+    """Changes to the file take effect at once. While it is broken, its last good version counts."""
     file = home.project / ".claude" / "flux-drive-budget.yaml"
     file.parent.mkdir()
     run = started(home, session="s1", token_budget=50_000, enforcement="hard")
-    file.write_text("agent_defaults:\n  review: 12345\n")
     claude = Claude(home)
+    file.write_text("agent_defaults:\n  review: 50001\n")
+    assert "estimated at 50 001 " in claude.launch().reason
+    file.write_text("agent_defaults: [broken\n")
+    assert "estimated at 50 001 " in claude.launch().reason
+    file.write_text("agent_defaults:\n  review: -5\n")
+    assert "estimated at 50 001 " in claude.launch().reason
+    file.write_text("agent_defaults:\n  review: 12345\n")
     assert claude.launch() == SILENT
     assert reserved(home, run) == 12_345
-    file.write_text("agent_defaults: [broken\n")
-    assert claude.launch().decision == "deny"
-    file.write_text("agent_defaults:\n  review: -5\n")
+    file.unlink()
     assert "estimated at 40 000 " in claude.launch().reason
-    file.write_text("agent_defaults:\n  review: 37655\n")
-    assert claude.launch() == SILENT
-    assert reserved(home, run) == 50_000
 
 
 # --- concurrent launches, and what is shown

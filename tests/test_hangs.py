@@ -122,7 +122,7 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
 
 
 def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the deadline is too short, the built-in defaults count."""
+    """If the deadline is too short, the last good rules count, at first the built-in ones."""
     file = tmp_path / "project" / ".claude" / "flux-drive-budget.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("agent_defaults:\n  review: 12345\n")
@@ -138,8 +138,11 @@ def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypa
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir=str(tmp_path / "project"))
             run, *_ = await service.lifecycle.start(asked, within(5))
-            assert await service.reviews.expected("fd-quality", run, within(60)) == 12_345
             assert await service.reviews.expected("fd-quality", run, within(0.1)) == 40_000
+            assert await service.reviews.expected("fd-quality", run, within(60)) == 12_345
+            file.write_text("agent_defaults:\n  review: 54321\n")
+            assert await service.reviews.expected("fd-quality", run, within(0.1)) == 12_345
+            assert await service.reviews.expected("fd-quality", run, within(60)) == 54_321
 
     anyio.run(body)
 

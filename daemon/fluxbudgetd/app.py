@@ -113,6 +113,7 @@ async def _with_ledger(locations: Locations, settings: Settings, manager: Manage
         try:
             await _serve(locations, settings, ledger, newest, manager, endpoint, signals)
         finally:
+            settings.close()
             with anyio.CancelScope(shield=True):
                 await ledger.close()
     log.info("stopped")

@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import msgspec
-import yaml
 from msgspec import Meta
 
 from fluxbudgetd.config.checking import checked, fits, overlay
-from fluxbudgetd.config.reading import read_text
+from fluxbudgetd.config.reading import LARGEST, read_text
 from fluxbudgetd.config.schema import Estimate, Multiplier, Tokens
 from fluxbudgetd.config.shown import shown_file
-from fluxbudgetd.config.yaml_nodes import DIALECT, top_level, value_of
+from fluxbudgetd.config.yaml_values import DIALECT, Values
 from fluxbudgetd.errors import ConfigError
 from fluxbudgetd.wire.messages import CostBasis, Enforcement
 from fluxbudgetd.wire.text import shown_path, unfold
@@ -27,6 +26,9 @@ _IN_PLUGIN = os.path.join("config", "flux-drive", "budget.yaml")
 _IN_PROJECT = os.path.join(".claude", "flux-drive-budget.yaml")
 IN_CACHE = os.path.join("plugins", "cache", "*", _PLUGIN, "*", _IN_PLUGIN)
 """Where the installed plugin's file is, below Claude's directory."""
+
+LARGEST_OF_PROJECT = 64 << 10
+"""The size limit of a project's file, in bytes. It comes with any project, so it may be malicious."""
 
 _HINT = "write an allowed value, or remove the key"
 _MAX_VERSION = 64
@@ -77,7 +79,9 @@ class ReviewBudget(msgspec.Struct, frozen=True, kw_only=True):
     """The files that it was made from, lowest precedence first."""
 
 
-_KEYS = frozenset(ReviewBudget.__struct_fields__) - {"files"}
+KEYS = frozenset(ReviewBudget.__struct_fields__) - {"files"}
+"""Our keys. The files are flux-drive's, which has others."""
+
 #: map → the kind of its values, and its known names. Unknown names count if their value is of that kind.
 _OPEN_MAPS = {
     "budgets": (Tokens, ReviewBudget().budgets.keys()),
@@ -90,16 +94,41 @@ def load_review_budget(
 ) -> ReviewBudget:
     """Return the budgets that apply in a project. Arguments that are None and missing files change nothing.
 
-    `project_dir` is a run's (see `wire.text`). Raises `ConfigError`. Blocks: call it in a worker thread.
+    The files are parsed in this process; the daemon uses `BudgetFiles` instead. `project_dir` is a run's (see
+    `wire.text`). Raises `ConfigError`. Blocks.
     """
     review = ReviewBudget()
     if plugin_file is not None:
-        review = _laid_over(review, plugin_file)
-    if slicing_multiplier is not None:
-        review = msgspec.structs.replace(review, slicing_multiplier=slicing_multiplier)
+        review = laid_over(review, _loaded(plugin_file, LARGEST), plugin_file)
+    review = with_multiplier(review, slicing_multiplier)
     if project_dir is not None:
-        review = _laid_over(review, os.path.join(os.fsdecode(unfold(project_dir)), _IN_PROJECT))
+        path = project_file(project_dir)
+        review = laid_over(review, _loaded(path, LARGEST_OF_PROJECT), path)
     return review
+
+
+def project_file(project_dir: str) -> str:
+    """Return the path of a project's file. `project_dir` is a run's (see `wire.text`)."""
+    return os.path.join(os.fsdecode(unfold(project_dir)), _IN_PROJECT)
+
+
+def with_multiplier(review: ReviewBudget, slicing_multiplier: float | None) -> ReviewBudget:
+    """Return the budgets with the calibrated multiplier; None changes nothing."""
+    if slicing_multiplier is None:
+        return review
+    return msgspec.structs.replace(review, slicing_multiplier=slicing_multiplier)
+
+
+def laid_over(below: ReviewBudget, values: Values | None, path: str) -> ReviewBudget:
+    """Return the budgets with a file's values laid over them, key by key; None is a missing file.
+
+    Raises `ConfigError` if a value is not allowed.
+    """
+    if values is None:
+        return below
+    data = overlay(msgspec.to_builtins(below), _relevant(values))
+    review = checked(data, ReviewBudget, path, DIALECT, _HINT)
+    return msgspec.structs.replace(review, files=(*below.files, shown_path(path)))
 
 
 def budget_file(chosen: str, claude_dirs: Sequence[str]) -> str | None:
@@ -128,27 +157,27 @@ def installed_budget_file(claude_dir: str) -> str | None:
     return _newest(listed) or _newest(cached)
 
 
-def _laid_over(below: ReviewBudget, path: str) -> ReviewBudget:
-    text = read_text(path)
-    if text is None:
-        return below
-    data = overlay(msgspec.to_builtins(below), _our_values(top_level(text, path)))
-    review = checked(data, ReviewBudget, path, DIALECT, _HINT)
-    return msgspec.structs.replace(review, files=(*below.files, shown_path(path)))
+def _loaded(path: str, most: int) -> Values | None:
+    # Not needed by the daemon, which must not load PyYAML.
+    from fluxbudgetd.config import yaml_nodes  # noqa: PLC0415
+
+    text = read_text(path, most)
+    return None if text is None else yaml_nodes.values(text, path, KEYS)
 
 
-def _our_values(nodes: dict[str, yaml.Node]) -> dict[str, object]:
-    """Return the values of our keys. The file is flux-drive's, so other keys are ignored."""
-    values: dict[str, object] = {}
-    for name in sorted(_KEYS & nodes.keys()):
-        value = value_of(nodes[name])
+def _relevant(values: Values) -> Values:
+    """Return the values without those that set nothing, and without the plugin's name in the names of agents."""
+    relevant: Values = {}
+    for name, value in values.items():
         if isinstance(value, dict):
-            value = {key: item for key, item in value.items() if item is not None and _is_ours(name, key, item)}
+            relevant[name] = {
+                key: item for key, item in value.items() if item is not None and _is_ours(name, key, item)
+            }
         elif isinstance(value, list):
-            value = [item.removeprefix(f"{_PLUGIN}:") if isinstance(item, str) else item for item in value]
-        if value is not None:
-            values[name] = value
-    return values
+            relevant[name] = [item.removeprefix(f"{_PLUGIN}:") if isinstance(item, str) else item for item in value]
+        elif value is not None:
+            relevant[name] = value
+    return relevant
 
 
 def _is_ours(name: str, key: str, value: object) -> bool:

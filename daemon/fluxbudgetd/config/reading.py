@@ -7,18 +7,22 @@ import time
 from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.errors import ConfigError
 
-_MAX_BYTES = 1 << 20
+LARGEST = 1 << 20
+"""The size limit of files, in bytes, unless a smaller one is given."""
 _RECENTLY_NS = 2_000_000_000
 
 FileStamp = tuple[int, ...]
 """Differs if the file has changed; empty if there is no file."""
 
 
-def read_text(path: str) -> str | None:
-    """Return a file's text, or None if it does not exist; raise `ConfigError`. Never waits for a FIFO or a device."""
+def read_text(path: str, most: int = LARGEST) -> str | None:
+    """Return a file's text, or None if it does not exist; raise `ConfigError`, also if it has more than `most` bytes.
+
+    Never waits for a FIFO or a device.
+    """
     shown = shown_file(path)
     try:
-        data = _read(path, shown)
+        data = _read(path, shown, most)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as exc:
@@ -55,7 +59,7 @@ def file_stamp(path: str) -> FileStamp | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read(path: str, shown: str) -> bytes:
+def _read(path: str, shown: str, most: int) -> bytes:
     # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
@@ -64,12 +68,13 @@ def _read(path: str, shown: str) -> bytes:
             kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
             raise ConfigError(f"{shown}: it is {kind}; allowed: a regular file", "move it away, or give another path")
         data = b""
-        while piece := os.read(fd, _MAX_BYTES + 1 - len(data)):
+        while piece := os.read(fd, most + 1 - len(data)):
             data += piece
     finally:
         os.close(fd)
-    if len(data) > _MAX_BYTES:
+    if len(data) > most:
+        size = f"{most >> 20} MiB" if most >= LARGEST else f"{most >> 10} KiB"
         raise ConfigError(
-            f"{shown}: it is larger than 1 MiB; allowed: at most 1 MiB", "check that it is the right file"
+            f"{shown}: it is larger than {size}; allowed: at most {size}", "check that it is the right file"
         )
     return data

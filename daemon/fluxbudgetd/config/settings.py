@@ -11,21 +11,20 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from fluxbudgetd.config.budget_rules import BudgetRules
 from fluxbudgetd.config.calibration import Calibration, load_calibration
-from fluxbudgetd.config.flux_drive import ReviewBudget, budget_file, load_review_budget
+from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.loading import load_config
 from fluxbudgetd.config.locations import ClaudeDirectories
 from fluxbudgetd.config.reading import FileStamp, file_stamp
 from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.shown import shown_file
-from fluxbudgetd.errors import ConfigError, RequestTimeoutError
+from fluxbudgetd.errors import ConfigError
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-# Reading a project on a file system that does not answer blocks a thread. At most this many may be blocked.
-_REVIEW_THREADS = 8
 _HUNG_SECONDS = 0.05
 
 
@@ -56,7 +55,7 @@ class Settings:
         # Held by the threads, not by the requests that wait for them. If a file system does not answer, a request gives
         # up but its thread stays blocked; the next request must not block another.
         self.reading = threading.Lock()
-        self._reviewing = threading.BoundedSemaphore(_REVIEW_THREADS)
+        self._rules = BudgetRules()
 
     @property
     def config(self) -> Config:
@@ -91,6 +90,10 @@ class Settings:
         self._config.take(config)
         self._calibration.take(calibration)
 
+    def close(self) -> None:
+        """End the threads that read budget files, without waiting for those that hang."""
+        self._rules.close()
+
     async def refresh(self, deadline: float = math.inf, *, force: bool = False) -> bool:
         """Read the files that have changed, or with `force` both; return False if they could not be read in time.
 
@@ -122,12 +125,23 @@ class Settings:
     async def review_budget(self, project_dir: str | None, *, calibrated: bool = True) -> ReviewBudget:
         """Return the review budgets that apply in a project now, with or without the calibrated multiplier.
 
-        Raises `ConfigError`, or `RequestTimeoutError` if too many earlier reads are still hanging.
+        Raises `ConfigError`. Waits until cancelled for a file system that does not answer.
         """
-        slicing = None if self.calibration is None or not calibrated else self.calibration.slicing.multiplier
-        return await anyio.to_thread.run_sync(
-            self._review_budget, self.config, project_dir, slicing, abandon_on_cancel=True
+        return await self._rules.current(
+            self.config.flux_drive.budget_file, self.claude_dirs, project_dir, self._multiplier if calibrated else None
         )
+
+    def last_review_budget(self, project_dir: str | None) -> ReviewBudget:
+        """Return the last good review budgets of a project, without its file if that was never good."""
+        return self._rules.last(project_dir)
+
+    def prepare_review_budget(self, project_dir: str) -> None:
+        """Begin to read the budget files that apply in a project if that has not been done yet; returns at once."""
+        self._rules.prepare(self.config.flux_drive.budget_file, self.claude_dirs, project_dir)
+
+    @property
+    def _multiplier(self) -> float | None:
+        return None if self.calibration is None else self.calibration.slicing.multiplier
 
     def _read(self, force: bool) -> tuple["_Read[Config] | None", "_Read[Calibration | None] | None"] | None:
         if not self.reading.acquire(timeout=_HUNG_SECONDS):
@@ -136,20 +150,6 @@ class Settings:
             return self._config.read_if_changed(force=force), self._calibration.read_if_changed(force=force)
         finally:
             self.reading.release()
-
-    def _review_budget(self, config: Config, project_dir: str | None, slicing: float | None) -> ReviewBudget:
-        if not self._reviewing.acquire(timeout=_HUNG_SECONDS):
-            raise RequestTimeoutError(
-                "flux-drive's budget files could not be read in time", "check their file system, then retry"
-            )
-        try:
-            return load_review_budget(
-                budget_file(config.flux_drive.budget_file, self._claude_dirs.used(config.claude_dirs)),
-                project_dir,
-                slicing,
-            )
-        finally:
-            self._reviewing.release()
 
 
 class _Read(NamedTuple, Generic[T]):

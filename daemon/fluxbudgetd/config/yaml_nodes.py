@@ -3,8 +3,8 @@
 PyYAML scans, parses and composes. The rules below are enforced here, because versions of PyYAML and libyaml differ on
 them (6.0.4 merges keys in another order than 6.0.3, and its libyaml refuses 1,000 levels):
 
-- Size: a file has at most 1 MiB; `reading.read_text` refuses a larger one before it is parsed. A number has at most 100
-  characters; a longer one is never computed.
+- Size: a file has at most 1 MiB, or 64 KiB in a project; `reading.read_text` refuses a larger one before it is parsed.
+  A number has at most 100 characters; a longer one is never computed.
 - Depth: collections are nested at most 64 levels deep. Levels are counted from the parser's events, before anything is
   composed. If a file is nested too deeply and also has a syntax error further on, the depth is what is reported.
 - Aliases are never expanded. An alias is the node that it refers to, and a map is merged into another at most once, so
@@ -18,16 +18,16 @@ them (6.0.4 merges keys in another order than 6.0.3, and its libyaml refuses 1,0
 
 import contextlib
 import re
+from collections.abc import Collection
 from typing import Protocol
 
 import yaml
 from yaml.constructor import SafeConstructor
 
-from fluxbudgetd.config.shown import Dialect, shortened, shown_file
+from fluxbudgetd.config.shown import shortened, shown_file
+from fluxbudgetd.config.yaml_values import DIALECT, Other, Values
 from fluxbudgetd.errors import ConfigError
 from fluxbudgetd.wire.text import one_line
-
-DIALECT = Dialect(text="a string in YAML 1.1", mapping="a map", sequence="a list", nothing="null")
 
 LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """PyYAML's safe loader, on libyaml if PyYAML was built with it."""
@@ -54,14 +54,10 @@ class _Mark(Protocol):
     column: int
 
 
-class Other:
-    """A value of a type that none of our keys allows, as text."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
+def values(text: str, path: str, keys: Collection[str]) -> Values:
+    """Return the values of these keys of a document's top-level map; raise `ConfigError`."""
+    nodes = top_level(text, path)
+    return {key: value_of(nodes[key]) for key in sorted(keys) if key in nodes}
 
 
 def top_level(text: str, path: str) -> dict[str, yaml.Node]:

@@ -93,13 +93,14 @@ class Reviews:
         """Return what an agent of a run is expected to cost, in tokens of the run's cost basis.
 
         The project's budget file gets a share of the caller's time, because otherwise the decision would ignore the
-        project's settings. The agents' history is used only if it can be read within 30 ms.
+        project's latest settings. If it is broken or takes longer, its last good version counts. The agents' history is
+        used only if it can be read within 30 ms.
         """
         now = anyio.current_time()
         try:
             rules = await self.rules(run.project_dir, now + (deadline - now) * _RULES_SHARE)
         except (ConfigError, RequestTimeoutError):
-            rules = ReviewBudget()
+            rules = self._settings.last_review_budget(run.project_dir)
         now = anyio.current_time()
         try:
             known, _ = await self.means(None, now + min(_MEANS_SECONDS, (deadline - now) / 2))
