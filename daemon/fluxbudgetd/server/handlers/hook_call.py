@@ -128,6 +128,10 @@ class HookCall(msgspec.Struct):
                         self.session, self.hook_input.transcript, even_if_refused=True
                     )
 
+    def prepare_launches(self, account: RunAccount) -> None:
+        """Have the run's budget files parsed before a launch needs them, which has little time."""
+        self.service.settings.prepare_review_budget(account.run.project_dir)
+
     def _last_attachment(self) -> Attachment | None:
         known = self.service.accounts.sessions.get(self.session)
         return known.current[-1] if known is not None and known.current else None

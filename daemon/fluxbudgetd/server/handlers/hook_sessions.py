@@ -12,6 +12,7 @@ async def start(call: HookCall) -> HookAnswer:
     if account is None:
         return wire.HookAnswer()
     await call.attach(account)
+    call.prepare_launches(account)
     standing = await call.service.totals.standing(account, call.deadline)
     context = words.standing(standing.run, standing.balance, stale=standing.stale_why is not None)
     output = {"hookSpecificOutput": {"hookEventName": call.hook_input.event, "additionalContext": context}}

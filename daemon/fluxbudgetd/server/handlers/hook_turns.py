@@ -8,4 +8,7 @@ from fluxbudgetd.wire import messages as wire
 async def turn(call: HookCall) -> HookAnswer:
     """Deliver a warning that the session has not seen yet."""
     account = await call.join_run()
-    return wire.HookAnswer() if account is None else await with_warning(call, account)
+    if account is None:
+        return wire.HookAnswer()
+    call.prepare_launches(account)
+    return await with_warning(call, account)
