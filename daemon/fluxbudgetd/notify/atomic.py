@@ -7,6 +7,7 @@ functions block, so call them in a worker thread.
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -25,7 +26,7 @@ _HINTS = {
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: f"{_NOT_ALLOWED}; as a systemd service: 'systemctl --user restart fluxbudgetd.socket'",
     errno.EISDIR: "a directory has this name: move it away",
-    errno.ENOTDIR: "a file is where a directory must be: move it away",
+    errno.ENOTDIR: "a file or a symbolic link is where a directory must be: move it away",
 }
 
 
@@ -51,15 +52,45 @@ def link(path: str, target: str, scratch: str) -> None:
 
 
 def private_directories(path: str) -> None:
-    """Create a directory and its missing parents with mode 0700; raises `OSError`."""
-    if os.path.isdir(path):
-        return
+    """Create a directory and its missing parents with mode 0700; raises `OSError`, also if it is a symbolic link.
+
+    Links among the parents that exist are followed.
+    """
     parent = os.path.dirname(path)
-    if parent != path:
+    if parent != path and not os.path.isdir(parent):
         private_directories(parent)
-    with suppress(FileExistsError):
+    try:
         os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)  # regardless of the umask
+    except FileExistsError:
+        is_new = False
+    else:
+        is_new = True
+    with directory_at(path) as fd:
+        if is_new:
+            make_private(fd)
+
+
+@contextmanager
+def directory_at(path: str, *, follows: bool = False) -> Iterator[int]:
+    """Yield a descriptor of a directory, whatever its mode is; raises `OSError`, also for a link unless it follows."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follows else os.O_NOFOLLOW))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def make_private(fd: int) -> None:
+    """Give a directory the mode 0700, regardless of the umask; raises `OSError`. `fd` is from `directory_at`."""
+    os.chmod(f"/proc/self/fd/{fd}", 0o700)  # `fchmod` refuses such a descriptor
+
+
+def is_directory(path: str) -> bool:
+    """Return True if there is a directory of this name; a link to one does not count."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 class Failures:

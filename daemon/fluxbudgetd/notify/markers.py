@@ -7,7 +7,7 @@ daemon stops or is killed, until the next daemon has the run's numbers.
 import os
 from collections.abc import Iterable, Mapping
 
-from fluxbudgetd.notify.atomic import Failures, private_directories, remove
+from fluxbudgetd.notify.atomic import Failures, is_directory, private_directories, remove
 from fluxbudgetd.wire.state_names import file_name
 
 
@@ -26,7 +26,7 @@ class Markers:
 
     def is_intact(self) -> bool:
         """Return True if the directory exists."""
-        return os.path.isdir(self._directory)
+        return is_directory(self._directory)
 
     def adopt(self, runs: Iterable[str], failures: Failures) -> None:
         """Keep the markers of these runs that an earlier daemon has left, and remove its others."""

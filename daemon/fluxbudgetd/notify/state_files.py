@@ -15,7 +15,7 @@ from functools import partial
 
 from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.errors import ChannelError
-from fluxbudgetd.notify.atomic import TEMPORARY, Failures, link, private_directories, remove, write
+from fluxbudgetd.notify.atomic import TEMPORARY, Failures, is_directory, link, private_directories, remove, write
 from fluxbudgetd.notify.markers import Markers
 from fluxbudgetd.notify.state_text import State, lines_of, without_time
 from fluxbudgetd.notify.worker import Worker
@@ -85,6 +85,11 @@ class StateFiles:
 
     def _open(self) -> None:
         failures = Failures()
+        if os.path.lexists(self._directory):
+            # Nothing may be created behind a symbolic link.
+            with failures.at(self._directory, "created"):
+                private_directories(self._directory)
+            failures.raise_first()
         for directory in (RUNS, SESSIONS, SCOPES):
             path = os.path.join(self._directory, directory)
             with failures.at(path, "created"):
@@ -141,7 +146,7 @@ class StateFiles:
 
     def _is_intact(self) -> bool:
         directories = (os.path.join(self._directory, directory) for directory in (RUNS, SESSIONS, SCOPES))
-        return self._is_held() and self._markers.is_intact() and all(map(os.path.isdir, directories))
+        return self._is_held() and self._markers.is_intact() and all(map(is_directory, (self._directory, *directories)))
 
     def _adopt_links(self) -> None:
         """Remember the links to runs with a marker, because they may be out of date."""

@@ -179,8 +179,6 @@ class Endpoint:
 
     def _make_private(self) -> None:
         """Create the directory if it is missing; raise `StartError` if others could write to it."""
-        if self._directory_is_ours and os.path.islink(self._directory):
-            raise StartError(f"the directory {shown_path(self._directory)} is a symlink", "remove it")
         private_directory(self._directory, ours=self._directory_is_ours)
 
     def _restore(self) -> Listener | None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Self
 
 from fluxbudgetd.errors import StartError
+from fluxbudgetd.notify.atomic import directory_at, make_private
 from fluxbudgetd.wire.text import shown_path
 
 _MOST_RECORD_BYTES = 8192
@@ -139,19 +140,17 @@ def _holder(record: bytes) -> str:
 def private_directory(path: str, *, ours: bool) -> None:
     """Create a directory for this user alone; raise `StartError` if others could write to it.
 
-    `ours`: it is only for fluxbudget's files, so an existing directory is made private. A directory that the user has
-    chosen keeps its mode.
+    `ours`: it is only for fluxbudget's files, so an existing directory is made private, and a symlink is refused, which
+    might lead to a directory with other files. A directory that the user has chosen keeps its mode.
     """
     try:
-        existed = os.path.isdir(path)
+        existed = os.path.lexists(path)
         os.makedirs(path, mode=0o700, exist_ok=True)
-        found = os.stat(path)
-        if found.st_uid != os.geteuid():
-            raise StartError(f"{path} belongs to uid {found.st_uid}, not to you ({os.geteuid()})", "use your own")
-        if (ours and not found.st_mode & stat.S_IWOTH) or not existed:
-            os.chmod(path, 0o700)
-        elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise StartError(f"{path} is writable by others", f"chmod go-w {path}, or use another directory")
+        if ours and os.path.islink(path):
+            hint = "move it away, or name the directory it leads to (--socket, --state-dir)"
+            raise StartError(f"the directory {path} is a symlink", hint)
+        with directory_at(path, follows=not ours) as fd:
+            _require_private(fd, path, ours=ours, is_new=not existed)
         parent = os.stat(os.path.dirname(path)).st_mode
         if parent & stat.S_IWOTH and not parent & stat.S_ISVTX:
             raise StartError(f"{os.path.dirname(path)} is writable by everyone", "use a directory of your own")
@@ -163,3 +162,14 @@ def private_directory(path: str, *, ours: bool) -> None:
             "as a systemd service: 'systemctl --user restart fluxbudgetd.socket'" if is_sealed else "check its parent"
         )
         raise StartError(f"the directory {path} cannot be created: {exc.strerror}", hint) from exc
+
+
+def _require_private(fd: int, path: str, *, ours: bool, is_new: bool) -> None:
+    """Make an open directory private, or raise `StartError`."""
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid():
+        raise StartError(f"{path} belongs to uid {found.st_uid}, not to you ({os.geteuid()})", "use your own")
+    if (ours and not found.st_mode & stat.S_IWOTH) or is_new:
+        make_private(fd)
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StartError(f"{path} is writable by others", f"chmod go-w {path}, or use another directory")
