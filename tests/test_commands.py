@@ -55,7 +55,7 @@ def test_remaining(home: Home, runs: None) -> None:
     assert outcome(home, "remaining", "--run", "no-such") == Outcome(3, "0\n", unknown)
     assert outcome(home, "remaining", "--default", "7", "--run", "no-such") == Outcome(3, "7\n", unknown)
     shown = outcome(home, "remaining", "--run", "ok", "--json")
-    assert json.loads(shown.out) == {"run": "ok", "phase": "brainstorm", "tied": [], **_spend(home, "ok")}
+    assert json.loads(shown.out) == {"run": "ok", "phase": "brainstorm", **_spend(home, "ok")}
     assert json.loads(outcome(home, "remaining", "--run", "no-such", "--json", "--default", "7").out)["remaining"] == 7
 
 
@@ -86,7 +86,7 @@ def test_check(home: Home, runs: None) -> None:
     assert outcome(home, "check", "--run", "no-such", "--require") == Outcome(1, "", unknown)
     shown = json.loads(outcome(home, "check", "--run", "hard", "--json").out)
     plain = {"run": "hard", "phase": "brainstorm", "allowed": False, "refusal": REFUSAL, "overridden": None, "note": ""}
-    assert shown == {**plain, "tied": [], "choices": ["continue", "stop", "adjust"], **_spend(home, "hard")}
+    assert shown == {**plain, "choices": ["continue", "stop", "adjust"], **_spend(home, "hard")}
 
 
 def test_advance(home: Home, runs: None) -> None:
