@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ CLAUDE = """#!/bin/sh
 test "$3" = --settings && grep -q '"SessionStart"' "$4" || exit 2
 printf '{"hook_event_name":"SessionStart","source":"startup","session_id":"s1","transcript_path":"%s","cwd":"%s"}' \\
   "$TRANSCRIPT" "$PWD" | fluxbudgetctl hook --timeout 20 >/dev/null
-cat "$USED" >"$TRANSCRIPT"
+sed "s/@NOW@/$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)/" "$USED" >"$TRANSCRIPT"
 """
 
 
@@ -41,7 +40,9 @@ class Job:
 
     def uses(self, tokens: int) -> None:
         """Have `claude` use so many tokens."""
-        Transcript(Path(), "s1", path=self.home.root / "used.jsonl").response("m1", tokens=(tokens, 0, 0, 0))
+        Transcript(Path(), "s1", path=self.home.root / "used.jsonl").response(
+            "m1", tokens=(tokens, 0, 0, 0), at="@NOW@"
+        )
 
     def run(self, *steps: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run steps as one script. Its daemon ends with it."""
@@ -71,8 +72,8 @@ class Job:
 
 
 @pytest.fixture
-def job(home: Home) -> Iterator[Job]:
-    yield Job(home)
+def job(home: Home) -> Job:
+    return Job(home)
 
 
 def test_job_within_its_budget_succeeds(job: Job) -> None:

@@ -107,11 +107,11 @@ def test_fork_whose_transcript_is_written_later_moves(home: Home, source: str | 
     fork.call("UserPromptSubmit")
     assert attached_sessions(home, "here") == {"s2": True}
     copy_history(home, "s1", "s2")
+    write_usage(home, 10, session="s2", message="m2")
     fork.call("PostToolBatch")
-    assert (attached_sessions(home, "here"), attached_sessions(home, "mine")) == (
-        {"s2": False},
-        {"s1": True, "s2": True},
-    )
+    assert (attached_sessions(home, "here"), attached_sessions(home, "mine")) == ({}, {"s1": True, "s2": True})
+    assert (home.spent("here"), home.spent("mine")) == (0, 110)
+    assert home.ok("remaining", "--session", "s2") == "890"
 
 
 @pytest.mark.usefixtures("runs")

@@ -164,6 +164,24 @@ class Lifecycle:
         async with self._runs_lock:
             return await self._attach(session, account, whole=whole)
 
+    async def correct(self, session: str, account: RunAccount, deadline: float) -> None:
+        """Have a session belong to this run since it joined its current one, which was chosen too early.
+
+        If this run has started later, the session belongs to it from now on.
+        """
+        await self._refresh_session(session, deadline)
+        async with self._runs_lock:
+            current, run = self._current_attachment(session), account.run
+            if current is None or current.run == run.id or current.origin != "asked" or current.since < run.started_at:
+                await self._attach(session, account, whole=False)
+                return
+            is_first = len(self._accounts.session(session).current) == 1
+            counts_from = run.started_at if is_first else current.since
+            corrected = msgspec.structs.replace(current, run=run.id, counts_from=counts_from)
+            data: EventData = {"attached": session, "moved_from": current.run}
+            await self._save_attachments([corrected], session, data, run.id)
+            self._refresher.request_refresh({current.run})
+
     async def detach(self, session: str, account: RunAccount | None, deadline: float) -> Run:
         """End a session's current attachment and return its run; raises `BadInputError` if it is not attached.
 

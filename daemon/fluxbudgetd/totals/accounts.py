@@ -77,10 +77,11 @@ class Accounts:
         self.version += 1
         for attachment in attachments:
             session = self.session(attachment.session)
-            kept = [other for other in session.attachments if other.since != attachment.since]
+            before = session.attachments
+            kept = [other for other in before if other.since != attachment.since]
             session.attachments = sorted([*kept, attachment], key=lambda each: each.since)
             # The run that the session leaves has changed, too.
-            for run in {attachment.run, *(other.run for other in kept)}.intersection(self.runs):
+            for run in {attachment.run, *(other.run for other in before)}.intersection(self.runs):
                 self._on_change(run)
             account = self.runs.get(attachment.run)
             if account is not None:

@@ -20,7 +20,7 @@ class HookCall(msgspec.Struct):
     """A hook's request and what its input says. `session` is the calling session.
 
     After `find_run`, `tied` is the choice if it was one of several runs of the directory, and `missing` says why there
-    is no run.
+    is no run. `is_corrected`: the session has joined another run before it was known which session it continues.
     """
 
     context: Context
@@ -30,6 +30,7 @@ class HookCall(msgspec.Struct):
     deadline: float
     tied: Choice | None = None
     missing: NoRunError | None = None
+    is_corrected: bool = False
 
     @property
     def service(self) -> Service:
@@ -69,6 +70,7 @@ class HookCall(msgspec.Struct):
                 continued = await self.context.origins.run_of(
                     self.service, self.session, self.hook_input, self.request.hints.sessions, self.deadline
                 )
+                self.is_corrected = last is not None and continued is not None
                 own = continued or own
             if own is not None and own.run.status == "active":
                 return own
@@ -116,6 +118,9 @@ class HookCall(msgspec.Struct):
     async def attach(self, account: RunAccount) -> None:
         """Attach the session to a run."""
         lifecycle = self.service.lifecycle
+        if self.is_corrected:
+            await lifecycle.correct(self.session, account, self.deadline)
+            return
         self.context.origins.note_joined(self.session, account.run.id, self.hook_input)
         try:
             await lifecycle.attach(self.session, account, self.deadline, self.hook_input.transcript)
