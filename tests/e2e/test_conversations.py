@@ -1,9 +1,11 @@
 """Sessions of one process: what they say, run and start counts exactly once."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness.claude_code.script import Iteration, Turn, Usage, agent, bash, message, says, text, thinking, tool
-from harness.claude_code.stage import Stage
+from harness.claude_code.stage import Stage, handed_out
 
 pytestmark = pytest.mark.claude
 
@@ -119,13 +121,21 @@ def test_error_that_ends_the_session(stage: Stage) -> None:
     stage.play(stage.script.add("failing", says("Begins.", bash("true")), says("", fails=(400,) * 9)), fails=True)
 
 
-@pytest.mark.parametrize("events", [3, 5], ids=["in a block", "after a block"])
-def test_stream_that_breaks_off(stage: Stage, events: int) -> None:
+def test_stream_that_breaks_off_in_a_block(stage: Stage) -> None:
     """It is requested again. Claude Code writes only the complete response."""
     stage.play(
-        stage.script.add("broken", Turn((text("Begun."), text("More.")), breaks_after=events)),
+        stage.script.add("broken", Turn((text("Begun."), text("More.")), breaks_after=3)),
         unwritten=["broken off"],
     )
+
+
+def test_stream_that_breaks_off_after_a_block(stage: Stage) -> None:
+    """Claude Code may have written that block already, with the usage that the stream began with. Then it counts."""
+    stage.claude.run(stage.script.add("broken", Turn((text("Begun."), text("More.")), breaks_after=5)))
+    broken, complete = stage.api.responses
+    assert (broken.kind, complete.kind) == ("broken off", "turn")
+    begun = replace(broken, usage=replace(broken.usage, output=1))
+    assert stage.totals() in (handed_out([complete]), handed_out([begun, complete]))
 
 
 def test_compaction(stage: Stage) -> None:
