@@ -25,5 +25,4 @@ def stage(home: Home, api: MessagesApi) -> Stage:
     program = npm.claude_code()
     if program is None:
         pytest.skip("Claude Code is not installed (`make` installs it if there is npm)")
-    home.start()
-    return Stage(home, ClaudeCode(program, home, api), api)
+    return Stage(home, home.start(), ClaudeCode(program, home, api), api)

@@ -2,28 +2,11 @@
 
 import pytest
 
-from harness.claude_code.script import bash, says
+from harness.claude_code.script import agent, bash, says, spends
+from harness.claude_code.sessions import enter, leave
 from harness.claude_code.stage import Stage
-from harness.terminal import InTerminal
 
 pytestmark = pytest.mark.claude
-
-
-#: What precedes the line that is being typed. (Submitted lines have an ordinary space.)
-PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}\N{NO-BREAK SPACE}"
-
-
-def enter(terminal: InTerminal, line: str) -> None:
-    """Type a line once there is a prompt, and submit it once it is shown."""
-    terminal.wait_for(PROMPT)
-    terminal.press(line)
-    terminal.wait_for(PROMPT + line)
-    terminal.press("\r")
-
-
-def leave(terminal: InTerminal) -> None:
-    enter(terminal, "/exit")
-    assert terminal.process.wait() == 0
 
 
 def test_branch(stage: Stage) -> None:
@@ -62,3 +45,17 @@ def test_compact_and_clear(stage: Stage) -> None:
         leave(terminal)
     stage.require_equal(unwritten=["summary"])
     assert len({response.session for response in stage.api.responses}) == 2
+
+
+def test_exceeded_soft_budget_asks_before_a_launch(stage: Stage) -> None:
+    """The person reads why, and may say no."""
+    stage.next_run(token_budget=100_000)
+    stage.script.add("worker", says("Works."), agent="general-purpose")
+    asks = stage.script.add("asks", spends(120_000), says("Starts.", agent("Play worker")), says("Is never said."))
+    with stage.claude.in_terminal("--permission-mode", "default") as terminal:
+        enter(terminal, asks)
+        terminal.wait_for("Do you want to proceed?", f"the budget of run {stage.run} is exceeded")
+        terminal.press("\x1b")
+        terminal.wait_until_gone("Do you want to proceed?")
+        leave(terminal)
+    assert stage.speakers == ["main-session"] * 2

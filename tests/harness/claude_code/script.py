@@ -164,3 +164,12 @@ def message(prompt: str) -> Block:
 def says(words: str, *calls: Block, **fields: Any) -> Turn:
     """Return a turn that says something and then calls tools."""
     return Turn((text(words), *calls), **fields)
+
+
+def spends(tokens: int, *calls: Block, left: int = 50_000) -> Turn:
+    """Return a turn that uses this many tokens. Before any further calls it waits until less than `left` remains.
+
+    (Claude Code writes a response to the transcript while its tools run.)
+    """
+    wait = bash(f'until [ "$(fluxbudgetctl remaining)" -lt {left} ]; do sleep 0.02; done')
+    return says("Spends.", wait, *calls, usage=Usage(input=tokens - 1_000, output=1_000))

@@ -17,6 +17,8 @@ _PROGRAMS = Path(sys.executable).parent
 _OFFLINE = str(Path(__file__).with_name("offline.py"))
 #: Starts a program in a network namespace that has nothing but a loopback.
 _NAMESPACE = ("unshare", "--map-root-user", "--net")
+#: What precedes the line that is being typed. (Submitted lines have an ordinary space.)
+_PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}\N{NO-BREAK SPACE}"
 
 
 class Session:
@@ -30,6 +32,25 @@ class Session:
     @property
     def id(self) -> str:
         return str(next(event["session_id"] for event in self.events if event.get("subtype") == "init"))
+
+    @property
+    def ending(self) -> str | None:
+        """Return how the last turn ended: `completed`, `hook_stopped`, or None if its prompt was blocked."""
+        results = [event for event in self.events if event["type"] == "result"]
+        return results[-1].get("terminal_reason")
+
+    @property
+    def shown(self) -> str:
+        """Return what Claude Code tells the person beside the conversation."""
+        notes = [event for event in self.events if event.get("subtype") == "informational"]
+        return "\n".join(note["content"] for note in notes)
+
+    @property
+    def refusals(self) -> list[str]:
+        """Return the errors that the main conversation's tool calls came back with."""
+        messages = [event["message"] for event in self.events if event["type"] == "user"]
+        blocks = [block for message in messages if isinstance(message["content"], list) for block in message["content"]]
+        return [json.dumps(block["content"]) for block in blocks if block.get("is_error")]
 
 
 class ClaudeCode:
@@ -90,7 +111,7 @@ class ClaudeCode:
                 time.sleep(0.02)
         return Session(process.returncode, output.read_text(), errors.read_text())
 
-    def in_terminal(self) -> InTerminal:
+    def in_terminal(self, *flags: str) -> InTerminal:
         """Start an interactive session, past the questions that a new user is asked."""
         settings = {
             "hasCompletedOnboarding": True,
@@ -98,7 +119,7 @@ class ClaudeCode:
             "projects": {str(self.home.project): {"hasTrustDialogAccepted": True}},
         }
         (self.directory / ".claude.json").write_text(json.dumps(settings))
-        return InTerminal(self.home, program=self.offline, environ=self.environ, size=(120, 60))
+        return InTerminal(self.home, program=[*self.offline, *flags], environ=self.environ, size=(120, 60))
 
 
 @cache
@@ -108,4 +129,18 @@ def _namespace() -> tuple[str, ...]:
     return _NAMESPACE if tried.returncode == 0 else ()
 
 
-__all__ = ["ClaudeCode", "Session"]
+def enter(terminal: InTerminal, line: str) -> None:
+    """Type a line once there is a prompt, and submit it once it is shown."""
+    terminal.wait_for(_PROMPT)
+    terminal.press(line)
+    terminal.wait_for(_PROMPT + line)
+    terminal.press("\r")
+
+
+def leave(terminal: InTerminal) -> None:
+    """End the session."""
+    enter(terminal, "/exit")
+    assert terminal.process.wait() == 0
+
+
+__all__ = ["ClaudeCode", "Session", "enter", "leave"]

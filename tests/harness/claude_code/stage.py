@@ -1,5 +1,6 @@
 """A run with real sessions, whose totals must equal what the API handed out."""
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ from fluxbudgetd.wire.messages import RunShowAnswer, Tally
 from harness.claude_code.api import Kind, MessagesApi, Response
 from harness.claude_code.script import Usage
 from harness.claude_code.sessions import ClaudeCode, Session
-from harness.daemon import Home, started, wait_for
+from harness.daemon import Daemon, Home, started, wait_for
+from harness.events import committed_events
 
 
 class Tokens(NamedTuple):
@@ -78,8 +80,9 @@ def counted(run: RunShowAnswer) -> Totals:
 class Stage:
     """A run in a home with a daemon, and sessions of Claude Code in the run's directory."""
 
-    def __init__(self, home: Home, claude: ClaudeCode, api: MessagesApi) -> None:
+    def __init__(self, home: Home, daemon: Daemon, claude: ClaudeCode, api: MessagesApi) -> None:
         self.home = home
+        self.daemon = daemon
         self.claude = claude
         self.api = api
         self.script = api.script
@@ -117,6 +120,24 @@ class Stage:
         wanted = handed_out(self._turns()).all.total
         wait_for(lambda: self.totals().all.total >= wanted, f"turn {number} to be counted")
         self._require_turns()
+
+    @property
+    def speakers(self) -> list[str]:
+        """Return the types of the agents that took the turns since the run began, in order."""
+        return [response.agent for response in self._turns()]
+
+    def heard(self, words: str, by: str | None = None) -> list[int]:
+        """Return how often each request since the run began contains these words. `by`: of this type of agent only.
+
+        A request contains the whole conversation so far.
+        """
+        asked = [response for response in self._responses() if by in (None, response.agent)]
+        return [json.dumps(response.request["messages"]).count(words) for response in asked]
+
+    @property
+    def events(self) -> list[str]:
+        """Return the kinds of the run's events, in order."""
+        return [kind for _seq, kind, run in committed_events(self.home) if run == self.run]
 
     def _responses(self) -> list[Response]:
         """Return what was handed out since the run began."""
