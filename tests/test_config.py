@@ -107,6 +107,7 @@ def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert config_of(tmp_path, "\ufeff[runs]\nwarn_pct = 7\n").runs.warn_pct == 7
 
 
+TABLES = "admission, channels, claude_dirs, flux_drive, phases, runs, stages, warnings"
 RUNS = "budgets, complexity, cost_basis, enforcement, phases, warn_pct"
 A_PATH = "an absolute path, one that begins with ~/, or nothing for the installed plugin's"
 NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
@@ -131,7 +132,7 @@ NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
         ),
         ("[runs]\nwarnpct = 1", f"runs.warnpct is not a key; allowed: {RUNS}"),
         ("[runs]\n'a b' = 1", f'runs."a b" is not a key; allowed: {RUNS}'),
-        ("run = 1", "run is not a key; allowed: channels, claude_dirs, flux_drive, phases, runs, stages, warnings"),
+        ("run = 1", f"run is not a key; allowed: {TABLES}"),
         ("runs = 1", f"runs is 1; allowed: a table with {RUNS}"),
         ("[[runs]]\nwarn_pct = 1", f"runs is an array; allowed: a table with {RUNS}"),
         ("[runs]\ncomplexity = 6", "runs.complexity is 6; allowed: 1 to 5"),
@@ -160,6 +161,7 @@ NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"
         ("[stages.build]\nfloor = -1", f"stages.build.floor is -1; allowed: 0 to {MAX}"),
         ("[stages.build]\nshare = 41", "stages has shares of 101 in total; allowed: shares of at most 100 in total"),
         ("[stages.test]\nshare = 1", "stages.test is not a key; allowed: build, design, discover, reflect, ship"),
+        ("[admission]\nsubagent_ceiling = 0.9", "admission.subagent_ceiling is 0.9; allowed: a number, 1 to 1000"),
         ("[warnings]\nthresholds = [0]", 'warnings.thresholds[0] is 0; allowed: 1 to 1000, or "warn_pct"'),
         ("[warnings]\nthresholds = [1, 1001]", 'warnings.thresholds[1] is 1001; allowed: 1 to 1000, or "warn_pct"'),
         (

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxbudgetd.errors import BadInputError, ConflictError
 from fluxbudgetd.model import Run
-from fluxbudgetd.policy import budget, limits
+from fluxbudgetd.policy import budget, limits, runs
 from fluxbudgetd.policy.admission import Admission, admission, asks_person
-from fluxbudgetd.wire.messages import MAX_TOKENS
+from fluxbudgetd.policy.limits import Excess
+from fluxbudgetd.wire.messages import MAX_TOKENS, RunSet
 from harness.values import NOW, a_run
 
 
@@ -57,6 +59,75 @@ def test_message_of_a_refusal(basis: str) -> None:
     assert limits.refusal(run, budget.balance(run, 249_999), NOW) is None
 
 
+def allowed(run: Run, spent: int = 120_000, tokens: int | None = None, minutes: int | None = None) -> Run:
+    return limits.allowed(run, spent, NOW, tokens, minutes)
+
+
+def test_tokens_are_allowed_on_top_of_what_is_spent_or_may_be() -> None:
+    assert allowed(hard(), tokens=30_000).allowed_to == 150_000
+    assert allowed(hard(), 40_000, tokens=30_000).allowed_to == 130_000
+    again = allowed(allowed(hard(), tokens=30_000), tokens=30_000)
+    assert again.allowed_to == 180_000
+    assert allowed(hard(), tokens=MAX_TOKENS).allowed_to == MAX_TOKENS
+
+
+def test_a_tenth_of_the_budget_is_allowed_by_default() -> None:
+    assert allowed(hard()).allowed_to == 130_000
+    assert allowed(a_run(token_budget=3, enforcement="hard"), 3).allowed_to == 4
+
+
+def test_minutes_are_allowed_on_top_of_those_left() -> None:
+    minute = 60 * 1_000_000
+    once = allowed(hard(), minutes=5)
+    assert (once.allowed_until, once.allowed_to) == (NOW + 5 * minute, None)
+    assert allowed(once, minutes=10).allowed_until == NOW + 15 * minute
+    assert allowed(hard(allowed_until=NOW - minute), minutes=1).allowed_until == NOW + minute
+
+
+@pytest.mark.parametrize("amount", [{}, {"tokens": 5}, {"minutes": 5}])
+def test_run_that_nothing_stops_needs_no_allowance(amount: dict[str, int]) -> None:
+    for run in (a_run(token_budget=100), a_run(token_budget=None, enforcement="hard")):
+        assert allowed(run, **amount) is run
+
+
+@pytest.mark.parametrize(
+    "amount", [{"tokens": 0}, {"tokens": -1}, {"tokens": 2**63}, {"minutes": 0}, {"minutes": 10_081}]
+)
+def test_amounts_that_cannot_be_allowed(amount: dict[str, int]) -> None:
+    for run in (hard(), a_run(token_budget=100)):
+        with pytest.raises(BadInputError):
+            allowed(run, **amount)
+    with pytest.raises(ConflictError):
+        allowed(hard(status="done"))
+
+
+@pytest.mark.parametrize(
+    ("change", "keeps"),
+    [
+        ({"warn_pct": 50}, True),
+        ({"token_budget": 100_000}, True),
+        ({"enforcement": "hard"}, True),
+        ({"token_budget": 100_001}, False),
+        ({"token_budget": 99_999}, False),
+        ({"token_budget": "none"}, False),
+        ({"enforcement": "soft"}, False),
+    ],
+)
+def test_changed_budget_ends_an_allowance(change: dict[str, Any], keeps: bool) -> None:
+    run = runs.changed_run(hard(allowed_to=150_000, allowed_until=NOW), RunSet(run="r1", **change))
+    assert (run.allowed_to, run.allowed_until) == ((150_000, NOW) if keeps else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("measured", "ceiling", "is_beyond"),
+    [(120_000, 3.0, False), (120_001, 3.0, True), (60_000, 1.5, False), (60_001, 1.5, True), (0, 3.0, False)],
+)
+def test_ceiling_of_a_sub_agent(measured: int, ceiling: float, is_beyond: bool) -> None:
+    expected = Excess(measured, 40_000, ceiling) if is_beyond else None
+    assert limits.excess(hard(), measured, 40_000, ceiling) == expected
+    assert limits.excess(a_run(token_budget=None), measured, 40_000, ceiling) is None
+
+
 def test_allowed_run_is_not_refused() -> None:
     for run in (hard(allowed_to=150_000), hard(allowed_until=NOW + 1)):
         assert limits.refusal(run, budget.balance(run, 120_000), NOW) is None
@@ -64,7 +135,7 @@ def test_allowed_run_is_not_refused() -> None:
 
 @pytest.mark.parametrize("mode", ["default", "plan", "acceptEdits", "dontAsk", "bypassPermissions", "auto", "", None])
 def test_modes_in_which_a_person_is_asked(mode: str | None) -> None:
-    assert asks_person(mode) == (mode in ("default", "plan", "acceptEdits"))
+    assert asks_person(mode) == (mode in ("default", "plan", "acceptEdits", "auto"))
 
 
 def admitted(

@@ -134,6 +134,17 @@ def budget(value: str) -> int | Literal["none"]:
         raise argparse.ArgumentTypeError(f"{one_line(value)!r} is neither a whole number nor 'none'") from None
 
 
+def whole_number(value: str) -> int:
+    """Return a whole number above 0."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is not a whole number above 0")
+    return number
+
+
 def phases(value: str) -> tuple[str, ...]:
     """Return the phases of a comma-separated list."""
     return tuple(text(name.strip()) for name in value.split(","))

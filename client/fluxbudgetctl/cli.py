@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fluxbudgetctl.arguments import FailingParser
 from fluxbudgetctl.commands import (
+    allow,
     calibrate,
     doctor,
     estimates,
@@ -35,6 +36,7 @@ _COMMANDS = (
     status,
     watch,
     run,
+    allow,
     estimates,
     triage,
     report,

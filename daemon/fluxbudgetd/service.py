@@ -7,6 +7,7 @@ import anyio
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.admission import Admissions
+from fluxbudgetd.decisions.allowances import Allowances
 from fluxbudgetd.decisions.checks import Checks
 from fluxbudgetd.decisions.lifecycle import Lifecycle
 from fluxbudgetd.decisions.reservations import Reservations
@@ -73,6 +74,7 @@ class Service:
         self.lifecycle = Lifecycle(
             accounts, totals, ledger.runs, settings, clock, runs_lock, self.thresholds, self._on_runs_change
         )
+        self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock)
         self.reviews = Reviews(accounts, totals, ledger, settings, clock)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.admission = Admissions(accounts, self._reservations, clock)

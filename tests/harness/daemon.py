@@ -24,7 +24,7 @@ CTL = [sys.executable, "-m", "fluxbudgetctl"]
 PATIENCE = 60.0
 #: Commands that give up after a second or less if the daemon has not answered by then.
 _HURRIED = {
-    *("remaining", "env", "check", "ping", "status", "run", "advance"),
+    *("remaining", "env", "check", "ping", "status", "run", "allow", "advance"),
     *("doctor", "triage", "report", "estimates", "calibrate"),
 }
 

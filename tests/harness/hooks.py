@@ -75,6 +75,9 @@ class Claude:
         self.home = home
         self.session = session
         self.cwd = cwd or home.project
+        self.permission_mode = "default"
+        #: True if Claude Code says that a person is there.
+        self.is_attended = False
         self.transcript = home.root / "claude" / "projects" / "-home-me-work" / f"{session}.jsonl"
 
     def hook_input(self, event: str, **fields: Any) -> dict[str, Any]:
@@ -83,7 +86,7 @@ class Claude:
             "session_id": self.session,
             "transcript_path": str(self.transcript),
             "cwd": str(self.cwd),
-            "permission_mode": "default",
+            "permission_mode": self.permission_mode,
             "hook_event_name": event,
             **fields,
         }
@@ -96,7 +99,8 @@ class Claude:
     def answer(self, raw: bytes, *, whole: bool = True, hints: messages.Hints | None = None) -> messages.HookAnswer:
         """Return the daemon's answer to a hook's raw input."""
         asked = hints or messages.Hints(cwd=str(self.cwd))
-        answer = self.home.ask(messages.Hook(input=raw, whole=whole, hints=asked, wait_ms=30_000), 30.0)
+        request = messages.Hook(input=raw, whole=whole, hints=asked, attended=self.is_attended, wait_ms=30_000)
+        answer = self.home.ask(request, 30.0)
         assert isinstance(answer, messages.HookAnswer), answer
         return answer
 

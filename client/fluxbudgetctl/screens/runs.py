@@ -36,6 +36,23 @@ def change_line(answer: messages.RunAnswer) -> str:
     return f"{run.id}: {run.status}, {run.phase}, {budget}, {run.enforcement}, warning at {run.warn_pct} %{suffix}"
 
 
+def allowance_line(answer: messages.RunAnswer) -> str:
+    """Return the line that `allow` prints."""
+    run = answer.run
+    if answer.changed:
+        return f"{run.id}: {_allowed(run)}"
+    why = "has no budget" if run.token_budget is None else f"has {run.enforcement} enforcement"
+    return f"run {run.id} {why}, so nothing stops it: there is nothing to allow"
+
+
+def _allowed(run: messages.RunInfo) -> str:
+    """Return what the run is allowed beyond its budget; empty if nothing."""
+    to = "" if run.allowed_to is None else f"up to {tokens(run.allowed_to)} {run.cost_basis} tokens"
+    until = "" if run.allowed_until is None else f"until {run.allowed_until}, whatever it spends"
+    both = ", and ".join(text for text in (to, until) if text)
+    return f"allowed to go on {both}" if both else ""
+
+
 def print_run(answer: messages.RunShowAnswer) -> None:
     """Print everything about a run."""
     _print_facts(answer)
@@ -78,6 +95,8 @@ def _print_facts(answer: messages.RunShowAnswer) -> None:
         ("reserved", tokens(spend.reserved)),
         ("remaining", tokens(spend.remaining)),
     ]
+    if allowed := _allowed(run):
+        facts.append(("allowance", allowed))
     not_counted = earlier.billing if run.cost_basis == "billing" else earlier.total
     if not_counted:
         words = "tokens before the run started, not counted (--whole counts them)"

@@ -195,6 +195,13 @@ class Channels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log: LogConfig = LogConfig()
 
 
+class AdmissionRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rules for sub-agents."""
+
+    subagent_ceiling: Annotated[float, Meta(ge=1, le=1000)] = 3.0
+    """How many times its estimate a sub-agent may use."""
+
+
 class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where flux-drive's settings are."""
 
@@ -212,6 +219,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     runs: RunDefaults = RunDefaults()
     phases: PhaseEstimates = PhaseEstimates()
     stages: Stages = Stages()
+    admission: AdmissionRules = AdmissionRules()
     warnings: Warnings = Warnings()
     channels: Channels = Channels()
     flux_drive: FluxDrive = FluxDrive()

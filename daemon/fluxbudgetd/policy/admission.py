@@ -16,7 +16,7 @@ from fluxbudgetd.wire.short import grouped
 from fluxbudgetd.wire.text import one_line
 
 _MAX_AGENT = 60
-_ASKING_MODES = ("default", "plan", "acceptEdits")
+_ASKING_MODES = ("default", "plan", "acceptEdits", "auto")
 
 
 class Admission(NamedTuple):

@@ -68,15 +68,21 @@ def _requested(request: RunStart, run_id: str, now: int, defaults: RunDefaults) 
 
 
 def changed_run(run: Run, request: RunSet) -> Run:
-    """Return the run with what the request changes; raises `BadInputError`, or `ConflictError` on an ended run."""
+    """Return the run with what the request changes; raises `BadInputError`, or `ConflictError` on an ended run.
+
+    Another budget, and soft enforcement, end an allowance.
+    """
     if run.status != "active":
         raise ConflictError(f"run {run.id} is {run.status}", "only an active run can be changed")
-    return msgspec.structs.replace(
+    changed = msgspec.structs.replace(
         run,
         token_budget=run.token_budget if request.token_budget is None else _budget(request.token_budget),
         warn_pct=run.warn_pct if request.warn_pct is None else _warn_pct(request.warn_pct),
         enforcement=run.enforcement if request.enforcement is None else _enforcement(request.enforcement),
     )
+    if changed.token_budget == run.token_budget and changed.enforcement == "hard":
+        return changed
+    return msgspec.structs.replace(changed, allowed_to=None, allowed_until=None)
 
 
 def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefaults) -> None:

@@ -2,6 +2,7 @@
 
 from fluxbudgetd.model import Balance, Event, Run
 from fluxbudgetd.policy.budget import percent
+from fluxbudgetd.policy.limits import Excess
 from fluxbudgetd.wire.short import grouped
 
 _LONGEST_GOAL = 100
@@ -40,6 +41,12 @@ def standing(run: Run, balance: Balance, *, stale: bool) -> str:
     exceeded = f"; budget exceeded, enforcement is {run.enforcement}" if balance.state == "exceeded" else ""
     known = " (last known numbers)" if stale else ""
     return f"fluxbudget: run {run.id}, phase {run.phase}: spent {_amounts(run, balance)}{exceeded}{known}"
+
+
+def excess(run: Run, excess: Excess) -> str:
+    """Return how far a sub-agent is beyond its ceiling."""
+    used = f"{grouped(excess.measured)} {run.cost_basis} tokens"
+    return f"it has used {used}, more than {excess.ceiling:g} times its estimate of {grouped(excess.estimate)}"
 
 
 def _amounts(run: Run, balance: Balance) -> str:

@@ -46,7 +46,8 @@ def spend(standing: Standing) -> wire.Spend:
 
 def run_info(run: Run) -> wire.RunInfo:
     """Return a run's settings and state."""
-    return converted(run, wire.RunInfo, started_at=to_text(run.started_at), ended_at=_text(run.ended_at))
+    times = {name: _text(getattr(run, name)) for name in ("started_at", "ended_at", "allowed_until")}
+    return converted(run, wire.RunInfo, **times)
 
 
 def changed_run(change: Change) -> wire.RunAnswer:

@@ -30,6 +30,7 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.RunList: runs.run_list,
     wire.RunShow: runs.run_show,
     wire.RunSet: runs.run_set,
+    wire.RunAllow: runs.run_allow,
     wire.RunAttach: runs.run_attach,
     wire.RunDetach: runs.run_detach,
     wire.RunFinish: runs.run_finish,

@@ -60,6 +60,17 @@ def ended_turn(run: str, cause: str) -> dict[str, object]:
     }
 
 
+def ended_subagent(name: str, run: str, cause: str) -> dict[str, object]:
+    """Return the answer that ends a sub-agent."""
+    text = f"fluxbudget: the sub-agent {name} of run {run} was stopped: {cause}"
+    return {"continue": False, "stopReason": text, "systemMessage": text}
+
+
+def finish(event: str, cause: str, message: str | None = None) -> dict[str, object]:
+    """Return the answer that tells a sub-agent to finish."""
+    return context(event, f"fluxbudget: {cause}. Finish now, and report what you have.", message)
+
+
 def denied_launch(run: str, cause: str) -> dict[str, object]:
     """Return the answer that denies a launch under an exhausted budget."""
     return denial(no_launch(cause), to_continue(run))

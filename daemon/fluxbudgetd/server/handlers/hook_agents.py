@@ -2,7 +2,7 @@
 
 from fluxbudgetd.decisions.admission import GENERAL
 from fluxbudgetd.policy.admission import Admission, asks_person
-from fluxbudgetd.server.handlers.hook_answers import HookAnswer, as_json, with_warning
+from fluxbudgetd.server.handlers.hook_answers import HookAnswer, as_json, with_start
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.requests import TrackedAnswer
 from fluxbudgetd.wire import messages as wire
@@ -47,7 +47,7 @@ async def start(call: HookCall) -> HookAnswer:
     agent = call.hook_input.agent_type or ""
     expected = await call.service.reviews.expected(agent or GENERAL, account.run, call.deadline)
     await call.service.admission.start(account, call.session, agent, call.hook_input.agent_id, expected)
-    return await with_warning(call, account)
+    return await with_start(call, account)
 
 
 async def stop(call: HookCall) -> HookAnswer:

@@ -1,14 +1,36 @@
-"""Hooks of a session's turns: the prompt, and each batch of tool calls."""
+"""Hooks of a session's turns: the prompt, and each batch of tool calls.
 
-from fluxbudgetd.server.handlers.hook_answers import HookAnswer, with_warning
+While a hard limit stops the run, prompts are blocked and the main session's turn is ended at its next batch of tool
+calls. Its sub-agents may finish.
+"""
+
+from fluxbudgetd.server.handlers.hook_answers import HookAnswer, answer, refreshed, stop_cause, with_warning
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire import stops
 
 
-async def turn(call: HookCall) -> HookAnswer:
-    """Deliver a warning that the session has not seen yet."""
+async def prompt(call: HookCall) -> HookAnswer:
+    """Block the prompt if the run is stopped; otherwise deliver a warning that the session has not seen yet."""
     account = await call.join_run()
     if account is None:
         return wire.HookAnswer()
     call.prepare_launches(account)
-    return await with_warning(call, account)
+    standing = await refreshed(call, account)
+    cause = None if call.hook_input.is_notification else stop_cause(standing)
+    if cause is None:
+        return await with_warning(call, account, standing)
+    return answer(stops.blocked_prompt(standing.run.id, cause))
+
+
+async def batch(call: HookCall) -> HookAnswer:
+    """End the turn of a stopped run; otherwise deliver a warning that the session, or its sub-agent, has not seen."""
+    account = await call.join_run()
+    if account is None:
+        return wire.HookAnswer()
+    call.prepare_launches(account)
+    standing = await refreshed(call, account)
+    cause = stop_cause(standing) if call.hook_input.agent_id is None else None
+    if cause is None:
+        return await with_warning(call, account, standing)
+    return answer(stops.ended_turn(standing.run.id, cause))

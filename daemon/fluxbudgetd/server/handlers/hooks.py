@@ -20,8 +20,8 @@ _WITHOUT_RESPONSE = ("SessionStart", "UserPromptSubmit", "SessionEnd")
 
 _HANDLERS: dict[str, Callable[[HookCall], Awaitable[HookAnswer]]] = {
     "SessionStart": hook_sessions.start,
-    "UserPromptSubmit": hook_turns.turn,
-    "PostToolBatch": hook_turns.turn,
+    "UserPromptSubmit": hook_turns.prompt,
+    "PostToolBatch": hook_turns.batch,
     "SubagentStart": hook_agents.start,
     "SubagentStop": hook_agents.stop,
     "SessionEnd": hook_sessions.end,

@@ -83,6 +83,14 @@ async def run_set(context: Context, request: wire.RunSet) -> wire.RunAnswer:
     return answers.changed_run(await context.service.lifecycle.change(account, request, deadline))
 
 
+async def run_allow(context: Context, request: wire.RunAllow) -> wire.RunAnswer:
+    """Let a run with an exhausted hard budget go on once."""
+    deadline = deadline_of(request)
+    account = await find(context, request, deadline)
+    change = await context.service.allowances.allow(account, request.tokens, request.minutes, deadline)
+    return answers.changed_run(change)
+
+
 async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswer:
     """Attach a session to a run."""
     deadline = deadline_of(request)

@@ -19,6 +19,7 @@ from fluxbudgetd.wire.messages.reviews import (
     TriageRequest,
 )
 from fluxbudgetd.wire.messages.runs import (
+    RunAllow,
     RunAnswer,
     RunAttach,
     RunCancel,
@@ -42,6 +43,7 @@ AnyRequest = (
     | RunList
     | RunShow
     | RunSet
+    | RunAllow
     | RunAttach
     | RunDetach
     | RunFinish

@@ -52,6 +52,18 @@ class RunSet(Naming, frozen=True, kw_only=True, tag="run_set"):
     enforcement: str | None = None
 
 
+class RunAllow(Naming, frozen=True, kw_only=True, tag="run_allow"):
+    """Let a run with hard enforcement go on once: for some tokens or some time, or else for 10 % of its budget.
+
+    A run that nothing stops, because it is soft or has no budget, is not changed.
+    """
+
+    tokens: int | None = None
+    """How many more tokens than it has spent, or may already spend."""
+    minutes: int | None = None
+    """How long, whatever it spends; at most a week."""
+
+
 class RunAttach(Request, frozen=True, kw_only=True, tag="run_attach"):
     """Attach a session to this run from now on. A session's first attachment counts from the start of the run."""
 
@@ -100,6 +112,10 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     status: RunStatus
     started_at: str
     ended_at: str | None
+    allowed_to: int | None = None
+    """Up to how many tokens the run may go on although its budget is smaller; null: up to its budget."""
+    allowed_until: str | None = None
+    """Until when the run may go on, whatever it spends."""
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
