@@ -5,7 +5,9 @@ import shlex
 import pytest
 
 from harness.claude_code.script import agent, bash, says
-from harness.claude_code.stage import Stage
+from harness.claude_code.sessions import enter, leave
+from harness.claude_code.stage import Stage, handed_out
+from harness.daemon import wait_for
 
 pytestmark = pytest.mark.claude
 
@@ -61,3 +63,26 @@ def test_session_inside_a_session(stage: Stage) -> None:
     command = f"{shlex.join([str(stage.claude.program), '--print', inner, '--allowedTools', 'Bash'])} </dev/null"
     outer = stage.play(stage.script.add("outer", says("Starts one.", bash(command)), says("Done."))).id
     assert len({response.session for response in stage.api.responses} - {outer}) == 1
+
+
+def test_forked_and_cleared_from_a_session_of_another_run(stage: Stage) -> None:
+    """Both continue in that run, although the directory has another one."""
+    first = stage.play(stage.script.add("hello", says("Hello.", bash("true")), says("Hello again."))).id
+    elsewhere = stage.home.root / "elsewhere"
+    elsewhere.mkdir()
+    run = stage.home.ok("run", "start", "--budget", "1000000", cwd=elsewhere)
+    stage.home.ok("run", "attach", "--run", run, "--session", first)
+    more = stage.script.add("more", says("More.", bash("true")), says("More is said."))
+    fork = stage.claude.run(more, "--resume", first, "--fork-session").id
+    with stage.claude.in_terminal("--resume", first) as terminal:
+        enter(terminal, more)
+        wait_for(lambda: len(stage.api.responses) == 6, "the resumed session's turn")
+        enter(terminal, "/clear")
+        terminal.wait_until_gone("More is said.")
+        enter(terminal, more)
+        wait_for(lambda: len(stage.api.responses) == 8, "the new session's turn")
+        leave(terminal)
+    wanted = handed_out(stage.api.responses[2:])
+    assert stage.totals(run) == wanted
+    assert set(wanted.by_session) >= {first, fork}
+    assert len(wanted.by_session) == 3
