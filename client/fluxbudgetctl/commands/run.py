@@ -192,7 +192,8 @@ def _naming(kind: type[N], options: Options) -> N:
 def _change(request: messages.AnyRequest, options: Options, *, print_id: bool = False) -> int:
     answer = call(request, messages.RunAnswer, options.timeout)
     if options.json:
-        more = {name: value for name, value in (("tied", answer.tied), ("hard_by", answer.hard_by)) if value}
+        fields = msgspec.structs.asdict(answer)
+        more = {name: fields[name] for name in ("tied", "hard_by", "rule_fault") if fields[name]}
         print_json({"run": answer.run, "changed": answer.changed, "moved_from": answer.moved_from, **more})
     elif print_id:
         print(answer.run.id)
@@ -202,6 +203,8 @@ def _change(request: messages.AnyRequest, options: Options, *, print_id: bool = 
             note(ties.started(answer.tied))
         if answer.hard_by is not None:
             note(f"the run is hard, because {answer.hard_by} says so")
+        if answer.rule_fault is not None:
+            note(f"a project's rule about enforcement is not applied: {answer.rule_fault}")
     else:
         print(change_line(answer))
     return codes.OK

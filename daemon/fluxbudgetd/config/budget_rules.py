@@ -1,5 +1,6 @@
 """The review budgets that apply in a project, made from its files and kept until one of them changes."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from fluxbudgetd.config.flux_drive import (
     with_multiplier,
 )
 from fluxbudgetd.config.reading import LARGEST
+from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.wire.text import shown_path
 
 # So many projects are remembered.
 _MOST_PROJECTS = 256
@@ -27,6 +30,16 @@ class _Parts(NamedTuple):
     plugin: Content
     multiplier: float | None
     project: Content | None
+
+
+class Demand(NamedTuple):
+    """What project files say about the enforcement of runs that start below them.
+
+    `hard_by` is the file that demands hard enforcement, None if none does. `fault` says why a file could not be read.
+    """
+
+    hard_by: str | None = None
+    fault: str | None = None
 
 
 class BudgetRules:
@@ -54,6 +67,23 @@ class BudgetRules:
         project = await self._files.content(_project(project_dir))
         return await self._made(project_dir, _Parts(plugin, multiplier, project))
 
+    async def demand(self, directories: Sequence[str]) -> Demand:
+        """Return what the project files of these directories say about enforcement, as they are now.
+
+        Any of them may demand that it is hard; none can take that back. Waits until cancelled for a file system that
+        does not answer.
+        """
+        fault = None
+        for directory in await anyio.to_thread.run_sync(_with_file, directories, abandon_on_cancel=True):
+            try:
+                content = await self._files.content(_project(directory))
+            except ConfigError as exc:
+                fault = fault or exc.message
+                continue
+            if content.values is not None and content.values.get("enforcement") == "hard":
+                return Demand(hard_by=shown_path(content.path))
+        return Demand(fault=fault)
+
     def last(self, project_dir: str | None) -> ReviewBudget:
         """Return the last good rules of a project, otherwise those outside of projects, otherwise the built-in ones."""
         found = self._known.get(project_dir) or self._known.get(None)
@@ -79,6 +109,18 @@ class BudgetRules:
 def _make(parts: _Parts) -> ReviewBudget:
     rules = with_multiplier(laid_over(ReviewBudget(), parts.plugin.values, parts.plugin.path), parts.multiplier)
     return rules if parts.project is None else laid_over(rules, parts.project.values, parts.project.path)
+
+
+def _with_file(directories: Sequence[str]) -> list[str]:
+    """Return those of these directories that have a project file of this user's or root's. Blocks."""
+    return [directory for directory in directories if _is_trusted(project_file(directory))]
+
+
+def _is_trusted(path: str) -> bool:
+    try:
+        return os.stat(path).st_uid in (0, os.geteuid())
+    except (OSError, ValueError):
+        return False
 
 
 def _plugin(chosen: str, claude_dirs: Sequence[str]) -> BudgetFile:

@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from fluxbudgetd.config.budget_rules import BudgetRules
+from fluxbudgetd.config.budget_rules import BudgetRules, Demand
 from fluxbudgetd.config.calibration import Calibration, load_calibration
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.loading import load_config
@@ -130,6 +130,10 @@ class Settings:
         return await self._rules.current(
             self.config.flux_drive.budget_file, self.claude_dirs, project_dir, self._multiplier if calibrated else None
         )
+
+    async def demand(self, directories: Sequence[str]) -> Demand:
+        """Return what the project files of these directories say about the enforcement of runs (see `BudgetRules`)."""
+        return await self._rules.demand(directories)
 
     def last_review_budget(self, project_dir: str | None) -> ReviewBudget:
         """Return the last good review budgets of a project, without its file if that was never good."""

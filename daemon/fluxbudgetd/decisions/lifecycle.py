@@ -11,6 +11,7 @@ from typing import NamedTuple
 import anyio
 import msgspec
 
+from fluxbudgetd.config.budget_rules import Demand
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.errors import BadInputError, ConflictError, RequestTimeoutError
@@ -30,7 +31,8 @@ class Change(NamedTuple):
     """A run after a request, and whether it or its sessions changed.
 
     `moved_from` is the run that the session left for this one, None if it left none. `tied` are all active runs of a
-    new run's directory, if it is not the only one. `hard_by` is the project's file because of which a new run is hard.
+    new run's directory, if it is not the only one. `hard_by` is the project's file because of which a new run is hard,
+    `rule_fault` says why such a file could not be read.
     """
 
     run: Run
@@ -38,6 +40,7 @@ class Change(NamedTuple):
     moved_from: str | None = None
     tied: tuple[str, ...] = ()
     hard_by: str | None = None
+    rule_fault: str | None = None
 
 
 class Lifecycle:
@@ -59,6 +62,7 @@ class Lifecycle:
         on_runs_change: Callable[[], None],
     ) -> None:
         self._accounts = accounts
+        self._places = totals.places
         self._transcripts = totals.transcripts
         self._refresher = totals.refresher
         self._tallier = totals.tallier
@@ -76,24 +80,45 @@ class Lifecycle:
         await self._settings.refresh(deadline)
         await self._name_transcript(request.session, request.transcript, deadline)
         await self._refresh_session(request.session, deadline)
+        demand = await self._demand(request, deadline)
         try:
-            return await self._start(request)
+            return await self._start(request, demand)
         finally:
             if request.session is not None:
                 self._accounts.forget_unknown(request.session)
 
-    async def _start(self, request: RunStart) -> Change:
+    async def _demand(self, request: RunStart, deadline: float) -> Demand:
+        """Return what the files of a new run's project say about it; nothing about a run that has started already.
+
+        Raises `RequestTimeoutError` if they cannot be read in time.
+        """
+        if self._known_run(request) is not None or not request.project_dir.startswith("/"):
+            return Demand()
+        now = anyio.current_time()
+        with anyio.CancelScope(deadline=now + (deadline - now) / 2):
+            return await self._settings.demand(await self._places.of(request.project_dir, deadline))
+        raise RequestTimeoutError("the project's rules could not be read in time", "ask again, or give more --timeout")
+
+    async def _start(self, request: RunStart, demand: Demand) -> Change:
         async with self._runs_lock:
             known = self._known_run(request)
             if known is not None:
                 runs.require_same(request, known.run, known.started_as, self._settings.config.runs)
                 return await self._attach(request.session, known, whole=request.whole)
             now = self._time_of_new_run(request.scope)
-            run = runs.new_run(request, request.id or self._new_id(), now, self._settings.config.runs)
+            asked = runs.new_run(request, request.id or self._new_id(), now, self._settings.config.runs)
+            run = asked if demand.hard_by is None else msgspec.structs.replace(asked, enforcement="hard")
             moved_from = self._run_left(request.session, run.id)
-            await self._save_new(run, self._attachments(request.session, run, now, whole=request.whole))
+            await self._save_new(run, asked, self._attachments(request.session, run, now, whole=request.whole))
             here = choosing.ids(self._accounts.active_in(run.project_dir))
-            return Change(run, changed=True, moved_from=moved_from, tied=here if len(here) > 1 else ())
+            return Change(
+                run,
+                changed=True,
+                moved_from=moved_from,
+                tied=here if len(here) > 1 else (),
+                hard_by=None if run == asked else demand.hard_by,
+                rule_fault=demand.fault,
+            )
 
     async def change(self, account: RunAccount, request: RunSet, deadline: float) -> Change:
         """Change a run's budget, warning percentage or enforcement.
@@ -302,10 +327,11 @@ class Lifecycle:
         # The session's earlier usage may now count, and pass a threshold.
         self._refresher.request_refresh({attachment.run for attachment in attachments})
 
-    async def _save_new(self, run: Run, attachments: Sequence[Attachment]) -> None:
+    async def _save_new(self, run: Run, asked: Run, attachments: Sequence[Attachment]) -> None:
+        """Write a new run. `asked` is what was asked for, so that the same request finds it."""
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
-        await self._stored.start(run, attachments=attachments, events=[("run.started", data)], at=run.started_at)
-        account = self._accounts.put_run(run)
+        await self._stored.start(run, asked, attachments=attachments, events=[("run.started", data)], at=run.started_at)
+        account = self._accounts.put_run(run, asked)
         self._accounts.put_attachments(attachments)
         for session in {attachment.session for attachment in attachments}:
             await self._tallier.retally(session)

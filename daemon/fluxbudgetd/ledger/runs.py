@@ -41,13 +41,15 @@ class StoredRuns:
             by_run.setdefault(run, set()).add(BudgetThreshold(kind, pct))
         return {run: frozenset(fired) for run, fired in by_run.items()}
 
-    async def start(self, run: Run, *, attachments: Sequence[Attachment], events: Sequence[NewEvent], at: int) -> None:
+    async def start(
+        self, run: Run, started_as: Run, *, attachments: Sequence[Attachment], events: Sequence[NewEvent], at: int
+    ) -> None:
         """Write a new run, its first attachments and events."""
-        encoded = msgspec.json.encode(run)
+        encoded = msgspec.json.encode(run), msgspec.json.encode(started_as)
         async with self._database.transaction(durable=True) as transaction:
             await transaction.execute(
                 "INSERT INTO runs(id, scope, status, started_at, ended_at, run, started_as) VALUES (?,?,?,?,?,?,?)",
-                (run.id, run.scope, run.status, run.started_at, run.ended_at, encoded, encoded),
+                (run.id, run.scope, run.status, run.started_at, run.ended_at, *encoded),
             )
             await _put_attachments(transaction, attachments)
             await transaction.add_events(at, run.id, events)

@@ -58,6 +58,7 @@ def changed_run(change: Change) -> wire.RunAnswer:
         moved_from=change.moved_from,
         tied=listed_runs(change.tied),
         hard_by=change.hard_by,
+        rule_fault=change.rule_fault,
     )
 
 

@@ -81,7 +81,7 @@ class Totals:
         self._clock = clock
         self.accounts = accounts
         self.chooser = RunChooser(accounts)
-        self._places = Places()
+        self.places = Places()
         self.interstat = InterstatReader(source, accounts.has_active)
         self.transcripts = TranscriptStore(transcripts, ledger)
         self.lower_bounds = LowerBounds(self.transcripts)
@@ -158,7 +158,7 @@ class Totals:
         if hints.cwd is None or not self.accounts.has_active():
             return []
         return self.chooser.nearest([hints.cwd], hints) or self.chooser.nearest(
-            await self._places.of(hints.cwd, deadline), hints
+            await self.places.of(hints.cwd, deadline), hints
         )
 
     async def _read_unsettled(

@@ -159,7 +159,9 @@ class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):
     tied: tuple[str, ...] = ()
     """All active runs of the new run's directory, if it is not the only one."""
     hard_by: str | None = None
-    """The project's file because of which the new run is hard."""
+    """The project's file because of which the new run is hard, although the request did not ask for it."""
+    rule_fault: str | None = None
+    """Why a file of the project could not be read; what it says about enforcement is not applied."""
 
 
 class RunListAnswer(Answer, frozen=True, kw_only=True, tag="run_list"):
