@@ -1,8 +1,12 @@
 """`allow`: a person lets a run go on once although its hard budget is exhausted."""
 
-from harness.daemon import Daemon, Home, started
+import json
+
+from harness.daemon import Daemon, Home, started, wait_for
 from harness.events import Subscriber
 from harness.hooks import Claude, write_usage
+from harness.sandbox import SANDBOX
+from harness.sandboxed import run_under, sandboxed
 
 EXHAUSTED = "budget_exceeded|brainstorm|1200/1000 billing tokens"
 
@@ -66,6 +70,33 @@ def test_advance_goes_on_with_an_allowance(home: Home, daemon: Daemon) -> None:
     assert home.ctl("advance", "--run", "r1", "--from", "brainstorm").returncode == 1
     home.ok("allow", "--run", "r1")
     assert home.ok("advance", "--run", "r1", "--from", "brainstorm") == "advanced|brainstorm|brainstorm-reviewed"
+
+
+def test_allowed_time_counts_for_a_review(home: Home, daemon: Daemon) -> None:
+    """What remains is 0 all the while, because the budget is spent."""
+    exhausted(home)
+    agents = json.dumps({"agents": [{"name": "fd-safety", "score": 5, "stage": 1}]})
+    assert home.ctl("triage", "--run", "r1", stdin=agents).returncode == 1
+    home.ok("allow", "--run", "r1", "--minutes", "10")
+    assert json.loads(home.ctl("triage", "--run", "r1", stdin=agents).stdout)["verdict"] == "ok"
+
+
+@sandboxed
+def test_allowance_reaches_a_sandbox_without_sockets(home: Home, daemon: Daemon) -> None:
+    """There, the state file answers."""
+    exhausted(home)
+
+    def checked() -> tuple[int, str]:
+        result = run_under(SANDBOX, home, "check", "--run", "r1")
+        return result.returncode, result.stdout
+
+    wait_for(lambda: checked() == (1, f"{EXHAUSTED}\n"), "the sandbox to be refused")
+    home.ok("allow", "--run", "r1")
+    wait_for(lambda: checked() == (0, "ok\n"), "the sandbox to see the allowed tokens")
+    write_usage(home, 100, message="m2")
+    wait_for(lambda: checked()[0] == 1, "the sandbox to be refused again")
+    home.ok("allow", "--run", "r1", "--minutes", "10")
+    wait_for(lambda: checked() == (0, "ok\n"), "the sandbox to see the allowed time")
 
 
 def test_another_budget_ends_the_allowance(home: Home, daemon: Daemon) -> None:

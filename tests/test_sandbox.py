@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from harness.interstat import Interstat
 from harness.native import both_clients
 from harness.pipes import full_pipe
 from harness.privilege import OBEDIENT, needs_root
-from harness.sandbox import SANDBOX, sandbox, why_not
+from harness.sandbox import SANDBOX, sandbox
+from harness.sandboxed import run_under, sandboxed
 
 AS_OF = "2026-11-22T00:12:26Z"
 GONE = "the daemon is gone"
@@ -44,8 +45,6 @@ CONTENT = {
 #: The keys that files of older daemons do not have.
 LATER = ("cost_basis", "enforcement", "line")
 UNLIMITED = {"state": "unlimited", "budget": "", "remaining": "", "pct": ""}
-
-sandboxed = pytest.mark.skipif(bool(why_not()), reason=f"no sandbox here: {why_not()}")
 
 
 class States:
@@ -84,25 +83,6 @@ def states(home: Home) -> States:
 def alive(states: States) -> Iterator[States]:
     with states.locked():
         yield states
-
-
-def run_under(
-    prefix: tuple[str, ...], home: Home, *arguments: str, environ: Mapping[str, str] | None = None, data: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run a command. On a busy machine, starting it may take longer than the usual limit of some verbs."""
-    verb, *words = arguments
-    if verb in ("remaining", "statusline", "hook") and "--timeout" not in words:
-        words = ["--timeout", "20", *words]
-    return subprocess.run(
-        [*prefix, *CTL, verb, *words],
-        env={**home.environ, **(environ or {})},
-        cwd=home.project,
-        input=data,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def from_file(result: subprocess.CompletedProcess[str], reason: int, code: int = 0) -> str:

@@ -14,7 +14,7 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import BadInputError, ConfigError, RequestTimeoutError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Run, Triage, Usage, to_text
-from fluxbudgetd.policy import advance, calibrate, estimates, report, triage
+from fluxbudgetd.policy import advance, calibrate, estimates, limits, report, triage
 from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.threads import off_loop
@@ -126,7 +126,8 @@ class Reviews:
         project = request.hints.cwd if run is None else run.project_dir
         rules = await self.rules(project, deadline)
         known, stale_why = await self.means(request.model, deadline)
-        remaining = None if balance is None else balance.remaining
+        has_time = run is not None and limits.has_time(run, self._clock())
+        remaining = None if balance is None or has_time else balance.remaining
         limit = triage.limit(
             request.input_type,
             rules,
