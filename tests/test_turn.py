@@ -5,17 +5,20 @@ import struct
 import termios
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import msgspec
 import pytest
 
 from fluxbudgetd.server.dispatch import handle
 from fluxbudgetd.server.handlers import Context
 from fluxbudgetd.server.server import Server
+from fluxbudgetd.totals import Standing
 from fluxbudgetd.totals.turn import Turn
 from fluxbudgetd.wire import messages
 from harness.daemon import PATIENCE, Wire
@@ -105,6 +108,33 @@ def test_requests_that_arrive_together_are_all_received_before_one_is_handled(tm
     assert log == [[0, 0, 0], 1, 2, 3, "end", [0, 0, 0], 4, 5, 6, "end"]
 
 
+def test_program_that_always_has_a_next_request_does_not_keep_other_tasks_from_running(tmp_path: Path) -> None:
+    most = 100
+    wires: list[Wire] = []
+    handled = 0
+
+    def handler(_request: messages.AnyRequest) -> messages.PingAnswer:
+        nonlocal handled
+        handled += 1
+        if handled < most:
+            wires[handled % 2].send(messages.Ping())
+        return PONG
+
+    async def body() -> list[int]:
+        seen = [0]
+        with ExitStack() as stack:
+            async with served(tmp_path / "s", handler) as server:
+                wires.extend(await connected(server, tmp_path / "s", stack, 2))
+                wires[0].send(messages.Ping())
+                while handled < most:
+                    await anyio.lowlevel.checkpoint()
+                    seen.append(handled)
+        return seen
+
+    seen = anyio.run(body)
+    assert max(after - before for before, after in pairwise(seen)) < most / 2
+
+
 def test_questions_that_arrive_together_miss_nothing(tmp_path: Path) -> None:
     """An answer includes what was written before its request, whichever runs the other requests are about."""
 
@@ -146,5 +176,33 @@ def test_sources_are_looked_at_once_in_a_block(tmp_path: Path, monkeypatch: pyte
                         None, None, None, messages.Hints(sessions=("unknown",), cwd="/p", run=run)
                     )
             assert (epochs.calls, compared.calls) == (1, len(RUNS))
+
+    anyio.run(body)
+
+
+def test_standing_is_found_once_in_a_block_unless_the_run_changes(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _source):
+            start = messages.RunStart(id="r1", project_dir="/p", session="r1", token_budget=1000)
+            await service.lifecycle.start(start, within(PATIENCE))
+            account, totals = service.accounts.runs["r1"], service.totals
+            await totals.standing(account, within(PATIENCE))
+
+            def standing() -> Standing | None:
+                return totals.standing_now("r1", None, None, messages.Hints())
+
+            with totals.turn:
+                first = standing()
+                assert first is not None
+                assert standing() is first
+                account.reserved = 100
+                changed = standing()
+                assert changed is not None
+                assert changed.balance.reserved == 100
+                account.run = msgspec.structs.replace(account.run, goal="another")
+                changed = standing()
+                assert changed is not None
+                assert changed.run.goal == "another"
+            assert standing() is not standing()
 
     anyio.run(body)

@@ -7,13 +7,14 @@ request: the rest of a frame, an answer, a stream, room for unsent bytes. Otherw
 
 anyio has no callbacks, so this is the only file of the server that uses asyncio.
 
-Each callback answers one request of each connection that has sent one, or accepts a few connections and answers the
-first request of each. A peer that sends many requests at once waits its turn like the others.
+Each callback accepts a few connections and answers the first request of each, or it answers rounds of requests, one of
+each connection that has sent one, until none is left or a limit is reached. A peer that sends many requests at once
+waits its turn like the others.
 
 All idle connections share one epoll object, which the event loop watches. A callback therefore knows which of them have
-sent a request. It receives these requests, handles them together, so that they share one look at the sources, and only
-then sends the answers: a program with several connections is then woken once, not once per answer. Registering each
-connection with the event loop would also cost more.
+sent a request. In a round, it receives these requests, handles them together, so that they share one look at the
+sources, and only then sends the answers: a program with several connections is then woken once, not once per answer.
+Registering each connection with the event loop would also cost more.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from fluxbudgetd.wire.framing import FrameError, whole_message
 _CHUNK_BYTES = 32 << 10
 # How many connections are accepted, and their first requests answered, before other callbacks run.
 _ACCEPT_AT_ONCE = 16
-# How many idle connections are answered before other callbacks run.
+# How many requests of idle connections are answered before other callbacks run.
 _ANSWER_AT_ONCE = 32
 _ACCEPT_PAUSE_SECONDS = 0.05
 
@@ -166,11 +167,22 @@ class QuickConnections:
             epoll.close()
 
     def _serve_ready(self, epoll: select.epoll) -> None:
-        """Receive a request of each idle connection that has sent one, then answer them all, then send the answers."""
-        ready = [peer for fd, _ in epoll.poll(0, _ANSWER_AT_ONCE) if (peer := self._idle.get(fd)) is not None]
-        if len(ready) == 1:
-            self._serve(ready[0])
-            return
+        """Serve the idle connections that have sent a request, and those that send one meanwhile, up to a limit.
+
+        A program that has had its answers may have sent its next requests already. Serving them here saves a turn of
+        the event loop.
+        """
+        left = _ANSWER_AT_ONCE
+        while left > 0 and (found := epoll.poll(0, left)):
+            left -= len(found)
+            ready = [peer for fd, _ in found if (peer := self._idle.get(fd)) is not None]
+            if len(ready) == 1:
+                self._serve(ready[0])
+            else:
+                self._serve_together(ready)
+
+    def _serve_together(self, ready: list[Peer]) -> None:
+        """Receive a request of each connection, then answer them all, then send the answers."""
         received = [(peer, message) for peer in ready if (message := self._receive(peer)) is not None]
         with self._turn:
             responses = [(peer, self._responder.respond(message)) for peer, message in received]

@@ -47,6 +47,14 @@ class Sums(enum.Enum):
 _UNKNOWN, _WHOLE, _UNREADABLE = Sums.UNKNOWN, Sums.WHOLE, Sums.UNREADABLE
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """A run, its balance, and why the numbers are stale (None: fresh)."""
+
+    run: Run
+    balance: Balance
+    stale_why: str | None
+
+
 class SessionAccount(msgspec.Struct):
     """A session's attachments, oldest first, and the sums of its last measured usage.
 

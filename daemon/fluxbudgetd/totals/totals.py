@@ -13,11 +13,11 @@ import msgspec
 
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.ledger import Ledger, LedgerWriter
-from fluxbudgetd.model import Balance, Counts, Run, SourceStatus, Usage
+from fluxbudgetd.model import Counts, SourceStatus, Usage
 from fluxbudgetd.policy import burn
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
-from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.account import RunAccount, Standing
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.totals.choosing import Choice, RunChooser, enforced, ids, least_left, no_run, single
 from fluxbudgetd.totals.follower import Follower
@@ -36,14 +36,6 @@ from fluxbudgetd.totals.tallier import Tallier
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.totals.turn import Turn
 from fluxbudgetd.wire.messages import Hints
-
-
-class Standing(msgspec.Struct, frozen=True):
-    """A run, its balance, and why the numbers are stale (None: fresh)."""
-
-    run: Run
-    balance: Balance
-    stale_why: str | None
 
 
 class SourceReport(msgspec.Struct, frozen=True):
@@ -190,8 +182,15 @@ class Totals:
             account = here[0] if len(here) == 1 else None
         if account is None:
             return None
+        known = self.turn.standing_of(account)
+        if known is not None:
+            return known
         required = self.freshness.required((account,))
-        return None if self.freshness.is_stale(account, required) else self._standing(account, required)
+        if self.freshness.is_stale(account, required):
+            return None
+        standing = self._standing(account, required)
+        self.turn.note_standing(standing)
+        return standing
 
     async def standing(self, account: RunAccount, deadline: float) -> Standing:
         """Return where a run stands: fresh or, at the deadline, the last known numbers and why they are stale.
