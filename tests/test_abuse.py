@@ -212,7 +212,7 @@ def test_connection_whose_request_has_arrived_is_not_closed_for_another(tmp_path
             listening.bind(str(tmp_path / "s"))
             listening.listen()
             listening.setblocking(False)
-            server = Server(lambda _request: PONG, Limits(connections=2))
+            server = Server(lambda _request, _pid: PONG, Limits(connections=2))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(server.serve, listening)
                 first, second = (stack.enter_context(Wire(tmp_path / "s")) for _ in range(2))
@@ -252,14 +252,14 @@ def test_many_invalid_requests_are_answered_and_not_logged(home: Home, run: str,
 
 
 def test_defect_in_every_request_is_logged_a_few_times(tmp_path: Path) -> None:
-    def fail(_request: messages.AnyRequest) -> NoReturn:
+    def fail(_request: messages.AnyRequest, _pid: int) -> NoReturn:
         raise ValueError("a defect")
 
     responder = Responder(fail, Limits(), ByteCount(Limits()))
     request = messages.encode(messages.Ping())
     with capture_logs() as lines:
         for _ in range(1000):
-            assert isinstance(responder.respond(request), bytes)
+            assert isinstance(responder.respond(request, os.getpid()), bytes)
     assert [line["event"] for line in lines] == ["request failed"]
 
 

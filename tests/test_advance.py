@@ -62,6 +62,14 @@ def test_later_phase_may_be_named(home: Home, daemon: Daemon) -> None:
     assert home.ctl("advance", "--run", run, "--from", "nowhere").returncode == 65
 
 
+def refusals(home: Home) -> Counter[tuple[object, object]]:
+    """Return how often each command was refused, and for what reason, according to the ledger."""
+    counted: Counter[tuple[object, object]] = Counter()
+    for _, data in events(home, "phase.blocked"):
+        counted[data["by"], data["reason"]] += int(data["count"])
+    return counted
+
+
 def test_stale_phase(home: Home, daemon: Daemon) -> None:
     """A wrong --from phase is refused every time, even with an override."""
     run = started(home)
@@ -72,7 +80,12 @@ def test_stale_phase(home: Home, daemon: Daemon) -> None:
         assert result.stdout == "stale_phase|brainstorm|Phase already advanced to brainstorm-reviewed\n"
     early = home.ctl("advance", "--run", run, "--from", "executing")
     assert early.stdout == "stale_phase|executing|Phase not reached yet, still in brainstorm-reviewed\n"
-    assert [data["reason"] for _, data in events(home, "phase.blocked")] == ["stale_phase"] * 3
+
+    def refused() -> bool:
+        blocked = [(data["reason"], data["count"]) for _, data in events(home, "phase.blocked")]
+        return blocked == [("stale_phase", 2), ("stale_phase", 1)]
+
+    wait_for(refused, "the refusals, with their numbers, to be in the ledger")
 
 
 def test_ended_run_cannot_be_advanced(home: Home, daemon: Daemon) -> None:
@@ -84,21 +97,23 @@ def test_ended_run_cannot_be_advanced(home: Home, daemon: Daemon) -> None:
 
 
 def test_exceeded_is_refused_every_time(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Repeated checks and advances are refused like the first ones, even after a kill."""
+    """Repeated checks and advances are refused like the first ones, even after a kill. All are in the event log."""
     run = started(home, session="s1", token_budget=100)
     interstat.insert("s1", input_tokens=100, output_tokens=20)
     for _ in range(2):
         for command in (("check",), ("advance", "--from", "brainstorm")):
             result = home.ctl(*command, "--run", run)
             assert (result.returncode, result.stdout) == (1, EXCEEDED), command
+    twice = {("check", "budget_exceeded"): 2, ("advance", "budget_exceeded"): 2}
+    wait_for(lambda: refusals(home) == twice, "the refusals to be in the ledger")
     daemon.kill()
     home.start()
     for command in (("check",), ("advance", "--from", "brainstorm")):
         result = home.ctl(*command, "--run", run)
         assert (result.returncode, result.stdout) == (1, EXCEEDED), command
     assert phase(home, run, "brainstorm").state == "current"
-    blocked = [(data["by"], data["reason"]) for _, data in events(home, "phase.blocked")]
-    assert Counter(blocked) == {("check", "budget_exceeded"): 3, ("advance", "budget_exceeded"): 3}
+    thrice = {("check", "budget_exceeded"): 3, ("advance", "budget_exceeded"): 3}
+    wait_for(lambda: refusals(home) == thrice, "the refusals to be in the ledger")
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
@@ -175,7 +190,9 @@ def test_one_of_fifty_concurrent_advances_succeeds(home: Home, daemon: Daemon) -
     }
     assert sum(answer.advanced for answer in answers) == 1
     assert len(events(home, "phase.advanced")) == 1
-    assert len(events(home, "phase.blocked")) == 49
+    stale = {("advance", "stale_phase"): 49}
+    wait_for(lambda: refusals(home) == stale, "the refusals to be in the ledger")
+    assert len(events(home, "phase.blocked")) == 1
 
 
 def test_three_phases_in_one_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:

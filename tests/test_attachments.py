@@ -1,6 +1,7 @@
 """From when on a session's usage counts for its run, by the service inside the test, whose clock the test sets."""
 
 import json
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -49,7 +50,7 @@ class World:
         self._context = Context(service=service, state_dir=str(directory), started_at=0, connections=lambda: 0)
 
     async def ask(self, request: messages.AnyRequest) -> object:
-        answer = handle(self._context, request)
+        answer = handle(self._context, request, os.getpid())
         return await answer if isinstance(answer, Awaitable) else answer
 
     async def change(self, request: messages.AnyRequest) -> messages.RunAnswer:

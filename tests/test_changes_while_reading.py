@@ -57,6 +57,7 @@ def test_warning_is_given_while_the_refresh_that_brought_its_numbers_hangs(
             await service.thresholds.reported(account, within(60))
             reminder = await service.session_warnings.next_for(account, "s1", None, within(60))
             assert reminder is not None
+            assert reminder.event is not None
             assert reminder.event.kind == "budget.warning"
             reminder.finish(True)
         interstat.close()

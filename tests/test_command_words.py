@@ -39,7 +39,7 @@ names = st.sampled_from(
 def test_any_command_line_is_understood_or_left_to_the_client(
     words: tuple[bytes, ...], env: dict[str, bytes], cwd: bytes | None
 ) -> None:
-    options = parse(messages.Command(words=words, env=env, cwd=cwd))
+    options = parse(messages.Command(words=words, env=env, cwd=cwd), 7)
     assert options is None or isinstance(options, Options)
     if options is None:
         return
@@ -55,7 +55,7 @@ def test_any_command_line_is_understood_or_left_to_the_client(
 def test_flags_are_those_of_the_verb() -> None:
     """The whole command line, with every flag that a verb has."""
     given = (b"check", b"--run", b"r1", b"--timeout=1.5", b"--json", b"--override", b"a b", b"--require")
-    options = parse(messages.Command(words=given, env={"TERM": b"xterm", "COLUMNS": b"80"}, cwd=b"/p", wait_ms=7))
+    options = parse(messages.Command(words=given, env={"TERM": b"xterm", "COLUMNS": b"80"}, cwd=b"/p", wait_ms=7), 7)
     assert options is not None
     assert (options.verb, options.run, options.json, options.override) == ("check", "r1", True, "a b")
     assert (options.require, options.wait_ms, options.width, options.colour) == (True, 7, 80, True)
@@ -79,6 +79,6 @@ def test_session_with_a_person(attended: bytes | None, entrypoint: bytes | None,
     """Claude Code says so itself; of older versions, the entry point shows it."""
     variables = {"CLAUDE_CODE_SESSION_ATTENDED": attended, "CLAUDE_CODE_ENTRYPOINT": entrypoint}
     env = {name: value for name, value in variables.items() if value is not None}
-    options = parse(messages.Command(words=(b"hook",), env=env))
+    options = parse(messages.Command(words=(b"hook",), env=env), 7)
     assert options is not None
     assert options.attended == expected

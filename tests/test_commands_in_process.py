@@ -1,6 +1,7 @@
 """Command lines, with the service inside the test: answers given at once, and answers that come too late."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ async def warmed_up(context: Context) -> None:
 
 
 async def answered(context: Context, request: messages.Command) -> object:
-    answer = handle(context, request)
+    answer = handle(context, request, os.getpid())
     return await answer if isinstance(answer, Awaitable) else answer
 
 
@@ -86,7 +87,7 @@ def test_command_with_nothing_to_wait_for_is_answered_at_once(tmp_path: Path, re
     async def body() -> None:
         async with serving_a_run(tmp_path) as (context, _source):
             await warmed_up(context)
-            assert isinstance(handle(context, request_), messages.CommandAnswer)
+            assert isinstance(handle(context, request_, os.getpid()), messages.CommandAnswer)
 
     anyio.run(body)
 
@@ -154,11 +155,11 @@ def test_wait_for_stdin_depends_on_the_verb_and_on_what_has_arrived(tmp_path: Pa
                 (b"hook", b"{", 10.0),
             ):
                 begun = anyio.current_time()
-                more = handle(context, command(verb, wait_ms=10_000, stdin=stdin, more=True))
+                more = handle(context, command(verb, wait_ms=10_000, stdin=stdin, more=True), os.getpid())
                 assert isinstance(more, MoreInput)
                 assert begun + seconds <= more.deadline <= anyio.current_time() + seconds
                 assert more.held == len(stdin)
-            capped = handle(context, command(b"hook", wait_ms=3_600_000, more=True))
+            capped = handle(context, command(b"hook", wait_ms=3_600_000, more=True), os.getpid())
             assert isinstance(capped, MoreInput)
             assert capped.deadline <= anyio.current_time() + 20
 

@@ -120,7 +120,7 @@ def test_idle_connection_does_not_time_out(tmp_path: Path) -> None:
 def test_connection_with_many_requests_lets_others_take_their_turn(tmp_path: Path) -> None:
     handled: list[int] = []
 
-    def handler(request: messages.AnyRequest) -> messages.PingAnswer:
+    def handler(request: messages.AnyRequest, _pid: int) -> messages.PingAnswer:
         handled.append(request.wait_ms)
         return answer_to(request)
 
@@ -158,7 +158,7 @@ def test_answers_that_do_not_fit_into_the_kernels_buffer(tmp_path: Path) -> None
 def test_delivery_is_reported(tmp_path: Path) -> None:
     delivered: list[bool] = []
 
-    def handler(request: messages.AnyRequest) -> TrackedAnswer[messages.PingAnswer]:
+    def handler(request: messages.AnyRequest, _pid: int) -> TrackedAnswer[messages.PingAnswer]:
         return TrackedAnswer(answer_to(request), delivered.append)
 
     def client(path: Path) -> None:
@@ -251,7 +251,7 @@ def test_request_in_progress_is_answered_while_the_server_drains(tmp_path: Path)
             await release.wait()
             return answer_to(request)
 
-        def handler(request: messages.AnyRequest) -> messages.PingAnswer | Awaitable[messages.PingAnswer]:
+        def handler(request: messages.AnyRequest, _pid: int) -> messages.PingAnswer | Awaitable[messages.PingAnswer]:
             return later(request) if request.wait_ms % 2 == ODD else answer_to(request)
 
         async with served(tmp_path / "s", handler) as server, anyio.create_task_group() as tasks:

@@ -70,7 +70,7 @@ async def running_delivery(
 
 
 async def save_event(ledger: Ledger) -> None:
-    await ledger.events.add([(now_micros(), None, ("source.degraded", {"source": "interstat"}))])
+    await ledger.events.add([(now_micros(), None, ("source.degraded", {"source": "interstat"}), None)])
 
 
 @pytest.mark.parametrize("when", ["before it has failed", "afterwards"])

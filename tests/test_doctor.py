@@ -248,7 +248,7 @@ def test_refresh_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mon
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
-            asked = handle(context, messages.Doctor(wait_ms=20_000))
+            asked = handle(context, messages.Doctor(wait_ms=20_000), os.getpid())
             assert isinstance(asked, Awaitable)
             answer = await asked
             assert isinstance(answer, messages.DoctorAnswer)

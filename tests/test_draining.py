@@ -47,7 +47,7 @@ class Served:
 async def served(
     path: Path,
     limits: Limits = Limits(),  # noqa: B008  it is frozen
-    handler: Handler = lambda _request: PONG,
+    handler: Handler = lambda _request, _pid: PONG,
 ) -> AsyncIterator[Served]:
     made = Served(path, limits, handler)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -137,7 +137,7 @@ def test_command_that_waits_for_its_stdin_is_answered(tmp_path: Path) -> None:
     """Even on a connection that was answered before."""
     waiting = threading.Event()
 
-    def handle(request: messages.AnyRequest) -> messages.AnyAnswer | MoreInput:
+    def handle(request: messages.AnyRequest, _pid: int) -> messages.AnyAnswer | MoreInput:
         if isinstance(request, messages.Ping):
             return PONG
         waiting.set()
@@ -166,7 +166,7 @@ def test_connection_after_the_last_accepted_one_waits_for_the_next_server(tmp_pa
             listening.bind(str(tmp_path / "s"))
             listening.listen()
             listening.setblocking(False)
-            first, second = Server(lambda _request: PONG), Server(lambda _request: PONG)
+            first, second = Server(lambda _request, _pid: PONG), Server(lambda _request, _pid: PONG)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(first.serve, listening)
                 await anyio.sleep(0.02)

@@ -284,7 +284,7 @@ def test_connections_in_the_old_sockets_queue_are_served(tmp_path: Path) -> None
     """When the server moves to another socket, it first accepts what is in the old one's queue."""
 
     async def body() -> None:
-        server = Server(lambda _request: PONG)
+        server = Server(lambda _request, _pid: PONG)
         with listening_at(tmp_path / "old") as old, listening_at(tmp_path / "new") as new:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(server.serve, old)

@@ -208,7 +208,7 @@ def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
                 await anyio.sleep(0.02)
                 with anyio.fail_after(1.5):
                     hints = messages.Hints(sessions=("unknown",), cwd="/p")
-                    answer = handle(context, messages.Remaining(hints=hints, wait_ms=400))
+                    answer = handle(context, messages.Remaining(hints=hints, wait_ms=400), os.getpid())
                     assert isinstance(answer, Awaitable)
                     assert getattr(await answer, "spend").stale  # noqa: B009  one of many kinds of answers
                     await service.lifecycle.start(messages.RunStart(id="another", project_dir="/p"), within(5))
@@ -226,7 +226,7 @@ def test_connection_that_never_reads_is_closed(tmp_path: Path) -> None:
     async def body() -> None:
         path = tmp_path / "s"
         request = encode_frame(messages.encode(messages.Ping()))
-        async with serving(path, lambda _request: large, limits):
+        async with serving(path, lambda _request, _pid: large, limits):
             deaf = [socket.socket(socket.AF_UNIX) for _ in range(4)]
             for peer in deaf:
                 peer.connect(str(path))
@@ -326,11 +326,11 @@ def test_list_with_numbers_that_were_never_read_is_an_error(tmp_path: Path, requ
         async with service_over(tmp_path) as (service, source):
             source.hang()
             context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
-            answer = handle(context, request_)
+            answer = handle(context, request_, os.getpid())
             assert isinstance(answer, Awaitable)
             with pytest.raises(RequestTimeoutError):
                 await answer
-            answer = handle(context, msgspec.structs.replace(request_, wait_ms=400))
+            answer = handle(context, msgspec.structs.replace(request_, wait_ms=400), os.getpid())
             assert isinstance(answer, Awaitable)
             (line,) = getattr(await answer, "runs")  # noqa: B009  one of many kinds of answers
             assert (line.spend.spent, line.spend.stale) == (5, True)
@@ -393,7 +393,7 @@ PONG = messages.PingAnswer(version="v", protocol=1, pid=1, started_at="now")
 def test_request_that_fails_or_hangs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A defect gives an `internal` error, a hang a `timeout`; other requests are answered."""
 
-    async def handler(request: messages.AnyRequest) -> messages.AnyAnswer:
+    async def handler(request: messages.AnyRequest, _pid: int) -> messages.AnyAnswer:
         if isinstance(request, messages.Doctor):
             await anyio.sleep_forever()
         if isinstance(request, messages.Status):

@@ -158,7 +158,9 @@ def test_detached_session_is_left_alone(home: Home, daemon: Daemon, environ: str
     assert claude.call("PreToolUse", hints=hints, **LAUNCH) == SILENT
     assert home.spend(run).reserved == 0
     assert attached_sessions(home, run) == {"s1": True, "s2": False}
-    assert is_warning(Claude(home).call("UserPromptSubmit", hints=hints), "80 %")
+    told = Claude(home).call("UserPromptSubmit", hints=hints)
+    assert "80 %" in told.context
+    assert "session s2 detached" in told.message
     assert Claude(home).call("PreToolUse", hints=hints, **LAUNCH).decision == "deny"
 
 

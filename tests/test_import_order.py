@@ -13,7 +13,7 @@ from harness.imports import HEAVY
 
 #: A room may import the rooms of earlier layers. Rooms in the same layer never import each other.
 LAYERS: tuple[set[str], ...] = (
-    {"clock", "inotify", "lean", "structs", "systemd", "threads", "wire"},
+    {"clock", "inotify", "lean", "processes", "structs", "systemd", "threads", "wire"},
     {"errors", "log", "model"},
     {"config"},
     {"policy"},

@@ -34,10 +34,10 @@ def test_event_is_one_line_of_ascii_with_these_keys(home: Home, served: Scripted
         wait_for(lambda: watch.out.endswith(b"\n"), "a line")
         assert watch.out.isascii()
         (line,) = watch.printed()
-        assert list(line) == ["seq", "at", "run", "kind", "data"]
+        assert list(line) == ["seq", "at", "run", "kind", "data", "by"]
         assert line == {
             "seq": 7, "at": AT, "run": "r\u20ac", "kind": "phase.blocked",
-            "data": {"reason": "ü\n", "spent": 3, "budget": None, "pct": 1.5},
+            "data": {"reason": "ü\n", "spent": 3, "budget": None, "pct": 1.5}, "by": None,
         }  # fmt: skip
         assert watch.end(signal.SIGINT) == 130
         assert watch.err == b""

@@ -17,15 +17,15 @@ from harness.events import (
 from harness.interstat import Interstat
 
 
-def make_refusals(home: Home, run: str, times: int) -> None:
-    """Cause this many events, refusals of an exceeded run, and wait until they are committed."""
+def make_events(home: Home, run: str, times: int) -> None:
+    """Cause this many events, overrides of an exceeded run, and wait until they are committed."""
     before = len(committed_events(home))
     with Wire(home.socket) as wire:
         for _ in range(times):
-            answer = wire.ask(messages.Check(run=run, wait_ms=0))
+            answer = wire.ask(messages.Check(run=run, override="go on", wait_ms=0))
             assert isinstance(answer, messages.CheckAnswer), answer
-            assert answer.refusal is not None
-    wait_for(lambda: len(committed_events(home)) >= before + times, "the refusals to be committed")
+            assert answer.overridden is not None
+    wait_for(lambda: len(committed_events(home)) >= before + times, "the overrides to be committed")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_subscriber_starts_after_the_requested_event(home: Home, exceeded: str) 
         stream = Subscriber(home, since=since)
         assert (stream.subscribed.since, stream.subscribed.last) == (begins, last), since
         streams.append((stream, begins))
-    make_refusals(home, exceeded, 3)
+    make_events(home, exceeded, 3)
     everything = numbers(home)
     for stream, begins in streams:
         assert stream.read_to(everything[-1]) == [seq for seq in everything if seq > begins]
@@ -67,7 +67,7 @@ def test_subscriber_starts_after_the_requested_event(home: Home, exceeded: str) 
 
 def test_subscriber_starts_near_the_oldest_event_in_memory(home: Home, exceeded: str) -> None:
     """The latest 512 events are in memory, older ones only in the ledger. None is missing or repeated."""
-    make_refusals(home, exceeded, 700)
+    make_events(home, exceeded, 700)
     everything = numbers(home)
     for since in range(everything[-1] - 516, everything[-1] - 508):
         with Subscriber(home, since=since) as stream:
@@ -86,7 +86,7 @@ def test_subscriber_of_one_run_receives_only_its_events(home: Home, exceeded: st
     other = started(home, id="other", token_budget=1000)
     with Subscriber(home, since=0, run=other, heartbeat_ms=100) as stream, Subscriber(home, run=exceeded) as from_now:
         assert isinstance(stream.next(), messages.EventAnswer)
-        make_refusals(home, exceeded, 4)
+        make_events(home, exceeded, 4)
         change_run(home, messages.RunSet(run=other, token_budget=7, wait_ms=30_000))
         last = numbers(home)[-1]
 
@@ -97,7 +97,7 @@ def test_subscriber_of_one_run_receives_only_its_events(home: Home, exceeded: st
         wait_for(caught_up, "a heartbeat with the last event's number")
         assert [(one.kind, one.run) for one in stream.events] == [("run.started", other), ("run.changed", other)]
         from_now.read_to(last - 1)
-        assert [(one.kind, one.run) for one in from_now.events] == 4 * [("phase.blocked", exceeded)]
+        assert [(one.kind, one.run) for one in from_now.events] == 4 * [("budget.overridden", exceeded)]
 
 
 def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home, exceeded: str) -> None:
@@ -108,7 +108,7 @@ def test_subscriber_of_one_run_gets_heartbeats_while_others_are_busy(home: Home,
     def be_busy() -> None:
         with Wire(home.socket) as wire:
             while not enough.is_set():
-                wire.ask(messages.Check(run=exceeded, wait_ms=0))
+                wire.ask(messages.Check(run=exceeded, override="go on", wait_ms=0))
 
     busy = threading.Thread(target=be_busy)
     with Subscriber(home, run="quiet", heartbeat_ms=500) as stream:
@@ -143,7 +143,7 @@ def test_heartbeats_come_while_nothing_happens(home: Home, exceeded: str) -> Non
         assert all(isinstance(one, messages.HeartbeatAnswer) and one.seq == last for one in beats)
         times = [one.at for one in beats if isinstance(one, messages.HeartbeatAnswer)]
         assert all(before < after for before, after in pairwise(times))
-        make_refusals(home, exceeded, 1)
+        make_events(home, exceeded, 1)
         assert stream.read_to(last + 1) == [last + 1]
         after = stream.next()
         assert isinstance(after, messages.HeartbeatAnswer)
@@ -156,7 +156,7 @@ def test_slow_subscriber_gets_one_lagged_notice_and_every_event(home: Home, exce
     with Subscriber(home) as slow, Subscriber(home) as attentive:
         lagged = []
         for _ in range(26):
-            make_refusals(home, exceeded, 200)
+            make_events(home, exceeded, 200)
             last = numbers(home)[-1]
             while not attentive.events or attentive.events[-1].seq < last:
                 assert isinstance(attentive.next(), messages.EventAnswer)
@@ -171,7 +171,7 @@ def test_slow_subscriber_gets_one_lagged_notice_and_every_event(home: Home, exce
         assert slow.seqs == attentive.seqs
         assert len(lagged) == 1
         # It has caught up and receives new events like any other.
-        make_refusals(home, exceeded, 1)
+        make_events(home, exceeded, 1)
         slow.read_to(last + 1)
         assert slow.seqs[-2:] == [last, last + 1]
 
@@ -186,13 +186,13 @@ def test_closed_subscribers_are_forgotten(home: Home, exceeded: str) -> None:
         return answer.connections
 
     streams = [Subscriber(home) for _ in range(50)]
-    make_refusals(home, exceeded, 20)
+    make_events(home, exceeded, 20)
     for stream in streams:
         assert stream.read_to(first + 20) == list(range(first + 1, first + 21))
     for stream in streams[::2]:
         stream.close()
     wait_for(lambda: connections() == 1 + 25, "the closed subscribers to be forgotten")
-    make_refusals(home, exceeded, 20)
+    make_events(home, exceeded, 20)
     for stream in streams[1::2]:
         assert stream.read_to(first + 40) == list(range(first + 1, first + 41))
         stream.close()
@@ -201,7 +201,7 @@ def test_closed_subscribers_are_forgotten(home: Home, exceeded: str) -> None:
 
 def test_subscriber_closed_while_the_daemon_waits_for_it_is_forgotten(home: Home, exceeded: str) -> None:
     readers = [Subscriber(home) for _ in range(5)]
-    make_refusals(home, exceeded, 1500)
+    make_events(home, exceeded, 1500)
     for reader in readers:
         reader.close()
 
@@ -217,7 +217,7 @@ def test_stop_ends_every_stream(home: Home, served: Daemon, exceeded: str) -> No
     """A stream ends after a complete frame if the client reads. A client that does not read cannot prevent the stop."""
     last = numbers(home)[-1]
     with Subscriber(home) as stream, Subscriber(home, heartbeat_ms=100) as beating, Subscriber(home) as stuck:
-        make_refusals(home, exceeded, 2000)
+        make_events(home, exceeded, 2000)
         stream.read_to(last + 2000)
         beating.read_to(last + 2000)
         served.signal(signal.SIGTERM)

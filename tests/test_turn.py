@@ -91,7 +91,7 @@ def test_requests_that_arrive_together_are_all_received_before_one_is_handled(tm
         def __exit__(self, *_exception: object) -> None:
             log.append("end")
 
-    def handler(request: messages.AnyRequest) -> messages.PingAnswer:
+    def handler(request: messages.AnyRequest, _pid: int) -> messages.PingAnswer:
         log.append(request.wait_ms)
         return PONG
 
@@ -113,7 +113,7 @@ def test_program_that_always_has_a_next_request_does_not_keep_other_tasks_from_r
     wires: list[Wire] = []
     handled = 0
 
-    def handler(_request: messages.AnyRequest) -> messages.PingAnswer:
+    def handler(_request: messages.AnyRequest, _pid: int) -> messages.PingAnswer:
         nonlocal handled
         handled += 1
         if handled < most:
@@ -146,7 +146,9 @@ def test_questions_that_arrive_together_miss_nothing(tmp_path: Path) -> None:
                 start = messages.RunStart(id=run, project_dir="/p", session=run, token_budget=1000)
                 await service.lifecycle.start(start, within(PATIENCE))
             path = tmp_path / "s"
-            async with served(path, lambda request: handle(context, request), turn=service.totals.turn) as server:
+            async with served(
+                path, lambda request, pid: handle(context, request, pid), turn=service.totals.turn
+            ) as server:
                 with ExitStack() as stack:
                     wires = await connected(server, path, stack, len(RUNS))
                     for spent in range(1, 30):

@@ -87,7 +87,7 @@ def refuse(passed: Listener, error: FluxError, seconds: float) -> bool:
 async def _refuse(passed: Listener, error: FluxError, seconds: float) -> bool:
     refused = 0
 
-    def refuse_request(_request: object) -> Never:
+    def refuse_request(_request: object, _pid: int) -> Never:
         nonlocal refused
         refused += 1
         raise error

@@ -49,6 +49,12 @@ class ConflictError(FluxError):
     code = "conflict"
 
 
+class RefusedError(FluxError):
+    """What was asked for is not allowed from inside a session."""
+
+    code = "refused"
+
+
 class BadRequestError(FluxError):
     """The bytes are not a request of this protocol."""
 

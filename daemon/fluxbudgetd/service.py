@@ -8,8 +8,11 @@ from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.admission import Admissions
 from fluxbudgetd.decisions.allowances import Allowances
+from fluxbudgetd.decisions.callers import Callers
 from fluxbudgetd.decisions.checks import Checks
 from fluxbudgetd.decisions.lifecycle import Lifecycle
+from fluxbudgetd.decisions.loosenings import Loosenings
+from fluxbudgetd.decisions.refusals import Refusals
 from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.decisions.reviews import Reviews
 from fluxbudgetd.decisions.thresholds import Thresholds
@@ -70,11 +73,24 @@ class Service:
         # The first lock to take; see docs/ARCHITECTURE.md for the order.
         runs_lock = anyio.Lock()
         self.thresholds = Thresholds(accounts, ledger.runs, writer, settings, clock, runs_lock)
-        self.checks = Checks(accounts, totals.tallier, ledger, writer, settings, clock, runs_lock, self.thresholds)
-        self.lifecycle = Lifecycle(
-            accounts, totals, ledger.runs, settings, clock, runs_lock, self.thresholds, self._on_runs_change
+        self.callers = Callers(ledger, writer)
+        self.refusals = Refusals(ledger, writer, self.callers, clock, newest.last_of_run)
+        self.checks = Checks(
+            accounts, totals.tallier, ledger, settings, clock, runs_lock, self.thresholds, self.refusals
         )
-        self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock)
+        self.loosenings = Loosenings(accounts, ledger.events, clock)
+        self.lifecycle = Lifecycle(
+            accounts,
+            totals,
+            ledger.runs,
+            settings,
+            clock,
+            runs_lock,
+            self.thresholds,
+            self.loosenings,
+            self._on_runs_change,
+        )
+        self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self.reviews = Reviews(accounts, totals, ledger, settings, clock)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.admission = Admissions(accounts, self._reservations, clock)
@@ -108,6 +124,7 @@ class Service:
         """Read the ledger; raises `LedgerError`."""
         await self.events.load()
         await self.totals.load()
+        await self.callers.load()
         await self._reservations.load()
         await self.session_warnings.load()
         if self.deliveries is not None:
@@ -123,6 +140,7 @@ class Service:
                 tasks.start_soon(self._writer.serve)
                 tasks.start_soon(self.totals.serve)
                 tasks.start_soon(self._reservations.serve)
+                tasks.start_soon(self.refusals.serve)
                 tasks.start_soon(self.session_warnings.serve)
                 tasks.start_soon(self._follow_settings)
                 if self.deliveries is not None:

@@ -17,6 +17,7 @@ import msgspec
 
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
+from harness.orphan import connected_by_orphan
 
 DAEMON = [sys.executable, str(Path(__file__).parent / "watched_daemon.py")]
 CTL = [sys.executable, "-m", "fluxbudgetctl"]
@@ -125,7 +126,8 @@ class Home:
 
     def ask(self, request: messages.AnyRequest, timeout: float = PATIENCE) -> messages.AnyAnswer | messages.ErrorAnswer:
         """Send a request to the daemon without starting a client."""
-        with Wire(self.socket) as wire:
+        # The session of a hook must not be taken for the test.
+        with Wire(self.socket, by_orphan=isinstance(request, messages.Hook)) as wire:
             return wire.ask(request, timeout)
 
     def spend(self, run: str, timeout: float = PATIENCE) -> messages.Spend:
@@ -155,16 +157,14 @@ class Home:
 
 
 class Wire:
-    """A connection that speaks the protocol, for tests that need no client process."""
+    """A connection that speaks the protocol, for tests that need no client process.
 
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+    `by_orphan`: the peer is a process that is inside no session (`connected_by_orphan`).
+    """
+
+    def __init__(self, path: Path, *, by_orphan: bool = False) -> None:
+        self.socket = connected_by_orphan(path) if by_orphan else _connected(path)
         self.socket.settimeout(PATIENCE)
-        try:
-            self.socket.connect(str(path))
-        except OSError:
-            self.socket.close()
-            raise
         self._decoder = FrameDecoder()
 
     def __enter__(self) -> Self:
@@ -204,6 +204,17 @@ class Wire:
         answer = messages.decode_answer(self.receive())
         assert isinstance(answer, messages.ErrorAnswer), answer
         return answer.error.code
+
+
+def _connected(path: Path) -> socket.socket:
+    connecting = socket.socket(socket.AF_UNIX)
+    connecting.settimeout(PATIENCE)
+    try:
+        connecting.connect(str(path))
+    except OSError:
+        connecting.close()
+        raise
+    return connecting
 
 
 class Daemon:

@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import NoReturn
 
+import msgspec
+
 from fluxbudgetctl import arguments, environment
 from fluxbudgetctl.arguments import Options, Subcommands, add_command
 from fluxbudgetctl.event_stream import Disconnected, EventStream, LedgerReplaced, Notice, Reconnected
@@ -89,7 +91,8 @@ def _printed(notice: Notice) -> dict[str, object] | None:
     """Return the object to print; None for a notice that goes to stderr instead."""
     match notice:
         case messages.EventAnswer():
-            return {name: getattr(notice, name) for name in ("seq", "at", "run", "kind", "data")}
+            by = None if notice.by is None else msgspec.structs.asdict(notice.by)
+            return {**{name: getattr(notice, name) for name in ("seq", "at", "run", "kind", "data")}, "by": by}
         case messages.HeartbeatAnswer():
             return {"kind": "heartbeat", "at": notice.at, "seq": notice.seq}
         case messages.LaggedAnswer():

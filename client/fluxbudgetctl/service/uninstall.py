@@ -2,12 +2,16 @@
 
 import os
 
+from fluxbudgetctl.calls import call
 from fluxbudgetctl.failure import Failure, print_stderr
 from fluxbudgetctl.service import leftovers, manager, unit_files
 from fluxbudgetctl.service.status import ServiceStatus, read_status
 from fluxbudgetctl.service.unit_files import not_ours, require_no_directory
 from fluxbudgetctl.service.units import UNITS, State
-from fluxbudgetd.wire import codes
+from fluxbudgetd.wire import codes, messages
+
+#: The daemon may have to start first.
+_ASK_SECONDS = 5.0
 
 
 def uninstall(*, force: bool) -> None:
@@ -31,10 +35,20 @@ def uninstall(*, force: bool) -> None:
         return
     for name in present:
         require_no_directory(before.files[name])
+    _require_permission()
     _remove(before, present, deleted)
     for place in before.drop_ins:
         print(f"your own settings stay: {place}")
     print("the ledger and the configuration stay")
+
+
+def _require_permission() -> None:
+    """Raise `Failure` if a daemon answers that a hard limit forbids this. Without an answer, nothing forbids it."""
+    try:
+        call(messages.Loosen(action="uninstall"), messages.LoosenAnswer, _ASK_SECONDS)
+    except Failure as exc:
+        if exc.exit_code == codes.REFUSED:
+            raise
 
 
 def _was_deleted(before: ServiceStatus, name: str) -> bool:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import anyio
 
 from fluxbudgetd.decisions.lifecycle import Change
+from fluxbudgetd.decisions.loosenings import Loosenings
 from fluxbudgetd.ledger.runs import StoredRuns
-from fluxbudgetd.model import EventData, Run
+from fluxbudgetd.model import Caller, EventData, Run
 from fluxbudgetd.model.times import to_text
 from fluxbudgetd.policy import limits
+from fluxbudgetd.policy.loosening import Loosening
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
@@ -24,17 +26,22 @@ class Allowances:
         stored: StoredRuns,
         clock: Callable[[], int],
         runs_lock: anyio.Lock,
+        loosenings: Loosenings,
     ) -> None:
         self._accounts = accounts
         self._refresher = totals.refresher
         self._stored = stored
         self._clock = clock
         self._runs_lock = runs_lock
+        self._loosenings = loosenings
 
-    async def allow(self, account: RunAccount, tokens: int | None, minutes: int | None, deadline: float) -> Change:
+    async def allow(
+        self, account: RunAccount, tokens: int | None, minutes: int | None, deadline: float, caller: Caller
+    ) -> Change:
         """Let a run go on for so many tokens or minutes; for 10 % of its budget if both are None.
 
-        Nothing is changed if nothing stops the run: it is soft, or has no budget.
+        Nothing is changed if nothing stops the run: it is soft, or has no budget. Raises `RefusedError` if the caller
+        is inside a session.
         """
         if account.run.status == "active":
             # What is allowed comes on top of what is spent.
@@ -45,9 +52,11 @@ class Allowances:
             run = limits.allowed(account.run, balance.spent, self._clock(), tokens, minutes)
             if run == account.run:
                 return Change(run, changed=False)
+            loosening = Loosening("allow", {"tokens": tokens, "minutes": minutes})
+            loosened = self._loosenings.events(run, [loosening], caller)
             at = max(self._clock(), account.latest)
             data = _data(run, tokens, minutes, balance.spent)
-            await self._stored.save(run, events=[("budget.allowed", data)], at=at)
+            await self._stored.save(run, events=[("budget.allowed", data), *loosened], at=at, by=caller.by)
             self._accounts.put_run(run)
             return Change(run, changed=True)
 

@@ -1,26 +1,22 @@
-"""Advance runs; record refusals and overrides. The policy decides from the last known numbers."""
+"""Advance runs; report refusals and overrides. The policy decides from the last known numbers."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import anyio
 import msgspec
-import structlog
 
 from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.decisions.refusals import Refusals
 from fluxbudgetd.decisions.thresholds import Thresholds
-from fluxbudgetd.ledger import Ledger, LedgerWriter, NewEvent
+from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Counts, EventData, PhaseRecord, Run
 from fluxbudgetd.policy import advance, phases
 from fluxbudgetd.policy.advance import Verdict
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 from fluxbudgetd.totals.tallier import Tallier
-
-log = structlog.get_logger()
-
-# Bounds memory while the ledger keeps failing.
-_MOST_UNSAVED = 10_000
+from fluxbudgetd.wire.messages import By
 
 
 class AdvanceResult(NamedTuple):
@@ -40,11 +36,11 @@ class Checks:
         accounts: Accounts,
         tallier: Tallier,
         ledger: Ledger,
-        writer: LedgerWriter,
         settings: Settings,
         clock: Callable[[], int],
         runs_lock: anyio.Lock,
         thresholds: Thresholds,
+        refusals: Refusals,
     ) -> None:
         self._accounts = accounts
         self._tallier = tallier
@@ -53,28 +49,24 @@ class Checks:
         self._clock = clock
         self._runs_lock = runs_lock
         self._thresholds = thresholds
-        self._unsaved: list[tuple[int, str | None, NewEvent]] = []
-        self._backlog = writer.backlog("refusals and overrides", self._write)
+        self._refusals = refusals
 
-    async def record(self, run: Run, balance: Balance, verdict: Verdict, by: str, deadline: float) -> None:
+    async def record(self, run: Run, balance: Balance, verdict: Verdict, by: str, pid: int, deadline: float) -> None:
         """Record a refusal or an override as an event; wait for the first write until the deadline.
 
-        `by` is the command that was refused. A failed write does not change the answer, and is retried.
+        `by` is the command that was refused, `pid` the process that called it. A failed write does not change the
+        answer, and is retried.
         """
-        event: NewEvent
         if verdict.refusal is not None:
-            event = "phase.blocked", advance.refusal_data(run, balance, verdict, by)
+            data = advance.refusal_data(run, balance, verdict, by)
+            await self._refusals.record("phase.blocked", run.id, data, pid, deadline)
         elif verdict.override is not None:
-            event = "budget.overridden", advance.override_data(run, balance, verdict, by)
-        else:
-            return
-        if len(self._unsaved) >= _MOST_UNSAVED:
-            log.error("event dropped: too many are waiting for the ledger", kind=event[0], run=run.id)
-            return
-        self._unsaved.append((self._clock(), run.id, event))
-        await self._backlog.attempt(deadline - anyio.current_time())
+            data = advance.override_data(run, balance, verdict, by)
+            await self._refusals.record("budget.overridden", run.id, data, pid, deadline)
 
-    async def advance(self, account: RunAccount, phase: str, to: str | None, override: str | None) -> AdvanceResult:
+    async def advance(
+        self, account: RunAccount, phase: str, to: str | None, override: str | None, by: By | None = None
+    ) -> AdvanceResult:
         """Advance a run from `phase` to `to` (None: the next phase), or refuse. Of concurrent calls, one succeeds.
 
         Raises `BadInputError` for a phase that the run does not have, `ConflictError` if it has ended, `LedgerError`.
@@ -89,7 +81,11 @@ class Checks:
             counts = record in account.would_count((*account.completed, record))
             data = _advanced_data(new, record, record.estimate if counts else 0)
             await self._ledger.runs.save(
-                new, completed=(len(account.completed), record), events=[("phase.advanced", data)], at=record.until
+                new,
+                completed=(len(account.completed), record),
+                events=[("phase.advanced", data)],
+                at=record.until,
+                by=by,
             )
             self._accounts.put_run(new)
             self._accounts.put_phases(new.id, (*account.completed, record))
@@ -114,12 +110,6 @@ class Checks:
             sample_size=estimate.sample_size,
             override=override,
         )
-
-    async def _write(self) -> None:
-        unsaved = self._unsaved[:]
-        if unsaved:
-            await self._ledger.events.add(unsaved)
-            del self._unsaved[: len(unsaved)]
 
 
 def _advanced_data(run: Run, record: PhaseRecord, provisional: int) -> EventData:

@@ -13,16 +13,17 @@ import msgspec
 
 from fluxbudgetd.config.budget_rules import Demand
 from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.decisions.loosenings import Loosenings
 from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.errors import BadInputError, ConflictError, RequestTimeoutError
 from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.ledger.runs import StoredRuns
-from fluxbudgetd.model import Attachment, EventData, Run
-from fluxbudgetd.policy import runs
+from fluxbudgetd.model import Attachment, Caller, EventData, Run
+from fluxbudgetd.policy import loosening, runs
 from fluxbudgetd.totals import Totals, choosing
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
-from fluxbudgetd.wire.messages import RunSet, RunStart, RunStatus
+from fluxbudgetd.wire.messages import By, RunSet, RunStart, RunStatus
 
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 
@@ -59,6 +60,7 @@ class Lifecycle:
         clock: Callable[[], int],
         runs_lock: anyio.Lock,
         thresholds: Thresholds,
+        loosenings: Loosenings,
         on_runs_change: Callable[[], None],
     ) -> None:
         self._accounts = accounts
@@ -71,9 +73,10 @@ class Lifecycle:
         self._clock = clock
         self._runs_lock = runs_lock
         self._thresholds = thresholds
+        self._loosenings = loosenings
         self._on_runs_change = on_runs_change
 
-    async def start(self, request: RunStart, deadline: float) -> Change:
+    async def start(self, request: RunStart, deadline: float, caller: Caller | None = None) -> Change:
         """Start a run, or find the one that this request started before; attach the session, if one is named."""
         if request.whole and request.session is None:
             raise BadInputError("`whole` needs a session", "name the session, too")
@@ -82,7 +85,7 @@ class Lifecycle:
         await self._refresh_session(request.session, deadline)
         demand = await self._demand(request, deadline)
         try:
-            return await self._start(request, demand)
+            return await self._start(request, demand, caller)
         finally:
             if request.session is not None:
                 self._accounts.forget_unknown(request.session)
@@ -99,17 +102,19 @@ class Lifecycle:
             return await self._settings.demand(await self._places.of(request.project_dir, deadline))
         raise RequestTimeoutError("the project's rules could not be read in time", "ask again, or give more --timeout")
 
-    async def _start(self, request: RunStart, demand: Demand) -> Change:
+    async def _start(self, request: RunStart, demand: Demand, caller: Caller | None) -> Change:
         async with self._runs_lock:
             known = self._known_run(request)
             if known is not None:
                 runs.require_same(request, known.run, known.started_as, self._settings.config.runs)
-                return await self._attach(request.session, known, whole=request.whole)
+                return await self._attach(request.session, known, caller, whole=request.whole)
             now = self._time_of_new_run(request.scope)
             asked = runs.new_run(request, request.id or self._new_id(), now, self._settings.config.runs)
             run = asked if demand.hard_by is None else msgspec.structs.replace(asked, enforcement="hard")
             moved_from = self._run_left(request.session, run.id)
-            await self._save_new(run, asked, self._attachments(request.session, run, now, whole=request.whole))
+            left = self._events_of_moving(request.session, moved_from, run.id, caller)
+            attachments = self._attachments(request.session, run, now, whole=request.whole)
+            await self._save_new(run, asked, attachments, left, caller)
             here = choosing.ids(self._accounts.active_in(run.project_dir))
             return Change(
                 run,
@@ -120,7 +125,9 @@ class Lifecycle:
                 rule_fault=demand.fault,
             )
 
-    async def change(self, account: RunAccount, request: RunSet, deadline: float) -> Change:
+    async def change(
+        self, account: RunAccount, request: RunSet, deadline: float, caller: Caller | None = None
+    ) -> Change:
         """Change a run's budget, warning percentage or enforcement.
 
         Thresholds that are passed under the new budget are reported with the change.
@@ -137,13 +144,17 @@ class Lifecycle:
             data: EventData = {
                 name: getattr(run, name) for name in names if getattr(run, name) != getattr(account.run, name)
             }
-            fired, events = self._thresholds.after_change(account, run)
-            await self._stored.save(run, fired=fired, events=[("run.changed", data), *events], at=self._now(account))
+            loosened = self._loosenings.events(account.run, loosening.of_change(account.run, run), caller)
+            fired, passed = self._thresholds.after_change(account, run)
+            events: list[NewEvent] = [("run.changed", data), *loosened, *passed]
+            await self._stored.save(run, fired=fired, events=events, at=self._now(account), by=_by(caller))
             account.fired = fired
             self._accounts.put_run(run)
             return Change(run, changed=True)
 
-    async def end(self, account: RunAccount, status: RunStatus, deadline: float) -> Change:
+    async def end(
+        self, account: RunAccount, status: RunStatus, deadline: float, caller: Caller | None = None
+    ) -> Change:
         """Finish or cancel a run. Its sources are followed for 48 hours."""
         if account.run.status == "active":
             # Report the thresholds that the run has passed by now.
@@ -157,9 +168,10 @@ class Lifecycle:
                 )
             now = self._now(account)
             run = msgspec.structs.replace(account.run, status=status, ended_at=now)
-            fired, events = self._thresholds.at_end(account)
-            ended: NewEvent = "run.finished", {"status": status}
-            await self._stored.save(run, fired=fired, events=[*events, ended], at=now)
+            loosened = self._loosenings.events(account.run, loosening.of_end(account.balance(), status), caller)
+            fired, passed = self._thresholds.at_end(account)
+            events: list[NewEvent] = [*passed, *loosened, ("run.finished", {"status": status})]
+            await self._stored.save(run, fired=fired, events=events, at=now, by=_by(caller))
             account.fired = fired
             self._accounts.put_run(run)
             self._on_runs_change()
@@ -173,6 +185,7 @@ class Lifecycle:
         transcript: str | None = None,
         *,
         whole: bool = False,
+        caller: Caller | None = None,
     ) -> Change:
         """Attach a session to a run from now on; `policy.attribution` defines which of its usage counts.
 
@@ -187,7 +200,7 @@ class Lifecycle:
             )
         await self._refresh_session(session, deadline)
         async with self._runs_lock:
-            return await self._attach(session, account, whole=whole)
+            return await self._attach(session, account, caller, whole=whole)
 
     async def correct(self, session: str, account: RunAccount, deadline: float) -> None:
         """Have a session belong to this run since it joined its current one, which was chosen too early.
@@ -198,16 +211,19 @@ class Lifecycle:
         async with self._runs_lock:
             current, run = self._current_attachment(session), account.run
             if current is None or current.run == run.id or current.origin != "asked" or current.since < run.started_at:
-                await self._attach(session, account, whole=False)
+                await self._attach(session, account, None, whole=False)
                 return
             is_first = len(self._accounts.session(session).current) == 1
             counts_from = run.started_at if is_first else current.since
             corrected = msgspec.structs.replace(current, run=run.id, counts_from=counts_from)
             data: EventData = {"attached": session, "moved_from": current.run}
-            await self._save_attachments([corrected], session, data, run.id)
+            left = self._events_of_moving(session, current.run, run.id, None)
+            await self._save_attachments([corrected], session, data, run.id, left, None)
             self._refresher.request_refresh({current.run})
 
-    async def detach(self, session: str, account: RunAccount | None, deadline: float) -> Run:
+    async def detach(
+        self, session: str, account: RunAccount | None, deadline: float, caller: Caller | None = None
+    ) -> Run:
         """End a session's current attachment and return its run; raises `BadInputError` if it is not attached.
 
         `account`, unless None, is the run that the session must be attached to. Raises `RequestTimeoutError` if the
@@ -222,10 +238,13 @@ class Lifecycle:
                 self._accounts.forget_unknown(session)
                 where = "any run" if account is None else f"run {account.run.id}"
                 raise BadInputError(f"session {session!r} is not attached to {where}", "see 'fluxbudgetctl run show'")
+            run = self._accounts.runs[current.run].run
+            loosened = self._loosenings.events(run, loosening.of_leaving(run, session, None), caller)
             now = self._time_of_attachment(session, self._now(self._accounts.runs[current.run]))
             ended = msgspec.structs.replace(current, until=now)
-            await self._save_attachments([ended], session, {"detached": session}, current.run)
-            return self._accounts.runs[current.run].run
+            left = [(run.id, event) for event in loosened]
+            await self._save_attachments([ended], session, {"detached": session}, run.id, left, caller)
+            return run
 
     def _known_run(self, request: RunStart) -> RunAccount | None:
         by_scope = None
@@ -303,34 +322,70 @@ class Lifecycle:
         new = Attachment(session=session, run=run.id, since=since, until=None, counts_from=counts_from, origin="asked")
         return [new] if current is None else [msgspec.structs.replace(current, until=since), new]
 
-    async def _attach(self, session: str | None, account: RunAccount, *, whole: bool) -> Change:
+    async def _attach(self, session: str | None, account: RunAccount, caller: Caller | None, *, whole: bool) -> Change:
         run = account.run
         attachments = self._attachments(session, run, self._now(account), whole=whole)
         if session is None or not attachments:
             return Change(run, changed=False)
         moved_from = self._run_left(session, run.id)
+        left = self._events_of_moving(session, moved_from, run.id, caller)
         data: EventData = {"attached": session}
         if whole:
             data["usage"] = "whole"
         if moved_from is not None:
             data["moved_from"] = moved_from
-        await self._save_attachments(attachments, session, data, run.id)
+        await self._save_attachments(attachments, session, data, run.id, left, caller)
         return Change(run, changed=True, moved_from=moved_from)
 
+    def _events_of_moving(
+        self, session: str | None, left: str | None, run_id: str, caller: Caller | None
+    ) -> list[tuple[str, NewEvent]]:
+        """Return the events that report that a session leaves a run; raise `RefusedError` if it may not."""
+        if session is None or left is None:
+            return []
+        run = self._accounts.runs[left].run
+        events = self._loosenings.events(run, loosening.of_leaving(run, session, run_id), caller)
+        return [(left, event) for event in events]
+
     async def _save_attachments(
-        self, attachments: Sequence[Attachment], session: str, data: EventData, run_id: str
+        self,
+        attachments: Sequence[Attachment],
+        session: str,
+        data: EventData,
+        run_id: str,
+        of_others: Sequence[tuple[str, NewEvent]],
+        caller: Caller | None,
     ) -> None:
         at = self._now(self._accounts.runs[run_id])
-        await self._stored.save_attachments(attachments, run_id, data, at)
+        events: list[NewEvent] = [("run.changed", data)]
+        await self._stored.save_attachments(
+            attachments, run_id, events=events, of_others=of_others, at=at, by=_by(caller)
+        )
         self._accounts.put_attachments(attachments)
         await self._tallier.retally(session)
         # The session's earlier usage may now count, and pass a threshold.
         self._refresher.request_refresh({attachment.run for attachment in attachments})
 
-    async def _save_new(self, run: Run, asked: Run, attachments: Sequence[Attachment]) -> None:
+    async def _save_new(
+        self,
+        run: Run,
+        asked: Run,
+        attachments: Sequence[Attachment],
+        of_others: Sequence[tuple[str, NewEvent]],
+        caller: Caller | None,
+    ) -> None:
         """Write a new run. `asked` is what was asked for, so that the same request finds it."""
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
-        await self._stored.start(run, asked, attachments=attachments, events=[("run.started", data)], at=run.started_at)
+        events: list[NewEvent] = [("run.started", data)]
+        await self._stored.start(
+            run,
+            asked,
+            attachments=attachments,
+            events=events,
+            of_others=of_others,
+            at=run.started_at,
+            by=_by(caller),
+        )
         account = self._accounts.put_run(run, asked)
         self._accounts.put_attachments(attachments)
         for session in {attachment.session for attachment in attachments}:
@@ -338,3 +393,7 @@ class Lifecycle:
         await self._tallier.find_sessions(account)
         self._refresher.request_refresh({run.id})
         self._on_runs_change()
+
+
+def _by(caller: Caller | None) -> By | None:
+    return None if caller is None else caller.by

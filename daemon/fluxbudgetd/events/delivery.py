@@ -29,7 +29,10 @@ _MOST_UNSAVED = 64
 
 
 class EventChannel(Protocol):
-    """Where events are delivered. `latest_only`: only the last of several events of a run has to be delivered."""
+    """Where events are delivered.
+
+    `latest_only`: of several events of a run, only the last has to be delivered, and each `run.loosened`.
+    """
 
     name: str
     latest_only: bool
@@ -139,8 +142,8 @@ class Delivery:
         page = await self._events.after(self.position)
         wanted = [event for event in page if self.channel.wants(event)]
         if self.channel.latest_only:
-            latest = {event.run: event.seq for event in wanted}
-            wanted = [event for event in wanted if latest[event.run] == event.seq]
+            latest = {event.run: event.seq for event in wanted if event.kind != "run.loosened"}
+            wanted = [event for event in wanted if event.kind == "run.loosened" or latest[event.run] == event.seq]
         for event in wanted:
             await self.channel.deliver(event)
             self.position = event.seq

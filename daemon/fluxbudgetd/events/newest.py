@@ -16,6 +16,7 @@ class NewestEvents:
     def __init__(self) -> None:
         self.last = 0
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._last_by_run: dict[str, int] = {}
         self._notified = anyio.Event()
 
     def start_after(self, last: int) -> None:
@@ -26,7 +27,12 @@ class NewestEvents:
         """Add events, in the order of their numbers."""
         self._events.extend(events)
         self.last = events[-1].seq
+        self._last_by_run.update((event.run, event.seq) for event in events if event.run is not None)
         self.notify()
+
+    def last_of_run(self, run: str) -> int:
+        """Return the number of a run's last event since the start, 0 if there is none."""
+        return self._last_by_run.get(run, 0)
 
     def has_all_after(self, position: int) -> bool:
         """Return True if every event after a position is in memory."""

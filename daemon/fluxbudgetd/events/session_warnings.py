@@ -3,8 +3,12 @@
 Each has a context of its own, so what a sub-agent was told does not reach the main loop. A warning counts as delivered
 once the hook has received it. This is saved afterwards, so a kill in between repeats the warning rather than losing it.
 A hook that exits early has received nothing.
+
+A run's loosenings are delivered with them, for the person: in the main loop of each session that belonged to the run
+then.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
@@ -21,11 +25,18 @@ from fluxbudgetd.policy import thresholds
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
+# Of more loosenings of a run that its sessions were not told of, the oldest are left out.
+_MOST_LOOSENINGS = 8
+
 
 class Reminder(NamedTuple):
-    """A warning for a session's main loop or one of its sub-agents. Call `finish(is_delivered)` exactly once."""
+    """What a session's main loop or one of its sub-agents is told. Call `finish(is_delivered)` exactly once.
 
-    event: Event
+    `event` is a warning, None if there is none. `loosened` are the run's loosenings, for the person.
+    """
+
+    event: Event | None
+    loosened: tuple[Event, ...]
     is_for_person: bool
     """True if the person should see it, too: always in the main loop; in sub-agents, the session's first time."""
     finish: Callable[[bool], None]
@@ -44,6 +55,7 @@ class SessionWarnings:
         self._position = 0
         self._reading = anyio.Lock()
         self._warnings: dict[str, dict[BudgetThreshold, Event]] = {}
+        self._loosened: dict[str, deque[Event]] = {}
         # By run: the number of the last warning that each receiver was given.
         self._given: dict[str, dict[Receiver, int]] = {}
         # By run and receiver: the deliveries under way, and the warning numbers that are not in the ledger yet.
@@ -54,10 +66,13 @@ class SessionWarnings:
     async def load(self) -> None:
         """Read the warnings of the active runs; raises `LedgerError`."""
         self._position = self._events.last
-        for account in self._accounts.active():
+        active = {account.run.id: account for account in self._accounts.active()}
+        self._add(event for event in await self._ledger.events.last_loosenings() if event.run in active)
+        for run, account in active.items():
             if account.fired:
-                self._add(await self._ledger.events.last_warnings(account.run.id))
-                self._given[account.run.id] = await self._ledger.deliveries.warned(account.run.id)
+                self._add(await self._ledger.events.last_warnings(run))
+            if account.fired or run in self._loosened:
+                self._given[run] = await self._ledger.deliveries.warned(run)
 
     async def serve(self) -> None:
         """Follow the event log until cancelled, so that hooks have little of it left to read."""
@@ -87,10 +102,11 @@ class SessionWarnings:
         run = account.run.id
         key = run, receiver
         new = self._new_for(account, receiver)
-        if not new or account.run.status != "active":
+        loosened = self._loosened_for(account, receiver)
+        if not (new or loosened) or account.run.status != "active":
             return None
-        last = max(event.seq for _, event in new)
-        _, most_severe = max(new, key=lambda warning: warning[0].pct)
+        last = max(event.seq for event in (*(event for _, event in new), *loosened))
+        most_severe = max(new, key=lambda warning: warning[0].pct)[1] if new else None
         self._under_way[key] = done = anyio.Event()
 
         def finish(is_delivered: bool) -> None:
@@ -101,8 +117,9 @@ class SessionWarnings:
                 self._unsaved[key] = last
                 self._backlog.request()
 
-        is_for_person = receiver.agent_id == MAIN or self._last_shown(run, receiver.session) < most_severe.seq
-        return Reminder(most_severe, is_for_person, finish)
+        is_main = receiver.agent_id == MAIN
+        is_new = most_severe is not None and self._last_shown(run, receiver.session) < most_severe.seq
+        return Reminder(most_severe, loosened, is_main or is_new, finish)
 
     def _last_shown(self, run: str, session: str) -> int:
         """Return the number of the last warning that the session's main loop or one of its sub-agents was given."""
@@ -123,6 +140,17 @@ class SessionWarnings:
             and thresholds.is_wanted(event, channel.thresholds, config.warnings.thresholds)
         ]
 
+    def _loosened_for(self, account: RunAccount, receiver: Receiver) -> tuple[Event, ...]:
+        run = account.run.id
+        if receiver.agent_id != MAIN or run not in self._loosened or not self._settings.config.channels.hook.enabled:
+            return ()
+        given = self._given.get(run, {}).get(receiver, 0)
+        since = [each.since for each in account.attachments() if each.session == receiver.session]
+        joined = min(since, default=None)
+        return tuple(
+            event for event in self._loosened[run] if event.seq > given and joined is not None and joined <= event.at
+        )
+
     async def _catch_up(self) -> None:
         async with self._reading:
             while self._position < (last := self._events.last):
@@ -135,8 +163,11 @@ class SessionWarnings:
             threshold = thresholds.threshold_of(event)
             if event.run is not None and threshold is not None:
                 self._warnings.setdefault(event.run, {})[threshold] = event
+            elif event.run is not None and event.kind == "run.loosened":
+                self._loosened.setdefault(event.run, deque(maxlen=_MOST_LOOSENINGS)).append(event)
             elif event.run is not None and event.kind == "run.finished":
                 self._warnings.pop(event.run, None)
+                self._loosened.pop(event.run, None)
                 self._given.pop(event.run, None)
 
     async def _write(self) -> None:

@@ -19,6 +19,7 @@ import msgspec
 
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.model import Event, EventData, EventKind
+from fluxbudgetd.wire.messages import By
 from fluxbudgetd.wire.text import shown_path
 
 #: An event that has no number yet.
@@ -42,13 +43,15 @@ class Transaction:
         """Execute one statement once per row."""
         await self._connection.executemany(sql, rows)
 
-    async def add_events(self, at: int, run: str | None, events: Sequence[NewEvent]) -> None:
+    async def add_events(self, at: int, run: str | None, events: Sequence[NewEvent], by: By | None = None) -> None:
         """Write events that happened at one time (microseconds since the epoch); each gets the next number."""
+        cause = None if by is None else msgspec.json.encode(by)
         for kind, data in events:
             cursor = await self._connection.execute(
-                "INSERT INTO events(at, run, kind, data) VALUES (?,?,?,?)", (at, run, kind, msgspec.json.encode(data))
+                "INSERT INTO events(at, run, kind, data, by) VALUES (?,?,?,?,?)",
+                (at, run, kind, msgspec.json.encode(data), cause),
             )
-            self.events.append(Event(seq=cursor.lastrowid or 0, at=at, run=run, kind=kind, data=data))
+            self.events.append(Event(seq=cursor.lastrowid or 0, at=at, run=run, kind=kind, data=data, by=by))
             await cursor.close()
 
 

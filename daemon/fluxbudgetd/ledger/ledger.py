@@ -7,6 +7,7 @@ from fluxbudgetd.ledger.events import StoredEvents
 from fluxbudgetd.ledger.reservations import StoredReservations
 from fluxbudgetd.ledger.reviews import StoredReviews
 from fluxbudgetd.ledger.runs import StoredRuns
+from fluxbudgetd.ledger.session_processes import StoredSessionProcesses
 from fluxbudgetd.ledger.transcripts import StoredTranscripts
 from fluxbudgetd.ledger.usage import StoredUsage
 
@@ -24,6 +25,7 @@ class Ledger:
         self.reviews = StoredReviews(database)
         self.reservations = StoredReservations(database)
         self.deliveries = StoredDeliveries(database)
+        self.session_processes = StoredSessionProcesses(database)
         self._database = database
 
     async def check(self) -> None:

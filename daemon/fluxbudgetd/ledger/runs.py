@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import msgspec
 
 from fluxbudgetd.ledger.database import Database, NewEvent, Transaction
-from fluxbudgetd.model import Attachment, BudgetThreshold, EventData, PhaseRecord, Run
+from fluxbudgetd.model import Attachment, BudgetThreshold, PhaseRecord, Run
+from fluxbudgetd.wire.messages import By
 
 
 class StoredRuns:
@@ -42,9 +43,17 @@ class StoredRuns:
         return {run: frozenset(fired) for run, fired in by_run.items()}
 
     async def start(
-        self, run: Run, started_as: Run, *, attachments: Sequence[Attachment], events: Sequence[NewEvent], at: int
+        self,
+        run: Run,
+        started_as: Run,
+        *,
+        attachments: Sequence[Attachment],
+        events: Sequence[NewEvent],
+        of_others: Sequence[tuple[str, NewEvent]] = (),
+        at: int,
+        by: By | None = None,
     ) -> None:
-        """Write a new run, its first attachments and events."""
+        """Write a new run, its first attachments and events, and events of other runs."""
         encoded = msgspec.json.encode(run), msgspec.json.encode(started_as)
         async with self._database.transaction(durable=True) as transaction:
             await transaction.execute(
@@ -52,7 +61,9 @@ class StoredRuns:
                 (run.id, run.scope, run.status, run.started_at, run.ended_at, *encoded),
             )
             await _put_attachments(transaction, attachments)
-            await transaction.add_events(at, run.id, events)
+            await transaction.add_events(at, run.id, events, by)
+            for other, event in of_others:
+                await transaction.add_events(at, other, [event], by)
 
     async def save(
         self,
@@ -62,6 +73,7 @@ class StoredRuns:
         fired: frozenset[BudgetThreshold] | None = None,
         events: Sequence[NewEvent],
         at: int,
+        by: By | None = None,
     ) -> None:
         """Write a changed run.
 
@@ -85,13 +97,24 @@ class StoredRuns:
                     "INSERT INTO thresholds(run, kind, pct) VALUES (?,?,?)",
                     [(run.id, *threshold) for threshold in sorted(fired)],
                 )
-            await transaction.add_events(at, run.id, events)
+            await transaction.add_events(at, run.id, events, by)
 
-    async def save_attachments(self, attachments: Sequence[Attachment], run: str, data: EventData, at: int) -> None:
-        """Write attachments and the run's `run.changed` event."""
+    async def save_attachments(
+        self,
+        attachments: Sequence[Attachment],
+        run: str,
+        *,
+        events: Sequence[NewEvent],
+        of_others: Sequence[tuple[str, NewEvent]] = (),
+        at: int,
+        by: By | None = None,
+    ) -> None:
+        """Write attachments, the events of the run that report them, and events of other runs."""
         async with self._database.transaction(durable=True) as transaction:
             await _put_attachments(transaction, attachments)
-            await transaction.add_events(at, run, [("run.changed", data)])
+            await transaction.add_events(at, run, events, by)
+            for other, event in of_others:
+                await transaction.add_events(at, other, [event], by)
 
 
 async def _put_attachments(transaction: Transaction, attachments: Sequence[Attachment]) -> None:

@@ -247,6 +247,16 @@ STEPS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     INSERT INTO told(session, run, agent, seq) SELECT session, run, '', seq FROM told_5;
     DROP TABLE told_5;
+
+    ALTER TABLE events ADD COLUMN by BLOB;  -- JSON of the process that caused it; NULL: the daemon itself, or not known
+
+    -- The processes in which sessions run, or have run.
+    CREATE TABLE session_processes(
+      pid INTEGER NOT NULL,
+      started INTEGER NOT NULL,   -- in clock ticks after boot
+      session TEXT NOT NULL,
+      PRIMARY KEY (pid, started, session)
+    );
     """,
 )
 

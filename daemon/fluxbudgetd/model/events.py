@@ -4,6 +4,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from fluxbudgetd.wire.messages import By
+
 EventKind = Literal[
     "run.started",
     "run.changed",
@@ -27,13 +29,17 @@ EventData = dict[str, str | int | float | None]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened. `seq` strictly increases. `run` is None for events about a source."""
+    """Something that happened. `seq` strictly increases. `run` is None for events about a source.
+
+    `by` is None if no request caused it. `data` of a refusal has a `count`, which grows while equal refusals follow.
+    """
 
     seq: int
     at: int
     run: str | None
     kind: EventKind
     data: EventData
+    by: By | None = None
 
 
 class BudgetThreshold(NamedTuple):

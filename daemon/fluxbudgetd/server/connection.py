@@ -63,7 +63,7 @@ class Connection:
         """Return the answer to a request; raise `FluxError` if one of its frames is invalid or late."""
         responder, peer = self._shared.responder, self._peer
         if response is None:
-            response = responder.respond(await self._rest_in_time())
+            response = responder.respond(await self._rest_in_time(), peer.pid)
         while not isinstance(response, bytes):
             if isinstance(response, Awaitable):
                 response = await response

@@ -11,11 +11,13 @@ from fluxbudgetd.wire import messages as wire
 Answer = Handled | Awaitable[Handled] | Stream
 
 
-def handle(context: Context, request: wire.AnyRequest) -> Answer:
-    """Carry out a request; raise `FluxError`, at once or when the answer is awaited.
+def handle(context: Context, request: wire.AnyRequest, pid: int) -> Answer:
+    """Carry out a request of a process; raise `FluxError`, at once or when the answer is awaited.
 
     A request that has nothing to wait for is answered at once. That is the usual case for hooks.
     """
+    if (handler := _HANDLERS_WITH_CALLER.get(type(request))) is not None:
+        return handler(context, request, pid)
     return _HANDLERS[type(request)](context, request)
 
 
@@ -23,24 +25,30 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Ping: service.ping,
     wire.Doctor: doctor.doctor,
     wire.Remaining: budget.remaining,
-    wire.Check: budget.check,
-    wire.Advance: budget.advance,
     wire.Status: runs.status,
-    wire.RunStart: runs.run_start,
     wire.RunList: runs.run_list,
     wire.RunShow: runs.run_show,
+    wire.Estimates: reviews.estimates,
+    wire.TriageRequest: reviews.triage,
+    wire.Report: reviews.report,
+    wire.Calibrate: reviews.calibrate,
+    wire.Subscribe: events.subscribe,
+    wire.StatusLine: statusline.statusline,
+}
+
+#: These also get the id of the process that sent the request, because what they change is recorded with its cause, or
+#: not allowed from everywhere.
+_HANDLERS_WITH_CALLER: dict[type[wire.Request], Callable[[Context, Any, int], Answer]] = {
+    wire.Check: budget.check,
+    wire.Advance: budget.advance,
+    wire.RunStart: runs.run_start,
     wire.RunSet: runs.run_set,
     wire.RunAllow: runs.run_allow,
     wire.RunAttach: runs.run_attach,
     wire.RunDetach: runs.run_detach,
     wire.RunFinish: runs.run_finish,
     wire.RunCancel: runs.run_cancel,
-    wire.Estimates: reviews.estimates,
-    wire.TriageRequest: reviews.triage,
-    wire.Report: reviews.report,
-    wire.Calibrate: reviews.calibrate,
-    wire.Subscribe: events.subscribe,
+    wire.Loosen: service.loosen,
     wire.Hook: hooks.hook,
-    wire.StatusLine: statusline.statusline,
     wire.Command: command,
 }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fluxbudgetd.errors import StartError
 from fluxbudgetd.server.limits import BACKLOG
-from fluxbudgetd.server.peer import pid_of
+from fluxbudgetd.server.peer import credentials_of
 
 _PROBE_SECONDS = 1.0
 # struct sockaddr_un has 108 bytes for the path and its closing zero.
@@ -53,7 +53,7 @@ class Listener(NamedTuple):
                 return True
             except OSError:
                 return False
-            return pid_of(probe) == os.getpid()
+            return credentials_of(probe).pid == os.getpid()
 
 
 def passed_listener(descriptors: Sequence[int]) -> Listener | None:

@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -18,16 +19,19 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Peer:
-    """A client. `socket` is non-blocking; `was_answered` is True once it has had an answer.
+    """A client. `socket` is non-blocking; `pid` is the process that connected, 0 if it is in another PID namespace.
+
+    `was_answered` is True once it has had an answer.
 
     `decoder` holds received bytes that were not decoded yet; it is None if there are none, as is usual. `idle_since`
     orders idle connections: the longest idle one has the lowest number.
     """
 
-    __slots__ = ("decoder", "idle_since", "socket", "was_answered")
+    __slots__ = ("decoder", "idle_since", "pid", "socket", "was_answered")
 
-    def __init__(self, peer: socket.socket) -> None:
+    def __init__(self, peer: socket.socket, pid: int) -> None:
         self.socket = peer
+        self.pid = pid
         self.decoder: FrameDecoder | None = None
         self.idle_since = 0
         self.was_answered = False
@@ -89,19 +93,18 @@ class Peer:
                 return data
 
 
-def uid_of(peer: socket.socket) -> int:
-    """Return the user id of the process at the other end."""
-    return _credentials(peer)[1]
+class Credentials(NamedTuple):
+    """The process at the other end: the one that connected or, of a client's socket, the one that listens."""
+
+    pid: int
+    uid: int
+    gid: int
 
 
-def pid_of(peer: socket.socket) -> int:
-    """Return the process at the other end: the one that connected or, of a client's socket, the one that listens."""
-    return _credentials(peer)[0]
-
-
-def _credentials(peer: socket.socket) -> tuple[int, int, int]:
-    pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return pid, uid, gid
+def credentials_of(peer: socket.socket) -> Credentials:
+    """Return who is at the other end, as it was when the connection was made."""
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return Credentials._make(_CREDENTIALS.unpack(raw))
 
 
 def is_allowed(uid: int) -> bool:

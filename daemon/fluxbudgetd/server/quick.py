@@ -185,7 +185,7 @@ class QuickConnections:
         """Receive a request of each connection, then answer them all, then send the answers."""
         received = [(peer, message) for peer in ready if (message := self._receive(peer)) is not None]
         with self._turn:
-            responses = [(peer, self._responder.respond(message)) for peer, message in received]
+            responses = [(peer, self._responder.respond(message, peer.pid)) for peer, message in received]
         for peer, response in responses:
             self._finish(peer, response)
 
@@ -193,7 +193,7 @@ class QuickConnections:
         """Answer the connection's next request if it has arrived."""
         message = self._receive(peer)
         if message is not None:
-            self._finish(peer, self._responder.respond(message))
+            self._finish(peer, self._responder.respond(message, peer.pid))
 
     def _receive(self, peer: Peer) -> bytes | None:
         """Return the connection's next request; None if it is not complete yet."""

@@ -48,8 +48,9 @@ class MoreInput(NamedTuple):
 Stream = AsyncGenerator[messages.AnyAnswer, None]
 #: What a handler returns in the end.
 Handled = messages.AnyAnswer | TrackedAnswer[messages.AnyAnswer] | MoreInput
-#: Returns the answer if it is available at once, otherwise an awaitable of it; or a stream.
-Handler = Callable[[messages.AnyRequest], Handled | Stream | Awaitable[Handled]]
+#: Returns the answer if it is available at once, otherwise an awaitable of it; or a stream. Its arguments are the
+#: request and the id of the process that sent it.
+Handler = Callable[[messages.AnyRequest, int], Handled | Stream | Awaitable[Handled]]
 #: What a connection does next: send a frame (b"": nothing), send a stream, or read more input.
 Response = bytes | TrackedFrame | Stream | MoreInput
 
@@ -67,13 +68,13 @@ class Responder:
         self._limits = limits
         self._unsent = unsent
 
-    def respond(self, body: bytes) -> Response | Awaitable[Response]:
-        """Return the response to a request, as an awaitable if something has to be waited for. Never raises."""
+    def respond(self, body: bytes, pid: int) -> Response | Awaitable[Response]:
+        """Return the response to a process's request, as an awaitable if it has to wait. Never raises."""
         try:
             request = decode(body)
             if isinstance(request, messages.Stdin):
                 return b""  # the command it belongs to has been answered already
-            return self._now_or_later(self._handler(request))
+            return self._now_or_later(self._handler(request, pid))
         except Exception as exc:  # noqa: BLE001  `_error` logs it
             return self._error(exc)
 

@@ -12,7 +12,7 @@ from fluxbudgetd.server.connection import Connection, Shared
 from fluxbudgetd.server.draining import Draining
 from fluxbudgetd.server.limited_log import LimitedLog
 from fluxbudgetd.server.limits import ByteCount, Limits
-from fluxbudgetd.server.peer import Peer, is_allowed, uid_of
+from fluxbudgetd.server.peer import Peer, credentials_of, is_allowed
 from fluxbudgetd.server.quick import Acceptor, QuickConnections, Waiting
 from fluxbudgetd.server.requests import Handler, Responder
 
@@ -101,17 +101,17 @@ class Server:
 
     def _add(self, accepted: socket.socket) -> None:
         """Serve a new connection, or refuse it."""
-        peer = Peer(accepted)
-        refusal = self._refusal(accepted)
+        credentials = credentials_of(accepted)
+        peer = Peer(accepted, credentials.pid)
+        refusal = self._refusal(credentials.uid)
         if refusal is not None:
             peer.close(refusal)
             return
         self._connections += 1
         self._quick.start(peer)
 
-    def _refusal(self, accepted: socket.socket) -> errors.FluxError | None:
-        """Return why a new connection is not served, or None."""
-        uid = uid_of(accepted)
+    def _refusal(self, uid: int) -> errors.FluxError | None:
+        """Return why a new connection of this user is not served, or None."""
         if not is_allowed(uid):
             log.warning("peer refused", uid=uid)
             return errors.ForbiddenError(

@@ -49,7 +49,7 @@ class SourceStates:
             return
         try:
             data: EventData = {"source": status.name, "state": status.state, "detail": status.detail}
-            await self._ledger.events.add([(self._clock(), None, (kind, data))])
+            await self._ledger.events.add([(self._clock(), None, (kind, data), None)])
         except LedgerError as exc:
             # The next batch tries again.
             log.error("source event not saved", kind=kind, error=exc.message)

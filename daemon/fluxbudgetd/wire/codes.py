@@ -17,6 +17,7 @@ ERROR_CODES: dict[str, tuple[int, str]] = {
     "no_run": (NO_RUN, "no run has that name, or the hints name none, or several"),
     "bad_request": (BAD_INPUT, "the message is not a request of this protocol"),
     "bad_input": (BAD_INPUT, "a field has a value that is not allowed"),
+    "refused": (REFUSED, "a hard limit may not be loosened from inside a session"),
     "conflict": (BAD_INPUT, "the request contradicts what exists already"),
     "unavailable": (UNREACHABLE, "the daemon that was started for this request cannot serve; the message says why"),
     "busy": (UNREACHABLE, "the daemon has reached its limit of connections or bytes"),

@@ -9,10 +9,14 @@ from fluxbudgetd.totals.accounts import Accounts
 
 
 class ThresholdChannel:
-    """An `EventChannel` that delivers only the thresholds of its own table in the configuration."""
+    """An `EventChannel` that delivers only the thresholds of its own table in the configuration.
+
+    `reports_loosening`: it also delivers every `run.loosened`.
+    """
 
     name: str
     latest_only = False
+    reports_loosening = False
 
     def __init__(self, settings: Settings, accounts: Accounts) -> None:
         self._settings = settings
@@ -33,7 +37,9 @@ class ThresholdChannel:
         return self._config.enabled
 
     def wants(self, event: Event) -> bool:
-        """Return True if an event reports one of the channel's thresholds."""
+        """Return True if an event reports one of the channel's thresholds, or a loosening that it reports."""
+        if event.kind == "run.loosened":
+            return self.enabled and self.reports_loosening
         configured = self._settings.config.warnings.thresholds
         return self.enabled and thresholds.is_wanted(event, self._config.thresholds, configured)
 

@@ -20,9 +20,9 @@ _VERBS = {
 _READERS = {"hook": verbs.hook, "statusline": verbs.status_line}
 
 
-def command(context: Context, request: wire.Command) -> Result:
+def command(context: Context, request: wire.Command, pid: int) -> Result:
     """Carry out a command line. `mine` is False in the answer if the Python client must handle it."""
-    options = parse(request)
+    options = parse(request, pid)
     if options is None:
         return _NOT_MINE
     if reader := _READERS.get(options.verb):

@@ -42,7 +42,7 @@ def check(context: Context, options: Options) -> Result:
     """Carry out `check`."""
     request = wire.Check(**_naming(options), override=options.override)
     return _carried_out(
-        lambda: budget.check(context, request),
+        lambda: budget.check(context, request, options.pid),
         partial(replies.check, as_json=options.json),
         partial(replies.check_failed, require=options.require),
     )
@@ -54,7 +54,9 @@ def advance(context: Context, options: Options) -> Result:
         **_naming(options), from_phase=options.from_phase, to_phase=options.to_phase, override=options.override
     )
     return _carried_out(
-        lambda: budget.advance(context, request), partial(replies.advance, as_json=options.json), replies.failed
+        lambda: budget.advance(context, request, options.pid),
+        partial(replies.advance, as_json=options.json),
+        replies.failed,
     )
 
 
@@ -86,7 +88,7 @@ def hook(context: Context, options: Options, command: wire.Command) -> Result:
             whole=stdin.is_whole,
             attended=options.attended,
         )
-        return _carried_out(lambda: hooks.hook(context, request), replies.hook, None)
+        return _carried_out(lambda: hooks.hook(context, request, options.pid), replies.hook, None)
 
     return Gathering(options.wait_ms, _HOOK, finish).add(command)
 

@@ -32,9 +32,13 @@ _MOST_DIGITS_OF_WIDTH = 5
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a command line. `hints`, and the defaults of some flags, come from its variables."""
+    """The options of a command line. `hints`, and the defaults of some flags, come from its variables.
+
+    `pid` is the client's process.
+    """
 
     verb: str
+    pid: int
     wait_ms: int
     started_ns: int
     run: str | None
@@ -52,14 +56,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     colour: bool
 
 
-def parse(command: wire.Command) -> Options | None:
-    """Return the options of a plain command line, or None."""
+def parse(command: wire.Command, pid: int) -> Options | None:
+    """Return the options of a process's plain command line, or None."""
     try:
         verb, flags = _flags(command.words)
         _check_timeout(flags.get("--timeout", "1"))
         variables = command.env
         return Options(
             verb=verb,
+            pid=pid,
             wait_ms=command.wait_ms,
             started_ns=command.started_ns,
             run=flags.get("--run"),

@@ -18,27 +18,28 @@ def remaining(context: Context, request: wire.Remaining) -> wire.RemainingAnswer
     return _remaining_later(context, request) if standing is None else _remaining(standing)
 
 
-def check(context: Context, request: wire.Check) -> wire.CheckAnswer | Awaitable[wire.CheckAnswer]:
+def check(context: Context, request: wire.Check, pid: int) -> wire.CheckAnswer | Awaitable[wire.CheckAnswer]:
     """Check whether the run may go on. A refusal, and an override that was needed, are recorded as events."""
     standing = context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
     if standing is None:
-        return _check_later(context, request)
+        return _check_later(context, request, pid)
     verdict = policy.checked(standing.run, standing.balance, request.override, now_micros())
     if verdict.refusal is None and verdict.override is None:
         return _checked(standing, verdict)
-    return _recorded(context, request, standing, verdict)
+    return _recorded(context, request, pid, standing, verdict)
 
 
-async def advance(context: Context, request: wire.Advance) -> wire.AdvanceAnswer:
+async def advance(context: Context, request: wire.Advance, pid: int) -> wire.AdvanceAnswer:
     """Check the budget, and move the run to its next phase."""
     service, deadline = context.service, deadline_of(request)
     account = await find(context, request, deadline)
     await service.settings.refresh(deadline)
     before = await service.totals.standing(account, deadline)
-    done = await service.checks.advance(account, request.from_phase, request.to_phase, request.override)
+    caller = await service.callers.look_up(pid)
+    done = await service.checks.advance(account, request.from_phase, request.to_phase, request.override, caller.by)
     standing = service.totals.standing_known(account, before)
     if done.completed is None:
-        await service.checks.record(done.run, standing.balance, done.verdict, "advance", deadline)
+        await service.checks.record(done.run, standing.balance, done.verdict, "advance", pid, deadline)
     lines = {line.name: line for line in phase_lines(service, account)}
     return wire.AdvanceAnswer(
         run=done.run.id,
@@ -57,16 +58,21 @@ async def _remaining_later(context: Context, request: wire.Remaining) -> wire.Re
     return _remaining(standing, tied)
 
 
-async def _check_later(context: Context, request: wire.Check) -> wire.CheckAnswer:
+async def _check_later(context: Context, request: wire.Check, pid: int) -> wire.CheckAnswer:
     standing, tied = await choose_standing(context, request, deadline_of(request))
     verdict = policy.checked(standing.run, standing.balance, request.override, now_micros())
-    return await _recorded(context, request, standing, verdict, tied)
+    return await _recorded(context, request, pid, standing, verdict, tied)
 
 
 async def _recorded(
-    context: Context, request: wire.Check, standing: Standing, verdict: Verdict, tied: tuple[str, ...] = ()
+    context: Context,
+    request: wire.Check,
+    pid: int,
+    standing: Standing,
+    verdict: Verdict,
+    tied: tuple[str, ...] = (),
 ) -> wire.CheckAnswer:
-    await context.service.checks.record(standing.run, standing.balance, verdict, "check", deadline_of(request))
+    await context.service.checks.record(standing.run, standing.balance, verdict, "check", pid, deadline_of(request))
     return _checked(standing, verdict, tied)
 
 

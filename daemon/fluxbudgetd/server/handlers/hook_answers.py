@@ -3,7 +3,7 @@
 import msgspec
 
 from fluxbudgetd.clock import now_micros
-from fluxbudgetd.policy import limits, words
+from fluxbudgetd.policy import limits, loosening, words
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.requests import TrackedAnswer
 from fluxbudgetd.totals import Standing
@@ -37,9 +37,15 @@ async def with_warning(call: HookCall, account: RunAccount, standing: Standing |
     reminder = await service.session_warnings.next_for(account, call.session, call.hook_input.agent_id, call.deadline)
     if reminder is None:
         return wire.HookAnswer()
-    warning = words.reminder(standing.run, standing.balance, reminder.event)
-    message = warning if reminder.is_for_person else None
-    return TrackedAnswer(answer(stops.context(call.hook_input.event or "", warning, message)), reminder.finish)
+    output: dict[str, object] = {}
+    shown = [loosening.line(standing.run, event) for event in reminder.loosened]
+    if reminder.event is not None:
+        warning = words.reminder(standing.run, standing.balance, reminder.event)
+        output = stops.context(call.hook_input.event or "", warning, None)
+        shown.append(warning)
+    if reminder.is_for_person:
+        output["systemMessage"] = " | ".join(shown)
+    return TrackedAnswer(answer(output), reminder.finish)
 
 
 async def with_start(call: HookCall, account: RunAccount) -> HookAnswer:

@@ -15,9 +15,12 @@ from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.choosing import Choice, no_run
 from fluxbudgetd.wire import messages as wire
 
+#: Events that the session does not wait for.
+_UNAWAITED = ("SubagentStop", "SessionEnd")
+
 
 class HookCall(msgspec.Struct):
-    """A hook's request and what its input says. `session` is the calling session.
+    """A hook's request and what its input says. `session` is the calling session, `pid` the hook's process.
 
     After `find_run`, `tied` is the choice if it was one of several runs of the directory, and `missing` says why there
     is no run. `is_corrected`: the session has joined another run before it was known which session it continues.
@@ -25,6 +28,7 @@ class HookCall(msgspec.Struct):
 
     context: Context
     request: wire.Hook
+    pid: int
     hook_input: HookInput
     session: str
     deadline: float
@@ -44,12 +48,28 @@ class HookCall(msgspec.Struct):
 
     @property
     def is_news(self) -> bool:
-        """Return True if the input may name a transcript in a Claude directory that is not known yet."""
+        """Return True if the hook may show a process, or a Claude directory, that is not known yet."""
         transcript = self.hook_input.transcript
-        return transcript is not None and self.service.totals.transcripts.is_news(transcript)
+        is_new = transcript is not None and self.service.totals.transcripts.is_news(transcript)
+        return is_new or self._may_show_process
+
+    @property
+    def _may_show_process(self) -> bool:
+        """Return True if the session's process may not be known yet, and is alive.
+
+        A hook that nothing waits for may outlive it, and then has another parent.
+        """
+        event = self.hook_input.event
+        is_known = event != "SessionStart" and self.service.callers.is_registered(self.session)
+        return not is_known and event not in _UNAWAITED
 
     async def learn(self) -> None:
-        """Search the Claude directory of the transcript from now on, even if the session has no run yet."""
+        """Remember the session's process, and search the transcript's Claude directory from now on.
+
+        Both happen even if the session has no run yet.
+        """
+        if self._may_show_process:
+            await self.service.callers.register(self.session, self.pid)
         if self.hook_input.transcript is not None:
             with suppress(BadInputError), anyio.CancelScope(deadline=self.deadline):
                 await self.service.totals.transcripts.learn_from(self.hook_input.transcript)

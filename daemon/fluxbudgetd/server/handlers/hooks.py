@@ -29,25 +29,27 @@ _HANDLERS: dict[str, Callable[[HookCall], Awaitable[HookAnswer]]] = {
 }
 
 
-def hook(context: Context, request: wire.Hook) -> HookAnswer | Awaitable[HookAnswer]:
+def hook(context: Context, request: wire.Hook, pid: int) -> HookAnswer | Awaitable[HookAnswer]:
     """Handle a hook. An event that requires no action is answered at once."""
     hook_input = parse(request.input) if request.whole else None
-    return _unusual(context, request) if hook_input is None else _handle(context, request, hook_input)
+    return _unusual(context, request, pid) if hook_input is None else _handle(context, request, pid, hook_input)
 
 
-async def _unusual(context: Context, request: wire.Hook) -> HookAnswer:
-    answer = _handle(context, request, await parsed_slowly(request.input, whole=request.whole))
+async def _unusual(context: Context, request: wire.Hook, pid: int) -> HookAnswer:
+    answer = _handle(context, request, pid, await parsed_slowly(request.input, whole=request.whole))
     return await answer if isinstance(answer, Awaitable) else answer
 
 
-def _handle(context: Context, request: wire.Hook, hook_input: HookInput) -> HookAnswer | Awaitable[HookAnswer]:
+def _handle(
+    context: Context, request: wire.Hook, pid: int, hook_input: HookInput
+) -> HookAnswer | Awaitable[HookAnswer]:
     handler = _HANDLERS.get(hook_input.event or "")
     is_other_tool = hook_input.event == "PreToolUse" and hook_input.tool not in LAUNCH_TOOLS
     if handler is None or hook_input.session is None or is_other_tool:
         return wire.HookAnswer()
     if hook_input.event not in _WITHOUT_RESPONSE:
         context.service.accounts.note_active(hook_input.session, now_micros())
-    call = HookCall(context, request, hook_input, hook_input.session, deadline_of(request))
+    call = HookCall(context, request, pid, hook_input, hook_input.session, deadline_of(request))
     return _answer(handler, call)
 
 

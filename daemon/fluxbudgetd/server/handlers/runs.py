@@ -37,9 +37,11 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
     )
 
 
-async def run_start(context: Context, request: wire.RunStart) -> wire.RunAnswer:
+async def run_start(context: Context, request: wire.RunStart, pid: int) -> wire.RunAnswer:
     """Start a run, or return the one that the same arguments started before."""
-    return answers.changed_run(await context.service.lifecycle.start(request, deadline_of(request)))
+    deadline = deadline_of(request)
+    caller = await context.service.callers.look_up(pid)
+    return answers.changed_run(await context.service.lifecycle.start(request, deadline, caller))
 
 
 async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswer:
@@ -76,53 +78,59 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
     )
 
 
-async def run_set(context: Context, request: wire.RunSet) -> wire.RunAnswer:
+async def run_set(context: Context, request: wire.RunSet, pid: int) -> wire.RunAnswer:
     """Change a run's settings."""
     deadline = deadline_of(request)
     account = await find(context, request, deadline)
-    return answers.changed_run(await context.service.lifecycle.change(account, request, deadline))
+    caller = await context.service.callers.look_up(pid)
+    return answers.changed_run(await context.service.lifecycle.change(account, request, deadline, caller))
 
 
-async def run_allow(context: Context, request: wire.RunAllow) -> wire.RunAnswer:
+async def run_allow(context: Context, request: wire.RunAllow, pid: int) -> wire.RunAnswer:
     """Let a run with an exhausted hard budget go on once."""
     deadline = deadline_of(request)
     account = await find(context, request, deadline)
-    change = await context.service.allowances.allow(account, request.tokens, request.minutes, deadline)
+    caller = await context.service.callers.look_up(pid)
+    change = await context.service.allowances.allow(account, request.tokens, request.minutes, deadline, caller)
     return answers.changed_run(change)
 
 
-async def run_attach(context: Context, request: wire.RunAttach) -> wire.RunAnswer:
+async def run_attach(context: Context, request: wire.RunAttach, pid: int) -> wire.RunAnswer:
     """Attach a session to a run."""
     deadline = deadline_of(request)
     account = await context.service.totals.find(request.run, request.scope, None, request.hints, deadline)
+    caller = await context.service.callers.look_up(pid)
     change = await context.service.lifecycle.attach(
-        request.attach, account, deadline, request.transcript, whole=request.whole
+        request.attach, account, deadline, request.transcript, whole=request.whole, caller=caller
     )
     return answers.changed_run(change)
 
 
-async def run_detach(context: Context, request: wire.RunDetach) -> wire.RunAnswer:
+async def run_detach(context: Context, request: wire.RunDetach, pid: int) -> wire.RunAnswer:
     """Detach a session from the named run, or from the one it belongs to."""
     deadline = deadline_of(request)
     account = None
     if request.run or request.scope:
         account = await context.service.totals.find(request.run, request.scope, None, wire.Hints(), deadline)
-    run = await context.service.lifecycle.detach(request.detach, account, deadline)
+    caller = await context.service.callers.look_up(pid)
+    run = await context.service.lifecycle.detach(request.detach, account, deadline, caller)
     return wire.RunAnswer(run=answers.run_info(run), changed=True)
 
 
-async def run_finish(context: Context, request: wire.RunFinish) -> wire.RunAnswer:
+async def run_finish(context: Context, request: wire.RunFinish, pid: int) -> wire.RunAnswer:
     """End a run as done."""
     deadline = deadline_of(request)
     account = await find(context, request, deadline)
-    return answers.changed_run(await context.service.lifecycle.end(account, "done", deadline))
+    caller = await context.service.callers.look_up(pid)
+    return answers.changed_run(await context.service.lifecycle.end(account, "done", deadline, caller))
 
 
-async def run_cancel(context: Context, request: wire.RunCancel) -> wire.RunAnswer:
+async def run_cancel(context: Context, request: wire.RunCancel, pid: int) -> wire.RunAnswer:
     """End a run as cancelled."""
     deadline = deadline_of(request)
     account = await find(context, request, deadline)
-    return answers.changed_run(await context.service.lifecycle.end(account, "cancelled", deadline))
+    caller = await context.service.callers.look_up(pid)
+    return answers.changed_run(await context.service.lifecycle.end(account, "cancelled", deadline, caller))
 
 
 async def _page(

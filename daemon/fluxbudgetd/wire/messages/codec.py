@@ -32,7 +32,16 @@ from fluxbudgetd.wire.messages.runs import (
     RunShowAnswer,
     RunStart,
 )
-from fluxbudgetd.wire.messages.service import Doctor, DoctorAnswer, Ping, PingAnswer, Status, StatusAnswer
+from fluxbudgetd.wire.messages.service import (
+    Doctor,
+    DoctorAnswer,
+    Loosen,
+    LoosenAnswer,
+    Ping,
+    PingAnswer,
+    Status,
+    StatusAnswer,
+)
 
 AnyRequest = (
     Ping
@@ -57,6 +66,7 @@ AnyRequest = (
     | Hook
     | StatusLine
     | Doctor
+    | Loosen
     | Command
     | Stdin
 )
@@ -81,6 +91,7 @@ AnyAnswer = (
     | HookAnswer
     | StatusLineAnswer
     | DoctorAnswer
+    | LoosenAnswer
     | CommandAnswer
 )
 

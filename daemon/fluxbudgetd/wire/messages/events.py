@@ -1,5 +1,9 @@
 """The stream of events."""
 
+from typing import Literal
+
+import msgspec
+
 from fluxbudgetd.wire.messages.base import Answer, Request
 
 
@@ -28,6 +32,17 @@ class SubscribedAnswer(Answer, frozen=True, kw_only=True, tag="subscribed"):
     """The number of the last event so far."""
 
 
+class By(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that caused an event: the client that sent the request."""
+
+    kind: Literal["terminal", "session", "service", "unknown"]
+    """"session": it descends from a session of Claude Code; "terminal": it has a terminal; "service": it has neither;
+    "unknown": one of its ancestors cannot be read, so it may descend from a session."""
+    pid: int
+    comm: str
+    """The process's name, at most 15 bytes."""
+
+
 class EventAnswer(Answer, frozen=True, kw_only=True, tag="event"):
     """An event."""
 
@@ -38,6 +53,8 @@ class EventAnswer(Answer, frozen=True, kw_only=True, tag="event"):
     """Null for events about a source."""
     kind: str
     data: dict[str, str | int | float | None]
+    by: By | None = None
+    """Null: the daemon itself, or not known."""
 
 
 class HeartbeatAnswer(Answer, frozen=True, kw_only=True, tag="heartbeat"):

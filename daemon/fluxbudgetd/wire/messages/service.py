@@ -25,6 +25,17 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     """A page's `next`: asks for the following page."""
 
 
+class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
+    """Ask before doing what the daemon cannot prevent, and what leaves runs without a limit.
+
+    The answer is the error `refused` if the client is inside a session and a hard limit is concerned. Otherwise it is
+    recorded as `run.loosened`.
+    """
+
+    action: Literal["uninstall"]
+    """"uninstall": remove the service."""
+
+
 class Doctor(Request, frozen=True, tag="doctor"):
     """Return what the daemon knows to be wrong."""
 
@@ -78,6 +89,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     what: str
     hint: str
+
+
+class LoosenAnswer(Answer, frozen=True, kw_only=True, tag="loosen"):
+    """The client may go on. The events are on disk."""
 
 
 class PingAnswer(Answer, frozen=True, kw_only=True, tag="ping"):
