@@ -37,13 +37,15 @@ OUTCOMES: dict[tuple[str, str], dict[str, tuple[str, str, str]]] = {
 
 def outcome(event: str, output: HookOutput) -> str:
     """Return what an output means to the session; require that only the person reads how to lift a limit."""
-    model = (output.context, output.stop, output.reason)
+    # (Only the person sees why a prompt was blocked.)
+    model = (output.context, output.stop, "" if output.decision == "block" else output.reason)
     assert not any("fluxbudgetctl" in text or "--budget" in text for text in model), output
     if output.stop:
         assert output == HookOutput(message=output.message, stop=output.stop)
         return "ended"
     if output.decision == "block":
-        assert output == HookOutput(message=output.message, decision="block", reason=output.reason)
+        assert output == HookOutput(decision="block", reason=output.reason)
+        assert "fluxbudgetctl allow" in output.reason
         return "blocked"
     if output.decision:
         assert not output.context
@@ -92,17 +94,18 @@ def exhausted(home: Home, **fields: Any) -> Claude:
 
 
 CAUSE = "fluxbudget: the budget of run r1 is exhausted (1 200 of 1 000 billing tokens spent)"
-REMEDY = (
-    "fluxbudget: to let run r1 go on, use `fluxbudgetctl allow --run r1` in your own terminal,"
+ADVICE = (
+    "to let run r1 go on, use `fluxbudgetctl allow --run r1` in your own terminal,"
     " or `fluxbudgetctl run set --run r1 --budget N`"
 )
+REMEDY = f"fluxbudget: {ADVICE}"
 
 
 def test_words_of_a_stop(home: Home, daemon: Daemon) -> None:
     """The model reads what happened, the person how to go on. (From a real client.)"""
     claude = exhausted(home)
     prompt = claude.run("UserPromptSubmit", prompt="go on")
-    assert prompt == HookOutput(message=REMEDY, decision="block", reason=f"{CAUSE}; the prompt was not sent")
+    assert prompt == HookOutput(decision="block", reason=f"{CAUSE}; the prompt was not sent; {ADVICE}")
     assert claude.run("PostToolBatch") == HookOutput(message=REMEDY, stop=f"{CAUSE}; the turn was ended")
     launch = claude.run("PreToolUse", tool_name="Workflow", tool_input={})
     advice = "do not launch sub-agents; finish with what you have, and say that the budget is exhausted"

@@ -54,7 +54,7 @@ def answer(hook_input: HookInput, why: str) -> dict[str, object] | None:
         return None
     spend = state.spend
     cause = stops.exhausted(state.run, spend.spent, max(spend.budget or 0, state.allowed_to), state.cost_basis)
-    return {**stop(state.run, cause), "systemMessage": stops.without_daemon(state.run, one_line(why))}
+    return stop(cause, stops.without_daemon(state.run, one_line(why)))
 
 
 def _stop(hook_input: HookInput) -> Callable[[str, str], dict[str, object]] | None:

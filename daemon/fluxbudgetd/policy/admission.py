@@ -49,7 +49,7 @@ def admission(run: Run, balance: Balance, estimate: int | None, agent: str, now:
         return Admission("allow", reserve=True)
     if limits.is_stopped(run, balance, now):
         cause = stops.exhausted(run.id, balance.spent, most, run.cost_basis)
-        return Admission("deny", stops.no_launch(cause), stops.to_continue(run.id))
+        return Admission("deny", stops.no_launch(cause), f"fluxbudget: {stops.to_continue(run.id)}")
     name = shortened(one_line(agent[: _MAX_AGENT + 1]), _MAX_AGENT)
     numbers = _numbers(run, balance, estimate, most)
     if run.enforcement == "hard":

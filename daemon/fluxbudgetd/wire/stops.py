@@ -4,8 +4,8 @@ The daemon and the client share this module, because the client decides for a da
 nothing. An answer is a dictionary, to be encoded as JSON.
 
 There are two audiences. What the model reads (`additionalContext`, `permissionDecisionReason`, `stopReason`) says that
-the budget is exhausted and what the model should do, but never how to lift the limit. Only `systemMessage`, which the
-person sees, says that.
+the budget is exhausted and what the model should do, but never how to lift the limit. Only what the person alone sees
+says that: `systemMessage`, and the `reason` of a blocked prompt.
 """
 
 from fluxbudgetd.wire.short import grouped
@@ -33,8 +33,8 @@ def way_to_raise(run: str) -> str:
 
 
 def to_continue(run: str) -> str:
-    """Return what the person reads when a run is stopped."""
-    return f"fluxbudget: to let run {run} go on, use {ways_to_continue(run)}"
+    """Return what the person can do when a run is stopped."""
+    return f"to let run {run} go on, use {ways_to_continue(run)}"
 
 
 def no_launch(cause: str) -> str:
@@ -42,21 +42,21 @@ def no_launch(cause: str) -> str:
     return f"{cause}; do not launch sub-agents; finish with what you have, and say that the budget is exhausted"
 
 
-def blocked_prompt(run: str, cause: str) -> dict[str, object]:
-    """Return the answer that keeps a prompt from being sent. `cause` is what `exhausted` returns."""
-    return {
-        "decision": "block",
-        "reason": f"fluxbudget: {cause}; the prompt was not sent",
-        "systemMessage": to_continue(run),
-    }
+def blocked_prompt(cause: str, advice: str) -> dict[str, object]:
+    """Return the answer that keeps a prompt from being sent.
+
+    `cause` is what `exhausted` returns; `advice` is for the person. Claude Code shows the person the `reason`, and no
+    `systemMessage`. The model reads neither.
+    """
+    return {"decision": "block", "reason": f"fluxbudget: {cause}; the prompt was not sent; {advice}"}
 
 
-def ended_turn(run: str, cause: str) -> dict[str, object]:
+def ended_turn(cause: str, advice: str) -> dict[str, object]:
     """Return the answer that ends the main session's turn."""
     return {
         "continue": False,
         "stopReason": f"fluxbudget: {cause}; the turn was ended",
-        "systemMessage": to_continue(run),
+        "systemMessage": f"fluxbudget: {advice}",
     }
 
 
@@ -71,9 +71,9 @@ def finish(event: str, cause: str, message: str | None = None) -> dict[str, obje
     return context(event, f"fluxbudget: {cause}. Finish now, and report what you have.", message)
 
 
-def denied_launch(run: str, cause: str) -> dict[str, object]:
+def denied_launch(cause: str, advice: str) -> dict[str, object]:
     """Return the answer that denies a launch under an exhausted budget."""
-    return denial(no_launch(cause), to_continue(run))
+    return denial(no_launch(cause), f"fluxbudget: {advice}")
 
 
 def denial(reason: str, message: str) -> dict[str, object]:
@@ -102,7 +102,7 @@ def context(event: str, text: str, message: str | None) -> dict[str, object]:
 def without_daemon(run: str, why: str) -> str:
     """Return what the person reads when a run stays stopped because the daemon gave no answer; `why` says why not."""
     return (
-        f"fluxbudget: the daemon gave no answer ({why}), and by its last numbers run {run} is stopped; start it again"
+        f"the daemon gave no answer ({why}), and by its last numbers run {run} is stopped; start it again"
         f" (`systemctl --user restart fluxbudgetd`, or `fluxbudgetd`); then use {ways_to_continue(run)}"
     )
 

@@ -20,7 +20,7 @@ async def prompt(call: HookCall) -> HookAnswer:
     cause = None if call.hook_input.is_notification else stop_cause(standing)
     if cause is None:
         return await with_warning(call, account, standing)
-    return answer(stops.blocked_prompt(standing.run.id, cause))
+    return answer(stops.blocked_prompt(cause, stops.to_continue(standing.run.id)))
 
 
 async def batch(call: HookCall) -> HookAnswer:
@@ -33,4 +33,4 @@ async def batch(call: HookCall) -> HookAnswer:
     cause = stop_cause(standing) if call.hook_input.agent_id is None else None
     if cause is None:
         return await with_warning(call, account, standing)
-    return answer(stops.ended_turn(standing.run.id, cause))
+    return answer(stops.ended_turn(cause, stops.to_continue(standing.run.id)))
