@@ -30,10 +30,11 @@ def guarded(stage: Stage) -> Any:
     return json.loads(printed.stdout)["permissions"]
 
 
-def results(stage: Stage) -> list[dict[str, Any]]:
-    """Return the results of the tools that the model has called last."""
-    content = stage.api.responses[-1].request["messages"][-1]["content"]
-    return [block for block in content if block["type"] == "tool_result"]
+def are_refused(stage: Stage, calls: int) -> list[bool]:
+    """Return whether each of the last tool calls was refused."""
+    contents = [message["content"] for message in stage.api.responses[-1].request["messages"]]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    return [bool(block.get("is_error")) for block in blocks if block["type"] == "tool_result"][-calls:]
 
 
 def test_guard_asks_before_limits_are_changed(stage: Stage) -> None:
@@ -42,7 +43,7 @@ def test_guard_asks_before_limits_are_changed(stage: Stage) -> None:
     calls = (f"run set --run {stage.run} --budget 5", "allow", "service uninstall", "run finish", "remaining", "status")
     commands = [bash(f"fluxbudgetctl {call}") for call in calls]
     stage.play(stage.script.add("lifts", says("Lifts.", *commands), says("Done.")))
-    assert [bool(result.get("is_error")) for result in results(stage)] == [True, True, True, True, False, False]
+    assert are_refused(stage, len(calls)) == [True, True, True, True, False, False]
     assert stage.home.spend(stage.run).budget == 10_000_000
 
 
@@ -72,7 +73,7 @@ def test_guard_asks_before_files_are_changed(stage: Stage) -> None:
         stage.script.add("edits", says("Reads.", *reads), says("Edits.", *edits, *writes), says("Done.")),
         *("--permission-mode", "acceptEdits", "--allowedTools", "Read", "--add-dir", str(stage.home.root)),
     )
-    assert [bool(result.get("is_error")) for result in results(stage)] == [True] * (2 * len(forbidden)) + [False]
+    assert are_refused(stage, 2 * len(forbidden) + 1) == [True] * (2 * len(forbidden)) + [False]
     assert {path: path.read_text() for path in forbidden} == before
     assert allowed.read_text() == "new"
 
