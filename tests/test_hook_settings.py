@@ -132,7 +132,7 @@ class ClaudesSettings:
         self.place = home / ".claude" / "settings.json"
         self.environ = {**os.environ, "HOME": str(home), "PATH": f"{SCRIPT.parent}:/usr/bin:/bin"}
         self.ours = settings(str(SCRIPT), path=str(SCRIPT.parent))
-        self._install, self._remove, self.strict = blocks("bash")[:3]
+        self._install, self._remove, self.older, self.strict = blocks("bash")[:4]
 
     def write(self, value: object) -> None:
         self.place.parent.mkdir(exist_ok=True)
@@ -212,6 +212,18 @@ def test_documented_installation_with_a_guard(tmp_path: Path) -> None:
     claudes.write({})
     claudes.install("--print-settings --guard")
     assert claudes.remove() == {}
+
+
+@needs_jq
+def test_documented_settings_for_older_versions(tmp_path: Path) -> None:
+    """Those that know no `args`. Installing the usual ones replaces them."""
+    claudes = ClaudesSettings(tmp_path)
+    made = subprocess.run(["bash", "-e", "-c", claudes.older], env=claudes.environ, capture_output=True, check=True)
+    older = json.loads(made.stdout)
+    (launch,) = older["hooks"]["PreToolUse"][0]["hooks"]
+    assert launch == {"type": "command", "command": "fluxbudgetctl hook --timeout 0.5", "timeout": 2}
+    claudes.write(older)
+    assert claudes.install() == claudes.ours
 
 
 @needs_jq
