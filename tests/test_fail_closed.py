@@ -12,7 +12,7 @@ import pytest
 
 from fluxbudgetctl.service import leftovers
 from fluxbudgetd.wire.stops import LAUNCH_TOOLS
-from harness.daemon import CTL, Daemon, Home, started, wait_for
+from harness.daemon import CTL, DAEMON, Daemon, Home, killed, started, wait_for
 from harness.events import read_state_file
 from harness.hooks import SILENT, Claude, HookOutput, launch_input, parse_output, write_usage
 from harness.interstat import Interstat
@@ -169,6 +169,35 @@ def test_other_socket_does_not_open_the_gate(home: Home, interstat: Interstat, d
     raw = json.dumps(claude.hook_input("UserPromptSubmit", prompt="go on")).encode()
     assert is_stop(parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_SOCKET="/nowhere/sock"))
     assert is_stop(parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_SOCKET="/nowhere/../x"))
+
+
+@both_clients
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_daemon_that_was_started_elsewhere(home: Home, interstat: Interstat, how: str) -> None:
+    """Only the lock file at the usual place says where its socket was. It says so until nothing is stopped any more."""
+    usual, home.socket = home.socket, home.root / "elsewhere" / "sock"
+    usual.parent.parent.mkdir(mode=0o700)
+
+    @contextmanager
+    def serving() -> Iterator[subprocess.Popen[bytes]]:
+        command = [*DAEMON, "--socket", str(home.socket)]
+        with killed(subprocess.Popen(command, env=home.environ, stderr=subprocess.DEVNULL)) as process:
+            wait_for(lambda: home.ctl("ping").returncode == 0, "the daemon")
+            yield process
+            assert process.wait(timeout=60) == (-signal.SIGKILL if how == "SIGKILL" else 0)
+
+    with serving() as process:
+        exhausted(home)
+        process.send_signal(signal.Signals[how])
+    claude = Claude(home)
+    raw = json.dumps(claude.hook_input("UserPromptSubmit", prompt="go on")).encode()
+    assert is_stop(parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_SOCKET=""))
+    how = "SIGTERM"
+    with serving() as process:
+        home.ok("run", "finish", "--run", "r1")
+        wait_for(lambda: markers(home) == set(), "the marker to go")
+        process.send_signal(signal.SIGTERM)
+    assert usual.with_name(f"{usual.name}.lock").read_text() == ""
 
 
 @both_clients

@@ -68,6 +68,7 @@ def run(locations: Locations, settings: Settings, manager: Manager, passed: List
         passed=passed,
         beside=(state_directory(locations.socket), hard_directory(locations.socket)),
         default=locations.elsewhere,
+        markers=hard_directory(locations.socket),
     )
     state_lock = LockFile(
         os.path.join(locations.state_dir, "fluxbudgetd.lock"), f"the state in {locations.state_dir}", locations.socket

@@ -42,7 +42,8 @@ class Endpoint:
     """The socket at a path. `directory_is_ours`: its directory has only fluxbudget's files.
 
     `beside` are directories below the socket's directory whose removal matters, too. `default` is the path at which
-    clients look first, if it is another one: the lock file there gets a note that says where the socket is.
+    clients look first, if it is another one: the lock file there gets a note that says where the socket is. The note is
+    removed at the end, unless `markers`, one of these directories, has files by then: hooks must find those.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Endpoint:
         passed: Listener | None = None,
         beside: tuple[str, ...] = (),
         default: str | None = None,
+        markers: str | None = None,
     ) -> None:
         self.path = path
         #: Why clients cannot connect, or None.
@@ -62,6 +64,7 @@ class Endpoint:
         self._lock = LockFile(f"{path}.lock", f"the socket {path}", path)
         self._beside = beside
         self._note = None if default is None else Note(f"{default}.lock", path)
+        self._markers = markers
         self._passed = passed
         self._bound: Listener | None = None
         # Held while files are restored, and when the socket's file is removed at the end.
@@ -95,7 +98,7 @@ class Endpoint:
         finally:
             if self._bound is not None:
                 self._bound.close()
-            if self._note is not None:
+            if self._note is not None and not (self._markers and _has_files(self._markers)):
                 self._note.remove()
 
     def withdraw(self) -> None:
@@ -203,6 +206,13 @@ class Endpoint:
                 "as a systemd service: 'systemctl --user restart fluxbudgetd.socket'",
             )
         return bind(self.path)
+
+
+def _has_files(directory: str) -> bool:
+    try:
+        return bool(os.listdir(directory))
+    except OSError:
+        return False
 
 
 def _is_added(watch: Watch, directory: str, events: int) -> bool:
