@@ -430,6 +430,39 @@ def test_killed_daemon_releases_the_lock_and_the_next_one_cleans_up(tmp_path: Pa
     with_open_files(tmp_path, body)
 
 
+def test_files_of_a_stopped_run_wait_for_the_next_daemon(tmp_path: Path) -> None:
+    """They stay if it still knows the run, until it says whether the run is stopped."""
+
+    async def first(files: StateFiles) -> None:
+        await files.put([state("r1"), state("r2")], {"s": "r1", "t": "r1", "u": "r2"}, {"b": "r1"}, ["r1"])
+
+    async def body(is_stopped: bool) -> None:
+        files = StateFiles(str(tmp_path), str(tmp_path / HARD))
+        await files.open(["r1", "r2"])
+        assert entries(tmp_path) == [ALIVE, *kept]
+        # Meanwhile the session `t` has left the run.
+        await files.put([state("r1")], {"s": "r1"}, {"b": "r1"}, ["r1"] if is_stopped else [])
+        assert entries(tmp_path) == [
+            ALIVE,
+            *("hard/r1" for _ in range(is_stopped)),
+            "runs/r1",
+            "scopes/b",
+            "sessions/s",
+        ]
+        await files.close()
+
+    kept = ["hard/r1", "runs/r1", "scopes/b", "sessions/s", "sessions/t"]
+    for is_stopped in (True, False):
+        with_open_files(tmp_path, first)
+        assert entries(tmp_path) == [ALIVE, *kept]
+        assert is_free(tmp_path)
+        anyio.run(body, is_stopped)
+    assert entries(tmp_path) == []
+    with_open_files(tmp_path, first)
+    anyio.run(StateFiles(str(tmp_path), str(tmp_path / HARD)).open)
+    assert entries(tmp_path) == [ALIVE]
+
+
 def test_living_daemon_keeps_its_files(tmp_path: Path) -> None:
     with process(DAEMON, tmp_path):
         (tmp_path / "runs" / "r1").write_text("run=r1\n")
