@@ -1,12 +1,14 @@
 """What each hook answers under each enforcement, for each state of the budget, session and permission mode."""
 
 import itertools
+import json
 from typing import Any
 
 import pytest
 
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, started
+from harness.events import Subscriber
 from harness.hooks import SILENT, Claude, HookOutput, launch_input, write_usage
 
 BUDGET = 1_000_000_000
@@ -112,6 +114,28 @@ def test_words_of_a_stop(home: Home, daemon: Daemon) -> None:
     assert launch == HookOutput(message=REMEDY, decision="deny", reason=f"{CAUSE}; {advice}")
     begun = claude.run("SubagentStart", agent_id="a1", agent_type="Explore")
     assert begun == HookOutput(context=f"{CAUSE}. Finish now, and report what you have.")
+
+
+def test_stops_are_events(home: Home, daemon: Daemon) -> None:
+    claude = exhausted(home)
+    with Subscriber(home) as stream:
+        for _ in range(3):
+            assert claude.call("UserPromptSubmit", prompt="go on").decision == "block"
+        stopped = stream.until("turn.stopped")
+        assert claude.call("PostToolBatch").stop
+        ended = stream.until("turn.stopped")
+        assert claude.launch("fd-safety").decision == "deny"
+        denied = stream.until("launch.denied")
+        claude.call("StopFailure", error="overloaded", last_assistant_message="secret")
+        claude.call("StopFailure", error="it is all very secret")
+        failed = [stream.until("turn.failed") for _ in range(2)]
+    numbers = {"phase": "brainstorm", "spent": 1200, "budget": 1000}
+    plain = {"session": "s1", "agent": None, **numbers}
+    assert {**stopped.data, "count": 1} == {**plain, "event": "UserPromptSubmit", "count": 1}
+    assert ended.data == {**plain, "event": "PostToolBatch", "count": 1}
+    assert denied.data.items() >= {"session": "s1", "tool": "Agent", "agent": "fd-safety", **numbers}.items()
+    assert [each.data["error"] for each in failed] == ["overloaded", "unknown"]
+    assert "secret" not in json.dumps([each.data for each in failed])
 
 
 def test_raised_budget_ends_the_stop(home: Home, daemon: Daemon) -> None:

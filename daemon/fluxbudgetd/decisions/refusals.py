@@ -8,11 +8,13 @@ of `refusal`. A run's row of refusals ends with any other event of the run.
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 import structlog
 
 from fluxbudgetd.decisions.callers import Callers
+from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import Event, EventData, EventKind
 from fluxbudgetd.wire.messages import By
@@ -82,14 +84,14 @@ class Refusals:
         self._backlog = writer.backlog("refusals and overrides", self._write)
 
     async def record(self, kind: EventKind, run: str, data: EventData, pid: int | None, deadline: float) -> None:
-        """Record an event of a run; wait for the first write until the deadline.
+        """Record an event of a run; wait for the ledger until the deadline.
 
         `pid` is the process that was refused, None if it is not known. A failed write is retried.
         """
         refusal = _Refusal(kind, run, data, self._clock())
         if kind in _COUNTED:
             data["count"] = 1
-            if self._is_repetition(refusal, await self._row(run)):
+            if self._is_repetition(refusal, await self._row(run, deadline)):
                 return
         if len(self._new) >= _MOST_UNSAVED:
             log.error("event dropped: too many are waiting for the ledger", kind=kind, run=run)
@@ -122,11 +124,13 @@ class Refusals:
         self._repetition.set()
         return True
 
-    async def _row(self, run: str) -> _Row:
+    async def _row(self, run: str, deadline: float) -> _Row:
         """Return the run's row. After a restart, the last event in the ledger may be a refusal that is repeated."""
         row = self._rows.get(run)
         if row is None:
-            last = await self._stored.last_of(run)
+            last = None
+            with anyio.CancelScope(deadline=deadline), suppress(LedgerError):
+                last = await self._stored.last_of(run)
             row = self._rows.setdefault(run, _Row())
             if last is not None and last.kind in _COUNTED and not row.refusals:
                 refusal = _Refusal(last.kind, run, last.data, last.at)

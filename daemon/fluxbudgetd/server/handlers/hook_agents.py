@@ -2,6 +2,7 @@
 
 from fluxbudgetd.decisions.admission import GENERAL
 from fluxbudgetd.policy.admission import Admission, asks_person
+from fluxbudgetd.server.handlers import hook_events
 from fluxbudgetd.server.handlers.hook_answers import HookAnswer, as_json, with_start
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.server.requests import TrackedAnswer
@@ -22,6 +23,8 @@ async def launch(call: HookCall) -> HookAnswer:
     admission, reserved = await service.admission.admit(
         account, call.session, agent, expected, call.hook_input.call, has_person=has_person
     )
+    if admission.decision == "deny":
+        await hook_events.denied(call, account, agent, expected)
     answer = wire.HookAnswer(output=_output(admission))
     if reserved is None:
         return answer

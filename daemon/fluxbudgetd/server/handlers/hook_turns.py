@@ -1,9 +1,10 @@
-"""Hooks of a session's turns: the prompt, and each batch of tool calls.
+"""Hooks of a session's turns: the prompt, each batch of tool calls, and a turn that has failed.
 
 While a hard limit stops the run, prompts are blocked and the main session's turn is ended at its next batch of tool
 calls. Its sub-agents may finish.
 """
 
+from fluxbudgetd.server.handlers import hook_events
 from fluxbudgetd.server.handlers.hook_answers import HookAnswer, answer, refreshed, stop_cause, with_warning
 from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.wire import messages as wire
@@ -20,6 +21,7 @@ async def prompt(call: HookCall) -> HookAnswer:
     cause = None if call.hook_input.is_notification else stop_cause(standing)
     if cause is None:
         return await with_warning(call, account, standing)
+    await hook_events.stopped(call, standing)
     return answer(stops.blocked_prompt(cause, stops.to_continue(standing.run.id)))
 
 
@@ -33,4 +35,13 @@ async def batch(call: HookCall) -> HookAnswer:
     cause = stop_cause(standing) if call.hook_input.agent_id is None else None
     if cause is None:
         return await with_warning(call, account, standing)
+    await hook_events.stopped(call, standing)
     return answer(stops.ended_turn(cause, stops.to_continue(standing.run.id)))
+
+
+async def failed(call: HookCall) -> HookAnswer:
+    """Record that an error has ended the turn."""
+    account = await call.join_run()
+    if account is not None:
+        await hook_events.failed(call, account)
+    return wire.HookAnswer()

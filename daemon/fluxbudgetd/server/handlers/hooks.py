@@ -22,6 +22,7 @@ _HANDLERS: dict[str, Callable[[HookCall], Awaitable[HookAnswer]]] = {
     "SessionStart": hook_sessions.start,
     "UserPromptSubmit": hook_turns.prompt,
     "PostToolBatch": hook_turns.batch,
+    "StopFailure": hook_turns.failed,
     "SubagentStart": hook_agents.start,
     "SubagentStop": hook_agents.stop,
     "SessionEnd": hook_sessions.end,
