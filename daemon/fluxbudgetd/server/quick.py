@@ -20,7 +20,7 @@ Registering each connection with the event loop would also cost more.
 import asyncio
 import select
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
 
 from fluxbudgetd import errors
@@ -105,7 +105,8 @@ class Acceptor:
 class QuickConnections:
     """The connections without a task.
 
-    Requests that arrive together are handled in one block of `turn`, which begins after the last of them was received.
+    Requests that arrive together, or one that arrives alone, are handled in one block of `turn`, which begins after the
+    last of them was received.
     `on_waiting` is called when a connection has to wait for something, and owns it until it passes it to `start` again.
     `on_closed` is called after a connection was closed here.
     """
@@ -175,15 +176,13 @@ class QuickConnections:
         left = _ANSWER_AT_ONCE
         while left > 0 and (found := epoll.poll(0, left)):
             left -= len(found)
-            ready = [peer for fd, _ in found if (peer := self._idle.get(fd)) is not None]
-            if len(ready) == 1:
-                self._serve(ready[0])
-            else:
-                self._serve_together(ready)
+            self._serve_together([peer for fd, _ in found if (peer := self._idle.get(fd)) is not None])
 
-    def _serve_together(self, ready: list[Peer]) -> None:
-        """Receive a request of each connection, then answer them all, then send the answers."""
+    def _serve_together(self, ready: Iterable[Peer]) -> None:
+        """Receive the next request of each connection, if it has arrived; answer them all; then send the answers."""
         received = [(peer, message) for peer in ready if (message := self._receive(peer)) is not None]
+        if not received:
+            return
         with self._turn:
             responses = [(peer, self._responder.respond(message, peer.pid)) for peer, message in received]
         for peer, response in responses:
@@ -191,9 +190,7 @@ class QuickConnections:
 
     def _serve(self, peer: Peer) -> None:
         """Answer the connection's next request if it has arrived."""
-        message = self._receive(peer)
-        if message is not None:
-            self._finish(peer, self._responder.respond(message, peer.pid))
+        self._serve_together((peer,))
 
     def _receive(self, peer: Peer) -> bytes | None:
         """Return the connection's next request; None if it is not complete yet."""
