@@ -1,6 +1,6 @@
 """Who spent what: accounts in memory, batched reading, tallying, freshness, following."""
 
 from fluxbudgetd.totals.account import Standing
-from fluxbudgetd.totals.totals import Reports, Totals
+from fluxbudgetd.totals.totals import Totals
 
-__all__ = ["Reports", "Standing", "Totals"]
+__all__ = ["Standing", "Totals"]
