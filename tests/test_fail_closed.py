@@ -67,15 +67,11 @@ def parse(claude: Claude, event: str, raw: bytes, **environ: str) -> HookOutput:
 
 def is_stop(output: HookOutput, run: str = "r1") -> bool:
     """True if the session is stopped, and only the person reads how to go on."""
-    told = f"{output.context} {output.reason} {output.stop}"
-    assert f"the budget of run {run} is exhausted (1 000 of 1 000 billing tokens spent)" in told
-    if output.decision == "block":  # only the person sees the reason
-        advice = output.reason
-    else:
-        advice = output.message
-        assert not any(way in told for way in WAYS), told
-    assert "the daemon gave no answer" in advice
-    assert f"fluxbudgetctl allow --run {run}" in advice
+    for_model = f"{output.context} {output.reason} {output.stop}"
+    assert f"the budget of run {run} is exhausted (1 000 of 1 000 billing tokens spent)" in for_model
+    assert not any(way in for_model for way in WAYS), for_model
+    assert "the daemon gave no answer" in output.message
+    assert f"fluxbudgetctl allow --run {run}" in output.message
     return True
 
 
@@ -95,6 +91,9 @@ def test_exhausted_hard_limit_holds_without_the_daemon(
         prompt = call(claude, "UserPromptSubmit", prompt="go on")
         assert is_stop(prompt)
         assert prompt.decision == "block"
+        raw = json.dumps(claude.hook_input("UserPromptSubmit", prompt="go on")).encode()
+        in_terminal = parse(claude, "UserPromptSubmit", raw, CLAUDE_CODE_ENTRYPOINT="cli")
+        assert in_terminal.reason == f"{prompt.reason}; {prompt.message.removeprefix('fluxbudget: ')}"
         assert call(claude, "UserPromptSubmit", prompt="<task-notification> done") == SILENT
         turn = call(claude, "PostToolBatch", tool_calls=[])
         assert is_stop(turn)

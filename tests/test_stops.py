@@ -37,17 +37,17 @@ OUTCOMES: dict[tuple[str, str], dict[str, tuple[str, str, str]]] = {
 }
 
 
-def outcome(event: str, output: HookOutput) -> str:
+def outcome(event: str, output: HookOutput, *, is_attended: bool) -> str:
     """Return what an output means to the session; require that only the person reads how to lift a limit."""
-    # (Only the person sees why a prompt was blocked.)
-    model = (output.context, output.stop, "" if output.decision == "block" else output.reason)
+    is_for_person = output.decision == "block" and is_attended
+    model = (output.context, output.stop, "" if is_for_person else output.reason)
     assert not any("fluxbudgetctl" in text or "--budget" in text for text in model), output
     if output.stop:
         assert output == HookOutput(message=output.message, stop=output.stop)
         return "ended"
     if output.decision == "block":
-        assert output == HookOutput(decision="block", reason=output.reason)
-        assert "fluxbudgetctl allow" in output.reason
+        assert output == HookOutput(message=output.message, decision="block", reason=output.reason)
+        assert ("fluxbudgetctl allow" in output.reason) == is_attended
         return "blocked"
     if output.decision:
         assert not output.context
@@ -85,7 +85,7 @@ def test_hook_by_enforcement_state_session_and_mode(home: Home, daemon: Daemon, 
             if expected == "questioned":
                 expected = "asked" if attended and mode in ASKING else "launched with a warning"
             case = event, session, mode, attended, tool
-            assert outcome(event, output) == expected, (case, output)
+            assert outcome(event, output, is_attended=attended) == expected, (case, output)
 
 
 def exhausted(home: Home, **fields: Any) -> Claude:
@@ -107,7 +107,10 @@ def test_words_of_a_stop(home: Home, daemon: Daemon) -> None:
     """The model reads what happened, the person how to go on. (From a real client.)"""
     claude = exhausted(home)
     prompt = claude.run("UserPromptSubmit", prompt="go on")
-    assert prompt == HookOutput(decision="block", reason=f"{CAUSE}; the prompt was not sent; {ADVICE}")
+    reason = f"{CAUSE}; the prompt was not sent"
+    assert prompt == HookOutput(message=REMEDY, decision="block", reason=reason)
+    claude.is_attended = True
+    assert claude.call("UserPromptSubmit", prompt="go on").reason == f"{reason}; {ADVICE}"
     assert claude.run("PostToolBatch") == HookOutput(message=REMEDY, stop=f"{CAUSE}; the turn was ended")
     launch = claude.run("PreToolUse", tool_name="Workflow", tool_input={})
     advice = "do not launch sub-agents; finish with what you have, and say that the budget is exhausted"

@@ -7,6 +7,7 @@ file is read.
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from fluxbudgetctl import state_file
 from fluxbudgetctl.environment import text
@@ -60,10 +61,15 @@ def answer(hook_input: HookInput, why: str) -> dict[str, object] | None:
 def _stop(hook_input: HookInput) -> Callable[[str, str], dict[str, object]] | None:
     """Return what stops a session at this event; None if the event is not one that is stopped."""
     if hook_input.event == "UserPromptSubmit" and not hook_input.is_notification:
-        return stops.blocked_prompt
+        return partial(stops.blocked_prompt, is_attended=_is_attended())
     if hook_input.event == "PostToolBatch" and hook_input.agent_id is None:
         return stops.ended_turn
     return stops.denied_launch if hook_input.is_launch else None
+
+
+def _is_attended() -> bool:
+    attended, entrypoint = map(os.environ.get, ("CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_ENTRYPOINT"))
+    return stops.is_attended(attended, entrypoint)
 
 
 def _states(session: str | None) -> Iterator[state_file.State]:

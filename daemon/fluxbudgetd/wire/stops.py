@@ -5,15 +5,26 @@ nothing. An answer is a dictionary, to be encoded as JSON.
 
 There are two audiences. What the model reads (`additionalContext`, `permissionDecisionReason`, `stopReason`) says that
 the budget is exhausted and what the model should do, but never how to lift the limit. Only what the person alone sees
-says that: `systemMessage`, and the `reason` of a blocked prompt.
+says that: `systemMessage`, and the `reason` of a prompt that is blocked where a person is there.
 """
 
 from fluxbudgetd.wire.short import grouped
 
 #: The tools that launch or wake sub-agents (`Task` is the older name of `Agent`).
 LAUNCH_TOOLS = ("Agent", "Task", "Workflow", "SendMessage")
+#: `$CLAUDE_CODE_ENTRYPOINT` of sessions that a person types into.
+_ATTENDED = ("cli", "claude-vscode")
 #: A prompt that begins so reports the end of a background task. Blocking it would lose the task's result.
 NOTIFICATION = "<task-notification>"
+
+
+def is_attended(attended: str | None, entrypoint: str | None) -> bool:
+    """Return True if Claude Code says that a person is there.
+
+    It says so with $CLAUDE_CODE_SESSION_ATTENDED. Older versions only say how they were started, with
+    $CLAUDE_CODE_ENTRYPOINT.
+    """
+    return attended == "1" if attended else entrypoint in _ATTENDED
 
 
 def exhausted(run: str, spent: int, limit: int, basis: str) -> str:
@@ -42,13 +53,19 @@ def no_launch(cause: str) -> str:
     return f"{cause}; do not launch sub-agents; finish with what you have, and say that the budget is exhausted"
 
 
-def blocked_prompt(cause: str, advice: str) -> dict[str, object]:
+def blocked_prompt(cause: str, advice: str, *, is_attended: bool) -> dict[str, object]:
     """Return the answer that keeps a prompt from being sent.
 
-    `cause` is what `exhausted` returns; `advice` is for the person. Claude Code shows the person the `reason`, and no
-    `systemMessage`. The model reads neither.
+    `cause` is what `exhausted` returns; `advice` is for the person. Claude Code shows only the `reason`, which the
+    session's own model does not read. But what `claude -p` prints may be read by the model of a session that has
+    started it, so the reason has the advice only if a person is there.
     """
-    return {"decision": "block", "reason": f"fluxbudget: {cause}; the prompt was not sent; {advice}"}
+    reason = f"fluxbudget: {cause}; the prompt was not sent"
+    return {
+        "decision": "block",
+        "reason": f"{reason}; {advice}" if is_attended else reason,
+        "systemMessage": f"fluxbudget: {advice}",
+    }
 
 
 def ended_turn(cause: str, advice: str) -> dict[str, object]:

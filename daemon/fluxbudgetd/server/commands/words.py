@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from fluxbudgetd.wire import messages as wire
+from fluxbudgetd.wire.stops import is_attended
 from fluxbudgetd.wire.text import fold
 
 _NAMING = ("--run", "--scope", "--session")
@@ -26,8 +27,6 @@ _SWITCHES = frozenset({"--json", "--require", "--no-colour", "--no-color"})
 # Converting a text that is not UTF-8 takes about 0.2 µs per byte.
 _LONGEST_TEXT = 4096
 _MAX_SECONDS = 3600.0
-#: Entry points of sessions that a person types into.
-_ATTENDED = (b"cli", b"claude-vscode")
 _MOST_DIGITS_OF_WIDTH = 5
 
 
@@ -71,7 +70,9 @@ def parse(command: wire.Command, pid: int) -> Options | None:
             scope=flags.get("--scope"),
             session=flags.get("--session"),
             hints=_hints(command.cwd, variables),
-            attended=_is_attended(variables),
+            attended=is_attended(
+                _variable(variables, "CLAUDE_CODE_SESSION_ATTENDED"), _variable(variables, "CLAUDE_CODE_ENTRYPOINT")
+            ),
             json="--json" in flags,
             default=int(flags["--default"]) if "--default" in flags else None,
             require="--require" in flags,
@@ -121,14 +122,6 @@ def _hints(cwd: bytes | None, variables: Mapping[str, bytes]) -> wire.Hints:
         sessions=tuple(session for session in sessions if session is not None),
         cwd=None if cwd is None else _text(cwd),
     )
-
-
-def _is_attended(variables: Mapping[str, bytes]) -> bool:
-    """Return True if Claude Code says that a person is there. Older versions only say how they were started."""
-    attended = variables.get("CLAUDE_CODE_SESSION_ATTENDED")
-    if attended:
-        return attended == b"1"
-    return variables.get("CLAUDE_CODE_ENTRYPOINT") in _ATTENDED
 
 
 def _variable(variables: Mapping[str, bytes], name: str) -> str | None:

@@ -22,7 +22,8 @@ async def prompt(call: HookCall) -> HookAnswer:
     if cause is None:
         return await with_warning(call, account, standing)
     await hook_events.stopped(call, standing)
-    return answer(stops.blocked_prompt(cause, stops.to_continue(standing.run.id)))
+    advice = stops.to_continue(standing.run.id)
+    return answer(stops.blocked_prompt(cause, advice, is_attended=call.request.attended))
 
 
 async def batch(call: HookCall) -> HookAnswer:
