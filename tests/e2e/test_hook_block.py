@@ -38,13 +38,17 @@ def are_refused(stage: Stage, calls: int) -> list[bool]:
 
 
 def test_guard_asks_before_limits_are_changed(stage: Stage) -> None:
-    """In print mode nobody can be asked, so these commands are refused. Others of fluxbudget are not."""
+    """In print mode nobody can be asked, so these commands are refused. Others of fluxbudget are not.
+
+    The rules are no boundary: another program may run the commands.
+    """
     merge(stage, permissions=guarded(stage))
     calls = (f"run set --run {stage.run} --budget 5", "allow", "service uninstall", "run finish", "remaining", "status")
-    commands = [bash(f"fluxbudgetctl {call}") for call in calls]
-    stage.play(stage.script.add("lifts", says("Lifts.", *commands), says("Done.")))
-    assert are_refused(stage, len(calls)) == [True, True, True, True, False, False]
-    assert stage.home.spend(stage.run).budget == 10_000_000
+    commands = [f"fluxbudgetctl {call}" for call in calls]
+    commands += [f"cd / && {commands[0]}", f"bash -c 'fluxbudgetctl run set --run {stage.run} --budget 9000000'"]
+    stage.play(stage.script.add("lifts", says("Lifts.", *map(bash, commands)), says("Done.")))
+    assert are_refused(stage, len(commands)) == [True, True, True, True, False, False, True, False]
+    assert stage.home.spend(stage.run).budget == 9_000_000
 
 
 def test_guard_asks_before_files_are_changed(stage: Stage) -> None:
