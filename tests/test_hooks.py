@@ -182,6 +182,8 @@ def test_moved_session_stays_in_its_new_run(home: Home, daemon: Daemon) -> None:
     for source in ("compact", "clear", "resume", "fork"):
         assert "run b," in claude.call("SessionStart", hints=hints, source=source).context
         assert (attached_sessions(home, "a"), attached_sessions(home, "b")) == ({"s1": False}, {"s1": True})
+    assert "run b," in claude.call("SessionStart", hints=hints, source="startup").context, "it is hard"
+    home.ok("run", "set", "--run", "b", "--enforcement", "soft")
     assert "run a," in claude.call("SessionStart", hints=hints, source="startup").context
     assert attached_sessions(home, "a") == {"s1": True}
 

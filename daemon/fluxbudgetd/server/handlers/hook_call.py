@@ -94,11 +94,20 @@ class HookCall(msgspec.Struct):
                 own = continued or own
             if own is not None and own.run.status == "active":
                 return own
+        if (bound := self._hard_run(last)) is not None:
+            return bound
         choice = await self._choose()
         if choice is None:
             return None
         self.tied = choice if choice.tied else None
         return choice.account
+
+    def _hard_run(self, last: Attachment | None) -> RunAccount | None:
+        """Return the hard run that the session is attached to. No hook moves it to another: anyone can call a hook."""
+        if last is None or last.until is not None:
+            return None
+        account = self.service.accounts.runs[last.run]
+        return account if account.run.status == "active" and account.run.enforcement == "hard" else None
 
     async def _choose(self) -> Choice | None:
         """Return the active run that the hints lead to; None if there is none."""
