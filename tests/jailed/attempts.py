@@ -68,6 +68,9 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "a place that may be opened": written(Path("/srv/interband/attempt")),
     "the kernel": lambda: Path("/proc/sys/kernel/core_pattern").open("w").close(),
     "keys": lambda: list((HOME / ".ssh").iterdir()),
+    "a cloud's keys": lambda: list((HOME / ".aws").iterdir()),
+    "Claude's credentials": (HOME / ".claude" / ".credentials.json").read_text,
+    "a password": (HOME / ".netrc").read_text,
     "more keys": lambda: list((HOME / ".gnupg").iterdir()),
     "others' temporary file": lambda: Path("/tmp/of-others").read_text(),  # noqa: S108
     "a temporary project": lambda: Path("/tmp/project/file").read_text(),  # noqa: S108
@@ -77,6 +80,8 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "priority": lambda: os.nice(1),
     "a trace": called("ptrace", PTRACE_DETACH, os.getppid(), 0, 0),
     # What the sandbox must allow.
+    "PostgreSQL's password": (HOME / ".pgpass").read_text,
+    "the ancestors of a client": lambda: Path("/proc/1/stat").read_text(),
     "the state": written(HOME / ".local" / "state" / "fluxbudget" / "attempt"),
     "the side-band": written(HOME / ".interband" / "attempt"),
     "the plugin's directory": written(HOME / ".claude" / "interstat" / "attempt"),

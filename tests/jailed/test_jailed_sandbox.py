@@ -33,6 +33,9 @@ REFUSED = {
     "a place that may be opened": "EROFS",
     "the kernel": "EROFS",
     "keys": "EACCES",
+    "a cloud's keys": "EACCES",
+    "Claude's credentials": "EACCES",
+    "a password": "EACCES",
     "more keys": "EACCES",
     "others' temporary file": "ENOENT",
     "a temporary project": "ENOENT",
@@ -47,8 +50,11 @@ REFUSED = {
 
 def prepare(home: Account) -> None:
     """Prepare the files for the attempts."""
-    for name in (".ssh", ".gnupg", ".claude/projects", ".local/state/fluxbudget", ".interband", ".claude/interstat"):
+    private = (".ssh", ".gnupg", ".aws")
+    for name in (*private, ".claude/projects", ".local/state/fluxbudget", ".interband", ".claude/interstat"):
         (home.root / name).mkdir(parents=True, exist_ok=True)
+    for name in (".netrc", ".pgpass", ".claude/.credentials.json"):
+        (home.root / name).write_text("secret")
     (home.claude / "settings.json").write_text("{}")
     for place in ("/srv/interband", "/tmp/project"):  # noqa: S108
         Path(place).mkdir(exist_ok=True)
