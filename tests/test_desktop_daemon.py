@@ -53,6 +53,21 @@ def test_each_passed_threshold_shows_one_bubble(home: Home, interstat: Interstat
     assert by_run[other]["summary"] == "fluxbudget: budget exceeded"
 
 
+def test_each_loosening_shows_a_bubble_of_its_own(home: Home, interstat: Interstat, bus: PrivateBus) -> None:
+    """They replace neither each other nor the bubble of a threshold, and do not wait for one to be passed."""
+    server = bus.serve()
+    home.start()
+    run = started(home, id="r1", session="s1", token_budget=1000, enforcement="hard")
+    home.ok("run", "set", "--run", run, "--budget", "2000")
+    home.ok("run", "set", "--run", run, "--budget", "none")
+    wait_for(lambda: len(server.shown) == 2, "both bubbles")
+    assert {bubble["summary"] for bubble in server.shown} == {"fluxbudget: limit loosened"}
+    assert {(bubble["replaces_id"], bubble["urgency"]) for bubble in server.shown} == {(0, 2)}
+    first, second = (bubble["body"] for bubble in server.shown)
+    assert "budget raised from 1 000 to 2 000 billing tokens\nby python" in first
+    assert "budget of 2 000 billing tokens removed" in second
+
+
 def test_channel_without_a_bus_rests_and_logs_it_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     for number in range(3):
         started(home, session=f"s{number}", token_budget=1000)

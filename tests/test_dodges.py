@@ -126,7 +126,7 @@ def test_stopped_daemon_changes_nothing_later(home: Home, claude: SessionProcess
 def is_stopped_without_answer(claude: SessionProcess) -> bool:
     given = {"hook_event_name": "UserPromptSubmit", "session_id": "s1", "prompt": "go on"}
     done = claude.run("sh", "-c", f"{command('hook', '--timeout', '1')}; true", stdin=json.dumps(given))
-    return json.loads(done.stdout or "{}").get("decision") == "block"
+    return bool(json.loads(done.stdout or "{}").get("decision") == "block")
 
 
 def test_killed_daemon_frees_nothing(home: Home, claude: SessionProcess, daemon: Daemon) -> None:
@@ -192,6 +192,27 @@ def test_forged_start_moves_no_session(home: Home, claude: SessionProcess) -> No
     for hook in (f"FLUXBUDGET_RUN=decoy {command('hook', '--timeout', '60')}", command("hook", "--run", "decoy")):
         claude.run("sh", "-c", f"{hook}; true", stdin=json.dumps(given))
     assert is_stopped(claude)
+
+
+@pytest.mark.parametrize("has_decoy", [False, True])
+def test_nested_session_belongs_to_the_run_unless_it_finds_another(
+    home: Home, claude: SessionProcess, has_decoy: bool
+) -> None:
+    """A session that a session starts elsewhere has its hard run, but another run of that directory comes first."""
+    elsewhere = home.root / "elsewhere"
+    elsewhere.mkdir()
+    if has_decoy:
+        home.ok("run", "start", "--id", "decoy", "--project", str(elsewhere), "--no-session")
+    with SessionProcess(home, "nested") as nested:
+        given = {
+            "hook_event_name": "UserPromptSubmit",
+            "session_id": "nested",
+            "prompt": "go on",
+            "cwd": str(elsewhere),
+        }
+        hook = f"cd '{elsewhere}' && env -u CLAUDE_CODE_SESSION_ID {command('hook', '--timeout', '60')}; true"
+        done = claude.run(*nested.argv, stdin=nested.line("sh", "-c", hook, stdin=json.dumps(given)))
+    assert ("block" in done.stdout) != has_decoy, done
 
 
 def test_every_row_of_the_document_names_a_test() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -127,6 +128,22 @@ def test_hard_run_is_not_allowed_to_go_on_from_inside(home: Home, claude: Sessio
     home.ok(*ALLOW)
     (event,) = loosened(home)
     assert event.data == {"action": "allow", "enforcement": "hard", "tokens": 700, "minutes": None}
+
+
+def test_service_is_not_uninstalled_from_inside(home: Home, claude: SessionProcess) -> None:
+    """The client asks before. What it does then is recorded for every run that is hard."""
+    ask = (
+        "from fluxbudgetctl.calls import call; from fluxbudgetd.wire import messages\n"
+        'call(messages.Loosen(action="uninstall"), messages.LoosenAnswer, 60)'
+    )
+    assert claude.run(sys.executable, "-c", ask).returncode == 0, "it is soft"
+    assert [event.data["action"] for event in loosened(home)] == ["uninstall"]
+    harden(home)
+    done = claude.run(sys.executable, "-c", ask)
+    assert "run r1 is hard: inside a session, the service cannot be uninstalled" in done.stderr
+    assert len(loosened(home)) == 1
+    assert isinstance(home.ask(messages.Loosen(action="uninstall")), messages.LoosenAnswer)
+    assert [(event.run, event.data["enforcement"]) for event in loosened(home)][1:] == [("r1", "hard")]
 
 
 def test_what_does_not_loosen_is_allowed_from_inside(home: Home, claude: SessionProcess) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from harness.daemon import started
-from harness.events import Subscriber
-from harness.jail_service import Account, systemctl
+from harness.events import Subscriber, committed_events
+from harness.jail_service import Account
 from harness.session_process import SessionProcess, command
 
 RAISE = ("run", "set", "--run", "r1", "--budget", "5000")
@@ -35,4 +35,19 @@ def test_limits_of_memory_and_tasks_apply_where_there_are_controllers(service: A
     for file, value in (("memory.high", shown["MemoryHigh"]), ("memory.max", shown["MemoryMax"]), ("pids.max", "512")):
         if (group / file).exists():
             assert (group / file).read_text().strip() == value
-    assert systemctl("is-active", "fluxbudgetd.service").strip() == "active"
+    assert service.restarts == 0
+
+
+def test_session_cannot_uninstall_the_service(service: Account) -> None:
+    started(service, id="r1", enforcement="hard", token_budget=1000)
+    uninstall = ("service", "uninstall", "--force")
+    with SessionProcess(service, "s1") as claude:
+        claude.hook("SessionStart", source="startup")
+        done = claude.bash(command(*uninstall))
+        assert done.returncode == 1, done
+        assert "run r1 is hard: inside a session, the service cannot be uninstalled" in done.stderr
+        assert (service.units / "fluxbudgetd.service").exists()
+        service.ping()
+        service.ok(*uninstall)
+    assert not (service.units / "fluxbudgetd.service").exists()
+    assert ("run.loosened", "r1") in [(kind, run) for _, kind, run in committed_events(service)]

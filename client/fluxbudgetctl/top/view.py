@@ -27,6 +27,14 @@ _FADED = "bright_black"
 _TITLE = "bold"
 _MARKS = {"completed": "✓", "skipped": "-", "current": "▶", "ahead": "·"}
 _PLAIN_MARKS = {"completed": "+", "skipped": "-", "current": ">", "ahead": "."}
+_EVENT_COLOURS = {
+    "budget.warning": "yellow",
+    "budget.exceeded": "red",
+    "phase.blocked": "red",
+    "run.loosened": "red",
+    "launch.denied": "red",
+    "turn.stopped": "red",
+}
 _KEYS = "q quit   up/down or j/k select   r refresh"
 
 
@@ -261,7 +269,7 @@ def _events(snapshot: Snapshot, screen: Screen, rows: int) -> list[Text]:
 
 
 def _event_colour(kind: str) -> str:
-    return {"budget.warning": "yellow", "budget.exceeded": "red", "phase.blocked": "red"}.get(kind, "")
+    return _EVENT_COLOURS.get(kind, "")
 
 
 def _named(name: str, value: str, width: int, style: str = "") -> Text:

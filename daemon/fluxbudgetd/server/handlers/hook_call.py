@@ -98,7 +98,7 @@ class HookCall(msgspec.Struct):
             return bound
         choice = await self._choose()
         if choice is None:
-            return None
+            return await self._outer_run()
         self.tied = choice if choice.tied else None
         return choice.account
 
@@ -107,7 +107,19 @@ class HookCall(msgspec.Struct):
         if last is None or last.until is not None:
             return None
         account = self.service.accounts.runs[last.run]
-        return account if account.run.status == "active" and account.run.enforcement == "hard" else None
+        return account if _is_binding(account) else None
+
+    async def _outer_run(self) -> RunAccount | None:
+        """Return the hard run of a session that has started this one, such as by `claude -p` in Bash."""
+        if not any(_is_binding(account) for account in self.service.accounts.active()):
+            return None
+        caller = await self.service.callers.look_up(self.pid)
+        for session in reversed(caller.sessions):
+            account = self.service.accounts.run_of_session(session)
+            if session != self.session and account is not None and _is_binding(account):
+                self.missing = None
+                return account
+        return None
 
     async def _choose(self) -> Choice | None:
         """Return the active run that the hints lead to; None if there is none."""
@@ -173,6 +185,10 @@ class HookCall(msgspec.Struct):
     def _last_attachment(self) -> Attachment | None:
         known = self.service.accounts.sessions.get(self.session)
         return known.current[-1] if known is not None and known.current else None
+
+
+def _is_binding(account: RunAccount) -> bool:
+    return account.run.status == "active" and account.run.enforcement == "hard"
 
 
 def merged_hints(hints: wire.Hints, hook_input: HookInput) -> wire.Hints:
