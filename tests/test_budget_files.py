@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -18,7 +18,11 @@ from fluxbudgetd.config.locations import ClaudeDirectories
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.config.yaml_process import WorkerError, parse
 from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.server.dispatch import handle
+from fluxbudgetd.server.handlers import Context
+from fluxbudgetd.wire import messages
 from harness.daemon import PATIENCE
+from harness.service import service_over, within
 
 CONTENTS = [
     "", "~", "budgets: {plan: 0x10, own: 9}\nexempt_agents: [a, interflux:b]\nother: !x [1]", "slicing_multiplier: 1",
@@ -70,6 +74,12 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110  a thread fulfils it
+            await anyio.sleep(0.01)
+
+
 # --- the process
 
 
@@ -84,7 +94,7 @@ def test_worker_gives_what_the_daemon_would_find(tmp_path: Path, content: str) -
 
 def test_worker_has_little_memory() -> None:
     """A mebibyte of the smallest nodes needs more than its limit. The daemon needs none for them."""
-    with pytest.raises(WorkerError, match="it cannot be parsed with 96 MiB of memory and 2 s of CPU time"):
+    with pytest.raises(WorkerError, match="it cannot be parsed with 96 MiB of memory and 4 s of CPU time"):
         parse(f"a: [{'[],' * 340_000}]", "x.yaml", KEYS)
 
 
@@ -241,14 +251,35 @@ def test_prepared_file_is_parsed_before_it_is_needed(tmp_path: Path, settings: S
     async def body() -> None:
         for _ in range(3):
             settings.prepare_review_budget(str(project))
-        with anyio.fail_after(PATIENCE):
-            while not parsed:  # noqa: ASYNC110  another thread appends to it
-                await anyio.sleep(0.01)
+        await until(lambda: bool(parsed))
         assert (await settings.review_budget(str(project))).min_agents == 6
         assert parsed == [str(path)]
 
     anyio.run(body)
     settings.close()
+
+
+@pytest.mark.parametrize("event", ["SessionStart", "UserPromptSubmit", "PostToolBatch"])
+def test_sessions_event_has_the_files_parsed_before_a_launch(tmp_path: Path, parsed: list[str], event: str) -> None:
+    """After a restart of the daemon, the session's next event does."""
+    project = tmp_path / "project"
+    path = project_file(project, "min_agents: 6\n")
+    hook_input = {"hook_event_name": event, "session_id": "s1", "cwd": str(project), "source": "startup"}
+    request = messages.Hook(input=json.dumps(hook_input).encode(), hints=messages.Hints(cwd=str(project)))
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _source):
+            await service.lifecycle.start(messages.RunStart(project_dir=str(project)), within(60))
+            context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
+            answer = handle(context, request, os.getpid())
+            assert isinstance(answer, Awaitable)
+            await answer
+            await until(lambda: parsed == [str(path)])
+            await service.settings.review_budget(str(project))
+            assert parsed == [str(path)]
+            service.settings.close()
+
+    anyio.run(body)
 
 
 def test_only_the_files_used_last_are_remembered(

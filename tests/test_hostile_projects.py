@@ -26,15 +26,16 @@ def link_to_zeros(path: Path) -> None:
 
 
 LEVELS = "".join(f", &l{level} [{f'*l{level - 1}, ' * 9}]" for level in range(1, 40))
-HOSTILE: list[Callable[[Path], None]] = [
-    text(f"a: [{'[],' * 349_000}]"),  # 1 MiB
-    text(f"a: [{'[],' * 21_000}]"),
-    text("[" * 65_000),
-    text(f"a: [&l0 [x]{LEVELS}]\nexempt_agents: *l39"),  # a "billion laughs"
-    text(f"exempt_agents: [&a {'x' * 30_000}{', *a' * 8000}]"),
-    text(f"budgets: {{{','.join(f'{number}: 1' for number in range(7000))}}}"),
-    os.mkfifo,
-    link_to_zeros,
+#: How a malicious file is made, and what its own project is told; nothing if it is large but correct.
+HOSTILE: list[tuple[Callable[[Path], None], str]] = [
+    (text(f"a: [{'[],' * 349_000}]"), "it is larger than 64 KiB"),  # 1 MiB
+    (text(f"a: [{'[],' * 21_000}]"), ""),
+    (text("[" * 65_000), "line 1, column 65: nested deeper than 64 levels"),
+    (text(f"a: [&l0 [x]{LEVELS}]\nexempt_agents: *l39"), "exempt_agents[0] is a list"),  # a "billion laughs"
+    (text(f"exempt_agents: [&a {'x' * 30_000}{', *a' * 8000}]"), "it cannot be parsed with 96 MiB"),
+    (text(f"budgets: {{{','.join(f'a{number}: 1' for number in range(6000))}}}"), ""),
+    (os.mkfifo, "it is not a regular file"),
+    (link_to_zeros, "it is not a regular file"),
 ]
 
 
@@ -42,7 +43,8 @@ def hostile_run(home: Home, number: int) -> Claude:
     """Start a run in a project with a malicious file; return its session."""
     project = home.root / f"hostile-{number}"
     (project / ".claude").mkdir(parents=True)
-    HOSTILE[number](project / ".claude" / "flux-drive-budget.yaml")
+    make, _ = HOSTILE[number]
+    make(project / ".claude" / "flux-drive-budget.yaml")
     session = f"hostile-{number}"
     answer = home.ask(messages.RunStart(project_dir=str(project), session=session, token_budget=1_000_000))
     assert isinstance(answer, messages.RunAnswer), answer
@@ -77,10 +79,11 @@ def test_launches_are_denied_next_to_hostile_projects(home: Home, daemon: Daemon
 def test_hostile_file_is_reported_to_its_own_project(home: Home, daemon: Daemon, number: int) -> None:
     claude = hostile_run(home, number)
     answer = home.ask(messages.Estimates(project_dir=str(claude.cwd)))
-    if number in (1, 5):  # large, but correct
-        assert isinstance(answer, messages.EstimatesAnswer)
-    else:
+    _, problem = HOSTILE[number]
+    if problem:
         assert isinstance(answer, messages.ErrorAnswer)
         assert answer.error.code == "bad_config"
-        assert "flux-drive-budget.yaml: " in answer.error.message
+        assert f"flux-drive-budget.yaml: {problem}" in answer.error.message
+    else:
+        assert isinstance(answer, messages.EstimatesAnswer)
     assert isinstance(home.ask(messages.Estimates(project_dir=str(home.project))), messages.EstimatesAnswer)

@@ -20,9 +20,9 @@ from fluxbudgetd.config.yaml_values import Values, decoded
 from fluxbudgetd.errors import ConfigError
 
 _MEMORY = 96 << 20
-_CPU_SECONDS = 2
+_CPU_SECONDS = 4
 # On a busy machine, that much CPU time may take longer.
-_SECONDS = 10.0
+_SECONDS = 20.0
 # Aliases can make values longer than the file.
 _LONGEST_ANSWER = 1 << 20
 _PIECE = 1 << 16
