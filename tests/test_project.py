@@ -54,7 +54,7 @@ def test_documented_exchange_is_a_valid_request() -> None:
 
 def test_every_request_survives_its_own_encoding() -> None:
     filled: dict[str, object] = {"project_dir": "/p", "attach": "s", "detach": "s", "from_phase": "p", "agents": ()}
-    filled |= {"input": b"{}", "words": (b"ping",), "stdin": b"{}"}
+    filled |= {"input": b"{}", "words": (b"ping",), "stdin": b"{}", "action": "uninstall"}
     for kind in messages.AnyRequest.__args__:
         given = {name: value for name, value in filled.items() if name in kind.__struct_fields__}
         request = kind(**given)
