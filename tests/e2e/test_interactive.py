@@ -47,15 +47,21 @@ def test_compact_and_clear(stage: Stage) -> None:
     assert len({response.session for response in stage.api.responses}) == 2
 
 
-def test_exceeded_soft_budget_asks_before_a_launch(stage: Stage) -> None:
-    """The person reads why, and may say no."""
+def test_exhausted_budgets_as_a_person_sees_them(stage: Stage) -> None:
+    """A soft one asks before a launch. A hard one ends the turn and blocks prompts, and says how to go on."""
     stage.next_run(token_budget=100_000)
     stage.script.add("worker", says("Works."), agent="general-purpose")
-    asks = stage.script.add("asks", spends(120_000), says("Starts.", agent("Play worker")), says("Is never said."))
+    soft = stage.script.add("soft", spends(120_000), says("Starts.", agent("Play worker")), says("Is never said."))
+    hard = stage.script.add("hard", spends(120_000), says("Is never said."))
     with stage.claude.in_terminal("--permission-mode", "default") as terminal:
-        enter(terminal, asks)
+        enter(terminal, soft)
         terminal.wait_for("Do you want to proceed?", f"the budget of run {stage.run} is exceeded")
         terminal.press("\x1b")
         terminal.wait_until_gone("Do you want to proceed?")
-        leave(terminal)
-    assert stage.speakers == ["main-session"] * 2
+        assert stage.speakers == ["main-session"] * 2
+        stage.next_run(token_budget=100_000, enforcement="hard")
+        enter(terminal, hard)
+        terminal.wait_for("PostToolBatch says", f"fluxbudgetctl allow --run {stage.run}")
+        enter(terminal, soft)
+        terminal.wait_for("prompt was not sent", f"to let run {stage.run} go on")
+        assert stage.speakers == ["main-session"]
