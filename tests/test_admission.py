@@ -20,7 +20,7 @@ from harness.admission import (
 )
 from harness.daemon import Daemon, Home, started, wait_for
 from harness.events import configure, wait_until_delivered
-from harness.hooks import SILENT, Claude, HookOutput, launch_input, parse_output
+from harness.hooks import SILENT, Claude, HookOutput, attached_sessions, launch_input, parse_output
 from harness.interstat import Interstat
 from harness.transcripts import Transcript
 
@@ -141,15 +141,15 @@ def test_reservation_is_written_after_the_ledger_is_unlocked(home: Home, daemon:
 
 def test_admission_whose_hook_gave_up_is_withdrawn(home: Home, daemon: Daemon) -> None:
     """If the sub-agent starts anyway, it is reserved at that point."""
-    run = started(home, session="s1", token_budget=1_000_000)
+    run = started(home, token_budget=1_000_000)
     claude = Claude(home)
-    raw = json.dumps(claude.hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-quality"))).encode()
+    raw = json.dumps(claude.hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("oracle"))).encode()
     daemon.signal(signal.SIGSTOP)
     assert claude.run_raw(raw, seconds="0.3") == ""
     daemon.signal(signal.SIGCONT)
-    wait_for(lambda: [ended for _, _, ended in stored_reservations(home) if ended], "the admission to be withdrawn")
-    assert reserved(home, run) == 0
-    claude.starts("a1")
+    wait_for(lambda: attached_sessions(home, run).get("s1"), "the launch to be handled")
+    wait_for(lambda: reserved(home, run) == 0, "the admission to be withdrawn")
+    claude.starts("a1", "fd-quality")
     assert reserved(home, run) == REVIEW
 
 

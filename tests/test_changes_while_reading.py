@@ -1,13 +1,13 @@
 """Decisions while a source is read or the ledger is written: nothing is missed or guessed."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from fluxbudgetd.decisions.admission import Launch
 from fluxbudgetd.errors import BadInputError, LedgerError, NoRunError, RequestTimeoutError
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.ledger.usage import StoredUsage
@@ -18,14 +18,8 @@ from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.wire import messages
 from harness.hooks import timestamp
 from harness.interstat import Interstat
-from harness.service import service_over, within
+from harness.service import service_over, until, within
 from harness.transcripts import Transcript
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(60):
-        while not condition():  # noqa: ASYNC110  the service does not report these conditions
-            await anyio.sleep(0.005)
 
 
 def insert_many(interstat: Interstat) -> None:
@@ -116,16 +110,16 @@ def test_threshold_that_is_passed_while_another_is_written_is_reported(
     anyio.run(body)
 
 
-def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
+def test_reservation_shrinks_even_if_the_ledger_was_too_slow_at_its_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon later reads which sub-agents were measured, without another request."""
-    first_responses = TranscriptStore.first_responses
+    """The daemon later reads what the sub-agents have used, without another request."""
+    of_sub_agents = TranscriptStore.of_sub_agents
     may_go_on = anyio.Event()
 
     async def slow(store: TranscriptStore, session: str) -> Any:
         await may_go_on.wait()
-        return await first_responses(store, session)
+        return await of_sub_agents(store, session)
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
@@ -133,15 +127,15 @@ def test_reservation_ends_even_if_the_ledger_was_too_slow_at_its_launch(
             asked = messages.RunStart(project_dir="/p", session="s1", token_budget=100_000)
             run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
-            monkeypatch.setattr(TranscriptStore, "first_responses", slow)
-            await service.admission.admit(account, "s1", "fd-quality", 40_000, None, has_person=False)
+            monkeypatch.setattr(TranscriptStore, "of_sub_agents", slow)
+            await service.admission.admit(account, "s1", Launch("fd-quality"), 40_000, has_person=False)
             writer = Transcript(tmp_path, "s1").agent("a1")
             writer.meta(agentType="fd-quality")
             writer.response(tokens=(900, 0, 0, 0), at=timestamp())
             await service.totals.standing(account, within(60))
             assert account.reserved == 40_000
             may_go_on.set()
-            await until(lambda: account.reserved == 0)
+            await until(lambda: account.reserved == 39_100)
         interstat.close()
 
     anyio.run(body)

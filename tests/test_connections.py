@@ -28,17 +28,19 @@ def numbered(number: int) -> bytes:
     return encode_frame(messages.encode(messages.Ping(wait_ms=number)))
 
 
-def answer_to(request: messages.AnyRequest, size: int = 0) -> messages.PingAnswer:
+def answer_to(request: messages.AnyRequest, _pid: int = 0, size: int = 0) -> messages.PingAnswer:
     """Return an answer that shows which request it belongs to."""
     return messages.PingAnswer(version="x" * size, protocol=1, pid=request.wait_ms, started_at="")
 
 
-def now_or_later(request: messages.AnyRequest, size: int = 0) -> messages.PingAnswer | Awaitable[messages.PingAnswer]:
+def now_or_later(
+    request: messages.AnyRequest, _pid: int, size: int = 0
+) -> messages.PingAnswer | Awaitable[messages.PingAnswer]:
     async def later() -> messages.PingAnswer:
         await anyio.lowlevel.checkpoint()
-        return answer_to(request, size)
+        return answer_to(request, size=size)
 
-    return later() if request.wait_ms % 2 == ODD else answer_to(request, size)
+    return later() if request.wait_ms % 2 == ODD else answer_to(request, size=size)
 
 
 def received(wire: Wire) -> int:

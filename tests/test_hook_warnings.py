@@ -215,7 +215,7 @@ def test_tokens_left_are_those_that_remaining_prints(home: Home, daemon: Daemon)
         output = claude.call("SessionStart", source="resume").context
         assert f", {left} left (40 000 reserved)" in output, output
         assert home.ok("remaining", "--run", run) == left.replace(" ", "")
-    assert ", 0 left (40 000 reserved)" in claude.call("UserPromptSubmit").context
+    assert ", 0 left (40 000 reserved)" in claude.call("PostToolBatch").context
 
 
 @pytest.mark.parametrize("killed", [False, True])

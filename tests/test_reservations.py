@@ -1,216 +1,328 @@
-"""The rules of reservations: an admitted sub-agent counts with its estimate until it is measured or expires."""
+"""The rules of reservations: which launch a sub-agent belongs to, what it holds, and until when."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.model import Instance, Reservation
-from fluxbudgetd.policy.reservations import LIFETIME, kept, open_ones
+from fluxbudgetd.model import Counts, Instance, Reservation
+from fluxbudgetd.policy.reservations import (
+    LIFETIME,
+    corrected,
+    ended_by_rows,
+    ended_with_turn,
+    fitting,
+    held,
+    is_waiting,
+    last_sign,
+)
 from harness.values import NOW
 
 MINUTE = 60 * 1_000_000
 
 
-def a_reservation(number: int, **fields: object) -> Reservation:
-    blank = Reservation(id=number, run="r1", session="s1", agent="fd-quality", tokens=40_000, at=NOW)
+def a_reservation(number: int = 1, **fields: object) -> Reservation:
+    blank = Reservation(id=number, run="r1", session="s1", agent="fd-quality", tokens=40_000, at=NOW, seen_at=NOW)
     return msgspec.structs.replace(blank, **fields)
 
 
-def an_instance(
-    agent_id: str | None = None, at: int | None = NOW + MINUTE, agent: str = "fd-quality", session: str = "s1"
-) -> Instance:
-    return Instance(session, agent, agent_id, at)
+def an_instance(agent_id: str = "a", agent: str = "fd-quality", **fields: Any) -> Instance:
+    """Return a sub-agent with a transcript."""
+    return Instance("s1", agent, agent_id, NOW + MINUTE)._replace(**fields)
 
 
-def still_open(reservations: Sequence[Reservation], *instances: Instance, now: int = NOW + 2 * MINUTE) -> list[int]:
-    return [one.id for one in open_ones(reservations, instances, now)]
+def a_row(at: int | None = NOW + MINUTE, agent: str = "fd-quality") -> Instance:
+    return Instance("s1", agent, None, at)
 
 
-def test_reservation_counts_until_its_end_or_for_half_an_hour() -> None:
-    one = a_reservation(1)
-    assert open_ones([one], [], NOW) == (one,)
-    assert still_open([one], now=NOW + LIFETIME - 1) == [1]
-    assert still_open([one], now=NOW + LIFETIME) == []
-    assert still_open([a_reservation(1, ended_at=NOW)]) == []
-    assert LIFETIME == 30 * MINUTE
-
-
-def test_clock_that_is_set_back_ends_no_reservation() -> None:
-    assert still_open([a_reservation(1)], now=NOW - 5 * MINUTE) == [1]
-
-
-def test_measured_instance_closes_one_reservation_of_its_agent_and_session() -> None:
-    several = [a_reservation(1), a_reservation(2), a_reservation(3, agent="fd-safety"), a_reservation(4, session="s2")]
-    assert still_open(several, an_instance("a")) == [2, 3, 4]
-    assert still_open(several, an_instance("a"), an_instance("b")) == [3, 4]
-    assert still_open(several, an_instance("a"), an_instance("b"), an_instance("c")) == [3, 4]
-    assert still_open(several, an_instance("a", session="s2")) == [1, 2, 3]
+# --- what is held
 
 
 @pytest.mark.parametrize(
-    ("reserved", "measured"),
-    [("fd-quality", "interflux:fd-quality"), ("interflux:fd-quality", "fd-quality")],
+    ("used", "base", "tokens"),
+    [
+        (0, 0, 40_000),
+        (1, 0, 39_999),
+        (40_000, 0, 0),
+        (50_000, 0, 0),
+        (50_000, 50_000, 40_000),
+        (51_000, 50_000, 39_000),
+    ],
 )
-def test_both_names_of_an_agent_mean_the_same(reserved: str, measured: str) -> None:
-    assert still_open([a_reservation(1, agent=reserved)], an_instance(agent=measured)) == []
+def test_estimate_is_held_less_what_was_used_since(used: int, base: int, tokens: int) -> None:
+    instance = an_instance(counts=Counts(input=used, cache_read=7))
+    assert held(a_reservation(agent_id="a", base=base), instance, "billing", NOW) == tokens
+    assert held(a_reservation(agent_id="a", base=base), instance, "total", NOW) == max(
+        0, 40_000 - max(0, used + 7 - base)
+    )
 
 
-def test_earliest_reservation_is_closed_first() -> None:
-    three = [a_reservation(1, at=NOW + 2), a_reservation(3, at=NOW + 1), a_reservation(2, at=NOW + 1)]
-    assert still_open(three) == [2, 3, 1]
-    assert still_open(three, an_instance()) == [3, 1]
-    assert still_open(three, an_instance(), an_instance()) == [1]
+def test_reservation_holds_until_its_end_or_for_half_an_hour() -> None:
+    one = a_reservation()
+    assert held(one, None, "billing", NOW + LIFETIME - 1) == 40_000
+    assert held(one, None, "billing", NOW + LIFETIME) == 0
+    assert held(a_reservation(ended_at=NOW), None, "billing", NOW) == 0
+    assert LIFETIME == 30 * MINUTE
 
 
-def test_instance_measured_before_a_reservation_does_not_close_it() -> None:
-    """An instance without a time may close any."""
-    late = a_reservation(1, at=NOW + MINUTE)
-    assert still_open([late], an_instance(at=NOW + MINUTE - 1)) == [1]
-    assert still_open([late], an_instance(at=NOW + MINUTE)) == []
-    assert still_open([late], an_instance(at=None)) == []
+def test_signs_postpone_the_expiry() -> None:
+    """A time in the future is no sign; otherwise a wrong one would keep the reservation for ever."""
+    now = NOW + LIFETIME
+    for instance, sign in (
+        (None, NOW),
+        (an_instance(last=NOW + 5), NOW + 5),
+        (an_instance(last=now), now),
+        (an_instance(last=now + 1), NOW),
+        (an_instance(last=NOW - 5), NOW),
+    ):
+        assert last_sign(a_reservation(agent_id="a"), instance, now) == sign
+        assert (held(a_reservation(agent_id="a"), instance, "billing", now) > 0) == (sign > NOW)
 
 
-def test_instances_without_a_time_choose_last() -> None:
-    """The first reservation is left for the instance that can close no other."""
+def test_clock_that_is_set_back_ends_no_reservation() -> None:
+    assert held(a_reservation(), None, "billing", NOW - 5 * MINUTE) == 40_000
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("launched", "agent", "fits"),
+    [
+        ("fd-quality", "fd-quality", True), ("interflux:fd-quality", "FD-Quality", True), ("a:b:c", "c", True),
+        ("fd-quality", "fd-safety", False), ("fd-quality", "general-purpose", True), ("fd-quality", "", True),
+        ("general-purpose", "fork", True), ("fork", "fd-quality", False),
+    ],
+)  # fmt: skip
+def test_names_that_fit(launched: str, agent: str, fits: bool) -> None:
+    assert (fitting([a_reservation(agent=launched)], agent) is not None) == fits
+
+
+def test_same_name_fits_best_and_the_earliest_first() -> None:
+    several = [
+        a_reservation(1, agent="general-purpose", at=NOW - 2),
+        a_reservation(2, at=NOW + 1),
+        a_reservation(4, agent="oracle", at=NOW - 1),
+        a_reservation(3),
+    ]
+
+    def number(agent: str, reservations: list[Reservation] = several) -> int | None:
+        found = fitting(reservations, agent)
+        return None if found is None else found.id
+
+    names = ("fd-quality", "oracle", "fork", "general-purpose", "")
+    assert [number(agent) for agent in names] == [3, 4, 1, 1, 1]
+    assert number("general-purpose", several[1:]) == 4
+    assert number("fork", several[1:]) is None
+
+
+def test_launch_that_resumes_a_sub_agent_fits_only_that() -> None:
+    several = [a_reservation(1, resumes="b"), a_reservation(2, at=NOW + 1), a_reservation(3, resumes="a", agent="x")]
+
+    def number(agent: str, agent_id: str | None) -> int | None:
+        found = fitting(several, agent, agent_id)
+        return None if found is None else found.id
+
+    assert [number("fd-quality", agent_id) for agent_id in ("a", "b", "c", None)] == [3, 1, 2, 2]
+    assert [number("", agent_id) for agent_id in ("a", "c")] == [3, 2]
+    assert agents(several, an_instance("a")) == [None, "a", None]
+
+
+# --- what transcripts correct
+
+
+def agents(reservations: Sequence[Reservation], *instances: Instance) -> list[str | None]:
+    """Return the sub-agents of the reservations after the correction, in the order of their numbers."""
+    changed = {each.id: each for each in corrected(reservations, instances)}
+    assert not corrected([changed.get(each.id, each) for each in reservations], instances), "one correction is enough"
+    return [changed.get(each.id, each).agent_id for each in sorted(reservations, key=lambda each: each.id)]
+
+
+def test_unreported_start_takes_the_reservation_of_its_call() -> None:
+    """If the transcript does not say the call, it takes the earliest of its name that was made before its usage."""
+    two = [a_reservation(1, call="t1"), a_reservation(2, call="t2", at=NOW + 1)]
+    assert agents(two, an_instance("a", "Other", call="t2", at=None)) == [None, "a"]
+    assert agents(two, an_instance("a", call="t3")) == [None, None]
+    assert agents(two, an_instance("a", "plugin:FD-quality")) == ["a", None]
+    assert agents(two, an_instance("a"), an_instance("b")) == ["a", "b"]
+    assert agents(two, an_instance("a", "fd-safety")) == [None, None]
+    assert agents(two, an_instance("a", at=NOW)) == ["a", None]
+    assert agents(two, an_instance("a", at=NOW - 1)) == [None, None]
+    assert agents(two, an_instance("a", at=None)) == [None, None]
+    assert agents([a_reservation(1)], an_instance("a", call="t1")) == ["a"]
+
+
+def test_confused_launches_swap_their_sub_agents() -> None:
+    two = [
+        a_reservation(1, call="t1", agent_id="b", ended_at=NOW + 9, seen_at=NOW + 8, base=7),
+        a_reservation(2, call="t2", agent="oracle"),
+    ]
+    changed = corrected(two, [an_instance("b", call="t2")])
+    assert [each.agent_id for each in changed] == [None, "b"]
+    assert [(each.ended_at, each.seen_at, each.base) for each in changed] == [(None, NOW, 0), (NOW + 9, NOW + 8, 7)]
+    assert [(each.call, each.agent, each.tokens) for each in changed] == [
+        (each.call, each.agent, each.tokens) for each in two
+    ]
+    three = [a_reservation(number, call=f"t{number}", agent_id=name) for number, name in enumerate("bca", 1)]
+    assert agents(three, *(an_instance(name, call=f"t{number}") for number, name in enumerate("abc", 1))) == [
+        "a",
+        "b",
+        "c",
+    ]
+
+
+def test_reservation_without_a_call_learns_it() -> None:
+    """It was made at the start of a sub-agent."""
+    (changed,) = corrected([a_reservation(agent_id="a")], [an_instance("a", call="t1")])
+    assert changed.call == "t1"
+
+
+def test_call_belongs_to_one_sub_agent() -> None:
+    """If two transcripts name it, only the earlier one counts."""
+    two = [a_reservation(1, call="t1", agent_id="a"), a_reservation(2, call="t2", agent_id="b")]
+    assert agents(two, an_instance("b", call="t1", at=NOW + 9), an_instance("a", call="t1", at=NOW + 8)) == ["a", "b"]
+
+
+def test_sub_agent_that_was_launched_again_keeps_its_later_reservation() -> None:
+    """Its transcript names only the first call."""
+    two = [a_reservation(1, call="t1", agent_id="a", ended_at=NOW), a_reservation(2, call="t2", agent_id="a")]
+    assert agents(two, an_instance("a", call="t1")) == ["a", "a"]
+
+
+# --- rows
+
+
+def test_row_ends_one_reservation_of_its_agent() -> None:
+    several = [a_reservation(1), a_reservation(2), a_reservation(3, agent="fd-safety")]
+    assert ended_by_rows(several, [a_row()]) == {1}
+    assert ended_by_rows(several, [a_row(), a_row(), a_row()]) == {1, 2}
+    assert ended_by_rows(several, [a_row(NOW - 1)]) == set()
+    assert ended_by_rows(several, [a_row(agent="oracle"), a_row(agent="interflux:fd-safety")]) == {3}
+
+
+def test_rows_end_reservations_in_the_order_of_their_times() -> None:
+    """The early reservation is left for the row that can end no other. Rows without a time choose last."""
     two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
-    assert still_open(two, an_instance(at=None), an_instance(at=NOW + MINUTE)) == []
+    assert ended_by_rows(two, [a_row(NOW + 3 * MINUTE), a_row(NOW + MINUTE)]) == {1, 2}
+    assert ended_by_rows(two, [a_row(None), a_row(NOW + MINUTE)]) == {1, 2}
 
 
-def test_instances_choose_in_the_order_of_their_times() -> None:
-    """The early reservation is left for the earlier instance, which can close no other."""
-    two = [a_reservation(1), a_reservation(2, at=NOW + 2 * MINUTE)]
-    assert still_open(two, an_instance(at=NOW + 3 * MINUTE), an_instance(at=NOW + MINUTE)) == []
+def test_row_belongs_to_a_reservation_that_has_ended_first() -> None:
+    two = [a_reservation(1, agent_id="a"), a_reservation(2, agent_id="b", ended_at=NOW + 1)]
+    assert ended_by_rows(two, [a_row()]) == {2}
+    assert ended_by_rows(two, [a_row(), a_row()]) == {1, 2}
 
 
-def test_same_id_closes_regardless_of_name_and_time() -> None:
-    two = [a_reservation(1), a_reservation(2, agent_id="a")]
-    assert still_open(two, an_instance("a", at=NOW - MINUTE, agent="general-purpose")) == [1]
-    assert still_open(two, an_instance("a", session="s2")) == [1, 2]
+# --- the end of a turn
 
 
-def test_instances_with_an_id_choose_before_the_others() -> None:
-    """A reservation with an id is left for the instance with that id, even if that one is later."""
-    two = [a_reservation(1, agent_id="a"), a_reservation(2)]
-    assert still_open(two, an_instance(at=NOW + 1), an_instance("a", at=NOW + 9)) == []
+def test_end_of_a_turn() -> None:
+    of_turn = [
+        a_reservation(1),
+        a_reservation(2, parent="bg"),
+        a_reservation(3, parent="fg"),
+        a_reservation(4, call="t4", agent_id="bg"),
+        a_reservation(5, call="t5", agent_id="fg"),
+        a_reservation(6, call="t6", agent_id="child", parent="bg"),
+        a_reservation(7, call="t7", agent_id="grandchild", parent="child"),
+        a_reservation(8, agent_id="of-workflow"),
+        a_reservation(9, call="t9", agent_id="done", ended_at=NOW),
+    ]
+
+    def ended(background: list[str] | None) -> set[int]:
+        return {each.id for each in ended_with_turn(of_turn, background)}
+
+    assert ended(None) == {1}
+    assert ended(["bg"]) == {1, 3, 5}
+    assert ended(["other"]) == {1, 2, 3, 4, 5, 6, 7}
+    assert ended([]) == {1, 2, 3, 4, 5, 6, 7, 8}
 
 
-def test_known_id_does_not_close_by_name() -> None:
-    """A second transcript of the same id does not close another reservation."""
-    two = [a_reservation(1, agent_id="a"), a_reservation(2)]
-    assert still_open(two, an_instance("a"), an_instance("a", at=NOW + 9)) == [2]
-
-
-def test_other_id_is_another_sub_agent() -> None:
-    assert still_open([a_reservation(1, agent_id="a")], an_instance("b")) == [1]
-    assert still_open([a_reservation(1, agent_id="a"), a_reservation(2)], an_instance("b")) == [1]
-
-
-def test_instance_without_an_id_closes_reservations_with_one() -> None:
-    assert still_open([a_reservation(1, agent_id="a")], an_instance(None)) == []
-
-
-def test_at_the_same_time_instances_with_an_id_choose_first() -> None:
-    """The one with an id can only close the reservation without one; the other closes the rest."""
-    two = [a_reservation(1), a_reservation(2, agent_id="a")]
-    assert still_open(two, an_instance(None), an_instance("b")) == []
-
-
-@pytest.mark.parametrize("gone", [{"ended_at": NOW + 1}, {"at": NOW - LIFETIME}])
-def test_ended_reservation_still_takes_its_own_instance(gone: dict[str, object]) -> None:
-    """Otherwise the usage of an ended sub-agent would close the reservation of one that is running."""
-    two = [a_reservation(1, **gone), a_reservation(2)]
-    assert still_open(two, an_instance()) == [2]
-    assert still_open(two, an_instance(), an_instance()) == []
-
-
-def test_reservation_is_kept_for_twice_its_lifetime() -> None:
-    three = [a_reservation(1), a_reservation(2, at=NOW - 1, ended_at=NOW), a_reservation(3, at=NOW + 1)]
-    assert kept(three, NOW + 2 * LIFETIME - 2) == tuple(three)
-    assert kept(three, NOW + 2 * LIFETIME - 1) == (three[0], three[2])
-    assert kept(three, NOW + 2 * LIFETIME) == (three[2],)
-
+# --- any reservations, any instances
 
 # Few values, so that they coincide.
-sessions = st.sampled_from(["s1", "s2"])
-names = st.sampled_from(["fd-quality", "interflux:fd-quality", "fd-safety", ""])
-ids = st.sampled_from([None, None, "a", "b", "c"])
+names = st.sampled_from(["fd-quality", "interflux:fd-quality", "Oracle", "oracle", "general-purpose", ""])
+ids = st.sampled_from(["a", "b", "c", "d"])
+calls = st.sampled_from(["t1", "t2", "t3", None])
 times = st.integers(NOW - 3, NOW + 3) | st.sampled_from([NOW - LIFETIME, NOW + LIFETIME, 0])
-instance_lists = st.lists(st.builds(Instance, sessions, names, ids, st.none() | times), max_size=8)
+instance_lists = st.lists(
+    st.builds(Instance, st.just("s1"), names, ids, st.none() | times, st.none() | times, calls),
+    max_size=5,
+    unique_by=lambda one: one.agent_id,
+)
 reservation_lists = st.lists(
     st.builds(
         a_reservation,
         st.integers(0, 20),
-        session=sessions,
         agent=names,
         at=times,
-        agent_id=ids,
+        agent_id=st.none() | ids,
+        call=calls,
+        parent=st.none() | ids,
         ended_at=st.none() | st.just(NOW),
     ),
-    max_size=8,
-    unique_by=lambda one: one.id,
+    max_size=6,
+    unique_by=(lambda one: one.id, lambda one: one.call or one.id),
 )
 
 
-@given(reservation_lists, instance_lists, times, st.data())
-def test_order_of_the_input_does_not_matter(
-    reservations: list[Reservation], instances: list[Instance], now: int, data: st.DataObject
+def sorted_ids(reservations: Sequence[Reservation]) -> list[str]:
+    return sorted(each.agent_id for each in reservations if each.agent_id is not None)
+
+
+@given(reservation_lists, instance_lists, st.data())
+def test_correction_is_stable_and_does_not_depend_on_the_order(
+    reservations: list[Reservation], instances: list[Instance], data: st.DataObject
 ) -> None:
-    mixed = data.draw(st.permutations(reservations)), data.draw(st.permutations(instances))
-    assert open_ones(reservations, instances, now) == open_ones(*mixed, now)
+    def after(some: list[Reservation], others: list[Instance]) -> dict[int, Reservation]:
+        return {each.id: each for each in (*some, *corrected(some, others))}
+
+    once = after(reservations, instances)
+    assert once == after(data.draw(st.permutations(reservations)), data.draw(st.permutations(instances)))
+    assert once == after(list(once.values()), instances)
 
 
-@given(reservation_lists, instance_lists, instance_lists, times)
-def test_more_instances_never_reopen_a_reservation(
-    reservations: list[Reservation], instances: list[Instance], more: list[Instance], now: int
+@given(reservation_lists, instance_lists)
+def test_correction_loses_no_sub_agent_and_no_launch(
+    reservations: list[Reservation], instances: list[Instance]
 ) -> None:
-    assert set(still_open(reservations, *instances, *more, now=now)) <= set(
-        still_open(reservations, *instances, now=now)
-    )
+    """Sub-agents change places, and new ones come; what was launched stays as it is."""
+    after = {each.id: each for each in (*reservations, *corrected(reservations, instances))}
+    before = {each.id: each for each in reservations}
+    assert after.keys() == before.keys()
+    ids_after = sorted_ids(list(after.values()))
+    for name in sorted_ids(reservations):
+        ids_after.remove(name)
+    assert set(ids_after) <= {each.agent_id for each in instances}
+    assert len(ids_after) == len(set(ids_after))
+    for number, each in after.items():
+        one = before[number]
+        assert (each.agent, each.tokens, each.at, each.parent) == (one.agent, one.tokens, one.at, one.parent)
+        assert each.call == one.call or one.call is None
 
 
-@given(reservation_lists, instance_lists, times)
-def test_each_instance_closes_at_most_one_reservation(
-    reservations: list[Reservation], instances: list[Instance], now: int
+@given(reservation_lists, st.lists(st.builds(a_row, st.none() | times, names), max_size=6), st.data())
+def test_rows_end_at_most_one_reservation_each_in_any_order(
+    reservations: list[Reservation], rows: list[Instance], data: st.DataObject
 ) -> None:
-    before, after = still_open(reservations, now=now), still_open(reservations, *instances, now=now)
-    assert set(after) <= set(before)
-    assert len(before) - len(after) <= len(instances)
+    ended = ended_by_rows(reservations, rows)
+    assert len(ended) <= len(rows)
+    assert ended == ended_by_rows(data.draw(st.permutations(reservations)), data.draw(st.permutations(rows)))
+    assert ended <= ended_by_rows(reservations, [*rows, *rows])
 
 
-@given(reservation_lists, instance_lists, times, times)
-def test_time_reopens_no_reservation(
-    reservations: list[Reservation], instances: list[Instance], one: int, another: int
+@given(reservation_lists, st.none() | st.lists(ids))
+def test_end_of_a_turn_leaves_no_launch_of_the_main_loop_waiting(
+    reservations: list[Reservation], background: list[str] | None
 ) -> None:
-    now, later = sorted((one, another))
-    assert set(still_open(reservations, *instances, now=later)) <= set(still_open(reservations, *instances, now=now))
-
-
-@given(reservation_lists.filter(bool), instance_lists, times)
-def test_end_closes_no_other_reservation(reservations: list[Reservation], instances: list[Instance], now: int) -> None:
-    """It may reopen one whose instance is now matched to the ended one, unless all instances have an id."""
-    first, *others = reservations
-    ended = [msgspec.structs.replace(first, ended_at=NOW), *others]
-
-    def others_open(kept: list[Reservation], found: list[Instance]) -> list[int]:
-        return [number for number in still_open(kept, *found, now=now) if number != first.id]
-
-    assert set(others_open(reservations, instances)) <= set(others_open(ended, instances))
-    named = [one for one in instances if one.agent_id is not None]
-    assert others_open(reservations, named) == others_open(ended, named)
-
-
-@given(reservation_lists, instance_lists, times)
-def test_sessions_are_independent(reservations: list[Reservation], instances: list[Instance], now: int) -> None:
-    apart = [
-        number
-        for session in ("s1", "s2")
-        for number in still_open(
-            [one for one in reservations if one.session == session],
-            *(one for one in instances if one.session == session),
-            now=now,
-        )
-    ]
-    assert sorted(still_open(reservations, *instances, now=now)) == sorted(apart)
+    ended = ended_with_turn(reservations, background)
+    assert len({each.id for each in ended}) == len(ended)
+    assert all(each.ended_at is None for each in ended)
+    left = [each for each in reservations if each not in ended]
+    running = {each.agent_id for each in left if each.ended_at is None}
+    assert all(each.parent in running for each in left if is_waiting(each))
+    if background is not None:
+        assert set(background) & {each.agent_id for each in reservations if each.ended_at is None} <= running

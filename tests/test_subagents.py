@@ -1,14 +1,12 @@
-"""A reservation counts until its sub-agent is measured, ends, or half an hour passes."""
+"""A sub-agent holds its estimate, less what it has used, until it has ended or half an hour passes without a sign."""
 
 import pytest
 
 from harness.admission import (
-    GENERATED,
     HALF_AN_HOUR,
     ORACLE,
     REVIEW,
     age_reservations,
-    concurrently,
     reserved,
     stored_reservations,
     write_agent_usage,
@@ -23,24 +21,71 @@ from harness.transcripts import Transcript, timestamp
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("deeper", [(), ("a", "b")])
-def test_reservation_ends_with_the_sub_agents_first_usage(
+def test_sub_agent_holds_what_it_has_not_used_yet(
     home: Home, daemon: Daemon, named: bool, deeper: tuple[str, ...]
 ) -> None:
-    """It is matched by id, or else by type. A transcript without usage, or usage of another type, ends nothing."""
+    """Its usage is matched by id, or else by type. The usage of another type changes nothing."""
     run = started(home, session="s1")
     claude = Claude(home)
     claude.launch("interflux:fd-quality")
     if named:
         claude.starts("a1", "interflux:fd-quality")
     assert reserved(home, run) == REVIEW
-    writer = Transcript(home.root / "claude", "s1").agent("a1", *deeper)
-    writer.meta(agentType="fd-quality")
-    writer.line(b'{"type":"user","isSidechain":true}\n')
     write_agent_usage(home, "s1", "other", "fd-safety")
     assert reserved(home, run) == REVIEW
-    writer.response("m1", tokens=(100, 0, 0, 0), at=timestamp())
+    write_agent_usage(home, "s1", "a1", tokens=100, deeper=deeper)
+    assert (home.spend(run).spent, reserved(home, run)) == (200, REVIEW - 100)
+    write_agent_usage(home, "s1", "a1", tokens=REVIEW - 101, deeper=deeper, message="-2")
+    assert reserved(home, run) == 1
+    write_agent_usage(home, "s1", "a1", tokens=50_000, deeper=deeper, message="-3")
     assert reserved(home, run) == 0
-    assert home.spend(run).spent == 200
+    claude.stops("a1")
+    assert (home.spend(run).spent, reserved(home, run)) == (REVIEW + 50_099, 0)
+
+
+def test_two_estimates_do_not_share_a_gap(home: Home, daemon: Daemon) -> None:
+    """The first sub-agent's first response does not make room for a second one."""
+    run = started(home, session="s1", token_budget=70_000, enforcement="hard")
+    claude = Claude(home)
+    assert claude.launch() == SILENT
+    claude.starts("a1")
+    write_agent_usage(home, "s1", "a1", tokens=1_000)
+    assert claude.launch().decision == "deny"
+    spend = home.spend(run)
+    assert (spend.spent, spend.reserved, spend.remaining) == (1_000, 39_000, 30_000)
+    claude.stops("a1")
+    assert claude.launch() == SILENT
+
+
+def test_usage_is_compared_in_tokens_of_the_cost_basis(home: Home, daemon: Daemon) -> None:
+    run = started(home, session="s1", cost_basis="total")
+    claude = Claude(home)
+    claude.launch()
+    claude.starts("a1")
+    estimate = reserved(home, run)
+    writer = Transcript(home.root / "claude", "s1").agent("a1")
+    writer.response("m1", tokens=(1, 20, 300, 4_000), at=timestamp())
+    assert reserved(home, run) == estimate - 4_321
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_was_used_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -> None:
+    daemon = home.start()
+    run = started(home, session="s1")
+    claude = Claude(home)
+    claude.launch()
+    claude.starts("a1")
+    for number in range(3):
+        write_agent_usage(home, "s1", "a1", tokens=1_000, message=f"-{number}")
+    assert reserved(home, run) == REVIEW - 3_000
+    if killed:
+        daemon.kill()
+    else:
+        daemon.stop()
+    home.start()
+    assert reserved(home, run) == REVIEW - 3_000
+    write_agent_usage(home, "s1", "a1", tokens=500, message="-3")
+    assert reserved(home, run) == REVIEW - 3_500
 
 
 def test_reservation_ends_with_a_row_of_interstat(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -155,6 +200,30 @@ def test_reservation_expires_after_half_an_hour(home: Home, interstat: Interstat
     assert reserved(home, run) == ORACLE
 
 
+@pytest.mark.parametrize("sign", ["event", "usage"])
+def test_sign_of_the_sub_agent_postpones_the_expiry(home: Home, interstat: Interstat, sign: str) -> None:
+    """A sign is an event inside the sub-agent, or usage in its transcript."""
+    daemon = home.start()
+    run = started(home, session="s1")
+    claude = Claude(home)
+    for agent_id in ("a1", "a2"):
+        claude.launch()
+        claude.starts(agent_id)
+    daemon.stop()
+    age_reservations(home, HALF_AN_HOUR - 60_000_000)
+    daemon = home.start()
+    if sign == "event":
+        claude.batch("x", agent_id="a1")
+    else:
+        write_agent_usage(home, "s1", "a1", tokens=0)
+        write_agent_usage(home, "s1", "a1", tokens=1, message="-2")
+    assert reserved(home, run) == 2 * REVIEW - (sign == "usage")
+    daemon.stop()
+    age_reservations(home, 61_000_000)
+    home.start()
+    assert reserved(home, run) == REVIEW - (sign == "usage")
+
+
 def test_expiry_needs_no_request(home: Home, interstat: Interstat) -> None:
     """The run's state file changes by itself."""
     daemon = home.start()
@@ -173,7 +242,7 @@ def test_expiry_needs_no_request(home: Home, interstat: Interstat) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_reservation_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -> None:
-    """It keeps the agent's id, its end, and whether its usage was seen."""
+    """It keeps the agent's id and its end."""
     daemon = home.start()
     run = started(home, session="s1", token_budget=3 * REVIEW, enforcement="hard")
     claude = Claude(home)
@@ -181,14 +250,13 @@ def test_reservation_survives_a_restart(home: Home, interstat: Interstat, killed
     claude.starts("a1")
     claude.starts("a2")
     claude.stops("a2")
-    write_agent_usage(home, "s1", "a1", tokens=10)
-    assert reserved(home, run) == REVIEW
+    assert reserved(home, run) == 2 * REVIEW
     if killed:
         daemon.kill()
     else:
         daemon.stop()
     home.start()
-    assert reserved(home, run) == REVIEW
+    assert reserved(home, run) == 2 * REVIEW
     assert claude.launch() == SILENT
     assert claude.launch().decision == "deny"
     claude.starts("a3")
@@ -197,121 +265,3 @@ def test_reservation_survives_a_restart(home: Home, interstat: Interstat, killed
     assert reserved(home, run) == 2 * REVIEW
     claude.stops("a3")
     assert reserved(home, run) == REVIEW
-
-
-# --- starts
-
-
-def test_start_without_an_admission_makes_a_reservation(home: Home, daemon: Daemon) -> None:
-    """Repeated hooks make only one. An ended run, or no run, makes none."""
-    run = started(home, session="s1", token_budget=10, enforcement="hard")
-    claude = Claude(home)
-    for _ in range(3):
-        claude.starts("a1")
-        assert reserved(home, run) == REVIEW
-    claude.starts("a2", "oracle")
-    assert reserved(home, run) == REVIEW + ORACLE
-    claude.stops("a1")
-    claude.starts("a1")
-    assert reserved(home, run) == ORACLE
-    home.ok("run", "finish", "--run", run)
-    claude.starts("a3")
-    assert reserved(home, run) == ORACLE
-    assert Claude(home, "s9").starts("a4") == SILENT
-
-
-def test_starts_use_the_admissions_of_their_type(home: Home, daemon: Daemon) -> None:
-    run = started(home, session="s1")
-    claude = Claude(home)
-    for agent in ("fd-quality", "oracle", "fd-quality"):
-        claude.launch(agent)
-    for agent_id, agent in (("a1", "oracle"), ("a2", "interflux:fd-quality"), ("a3", "fd-quality")):
-        claude.starts(agent_id, agent)
-    assert reserved(home, run) == 2 * REVIEW + ORACLE
-    claude.stops("a1", "oracle")
-    assert reserved(home, run) == 2 * REVIEW
-    claude.starts("a4", "fd-quality")
-    assert reserved(home, run) == 3 * REVIEW
-
-
-def test_launch_without_a_type_may_start_as_any_type(home: Home, daemon: Daemon) -> None:
-    """It is reserved once and ends as the type that it started as. A launch with a type is not matched this way."""
-    run = started(home, session="s1")
-    claude = Claude(home)
-    claude.launch(None)
-    claude.starts("f1", "fork")
-    assert reserved(home, run) == GENERATED
-    claude.stops(None, "general-purpose")
-    assert reserved(home, run) == GENERATED
-    claude.stops(None, "fork")
-    assert reserved(home, run) == 0
-    claude.launch("fd-quality")
-    claude.starts("f2", "fork")
-    assert reserved(home, run) == REVIEW + GENERATED
-
-
-def test_parallel_sub_agents_of_one_type_are_told_apart(home: Home, daemon: Daemon) -> None:
-    """The usage of one, before or after its end, does not end another's reservation."""
-    run = started(home, session="s1")
-    claude = Claude(home)
-    for _ in range(3):
-        claude.launch()
-    for agent_id in ("a1", "a2", "a3"):
-        claude.starts(agent_id)
-    write_agent_usage(home, "s1", "a3")
-    assert reserved(home, run) == 2 * REVIEW
-    claude.stops("a3")
-    assert reserved(home, run) == 2 * REVIEW
-    claude.stops("a2")
-    write_agent_usage(home, "s1", "a2")
-    assert reserved(home, run) == REVIEW
-    claude.launch()
-    write_agent_usage(home, "s1", "a1")
-    assert reserved(home, run) == REVIEW
-
-
-def test_parallel_starts_and_stops(home: Home, daemon: Daemon) -> None:
-    run = started(home, session="s1")
-    assert set(concurrently(12, lambda _: Claude(home).launch())) == {SILENT}
-    assert reserved(home, run) == 12 * REVIEW
-    concurrently(24, lambda number: Claude(home).starts(f"a{number % 12}"))
-    assert reserved(home, run) == 12 * REVIEW
-    concurrently(20, lambda number: Claude(home).stops(f"a{number % 10}"))
-    assert reserved(home, run) == 2 * REVIEW
-
-
-def test_end_after_the_usage_of_an_unknown_id_ends_no_other(home: Home, daemon: Daemon) -> None:
-    """Without a SubagentStart hook the id of a reservation is unknown until its usage is seen."""
-    run = started(home, session="s1")
-    claude = Claude(home)
-    claude.launch()
-    claude.launch()
-    write_agent_usage(home, "s1", "a1")
-    assert reserved(home, run) == REVIEW
-    claude.stops("a1")
-    assert reserved(home, run) == REVIEW
-
-
-def test_row_of_an_ended_sub_agent_ends_no_other(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A row has no id. It is attributed to a sub-agent that has ended before one that is running."""
-    run = started(home, session="s1")
-    claude = Claude(home)
-    for agent_id in ("a1", "a2"):
-        claude.launch()
-        claude.starts(agent_id)
-    claude.stops("a2")
-    assert reserved(home, run) == REVIEW
-    interstat.insert("s1", "fd-quality")
-    assert reserved(home, run) == REVIEW
-
-
-def test_start_after_the_first_usage_makes_no_reservation(home: Home, daemon: Daemon) -> None:
-    """The sub-agent has already been reserved and measured."""
-    run = started(home, session="s1")
-    claude = Claude(home)
-    claude.launch()
-    write_agent_usage(home, "s1", "a1")
-    assert reserved(home, run) == 0
-    claude.starts("a1")
-    claude.stops("a1")
-    assert reserved(home, run) == 0

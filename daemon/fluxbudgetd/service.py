@@ -28,7 +28,7 @@ from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import Balance
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
-from fluxbudgetd.totals import Totals
+from fluxbudgetd.totals import Reports, Totals
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
@@ -67,8 +67,7 @@ class Service:
             settings,
             accounts,
             clock,
-            on_refreshed=self._on_refreshed,
-            on_source_change=self._on_status_change,
+            Reports(self._on_refreshed, self._on_status_change, self._on_measured),
         )
         # The first lock to take; see docs/ARCHITECTURE.md for the order.
         runs_lock = anyio.Lock()
@@ -93,7 +92,7 @@ class Service:
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self.reviews = Reviews(accounts, totals, ledger, settings, clock)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
-        self.admission = Admissions(accounts, self._reservations, clock)
+        self.admission = Admissions(self._reservations, clock)
         self.events = EventLog(newest, ledger.events)
         self.session_warnings = SessionWarnings(accounts, self.events, ledger, writer, settings)
         self.deliveries: Deliveries | None = None
@@ -200,6 +199,9 @@ class Service:
             self.deliveries.evaluate(account)
         if self.state_files is not None:
             self.state_files.request(account.run.id)
+
+    def _on_measured(self, session: str) -> None:
+        self._reservations.settle(session)
 
     def _on_account_change(self, run: str) -> None:
         if self.state_files is not None:

@@ -29,11 +29,13 @@ def write_agent_usage(
     *,
     tokens: int = 100,
     deeper: tuple[str, ...] = (),
+    call: str | None = None,
+    message: str = "",
 ) -> None:
-    """Write a response into a sub-agent's transcript."""
+    """Write a response into a sub-agent's transcript. `call` is the tool call that launched the sub-agent."""
     writer = Transcript(home.root / "claude", session).agent(agent_id, *deeper)
-    writer.meta(agentType=agent)
-    writer.response(f"m-{agent_id}", tokens=(tokens, 0, 0, 0), at=timestamp())
+    writer.meta(None, agentType=agent, **({} if call is None else {"toolUseId": call}))
+    writer.response(f"m-{agent_id}{message}", tokens=(tokens, 0, 0, 0), at=timestamp())
 
 
 def age_reservations(home: Home, micros: int) -> None:
@@ -41,7 +43,9 @@ def age_reservations(home: Home, micros: int) -> None:
     connection = sqlite3.connect(home.state / "ledger.db")
     try:
         with connection:
-            assert connection.execute("UPDATE reservations SET at = at - ?", (micros,)).rowcount
+            assert connection.execute(
+                "UPDATE reservations SET at = at - :by, seen_at = seen_at - :by", {"by": micros}
+            ).rowcount
     finally:
         connection.close()
 

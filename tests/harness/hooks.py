@@ -122,15 +122,42 @@ class Claude:
         assert (result.returncode, result.stderr) == (0, b""), result
         return result.stdout.decode()
 
-    def launch(self, agent: str | None = "fd-quality", tool: str = "Agent") -> HookOutput:
-        """Call the hook that precedes the launch of a sub-agent."""
-        return self.call("PreToolUse", tool_name=tool, tool_input=launch_input(agent))
+    def launch(
+        self,
+        agent: str | None = "fd-quality",
+        tool: str = "Agent",
+        *,
+        call: str | None = None,
+        parent: str | None = None,
+    ) -> HookOutput:
+        """Call the hook that precedes the launch of a sub-agent, by the main loop or by the sub-agent `parent`."""
+        ids = {"tool_use_id": call, **_inside(parent)}
+        return self.call("PreToolUse", tool_name=tool, tool_input=launch_input(agent), **ids)
+
+    def message(self, agent_id: str, *, call: str | None = None) -> HookOutput:
+        """Call the hook that precedes a message to a sub-agent."""
+        tool_input = {"to": agent_id, "summary": "More", "message": "Go on."}
+        return self.call("PreToolUse", tool_name="SendMessage", tool_input=tool_input, tool_use_id=call)
 
     def starts(self, agent_id: str | None, agent: str = "fd-quality") -> HookOutput:
         return self.call("SubagentStart", **_subagent(agent_id, agent))
 
     def stops(self, agent_id: str | None, agent: str = "fd-quality") -> HookOutput:
         return self.call("SubagentStop", stop_hook_active=False, **_subagent(agent_id, agent))
+
+    def fails(self, agent_id: str | None = None, agent: str = "fd-quality") -> HookOutput:
+        """End a sub-agent, or the main loop's turn, by an error of the API."""
+        return self.call("StopFailure", error="server_error", **_inside(agent_id, agent))
+
+    def batch(self, *calls: str, agent_id: str | None = None, agent: str = "fd-quality") -> HookOutput:
+        """Call the hook that follows a batch of tool calls, in the main loop or inside a sub-agent."""
+        listed = [{"tool_name": "Agent", "tool_use_id": call, "tool_response": "…"} for call in calls]
+        return self.call("PostToolBatch", tool_calls=listed, **_inside(agent_id, agent))
+
+    def ends_turn(self, *background: str) -> HookOutput:
+        """End the main loop's turn while these tasks go on."""
+        tasks = [{"id": task, "type": "subagent", "status": "running"} for task in background]
+        return self.call("Stop", stop_hook_active=False, background_tasks=tasks)
 
 
 def launch_input(agent: str | None) -> dict[str, str]:
@@ -141,6 +168,10 @@ def launch_input(agent: str | None) -> dict[str, str]:
 
 def _subagent(agent_id: str | None, agent: str) -> dict[str, Any]:
     return {"agent_type": agent} if agent_id is None else {"agent_id": agent_id, "agent_type": agent}
+
+
+def _inside(agent_id: str | None, agent: str = "fd-quality") -> dict[str, Any]:
+    return {} if agent_id is None else _subagent(agent_id, agent)
 
 
 #: The events whose hooks show warnings.

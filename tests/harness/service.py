@@ -54,6 +54,13 @@ class HangingSource(InterstatSource):
         self.reopen()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that the service does not report."""
+    with anyio.fail_after(60):
+        while not condition():  # noqa: ASYNC110  the service does not report it
+            await anyio.sleep(0.005)
+
+
 def within(seconds: float) -> float:
     """Return a deadline on the event loop's clock."""
     return anyio.current_time() + seconds

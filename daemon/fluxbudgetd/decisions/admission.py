@@ -1,117 +1,197 @@
-"""Admit sub-agents before they are launched, and reserve their estimates until they are measured or have ended.
+"""Admit sub-agents before they are launched, and follow each launch to its end (see `policy.reservations`).
 
 There is no await between the decision and the reservation, so concurrent launches cannot claim the same tokens.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.model import Reservation
-from fluxbudgetd.policy import admission as policy
+from fluxbudgetd.policy import reservations as policy
+from fluxbudgetd.policy.admission import Admission, admission
 from fluxbudgetd.policy.estimates import plain_name
+from fluxbudgetd.policy.reservations import GENERAL
 from fluxbudgetd.totals.account import RunAccount
-from fluxbudgetd.totals.accounts import Accounts
 
-#: The kind of a sub-agent that is launched without naming one; it may start under another name.
-GENERAL = "general-purpose"
+# A sub-agent's signs are noted this often, in microseconds.
+_SIGN_INTERVAL = 60 * 1_000_000
+
+
+class Launch(NamedTuple):
+    """A tool call that launches a sub-agent.
+
+    `call` identifies it: asking again about the same call does not reserve again. `parent` is the sub-agent that makes
+    the call, None for the main loop. `resumes` is the finished sub-agent that it resumes, None for a new one.
+    """
+
+    agent: str
+    call: str | None = None
+    parent: str | None = None
+    resumes: str | None = None
 
 
 class AdmissionResult(NamedTuple):
     """The decision about a launch, and the number of its reservation (None: none was made)."""
 
-    admission: policy.Admission
+    admission: Admission
     reservation: int | None
 
 
-class Admissions:
-    """Decides about launches, and matches starts and ends of sub-agents with their reservations."""
+class AgentUse(NamedTuple):
+    """What a sub-agent has used since its launch, and its estimate, in tokens of its run's cost basis."""
 
-    def __init__(self, accounts: Accounts, reservations: Reservations, clock: Callable[[], int]) -> None:
-        self._accounts = accounts
+    measured: int
+    estimate: int
+
+
+class Admissions:
+    """Decides about launches, and matches what happens to sub-agents with their reservations."""
+
+    def __init__(self, reservations: Reservations, clock: Callable[[], int]) -> None:
         self._reservations = reservations
         self._clock = clock
 
     async def admit(
-        self, account: RunAccount, session: str, agent: str, estimate: int, call: str | None, *, has_person: bool
+        self, account: RunAccount, session: str, launch: Launch, estimate: int | None, *, has_person: bool
     ) -> AdmissionResult:
         """Decide whether a session may launch a sub-agent, and reserve its estimate if so.
 
-        `call` identifies the launch: asking again about the same launch does not reserve again. `has_person`: a person
-        is there to answer a question.
+        Without an estimate, nothing is reserved. `has_person`: a person is there to answer a question.
         """
         reservations = self._reservations
         await reservations.watch(session)
-        if call is not None and any(each.call == call for each in reservations.of_session(session)):
-            return AdmissionResult(policy.Admission("allow"), None)
-        admission = policy.admission(
-            account.run, account.balance(), estimate, plain_name(agent), self._clock(), has_person=has_person
+        if launch.call is not None and any(each.call == launch.call for each in reservations.of_session(session)):
+            return AdmissionResult(Admission("allow"), None)
+        decision = admission(
+            account.run, account.balance(), estimate, plain_name(launch.agent), self._clock(), has_person=has_person
         )
-        if not admission.reserve:
+        if estimate is None or not decision.reserve:
             reservations.unwatch_if_unused(session)
-            return AdmissionResult(admission, None)
-        reservation = reservations.add(account, session, agent, estimate, call=call)
+            return AdmissionResult(decision, None)
+        reservation = reservations.add(
+            account,
+            session,
+            launch.agent,
+            estimate,
+            call=launch.call,
+            parent=launch.parent,
+            resumes=launch.resumes,
+        )
         await reservations.written()
-        return AdmissionResult(admission, reservation.id)
+        return AdmissionResult(decision, reservation.id)
+
+    def is_running(self, session: str, agent_id: str) -> bool:
+        """Return True if a sub-agent has started and is not known to have ended."""
+        return bool(self._reservations.running(session, agent_id))
+
+    def has_sign(self, session: str, agent_id: str) -> bool:
+        """Return True if a sub-agent is known to run, by a sign of the last minute."""
+        now = self._clock()
+        return any(now - each.seen_at < _SIGN_INTERVAL for each in self._reservations.running(session, agent_id))
+
+    def is_any_waiting(self, session: str, calls: Collection[str]) -> bool:
+        """Return True if one of these calls has launched a sub-agent that has not started, as far as is known."""
+        return any(policy.is_waiting(each) and each.call in calls for each in self._reservations.of_session(session))
+
+    def type_of(self, session: str, agent_id: str) -> str | None:
+        """Return the type of a sub-agent that has run in a session; None if it is not known."""
+        return self._reservations.type_of(session, agent_id)
+
+    def agent(self, session: str, agent_id: str) -> AgentUse | None:
+        """Return what a sub-agent has used and what it was expected to; None if it has no reservation."""
+        own = [each for each in self._reservations.of_session(session) if each.agent_id == agent_id]
+        return AgentUse(self._reservations.used(own[-1]), own[-1].tokens) if own else None
 
     async def start(
         self, account: RunAccount | None, session: str, agent: str, agent_id: str | None, estimate: int
     ) -> None:
-        """Record the start of a sub-agent; reserve its estimate now if it was not admitted before."""
+        """Record the start of a sub-agent, or that a finished one is resumed.
+
+        Its estimate is reserved now if the launch was not admitted before.
+        """
         reservations = self._reservations
         await reservations.watch(session)
-        if agent_id is not None and any(each.agent_id == agent_id for each in reservations.of_session(session)):
-            return
-        is_measured = reservations.is_measured(session, agent_id)
-        admitted = self._admitted(session, agent, is_measured=is_measured)
-        if admitted is not None:
-            name = plain_name(agent) or admitted.agent
-            reservations.put(msgspec.structs.replace(admitted, agent_id=agent_id, agent=name))
-        elif account is not None and account.run.status == "active" and not is_measured:
-            reservations.add(account, session, agent or GENERAL, estimate, agent_id=agent_id)
+        if not reservations.running(session, agent_id):
+            base = 0 if account is None else reservations.measured(account, session, agent_id)
+            self._begin(account, session, agent, agent_id, estimate, base)
         reservations.unwatch_if_unused(session)
         await reservations.written()
 
+    async def note_running(self, account: RunAccount, session: str, agent: str, agent_id: str, estimate: int) -> None:
+        """Record that a sub-agent runs, even if its start was not reported, or if it was taken to have ended."""
+        reservations = self._reservations
+        await reservations.watch(session)
+        own = [each for each in reservations.of_session(session) if each.agent_id == agent_id]
+        if own:
+            reservations.put(msgspec.structs.replace(own[-1], seen_at=self._clock(), ended_at=None))
+        else:
+            self._begin(account, session, agent, agent_id, estimate, base=0)
+        reservations.unwatch_if_unused(session)
+        await reservations.written()
+
+    def _begin(
+        self, account: RunAccount | None, session: str, agent: str, agent_id: str | None, estimate: int, base: int
+    ) -> None:
+        reservations = self._reservations
+        waiting = policy.fitting(filter(policy.is_waiting, reservations.of_session(session)), agent, agent_id)
+        if waiting is not None:
+            name = waiting.agent if waiting.agent != GENERAL else plain_name(agent) or GENERAL
+            changed = {"agent_id": agent_id, "agent": name, "seen_at": self._clock(), "base": base}
+            reservations.put(msgspec.structs.replace(waiting, **changed))
+        elif account is not None and account.run.status == "active":
+            reservations.add(account, session, agent or GENERAL, estimate, agent_id=agent_id, base=base)
+
+    async def finish_calls(self, session: str, calls: Collection[str]) -> None:
+        """Record that tool calls have a result: a launch among them that has not started never will."""
+        waiting = filter(policy.is_waiting, self._reservations.of_session(session))
+        await self._release(each for each in waiting if each.call in calls)
+
     async def stop(self, session: str, agent: str, agent_id: str | None) -> None:
-        """Record a sub-agent's end. Without an id, end the earliest reservation of that name, or of the session."""
-        of_session, counting = self._reservations.of_session(session), self._reservations.open(session)
-        ended = [each for each in of_session if agent_id is not None and each.agent_id == agent_id]
-        if not ended and agent_id is None:
-            ended = [each for each in counting if not agent or _is_named(each, agent)][:1]
-        elif not ended and not self._reservations.is_measured(session, agent_id):
-            # Its start was not reported, so no reservation has its id yet.
-            without_id = (each for each in counting if each.agent_id is None)
-            ended = [each for each in without_id if agent and _is_named(each, agent)][:1]
+        """Record a sub-agent's end, and with it the end of its turn.
+
+        Without an id, this ends the earliest reservation that fits the name; with an id whose start was not reported,
+        the earliest that waits.
+        """
+        reservations = self._reservations.of_session(session)
+        ended: Collection[Reservation] = self._reservations.running(session, agent_id)
+        is_known = agent_id is not None and any(each.agent_id == agent_id for each in reservations)
+        if agent_id is None:
+            own = policy.fitting((each for each in reservations if each.ended_at is None), agent)
+            ended = () if own is None else (own,)
+        elif not is_known and agent:  # Claude Code has sub-agents of its own, which have an id but no type
+            own = policy.fitting(filter(policy.is_waiting, reservations), agent, agent_id)
+            ended = () if own is None else (msgspec.structs.replace(own, agent_id=agent_id),)
         await self._end(ended)
+        if agent_id is not None:
+            waiting = filter(policy.is_waiting, self._reservations.of_session(session))
+            await self._release(each for each in waiting if each.parent == agent_id)
+
+    async def end_turn(self, session: str, background: Collection[str] | None = None) -> None:
+        """Record the end of a turn of a session's main loop: see `policy.reservations.ended_with_turn`."""
+        await self._release(policy.ended_with_turn(self._reservations.of_session(session), background))
 
     async def end_session(self, session: str) -> None:
         """Record the end of a session and of all its sub-agents."""
-        await self._end(self._reservations.of_session(session))
+        await self._release(self._reservations.of_session(session))
 
     def withdraw(self, session: str, number: int) -> None:
-        """End the reservation of an admission that did not reach the hook; a start would reserve again."""
+        """Release the reservation of an admission that did not reach the hook; a start would reserve again."""
         reservation = self._reservations.get(session, number)
-        if reservation is not None and reservation.ended_at is None:
-            self._reservations.put(msgspec.structs.replace(reservation, ended_at=self._clock()))
+        if reservation is not None and policy.is_waiting(reservation):
+            self._reservations.remove(reservation)
 
-    def _admitted(self, session: str, agent: str, *, is_measured: bool) -> Reservation | None:
-        """Return the reservation of a sub-agent that has just started; None if it was not admitted.
-
-        A measured sub-agent's reservation is closed, so look only among closed ones if `is_measured`.
-        """
-        counting = self._reservations.open(session)
-        waiting = [
-            each
-            for each in self._reservations.of_session(session)
-            if each.agent_id is None and each.ended_at is None and (each in counting) != is_measured
-        ]
-        matching = [each for each in waiting if not agent or _is_named(each, agent)]
-        general = [each for each in waiting if each.agent == GENERAL]
-        if not matching and len(general) == 1:
-            matching = general
-        return next(iter(matching), None)
+    async def _release(self, reservations: Iterable[Reservation]) -> None:
+        """Forget the launches that have not started, and end the others."""
+        reservations = list(reservations)
+        waiting = [each for each in reservations if policy.is_waiting(each)]
+        if waiting:
+            self._reservations.remove(*waiting)
+        await self._end(each for each in reservations if not policy.is_waiting(each))
+        if waiting:
+            await self._reservations.written()
 
     async def _end(self, reservations: Iterable[Reservation]) -> None:
         now = self._clock()
@@ -119,7 +199,3 @@ class Admissions:
         if ended:
             self._reservations.put(*ended)
             await self._reservations.written()
-
-
-def _is_named(reservation: Reservation, agent: str) -> bool:
-    return plain_name(reservation.agent) == plain_name(agent)

@@ -1,11 +1,12 @@
-"""Reservations in memory: which count, the total per run, and saving them.
+"""Reservations in memory: what each holds, the total per run, and saving them. `policy.reservations` has the rules.
 
 The ledger is written in the background. A reservation counts at once; after a restart it counts only if it was written.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -13,10 +14,9 @@ import msgspec
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import LedgerWriter
 from fluxbudgetd.ledger.reservations import StoredReservations
-from fluxbudgetd.model import Reservation
+from fluxbudgetd.model import Instance, Reservation
 from fluxbudgetd.policy import reservations as policy
 from fluxbudgetd.policy.estimates import plain_name
-from fluxbudgetd.policy.reservations import LIFETIME
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
@@ -27,6 +27,11 @@ _SLACK_SECONDS = 0.05
 # An answer waits this long for its reservation to be on disk, which is nearly always enough.
 _WRITE_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
+
+
+class _Held(NamedTuple):
+    run: str
+    tokens: int
 
 
 class Reservations:
@@ -41,12 +46,13 @@ class Reservations:
         clock: Callable[[], int],
     ) -> None:
         self._accounts = accounts
+        self._tallier = totals.tallier
         self._instances = totals.instances
         self._stored = stored
         self._clock = clock
-        # By session: the reservations that are kept, by number, and those of them that count.
+        # By session and number: the reservations that are kept, and what those of them hold that hold anything.
         self._all: dict[str, dict[int, Reservation]] = {}
-        self._open: dict[str, tuple[Reservation, ...]] = {}
+        self._held: dict[str, dict[int, _Held]] = {}
         self._reserved: Counter[str] = Counter()
         self._last_id = 0
         self._has_any = anyio.Event()
@@ -62,12 +68,13 @@ class Reservations:
         now = self._clock()
         for reservation in await self._stored.all():
             # If the clock was set back, a reservation still lasts no longer than its lifetime from now.
-            kept = msgspec.structs.replace(reservation, at=min(reservation.at, now))
+            at, seen_at = min(reservation.at, now), min(reservation.seen_at, now)
+            kept = msgspec.structs.replace(reservation, at=at, seen_at=seen_at)
             self._all.setdefault(kept.session, {})[kept.id] = kept
             self._last_id = max(self._last_id, kept.id)
-        self._forget_old()
-        for session in self._all:
+        for session in list(self._all):
             await self.watch(session)
+        self._forget_old()
 
     async def serve(self) -> None:
         """Expire reservations, and watch the sessions that a request could not wait for, until cancelled."""
@@ -82,19 +89,38 @@ class Reservations:
                 await self._has_any.wait()
             # Reservations that are added during the sleep expire later than these.
             await anyio.sleep(self._seconds_until_next_expiry())
-            now = self._clock()
-            for session, counting in list(self._open.items()):
-                if any(now - reservation.at >= LIFETIME for reservation in counting):
-                    self.settle(session)
+            for session in list(self._held):
+                self.settle(session)
             self._forget_old()
 
     def of_session(self, session: str) -> tuple[Reservation, ...]:
-        """Return a session's reservations, including closed ones that may still match an instance."""
+        """Return a session's reservations, including those that have ended."""
         return tuple(self._all.get(session, {}).values())
 
-    def open(self, session: str) -> tuple[Reservation, ...]:
-        """Return a session's reservations that count, oldest first."""
-        return self._open.get(session, ())
+    def running(self, session: str, agent_id: str | None) -> tuple[Reservation, ...]:
+        """Return the reservations of a sub-agent that has started and not ended; usually one or none."""
+        return tuple(
+            each
+            for each in self.of_session(session)
+            if each.agent_id is not None and each.agent_id == agent_id and each.ended_at is None
+        )
+
+    def type_of(self, session: str, agent_id: str) -> str | None:
+        """Return the type of a sub-agent that has a transcript or a reservation; None if it has neither."""
+        instance = self._instances.from_transcripts(session).get(agent_id)
+        names = (each.agent for each in self.of_session(session) if each.agent_id == agent_id)
+        return next(names, None if instance is None else instance.agent)
+
+    def used(self, reservation: Reservation) -> int:
+        """Return what a reservation's sub-agent has used since its launch, in tokens of the run's cost basis."""
+        instances = self._instances.from_transcripts(reservation.session)
+        instance = None if reservation.agent_id is None else instances.get(reservation.agent_id)
+        return policy.used(reservation, instance, self._accounts.runs[reservation.run].run.cost_basis)
+
+    def measured(self, account: RunAccount, session: str, agent_id: str | None) -> int:
+        """Return what a sub-agent has used in all, in tokens of a run's cost basis."""
+        instance = None if agent_id is None else self._instances.from_transcripts(session).get(agent_id)
+        return 0 if instance is None else instance.counts.tokens(account.run.cost_basis)
 
     def get(self, session: str, number: int) -> Reservation | None:
         """Return a reservation by its number."""
@@ -109,18 +135,26 @@ class Reservations:
         *,
         agent_id: str | None = None,
         call: str | None = None,
+        parent: str | None = None,
+        resumes: str | None = None,
+        base: int = 0,
     ) -> Reservation:
         """Reserve tokens (of the run's cost basis) for a sub-agent from now on."""
         self._last_id += 1
+        now = self._clock()
         reservation = Reservation(
             id=self._last_id,
             run=account.run.id,
             session=session,
             agent=plain_name(agent),
             tokens=tokens,
-            at=self._clock(),
+            at=now,
             agent_id=agent_id,
             call=call,
+            parent=parent,
+            resumes=resumes,
+            base=base,
+            seen_at=now,
         )
         self.put(reservation)
         return reservation
@@ -135,17 +169,28 @@ class Reservations:
         self._backlog.request()
         self._has_any.set()
 
+    def remove(self, *released: Reservation) -> None:
+        """Forget reservations of one session whose sub-agents have never started."""
+        session = released[0].session
+        for reservation in released:
+            del self._all[session][reservation.id]
+            self._unsaved[reservation.id] = None
+        if not self._all[session]:
+            del self._all[session]
+        self.settle(session)
+        self._backlog.request()
+
     async def written(self) -> None:
         """Wait briefly until the changes are on disk."""
         if self._unsaved:
             await self._backlog.attempt(_WRITE_SECONDS)
 
     async def watch(self, session: str) -> None:
-        """Keep track of which of a session's sub-agents are measured, and settle it."""
-        # No request waits long for the ledger. Until it was read, no sub-agent counts as measured.
+        """Keep track of what a session's sub-agents use, and settle it."""
+        # No request waits long for the ledger. Until it was read, no sub-agent counts as having used anything.
         self._unwatched.add(session)
         with anyio.move_on_after(_WRITE_SECONDS), suppress(LedgerError):
-            await self._instances.watch(session)
+            await self._tallier.watch(session)
             self._unwatched.discard(session)
         if session in self._unwatched:
             self._has_unwatched.set()
@@ -157,7 +202,7 @@ class Reservations:
             self._has_unwatched = anyio.Event()
             try:
                 for session in list(self._unwatched):
-                    await self._instances.watch(session)
+                    await self._tallier.watch(session)
                     self._unwatched.discard(session)
                     self.settle(session)
                     self.unwatch_if_unused(session)
@@ -170,52 +215,70 @@ class Reservations:
         if session not in self._all:
             self._instances.unwatch(session)
 
-    def is_measured(self, session: str, agent_id: str | None) -> bool:
-        """Return True if a sub-agent has usage in its transcript, so that its reservation no longer counts."""
-        return agent_id is not None and any(
-            instance.agent_id == agent_id for instance in self._instances.from_transcripts(session)
-        )
-
     def evaluate(self, account: RunAccount) -> None:
         """Settle a run's sessions after its usage was refreshed."""
-        for session in list(self._open):
+        for session in list(self._all):
             if session in account.sessions:
                 self.settle(session)
 
     def settle(self, session: str) -> None:
-        """Determine which reservations of a session count, and update their runs' reserved totals."""
-        account = self._accounts.sessions.get(session)
-        if account is not None and account.counts_transcripts:
-            instances = self._instances.from_transcripts(session)
-        else:
-            instances = self._instances.from_rows(session)
-        counting = policy.open_ones(self.of_session(session), instances, self._clock())
-        before = self._open.pop(session, ())
-        if counting:
-            self._open[session] = counting
-        if counting == before:
+        """Determine what the reservations of a session hold, and update their runs' reserved totals."""
+        if session not in self._all and session not in self._held:
             return
-        for reservation in before:
-            self._reserved[reservation.run] -= reservation.tokens
-        for reservation in counting:
-            self._reserved[reservation.run] += reservation.tokens
-        for run in {reservation.run for reservation in (*before, *counting)}:
+        now = self._clock()
+        instances = self._instances.from_transcripts(session)
+        for corrected in policy.corrected(self.of_session(session), instances.values()):
+            self._all[session][corrected.id] = self._unsaved[corrected.id] = corrected
+            self._backlog.request()
+        reservations = self.of_session(session)
+        account = self._accounts.sessions.get(session)
+        ended: Collection[int] = ()
+        if account is None or not account.counts_transcripts:
+            ended = policy.ended_by_rows(reservations, self._instances.from_rows(session))
+        held: dict[int, _Held] = {}
+        for reservation in reservations:
+            instance = None if reservation.agent_id is None else instances.get(reservation.agent_id)
+            basis = self._accounts.runs[reservation.run].run.cost_basis
+            tokens = 0 if reservation.id in ended else policy.held(reservation, instance, basis, now)
+            if tokens:
+                held[reservation.id] = _Held(reservation.run, tokens)
+        self._put_held(session, held)
+
+    def _put_held(self, session: str, held: dict[int, _Held]) -> None:
+        before = self._held.pop(session, {})
+        if held:
+            self._held[session] = held
+        for run, tokens in before.values():
+            self._reserved[run] -= tokens
+        for run, tokens in held.values():
+            self._reserved[run] += tokens
+        for run in {each.run for each in (*before.values(), *held.values())}:
             self._accounts.put_reserved(run, self._reserved[run])
 
+    def _last_sign(self, reservation: Reservation) -> int:
+        instances: dict[str, Instance] = self._instances.from_transcripts(reservation.session)
+        return policy.last_sign(reservation, instances.get(reservation.agent_id or ""), self._clock())
+
     def _seconds_until_next_expiry(self) -> float:
-        """Return the seconds until the next reservation stops counting, or is dropped."""
-        ends = [each.at + LIFETIME for counting in self._open.values() for each in counting]
-        ends += [each.at + policy.KEPT for by_number in self._all.values() for each in by_number.values()]
+        """Return the seconds until the next reservation holds nothing any more, or is forgotten."""
+        ends = []
+        for session, reservations in self._all.items():
+            held = self._held.get(session, {})
+            for number, reservation in reservations.items():
+                sign = self._last_sign(reservation)
+                ends.append(sign + policy.KEPT)
+                if number in held:
+                    ends.append(sign + policy.LIFETIME)
         return max((min(ends) - self._clock()) / _MICROS, 0) + _SLACK_SECONDS
 
     def _forget_old(self) -> None:
         now = self._clock()
         for session in list(self._all):
-            kept = {reservation.id for reservation in policy.kept(self.of_session(session), now)}
-            for number in self._all[session].keys() - kept:
-                del self._all[session][number]
-                self._unsaved[number] = None
-                self._backlog.request()
+            for reservation in self.of_session(session):
+                if now - self._last_sign(reservation) >= policy.KEPT:
+                    del self._all[session][reservation.id]
+                    self._unsaved[reservation.id] = None
+                    self._backlog.request()
             if not self._all[session]:
                 del self._all[session]
                 self.unwatch_if_unused(session)

@@ -8,7 +8,7 @@ import msgspec
 from fluxbudgetd.ledger.database import Database
 from fluxbudgetd.model import Reservation
 
-_COLUMNS = "id, run, session, agent, tokens, at, agent_id, ended_at, call"
+_COLUMNS = "id, run, session, agent, tokens, at, agent_id, ended_at, call, parent, resumes, base, seen_at"
 
 
 class StoredReservations:
@@ -27,7 +27,7 @@ class StoredReservations:
         async with self._database.transaction(durable=False) as transaction:
             await transaction.executemany(
                 f"INSERT OR REPLACE INTO reservations({_COLUMNS})"  # noqa: S608  our own names
-                " VALUES (?,?,?,?,?,?,?,?,?)",
+                " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 [msgspec.structs.astuple(reservation) for reservation in changed],
             )
             await transaction.executemany("DELETE FROM reservations WHERE id = ?", [(number,) for number in gone])

@@ -257,6 +257,12 @@ STEPS: tuple[str, ...] = (
       session TEXT NOT NULL,
       PRIMARY KEY (pid, started, session)
     );
+
+    ALTER TABLE reservations ADD COLUMN parent TEXT;                     -- the sub-agent that launches it
+    ALTER TABLE reservations ADD COLUMN resumes TEXT;                    -- the finished sub-agent that it resumes
+    ALTER TABLE reservations ADD COLUMN base INTEGER NOT NULL DEFAULT 0; -- what it had used before
+    ALTER TABLE reservations ADD COLUMN seen_at INTEGER NOT NULL DEFAULT 0;
+    UPDATE reservations SET seen_at = at;
     """,
 )
 

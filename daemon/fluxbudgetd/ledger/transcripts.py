@@ -157,14 +157,14 @@ class StoredTranscripts:
         sql = "SELECT file, count(*) FROM responses WHERE session = ? GROUP BY file"
         return dict(await self._database.rows(sql, (session,)))
 
-    async def first_responses(self, session: str) -> dict[int, int | None]:
-        """Return, by file number, the time of the file's first response with usage."""
+    async def of_sub_agents(self, session: str) -> tuple[Response, ...]:
+        """Return the responses that count for a session's sub-agents."""
         rows = await self._database.rows(
-            "SELECT file, min(at) FROM responses WHERE born IN (SELECT born FROM responses WHERE session = ?)"
-            " AND (input OR output OR cache_read OR cache_creation OR below IS NOT NULL) GROUP BY file",
+            f"SELECT {_RESPONSE} FROM responses"  # noqa: S608  our own names
+            " WHERE born IN (SELECT born FROM responses WHERE session = ?) AND agent <> 'main-session'",
             (session,),
         )
-        return dict(rows)
+        return await off_loop(len(rows), _responses, rows)
 
     async def save(self, changes: TranscriptChanges) -> None:
         """Bring responses and positions up to date, all in one transaction."""

@@ -136,8 +136,11 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     """An admitted sub-agent's estimate, in tokens of the run's cost basis.
 
-    `agent` is its plain name. `agent_id` is None until it starts. `call` is the id of the tool call that launches it.
-    `ended_at` is None until a hook reports its end.
+    `agent` is its plain name. `agent_id` is None until it starts. `call` is the id of the tool call that launches it,
+    `parent` the id of the sub-agent that makes this call; None if the session's main loop does, or if it is not known.
+    `resumes` is the id of the finished sub-agent that the call resumes, None if it starts a new one.
+    `ended_at` is None until its end is known. `seen_at` is when an event last showed that it is under way. `base` is
+    what it had used before this launch: a finished sub-agent may be resumed.
     """
 
     id: int
@@ -149,3 +152,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     ended_at: int | None = None
     call: str | None = None
+    parent: str | None = None
+    resumes: str | None = None
+    base: int = 0
+    seen_at: int = 0

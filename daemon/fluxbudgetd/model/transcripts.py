@@ -1,5 +1,7 @@
 """What is read from transcripts."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from fluxbudgetd.model.sources import SourceStatus
@@ -121,7 +123,8 @@ class TranscriptReading(msgspec.Struct, frozen=True):
 
     `copies` are in the order of the lines, file by file. `files`: every file of the session that was ever read, with
     its new position; a deleted file keeps its last one. `kept`: the numbers of files that were read and are not at
-    their path any more, because they were replaced, truncated or deleted. `more`: there is more to read.
+    their path any more, because they were replaced, truncated or deleted. `calls`: by the number of a sub-agent's file,
+    the id of the tool call that launched it. `more`: there is more to read.
     """
 
     copies: tuple[Copy, ...]
@@ -130,3 +133,4 @@ class TranscriptReading(msgspec.Struct, frozen=True):
     status: SourceStatus
     losses: Losses = Losses()
     kept: frozenset[int] = frozenset()
+    calls: Mapping[int, str] = {}

@@ -122,12 +122,17 @@ class AgentRow(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """A sub-agent with measured usage: it has a transcript of its own, or a row in interstat.
+    """A sub-agent that a source knows: it has a transcript of its own, or a row in interstat.
 
-    `at` is the time of its first usage. `agent_id` is None if the source does not know it.
+    `agent_id` and `call`, the id of the tool call that launched it, are None if the source does not know them. `at` is
+    the time of its first usage and `last` that of its latest, None if there is none or the source has no times.
+    `counts` is what its transcript holds; a row has none.
     """
 
     session: str
     agent: str
     agent_id: str | None
     at: int | None
+    last: int | None = None
+    call: str | None = None
+    counts: Counts = Counts()

@@ -39,7 +39,10 @@ class _Tally(NamedTuple):
 
 
 class Tallier:
-    """Sums interstat's rows and the transcripts' responses, session by session."""
+    """Sums interstat's rows and the transcripts' responses, session by session.
+
+    `on_measured` is called with a session whose sums, or whose sub-agents, may have changed, in the same step.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Tallier:
         instances: Instances,
         writer: LedgerWriter,
         clock: Callable[[], int],
+        on_measured: Callable[[str], None],
     ) -> None:
         self._accounts = accounts
         self._rows = rows
@@ -56,6 +60,7 @@ class Tallier:
         self._instances = instances
         self._writer = writer
         self._clock = clock
+        self._on_measured = on_measured
         self._lock = anyio.Lock()
 
     async def responses(self, name: str) -> tuple[Usage, ...]:
@@ -73,13 +78,36 @@ class Tallier:
         async with self._lock:
             deltas = await self._transcripts.apply(name, self._in_order(name, reading))
             for session, delta in deltas.items():
-                self._instances.note_responses(session, delta.new)
                 # The sums of a session that were never needed are not needed now either.
                 if session != name and self._accounts.session(session).sums is not Sums.UNKNOWN:
                     await self._apply_delta(session, delta)
                     others.add(session)
-            await self._apply_delta(name, deltas.get(name, Delta()))
+                    self._note_responses(session, delta)
+            delta = deltas.get(name, Delta())
+            await self._apply_delta(name, delta)
+            self._note_responses(name, delta)
         return others
+
+    def _note_responses(self, session: str, delta: Delta) -> None:
+        # No await since the sums have changed: what a sub-agent has used counts as spent and no longer as reserved.
+        self._instances.note_responses(session, delta)
+        self._on_measured(session)
+
+    async def watch(self, session: str) -> None:
+        """Keep track of what a session's sub-agents use; raises `LedgerError` if their usage so far cannot be read.
+
+        Until this has succeeded, they count as having used nothing. Call it again to retry.
+        """
+        if self._instances.is_watched(session):
+            return
+        async with self._lock:
+            load = self._instances.begin(session)
+        try:
+            responses = await self._transcripts.of_sub_agents(session)
+            async with self._lock:
+                self._instances.finish(load, responses)
+        finally:
+            self._instances.abandon(load)
 
     async def put_rows(self, reading: Reading, epoch: int) -> None:
         """Sum the sessions whose rows have changed, and keep those rows for the ledger. Never fails."""
@@ -101,6 +129,7 @@ class Tallier:
                         # Rows that are not kept must be read again when their session joins a run.
                         session.digest = snapshot.digest
                 session.rows_epoch = epoch
+                self._on_measured(name)
 
     async def retally(self, name: str) -> None:
         """Sum a session's last measured usage again, after its attachments or the runs have changed. Never fails."""

@@ -3,10 +3,12 @@
 A database row travels interstat → `InterstatReader` → `Refresher` → `Tallier` → `Accounts`, and from there to the
 ledger through `RowStore`. A transcript line travels transcripts → `TranscriptStore` → `Refresher` → `Tallier` →
 `Accounts`, and to the ledger through `TranscriptStore`. `UsageSaver` has both stores written: usage is in memory first
-and in the ledger soon after, and a failed write is retried. After each batch `on_refreshed` has the thresholds checked.
+and in the ledger soon after, and a failed write is retried. After each batch `Reports.refreshed` has the thresholds
+checked.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -19,12 +21,14 @@ from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.totals.account import RunAccount, Standing
 from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.totals.awaited_lines import AwaitedLines
 from fluxbudgetd.totals.choosing import Choice, RunChooser, enforced, ids, least_left, no_run, single
 from fluxbudgetd.totals.follower import Follower
 from fluxbudgetd.totals.freshness import Freshness, Required
 from fluxbudgetd.totals.history import History
 from fluxbudgetd.totals.instances import Instances
 from fluxbudgetd.totals.interstat_reader import InterstatReader
+from fluxbudgetd.totals.later import LaterRefreshes
 from fluxbudgetd.totals.lower_bounds import LowerBounds
 from fluxbudgetd.totals.places import Places
 from fluxbudgetd.totals.records import Records
@@ -36,6 +40,8 @@ from fluxbudgetd.totals.tallier import Tallier
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.totals.turn import Turn
 from fluxbudgetd.wire.messages import Hints
+
+_LATER_SECONDS = 60.0
 
 
 class SourceReport(msgspec.Struct, frozen=True):
@@ -50,11 +56,20 @@ class SourceReport(msgspec.Struct, frozen=True):
     is_fault: bool
 
 
-class Totals:
-    """Who spent what.
+class Reports(NamedTuple):
+    """What `Totals` calls.
 
-    `on_refreshed` is called with each run whose sources were read, `on_source_change` when a source's state changes.
+    `refreshed`: with each run whose sources were read. `source_change`: when a source's state changes. `measured`: with
+    each session whose sums or sub-agents may have changed, in the same step.
     """
+
+    refreshed: Callable[[RunAccount], None]
+    source_change: Callable[[], None]
+    measured: Callable[[str], None]
+
+
+class Totals:
+    """Who spent what. `report` has what is called when something has changed."""
 
     def __init__(
         self,
@@ -65,9 +80,7 @@ class Totals:
         settings: Settings,
         accounts: Accounts,
         clock: Callable[[], int],
-        *,
-        on_refreshed: Callable[[RunAccount], None],
-        on_source_change: Callable[[], None],
+        report: Reports,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -79,12 +92,12 @@ class Totals:
         self.lower_bounds = LowerBounds(self.transcripts)
         self.instances = Instances(self.transcripts)
         rows = RowStore(source.status.name, ledger)
-        self.tallier = Tallier(accounts, rows, self.transcripts, self.instances, writer, clock)
+        self.tallier = Tallier(accounts, rows, self.transcripts, self.instances, writer, clock, report.measured)
         #: Requests that are handled in one block of it share one look at the sources.
         self.turn = Turn()
         self.freshness = Freshness(accounts, self.interstat, self.transcripts, writer, self.turn, clock)
         statuses = (self.interstat.status, self.transcripts.status)
-        self._states = SourceStates(statuses, ledger, clock, on_source_change)
+        self._states = SourceStates(statuses, ledger, clock, report.source_change)
         self.refresher = Refresher(
             accounts,
             self.interstat,
@@ -94,11 +107,14 @@ class Totals:
             self._states,
             writer,
             UsageSaver(rows, self.transcripts, writer),
-            on_refreshed,
+            report.refreshed,
         )
         self.follower = Follower(
             accounts, self.interstat, self.transcripts, self.freshness, settings, clock, self._refresh
         )
+        #: For hooks that report what is being written.
+        self.awaited_lines = AwaitedLines(self.transcripts)
+        self._later = LaterRefreshes(self._refresh_if_stale)
         self.history = History(source.path, self.interstat.epoch)
         self._records = Records(accounts, self.interstat, rows, self.tallier, self.refresher)
 
@@ -231,6 +247,17 @@ class Totals:
         if account is not None:
             self.refresher.request_refresh({account.run.id})
 
+    def request_later_refresh(self, session: str) -> None:
+        """Have the run of a session brought up to date shortly: a hook was called before its line was written."""
+        account = self.accounts.run_of_session(session)
+        if account is not None:
+            self._later.request(account.run.id)
+
+    async def _refresh_if_stale(self, run: str) -> None:
+        account = self.accounts.runs[run]
+        required = self.freshness.required((account,), in_background=True)
+        await self._refresh((account,), required, anyio.current_time() + _LATER_SECONDS)
+
     @property
     def sources(self) -> tuple[SourceReport, ...]:
         """Return the state of each source."""
@@ -294,6 +321,7 @@ class Totals:
             tasks.start_soon(self.refresher.serve)
             tasks.start_soon(self.history.serve)
             tasks.start_soon(self.follower.serve)
+            tasks.start_soon(self._later.serve)
 
     async def _refresh(self, accounts: Iterable[RunAccount], required: Required, deadline: float) -> None:
         """Refresh the runs whose numbers do not show what is required, as far as the deadline allows."""

@@ -58,13 +58,15 @@ class Stated(NamedTuple):
 class TranscriptStore:
     """The responses of the followed sessions, and how far their transcripts were read.
 
-    `statuses` and `files` are those of each session's last reading, `losses` of those that have lost something.
+    `statuses` and `files` are those of each session's last reading, `losses` of those that have lost something. `calls`
+    has the tool calls that launched its sub-agents, by the numbers of their files.
     """
 
     def __init__(self, source: TranscriptSource, ledger: Ledger) -> None:
         self.statuses: dict[str, SourceStatus] = {}
         self.files: dict[str, tuple[TranscriptFile, ...]] = {}
         self.losses: dict[str, Losses] = {}
+        self.calls: dict[str, Mapping[int, str]] = {}
         self._source = source
         self._ledger = ledger
         # The numbers of the files that are not at their paths any more.
@@ -152,6 +154,7 @@ class TranscriptStore:
             self.statuses.pop(session, None)
             self.files.pop(session, None)
             self.losses.pop(session, None)
+            self.calls.pop(session, None)
             self._kept.pop(session, None)
 
     async def name(self, session: str, path: str, *, even_if_refused: bool = False) -> None:
@@ -241,6 +244,7 @@ class TranscriptStore:
             self._source.restore(session, before)
             raise
         self.files[session] = after
+        self.calls[session] = reading.calls
         self._kept[session] = reading.kept
         return deltas
 
@@ -271,17 +275,15 @@ class TranscriptStore:
                 kept[file.path] = KeptFile(file.path, counts[file.number] + others.responses, is_replaced)
         return tuple(kept.values())
 
-    async def first_responses(self, session: str) -> tuple[dict[int, int | None], Collection[Response]]:
-        """Return the time of each saved file's first response, by file number, and the responses that are not saved.
-
-        Raises `LedgerError`.
-        """
+    async def of_sub_agents(self, session: str) -> Iterable[Response]:
+        """Return the responses of a session's sub-agents; raises `LedgerError`."""
+        layers = self._saving, self._unsaved
+        saved = await self._ledger.transcripts.of_sub_agents(session) if session in self._saved else ()
+        responses = {response.key: response for response in saved}
         async with self._change_lock:
-            unsaved: dict[int, Response] = {}
-            for layer in (self._saving, self._unsaved):
-                layer.update_session(unsaved, session)
-        first = await self._ledger.transcripts.first_responses(session) if session in self._saved else {}
-        return first, unsaved.values()
+            for layer in layers:
+                layer.update_session(responses, session)
+        return responses.values()
 
     @property
     def has_unsaved(self) -> bool:

@@ -29,8 +29,8 @@ async def stopped(call: HookCall, standing: Standing) -> None:
     await _record(call, "turn.stopped", run.id, data)
 
 
-async def denied(call: HookCall, account: RunAccount, agent: str, estimate: int | None) -> None:
-    """Record that the launch of a sub-agent is denied."""
+async def denied(call: HookCall, account: RunAccount, agent: str | None, estimate: int | None) -> None:
+    """Record that the launch of a sub-agent is denied. `agent` is its type, None if it is not known."""
     run, balance = account.run, account.balance()
     data: EventData = {
         "session": call.session,

@@ -38,14 +38,20 @@ class _Fields(msgspec.Struct):
     error: Raw = _ABSENT
     prompt: Raw = _ABSENT
     tool_calls: Raw = _ABSENT
+    background: Raw = field(default=_ABSENT, name="background_tasks")
 
 
 class _ToolInput(msgspec.Struct):
     subagent_type: Raw = _ABSENT
+    to: Raw = _ABSENT
 
 
 class _ToolCall(msgspec.Struct):
     id: Raw = field(default=_ABSENT, name="tool_use_id")
+
+
+class _Task(msgspec.Struct):
+    id: Raw = _ABSENT
 
 
 class HookInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,16 +78,21 @@ class HookInput(msgspec.Struct, frozen=True, kw_only=True):
     """True if the prompt reports the end of a background task."""
     calls: tuple[str, ...] = ()
     """The ids of the tool calls of a batch."""
+    to: str | None = None
+    """The sub-agent that a message is for, by its id or name."""
+    background: frozenset[str] | None = None
+    """The ids of the tasks that run in the background when a turn ends; None: not reported."""
 
 
 _PATHS = frozenset({"transcript", "cwd"})
 #: Fields that are not texts, or that are not read as a whole.
-_OTHERS = frozenset({"tool_input", "prompt", "tool_calls"})
+_OTHERS = frozenset({"tool_input", "prompt", "tool_calls", "background"})
 #: name in the JSON → our name
 _NAMES = {info.encode_name: info.name for info in msgspec.structs.fields(_Fields)}
 _fields = msgspec.json.Decoder(_Fields)
 _tool_input = msgspec.json.Decoder(_ToolInput)
 _tool_calls = msgspec.json.Decoder(list[_ToolCall])
+_tasks = msgspec.json.Decoder(list[_Task])
 _text_decoder = msgspec.json.Decoder(str)
 
 
@@ -137,44 +148,54 @@ def _from_fields(fields: _Fields) -> HookInput:
         for name in _Fields.__struct_fields__
         if name not in _OTHERS
     }
+    tool_input = _read_tool_input(fields.tool_input)
+    background = _identified(fields.background, _tasks, "id")
     return HookInput(
         **texts,
-        subagent_type=_subagent_type(fields.tool_input),
+        subagent_type=_text(tool_input.subagent_type, _LONGEST_ID),
+        to=_text(tool_input.to, _LONGEST_ID),
         is_notification=bytes(memoryview(fields.prompt)[: len(_NOTIFICATION)]) == _NOTIFICATION,
-        calls=_ids(fields.tool_calls),
+        calls=tuple(_identified(fields.tool_calls, _tool_calls, "tool_use_id") or ()),
+        background=None if background is None else frozenset(background),
     )
 
 
-def _subagent_type(raw: Raw) -> str | None:
+def _read_tool_input(raw: Raw) -> _ToolInput:
     try:
-        return _text(_tool_input.decode(raw).subagent_type, _LONGEST_ID)
+        return _tool_input.decode(raw)
     except (msgspec.DecodeError, RecursionError):
-        return _unusual_subagent_type(raw)
+        found = _unusual(raw)
+    if not isinstance(found, dict):
+        return _ToolInput()
+    return _ToolInput(**{name: _raw(found.get(name)) for name in _ToolInput.__struct_fields__})
 
 
-def _unusual_subagent_type(raw: Raw) -> str | None:
+def _identified(
+    raw: Raw, decoder: "msgspec.json.Decoder[list[_ToolCall]] | msgspec.json.Decoder[list[_Task]]", key: str
+) -> list[str] | None:
+    """Return the ids of what a field lists, each under `key`; None if it is not a list."""
+    if raw is _ABSENT:
+        return None
     try:
-        found = json.loads(bytes(raw))
-        return _text(Raw(json.dumps(found.get("subagent_type")).encode()), _LONGEST_ID)
-    except (ValueError, RecursionError, AttributeError):
+        ids = [each.id for each in decoder.decode(raw)]
+    except (msgspec.DecodeError, RecursionError):
+        found = _unusual(raw)
+        if not isinstance(found, list):
+            return None
+        ids = [_raw(each.get(key)) for each in found if isinstance(each, dict)]
+    return [text for each in ids if (text := _text(each, _LONGEST_ID)) is not None]
+
+
+def _unusual(raw: Raw) -> object:
+    """Return a value that msgspec refuses; None if it is not JSON."""
+    try:
+        return json.loads(bytes(raw))
+    except (ValueError, RecursionError):
         return None
 
 
-def _ids(raw: Raw) -> tuple[str, ...]:
-    try:
-        calls = _tool_calls.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        calls = _unusual_calls(raw)
-    return tuple(call for each in calls if (call := _text(each.id, _LONGEST_ID)) is not None)
-
-
-def _unusual_calls(raw: Raw) -> list[_ToolCall]:
-    try:
-        found = json.loads(bytes(raw))
-    except (ValueError, RecursionError):
-        return []
-    calls = found if isinstance(found, list) else []
-    return [_ToolCall(Raw(json.dumps(call.get("tool_use_id")).encode())) for call in calls if isinstance(call, dict)]
+def _raw(value: object) -> Raw:
+    return Raw(json.dumps(value).encode())
 
 
 def _text(raw: Raw, longest: int) -> str | None:

@@ -11,6 +11,12 @@ from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire import stops
 
 
+async def end(call: HookCall) -> HookAnswer:
+    """Bring the run up to date after the end of a turn."""
+    call.service.totals.request_refresh(call.session)
+    return wire.HookAnswer()
+
+
 async def prompt(call: HookCall) -> HookAnswer:
     """Block the prompt if the run is stopped; otherwise deliver a warning that the session has not seen yet."""
     account = await call.join_run()

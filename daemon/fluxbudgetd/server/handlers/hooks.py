@@ -6,7 +6,7 @@ A hook never breaks a session: every failure becomes an error answer, for which 
 from collections.abc import Awaitable, Callable
 
 from fluxbudgetd.clock import now_micros
-from fluxbudgetd.server.handlers import hook_agents, hook_sessions, hook_turns
+from fluxbudgetd.server.handlers import hook_agents, hook_launches, hook_sessions, hook_turns
 from fluxbudgetd.server.handlers.common import Context, deadline_of
 from fluxbudgetd.server.handlers.hook_answers import HookAnswer
 from fluxbudgetd.server.handlers.hook_call import HookCall
@@ -17,6 +17,8 @@ from fluxbudgetd.wire.stops import LAUNCH_TOOLS
 
 #: Events that do not show that the session has had a response.
 _WITHOUT_RESPONSE = ("SessionStart", "UserPromptSubmit", "SessionEnd")
+#: Events that are reported before their response is in a transcript.
+_BEFORE_LINE = ("PreToolUse", "PostToolBatch", "SubagentStop", "Stop", "StopFailure")
 
 _HANDLERS: dict[str, Callable[[HookCall], Awaitable[HookAnswer]]] = {
     "SessionStart": hook_sessions.start,
@@ -25,6 +27,7 @@ _HANDLERS: dict[str, Callable[[HookCall], Awaitable[HookAnswer]]] = {
     "StopFailure": hook_turns.failed,
     "SubagentStart": hook_agents.start,
     "SubagentStop": hook_agents.stop,
+    "Stop": hook_turns.end,
     "SessionEnd": hook_sessions.end,
     "PreToolUse": hook_agents.launch,
 }
@@ -57,4 +60,9 @@ def _handle(
 async def _answer(handler: Callable[[HookCall], Awaitable[HookAnswer]], call: HookCall) -> HookAnswer:
     if call.is_news:
         await call.learn()
-    return with_note(call, await handler(call))
+    try:
+        await hook_launches.note(call)
+        return with_note(call, await handler(call))
+    finally:
+        if call.hook_input.event in _BEFORE_LINE:
+            call.service.totals.request_later_refresh(call.session)

@@ -36,7 +36,8 @@ class ReadFile(NamedTuple):
 
     `scanned` is how many bytes after the last complete line are known to contain no newline (0 if only a few),
     `scanned_mark` the digest of the last of them, and `has_usage` is True if they may have usage. `stamp` is the file's
-    stamp at that time, unless there was more to read; `meta` is its companion's.
+    stamp at that time, unless there was more to read; `meta` is its companion's, which names the tool `call` that
+    launched the sub-agent.
     """
 
     file: TranscriptFile
@@ -45,6 +46,7 @@ class ReadFile(NamedTuple):
     has_usage: bool = False
     stamp: stamps.PathStamp = stamps.UNSETTLED
     meta: stamps.PathStamp = stamps.UNSETTLED
+    call: str = ""
 
 
 class NewPart(NamedTuple):
@@ -96,6 +98,7 @@ def read_new(path: str, known: ReadFile, limit: int, session: str, clock: Callab
             lines.has_usage if scanned else False,
             stamps.file_stamp(info) if lines.end == info.st_size else stamps.UNSETTLED,
             known.meta,
+            known.call,
         )
         return NewPart(now, lines.harvest.copies, lines.end - start, lines.end == stop < info.st_size)
 

@@ -1,11 +1,12 @@
 """File names, and the agents that they belong to."""
 
 import os
+from typing import NamedTuple
 
 import msgspec
 
 from fluxbudgetd.sources.transcripts.files import opened
-from fluxbudgetd.sources.values import agent_name
+from fluxbudgetd.sources.values import agent_name, text
 from fluxbudgetd.wire.text import fold, unfold
 
 #: The agent of a session's own transcript.
@@ -20,6 +21,14 @@ _NAME_BYTES = 255  # what a file system allows
 
 class _Meta(msgspec.Struct):
     agentType: str | None = None  # noqa: N815  Claude Code's spelling
+    toolUseId: str | None = None  # noqa: N815  likewise
+
+
+class Companion(NamedTuple):
+    """What a companion file says: the agent's name, and the id of the tool call that launched it. Empty if unknown."""
+
+    agent: str = ""
+    call: str = ""
 
 
 def session_name(session: str) -> str | None:
@@ -63,11 +72,14 @@ def companion(path: str) -> str:
     return path.removesuffix(SUFFIX) + _META_SUFFIX
 
 
-def agent_type(path: str) -> str:
-    """Return the agent's name according to a companion file; empty if the file is missing or broken."""
+def read_companion(path: str) -> Companion:
+    """Return what a companion file says; nothing if the file is missing or broken."""
     try:
         with opened(path) as (fd, _):
             raw = os.read(fd, _META_BYTES + 1)
-        return agent_name(msgspec.json.decode(raw, type=_Meta).agentType) if len(raw) <= _META_BYTES else ""
+        if len(raw) > _META_BYTES:
+            return Companion()
+        meta = msgspec.json.decode(raw, type=_Meta)
     except (OSError, ValueError, RecursionError):
-        return ""
+        return Companion()
+    return Companion(agent_name(meta.agentType), text(meta.toolUseId))

@@ -101,6 +101,7 @@ class _Reading:
             status=statuses.status_of(self._places.shown, self._session, self._survey, files),
             losses=statuses.losses_of(self._survey, files),
             kept=self._kept(),
+            calls={known.file.number: known.call for known in self._files.values() if known.call},
         )
         return after, reading
 
@@ -115,16 +116,17 @@ class _Reading:
 
     def _visit(self, path: str, plain: str) -> None:
         known = self._files.get(path) or self._moved(path)
-        agent, meta = self._agent(path, plain, known)
+        companion, meta = self._companion(path, plain, known)
         if known is not None:
-            known = self._files[path] = self._renamed(known, agent)._replace(meta=meta)
+            known = self._renamed(known, companion.agent)._replace(meta=meta, call=companion.call)
+            self._files[path] = known
         if known is not None and known.stamp == self._stamps[path]:
             return
         if self._left <= 0:
             self._more = True
             self._stamps[path] = UNSETTLED
         else:
-            self._read(path, known or self._unread(path, agent, meta))
+            self._read(path, known or self._unread(path, companion, meta))
 
     def _renamed(self, known: ReadFile, agent: str) -> ReadFile:
         """Return a known file with its agent's current name. Replaced files at the same path get that name, too."""
@@ -145,8 +147,8 @@ class _Reading:
         self._files[path] = known._replace(file=moved)
         return self._files[path]
 
-    def _unread(self, path: str, agent: str, meta: PathStamp) -> ReadFile:
-        return ReadFile(unread_file(next(self._numbers), path, agent), meta=meta)
+    def _unread(self, path: str, companion: names.Companion, meta: PathStamp) -> ReadFile:
+        return ReadFile(unread_file(next(self._numbers), path, companion.agent), meta=meta, call=companion.call)
 
     def _read(self, path: str, known: ReadFile) -> None:
         """Read what is new in a file, or all of a file that has replaced it."""
@@ -155,7 +157,8 @@ class _Reading:
                 part = self._new_part(path, known)
             except ReplacedError:
                 self._gone.append(msgspec.structs.replace(known.file, is_gone=True))
-                known = self._files[path] = self._unread(path, known.file.agent, known.meta)
+                companion = names.Companion(known.file.agent, known.call)
+                known = self._files[path] = self._unread(path, companion, known.meta)
                 part = self._new_part(path, known)
         except (FileNotFoundError, NotADirectoryError):
             self._stamps[path] = MISSING
@@ -173,16 +176,17 @@ class _Reading:
     def _new_part(self, path: str, known: ReadFile) -> NewPart:
         return read_new(path, known, self._left, self._session, self._clock)
 
-    def _agent(self, path: str, plain: str, known: ReadFile | None) -> tuple[str, PathStamp]:
-        """Return the agent that the file belongs to, and the stamp of the companion that names it."""
-        agent = plain if known is None else known.file.agent
+    def _companion(self, path: str, plain: str, known: ReadFile | None) -> tuple[names.Companion, PathStamp]:
+        """Return which agent the file belongs to and which tool call launched it, and the stamp of its companion."""
+        found = names.Companion(plain) if known is None else names.Companion(known.file.agent, known.call)
         if plain == names.MAIN:
-            return agent, MISSING
+            return found, MISSING
         companion = names.companion(path)
         meta = stamp(companion)
         if meta != MISSING:
             if known is None or known.meta != meta:
-                agent = names.agent_type(companion) or agent
-            if agent == names.plain_agent(path):
+                said = names.read_companion(companion)
+                found = names.Companion(said.agent or found.agent, said.call or found.call)
+            if found.agent == names.plain_agent(path):
                 self._stamps[companion] = meta  # it may be only half written
-        return agent, meta
+        return found, meta
