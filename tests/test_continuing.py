@@ -68,6 +68,17 @@ def test_cleared_session_goes_on_in_the_run(home: Home) -> None:
 
 
 @pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("event", ["SessionStart", "UserPromptSubmit"])
+def test_session_of_the_same_process_goes_on_in_the_run(home: Home, event: str) -> None:
+    """Even if the hook of the cleared session's end comes later, or not at all. A resumed session is another one."""
+    Claude(home, "s1").run("SessionStart", source="resume")
+    Claude(home, "s2").run(event, source="clear" if event == "SessionStart" else None)
+    assert attached_sessions(home, "mine") == {"s1": True, "s2": True}
+    Claude(home, "s3").run("SessionStart", source="resume")
+    assert attached_sessions(home, "here") == {"s3": True}
+
+
+@pytest.mark.usefixtures("runs")
 def test_new_session_continues_none(home: Home) -> None:
     ends(home, "s1", "clear")
     assert starts(home, "s2", "startup") == "here"

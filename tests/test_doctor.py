@@ -197,7 +197,7 @@ def test_variable_that_switches_transcripts_off(home: Home) -> None:
 def test_active_session_without_a_transcript(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """It has called a hook that shows a response, but nothing of it can be counted."""
     run = started(home, session="s1")
-    started(home, session="idle")
+    home.ok("run", "start", "--session", "idle", "--project", str(home.root))
     assert problems(home) == []
     event = {"hook_event_name": "PostToolBatch", "session_id": "s1", "cwd": str(home.project)}
     home.ctl("hook", stdin=json.dumps(event))

@@ -8,6 +8,7 @@ This is a guard rail, not a security boundary: a process can leave its ancestors
 """
 
 from collections.abc import Collection
+from itertools import takewhile
 
 import anyio.to_thread
 
@@ -62,6 +63,14 @@ class Callers:
         self._add(added)
         self._unsaved.append(added)
         self._backlog.request()
+
+    def before(self, session: str) -> str | None:
+        """Return the session that a session's process ran before it; None if none is known."""
+        for sessions in self._processes.values():
+            if session in sessions:
+                earlier = list(takewhile(lambda each: each != session, sessions))
+                return earlier[-1] if earlier else None
+        return None
 
     async def look_up(self, pid: int) -> Caller:
         """Return the caller with this process id."""

@@ -127,7 +127,7 @@ class HookCall(msgspec.Struct):
         # A directory that the daemon cannot examine may be a symlink; the hook's own working directory is resolved.
         directories = dict.fromkeys((self.hints.cwd, request.hints.cwd))
         self.missing = no_run(self.hints)
-        # A session that outlives its run joins the next one of its directory.
+        has_ended = False
         for sessions in (self.hints.sessions, ()):
             for cwd in directories:
                 hints = msgspec.structs.replace(self.hints, sessions=sessions, cwd=cwd)
@@ -141,6 +141,10 @@ class HookCall(msgspec.Struct):
                 if choice is not None and choice.account.run.status == "active":
                     self.missing = None
                     return choice
+                has_ended = has_ended or choice is not None
+            if not has_ended:
+                break
+            # A session that outlives its run joins the next one of its directory.
         return None
 
     @property

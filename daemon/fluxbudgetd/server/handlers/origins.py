@@ -65,7 +65,10 @@ class Origins:
 
         `known` are sessions that the hook's environment names: after `/clear`, it may be that of the old session.
         """
-        names = [name for name in (self._cleared_before(hook_input), *known) if name not in (None, session)]
+        # A cleared session's process is not known if the daemon cannot see it, for instance in a container.
+        cleared = self._cleared_before(hook_input)
+        before = service.callers.before(session) if hook_input.source in _IN_PROCESS else None
+        names = [name for name in (before or cleared, *known) if name not in (None, session)]
         if hook_input.transcript is not None and service.accounts.has_active():
             transcripts = service.totals.transcripts
             with anyio.CancelScope(deadline=deadline):
