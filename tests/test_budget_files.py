@@ -1,5 +1,6 @@
 """flux-drive's budget files are parsed once per change, by a process with limits, and do not delay one another."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from fluxbudgetd.config import budget_files, yaml_process
@@ -242,6 +244,31 @@ def test_file_that_hangs_delays_no_other_file(tmp_path: Path) -> None:
         files.close()
 
     anyio.run(body)
+
+
+def test_looks_that_no_thread_has_begun_end_with_the_daemon(tmp_path: Path) -> None:
+    """Nothing fails then, whoever needed them. (More files hang than there are threads.)"""
+    failures: list[object] = []
+    resume = threading.Event()
+
+    def hanging() -> None:
+        resume.wait()
+
+    async def body() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+        files = BudgetFiles()
+        for number in range(20):
+            files.prepare(BudgetFile(number, hanging, LARGEST_OF_PROJECT))
+        files.close()
+        await anyio.lowlevel.checkpoint()
+        resume.set()
+        await anyio.wait_all_tasks_blocked()
+
+    try:
+        anyio.run(body)
+    finally:
+        resume.set()
+    assert failures == []
 
 
 def test_prepared_file_is_parsed_before_it_is_needed(tmp_path: Path, settings: Settings, parsed: list[str]) -> None:

@@ -128,7 +128,8 @@ class BudgetFiles:
     def _begin(self, file: BudgetFile, looks: _Looks) -> None:
         looks.begun += 1
         future = asyncio.get_running_loop().run_in_executor(self._threads, _look, file, looks.found)
-        future.add_done_callback(lambda done: looks.end(done.result()))
+        # `close` cancels the looks that no thread has begun. By then, no request waits for them.
+        future.add_done_callback(lambda done: None if done.cancelled() else looks.end(done.result()))
 
 
 def _look(file: BudgetFile, last: _Found) -> _Found:
