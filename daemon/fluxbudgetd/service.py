@@ -9,6 +9,7 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.admission import Admissions
 from fluxbudgetd.decisions.allowances import Allowances
 from fluxbudgetd.decisions.callers import Callers
+from fluxbudgetd.decisions.ceilings import Ceilings
 from fluxbudgetd.decisions.checks import Checks
 from fluxbudgetd.decisions.lifecycle import Lifecycle
 from fluxbudgetd.decisions.loosenings import Loosenings
@@ -93,6 +94,7 @@ class Service:
         self.reviews = Reviews(accounts, totals, ledger, settings, clock)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.admission = Admissions(self._reservations, clock)
+        self.ceilings = Ceilings(self.admission, settings)
         self.events = EventLog(newest, ledger.events)
         self.session_warnings = SessionWarnings(accounts, self.events, ledger, writer, settings)
         self.deliveries: Deliveries | None = None

@@ -37,7 +37,7 @@ async def launch(call: HookCall) -> HookAnswer:
     admission, reserved = await service.admission.admit(
         account,
         call.session,
-        Launch(agent or GENERAL, hook_input.call, hook_input.agent_id, resumes),
+        Launch(agent or hook_input.tool or GENERAL, hook_input.call, hook_input.agent_id, resumes),
         expected,
         has_person=call.request.attended and asks_person(hook_input.permission_mode),
     )
