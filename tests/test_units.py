@@ -20,7 +20,7 @@ OPEN = {
     "User=/DynamicUser=": None,
     # ProtectClock= implies an allowed device, the clock.
     "DeviceAllow=": None,
-    "ProtectProc=": "the daemon reads which processes a client descends from",
+    "ProtectProc=": "ProcSubset=",
 }
 
 analysed = pytest.mark.skipif(
