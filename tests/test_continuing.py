@@ -68,14 +68,17 @@ def test_cleared_session_goes_on_in_the_run(home: Home) -> None:
 
 
 @pytest.mark.usefixtures("runs")
-@pytest.mark.parametrize("event", ["SessionStart", "UserPromptSubmit"])
-def test_session_of_the_same_process_goes_on_in_the_run(home: Home, event: str) -> None:
-    """Even if the hook of the cleared session's end comes later, or not at all. A resumed session is another one."""
+def test_session_of_the_same_process_goes_on_in_the_run(home: Home) -> None:
+    """Even if the hook of the cleared session's end comes later, or not at all.
+
+    A resumed session is another one, and one whose start had no hook may be: it obeys the environment.
+    """
     Claude(home, "s1").run("SessionStart", source="resume")
-    Claude(home, "s2").run(event, source="clear" if event == "SessionStart" else None)
+    Claude(home, "s2").run("SessionStart", source="clear")
     assert attached_sessions(home, "mine") == {"s1": True, "s2": True}
     Claude(home, "s3").run("SessionStart", source="resume")
-    assert attached_sessions(home, "here") == {"s3": True}
+    Claude(home, "s4").run("UserPromptSubmit", environ={"FLUXBUDGET_RUN": "here"})
+    assert attached_sessions(home, "here") == {"s3": True, "s4": True}
 
 
 @pytest.mark.usefixtures("runs")

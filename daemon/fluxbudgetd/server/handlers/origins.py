@@ -20,8 +20,8 @@ _T = TypeVar("_T")
 
 #: The `source` of a session that continues no other one.
 NEW = "startup"
-#: The sources of sessions that `/clear` and `/branch` begin. None: a session whose start had no hook.
-_IN_PROCESS = (None, "clear", "fork")
+#: The sources of sessions that `/clear` and `/branch` begin in the process of the session that they continue.
+_IN_PROCESS = ("clear", "fork")
 # The hook of the new session's start may be missing. Then its first hook comes with the next prompt.
 _SECONDS = 3600.0
 _MOST = 1000
@@ -87,7 +87,7 @@ class Origins:
 
     def _cleared_before(self, hook_input: HookInput) -> str | None:
         """Return the cleared session that a new session continues; None if none is known. Each is returned once."""
-        if hook_input.source not in _IN_PROCESS or hook_input.transcript is None:
+        if hook_input.source not in (*_IN_PROCESS, None) or hook_input.transcript is None:
             return None
         end = self._cleared.pop(os.path.dirname(hook_input.transcript), None)
         return None if end is None or time.monotonic() - end.at > _SECONDS else end.session
