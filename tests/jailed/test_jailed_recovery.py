@@ -1,5 +1,6 @@
 """Recovery from killed, hanging, misconfigured and failing daemons, with the next request."""
 
+import json
 import os
 import signal
 import subprocess
@@ -110,3 +111,23 @@ def test_service_uses_the_ledger_of_a_daemon_started_by_hand(home: Account) -> N
     systemctl("stop", SOCKET, SERVICE)
     with started_by_hand(home):
         assert home.ok("remaining", "--run", "r1", *PATIENT) == "2000"
+
+
+def test_stopped_units_leave_a_hard_limit_in_force(service: Account) -> None:
+    """The runtime directory outlives the units, and with it the marker."""
+    interstat = Interstat(service.interstat)
+    interstat.insert("s1", input_tokens=1000, output_tokens=0)
+    started(service, id="r1", session="s1", whole=True, token_budget=1000, enforcement="hard")
+    marker = service.socket.parent / "hard" / "r1"
+    assert service.spend("r1").remaining == 0
+    wait_for(marker.exists, "the marker")
+    systemctl("stop", SOCKET, SERVICE)
+    assert marker.exists()
+    prompt = json.dumps({"hook_event_name": "UserPromptSubmit", "session_id": "s1", "prompt": "go on"})
+    answer = service.ctl("hook", stdin=prompt)
+    assert json.loads(answer.stdout)["decision"] == "block"
+    systemctl("start", SOCKET)
+    service.ok("run", "finish", "--run", "r1")
+    wait_for(lambda: not marker.exists(), "the marker to go")
+    assert service.ctl("hook", stdin=prompt).stdout == ""
+    interstat.close()
