@@ -1,5 +1,6 @@
 """Hooks are called before the line that they report is written: they wait for it briefly, and look again later."""
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import anyio
 import pytest
 
+from fluxbudgetd.server.dispatch import handle
+from fluxbudgetd.server.handlers import Context
+from fluxbudgetd.server.requests import TrackedAnswer
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources import watch
 from fluxbudgetd.sources.transcripts import tail
 from fluxbudgetd.totals import awaited_lines, later
 from fluxbudgetd.wire import messages
 from harness.service import service_over, until, within
-from harness.transcripts import Transcript, encoded
+from harness.transcripts import Transcript, assistant_line, encoded
 
 CALL = "toolu_01"
 
@@ -73,9 +77,9 @@ async def waiting(wait: Callable[[], Awaitable[None]]) -> AsyncIterator[anyio.Ev
             yield over
 
 
-async def session_with_transcripts(service: Service, directory: Path) -> Transcript:
-    """Start a run with a session whose transcripts, and those of its sub-agent a1, were read."""
-    asked = messages.RunStart(project_dir="/p", id="r", session="s1", token_budget=100, enforcement="hard")
+async def session_with_transcripts(service: Service, directory: Path, token_budget: int = 100) -> Transcript:
+    """Start a hard run with a session whose transcripts, and those of its sub-agent a1, were read."""
+    asked = messages.RunStart(project_dir="/p", id="r", session="s1", token_budget=token_budget, enforcement="hard")
     await service.lifecycle.start(asked, within(60))
     writer = Transcript(directory, "s1")
     writer.response("m1", tokens=(1, 0, 0, 0))
@@ -119,6 +123,74 @@ def test_hook_does_not_wait_without_a_transcript_nor_after_its_deadline(tmp_path
                 await lines.call("s1", "a2", CALL, within(60))
                 await lines.call("s1", None, CALL, within(-1))
                 await lines.call("s1", None, CALL, within(60))  # 0.1 s
+
+    anyio.run(body)
+
+
+def hook(event: str, **fields: object) -> messages.Hook:
+    """Return the request of a hook of session s1."""
+    raw = json.dumps({"session_id": "s1", "hook_event_name": event, **fields}).encode()
+    return messages.Hook(input=raw, hints=messages.Hints(cwd="/p"), wait_ms=20_000)
+
+
+async def answered(service: Service, request: messages.Hook) -> str:
+    """Return the daemon's answer to a hook."""
+    context = Context(service=service, state_dir="", started_at=0, connections=lambda: 0)
+    answer = handle(context, request, 0)
+    if isinstance(answer, Awaitable):
+        answer = await answer
+    answer = answer.answer if isinstance(answer, TrackedAnswer) else answer
+    assert isinstance(answer, messages.HookAnswer), answer
+    return answer.output
+
+
+@pytest.mark.parametrize("parent", [None, "a1"])
+def test_launch_counts_the_response_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: str | None
+) -> None:
+    """Without that response, the sub-agent would fit."""
+    monkeypatch.setattr(awaited_lines, "LONGEST_SECONDS", 60.0)
+    answers = []
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _):
+            main = await session_with_transcripts(service, tmp_path, token_budget=40_010)
+            inside = {} if parent is None else {"agent_id": parent, "agent_type": "Explore"}
+            launch = hook("PreToolUse", tool_name="Agent", tool_use_id=CALL, tool_input={}, **inside)
+
+            async def ask() -> None:
+                answers.append(await answered(service, launch))
+
+            async with waiting(ask):
+                writer = main if parent is None else main.agent(parent)
+                writer.response("m2", tokens=(10, 0, 0, 0), text=CALL)
+
+    anyio.run(body)
+    assert ["deny" in answer for answer in answers] == [True]
+
+
+def test_end_of_a_sub_agent_counts_its_last_response(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then its estimate stays reserved."""
+    monkeypatch.setattr(awaited_lines, "LONGEST_SECONDS", 60.0)
+    sub_agent = {"agent_id": "a1", "agent_type": "Explore"}
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _):
+            main = await session_with_transcripts(service, tmp_path, token_budget=100_000)
+            account = service.accounts.runs["r"]
+            await answered(service, hook("SubagentStart", **sub_agent))
+            assert account.reserved == 40_000
+
+            async def stop() -> None:
+                assert await answered(service, hook("SubagentStop", **sub_agent)) == ""
+
+            async with waiting(stop):
+                await anyio.wait_all_tasks_blocked()
+                assert account.reserved == 40_000
+                line = assistant_line("s1", "m2", tokens=(500, 0, 0, 0), sidechain=True)
+                line["message"]["stop_reason"] = "end_turn"
+                main.agent("a1").line(encoded(line))
+            assert (account.balance().spent, account.reserved) == (501, 0)
 
     anyio.run(body)
 

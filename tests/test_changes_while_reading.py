@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from fluxbudgetd.decisions.admission import Launch
@@ -14,6 +15,7 @@ from fluxbudgetd.ledger.usage import StoredUsage
 from fluxbudgetd.model import BudgetThreshold, Run
 from fluxbudgetd.policy import attribution
 from fluxbudgetd.service import Service
+from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.wire import messages
 from harness.hooks import timestamp
@@ -139,6 +141,38 @@ def test_reservation_shrinks_even_if_the_ledger_was_too_slow_at_its_launch(
         interstat.close()
 
     anyio.run(body)
+
+
+def test_token_is_never_both_spent_and_reserved(tmp_path: Path) -> None:
+    """Nor is it neither, at any moment at which another task may run."""
+    seen = set()
+
+    async def observe(account: RunAccount) -> None:
+        while True:
+            balance = account.balance()
+            seen.add(balance.spent + balance.reserved)
+            await anyio.lowlevel.checkpoint()
+
+    async def body() -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        async with service_over(tmp_path) as (service, _source), anyio.create_task_group() as tasks:
+            asked = messages.RunStart(project_dir="/p", session="s1", token_budget=100_000)
+            run, *_ = await service.lifecycle.start(asked, within(60))
+            account = service.accounts.runs[run.id]
+            await service.admission.admit(account, "s1", Launch("fd-quality"), 40_000, has_person=False)
+            await service.admission.start(account, "s1", "fd-quality", "a1", 40_000)
+            await service.totals.standing(account, within(60))
+            tasks.start_soon(observe, account)
+            writer = Transcript(tmp_path, "s1").agent("a1")
+            for number in range(100):
+                writer.response(f"m{number}", tokens=(number, 0, 0, 0), at=timestamp())
+                await service.totals.standing(account, within(60))
+            assert account.balance().spent == sum(range(100))
+            tasks.cancel_scope.cancel()
+        interstat.close()
+
+    anyio.run(body)
+    assert seen == {40_000}
 
 
 def test_detaching_a_session_that_cannot_be_read_in_time_is_a_timeout(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ The ledger is written in the background. A reservation counts at once; after a r
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -114,7 +114,7 @@ class Reservations:
     def used(self, reservation: Reservation) -> int:
         """Return what a reservation's sub-agent has used since its launch, in tokens of the run's cost basis."""
         instances = self._instances.from_transcripts(reservation.session)
-        instance = None if reservation.agent_id is None else instances.get(reservation.agent_id)
+        instance = _instance(reservation, instances)
         return policy.used(reservation, instance, self._accounts.runs[reservation.run].run.cost_basis)
 
     def measured(self, account: RunAccount, session: str, agent_id: str | None) -> int:
@@ -237,7 +237,7 @@ class Reservations:
             ended = policy.ended_by_rows(reservations, self._instances.from_rows(session))
         held: dict[int, _Held] = {}
         for reservation in reservations:
-            instance = None if reservation.agent_id is None else instances.get(reservation.agent_id)
+            instance = _instance(reservation, instances)
             basis = self._accounts.runs[reservation.run].run.cost_basis
             tokens = 0 if reservation.id in ended else policy.held(reservation, instance, basis, now)
             if tokens:
@@ -255,17 +255,18 @@ class Reservations:
         for run in {each.run for each in (*before.values(), *held.values())}:
             self._accounts.put_reserved(run, self._reserved[run])
 
-    def _last_sign(self, reservation: Reservation) -> int:
-        instances: dict[str, Instance] = self._instances.from_transcripts(reservation.session)
-        return policy.last_sign(reservation, instances.get(reservation.agent_id or ""), self._clock())
+    def _last_signs(self, session: str) -> dict[int, int]:
+        """Return when each reservation of a session last had a sign of its sub-agent, by number."""
+        now = self._clock()
+        instances = self._instances.from_transcripts(session)
+        return {each.id: policy.last_sign(each, _instance(each, instances), now) for each in self.of_session(session)}
 
     def _seconds_until_next_expiry(self) -> float:
         """Return the seconds until the next reservation holds nothing any more, or is forgotten."""
         ends = []
-        for session, reservations in self._all.items():
+        for session in self._all:
             held = self._held.get(session, {})
-            for number, reservation in reservations.items():
-                sign = self._last_sign(reservation)
+            for number, sign in self._last_signs(session).items():
                 ends.append(sign + policy.KEPT)
                 if number in held:
                     ends.append(sign + policy.LIFETIME)
@@ -274,10 +275,10 @@ class Reservations:
     def _forget_old(self) -> None:
         now = self._clock()
         for session in list(self._all):
-            for reservation in self.of_session(session):
-                if now - self._last_sign(reservation) >= policy.KEPT:
-                    del self._all[session][reservation.id]
-                    self._unsaved[reservation.id] = None
+            for number, sign in self._last_signs(session).items():
+                if now - sign >= policy.KEPT:
+                    del self._all[session][number]
+                    self._unsaved[number] = None
                     self._backlog.request()
             if not self._all[session]:
                 del self._all[session]
@@ -294,3 +295,7 @@ class Reservations:
         for number, reservation in batch.items():
             if self._unsaved.get(number) is reservation:
                 self._unsaved.pop(number, None)
+
+
+def _instance(reservation: Reservation, instances: Mapping[str, Instance]) -> Instance | None:
+    return None if reservation.agent_id is None else instances.get(reservation.agent_id)
