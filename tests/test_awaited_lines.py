@@ -1,6 +1,7 @@
 """Hooks are called before the line that they report is written: they wait for it briefly, and look again later."""
 
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -150,6 +151,14 @@ def test_launch_counts_the_response_that_makes_it(
 ) -> None:
     """Without that response, the sub-agent would fit."""
     monkeypatch.setattr(awaited_lines, "LONGEST_SECONDS", 60.0)
+    has_call = tail.has_call
+    has_looked = threading.Event()
+
+    def noted(path: str, call: str) -> bool:
+        has_looked.set()
+        return has_call(path, call)
+
+    monkeypatch.setattr(tail, "has_call", noted)
     answers = []
 
     async def body() -> None:
@@ -162,6 +171,7 @@ def test_launch_counts_the_response_that_makes_it(
                 answers.append(await answered(service, launch))
 
             async with waiting(ask):
+                await until(has_looked.is_set)
                 writer = main if parent is None else main.agent(parent)
                 writer.response("m2", tokens=(10, 0, 0, 0), text=CALL)
 

@@ -112,14 +112,22 @@ def test_threshold_that_is_passed_while_another_is_written_is_reported(
     anyio.run(body)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_reservation_shrinks_even_if_the_ledger_was_too_slow_at_its_launch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """The daemon later reads what the sub-agents have used, without another request."""
+    """The daemon later reads what the sub-agents have used, without another request.
+
+    What is used meanwhile counts once, whether the ledger was read before or after that.
+    """
     of_sub_agents = TranscriptStore.of_sub_agents
     may_go_on = anyio.Event()
 
     async def slow(store: TranscriptStore, session: str) -> Any:
+        if when == "before":
+            found = tuple(await of_sub_agents(store, session))
+            await may_go_on.wait()
+            return found
         await may_go_on.wait()
         return await of_sub_agents(store, session)
 

@@ -68,6 +68,18 @@ def test_usage_is_compared_in_tokens_of_the_cost_basis(home: Home, daemon: Daemo
     assert reserved(home, run) == estimate - 4_321
 
 
+def test_response_that_grows_is_used_once(home: Home, daemon: Daemon) -> None:
+    """Each of its lines has what it had used until then."""
+    run = started(home, session="s1")
+    claude = Claude(home)
+    claude.launch()
+    claude.starts("a1")
+    writer = Transcript(home.root / "claude", "s1").agent("a1")
+    for output in (10, 300, 2_000):
+        writer.response("m1", tokens=(5, output, 0, 0), at=timestamp())
+        assert (home.spend(run).spent, reserved(home, run)) == (5 + output, REVIEW - 5 - output)
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_what_was_used_survives_a_restart(home: Home, interstat: Interstat, killed: bool) -> None:
     daemon = home.start()
