@@ -78,7 +78,7 @@ async def answered(context: Context, request: messages.Command) -> object:
         command(b"check"),
         command(b"ping"),
         command(b"hook"),
-        command(b"hook", stdin=b'{"session_id": "s1", "hook_event_name": "Stop"}', more=True),
+        command(b"hook", stdin=b'{"session_id": "s1", "hook_event_name": "Notification"}', more=True),
         command(b"--help"),
     ],
     ids=lambda request: request.words[0].decode(),
