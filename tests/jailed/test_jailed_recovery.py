@@ -34,6 +34,8 @@ def test_killed_daemon_loses_nothing(service: Account) -> None:
     interstat.insert("s1", input_tokens=600, output_tokens=0)
     run = started(service, id="r1", session="s1", whole=True, token_budget=1000)
     with Watch(service, "--since", "0") as watch:
+        # (It reconnects, but not before its first connection.)
+        wait_for(watch.numbers, "the first event")
         for _ in range(6):  # more often than systemd's default start limit allows
             assert service.spend(run).spent
             before = service.pid
