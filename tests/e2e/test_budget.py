@@ -40,3 +40,12 @@ def test_exceeded_soft_budget_only_warns(stage: Stage) -> None:
     assert stage.heard(f"the budget of run {stage.run} is exceeded")[-1] > 0
     assert f"fluxbudgetctl run set --run {stage.run}" in session.shown
     assert not any(stage.heard("run set"))
+
+
+def test_session_without_a_run_is_told_once_how_to_start_one(stage: Stage) -> None:
+    """When it is resumed, it is not told again."""
+    stage.home.ok("run", "finish", "--run", stage.run)
+    hello = stage.script.add("hello", says("Hello.", bash("true")), says("Done."))
+    session = stage.claude.run(hello)
+    stage.claude.run(hello, "--resume", session.id)
+    assert stage.heard("fluxbudgetctl run start") == [1] * 4
