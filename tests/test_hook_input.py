@@ -172,6 +172,15 @@ def test_tool_calls_of_a_batch(calls: object, expected: tuple[str, ...]) -> None
     assert read(raw) == HookInput(event="PostToolBatch", calls=expected)
 
 
+def test_tool_calls_of_a_batch_with_long_results() -> None:
+    """The ids that have arrived are known, that of the call whose result was cut included."""
+    calls = [{"tool_name": "Agent", "tool_use_id": f"t{number}", "tool_response": "x" * 1_000} for number in range(3)]
+    raw = json.dumps({"hook_event_name": "PostToolBatch", "tool_calls": calls}).encode()
+    for length, known in ((raw.index(b'"t1"') + 3, 1), (raw.index(b'"t1"') + 4, 2), (len(raw) - 500, 3), (len(raw), 3)):
+        found = parse_beginning(raw[:length])
+        assert found == HookInput(event="PostToolBatch", calls=("t0", "t1", "t2")[:known])
+
+
 def test_last_of_duplicate_keys_counts() -> None:
     assert read(b'{"session_id": "a", "cwd": "/c", "session_id": "b"}') == HookInput(session="b", cwd="/c")
     assert read(b'{"session_id": "a", "session_id": 5}') == HookInput()

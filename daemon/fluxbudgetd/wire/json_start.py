@@ -1,4 +1,4 @@
-"""The beginning of a JSON object: the top-level fields that are there, wherever the input was cut."""
+"""The beginning of a JSON object or array: the fields or items that are there, wherever the input was cut."""
 
 import json
 from collections.abc import Iterator
@@ -30,6 +30,19 @@ def top_level(raw: bytes) -> Iterator[tuple[str, str]]:
             at = _skip(text, end)
     except ValueError:  # the input was cut inside a name
         return
+
+
+def items(text: str) -> Iterator[str]:
+    """Yield the items of an array as JSON text. Where the input was cut, the last one is incomplete."""
+    decoder = json.JSONDecoder()
+    at = _skip(text, 0)
+    while text[at : at + 1] in ("[", ","):
+        start = _skip(text, at + 1)
+        end = _end(decoder, text, start)
+        yield text[start:end]
+        if end is None:
+            return
+        at = _skip(text, end)
 
 
 def _end(decoder: json.JSONDecoder, text: str, start: int) -> int | None:

@@ -10,7 +10,7 @@ import anyio.to_thread
 import msgspec
 from msgspec import Raw, field
 
-from fluxbudgetd.wire.json_start import BYTE_ORDER_MARK, top_level
+from fluxbudgetd.wire.json_start import BYTE_ORDER_MARK, items, top_level
 from fluxbudgetd.wire.stops import NOTIFICATION
 from fluxbudgetd.wire.text import fold
 
@@ -139,7 +139,16 @@ def parse_unusual(raw: bytes) -> HookInput:
 def parse_beginning(raw: bytes) -> HookInput:
     """Return what the beginning of an input says: the fields that are complete. May take milliseconds."""
     found = {_NAMES[name]: Raw(value.encode()) for name, value in top_level(raw) if name in _NAMES}
+    if "tool_calls" in found:  # the results of a batch may be long
+        found["tool_calls"] = _known_calls(bytes(found["tool_calls"]).decode())
     return _from_fields(_Fields(**found))
+
+
+def _known_calls(text: str) -> Raw:
+    """Return the tool calls of a batch that may have been cut, with only the fields that are complete."""
+    calls = [dict(top_level(item.encode())) for item in items(text)]
+    ids = [_text(Raw(call.get("tool_use_id", "").encode()), _LONGEST_ID) for call in calls]
+    return _raw([{"tool_use_id": each} for each in ids if each is not None])
 
 
 def _from_fields(fields: _Fields) -> HookInput:
