@@ -165,7 +165,7 @@ def test_launch_counts_the_response_that_makes_it(
         async with service_over(tmp_path) as (service, _):
             main = await session_with_transcripts(service, tmp_path, token_budget=40_010)
             inside = {} if parent is None else {"agent_id": parent, "agent_type": "Explore"}
-            launch = hook("PreToolUse", tool_name="Agent", tool_use_id=CALL, tool_input={}, **inside)
+            launch = hook("PreToolUse", tool_name="Agent", tool_use_id="toolu_09", tool_input={}, **inside)
 
             async def ask() -> None:
                 answers.append(await answered(service, launch))
@@ -173,7 +173,7 @@ def test_launch_counts_the_response_that_makes_it(
             async with waiting(ask):
                 await until(has_looked.is_set)
                 writer = main if parent is None else main.agent(parent)
-                writer.response("m2", tokens=(10, 0, 0, 0), text=CALL)
+                writer.response("m2", tokens=(10, 0, 0, 0), text="toolu_09")
 
     anyio.run(body)
     assert ["deny" in answer for answer in answers] == [True]
