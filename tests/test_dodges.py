@@ -119,6 +119,7 @@ def test_stopped_daemon_changes_nothing_later(home: Home, claude: SessionProcess
     assert is_stopped_without_answer(claude)
     daemon.signal(signal.SIGCONT)
     wait_for(lambda: daemon.log.count('"loosening refused"') == 2, "the late requests to be refused")
+    assert daemon.log.count('"kind": "unknown"') == 2
     assert budget(home) == 1000
     assert is_stopped(claude)
 
