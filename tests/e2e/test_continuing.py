@@ -74,13 +74,20 @@ def test_forked_and_cleared_from_a_session_of_another_run(stage: Stage) -> None:
     stage.home.ok("run", "attach", "--run", run, "--session", first)
     more = stage.script.add("more", says("More.", bash("true")), says("More is said."))
     fork = stage.claude.run(more, "--resume", first, "--fork-session").id
+
+    def wait_until_counted(responses: int) -> None:
+        """Wait until so many responses were handed out, and those since the attachment are counted."""
+        wait_for(lambda: len(stage.api.responses) == responses, f"response {responses}")
+        wanted = handed_out(stage.api.responses[2:]).all.total
+        wait_for(lambda: stage.totals(run).all.total >= wanted, f"response {responses} to be counted")
+
     with stage.claude.in_terminal("--resume", first) as terminal:
         enter(terminal, more)
-        wait_for(lambda: len(stage.api.responses) == 6, "the resumed session's turn")
+        wait_until_counted(6)
         enter(terminal, "/clear")
         terminal.wait_until_gone("More is said.")
         enter(terminal, more)
-        wait_for(lambda: len(stage.api.responses) == 8, "the new session's turn")
+        wait_until_counted(8)
         leave(terminal)
     wanted = handed_out(stage.api.responses[2:])
     assert stage.totals(run) == wanted
