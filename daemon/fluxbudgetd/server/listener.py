@@ -53,7 +53,7 @@ class Listener(NamedTuple):
                 return True
             except OSError:
                 return False
-            return credentials_of(probe).pid == os.getpid()
+            return credentials_of(probe)[0] == os.getpid()
 
 
 def passed_listener(descriptors: Sequence[int]) -> Listener | None:

@@ -4,7 +4,6 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -93,18 +92,13 @@ class Peer:
                 return data
 
 
-class Credentials(NamedTuple):
-    """The process at the other end: the one that connected or, of a client's socket, the one that listens."""
+def credentials_of(peer: socket.socket) -> tuple[int, int, int]:
+    """Return the process id, user id and group id of the other end, as they were when the connection was made.
 
-    pid: int
-    uid: int
-    gid: int
-
-
-def credentials_of(peer: socket.socket) -> Credentials:
-    """Return who is at the other end, as it was when the connection was made."""
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return Credentials._make(_CREDENTIALS.unpack(raw))
+    The other end is the process that connected or, of a client's socket, the one that listens.
+    """
+    pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid, gid
 
 
 def is_allowed(uid: int) -> bool:

@@ -101,9 +101,9 @@ class Server:
 
     def _add(self, accepted: socket.socket) -> None:
         """Serve a new connection, or refuse it."""
-        credentials = credentials_of(accepted)
-        peer = Peer(accepted, credentials.pid)
-        refusal = self._refusal(credentials.uid)
+        pid, uid, _ = credentials_of(accepted)
+        peer = Peer(accepted, pid)
+        refusal = self._refusal(uid)
         if refusal is not None:
             peer.close(refusal)
             return
