@@ -119,7 +119,6 @@ def test_error_that_is_retried(stage: Stage) -> None:
 def test_error_that_ends_the_session(stage: Stage) -> None:
     """Claude Code writes the error as a response of the model `<synthetic>`."""
     stage.play(stage.script.add("failing", says("Begins.", bash("true")), says("", fails=(400,) * 9)), fails=True)
-    assert "turn.failed" in stage.events
 
 
 def test_stream_that_breaks_off_in_a_block(stage: Stage) -> None:
