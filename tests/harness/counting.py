@@ -1,8 +1,9 @@
 """Two daemons for the same histories: the service in the test's own process, and a real one."""
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import anyio.from_thread
 import pytest
 
 from fluxbudgetd import clock as clock_module
-from fluxbudgetd.server.handlers import Context, runs
+from fluxbudgetd.server.dispatch import handle
+from fluxbudgetd.server.handlers import Context
 from fluxbudgetd.wire import messages
 from harness.daemon import Home, Wire
 from harness.interstat import Interstat
@@ -82,15 +84,7 @@ class InProcess:
         self._context = Context(service, str(self.claude_dir), self.clock.now, lambda: 0)
 
     def ask(self, request: messages.AnyRequest) -> Any:
-        handlers: dict[type, Callable[..., Any]] = {
-            messages.RunStart: runs.run_start,
-            messages.RunAttach: runs.run_attach,
-            messages.RunDetach: runs.run_detach,
-            messages.RunShow: runs.run_show,
-            messages.RunFinish: runs.run_finish,
-            messages.RunList: runs.run_list,
-        }
-        return self._portal.call(handlers[type(request)], self._context, request)
+        return self._portal.call(handle, self._context, request, os.getpid())
 
     def shown(self, run: str) -> Shown:
         return _shown(self, run)

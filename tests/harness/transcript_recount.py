@@ -81,7 +81,7 @@ class Response:
 
 @dataclass(eq=False)
 class ReadFile:
-    """A file, as far as it has been read."""
+    """A file, as far as it has been read. `earlier` is the file that it has replaced."""
 
     session: str
     device: tuple[int, int]
@@ -89,6 +89,7 @@ class ReadFile:
     taken: bytes = b""
     latest: int | None = None
     gone: bool = False
+    earlier: "ReadFile | None" = None
 
 
 class Counted(NamedTuple):
@@ -135,7 +136,7 @@ class TranscriptRecount:
             self._rename(session, path, agent)
             file = self._files.get((session, path))
             if file is None or file.gone:
-                file = self._files[session, path] = ReadFile(session, (info.st_dev, info.st_ino), agent)
+                file = self._files[session, path] = ReadFile(session, (info.st_dev, info.st_ino), agent, earlier=file)
             file.device = info.st_dev, info.st_ino
             self.add(session, file, raw, now, earliest)
 
@@ -156,13 +157,14 @@ class TranscriptRecount:
                 yield Counted(response.session, response.at, best.agent, model, tokens)
 
     def _rename(self, session: str, path: Path, agent: str) -> None:
-        """Note the name of a file's agent, which may become known later than the file."""
+        """Note the name of the agent of a file, and of those that it has replaced. It may become known later."""
         file = self._files.get((session, path))
-        if file is not None and file.agent != agent:
+        while file is not None and file.agent != agent:
             for response in self.responses:
                 if response.file is file and response.best.agent == file.agent:
                     response.best = response.best._replace(agent=agent)
             file.agent = agent
+            file = file.earlier
 
     def has_own(self, message: str | None) -> bool:
         """True if a session has a response with this message id in its own conversation."""
