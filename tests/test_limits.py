@@ -205,8 +205,8 @@ def test_reasons_have_numbers_and_only_the_message_has_a_remedy() -> None:
         " 260 000 of 300 000 billing tokens spent, 30 000 reserved; finish without it"
     )
     assert denied.message == (
-        "fluxbudget: fd-quality was not launched; to give run r1 more, use `fluxbudgetctl allow --run r1` in your own"
-        " terminal, or `fluxbudgetctl run set --run r1 --budget N`"
+        "fluxbudget: fd-quality was not launched; to give run r1 more, use `fluxbudgetctl allow --run r1`"
+        " or `fluxbudgetctl run set --run r1 --budget N` in your own terminal"
     )
     asked = admitted(5, 1_234_567, cost_basis="total")
     assert asked.reason == (
@@ -220,8 +220,8 @@ def test_reasons_have_numbers_and_only_the_message_has_a_remedy() -> None:
         " do not launch sub-agents; finish with what you have, and say that the budget is exhausted"
     )
     assert stopped.message == (
-        "fluxbudget: to let run r1 go on, use `fluxbudgetctl allow --run r1` in your own terminal,"
-        " or `fluxbudgetctl run set --run r1 --budget N`"
+        "fluxbudget: to let run r1 go on, use `fluxbudgetctl allow --run r1`"
+        " or `fluxbudgetctl run set --run r1 --budget N` in your own terminal"
     )
 
 

@@ -78,7 +78,8 @@ def test_hard_run_is_not_loosened_from_inside(home: Home, claude: SessionProcess
     before = state(home)
     done = claude.bash(command(*LOOSENINGS[action].words))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "run r1 is hard: inside a session, " in done.stderr
+    assert "fluxbudgetctl: inside a session, " in done.stderr
+    assert ", because run r1 is hard\n" in done.stderr
     assert "hint: run it in your own terminal" in done.stderr
     assert state(home) == before
     assert loosened(home) == []
@@ -140,7 +141,7 @@ def test_service_is_not_uninstalled_from_inside(home: Home, claude: SessionProce
     assert [event.data["action"] for event in loosened(home)] == ["uninstall"]
     harden(home)
     done = claude.run(sys.executable, "-c", ask)
-    assert "run r1 is hard: inside a session, the service cannot be uninstalled" in done.stderr
+    assert "inside a session, the service cannot be uninstalled, because run r1 is hard" in done.stderr
     assert len(loosened(home)) == 1
     assert isinstance(home.ask(messages.Loosen(action="uninstall")), messages.LoosenAnswer)
     assert [(event.run, event.data["enforcement"]) for event in loosened(home)][1:] == [("r1", "hard")]
@@ -167,7 +168,7 @@ def test_session_of_a_hard_run_loosens_no_other_run(home: Home, claude: SessionP
     home.ok("run", "set", "--run", "other", "--budget", "1000")
     done = claude.bash(command("run", "set", "--run", "other", "--budget", "2000"))
     assert done.returncode == 1
-    assert "run r1 is hard: inside a session, the budget of run other cannot be raised" in done.stderr
+    assert "inside a session, the budget of run other cannot be raised, because run r1 is hard" in done.stderr
 
 
 def test_session_without_a_run_loosens_no_hard_run(home: Home, claude: SessionProcess) -> None:

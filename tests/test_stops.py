@@ -97,8 +97,8 @@ def exhausted(home: Home, **fields: Any) -> Claude:
 
 CAUSE = "fluxbudget: the budget of run r1 is exhausted (1 200 of 1 000 billing tokens spent)"
 ADVICE = (
-    "to let run r1 go on, use `fluxbudgetctl allow --run r1` in your own terminal,"
-    " or `fluxbudgetctl run set --run r1 --budget N`"
+    "to let run r1 go on, use `fluxbudgetctl allow --run r1`"
+    " or `fluxbudgetctl run set --run r1 --budget N` in your own terminal"
 )
 REMEDY = f"fluxbudget: {ADVICE}"
 

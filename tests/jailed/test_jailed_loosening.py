@@ -45,7 +45,7 @@ def test_session_cannot_uninstall_the_service(service: Account) -> None:
         claude.hook("SessionStart", source="startup")
         done = claude.bash(command(*uninstall))
         assert done.returncode == 1, done
-        assert "run r1 is hard: inside a session, the service cannot be uninstalled" in done.stderr
+        assert "inside a session, the service cannot be uninstalled, because run r1 is hard" in done.stderr
         assert (service.units / "fluxbudgetd.service").exists()
         service.ping()
         service.ok(*uninstall)

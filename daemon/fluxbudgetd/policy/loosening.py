@@ -41,7 +41,7 @@ def of_change(old: Run, new: Run) -> list[Loosening]:
 
 
 def of_leaving(run: Run, session: str, to: str | None) -> list[Loosening]:
-    """Return how it loosens a run that a session leaves it, for another run or for none."""
+    """Return how a run is loosened when a session leaves it, for another run or for none."""
     if run.status != "active":
         return []
     return [
@@ -59,14 +59,14 @@ def of_end(balance: Balance, status: RunStatus) -> list[Loosening]:
 
 
 def data(run: Run, loosening: Loosening, sessions: tuple[str, ...]) -> EventData:
-    """Return the data of a loosening's event. `sessions` are those that the process is inside of."""
+    """Return the data of a loosening's event. `sessions` are those that the process runs in."""
     inside: EventData = {"inside": ",".join(sessions)} if sessions else {}
     return {"action": loosening.action, "enforcement": run.enforcement, **loosening.details, **inside}
 
 
 def refusal(run: Run, action: Action, hard: Run) -> str:
     """Return why a run may not be loosened. `hard` is the run, or another one that binds the session."""
-    return f"run {hard.id} is hard: inside a session, {_REFUSED[action].format(run.id)}"
+    return f"inside a session, {_REFUSED[action].format(run.id)}, because run {hard.id} is hard"
 
 
 def what(run: Run, event: Event) -> str:
@@ -87,7 +87,7 @@ def what(run: Run, event: Event) -> str:
 
 
 def who(event: Event) -> str:
-    """Return who has caused an event: `fluxbudgetctl (process 123) inside session S`."""
+    """Return who caused an event: `fluxbudgetctl (process 123) inside session S`."""
     by = event.by
     if by is None:
         return "a hook"

@@ -1,6 +1,6 @@
-"""What a run that is stopped says to Claude Code: when, in which words, and as which answers of hooks.
+"""What hooks answer for a stopped run: the conditions, the words, and the answers in Claude Code's format.
 
-The daemon and the client share this module, because the client decides for a daemon that is away. It imports next to
+The daemon and the client share this module, because the client decides while the daemon is away. It imports next to
 nothing. An answer is a dictionary, to be encoded as JSON.
 
 There are two audiences. What the model reads (`additionalContext`, `permissionDecisionReason`, `stopReason`) says that
@@ -14,7 +14,7 @@ from fluxbudgetd.wire.short import grouped
 LAUNCH_TOOLS = ("Agent", "Task", "Workflow", "SendMessage")
 #: `$CLAUDE_CODE_ENTRYPOINT` of sessions that a person types into.
 _ATTENDED = ("cli", "claude-vscode")
-#: A prompt that begins so reports the end of a background task. Blocking it would lose the task's result.
+#: A prompt with this beginning reports the end of a background task. Blocking it would lose the task's result.
 NOTIFICATION = "<task-notification>"
 
 
@@ -34,12 +34,12 @@ def exhausted(run: str, spent: int, limit: int, basis: str) -> str:
 
 
 def ways_to_continue(run: str) -> str:
-    """Return the commands by which the person can let a stopped run go on."""
-    return f"`fluxbudgetctl allow --run {run}` in your own terminal, or {way_to_raise(run)}"
+    """Return the commands with which the person can let a stopped run go on."""
+    return f"`fluxbudgetctl allow --run {run}` or {way_to_raise(run)} in your own terminal"
 
 
 def way_to_raise(run: str) -> str:
-    """Return the command by which the person can raise a run's budget."""
+    """Return the command with which the person can raise a run's budget."""
     return f"`fluxbudgetctl run set --run {run} --budget N`"
 
 
@@ -57,8 +57,8 @@ def blocked_prompt(cause: str, advice: str, *, is_attended: bool) -> dict[str, o
     """Return the answer that keeps a prompt from being sent.
 
     `cause` is what `exhausted` returns; `advice` is for the person. Claude Code shows only the `reason`, which the
-    session's own model does not read. But what `claude -p` prints may be read by the model of a session that has
-    started it, so the reason has the advice only if a person is there.
+    session's own model does not read. But the model of an outer session may read what its `claude -p` prints, so the
+    reason has the advice only if a person is there.
     """
     reason = f"fluxbudget: {cause}; the prompt was not sent"
     return {
@@ -119,8 +119,8 @@ def context(event: str, text: str, message: str | None) -> dict[str, object]:
 def without_daemon(run: str, why: str) -> str:
     """Return what the person reads when a run stays stopped because the daemon gave no answer; `why` says why not."""
     return (
-        f"the daemon gave no answer ({why}), and by its last numbers run {run} is stopped; start it again"
-        f" (`systemctl --user restart fluxbudgetd`, or `fluxbudgetd`); then use {ways_to_continue(run)}"
+        f"the daemon gave no answer ({why}), and by the last known numbers run {run} is stopped; start the daemon"
+        f" (`systemctl --user restart fluxbudgetd`, or `fluxbudgetd`), then use {ways_to_continue(run)}"
     )
 
 
