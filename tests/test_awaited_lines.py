@@ -1,4 +1,4 @@
-"""Hooks are called before the line that they report is written: they wait for it briefly, and look again later."""
+"""Hooks are called before the line that they report is written: they wait for it briefly, and read again later."""
 
 import json
 import threading

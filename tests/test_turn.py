@@ -1,4 +1,4 @@
-"""Requests that arrive together share one look at the sources, and no answer misses what was written before it."""
+"""Requests that arrive together share one check of the sources, and no answer misses what was written before it."""
 
 import fcntl
 import struct

@@ -53,7 +53,7 @@ static const struct verb verbs[] = {
 
 static const int64_t MOST = 3600 * SECOND;
 
-/* The linker puts common variables behind all others, so libc's are on the first page, as are those of this program. */
+/* The linker puts common variables after all others, so libc's are on the first page, as are those of this program. */
 struct memory memory __attribute__((common));
 
 static const struct verb *find_verb(const char *name)
@@ -168,8 +168,8 @@ static int run_python(struct call *call, char **arguments)
     return INTERNAL;
 }
 
-/* True if the program ends silently after a failure. A hook with other flags does not: they may be `--help`, or wrong,
-   which only Python can tell. Markers are looked for last, because only they cost something. */
+/* True if the program ends silently after a failure. A hook with other flags does not: they may be `--help`, or wrong:
+   only the Python client can decide. Markers come last, because only this check needs system calls. */
 static bool is_silent(const struct call *call)
 {
     const char *closed = variable("FLUXBUDGET_FAIL_CLOSED");

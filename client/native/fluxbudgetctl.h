@@ -23,9 +23,9 @@ struct verb {
 };
 
 /* The large arrays. A page that is touched for the first time costs more than a system call, so short requests and
-   answers lie together, and all of it behind libc's variables (fluxbudgetctl.c). */
+   answers lie together, and all of it after libc's variables (fluxbudgetctl.c). */
 extern struct memory {
-    char frames[2 * (HEADER + MAX_FRAME)]; /* the frame being sent, and behind it the answer */
+    char frames[2 * (HEADER + MAX_FRAME)]; /* the frame being sent, followed by the answer */
     char input[MAX_INPUT + CHUNK];         /* stdin, as far as it has been read */
 } memory;
 

@@ -79,7 +79,7 @@ struct sender {
 };
 
 /* Make the first frame, or one with what was read since the last frame. (That is shorter than the first one, so it does
-   not reach the answer behind it.) */
+   not reach the answer after it.) */
 static void make_frame(struct sender *sender, const struct call *call)
 {
     const struct input *input = &call->input;

@@ -1,4 +1,4 @@
-"""A daemon that dies or hangs in the middle of a session does not open the gate of a hard run that it has stopped."""
+"""A hard run stays stopped if the daemon dies or hangs in the middle of a session."""
 
 import signal
 from collections.abc import Callable

@@ -38,7 +38,7 @@ def are_refused(stage: Stage, calls: int) -> list[bool]:
 
 
 def test_guard_asks_before_limits_are_changed(stage: Stage) -> None:
-    """In print mode nobody can be asked, so these commands are refused. Others of fluxbudget are not.
+    """In print mode no one is there to answer, so these commands are refused. Other commands are not.
 
     The rules are no boundary: another program may run the commands.
     """

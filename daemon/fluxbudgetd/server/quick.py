@@ -12,7 +12,7 @@ each connection that has sent one, until none is left or a limit is reached. A p
 waits its turn like the others.
 
 All idle connections share one epoll object, which the event loop watches. A callback therefore knows which of them have
-sent a request. In a round, it receives these requests, handles them together, so that they share one look at the
+sent a request. In a round, it receives these requests, handles them together, so that they share one check of the
 sources, and only then sends the answers: a program with several connections is then woken once, not once per answer.
 Registering each connection with the event loop would also cost more.
 """

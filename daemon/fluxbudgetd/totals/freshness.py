@@ -10,7 +10,7 @@ Numbers carry a `Stamp`, a point in the histories of both sources:
 
 A run is fresh if its stamp is at least the required stamp, in both parts, and its sums include what was read. A
 request fixes the required stamps when it begins, so its answer includes everything that was written before it.
-Requests that arrived together share one look at the sources (`Turn`).
+Requests that arrived together share one check of the sources (`Turn`).
 
 A run is stale only because of a source that its own sessions are counted from. interstat is optional: a session whose
 transcripts hold usage does not need it. A database that is absent or empty has no rows to wait for, so it makes a

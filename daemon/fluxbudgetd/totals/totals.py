@@ -93,7 +93,7 @@ class Totals:
         self.instances = Instances(self.transcripts)
         rows = RowStore(source.status.name, ledger)
         self.tallier = Tallier(accounts, rows, self.transcripts, self.instances, writer, clock, report.measured)
-        #: Requests that are handled in one block of it share one look at the sources.
+        #: Requests that are handled in one block of it share one check of the sources.
         self.turn = Turn()
         self.freshness = Freshness(accounts, self.interstat, self.transcripts, writer, self.turn, clock)
         statuses = (self.interstat.status, self.transcripts.status)

@@ -110,7 +110,7 @@ class HookCall(msgspec.Struct):
         return account if _is_binding(account) else None
 
     async def _outer_run(self) -> RunAccount | None:
-        """Return the hard run of a session that has started this one, such as by `claude -p` in Bash."""
+        """Return the hard run of a session that has started this one, for instance with `claude -p` in Bash."""
         if not any(_is_binding(account) for account in self.service.accounts.active()):
             return None
         caller = await self.service.callers.look_up(self.pid)
