@@ -195,7 +195,7 @@ def test_file_is_parsed_once_until_it_changes(tmp_path: Path, settings: Settings
 
 
 def test_request_sees_what_was_written_before_it(tmp_path: Path) -> None:
-    """Even if a look at the file is under way, which may have read it before."""
+    """Even if a check of the file is under way, which may have read it before."""
     path = tmp_path / "budget.yaml"
     path.write_text("min_agents: 1")
     begun, proceed = threading.Event(), threading.Event()
@@ -246,7 +246,7 @@ def test_file_that_hangs_delays_no_other_file(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_looks_that_no_thread_has_begun_end_with_the_daemon(tmp_path: Path) -> None:
+def test_checks_that_no_thread_has_begun_end_with_the_daemon(tmp_path: Path) -> None:
     """Nothing fails then, whoever needed them. (More files hang than there are threads.)"""
     failures: list[object] = []
     resume = threading.Event()

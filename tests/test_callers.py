@@ -120,7 +120,7 @@ def test_terminal_is_seen(home: Home, claude: SessionProcess) -> None:
 def test_session_stays_known_when_the_daemon_restarts(
     home: Home, claude: SessionProcess, daemon: Daemon, restart: Callable[[Daemon], None]
 ) -> None:
-    """A session cannot get rid of its daemon's memory by ending the daemon, before another hook has called."""
+    """A killed daemon's successor knows the session before its next hook."""
     wait_for(lambda: stored(home), "the session's process to be in the ledger")
     restart(daemon)
     home.start()

@@ -152,7 +152,7 @@ def test_reservation_shrinks_even_if_the_ledger_was_too_slow_at_its_launch(
 
 
 def test_token_is_never_both_spent_and_reserved(tmp_path: Path) -> None:
-    """Nor is it neither, at any moment at which another task may run."""
+    """A token is always either reserved or spent when another task can run."""
     seen = set()
 
     async def observe(account: RunAccount) -> None:

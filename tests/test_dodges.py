@@ -111,7 +111,7 @@ def test_decoy_run_frees_nothing(home: Home, claude: SessionProcess) -> None:
 
 
 def test_stopped_daemon_changes_nothing_later(home: Home, claude: SessionProcess, daemon: Daemon) -> None:
-    """A request that a stopped daemon finds when it goes on is of a process that no longer exists."""
+    """When a suspended daemon goes on, it refuses requests whose clients have ended."""
     wait_for(lambda: list((home.socket.parent / "hard").glob("*")), "the marker")
     daemon.signal(signal.SIGSTOP)
     short = RAISE.replace("--timeout 60", "--timeout 1")

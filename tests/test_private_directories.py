@@ -37,7 +37,7 @@ def state(spent: int) -> State:
 
 @pytest.mark.parametrize("name", ["", "runs", "sessions", "scopes", HARD])
 def test_directory_that_is_a_symbolic_link_is_not_followed(tmp_path: Path, name: str) -> None:
-    """What is in the other directory is neither removed nor made private, and nothing is written there."""
+    """The linked directory keeps its files and mode, and nothing is written there."""
     victim, directory = tmp_path / "victim", tmp_path / "state"
     victim.mkdir(mode=0o755)
     (victim / "file").write_text("kept")

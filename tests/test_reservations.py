@@ -289,7 +289,7 @@ def test_correction_is_stable_and_does_not_depend_on_the_order(
 def test_correction_loses_no_sub_agent_and_no_launch(
     reservations: list[Reservation], instances: list[Instance]
 ) -> None:
-    """Sub-agents change places, and new ones come; what was launched stays as it is."""
+    """Corrections move sub-agents and add new ones, but do not change what was launched."""
     after = {each.id: each for each in (*reservations, *corrected(reservations, instances))}
     before = {each.id: each for each in reservations}
     assert after.keys() == before.keys()

@@ -11,7 +11,7 @@ from fluxbudgetd.wire.state_names import hard_directory
 
 
 def marked_sockets() -> list[str]:
-    """Return the sockets with a marker beside them, of those at which a daemon may have listened.
+    """Return those sockets of possible daemons that have a marker beside them.
 
     These are the chosen socket, the usual one, and the one that the lock file names.
     """

@@ -1,8 +1,8 @@
-"""flux-drive's budget files, looked at for every request and parsed only when they have changed.
+"""flux-drive's budget files. Each is checked for every request, and parsed only when it has changed.
 
-Each look takes a thread, at most one per file, so a file system that does not answer delays only the requests that need
-its file. Requests share a look that begins after they have arrived; if they are cancelled, it continues. Parsing takes
-place in another process (`yaml_process.py`).
+Each check takes a thread, at most one per file, so a file system that does not answer delays only the requests that
+need its file. Requests share a check that begins after they have arrived; if they are cancelled, it continues. Parsing
+takes place in another process (`yaml_process.py`).
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from fluxbudgetd.config.yaml_process import WorkerError, parse
 from fluxbudgetd.config.yaml_values import Values
 from fluxbudgetd.errors import ConfigError
 
-# So many files may hang before others have to wait.
+# When this many files hang, others have to wait.
 _MOST_THREADS = 16
-# So many files are remembered.
+# How many files are remembered.
 _MOST_FILES = 256
 _RETRY_SECONDS = 60.0
 
@@ -47,7 +47,7 @@ class Content(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The result of a look: the content, or what the request that needs it raises.
+    """The result of a check: the content, or what the request that needs it raises.
 
     It remains the result while the file has this stamp, or the text with this digest, but not after `retry_at` (by the
     monotonic clock).
@@ -60,8 +60,8 @@ class _Found(NamedTuple):
     retry_at: float = math.inf
 
 
-class _Looks:
-    """A file's looks: how many have begun and ended, and what the last one has found."""
+class _Checks:
+    """A file's checks: how many have begun and ended, and what the last one has found."""
 
     def __init__(self) -> None:
         self.begun = self.ended = 0
@@ -69,7 +69,7 @@ class _Looks:
         self.found = _Found(Content("", None))
 
     def end(self, found: _Found) -> None:
-        """Apply what the look has found."""
+        """Apply what the check has found."""
         self.found = found
         self.ended = self.begun
         self.changed.set()
@@ -77,7 +77,7 @@ class _Looks:
 
     @property
     def is_under_way(self) -> bool:
-        """Return True if a look has begun and not ended yet."""
+        """Return True if a check has begun and not ended yet."""
         return self.begun > self.ended
 
 
@@ -85,7 +85,7 @@ class BudgetFiles:
     """What the files contain. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._looks: dict[Hashable, _Looks] = {}
+        self._checks: dict[Hashable, _Checks] = {}
         self._threads = ThreadPoolExecutor(_MOST_THREADS, "budget-files")
 
     def close(self) -> None:
@@ -97,13 +97,13 @@ class BudgetFiles:
 
         Waits until cancelled for a file system that does not answer.
         """
-        looks = self._looks_at(file.key)
-        needed = looks.begun + 1
-        while looks.ended < needed:
-            if not looks.is_under_way:
-                self._begin(file, looks)
-            await looks.changed.wait()
-        outcome = looks.found.outcome
+        checks = self._checks_of(file.key)
+        needed = checks.begun + 1
+        while checks.ended < needed:
+            if not checks.is_under_way:
+                self._begin(file, checks)
+            await checks.changed.wait()
+        outcome = checks.found.outcome
         if isinstance(outcome, ConfigError):
             # A new one, because each time an exception is raised, its traceback grows.
             raise ConfigError(outcome.message, outcome.hint)
@@ -112,28 +112,28 @@ class BudgetFiles:
         return outcome
 
     def prepare(self, file: BudgetFile) -> None:
-        """Begin to look at a file that has not been looked at yet; returns at once."""
-        looks = self._looks_at(file.key)
-        if not looks.begun:
-            self._begin(file, looks)
+        """Start the first check of a file, unless there was one; return at once."""
+        checks = self._checks_of(file.key)
+        if not checks.begun:
+            self._begin(file, checks)
 
-    def _looks_at(self, key: Hashable) -> _Looks:
-        looks = self._looks.pop(key, None) or _Looks()
-        self._looks[key] = looks  # the last in order is the one used last
-        if len(self._looks) > _MOST_FILES:
-            unused = next((name for name, each in self._looks.items() if not each.is_under_way), key)
-            del self._looks[unused]
-        return looks
+    def _checks_of(self, key: Hashable) -> _Checks:
+        checks = self._checks.pop(key, None) or _Checks()
+        self._checks[key] = checks  # the last in order is the one used last
+        if len(self._checks) > _MOST_FILES:
+            unused = next((name for name, each in self._checks.items() if not each.is_under_way), key)
+            del self._checks[unused]
+        return checks
 
-    def _begin(self, file: BudgetFile, looks: _Looks) -> None:
-        looks.begun += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, _look, file, looks.found)
-        # `close` cancels the looks that no thread has begun. By then, no request waits for them.
-        future.add_done_callback(lambda done: None if done.cancelled() else looks.end(done.result()))
+    def _begin(self, file: BudgetFile, checks: _Checks) -> None:
+        checks.begun += 1
+        future = asyncio.get_running_loop().run_in_executor(self._threads, _check, file, checks.found)
+        # `close` cancels the checks that no thread has begun. By then, no request waits for them.
+        future.add_done_callback(lambda done: None if done.cancelled() else checks.end(done.result()))
 
 
-def _look(file: BudgetFile, last: _Found) -> _Found:
-    """Look at a file, and parse it if it has changed. Never raises. Blocks."""
+def _check(file: BudgetFile, last: _Found) -> _Found:
+    """Check a file, and parse it if it has changed. Never raises. Blocks."""
     try:
         path = file.locate()
         if path is None:

@@ -20,7 +20,7 @@ from fluxbudgetd.config.reading import LARGEST
 from fluxbudgetd.errors import ConfigError
 from fluxbudgetd.wire.text import shown_path
 
-# So many projects are remembered.
+# How many projects are remembered.
 _MOST_PROJECTS = 256
 
 

@@ -21,7 +21,7 @@ from fluxbudgetd.errors import ConfigError
 
 _MEMORY = 96 << 20
 _CPU_SECONDS = 4
-# On a busy machine, that much CPU time may take longer.
+# On a busy machine, a process gets its CPU time later.
 _SECONDS = 20.0
 # Aliases can make values longer than the file.
 _LONGEST_ANSWER = 1 << 20

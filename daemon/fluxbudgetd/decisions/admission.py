@@ -101,7 +101,7 @@ class Admissions:
         return self._reservations.type_of(session, agent_id)
 
     def agent(self, session: str, agent_id: str) -> AgentUse | None:
-        """Return what a sub-agent has used and what it was expected to; None if it has no reservation."""
+        """Return a sub-agent's usage and estimate; None if it has no reservation."""
         own = [each for each in self._reservations.of_session(session) if each.agent_id == agent_id]
         return AgentUse(self._reservations.used(own[-1]), own[-1].tokens) if own else None
 

@@ -24,7 +24,7 @@ class Ceilings:
         self._told: dict[tuple[str, str], None] = {}
 
     def excess(self, run: Run, session: str, agent_id: str) -> Excess | None:
-        """Return by how much a sub-agent is beyond its ceiling; None if it is not, or has no estimate."""
+        """Return a sub-agent's excess over its ceiling; None if there is none, or it has no estimate."""
         use = self._admissions.agent(session, agent_id)
         if use is None:
             return None

@@ -21,7 +21,7 @@ from fluxbudgetd.wire.messages import By
 
 log = structlog.get_logger()
 
-#: The kinds of which equal events in a row become one.
+#: Kinds of events: equal ones in a row become one event.
 _COUNTED: frozenset[EventKind] = frozenset(("phase.blocked", "launch.denied", "turn.stopped"))
 # Counts are written at most this often.
 _PAUSE_SECONDS = 1.0

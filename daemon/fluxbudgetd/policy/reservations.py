@@ -48,7 +48,7 @@ def is_waiting(reservation: Reservation) -> bool:
 def last_sign(reservation: Reservation, instance: Instance | None, now: int) -> int:
     """Return the time of the last sign of a launch: an event, or usage in the sub-agent's transcript."""
     used = None if instance is None else instance.last
-    # A time in the future is wrong, and would keep the reservation for ever.
+    # A time in the future is wrong, and would keep the reservation forever.
     return reservation.seen_at if used is None or used > now else max(reservation.seen_at, used)
 
 

@@ -15,7 +15,7 @@ _WITH_NOTE = (*_WITH_CONTEXT, "PreToolUse")
 
 
 def with_note(call: HookCall, answer: HookAnswer) -> HookAnswer:
-    """Return the answer with what the session must know about its run, if there is something."""
+    """Return the answer with a note for the session about its run, if there is one."""
     note = _note(call) if call.hook_input.event in _WITH_NOTE and call.hook_input.agent_id is None else None
     if note is None:
         return answer
