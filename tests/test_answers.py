@@ -45,6 +45,8 @@ def test_run() -> None:
         "warn_pct": 70,
         "enforcement": "hard",
         "cost_basis": "total",
+        "allowed_to": None,
+        "allowed_until": None,
         "status": "done",
         "started_at": "1970-01-01T00:00:00.000000Z",
         "ended_at": "1970-01-01T00:00:01.500000Z",

@@ -1,5 +1,6 @@
 """A running daemon applies changes of config.toml, on SIGHUP or by itself, and keeps the last valid one."""
 
+import itertools
 import json
 import signal
 import sqlite3
@@ -15,8 +16,12 @@ def configure(home: Home, text: str) -> None:
     file.write_text(text)
 
 
+#: Each run has a project of its own; several runs of one would be a problem for `doctor`.
+numbers = itertools.count()
+
+
 def budget_of_a_new_run(home: Home) -> int | None:
-    answer = home.ask(messages.RunStart(project_dir="/p", wait_ms=30_000))
+    answer = home.ask(messages.RunStart(project_dir=f"/projects/{next(numbers)}", wait_ms=30_000))
     assert isinstance(answer, messages.RunAnswer), answer
     return answer.run.token_budget
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.bus import PrivateBus, private_bus
-from harness.daemon import Daemon, Home, started, wait_for
+from harness.daemon import Daemon, Home, project_of, started, wait_for
 from harness.events import channels, wait_until_delivered
 from harness.interstat import Interstat
 
@@ -70,7 +70,7 @@ def test_each_loosening_shows_a_bubble_of_its_own(home: Home, interstat: Interst
 
 def test_channel_without_a_bus_rests_and_logs_it_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     for number in range(3):
-        started(home, session=f"s{number}", token_budget=1000)
+        started(home, session=f"s{number}", token_budget=1000, project=project_of(home, f"s{number}"))
         interstat.insert(f"s{number}", input_tokens=900, output_tokens=0)
         assert home.spend(home.json("status")["runs"][0]["run"]["id"]).spent == 900
     wait_for(lambda: channels(home)["desktop"].state == "resting", "the channel to rest")

@@ -10,7 +10,7 @@ import pytest
 
 from fluxbudgetd.wire import messages
 from harness import daemon as harness
-from harness.daemon import Home, Wire, started, wait_for
+from harness.daemon import Home, Wire, project_of, started, wait_for
 from harness.events import CommandProgram, Passed, Subscriber, channels, committed_events, configure, is_threshold
 from harness.interstat import Interstat
 
@@ -63,7 +63,12 @@ def test_no_event_is_lost_between_commit_and_delivery(
     program = CommandProgram(home)
     configure(home, argv=program.argv)
     daemon = home.start()
-    runs = [started(home, id=f"r{number}", session=f"s{number}", token_budget=10_000) for number in range(4)]
+    runs = [
+        started(
+            home, id=f"r{number}", session=f"s{number}", token_budget=10_000, project=project_of(home, f"s{number}")
+        )
+        for number in range(4)
+    ]
     for number in range(len(runs)):
         interstat.insert(f"s{number}", input_tokens=1000, output_tokens=0)
     reader = Resuming(home)
@@ -80,7 +85,7 @@ def test_no_event_is_lost_between_commit_and_delivery(
                     doom.start()
                     wire.ask(messages.RunSet(run=run, token_budget=chance.choice([1000, 1100, 1200]), wait_ms=30_000))
                 else:
-                    fresh = started(home, session=f"f{life}", token_budget=1000)
+                    fresh = started(home, session=f"f{life}", token_budget=1000, project=project_of(home, f"f{life}"))
                     doom.start()
                     interstat.insert(f"f{life}", input_tokens=1000, output_tokens=0)
                     wire.ask(messages.Remaining(run=fresh, wait_ms=30_000))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -164,7 +165,7 @@ def test_damaged_ledger_is_moved_aside(home: Home, damage: Callable[[Path], None
 
 def test_acknowledged_changes_survive_kill(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Every field of every change is there after kill -9."""
-    fields = {
+    fields: dict[str, Any] = {
         "scope": "b1", "goal": "a goal", "complexity": 4, "token_budget": 1234, "warn_pct": 60,
         "enforcement": "hard", "cost_basis": "total", "phases": ("a", "b"), "session": "s1",
     }  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.daemon import Daemon, Home, started, wait_for
+from harness.daemon import Daemon, Home, project_of, started, wait_for
 from harness.interstat import Interstat
 from harness.live import by_agent, offsets, transcript
 from harness.privilege import OBEDIENT
@@ -77,7 +77,7 @@ def test_deleted_transcripts_still_count(home: Home, interstat: Interstat, daemo
 def test_totals_of_an_unreadable_transcript_are_stale(home: Home, interstat: Interstat) -> None:
     """`doctor` names the file; other runs are not affected; the totals recover without a restart."""
     home.start(prefix=OBEDIENT)
-    run, other = started(home, session="s1"), started(home, session="s2")
+    run, other = started(home, session="s1"), started(home, session="s2", project=project_of(home, "s2"))
     writer = transcript(home)
     writer.response("m1", tokens=(500, 0, 0, 0))
     assert home.spent(run) == 500
@@ -99,7 +99,7 @@ def test_totals_of_an_unreadable_transcript_are_stale(home: Home, interstat: Int
 
 def test_unreadable_lines_are_skipped(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """The lines around them count, `doctor` names the files, and other runs are not affected."""
-    run, other = started(home, session="s1"), started(home, session="s2")
+    run, other = started(home, session="s1"), started(home, session="s2", project=project_of(home, "s2"))
     writer = transcript(home)
     odd = (
         b'{"type":"assistant","message":{"usage":\xff\xfe}}\n',

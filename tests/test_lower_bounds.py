@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from harness.daemon import Daemon, Home, started
+from harness.daemon import Daemon, Home, project_of, started
 from harness.interstat import Interstat
 from harness.live import transcript
 from harness.privilege import OBEDIENT
@@ -19,7 +19,7 @@ def findings(home: Home) -> list[str]:
 
 def test_lines_that_could_not_be_read_make_a_lower_bound(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Every command says so, with the file, for this run only, and again after a restart."""
-    run, other = started(home, session="s1", id="lossy"), started(home, session="s2")
+    run, other = started(home, session="s1", id="lossy"), started(home, session="s2", project=project_of(home, "s2"))
     writer = transcript(home)
     transcript(home, "s2").response("m9", request="r9", tokens=(1, 0, 0, 0))
     for number in range(3):
@@ -84,7 +84,7 @@ def test_rows_that_count_are_no_lower_bound(home: Home, interstat: Interstat, da
 def test_transcript_that_cannot_be_followed(home: Home, interstat: Interstat) -> None:
     """The run is stale with the reason, until it can be followed; other runs are not."""
     home.start(prefix=OBEDIENT)
-    run, other = started(home, session="s1"), started(home, session="s2")
+    run, other = started(home, session="s1"), started(home, session="s2", project=project_of(home, "s2"))
     writer = transcript(home)
     writer.response("m1", request="r1", tokens=(10, 0, 0, 0))
     transcript(home, "s2").response("m2", request="r2", tokens=(1, 0, 0, 0))

@@ -10,12 +10,16 @@ import termios
 from harness.daemon import CTL, Daemon, Home
 from harness.interstat import Interstat
 
+LONG = "5b1c7d9e-0000-4000-8000-aaaabbbbcccc"
+
 
 def test_terminal_gets_bars_and_a_pipe_gets_columns(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """On terminals of three widths no line is wider than the terminal; NO_COLOR is respected; a pipe is plain."""
     home.ok("run", "start", "--id", "r1", "--budget", "1000000", "--session", "s1", "--goal", "g\x1b[2Joal " * 20)
-    home.ok("run", "start", "--id", "r2", "--budget", "100", "--session", "s2")
-    home.ok("run", "start", "--id", "r3", "--budget", "none")
+    for name in ("r2", "r3", "r4"):
+        (home.project / name).mkdir()
+    home.ok("run", "start", "--id", "r2", "--budget", "100", "--session", "s2", "--project", "r2")
+    home.ok("run", "start", "--id", "r3", "--budget", "none", "--project", "r3")
     interstat.insert("s1", input_tokens=623_000, output_tokens=0)
     interstat.insert("s2", input_tokens=1_234_567, output_tokens=0)
     for width in (60, 80, 132):
@@ -29,13 +33,13 @@ def test_terminal_gets_bars_and_a_pipe_gets_columns(home: Home, interstat: Inter
         assert "\x1b[" in shown
     assert re.search(r"\x1b\[[0-9;]*3[0-7]m", in_terminal(home, ["status"], 80))
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", in_terminal(home, ["status"], 80, {"NO_COLOR": "1"}))
-    home.ok("run", "start", "--id", "5b1c7d9e-0000-4000-8000-aaaabbbbcccc", "--budget", "2000000000")
+    home.ok("run", "start", "--id", LONG, "--budget", "2000000000", "--project", "r4")
     for width in (60, 80, 100, 132):
         plain = without_colours(in_terminal(home, ["status"], width))
         assert all(len(line) <= width for line in plain.splitlines()), plain
         for number in ("62.3", "1 234 567 / 100", "0 / 2 000 000 000", "exceeded", "unlimited"):
             assert number in plain, (width, number, plain)
-    home.ok("run", "cancel", "--run", "5b1c7d9e-0000-4000-8000-aaaabbbbcccc")
+    home.ok("run", "cancel", "--run", LONG)
     piped = home.ok("status")
     assert piped.isascii()
     assert [line.split()[0] for line in piped.splitlines()] == ["RUN", "r3", "r2", "r1"]

@@ -31,7 +31,7 @@ def test_events_are_printed_as_in_the_ledger(home: Home, interstat: Interstat, d
         home.ok("run", "finish", "--run", "r1")
         watch.wait_for_numbers(written(home))
         lines = watch.printed()
-        assert all(list(line) == ["seq", "at", "run", "kind", "data"] for line in lines)
+        assert all(list(line) == ["seq", "at", "run", "kind", "data", "by"] for line in lines)
         kinds = [line["kind"] for line in lines]
         assert kinds[0] == "run.started"
         assert kinds[-1] == "run.finished"

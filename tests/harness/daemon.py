@@ -285,11 +285,18 @@ class Daemon:
         raise KeyError(field)
 
 
-def started(home: Home, **fields: Any) -> str:
-    """Start a run and return its id."""
-    answer = home.ask(messages.RunStart(project_dir=str(home.project), wait_ms=30_000, **fields))
+def started(home: Home, *, project: Path | None = None, **fields: Any) -> str:
+    """Start a run and return its id. Two runs of one project are a problem for `doctor`; `project_of` avoids that."""
+    answer = home.ask(messages.RunStart(project_dir=str(project or home.project), wait_ms=30_000, **fields))
     assert isinstance(answer, messages.RunAnswer), answer
     return answer.run.id
 
 
-__all__ = ["CTL", "PATIENCE", "Daemon", "Home", "Wire", "killed", "started", "wait_for"]
+def project_of(home: Home, session: str) -> Path:
+    """Return a directory for the run of a session alone, beside the project."""
+    directory = home.root / f"project-{session}"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+__all__ = ["CTL", "PATIENCE", "Daemon", "Home", "Wire", "killed", "project_of", "started", "wait_for"]
