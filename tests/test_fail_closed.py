@@ -1,6 +1,7 @@
 """A hard limit holds without the daemon: the marker, the state files that stay, and what both clients make of them."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,21 @@ def test_exhausted_hard_limit_holds_without_the_daemon(
         for unaffected in (other, stranger):
             assert call(unaffected, "UserPromptSubmit", prompt="go on") == SILENT
             assert call(unaffected, "PreToolUse", tool_name="Agent", tool_input=launch_input("x")) == SILENT
+
+
+@both_clients
+def test_allowed_time_is_kept_without_the_daemon(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """The session goes on until the time is over, and is stopped then, although no daemon has seen that."""
+    run = exhausted(home)
+    claude = Claude(home, "s1")
+    home.ok("allow", "--run", run, "--minutes", "5")
+    state = home.socket.parent / "state" / "runs" / run
+    wait_for(lambda: "allowed_until=2" in state.read_text(), "the allowance in the state file")
+    daemon.kill()
+    assert call(claude, "UserPromptSubmit", prompt="go on") == SILENT
+    # (As if five minutes had passed.)
+    state.write_text(re.sub("allowed_until=.*", "allowed_until=2026-01-01T00:00:00.000000Z", state.read_text()))
+    assert is_stop(call(claude, "UserPromptSubmit", prompt="go on"))
 
 
 @both_clients

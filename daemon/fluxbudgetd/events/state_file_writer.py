@@ -1,6 +1,5 @@
 """Where the active runs stand, in files for shells and sandboxes that cannot open a socket, and which are stopped."""
 
-import math
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
@@ -21,7 +20,6 @@ log = structlog.get_logger()
 # Changes within this time are written together.
 _COALESCE_SECONDS = 0.05
 _PAUSE_SECONDS = 5.0
-_SECOND = 1_000_000
 
 
 class StateFileWriter:
@@ -52,8 +50,6 @@ class StateFileWriter:
         self._has_changes = anyio.Event()
         # For each run that has a file, the sessions that link to it.
         self._written: dict[str, frozenset[str]] = {}
-        # The runs that are allowed to go on for some time, until when (micros).
-        self._allowed: dict[str, int] = {}
 
     def request(self, run: str) -> None:
         """Have a run's file and links written soon; returns at once."""
@@ -81,11 +77,10 @@ class StateFileWriter:
                 await anyio.sleep(_PAUSE_SECONDS)
                 await self.open()
             while True:
-                with anyio.move_on_after(self._allowed_seconds()):
-                    await self._has_changes.wait()
-                    await anyio.sleep(_COALESCE_SECONDS)
+                await self._has_changes.wait()
+                await anyio.sleep(_COALESCE_SECONDS)
                 self._has_changes = anyio.Event()
-                changed, self._changed = self._changed | self._ended_allowances(), set()
+                changed, self._changed = self._changed, set()
                 if not await self._try(partial(self._write, changed)):
                     self._changed |= changed
                     self._has_changes.set()
@@ -111,33 +106,17 @@ class StateFileWriter:
         # A failed write may be done in part, so both the old and the new links count as written until it succeeds.
         for run, names in sessions.items():
             self._written[run] = self._written.get(run, frozenset()) | names
-        stopped = {account.run.id for account in shown if self._is_stopped(account)}
-        await self._files.put([self._content(account) for account in shown], links, scopes, stopped)
+        # An allowance of time does not remove the marker: no daemon may be there when it ends. Clients know that time.
+        marked = {
+            account.run.id
+            for account in shown
+            if account.run.enforcement == "hard" and limits.is_spent(account.run, account.balance())
+        }
+        await self._files.put([self._content(account) for account in shown], links, scopes, marked)
         await self._files.remove([account.run.id for account in gone])
         self._written |= sessions
         for account in gone:
             del self._written[account.run.id]
-            self._allowed.pop(account.run.id, None)
-
-    def _is_stopped(self, account: RunAccount) -> bool:
-        """Return True if the run is stopped; remember when an allowance ends that lets it go on."""
-        now, until = self._clock(), account.run.allowed_until
-        self._allowed.pop(account.run.id, None)
-        if until is not None and now < until:
-            self._allowed[account.run.id] = until
-        return limits.is_stopped(account.run, account.balance(), now)
-
-    def _allowed_seconds(self) -> float:
-        """Return how long it takes until the next allowance ends."""
-        return (min(self._allowed.values()) - self._clock()) / _SECOND if self._allowed else math.inf
-
-    def _ended_allowances(self) -> set[str]:
-        """Return the runs whose allowance has ended, once."""
-        now = self._clock()
-        ended = {run for run, until in self._allowed.items() if until <= now}
-        for run in ended:
-            del self._allowed[run]
-        return ended
 
     def _sessions_of(self, account: RunAccount) -> frozenset[str]:
         return frozenset(name for name in account.sessions if self._accounts.run_of_session(name) is account)

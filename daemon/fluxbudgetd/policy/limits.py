@@ -39,8 +39,13 @@ def is_stopped(run: Run, balance: Balance, now: int) -> bool:
 
 def is_exhausted(run: Run, balance: Balance, now: int) -> bool:
     """Return True if the run has spent all that it may, allowances included."""
+    return is_spent(run, balance) and not has_time(run, now)
+
+
+def is_spent(run: Run, balance: Balance) -> bool:
+    """Return True if the run has spent all tokens that it may, those that were allowed included."""
     most = limit(run)
-    return most is not None and balance.spent >= most and not has_time(run, now)
+    return most is not None and balance.spent >= most
 
 
 def has_time(run: Run, now: int) -> bool:
