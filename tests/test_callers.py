@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -68,8 +69,8 @@ def test_process_is_read_whatever_its_name_is(home: Home) -> None:
         pytest.param(f"env -u CLAUDE_CODE_SESSION_ID -u FLUXBUDGET_RUN {RAISE}", id="env -u"),
         pytest.param(f"env -i PATH=$PATH FLUXBUDGET_SOCKET=$FLUXBUDGET_SOCKET {RAISE}", id="env -i"),
         pytest.param(f"setsid --wait {RAISE}", id="setsid"),
-        pytest.param(f"timeout 60 sh -c 'bash -c \"{RAISE}\" || exit 1'", id="nested shells"),
-        pytest.param(f"script --quiet --return --command '{RAISE}' /dev/null", id="script"),
+        pytest.param(f"timeout 60 sh -c {quote(f'bash -c {quote(RAISE)} || exit 1')}", id="nested shells"),
+        pytest.param(f"script --quiet --return --command {quote(RAISE)} /dev/null", id="script"),
         pytest.param(f"nohup {RAISE} & wait $!", id="in the background"),
     ],
 )

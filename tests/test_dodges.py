@@ -9,6 +9,7 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_command_is_refused(home: Home, claude: SessionProcess, words: tuple[str
     [
         pytest.param(f"setsid --wait {RAISE}", id="setsid"),
         pytest.param(f"env -u CLAUDE_CODE_SESSION_ID {RAISE}", id="env -u"),
-        pytest.param(f"script --quiet --return --command '{RAISE}' /dev/null", id="script"),
+        pytest.param(f"script --quiet --return --command {quote(RAISE)} /dev/null", id="script"),
     ],
 )
 def test_wrapped_command_is_refused(home: Home, claude: SessionProcess, script: str) -> None:
@@ -214,6 +215,16 @@ def test_nested_session_belongs_to_the_run_unless_it_finds_another(
         hook = f"cd '{elsewhere}' && env -u CLAUDE_CODE_SESSION_ID {command('hook', '--timeout', '60')}; true"
         done = claude.run(*nested.argv, stdin=nested.line("sh", "-c", hook, stdin=json.dumps(given)))
     assert ("block" in done.stdout) != has_decoy, done
+
+
+def test_nested_session_with_another_socket_passes(home: Home, claude: SessionProcess) -> None:
+    """A session chooses the environment of a program that it starts, and so where that program's hooks look."""
+    given = {"hook_event_name": "UserPromptSubmit", "session_id": "nested", "prompt": "go on", "cwd": str(home.project)}
+    with SessionProcess(home, "nested") as nested:
+        hook = f"env -u FLUXBUDGET_RUN FLUXBUDGET_SOCKET=/nowhere/s {command('hook', '--timeout', '60')}"
+        done = claude.run(*nested.argv, stdin=nested.line("sh", "-c", hook, stdin=json.dumps(given)))
+    assert "block" not in done.stdout, done
+    assert is_stopped(claude)
 
 
 def test_every_row_of_the_document_names_a_test() -> None:

@@ -78,10 +78,11 @@ def test_guard_asks_before_limits_and_their_files_are_changed(tmp_path: Path, mo
         monkeypatch.delenv(name, raising=False)
     plain, guarded = settings(str(SCRIPT)), settings(str(SCRIPT), flags=("--guard",))
     assert {**guarded, "permissions": None} == {**plain, "permissions": None}
+    program = shlex.quote(str(SCRIPT.resolve()))
     verbs, home, runtime = ("run", "allow", "service"), f"/{tmp_path}/HOME", f"/{tmp_path}/XDG_RUNTIME_DIR"
     assert guarded["permissions"] == {
         "ask": [
-            *(f"Bash({name} {verb}:*)" for name in ("fluxbudgetctl", SCRIPT.resolve()) for verb in verbs),
+            *(f"Bash({name} {verb}:*)" for name in ("fluxbudgetctl", program) for verb in verbs),
             f"Edit({home}/.config/fluxbudget/**)",
             f"Edit({home}/.local/state/fluxbudget/**)",
             f"Edit({runtime}/fluxbudget/hard/**)",

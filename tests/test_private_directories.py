@@ -39,7 +39,8 @@ def state(spent: int) -> State:
 def test_directory_that_is_a_symbolic_link_is_not_followed(tmp_path: Path, name: str) -> None:
     """The linked directory keeps its files and mode, and nothing is written there."""
     victim, directory = tmp_path / "victim", tmp_path / "state"
-    victim.mkdir(mode=0o755)
+    victim.mkdir()
+    victim.chmod(0o755)
     (victim / "file").write_text("kept")
 
     async def around() -> None:
@@ -65,7 +66,8 @@ def test_directory_that_is_a_symbolic_link_is_not_followed(tmp_path: Path, name:
 
 def test_state_directory_that_is_a_symlink_is_refused(home: Home, tmp_path: Path) -> None:
     """It keeps its mode. A link that the user names is followed."""
-    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere").chmod(0o755)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StartError, match="link is a symlink"):
         private_directory(str(tmp_path / "link"), ours=True)

@@ -93,8 +93,8 @@ def _outlook(balance: Balance, rate: int) -> str:
 
 
 def _phase(phase: str, *, unicode: bool) -> str:
-    # Phases are ASCII by rule. This makes the line's length its width in any case.
-    text = _ascii(phase[: _LONGEST_PHASE + 1])
+    # Phases are ASCII, without spaces, by rule. This makes the line's length its width in any case.
+    text = _ascii(phase[: _LONGEST_PHASE + 1]).replace(" ", "?")
     if len(text) <= _LONGEST_PHASE:
         return text
     mark = "…" if unicode else "..."
