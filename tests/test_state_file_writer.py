@@ -95,3 +95,24 @@ def test_marker_returns_when_allowed_tokens_are_spent(tmp_path: Path) -> None:
 
     written.run(body)
     assert list((tmp_path / "state" / "runs").iterdir()) == []
+
+
+def test_last_changes_are_written_when_the_daemon_stops(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+
+    async def body() -> None:
+        await written.until(is_marked=True)
+        written.change(token_budget=BUDGET + 1)
+
+    written.run(body)
+    assert list((tmp_path / "hard").iterdir()) == []
+    assert list((tmp_path / "state" / "runs").iterdir()) == []
+
+    async def lowered() -> None:
+        written.change(token_budget=BUDGET + 1)
+        await anyio.sleep(0.2)
+        written.change(token_budget=BUDGET)
+
+    written.run(lowered)
+    assert (tmp_path / "hard" / "r1").exists()
+    assert "state=exceeded\n" in written.state()

@@ -71,7 +71,7 @@ class StateFileWriter:
         self._is_open = await self._try(partial(self._files.open, hard))
 
     async def serve(self) -> None:
-        """Write changes until cancelled; then remove all files, except those of runs that are stopped."""
+        """Write changes until cancelled; then write the last ones, and remove all files but those of stopped runs."""
         try:
             while not self._is_open:
                 await anyio.sleep(_PAUSE_SECONDS)
@@ -80,14 +80,25 @@ class StateFileWriter:
                 await self._has_changes.wait()
                 await anyio.sleep(_COALESCE_SECONDS)
                 self._has_changes = anyio.Event()
-                changed, self._changed = self._changed, set()
-                if not await self._try(partial(self._write, changed)):
-                    self._changed |= changed
+                if not await self._write_changed():
                     self._has_changes.set()
                     await anyio.sleep(_PAUSE_SECONDS)
         finally:
             with anyio.CancelScope(shield=True):
+                if self._is_open:  # the markers that stay must be those of the runs that are stopped now
+                    await self._write_changed()
                 await self._try(self._files.close)
+
+    async def _write_changed(self) -> bool:
+        """Write the runs that have changed. Return True if it succeeded; otherwise they still count as changed."""
+        changed, self._changed = self._changed, set()
+        is_written = False
+        try:
+            is_written = await self._try(partial(self._write, changed))
+        finally:
+            if not is_written:
+                self._changed |= changed
+        return is_written
 
     async def _write(self, runs: Iterable[str]) -> None:
         changed = [self._accounts.runs[run] for run in runs]
