@@ -129,6 +129,16 @@ def test_session_stays_known_when_the_daemon_restarts(
     assert budget(home) == 1000
 
 
+def test_session_that_is_resumed_without_a_start_shows_its_process_with_a_prompt(
+    home: Home, claude: SessionProcess
+) -> None:
+    claude.end()
+    with SessionProcess(home, "s1") as resumed:
+        resumed.hook("UserPromptSubmit", prompt="go on")
+        assert resumed.bash(RAISE).returncode == 1
+    assert budget(home) == 1000
+
+
 def stored(home: Home) -> list[tuple[int, int, str]]:
     connection = sqlite3.connect(home.state / "ledger.db")
     try:

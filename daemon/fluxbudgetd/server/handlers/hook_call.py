@@ -57,10 +57,13 @@ class HookCall(msgspec.Struct):
     def _may_show_process(self) -> bool:
         """Return True if the session's process may not be known yet, and is alive.
 
-        A hook that nothing waits for may outlive it, and then has another parent.
+        A hook that nothing waits for may outlive it, and then has another parent. A session that is resumed in another
+        process shows it at its start; if that hook got no answer or is not installed, with the next prompt.
         """
         event = self.hook_input.event
-        is_known = event != "SessionStart" and self.service.callers.is_registered(self.session)
+        is_known = event not in ("SessionStart", "UserPromptSubmit") and self.service.callers.is_registered(
+            self.session
+        )
         return not is_known and event not in _UNAWAITED
 
     async def learn(self) -> None:
