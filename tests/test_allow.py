@@ -128,6 +128,7 @@ def test_amounts_are_checked(home: Home, daemon: Daemon) -> None:
         (["--tokens", "5", "--minutes", "5"], 64),
         (["--minutes", "10081"], 65),
         (["--tokens", str(2**63)], 65),
+        (["--tokens", "9" * 20], 64),
     ):
         assert home.ctl("allow", "--run", "r1", *words).returncode == code, words
     assert home.ctl("allow", "--run", "no-such").returncode == 3

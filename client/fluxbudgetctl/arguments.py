@@ -10,6 +10,8 @@ from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.text import one_line
 
 DEFAULT_SECONDS = 1.0
+# The least and the largest integer of MessagePack. What the daemon accepts is less.
+_INTEGERS = -(2**63), 2**64 - 1
 
 Options = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -129,7 +131,7 @@ def budget(value: str) -> int | Literal["none"]:
     if value == "none":
         return "none"
     try:
-        return int(value)
+        return _integer(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{one_line(value)!r} is neither a whole number nor 'none'") from None
 
@@ -137,11 +139,19 @@ def budget(value: str) -> int | Literal["none"]:
 def whole_number(value: str) -> int:
     """Return a whole number above 0."""
     try:
-        number = int(value)
+        number = _integer(value)
     except ValueError:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{one_line(value)!r} is not a whole number above 0")
+    return number
+
+
+def _integer(value: str) -> int:
+    """Return an integer; raises `ValueError` also for one that the protocol cannot carry."""
+    number = int(value)
+    if not _INTEGERS[0] <= number <= _INTEGERS[1]:
+        raise ValueError(value)
     return number
 
 
