@@ -7,9 +7,10 @@ JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
 # and those that spend most of their time starting the Python client (or ccusage).
 MARKS ?=
 FAST ?=
-CLIENT_TESTS := admission advance ccusage client client_deadlines commands commands_stdin doctor false_daemons hook_client \
-  hook_warnings hooks install lower_bounds pipe reviews run_sessions sandbox service service_leftovers service_units \
-  source_staleness statusline_client subagents terminal top
+CLIENT_TESTS := admission admission_histories advance callers ccusage ci_recipe client client_deadlines commands \
+  commands_stdin doctor dodges fail_closed false_daemons hook_client hook_warnings hooks install loosening lower_bounds \
+  pipe reviews run_sessions sandbox service service_leftovers service_units source_staleness statusline_client stops \
+  subagents terminal top
 
 # test-newest, test-lowest and test-all call make again with an environment of their own.
 VENV := .venv
