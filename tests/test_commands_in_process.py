@@ -35,7 +35,7 @@ async def serving_a_run(root: Path) -> AsyncIterator[tuple[Context, HangingSourc
     async with service_over(root) as (service, _source):
         run, *_ = await service.lifecycle.start(start, within(5))
         await service.totals.standing(service.accounts.runs[run.id], within(5))
-    async with service_over(root) as (service, source):
+    async with service_over(root, follows=False) as (service, source):
         yield Context(service=service, state_dir=str(root), started_at=0, connections=lambda: 0), source
 
 
