@@ -247,7 +247,7 @@ def test_file_that_hangs_delays_no_other_file(tmp_path: Path) -> None:
 
 
 def test_checks_that_no_thread_has_begun_end_with_the_daemon(tmp_path: Path) -> None:
-    """Nothing fails then, whoever needed them. (More files hang than there are threads.)"""
+    """No error reaches the log, although more files hang than there are threads."""
     failures: list[object] = []
     resume = threading.Event()
 

@@ -158,8 +158,7 @@ def installed_budget_file(claude_dir: str) -> str | None:
 
 
 def _loaded(path: str, most: int) -> Values | None:
-    # Not needed by the daemon, which must not load PyYAML.
-    from fluxbudgetd.config import yaml_nodes  # noqa: PLC0415
+    from fluxbudgetd.config import yaml_nodes  # noqa: PLC0415  loads PyYAML, which the daemon must not
 
     text = read_text(path, most)
     return None if text is None else yaml_nodes.values(text, path, KEYS)
