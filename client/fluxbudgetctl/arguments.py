@@ -133,7 +133,9 @@ def budget(value: str) -> int | Literal["none"]:
     try:
         return _integer(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is neither a whole number nor 'none'") from None
+        raise argparse.ArgumentTypeError(
+            f"{one_line(value)!r} is neither 'none' nor a whole number below 2^63"
+        ) from None
 
 
 def whole_number(value: str) -> int:
@@ -143,7 +145,7 @@ def whole_number(value: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is not a whole number above 0 and below 2^63")
     return number
 
 

@@ -29,5 +29,5 @@ def started(tied: Sequence[str]) -> str:
     """Return the warning for a new run that is not the only one of its directory."""
     return (
         f"{len(tied)} active runs now have this directory as their project ({listed(tied)}):"
-        " commands and sessions there must name one"
+        " commands and sessions there should name one"
     )
