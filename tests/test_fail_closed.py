@@ -177,6 +177,22 @@ def test_new_session_is_stopped_if_the_environment_names_the_run(
 
 
 @both_clients
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_session_of_another_run_goes_on_whatever_run_the_environment_names(
+    home: Home, interstat: Interstat, daemon: Daemon, how: str
+) -> None:
+    """As with the daemon, for which a session's own run comes before that of the environment."""
+    exhausted(home)
+    started(home, id="r2", session="s2", token_budget=BUDGET, enforcement="hard")
+    wait_for((home.socket.parent / "state" / "sessions" / "s2").exists, "the session's file")
+    claude = Claude(home, "s2")
+    raw = json.dumps(claude.hook_input("UserPromptSubmit", prompt="go on")).encode()
+    with without_daemon(daemon, how):
+        assert parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_RUN="r1") == SILENT
+        assert is_stop(call(Claude(home), "UserPromptSubmit", prompt="go on"))
+
+
+@both_clients
 def test_other_socket_does_not_open_the_gate(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Neither one without a daemon, nor that of a daemon that was started elsewhere and killed."""
     exhausted(home)
@@ -186,32 +202,31 @@ def test_other_socket_does_not_open_the_gate(home: Home, interstat: Interstat, d
     assert is_stop(parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_SOCKET="/nowhere/../x"))
 
 
+@contextmanager
+def serving_until(home: Home, how: str) -> Iterator[None]:
+    """Start a daemon at the home's socket, and end it in this way."""
+    command = [*DAEMON, "--socket", str(home.socket)]
+    with killed(subprocess.Popen(command, env=home.environ, stderr=subprocess.DEVNULL)) as process:
+        wait_for(lambda: home.ctl("ping").returncode == 0, "the daemon")
+        yield
+        process.send_signal(signal.Signals[how])
+        assert process.wait(timeout=60) == (-signal.SIGKILL if how == "SIGKILL" else 0)
+
+
 @both_clients
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_daemon_that_was_started_elsewhere(home: Home, interstat: Interstat, how: str) -> None:
     """Only the lock file at the usual place says where its socket was. It says so until nothing is stopped any more."""
     usual, home.socket = home.socket, home.root / "elsewhere" / "sock"
     usual.parent.parent.mkdir(mode=0o700)
-
-    @contextmanager
-    def serving() -> Iterator[subprocess.Popen[bytes]]:
-        command = [*DAEMON, "--socket", str(home.socket)]
-        with killed(subprocess.Popen(command, env=home.environ, stderr=subprocess.DEVNULL)) as process:
-            wait_for(lambda: home.ctl("ping").returncode == 0, "the daemon")
-            yield process
-            assert process.wait(timeout=60) == (-signal.SIGKILL if how == "SIGKILL" else 0)
-
-    with serving() as process:
+    with serving_until(home, how):
         exhausted(home)
-        process.send_signal(signal.Signals[how])
     claude = Claude(home)
     raw = json.dumps(claude.hook_input("UserPromptSubmit", prompt="go on")).encode()
     assert is_stop(parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_SOCKET=""))
-    how = "SIGTERM"
-    with serving() as process:
+    with serving_until(home, "SIGTERM"):
         home.ok("run", "finish", "--run", "r1")
         wait_for(lambda: markers(home) == set(), "the marker to go")
-        process.send_signal(signal.SIGTERM)
     assert usual.with_name(f"{usual.name}.lock").read_text() == ""
 
 
@@ -260,6 +275,30 @@ def test_debug_and_flags_do_not_open_the_gate(home: Home, interstat: Interstat, 
     result = subprocess.run(command, env=environ, input=raw, capture_output=True, timeout=60, check=True)
     assert json.loads(result.stdout)["decision"] == "block"
     assert b"no daemon at" in result.stderr
+
+
+@both_clients
+@pytest.mark.parametrize("places", [("run", "elsewhere"), ("elsewhere", "run")])
+def test_daemon_that_moves_takes_the_marker_along(home: Home, interstat: Interstat, places: tuple[str, str]) -> None:
+    """What is left at its old socket counts no longer, so a limit that was lifted since then stops nothing."""
+    sockets = [home.socket if place == "run" else home.root / place / "sock" for place in places]
+    for socket in sockets:
+        socket.parent.parent.mkdir(mode=0o700, exist_ok=True)
+    claude = Claude(home)
+    raw = json.dumps(claude.hook_input("UserPromptSubmit", prompt="go on")).encode()
+    home.socket = sockets[0]
+    with serving_until(home, "SIGKILL"):
+        exhausted(home, scope="b1")
+    home.socket = sockets[1]
+    with serving_until(home, "SIGKILL"):
+        assert markers(home) == {"r1"}
+    assert is_stop(parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_SOCKET=""))
+    with serving_until(home, "SIGKILL"):
+        home.ok("run", "set", "--run", "r1", "--budget", "2000")
+        wait_for(lambda: markers(home) == set(), "the marker to go")
+    for path in ("", *map(str, sockets)):
+        assert parse(claude, "UserPromptSubmit", raw, FLUXBUDGET_SOCKET=path) == SILENT, path
+    assert not any(left.is_file() for left in (sockets[0].parent / "hard").iterdir())
 
 
 # --- the marker

@@ -6,7 +6,7 @@ file is read.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 from fluxbudgetctl import state_file
@@ -50,7 +50,7 @@ def answer(hook_input: HookInput, why: str) -> dict[str, object] | None:
     `why` says why the daemon gave no answer.
     """
     stop = _stop(hook_input)
-    state = None if stop is None else next(_states(hook_input.session), None)
+    state = None if stop is None else _state(hook_input.session)
     if stop is None or state is None or not state.is_stopped:
         return None
     spend = state.spend
@@ -72,11 +72,13 @@ def _is_attended() -> bool:
     return stops.is_attended(attended, entrypoint)
 
 
-def _states(session: str | None) -> Iterator[state_file.State]:
-    """Yield the last known state of the session's run: a new session's is the run that the environment names."""
+def _state(session: str | None) -> state_file.State | None:
+    """Return the last known state of the session's run: a new session's is the run that the environment names."""
     run = os.environ.get("FLUXBUDGET_RUN")
     for kind, name in ((SESSIONS, session), (RUNS, None if run is None else text(run))):
-        for socket in marked_sockets() if name else ():
-            state = state_file.last_known(socket, kind, name or "")
-            if state is not None:
-                yield state
+        found = [state_file.last_known(socket, kind, name) for socket in marked_sockets()] if name else []
+        states = [state for _, state in found if state is not None]
+        # A session's link that leads nowhere is one to a run that is not stopped.
+        if states or any(exists for exists, _ in found):
+            return states[0] if states else None
+    return None

@@ -147,17 +147,20 @@ def read_state(names: dict[str, str | None], failure: Failure, session: str | No
     return found
 
 
-def last_known(socket: str, kind: str, name: str) -> State | None:
-    """Return the state of a run, even if the daemon that served this socket is gone; None if there is no file of it.
+def last_known(socket: str, kind: str, name: str) -> tuple[bool, State | None]:
+    """Return whether there is a file or link of this name, and the state in it, even if this socket's daemon is gone.
 
-    `kind` is a directory of the state files, `name` what the file is called after.
+    `kind` is a directory of the state files, `name` what the file is called after. A link without a state is one to a
+    run that is not stopped.
     """
     try:
         directory = os.open(state_directory(socket), _DIRECTORY)
     except OSError:
-        return None
+        return False, None
     try:
-        return _read(directory, kind, name) if _is_private(directory) else None
+        if not _is_private(directory):
+            return False, None
+        return _exists(directory, kind, name), _read(directory, kind, name)
     finally:
         os.close(directory)
 
@@ -206,6 +209,15 @@ def _read(directory: int, kind: str, name: str) -> State | None:
         return State(fields)
     except (OSError, KeyError, ValueError):
         return None
+
+
+def _exists(directory: int, kind: str, name: str) -> bool:
+    """Return True if there is a state file or a link of this name, even one that leads nowhere."""
+    filename = file_name(name)
+    try:
+        return filename is not None and _is_trusted(os.lstat(f"{kind}/{filename}", dir_fd=directory))
+    except OSError:
+        return False
 
 
 def _is_alive(directory: int) -> bool:

@@ -18,10 +18,11 @@ from fluxbudgetd import __version__
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.locations import Locations
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.errors import FluxError
+from fluxbudgetd.errors import ChannelError, FluxError
 from fluxbudgetd.events.channels import HostEnvironment
 from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import Ledger, open_ledger
+from fluxbudgetd.notify.relocation import move_markers
 from fluxbudgetd.server.dispatch import handle
 from fluxbudgetd.server.endpoint import Endpoint
 from fluxbudgetd.server.handlers import Context
@@ -74,6 +75,7 @@ def run(locations: Locations, settings: Settings, manager: Manager, passed: List
         os.path.join(locations.state_dir, "fluxbudgetd.lock"), f"the state in {locations.state_dir}", locations.socket
     )
     with endpoint.locked(), state_lock, endpoint.bound():
+        _move_markers(state_lock.last_socket, locations.socket)
         anyio.run(_with_ledger, locations, settings, manager, endpoint)
 
 
@@ -192,6 +194,15 @@ async def _until_stopped(
             return
         log.info("reloading the configuration, reopening the sources")
         tasks.start_soon(supervision.reload)
+
+
+def _move_markers(last_socket: str | None, socket: str) -> None:
+    """Bring the markers along if the last daemon with this state listened at another socket. Blocks."""
+    try:
+        if last_socket is not None:
+            move_markers(last_socket, socket)
+    except ChannelError as exc:
+        log.warning("markers of stopped runs are left at another socket", what=exc.message, hint=exc.hint)
 
 
 def _prepare_process() -> None:

@@ -76,7 +76,10 @@ class StateFiles:
         await self._worker.run(partial(self._remove, tuple(runs)), self._seconds)
 
     async def close(self) -> None:
-        """Remove the files and links of the runs without a marker, then the lock; does nothing before `open`."""
+        """Remove the files and links of the runs without a marker, then the lock; does nothing before `open`.
+
+        If there is a marker, all sessions' links stay. One without a target says that its session's run is not stopped.
+        """
         await self._worker.run(self._close, self._seconds)
 
     def _path(self, directory: str, name: str) -> str | None:
@@ -164,12 +167,15 @@ class StateFiles:
         directory, name = os.path.split(path)
         return directory == os.path.join(self._directory, RUNS) and name in self._markers.names
 
-    def _clear(self) -> None:
-        """Remove every file and link, except those of runs with a marker; raises `ChannelError`."""
+    def _clear(self, *, but: str | None = None) -> None:
+        """Remove every file and link, except those of runs with a marker, and those in the directory `but`.
+
+        Raises `ChannelError`.
+        """
         failures = Failures()
         for path in self._existing(failures):
             with failures.at(path, "removed"):
-                if not self._is_marked(path):
+                if not self._is_marked(path) and os.path.dirname(path) != but:
                     remove(path)
         failures.raise_first()
 
@@ -257,7 +263,7 @@ class StateFiles:
         try:
             self._contents.clear()
             self._targets.clear()
-            self._clear()
+            self._clear(but=os.path.join(self._directory, SESSIONS) if self._markers.names else None)
             with failures.at(self._alive, "removed"):
                 # `alive` says that the files are a daemon's, so it stays with them.
                 if self._is_held() and not self._markers.names:

@@ -27,6 +27,8 @@ class LockFile:
 
     def __init__(self, path: str, purpose: str, socket: str) -> None:
         self.path = path
+        #: Where the last process that held the lock listened; None if the file does not say.
+        self.last_socket: str | None = None
         self._purpose = purpose
         self._socket = socket
         self._fd: int | None = None
@@ -68,6 +70,7 @@ class LockFile:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(OSError):  # on a full disk the lines may be missing or old, but the lock is held
+                self.last_socket = _recorded(os.pread(fd, _MOST_RECORD_BYTES, 0))
                 _rewrite(fd, _record(self._socket))
         except BlockingIOError as exc:
             holder = _holder(os.pread(fd, _MOST_RECORD_BYTES, 0))
@@ -122,6 +125,12 @@ def _record(socket: str) -> bytes:
     """Return a lock file's lines. A path with a newline in it cannot be recorded."""
     where = b"" if "\n" in socket else b"socket %s\n" % os.fsencode(socket)
     return b"fluxbudgetd pid %d\n%s" % (os.getpid(), where)
+
+
+def _recorded(record: bytes) -> str | None:
+    """Return the socket that a lock file's lines name."""
+    where = record.partition(b"\n")[2].partition(b"\n")[0]
+    return os.fsdecode(where.removeprefix(b"socket ")) if where.startswith(b"socket /") else None
 
 
 def _rewrite(fd: int, record: bytes) -> None:
