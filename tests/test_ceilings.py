@@ -24,14 +24,14 @@ def agent_batch(claude: Claude) -> HookOutput:
     return claude.call("PostToolBatch", agent_id="a1", agent_type="fd-quality")
 
 
-USED = "it has used 120 001 billing tokens, more than 3 times its estimate of 40 000"
+USED = "used 120 001 billing tokens, more than 3 times the estimate of 40 000"
 
 
 def test_sub_agent_beyond_its_ceiling_is_told_once(home: Home, daemon: Daemon) -> None:
     claude = over_its_ceiling(home, "soft", 120_001)
     told = agent_batch(claude)
-    assert told.context == f"fluxbudget: {USED}. Finish now, and report what you have."
-    assert told.message == f"fluxbudget: the sub-agent fd-quality of run r1 was told to finish: {USED}"
+    assert told.context == f"fluxbudget: you have {USED}. Finish now, and report what you have."
+    assert told.message == f"fluxbudget: the sub-agent fd-quality of run r1 was told to finish: it has {USED}"
     assert agent_batch(claude) == claude.call("PostToolBatch") == SILENT
 
 
@@ -41,9 +41,8 @@ def test_hard_enforcement_stops_a_sub_agent_beyond_its_ceiling(home: Home, daemo
     with Subscriber(home) as stream:
         for _ in range(2):
             stopped = agent_batch(claude)
-            assert (
-                stopped.stop == stopped.message == f"fluxbudget: the sub-agent fd-quality of run r1 was stopped: {USED}"
-            )
+            said = f"fluxbudget: the sub-agent fd-quality of run r1 was stopped: it has {USED}"
+            assert stopped.stop == stopped.message == said
         assert stream.until("turn.stopped").data["agent"] == "a1"
     assert claude.call("PostToolBatch") == SILENT
     assert claude.call("PostToolBatch", agent_id="a2", agent_type="fd-quality") == SILENT

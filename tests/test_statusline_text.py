@@ -23,9 +23,10 @@ def text_of(
     reserved: int = 0,
     rate: int = 1800,
     phase: str = "executing",
+    allowed_to: int | None = None,
     **fields: Any,
 ) -> str:
-    run = a_run(token_budget=tokens, phase=phase)
+    run = a_run(token_budget=tokens, phase=phase, allowed_to=allowed_to)
     asked = {"stale": False, "width": None, "colour": False, **fields}
     return line(run=run, balance=budget.balance(run, spent, 0, reserved), rate=rate, **asked)
 
@@ -60,6 +61,11 @@ def test_exceeded() -> None:
     assert text_of(260_000) == "executing ████████ 260k/250k 104% · 1.8k/min · over by 10k"
     assert text_of(260_000, rate=0) == "executing ████████ 260k/250k 104% · over by 10k"
     assert text_of(250_000, rate=0) == "executing ████████ 250k/250k 100% · budget exceeded"
+
+
+def test_exceeded_with_an_allowance() -> None:
+    assert text_of(260_000, rate=0, allowed_to=275_000) == "executing ████████ 260k/250k 104% · 15k more allowed"
+    assert text_of(275_000, rate=0, allowed_to=275_000) == "executing ████████ 275k/250k 110% · over by 25k"
 
 
 def test_without_a_budget() -> None:

@@ -79,15 +79,17 @@ def _parts(run: Run, balance: Balance, rate: int, *, stale: bool, unicode: bool)
         parts["reserved"] = _Part(f"(+{short(balance.reserved)} reserved)", " ")
     if rate > 0:
         parts["rate"] = _Part(f"{short(rate)}/min", between)
-    parts["forecast"] = _Part(_outlook(balance, rate), between)
+    parts["forecast"] = _Part(_outlook(run, balance, rate), between)
     if stale:
         parts["stale"] = _Part("(stale)", " ")
     return {name: part for name, part in parts.items() if part.text}
 
 
-def _outlook(balance: Balance, rate: int) -> str:
+def _outlook(run: Run, balance: Balance, rate: int) -> str:
     if balance.budget is None or balance.state != "exceeded":
         return burn.forecast(burn.minutes_left(balance.remaining, rate))
+    if run.allowed_to is not None and run.allowed_to > balance.spent:
+        return f"{short(run.allowed_to - balance.spent)} more allowed"
     over = balance.spent - balance.budget
     return f"over by {short(over)}" if over > 0 else "budget exceeded"
 

@@ -44,9 +44,9 @@ def standing(run: Run, balance: Balance, *, stale: bool) -> str:
 
 
 def excess(run: Run, excess: Excess) -> str:
-    """Return how far a sub-agent is beyond its ceiling."""
+    """Return how far a sub-agent is beyond its ceiling, as what follows "it has" or "you have"."""
     used = f"{grouped(excess.measured)} {run.cost_basis} tokens"
-    return f"it has used {used}, more than {excess.ceiling:g} times its estimate of {grouped(excess.estimate)}"
+    return f"used {used}, more than {excess.ceiling:g} times the estimate of {grouped(excess.estimate)}"
 
 
 def _amounts(run: Run, balance: Balance) -> str:

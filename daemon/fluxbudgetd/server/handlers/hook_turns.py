@@ -66,12 +66,12 @@ async def _subagent_batch(call: HookCall, account: RunAccount, standing: Standin
     excess = ceilings.excess(run, call.session, agent_id)
     if excess is None:
         return await with_warning(call, account, standing)
-    name, cause = one_line(call.hook_input.agent_type or agent_id), words.excess(run, excess)
+    name, used = one_line(call.hook_input.agent_type or agent_id), words.excess(run, excess)
     if run.enforcement == "hard":
         await hook_events.stopped(call, standing)
-        return answer(stops.ended_subagent(name, run.id, cause))
+        return answer(stops.ended_subagent(name, run.id, f"it has {used}"))
     told = ceilings.tell(call.session, agent_id)
     if told is None:
         return await with_warning(call, account, standing)
-    message = f"fluxbudget: the sub-agent {name} of run {run.id} was told to finish: {cause}"
-    return TrackedAnswer(answer(stops.finish("PostToolBatch", cause, message)), told)
+    message = f"fluxbudget: the sub-agent {name} of run {run.id} was told to finish: it has {used}"
+    return TrackedAnswer(answer(stops.finish("PostToolBatch", f"you have {used}", message)), told)
