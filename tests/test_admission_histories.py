@@ -40,7 +40,7 @@ def test_denied_launches_leave_nothing_in_memory(tmp_path: Path) -> None:
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
             asked = messages.RunStart(project_dir="/p", id="r", token_budget=REVIEW, enforcement="hard")
-            await service.lifecycle.start(asked, within(10))
+            await service.lifecycle.start(asked, within(60))
             assert await launched(service, "r", "s1") == "allow"
             assert await launched(service, "r", "s1") == "deny"
             for session in (f"x{number}" for number in range(20)):
@@ -59,7 +59,7 @@ def test_old_reservations_leave_nothing_in_memory(tmp_path: Path, monkeypatch: p
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
-            await service.lifecycle.start(messages.RunStart(project_dir="/p", id="r"), within(10))
+            await service.lifecycle.start(messages.RunStart(project_dir="/p", id="r"), within(60))
             monkeypatch.setattr(reservations, "KEPT", 0)  # instead of waiting for an hour
             for session in ("s1", "s2"):
                 assert await launched(service, "r", session) == "allow"

@@ -33,8 +33,8 @@ async def serving_a_run(root: Path) -> AsyncIterator[tuple[Context, HangingSourc
     interstat.close()
     start = messages.RunStart(id="r1", project_dir="/p", session="s1", whole=True, token_budget=100_000)
     async with service_over(root) as (service, _source):
-        run, *_ = await service.lifecycle.start(start, within(5))
-        await service.totals.standing(service.accounts.runs[run.id], within(5))
+        run, *_ = await service.lifecycle.start(start, within(60))
+        await service.totals.standing(service.accounts.runs[run.id], within(60))
     async with service_over(root, follows=False) as (service, source):
         yield Context(service=service, state_dir=str(root), started_at=0, connections=lambda: 0), source
 

@@ -86,7 +86,7 @@ def test_retry_now_retries_at_once(tmp_path: Path, when: str) -> None:
                 delivery.retry_now()
             channel.released.set()
             if when == "afterwards":
-                with anyio.fail_after(10):
+                with anyio.fail_after(60):
                     while delivery.state != "failing":  # noqa: ASYNC110  a state without an event
                         await anyio.sleep(0.005)
                 delivery.retry_now()

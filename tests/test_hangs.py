@@ -29,6 +29,7 @@ from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.requests import Handler
 from fluxbudgetd.server.server import Server
 from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.totals import transcript_store
 from fluxbudgetd.totals.account import NEVER, Stamp
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.framing import FrameDecoder, encode_frame
@@ -41,10 +42,10 @@ def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             account = service.accounts.runs[run.id]
             interstat.insert("s1", input_tokens=10, output_tokens=0)
-            standing = await service.totals.standing(account, within(5))
+            standing = await service.totals.standing(account, within(60))
             assert (standing.balance.spent, standing.stale_why) == (10, None)
             source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
@@ -53,14 +54,14 @@ def test_hanging_source_makes_answers_stale(tmp_path: Path) -> None:
                 assert standing.balance.spent == 10
                 assert standing.stale_why is not None
                 assert "slow" in standing.stale_why
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while service.totals.sources[0].status.state != "slow":  # noqa: ASYNC110  it depends on the clock
                     await anyio.sleep(0.05)
             # Runs can still be changed.
             changed, *_ = await service.lifecycle.change(account, messages.RunSet(token_budget=50), within(0.2))
             assert changed.token_budget == 50
             source.resume()
-            standing = await service.totals.standing(account, within(10))
+            standing = await service.totals.standing(account, within(60))
             assert (standing.balance.spent, standing.stale_why) == (15, None)
         interstat.close()
 
@@ -73,18 +74,18 @@ def test_session_that_joins_during_a_read_makes_its_run_stale(tmp_path: Path) ->
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             account = service.accounts.runs[run.id]
-            await service.totals.standing(account, within(5))
+            await service.totals.standing(account, within(60))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             interstat.insert("s2", input_tokens=77, output_tokens=0)
             source.hang()
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(service.totals.standing, account, within(5))
+                tasks.start_soon(service.totals.standing, account, within(60))
                 await anyio.to_thread.run_sync(source.hanging.wait, 60)
                 await service.lifecycle.attach("s2", account, within(0))
                 source.resume()
-            standing = await service.totals.standing(account, within(5))
+            standing = await service.totals.standing(account, within(60))
             assert (standing.balance.spent, standing.stale_why) == (82, None)
         interstat.close()
 
@@ -97,9 +98,9 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             account = service.accounts.runs[run.id]
-            await service.totals.standing(account, within(5))
+            await service.totals.standing(account, within(60))
             abandoned, release = threading.Event(), threading.Event()
 
             def hanging_scopes() -> Iterator[str]:
@@ -114,7 +115,7 @@ def test_partial_read_does_not_count_as_fresh(tmp_path: Path) -> None:
                 standing = await service.totals.standing(account, within(1))
                 assert (standing.balance.spent, standing.stale_why is None) == (0, False)
                 release.set()
-            standing = await service.totals.standing(account, within(5))
+            standing = await service.totals.standing(account, within(60))
             assert (standing.balance.spent, standing.stale_why) == (5, None)
         interstat.close()
 
@@ -137,7 +138,7 @@ def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypa
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir=str(tmp_path / "project"))
-            run, *_ = await service.lifecycle.start(asked, within(5))
+            run, *_ = await service.lifecycle.start(asked, within(60))
             assert await service.reviews.expected("fd-quality", run, within(0.1)) == 40_000
             assert await service.reviews.expected("fd-quality", run, within(60)) == 12_345
             file.write_text("agent_defaults:\n  review: 54321\n")
@@ -153,8 +154,8 @@ def test_ended_run_is_refreshed_without_a_request(tmp_path: Path) -> None:
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            await service.lifecycle.end(service.accounts.runs[run.id], "done", within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            await service.lifecycle.end(service.accounts.runs[run.id], "done", within(60))
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             await service.totals.follower.scan()  # the watcher and the hourly scan call this
             assert [record.input for record in await service.ledger.usage.of_session("s1", "interstat")] == [5]
@@ -163,19 +164,21 @@ def test_ended_run_is_refreshed_without_a_request(tmp_path: Path) -> None:
     anyio.run(body)
 
 
-def test_session_without_a_run_is_not_read_by_every_hook(tmp_path: Path) -> None:
+def test_session_without_a_run_is_not_read_by_every_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is stored about the session. It is found as soon as a row with a bead attaches it to a run."""
+    # (A busy machine may need longer than the usual time, and then the answer would take waiting.)
+    monkeypatch.setattr(transcript_store, "SEARCH_SECONDS", 3600)
 
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(5))
-            await service.totals.standing(service.accounts.runs[run.id], within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", scope="b1"), within(60))
+            await service.totals.standing(service.accounts.runs[run.id], within(60))
             interstat.insert("unknown", input_tokens=5, output_tokens=0)
             hints = messages.Hints(sessions=("unknown",), cwd="/p")
-            found = await service.totals.find(None, None, None, hints, within(5))
+            found = await service.totals.find(None, None, None, hints, within(60))
             assert found.run.id == run.id
-            await service.totals.standing(found, within(5))
+            await service.totals.standing(found, within(60))
             source.hang()
             standing = service.totals.standing_now(None, None, None, hints)
             assert standing is not None
@@ -185,8 +188,8 @@ def test_session_without_a_run_is_not_read_by_every_hook(tmp_path: Path) -> None
             assert await service.ledger.usage.of_session("unknown", "interstat") == ()
             interstat.insert("unknown", bead_id="b1", input_tokens=1, output_tokens=0)
             assert service.totals.standing_now(None, None, None, hints) is None
-            found = await service.totals.find(None, None, "unknown", messages.Hints(), within(5))
-            assert (await service.totals.standing(found, within(5))).balance.spent == 6
+            found = await service.totals.find(None, None, "unknown", messages.Hints(), within(60))
+            assert (await service.totals.standing(found, within(60))).balance.spent == 6
         interstat.close()
 
     anyio.run(body)
@@ -199,19 +202,19 @@ def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, source):
             asked = messages.RunStart(project_dir="/p", scope="b1", session="s0")
-            run, *_ = await service.lifecycle.start(asked, within(5))
+            run, *_ = await service.lifecycle.start(asked, within(60))
             context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
             source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(service.lifecycle.attach, "s1", service.accounts.runs[run.id], within(5))
+                tasks.start_soon(service.lifecycle.attach, "s1", service.accounts.runs[run.id], within(60))
                 await anyio.sleep(0.02)
-                with anyio.fail_after(1.5):
+                with anyio.fail_after(30):
                     hints = messages.Hints(sessions=("unknown",), cwd="/p")
                     answer = handle(context, messages.Remaining(hints=hints, wait_ms=400), os.getpid())
                     assert isinstance(answer, Awaitable)
                     assert getattr(await answer, "spend").stale  # noqa: B009  one of many kinds of answers
-                    await service.lifecycle.start(messages.RunStart(id="another", project_dir="/p"), within(5))
+                    await service.lifecycle.start(messages.RunStart(id="another", project_dir="/p"), within(60))
                 source.resume()
         interstat.close()
 
@@ -259,8 +262,8 @@ def test_run_started_before_usage_is_saved_counts_it(tmp_path: Path, monkeypatch
     async def body() -> None:
         interstat = Interstat(tmp_path / "metrics.db")
         async with service_over(tmp_path) as (service, _source):
-            first, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(5))
-            await service.totals.standing(service.accounts.runs[first.id], within(5))
+            first, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
+            await service.totals.standing(service.accounts.runs[first.id], within(60))
             let, save = anyio.Event(), service.ledger.usage.save
 
             async def slow_save(*arguments: Any) -> None:
@@ -270,15 +273,15 @@ def test_run_started_before_usage_is_saved_counts_it(tmp_path: Path, monkeypatch
             monkeypatch.setattr(service.ledger.usage, "save", slow_save)
             interstat.insert("s1", bead_id="x", input_tokens=30, output_tokens=2)
             interstat.insert("s1", input_tokens=10, output_tokens=0)
-            assert (await service.totals.standing(service.accounts.runs[first.id], within(5))).balance.spent == 42
-            second, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="x"), within(5))
+            assert (await service.totals.standing(service.accounts.runs[first.id], within(60))).balance.spent == 42
+            second, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q", scope="x"), within(60))
             accounts = [service.accounts.runs[run.id] for run in (first, second)]
-            standings = await service.totals.standings(accounts, within(5))
+            standings = await service.totals.standings(accounts, within(60))
             assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None)]
-            third, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/r", session="s1"), within(5))
+            third, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/r", session="s1"), within(60))
             for _ in range(2):
                 accounts = [service.accounts.runs[run.id] for run in (first, second, third)]
-                standings = await service.totals.standings(accounts, within(5))
+                standings = await service.totals.standings(accounts, within(60))
                 assert [(one.balance.spent, one.stale_why) for one in standings] == [(10, None), (32, None), (0, None)]
                 let.set()
                 await anyio.sleep(0.05)
@@ -295,8 +298,8 @@ def test_run_that_was_never_read_is_an_error(tmp_path: Path) -> None:
         interstat.insert("s1", input_tokens=5, output_tokens=0)
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir="/p", session="s1", whole=True)
-            run, *_ = await service.lifecycle.start(asked, within(5))
-            await service.totals.standing(service.accounts.runs[run.id], within(5))
+            run, *_ = await service.lifecycle.start(asked, within(60))
+            await service.totals.standing(service.accounts.runs[run.id], within(60))
         async with service_over(tmp_path) as (service, source):
             account = service.accounts.runs[run.id]
             with pytest.raises(RequestTimeoutError):
@@ -306,7 +309,7 @@ def test_run_that_was_never_read_is_an_error(tmp_path: Path) -> None:
             standing = await service.totals.standing(account, within(0.5))
             assert (standing.balance.spent, standing.stale_why is None) == (5, False)
             source.resume()
-            assert (await service.totals.standing(account, within(5))).balance.spent == 10
+            assert (await service.totals.standing(account, within(60))).balance.spent == 10
         interstat.close()
 
     anyio.run(body)
@@ -321,8 +324,8 @@ def test_list_with_numbers_that_were_never_read_is_an_error(tmp_path: Path, requ
         interstat.insert("s1", input_tokens=5, output_tokens=0)
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir="/p", session="s1", whole=True)
-            run, *_ = await service.lifecycle.start(asked, within(5))
-            await service.totals.standing(service.accounts.runs[run.id], within(5))
+            run, *_ = await service.lifecycle.start(asked, within(60))
+            await service.totals.standing(service.accounts.runs[run.id], within(60))
         async with service_over(tmp_path) as (service, source):
             source.hang()
             context = Context(service=service, state_dir=str(tmp_path), started_at=0, connections=lambda: 0)
@@ -346,7 +349,7 @@ def test_defect_in_a_read_reaches_only_the_requests_that_wait_for_it(
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, source):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p"), within(5))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p"), within(60))
             account = service.accounts.runs[run.id]
 
             def fail(*_arguments: Any) -> Reading:
@@ -356,8 +359,8 @@ def test_defect_in_a_read_reaches_only_the_requests_that_wait_for_it(
                 patch.setattr(source, "read", fail)
                 account.shown = Stamp(NEVER, 0)
                 with pytest.raises(ValueError, match="a defect"):
-                    await service.totals.standing(account, within(5))
-            standing = await service.totals.standing(account, within(5))
+                    await service.totals.standing(account, within(60))
+            standing = await service.totals.standing(account, within(60))
             assert standing.stale_why is None
 
     anyio.run(body)
@@ -433,8 +436,8 @@ def test_change_is_completed_even_if_its_client_disconnects(tmp_path: Path) -> N
         async with service_over(tmp_path) as (service, _):
             for number in range(50):
                 with anyio.move_on_after(number * 0.0001):
-                    await service.lifecycle.start(messages.RunStart(id=f"r{number}", project_dir="/p"), within(1))
-            await service.lifecycle.start(messages.RunStart(id="last", project_dir="/p"), within(1))
+                    await service.lifecycle.start(messages.RunStart(id=f"r{number}", project_dir="/p"), within(60))
+            await service.lifecycle.start(messages.RunStart(id="last", project_dir="/p"), within(60))
         ledger, _ = await open_ledger(str(tmp_path))
         kept = {run.id for run, _ in await ledger.runs.all()}
         events = {event.run for event in await ledger.events.after(0, 1000) if event.kind == "run.started"}

@@ -25,10 +25,10 @@ async def read_until_unchanged(service: Service, account: RunAccount) -> None:
 
     A directory that has only just changed is read again.
     """
-    await service.lifecycle.end(account, "done", within(5))
-    with anyio.fail_after(10):
+    await service.lifecycle.end(account, "done", within(60))
+    with anyio.fail_after(60):
         while any(service.totals.transcripts.changed(session) for session in account.sessions):
-            await service.totals.standing(account, within(5))
+            await service.totals.standing(account, within(60))
             await anyio.sleep(0.01)
 
 
@@ -40,31 +40,31 @@ def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkey
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, _):
             first, *_ = await service.lifecycle.start(
-                messages.RunStart(project_dir="/p", session="s1", phases=tuple("abcdefgh")), within(10)
+                messages.RunStart(project_dir="/p", session="s1", phases=tuple("abcdefgh")), within(60)
             )
-            second, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q"), within(10))
+            second, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/q"), within(60))
             one, two = service.accounts.runs[first.id], service.accounts.runs[second.id]
             append(tmp_path, "s1", 0, 5)
-            await service.totals.standing(one, within(10))
+            await service.totals.standing(one, within(60))
             append(tmp_path, "s1", 5, 300)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(service.totals.standing, one, within(20))
+                tasks.start_soon(service.totals.standing, one, within(60))
                 for phase in "abcde":
                     await anyio.sleep(0.01)
                     await service.checks.advance(one, phase, None, None)
-                    await service.lifecycle.attach("s1", two, within(10))
-                    await service.lifecycle.attach("s1", one, within(10))
-            standings = await service.totals.standings([one, two], within(10))
+                    await service.lifecycle.attach("s1", two, within(60))
+                    await service.lifecycle.attach("s1", one, within(60))
+            standings = await service.totals.standings([one, two], within(60))
             assert [standing.balance.measured for standing in standings] == [305, 0]
             assert all(standing.stale_why is None for standing in standings)
             Transcript(tmp_path, "s1").path.write_bytes(b"")
             append(tmp_path, "s1", 0, 200, tokens=10)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(service.totals.standing, one, within(20))
+                tasks.start_soon(service.totals.standing, one, within(60))
                 await anyio.sleep(0.005)
-                await service.lifecycle.detach("s1", None, within(10))
+                await service.lifecycle.detach("s1", None, within(60))
             # What the truncated file had stays measured.
-            assert (await service.totals.standing(one, within(10))).balance.measured == 2000 + 105
+            assert (await service.totals.standing(one, within(60))).balance.measured == 2000 + 105
 
     anyio.run(body)
 
@@ -75,10 +75,10 @@ def test_transcript_that_was_read_but_not_counted_is_not_fresh(tmp_path: Path, m
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             append(tmp_path, "s1", 0, 50)
             account = service.accounts.runs[run.id]
-            assert (await service.totals.standing(account, within(5))).balance.measured == 50
+            assert (await service.totals.standing(account, within(60))).balance.measured == 50
             await read_until_unchanged(service, account)
             real = service.totals.transcripts.apply
 
@@ -90,11 +90,11 @@ def test_transcript_that_was_read_but_not_counted_is_not_fresh(tmp_path: Path, m
             monkeypatch.setattr(service.totals.transcripts, "apply", apply)
             append(tmp_path, "s1", 50, 7)
             service.totals.refresher.request_refresh([run.id])
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await applying.wait()
             assert service.totals.standing_now(run.id, None, None, messages.Hints()) is None
             proceed.set()
-            assert (await service.totals.standing(account, within(5))).balance.measured == 57
+            assert (await service.totals.standing(account, within(60))).balance.measured == 57
 
     anyio.run(body)
 
@@ -117,16 +117,16 @@ def test_run_that_ended_long_ago_is_loaded_after_the_ledger_failed(
         nonlocal failing
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, _):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             append(tmp_path, "s1", 0, 50)
-            await service.totals.standing(service.accounts.runs[run.id], within(5))
+            await service.totals.standing(service.accounts.runs[run.id], within(60))
         async with service_over(tmp_path) as (service, _):
             account = service.accounts.put_run(msgspec.structs.replace(run, status="done", ended_at=1))
             failing = True
             with pytest.raises(RequestTimeoutError):
-                await service.totals.standing(account, within(5))
+                await service.totals.standing(account, within(60))
             failing = False
-            assert (await service.totals.standing(account, within(5))).balance.measured == 50
+            assert (await service.totals.standing(account, within(60))).balance.measured == 50
 
     anyio.run(body)
 
@@ -161,7 +161,7 @@ def test_answers_are_stale_until_the_ledger_can_be_read(
         async with service_over(tmp_path) as (service, _):
             for session in ("s1", "s2"):
                 run, *_ = await service.lifecycle.start(
-                    messages.RunStart(project_dir="/p", id=f"r-{session}", session=session, whole=True), within(10)
+                    messages.RunStart(project_dir="/p", id=f"r-{session}", session=session, whole=True), within(60)
                 )
                 append(tmp_path, session, 0, 50)
                 assert await ask(service, run.id) == (50, False)
@@ -184,21 +184,22 @@ def test_answers_are_stale_until_the_ledger_can_be_read(
 
 def test_session_that_continues_in_another_project_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other projects' directories are searched again every few seconds."""
+    monkeypatch.setattr(store_module, "SEARCH_SECONDS", 3600)  # a busy machine may need longer than usual
 
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
         other = Transcript(tmp_path, "s1", "-another")
         other.path.parent.mkdir(parents=True)
         async with service_over(tmp_path) as (service, _):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             append(tmp_path, "s1", 0, 5)
             account = service.accounts.runs[run.id]
-            assert (await service.totals.standing(account, within(5))).balance.measured == 5
+            assert (await service.totals.standing(account, within(60))).balance.measured == 5
             await read_until_unchanged(service, account)
             other.response("elsewhere", tokens=(30, 0, 0, 0))
-            assert (await service.totals.standing(account, within(5))).balance.measured == 5
+            assert (await service.totals.standing(account, within(60))).balance.measured == 5
             monkeypatch.setattr(store_module, "SEARCH_SECONDS", 0)
-            assert (await service.totals.standing(account, within(5))).balance.measured == 35
+            assert (await service.totals.standing(account, within(60))).balance.measured == 35
 
     anyio.run(body)
 
@@ -209,12 +210,12 @@ def test_sessions_no_longer_followed_are_forgotten(tmp_path: Path) -> None:
     async def body() -> None:
         Interstat(tmp_path / "metrics.db").close()
         async with service_over(tmp_path) as (service, _):
-            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(10))
+            run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             append(tmp_path, "s1", 0, 5)
             Transcript(tmp_path, "s1").agent("x").path.mkdir(parents=True)
             account = service.accounts.runs[run.id]
-            assert "is a directory" in str((await service.totals.standing(account, within(5))).stale_why)
-            await service.lifecycle.end(account, "done", within(5))
+            assert "is a directory" in str((await service.totals.standing(account, within(60))).stale_why)
+            await service.lifecycle.end(account, "done", within(60))
             ended = msgspec.structs.replace(account.run, ended_at=1)  # long ago
             service.accounts.put_run(ended)
             with anyio.fail_after(30):

@@ -137,7 +137,7 @@ async def supervised(
         receiving.bind(str(directory / "notify"))
         receiving.setblocking(False)
         async with service_over(directory) as (service, source):
-            await service.lifecycle.start(messages.RunStart(id="r1", project_dir="/p", session="s1"), within(5))
+            await service.lifecycle.start(messages.RunStart(id="r1", project_dir="/p", session="s1"), within(60))
             supervision = Supervision(Manager(str(directory / "notify"), WATCHED), service)
 
             async def is_fed() -> bool:
