@@ -62,6 +62,23 @@ def test_flags_are_those_of_the_verb() -> None:
     assert options.hints == messages.Hints(cwd="/p")
 
 
+@pytest.mark.parametrize("padding", [b"", b"x" * 4000])
+def test_remembered_command_line_belongs_to_no_process(padding: bytes) -> None:
+    """A second command with the same words differs in everything else. A long one is not remembered."""
+    env = {"CLAUDE_CODE_SESSION_ID": b"s1", "TERM": padding}
+    first = parse(messages.Command(words=(b"remaining",), env=env, cwd=b"/p", wait_ms=7, started_ns=3), 1)
+    again = parse(messages.Command(words=(b"remaining",), env=env, cwd=b"/p", wait_ms=8, started_ns=4), 2)
+    assert first is not None
+    assert again is not None
+    assert (first.pid, first.wait_ms, first.started_ns) == (1, 7, 3)
+    assert (again.pid, again.wait_ms, again.started_ns) == (2, 8, 4)
+    assert again.hints == first.hints == messages.Hints(cwd="/p", sessions=("s1",))
+    for changed in ({"cwd": b"/q"}, {"env": {**env, "CLAUDE_CODE_SESSION_ID": b"s2"}}):
+        other = parse(messages.Command(**{"words": (b"remaining",), "env": env, "cwd": b"/p", **changed}), 2)
+        assert other is not None
+        assert other.hints != first.hints
+
+
 @pytest.mark.parametrize(
     ("attended", "entrypoint", "expected"),
     [
