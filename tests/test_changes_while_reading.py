@@ -193,11 +193,11 @@ def test_detaching_a_session_that_cannot_be_read_in_time_is_a_timeout(tmp_path: 
             interstat.insert("s1", input_tokens=1, output_tokens=0, bead_id="bead")
             source.hang()
             with pytest.raises(RequestTimeoutError):
-                await service.lifecycle.detach("s1", None, within(0.05))
+                await service.attachments.detach("s1", None, within(0.05))
             source.resume()
-            await service.lifecycle.detach("s1", None, within(60))
+            await service.attachments.detach("s1", None, within(60))
             with pytest.raises(BadInputError):
-                await service.lifecycle.detach("s1", None, within(60))
+                await service.attachments.detach("s1", None, within(60))
         interstat.close()
 
     anyio.run(body)
@@ -213,7 +213,7 @@ def test_run_is_not_fresh_until_the_rows_of_a_session_that_joined_are_read(tmp_p
             run, *_ = await service.lifecycle.start(messages.RunStart(project_dir="/p", session="s1"), within(60))
             account = service.accounts.runs[run.id]
             assert (await service.totals.standing(account, within(60))).stale_why is None
-            await service.lifecycle.attach("s2", account, within(60), whole=True)
+            await service.attachments.attach("s2", account, within(60), whole=True)
             source.hang()
             assert await anyio.to_thread.run_sync(source.hanging.wait, 60)
             standing = service.totals.standing_now(run.id, None, None, messages.Hints())

@@ -83,7 +83,7 @@ def test_session_that_joins_during_a_read_makes_its_run_stale(tmp_path: Path) ->
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, account, within(60))
                 await anyio.to_thread.run_sync(source.hanging.wait, 60)
-                await service.lifecycle.attach("s2", account, within(0))
+                await service.attachments.attach("s2", account, within(0))
                 source.resume()
             standing = await service.totals.standing(account, within(60))
             assert (standing.balance.spent, standing.stale_why) == (82, None)
@@ -207,7 +207,7 @@ def test_request_has_one_deadline_for_everything(tmp_path: Path) -> None:
             source.hang()
             interstat.insert("s1", input_tokens=5, output_tokens=0)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(service.lifecycle.attach, "s1", service.accounts.runs[run.id], within(60))
+                tasks.start_soon(service.attachments.attach, "s1", service.accounts.runs[run.id], within(60))
                 await anyio.sleep(0.02)
                 with anyio.fail_after(30):
                     hints = messages.Hints(sessions=("unknown",), cwd="/p")

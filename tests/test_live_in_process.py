@@ -52,8 +52,8 @@ def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkey
                 for phase in "abcde":
                     await anyio.sleep(0.01)
                     await service.checks.advance(one, phase, None, None)
-                    await service.lifecycle.attach("s1", two, within(60))
-                    await service.lifecycle.attach("s1", one, within(60))
+                    await service.attachments.attach("s1", two, within(60))
+                    await service.attachments.attach("s1", one, within(60))
             standings = await service.totals.standings([one, two], within(60))
             assert [standing.balance.measured for standing in standings] == [305, 0]
             assert all(standing.stale_why is None for standing in standings)
@@ -62,7 +62,7 @@ def test_run_and_phase_changes_while_a_transcript_is_read(tmp_path: Path, monkey
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(service.totals.standing, one, within(60))
                 await anyio.sleep(0.005)
-                await service.lifecycle.detach("s1", None, within(60))
+                await service.attachments.detach("s1", None, within(60))
             # What the truncated file had stays measured.
             assert (await service.totals.standing(one, within(60))).balance.measured == 2000 + 105
 

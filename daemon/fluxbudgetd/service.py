@@ -8,6 +8,7 @@ from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.admission import Admissions
 from fluxbudgetd.decisions.allowances import Allowances
+from fluxbudgetd.decisions.attachments import SessionAttachments
 from fluxbudgetd.decisions.callers import Callers
 from fluxbudgetd.decisions.ceilings import Ceilings
 from fluxbudgetd.decisions.checks import Checks
@@ -79,13 +80,14 @@ class Service:
             accounts, totals.tallier, ledger, settings, clock, runs_lock, self.thresholds, self.refusals
         )
         self.loosenings = Loosenings(accounts, ledger.events, clock)
+        self.attachments = SessionAttachments(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self.lifecycle = Lifecycle(
             accounts,
             totals,
+            self.attachments,
             ledger.runs,
             settings,
             clock,
-            runs_lock,
             self.thresholds,
             self.loosenings,
             self._on_runs_change,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import anyio
 
-from fluxbudgetd.decisions.lifecycle import Change
+from fluxbudgetd.decisions.attachments import Change
 from fluxbudgetd.decisions.loosenings import Loosenings
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import Caller, EventData, Run

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from fluxbudgetd.decisions.lifecycle import Change
+from fluxbudgetd.decisions.attachments import Change
 from fluxbudgetd.model import Attachment, Counts, Run, to_text
 from fluxbudgetd.policy import burn
 from fluxbudgetd.service import Service

@@ -165,16 +165,16 @@ class HookCall(msgspec.Struct):
 
     async def attach(self, account: RunAccount) -> None:
         """Attach the session to a run."""
-        lifecycle = self.service.lifecycle
+        attachments = self.service.attachments
         if self.is_corrected:
-            await lifecycle.correct(self.session, account, self.deadline)
+            await attachments.correct(self.session, account, self.deadline)
             return
         self.context.origins.note_joined(self.session, account.run.id, self.hook_input)
         try:
-            await lifecycle.attach(self.session, account, self.deadline, self.hook_input.transcript)
+            await attachments.attach(self.session, account, self.deadline, self.hook_input.transcript)
         except BadInputError:
             # The transcript may not be followed. Attach the session without it: its run is then stale, with the reason.
-            await lifecycle.attach(self.session, account, self.deadline)
+            await attachments.attach(self.session, account, self.deadline)
             if self.hook_input.transcript is not None:
                 with suppress(BadInputError), anyio.CancelScope(deadline=self.deadline):
                     await self.service.totals.transcripts.name(

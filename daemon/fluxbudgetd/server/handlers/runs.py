@@ -100,7 +100,7 @@ async def run_attach(context: Context, request: wire.RunAttach, pid: int) -> wir
     deadline = deadline_of(request)
     account = await context.service.totals.find(request.run, request.scope, None, request.hints, deadline)
     caller = await context.service.callers.look_up(pid)
-    change = await context.service.lifecycle.attach(
+    change = await context.service.attachments.attach(
         request.attach, account, deadline, request.transcript, whole=request.whole, caller=caller
     )
     return answers.changed_run(change)
@@ -113,7 +113,7 @@ async def run_detach(context: Context, request: wire.RunDetach, pid: int) -> wir
     if request.run or request.scope:
         account = await context.service.totals.find(request.run, request.scope, None, wire.Hints(), deadline)
     caller = await context.service.callers.look_up(pid)
-    run = await context.service.lifecycle.detach(request.detach, account, deadline, caller)
+    run = await context.service.attachments.detach(request.detach, account, deadline, caller)
     return wire.RunAnswer(run=answers.run_info(run), changed=True)
 
 
