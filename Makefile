@@ -3,14 +3,17 @@ PYTHON ?= python3
 # A test spends about half of its time waiting for other processes.
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
 # Tests to run: MARKS is an expression for pytest's -m. FAST=1 is for other versions of Python and of the packages: it leaves
-# out long tests, those with the real Claude Code, those of the native client, which depends on no package and no Python,
-# and those that spend most of their time starting the Python client (or ccusage).
+# out the tests marked `soak` (long), `claude` or `native` (the client in C depends on no package and no Python), and
+# LONG_TESTS, which take three quarters of the time: nearly all of it passes in processes that they start. Those that are
+# left use every package.
 MARKS ?=
 FAST ?=
-CLIENT_TESTS := admission admission_histories advance callers ccusage ci_recipe client client_deadlines commands \
-  commands_stdin doctor dodges fail_closed false_daemons hook_client hook_warnings hooks install loosening lower_bounds \
-  pipe reviews run_sessions sandbox service service_leftovers service_units source_staleness statusline_client stops \
-  subagents terminal top
+LONG_TESTS := abuse admission admission_histories advance callers ccusage channel_failures choosing ci_recipe client \
+  client_deadlines commands commands_stdin continuing doctor dodges fail_closed false_daemons field_reports \
+  hook_client hook_warnings hooks install launches ledger lifecycle live live_files live_recount loosening lower_bounds \
+  pipe project_rules reviews run_sessions sandbox service service_leftovers service_units source_staleness \
+  source_states state_files_daemon statusline_client stops subagents subscribers terminal top totals transcript_places \
+  transcript_reading upgrade watch
 
 # test-newest, test-lowest and test-all call make again with an environment of their own.
 VENV := .venv
@@ -42,7 +45,7 @@ help:
 	@echo 'make docs           write docs/protocol.md, the map in docs/ARCHITECTURE.md and docs/status.svg'
 	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
-	@echo "FAST=1 leaves out the soak tests, those of the clients and those with Claude Code; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
+	@echo "FAST=1 leaves out the longest three quarters of the suite; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
 # A changed lock makes a new environment, so that no package of the old one remains.
 $(VENV)/.made: $(wildcard requirements/*.txt)
@@ -90,7 +93,7 @@ PROGRAMS := $(if $(filter +privileged,+$(MARKS)),,$(if $(shell command -v npm),$
 
 # (The tests in a real user manager take a minute; they run once, against the wheel.)
 suite: $(VENV)/.ourselves $(VENV)/.$(TEST) $(PROGRAMS)
-	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py $(if $(FAST),$(CLIENT_TESTS:%=--ignore=tests/test_%.py))
+	$(BIN)/python $(PYTEST) --ignore=tests/test_user_manager.py $(if $(FAST),$(LONG_TESTS:%=--ignore=tests/test_%.py))
 
 # Our rules for YAML with each version of PyYAML that changed something. 6.0.1 has no wheel for Python 3.13 or later and
 # does not compile there, so these use the wheel for 3.12, with its pure-Python loader.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import anyio
+import msgspec
 import pytest
 
 from fluxbudgetd.ledger import open_ledger
@@ -50,7 +51,7 @@ class World:
         self._context = Context(service=service, state_dir=str(directory), started_at=0, connections=lambda: 0)
 
     async def ask(self, request: messages.AnyRequest) -> object:
-        answer = handle(self._context, request, os.getpid())
+        answer = handle(self._context, msgspec.structs.replace(request, wait_ms=60_000), os.getpid())
         return await answer if isinstance(answer, Awaitable) else answer
 
     async def change(self, request: messages.AnyRequest) -> messages.RunAnswer:
@@ -70,11 +71,11 @@ class World:
         fields = {"hook_event_name": "SessionStart", "source": "startup", "session_id": "s1"}
         cwd = str(self.directory / run)
         raw = json.dumps({**fields, "cwd": cwd, "transcript_path": str(self.transcript.path)}).encode()
-        answer = await self.ask(messages.Hook(input=raw, hints=messages.Hints(cwd=cwd), wait_ms=10_000))
+        answer = await self.ask(messages.Hook(input=raw, hints=messages.Hints(cwd=cwd)))
         assert isinstance(answer, messages.HookAnswer), answer
 
     async def show(self, run: str) -> messages.RunShowAnswer:
-        answer = await self.ask(messages.RunShow(run=run, wait_ms=10_000))
+        answer = await self.ask(messages.RunShow(run=run))
         assert isinstance(answer, messages.RunShowAnswer), answer
         assert not answer.spend.stale, answer.spend
         return answer
@@ -174,7 +175,7 @@ def test_what_an_attachment_counts(
             # Without its first attachment, the old run has nothing.
             rest = () if is_first else tuple(index for index in ALL if index not in counted)
             assert indexes(old.totals.billing + old.earlier.billing) == rest
-            status = await world.ask(messages.Status(wait_ms=10_000))
+            status = await world.ask(messages.Status())
             assert isinstance(status, messages.StatusAnswer)
             assert status.unattributed.billing == 0
 
@@ -269,7 +270,7 @@ def test_clock_that_is_set_back_loses_nothing(tmp_path: Path, steps: int) -> Non
             world.transcript.response("m1", request="r1", tokens=(1, 0, 0, 0), at=written(clock.at))
             assert await world.measured("r") == 1
             step()
-            await world.ask(messages.Advance(run="r", from_phase="brainstorm", wait_ms=10_000))
+            await world.ask(messages.Advance(run="r", from_phase="brainstorm"))
             step()
             world.transcript.response("m2", request="r2", tokens=(20, 0, 0, 0), at=written(clock.at))
             assert await world.measured("r") == 21
@@ -312,10 +313,10 @@ def test_clock_that_is_set_back_between_two_runs(tmp_path: Path) -> None:
             clock.at += SECOND
             world.transcript.response("m2", request="r2", tokens=(20, 0, 0, 0), at=written(clock.at))
             assert (await world.measured("one"), await world.measured("two")) == (1, 20)
-            named = await world.ask(messages.RunShow(scope="b-one", wait_ms=10_000))
+            named = await world.ask(messages.RunShow(scope="b-one"))
             assert isinstance(named, messages.RunShowAnswer)
             assert named.run.id == "two"
-            listed = await world.ask(messages.RunList(all=True, wait_ms=10_000))
+            listed = await world.ask(messages.RunList(all=True))
             assert isinstance(listed, messages.RunListAnswer)
             assert [line.run.id for line in listed.runs] == ["two", "one"]
 

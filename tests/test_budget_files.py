@@ -292,7 +292,8 @@ def test_sessions_event_has_the_files_parsed_before_a_launch(tmp_path: Path, par
     project = tmp_path / "project"
     path = project_file(project, "min_agents: 6\n")
     hook_input = {"hook_event_name": event, "session_id": "s1", "cwd": str(project), "source": "startup"}
-    request = messages.Hook(input=json.dumps(hook_input).encode(), hints=messages.Hints(cwd=str(project)))
+    hints = messages.Hints(cwd=str(project))
+    request = messages.Hook(input=json.dumps(hook_input).encode(), hints=hints, wait_ms=60_000)
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
