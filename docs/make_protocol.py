@@ -21,12 +21,12 @@ else the socket is `~/.local/state/fluxbudget/run/fluxbudgetd.sock`. The directo
 of another user are refused (except root; in the service's sandbox root is an ordinary user, and refused too).
 
 **Lock**: beside the socket is the file `fluxbudgetd.sock.lock`, which the daemon holds with `flock(2)`. Its first line
-is `fluxbudgetd pid N`, its second `socket PATH`: where the daemon listens. If a socket that was not chosen with
-`$FLUXBUDGET_SOCKET` is missing or dead, clients look into that file, and connect to `PATH` if it is another one: the
-daemon may have been started with `--socket`, and then leaves these lines at the default place, without holding the
-lock. A second daemon quotes them in its error, and `doctor` uses the pid. (Daemons before 0.2.0 write only the first
-line.) If the socket, the lock or their directory is removed, the daemon creates them again within seconds (but not a
-socket that systemd passed).
+is `fluxbudgetd pid N`, its second `socket PATH`: where the daemon listens. A daemon that was started with `--socket`
+also leaves these lines at the default place, without holding the lock there. So if the default socket is missing or
+dead, and `$FLUXBUDGET_SOCKET` is not set, clients read that file, and connect to `PATH` if it is another one. A second
+daemon quotes the lines in its error, and `doctor` uses the pid. (Daemons before 0.2.0 write only the first line.) If
+the socket, the lock or their directory is removed, the daemon creates them again within seconds (but not a socket that
+systemd passed).
 
 **Frame**: a big-endian `u32` that counts the bytes of the body, then the body: one
 [MessagePack](https://msgpack.org) map of 1 to {MAX_FRAME} bytes. A connection may carry any number of requests, which
@@ -63,7 +63,7 @@ stderr.
 **Pages**: `status` and `run_list` return at most 64 runs; send `next` as `after` to get the following page.
 
 **Text** is UTF-8. A byte of a foreign id that is not valid UTF-8 is sent as the private-use character U+EF00 + byte,
-and so are the bytes of a character U+EF80 … U+EFFF itself. So every byte string has exactly one text.
+and so is each byte of a character from U+EF80 to U+EFFF. So every byte string corresponds to exactly one text.
 
 Tokens are integers (sums stop at {messages.MAX_TOKENS}); percentages are floats with one decimal, rounded down,
 above 100 when more is spent; times are ISO-8601 UTC text.

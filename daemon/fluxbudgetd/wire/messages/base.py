@@ -34,7 +34,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="op"):
     v: int = VERSION
     """The protocol version; 1 if omitted."""
     wait_ms: int = 200
-    """How long the client will wait. If a source takes longer, the answer uses its last known numbers."""
+    """How long the client will wait. If a source takes longer, the answer has the last known numbers."""
 
 
 class Naming(Request, frozen=True, kw_only=True):

@@ -33,7 +33,8 @@ class RemainingAnswer(Answer, frozen=True, kw_only=True, tag="remaining"):
     phase: str
     spend: Spend
     tied: tuple[str, ...] = ()
-    """The runs of the directory, if it has several and none was named: this is the hard one with the least left."""
+    """All active runs of the directory, if it has several and none was named. The answer is about the hard one with
+    the least left."""
 
 
 class CheckAnswer(Answer, frozen=True, kw_only=True, tag="check"):

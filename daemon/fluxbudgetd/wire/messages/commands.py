@@ -7,7 +7,7 @@ class Command(Request, frozen=True, kw_only=True, tag="command"):
     """Carry out a command line of `fluxbudgetctl`. The answer is what the client prints, and its exit code.
 
     Words, directory and variables are bytes, as the operating system gives them. The daemon answers as soon as it needs
-    no more of stdin: when it holds a JSON object, has ended, or has been waited for long enough.
+    no more of stdin: when stdin holds a JSON object or has ended, or when the daemon has waited long enough.
     """
 
     words: tuple[bytes, ...]
@@ -29,7 +29,7 @@ class Command(Request, frozen=True, kw_only=True, tag="command"):
 
 
 class Stdin(Request, frozen=True, kw_only=True, tag="stdin"):
-    """Continue the stdin of the `command` before it. It has no answer of its own; a late one is ignored.
+    """Continue the stdin of the preceding `command`. It has no answer of its own, and is ignored if it comes too late.
 
     All stdin of a command together is at most 256 KiB.
     """

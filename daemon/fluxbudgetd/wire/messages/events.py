@@ -54,7 +54,7 @@ class EventAnswer(Answer, frozen=True, kw_only=True, tag="event"):
     kind: str
     data: dict[str, str | int | float | None]
     by: By | None = None
-    """Null: the daemon itself, or not known."""
+    """Null: the daemon itself, or the process is not known."""
 
 
 class HeartbeatAnswer(Answer, frozen=True, kw_only=True, tag="heartbeat"):

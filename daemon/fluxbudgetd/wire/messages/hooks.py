@@ -39,8 +39,8 @@ class StatusLineAnswer(Answer, frozen=True, kw_only=True, tag="statusline"):
     """One line, without its newline."""
 
     run: str
-    """Empty if several runs have the directory, and none of them is hard."""
+    """Empty if the directory has several active runs, and none of them is hard."""
     line: str
     stale_why: str | None
     tied: tuple[str, ...] = ()
-    """The runs of the directory, if it has several and none was named."""
+    """All active runs of the directory, if it has several and none was named."""

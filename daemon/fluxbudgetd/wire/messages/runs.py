@@ -59,9 +59,9 @@ class RunAllow(Naming, frozen=True, kw_only=True, tag="run_allow"):
     """
 
     tokens: int | None = None
-    """How many more tokens than it has spent, or may already spend."""
+    """How many tokens beyond what it has spent or may already spend, whichever is more."""
     minutes: int | None = None
-    """How long, whatever it spends; at most a week."""
+    """For how long it may go on, however much it spends; at most a week."""
 
 
 class RunAttach(Request, frozen=True, kw_only=True, tag="run_attach"):
@@ -113,9 +113,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str
     ended_at: str | None
     allowed_to: int | None = None
-    """Up to how many tokens the run may go on although its budget is smaller; null: up to its budget."""
+    """How many tokens the run may spend in all, although its budget is smaller; null: its budget."""
     allowed_until: str | None = None
-    """Until when the run may go on, whatever it spends."""
+    """Until when the run may go on, however much it spends."""
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +161,7 @@ class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):
     hard_by: str | None = None
     """The project's file because of which the new run is hard, although the request did not ask for it."""
     rule_fault: str | None = None
-    """Why a file of the project could not be read; what it says about enforcement is not applied."""
+    """Why a file of the project could not be read; its rule about enforcement is not applied."""
 
 
 class RunListAnswer(Answer, frozen=True, kw_only=True, tag="run_list"):
@@ -187,7 +187,7 @@ class RunShowAnswer(Answer, frozen=True, kw_only=True, tag="run_show"):
     """What each source says about each session; at most 200 sessions."""
     attachments: tuple[AttachmentInfo, ...]
     earlier: Earlier = Earlier()
-    """What the run's sessions used before they count for it; not part of any other sum."""
+    """What the run's sessions used before their usage began to count for it; not part of any other sum."""
     lower_bound: bool = False
     """True: some usage cannot be read from the transcripts, so more may have been used than is counted."""
     lower_bound_why: tuple[str, ...] = ()

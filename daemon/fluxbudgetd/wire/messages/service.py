@@ -26,10 +26,10 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
 
 
 class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
-    """Ask before doing what the daemon cannot prevent, and what leaves runs without a limit.
+    """Ask for permission to do something that removes the runs' limits and that the daemon cannot prevent.
 
-    The answer is the error `refused` if the client is inside a session and a hard limit is concerned. Otherwise it is
-    recorded as `run.loosened`.
+    The answer is the error `refused` if the client is inside a session and a hard limit is concerned. Otherwise the
+    action is recorded as `run.loosened`.
     """
 
     action: Literal["uninstall"]
@@ -92,7 +92,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoosenAnswer(Answer, frozen=True, kw_only=True, tag="loosen"):
-    """The client may go on. The events are on disk."""
+    """The client may carry out the action. The events are on disk."""
 
 
 class PingAnswer(Answer, frozen=True, kw_only=True, tag="ping"):

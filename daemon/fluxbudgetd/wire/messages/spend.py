@@ -77,7 +77,7 @@ class StageLine(Tally, frozen=True, kw_only=True):
 
 
 class Earlier(msgspec.Struct, frozen=True, kw_only=True):
-    """Usage that is too old for a session's first attachment; it belongs to no run."""
+    """Usage from before the time at which a session's first attachment begins to count; it belongs to no run."""
 
     billing: int = 0
     total: int = 0
@@ -96,12 +96,12 @@ class SessionSources(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float | None
     """interstat's total / the transcripts'; null if either is 0."""
     words: str
-    """By which rule each source counts, if the two differ much; otherwise empty."""
+    """How each source counts, if the two differ much; otherwise empty."""
     earlier: Earlier = Earlier()
-    """What the session used before it counts for this run, if this is its first run."""
+    """What the session used before its usage began to count for this run, if this is its first run."""
     stated_billing: int | None = None
     stated_total: int | None = None
-    """The session's tokens as Claude Code itself sums them in the transcript; null if it does not."""
+    """Claude Code's own sum of the session's tokens, if the transcript has one."""
     lower_bound: bool = False
     """True: some usage cannot be read from the transcripts, so more may have been used than is counted."""
     lower_bound_why: tuple[str, ...] = ()
