@@ -61,8 +61,8 @@ class SessionAccount(msgspec.Struct):
     `implied` is the attachment that its rows imply. It counts if no client requested one.
     `counts_transcripts` is true if `cells` come from its transcripts, which hold usage; otherwise they come from
     interstat's rows. `figures` has the sum of each source by the source's name, `minutes` the recent usage by minute
-    since 1970, `earliest` the time of the first record that an attachment counts. `active_since` is when the session
-    first called a hook that shows that it works, since the daemon started. `digest` identifies the last rows that were
+    since 1970, `earliest` the time of the first record that an attachment counts. `active_since` is when a hook first
+    showed, since the daemon started, that the session has had a response. `digest` identifies the last rows that were
     kept (`RowStore`), and `rows_epoch` is interstat's epoch at which rows were read last.
     """
 
@@ -100,7 +100,7 @@ class SessionAccount(msgspec.Struct):
         return counts_from // MINUTE + is_shared
 
     def earlier(self, run: str) -> Counts:
-        """Return what is too old for the session's first attachment, if that is an attachment to this run."""
+        """Return what was used before the session's first attachment counts, if that is an attachment to this run."""
         return sum((counts for cell, counts in self.cells.items() if cell.earlier_for == run), Counts())
 
     @property
@@ -140,7 +140,7 @@ class RunAccount(msgspec.Struct):
 
     @property
     def sums(self) -> Sums:
-        """Return `UNKNOWN` if a session's sums are, otherwise `UNREADABLE` if a session's are, otherwise `WHOLE`."""
+        """Return `UNKNOWN` if any session's sums are that, else `UNREADABLE` if any session's are, else `WHOLE`."""
         if not self.has_sessions:
             return _UNKNOWN
         found = _WHOLE
@@ -232,7 +232,7 @@ class RunAccount(msgspec.Struct):
         return used
 
     def earlier(self) -> Counts:
-        """Return what the run's sessions used before they count for it."""
+        """Return what the run's sessions used before their usage began to count for it."""
         return sum((session.earlier(self.run.id) for session in self.sessions.values()), Counts())
 
     def attachments(self) -> list[Attachment]:

@@ -4,7 +4,7 @@ An id, a scope or a session that the request names decides alone. Otherwise the 
 
 1. `$FLUXBUDGET_RUN` decides alone, too. A session keeps the variable that it was started with, so if that run has ended
    and the session has moved on to an active run, the request means the active run.
-2. The bead, then the sessions, each if a run knows it.
+2. The bead, then the sessions: the first of these that a run has.
 3. The nearest directory that is the project of an active run: the working directory or one of its parents, where a git
    worktree is followed by its main checkout (`sources.worktrees`). With a bead set, that run must have no scope: a
    sprint without a run must not get the numbers of another sprint in the same directory.
@@ -65,7 +65,7 @@ class RunChooser:
         return []
 
     def _moved_on(self, named: RunAccount, hints: Hints) -> RunAccount:
-        """Return the run of `$FLUXBUDGET_RUN`, or the active one that the session has moved on to after it ended."""
+        """Return the run of `$FLUXBUDGET_RUN` or, if it has ended, an active one that the session has moved on to."""
         if named.run.status == "active":
             return named
         others = (self._accounts.run_of_session(name) for name in hints.sessions)
@@ -95,7 +95,7 @@ def enforced(tied: list[RunAccount]) -> list[RunAccount]:
 
 
 def least_left(tied: Iterable[RunAccount]) -> RunAccount:
-    """Return the run with the least left by the last known numbers, then the one with the least id."""
+    """Return the run with the least left by the last known numbers, then the one with the smallest id."""
 
     def order(account: RunAccount) -> tuple[bool, int, str]:
         remaining = account.balance().remaining

@@ -42,7 +42,7 @@ NOTHING: Required = {}
 _ANY = Stamp(NEVER, 0)
 # Python 3.11 takes four times as long for a member of an enumeration as for a global name.
 _UNKNOWN, _UNREADABLE = Sums.UNKNOWN, Sums.UNREADABLE
-# Comparing this many files takes half a millisecond. With more, a question leaves the comparison to the next batch.
+# Comparing this many files takes half a millisecond. With more, a request leaves the comparison to the next batch.
 _MOST_PATHS = 256
 # An interstat database in these states has no rows.
 _WITHOUT_ROWS = ("absent", "empty")

@@ -2,7 +2,7 @@
 
 A lookup costs a few system calls in a worker thread. If a file system does not answer, the lookup is abandoned: the
 last known result of that directory is used, or its parents as they are written, and no further lookup of it starts
-until the abandoned one has ended. So a directory that hangs costs one thread, and other directories nothing.
+until the abandoned one has ended. So a directory that hangs blocks one thread, and no other directory is affected.
 """
 
 import anyio

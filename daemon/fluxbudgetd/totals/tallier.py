@@ -78,7 +78,7 @@ class Tallier:
         async with self._lock:
             deltas = await self._transcripts.apply(name, self._in_order(name, reading))
             for session, delta in deltas.items():
-                # The sums of a session that were never needed are not needed now either.
+                # If a session's sums are unknown, no request has needed them, so they are not computed here either.
                 if session != name and self._accounts.session(session).sums is not Sums.UNKNOWN:
                     await self._apply_delta(session, delta)
                     others.add(session)
@@ -158,7 +158,7 @@ class Tallier:
         account.has_sessions = True
 
     def _in_order(self, name: str, reading: TranscriptReading) -> TranscriptReading:
-        """Have new lines count for what the session's run is doing now if the clock was set back since that began."""
+        """If the clock was set back, have new lines count for what the session's run is doing now."""
         account = self._accounts.run_of_session(name)
         if account is None or not reading.copies or self._clock() >= account.latest:
             return reading

@@ -41,7 +41,7 @@ _NAMED = -1
 
 
 class KeptFile(NamedTuple):
-    """A transcript that is gone: how many of its responses still count, and if something else is at its path now."""
+    """A transcript that is gone: how many of its responses still count, and whether another file is at its path now."""
 
     path: str
     responses: int
@@ -191,7 +191,7 @@ class TranscriptStore:
         return directory is not None and directory not in self._heard_of
 
     async def learn_from(self, path: str) -> None:
-        """Search the Claude directory of a transcript that a hook has named from now on, if it is the user's."""
+        """From now on, search the Claude directory of this transcript, which a hook has named, if it is the user's."""
         directory = claude_directory(path)
         if directory is None:
             return

@@ -1,4 +1,4 @@
-"""One look at the sources for all requests that have arrived before it."""
+"""One check of the sources, which all requests that have arrived before it share."""
 
 from collections.abc import Hashable
 
@@ -6,12 +6,12 @@ from fluxbudgetd.totals.account import RunAccount, Standing
 
 
 class Turn:
-    """Inside a `with` block, `is_first` is true once for each question; outside, always.
+    """Inside a `with` block, `is_first` is true once for each question; outside a block, it is always true.
 
-    The server receives several requests, enters the block, and handles them. A look at a source then comes after all of
-    these requests, so it shows what was written before each of them, and one look is enough. The standing of a run that
+    The server receives several requests, enters the block, and handles them. A source is then checked after all of
+    these requests have arrived, so one check shows what was written before each of them. The standing of a run that
     follows from it also holds until the end of the block, unless a request changes the run. Nothing may be awaited in
-    the block: a request that arrives meanwhile needs a new look.
+    the block: a request that arrives meanwhile needs a new check.
     """
 
     def __init__(self) -> None:
