@@ -70,8 +70,8 @@ class BudgetRules:
     async def demand(self, directories: Sequence[str]) -> Demand:
         """Return what the project files of these directories say about enforcement, as they are now.
 
-        Any of them may demand that it is hard; none can take that back. Waits until cancelled for a file system that
-        does not answer.
+        Any of them may demand hard enforcement, and no other can override that. Waits until cancelled for a file system
+        that does not answer.
         """
         fault = None
         for directory in await anyio.to_thread.run_sync(_with_file, directories, abandon_on_cancel=True):

@@ -16,9 +16,9 @@ FileStamp = tuple[int, ...]
 
 
 def read_text(path: str, most: int = LARGEST) -> str | None:
-    """Return a file's text, or None if it does not exist; raise `ConfigError`, also if it has more than `most` bytes.
+    """Return a file's text, or None if it does not exist. Never waits for a FIFO or a device.
 
-    Never waits for a FIFO or a device.
+    Raises `ConfigError` if the file cannot be read, is not UTF-8, or has more than `most` bytes.
     """
     shown = shown_file(path)
     try:

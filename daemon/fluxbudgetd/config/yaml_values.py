@@ -27,7 +27,7 @@ def encoded(values: Values) -> object:
 
 
 def decoded(data: object) -> Values:
-    """Return the values that were encoded; raise `ValueError` if these are none."""
+    """Return the values that were encoded; raise `ValueError` if this is anything else."""
     match data:
         case dict():
             return {str(key): _decoded(value) for key, value in data.items()}

@@ -12,7 +12,7 @@ from fluxbudgetd.wire.text import fold
 def token_counts(values: Iterable[object]) -> tuple[list[int], int]:
     """Return the counts, and how many values were invalid (negative, not whole, text).
 
-    Null and invalid values become 0. A real number that is whole is valid.
+    Null and invalid values become 0. A float that is a whole number is valid.
     """
     counts, invalid = [], 0
     for value in values:

@@ -36,7 +36,7 @@ def follow(path: str, why_not: Callable[[os.stat_result], str | None]) -> Target
 
 
 def why_not_named(path: str) -> str | None:
-    """Return why the transcript that a hook has named is not read; None if it is, or does not exist yet."""
+    """Return why the transcript that a hook has named is not read; None if it is read or does not exist yet."""
     if not os.path.isabs(path) or not path.endswith(SUFFIX):
         return f"{shown_path(path)}: is not a transcript: its path is not absolute, or does not end in {SUFFIX}"
     if os.path.islink(path):
@@ -51,14 +51,14 @@ def why_not_named(path: str) -> str | None:
 
 
 def why_no_file(info: os.stat_result) -> str | None:
-    """Return why this is not a file that may be followed; None if it is."""
+    """Return why this may not be followed as a file; None if it may."""
     if stat.S_ISDIR(info.st_mode):
         return "is a directory"
     return _why_foreign(info) if stat.S_ISREG(info.st_mode) else "is not a regular file"
 
 
 def why_no_directory(info: os.stat_result) -> str | None:
-    """Return why this is not a directory that may be followed; None if it is."""
+    """Return why this may not be followed as a directory; None if it may."""
     return _why_foreign(info) if stat.S_ISDIR(info.st_mode) else "is not a directory"
 
 

@@ -74,10 +74,9 @@ class TranscriptSource:
     def name(self, session: str, path: str, *, even_if_refused: bool = False) -> str:
         """Set the path of a session's main file, as named by a hook; return it with links to directories resolved.
 
-        For a worker thread.
-        If the path shows another Claude directory of this user, that is searched from now on. Raises `BadInputError`
-        unless the file may be followed or does not exist yet; but with `even_if_refused`, each reading reports that it
-        is not followed.
+        If the path shows another Claude directory of this user, that is searched from now on. If the file exists and
+        may not be followed, this raises `BadInputError`, or with `even_if_refused` each reading reports it. For a
+        worker thread.
         """
         with self._working:
             raw = _path_of(path)
@@ -103,7 +102,7 @@ class TranscriptSource:
             return []
 
     def learn_from(self, path: str) -> None:
-        """Search the Claude directory that a transcript's path shows from now on, if it is the user's.
+        """From now on, search the Claude directory that a transcript's path shows, if it is the user's.
 
         Raises `BadInputError` for what is not a path. For a worker thread.
         """

@@ -15,7 +15,7 @@ UNSETTLED: PathStamp = (-1,)
 # File times have the granularity of a clock tick: a directory listed this soon after a change may change again within
 # the same tick.
 _TICK_NANOSECONDS = 50_000_000
-# Some file systems keep whole seconds, and FAT only even ones.
+# Some file systems keep times in whole seconds, and FAT in steps of two seconds.
 _COARSE_NANOSECONDS = 2_000_000_000 + _TICK_NANOSECONDS
 _SECOND = 1_000_000_000
 

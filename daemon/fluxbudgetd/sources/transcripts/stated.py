@@ -1,6 +1,6 @@
 """Claude Code's own sums of a session's tokens, which it writes to the transcript (`cost-state` records).
 
-They grow over the session's whole life, also when it is resumed, and include what no transcript shows.
+They grow over the session's whole life, even if it is resumed, and include what no transcript shows.
 """
 
 from typing import NamedTuple
