@@ -5,7 +5,7 @@ once the hook has received it. This is saved afterwards, so a kill in between re
 A hook that exits early has received nothing.
 
 A run's loosenings are delivered with them, for the person: in the main loop of each session that belonged to the run
-then.
+at that time.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ from fluxbudgetd.policy import thresholds
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
-# Of more loosenings of a run that its sessions were not told of, the oldest are left out.
+# If a run has more loosenings that its sessions were not told of, the oldest are left out.
 _MOST_LOOSENINGS = 8
 
 

@@ -1,4 +1,4 @@
-"""Where the active runs stand, in files for shells and sandboxes that cannot open a socket, and which are stopped."""
+"""Files that say where the active runs stand, and which are stopped, for shells and sandboxes without a socket."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial

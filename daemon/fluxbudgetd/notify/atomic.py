@@ -52,9 +52,9 @@ def link(path: str, target: str, scratch: str) -> None:
 
 
 def private_directories(path: str) -> None:
-    """Create a directory and its missing parents with mode 0700; raises `OSError`, also if it is a symbolic link.
+    """Create a directory and its missing parents with mode 0700.
 
-    Links among the parents that exist are followed.
+    Raises `OSError`, in particular if the directory is a symbolic link. Links among the parents that exist are followed.
     """
     parent = os.path.dirname(path)
     if parent != path and not os.path.isdir(parent):
@@ -72,7 +72,10 @@ def private_directories(path: str) -> None:
 
 @contextmanager
 def directory_at(path: str, *, follows: bool = False) -> Iterator[int]:
-    """Yield a descriptor of a directory, whatever its mode is; raises `OSError`, also for a link unless it follows."""
+    """Yield a descriptor of a directory, whatever its mode is.
+
+    Raises `OSError`, in particular for a symbolic link, unless `follows` is true.
+    """
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follows else os.O_NOFOLLOW))
     try:
         yield fd

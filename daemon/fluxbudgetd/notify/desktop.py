@@ -67,7 +67,7 @@ class Desktop:
             self._showing.release()
 
     def _address(self) -> str:
-        """Return the bus's address. Never start one: without a desktop it has no notification server."""
+        """Return the bus's address. Never start a bus: without a desktop, it has no notification server."""
         if self._configured_address:
             return self._configured_address
         if not os.path.exists(self._default_path):

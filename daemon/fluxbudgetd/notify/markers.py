@@ -29,7 +29,7 @@ class Markers:
         return is_directory(self._directory)
 
     def adopt(self, runs: Iterable[str], failures: Failures) -> None:
-        """Keep the markers of these runs that an earlier daemon has left, and remove its others."""
+        """Keep the markers that an earlier daemon has left for these runs, and remove its other ones."""
         names = {name for run in runs if (name := file_name(run))}
         with failures.at(self._directory, "scanned"):
             found = set(os.listdir(self._directory))

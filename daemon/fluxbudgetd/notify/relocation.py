@@ -1,6 +1,6 @@
-"""Keeps one place of markers: what the last daemon has left at another place is moved to this daemon's.
+"""Keep all markers in one place: move those that the last daemon has left beside another socket.
 
-Otherwise a hook that gets no answer might go by numbers at the old place, which nothing changes any more.
+Otherwise a hook that gets no answer might rely on the old ones, which are no longer updated.
 """
 
 import fcntl

@@ -1,8 +1,9 @@
 """Runs as files of `key=value` lines, for shells and sandboxes that cannot open a Unix socket.
 
 `runs/<run>` has the lines; `sessions/<session>` and `scopes/<scope>` are links to it. The files of a killed daemon must
-be ignored: a reader first tries to get a shared lock on `alive`, and succeeds only if no daemon is running. One reader
-does not: a hook that gets no answer. So the files of a run with a marker stay when the daemon stops.
+be ignored: a reader first tries to get a shared lock on `alive`, and succeeds only if no daemon is running. But a hook
+that gets no answer reads the files of a run with a marker, whether or not a daemon is running. So these files stay when
+the daemon stops.
 """
 
 import fcntl
@@ -51,7 +52,7 @@ class StateFiles:
     async def open(self, adoptable: Iterable[str] = ()) -> None:
         """Remove what a killed daemon has left, and lock `alive`; `ChannelError` if another daemon holds the lock.
 
-        Of the `adoptable` runs, what has a marker stays until it is put or removed.
+        The files of `adoptable` runs that have a marker stay until they are put or removed.
         """
         self._adoptable = frozenset(adoptable)
         await self._worker.run(self._open, self._seconds)
@@ -219,7 +220,7 @@ class StateFiles:
         failures.raise_first()
 
     def _outdated(self, paths: Iterable[str]) -> list[str]:
-        """Return the links of an earlier daemon to these runs' files; those that still hold are put, too."""
+        """Return the links of an earlier daemon to these runs' files. Those that are still right are put again."""
         targets = {_link_target(os.path.basename(path)) for path in paths}
         outdated = [path for path in self._adopted if self._targets.get(path) in targets]
         self._adopted.difference_update(outdated)
