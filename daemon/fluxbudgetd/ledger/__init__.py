@@ -1,4 +1,4 @@
-"""The daemon's own SQLite file, and the writer that retries writes no request waits for."""
+"""The daemon's own SQLite file, and the writer, which retries the writes that no request waits for."""
 
 from fluxbudgetd.ledger.database import NewEvent
 from fluxbudgetd.ledger.ledger import Ledger

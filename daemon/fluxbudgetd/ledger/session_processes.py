@@ -13,7 +13,7 @@ class StoredSessionProcesses:
         self._database = database
 
     async def all(self) -> list[SessionProcess]:
-        """Return every stored process, also those that have ended, the longest known first."""
+        """Return every stored process, including those that have ended, the longest known first."""
         rows = await self._database.rows("SELECT pid, started, session FROM session_processes ORDER BY rowid")
         return [SessionProcess(*row) for row in rows]
 

@@ -139,7 +139,7 @@ def sources(service: Service) -> tuple[wire.SourceInfo, ...]:
 def session_sources(
     service: Service, sessions: Iterable[str], run: str | None = None
 ) -> tuple[wire.SessionSources, ...]:
-    """Return what each source says about sessions, and what they used before they count for this run.
+    """Return what each source says about sessions, and what they used before their usage began to count for this run.
 
     Those whose sources differ come first.
     """
@@ -148,7 +148,7 @@ def session_sources(
 
 
 def earlier(counts: Counts) -> wire.Earlier:
-    """Return usage that is too old for an attachment."""
+    """Return what a session used before its first attachment counts."""
     return wire.Earlier(billing=capped(counts.billing), total=capped(counts.total))
 
 
@@ -177,7 +177,7 @@ def _session_sources(service: Service, session: str, run: str | None) -> wire.Se
 
 
 def _words(ratio: float | None) -> str:
-    """Return by which rule each source counts, if they differ much. Which of them is right cannot be known here."""
+    """Return how each source counts, if they differ much. Which of them is right cannot be known here."""
     least, most = _SIMILAR
     if ratio is None or least <= ratio <= most:
         return ""

@@ -37,7 +37,7 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
 }
 
 #: These also get the id of the process that sent the request, because what they change is recorded with its cause, or
-#: not allowed from everywhere.
+#: refused inside a session.
 _HANDLERS_WITH_CALLER: dict[type[wire.Request], Callable[[Context, Any, int], Answer]] = {
     wire.Check: budget.check,
     wire.Advance: budget.advance,

@@ -1,4 +1,4 @@
-"""What has been said once and is not said again."""
+"""Remember what has been said, so that it is said only once."""
 
 from collections.abc import Hashable
 

@@ -1,8 +1,8 @@
 """The stdin of a command, which arrives in pieces and may never end.
 
 Claude Code does not always close a hook's stdin, so a JSON object is complete when it can be parsed. Parsing is tried
-only after a `}`, and only for a limited number of bytes in all, because a sender may drip. If there is more input than
-a client forwards, its beginning is used, even if stdin stays open.
+only after a `}`, and only for a limited number of bytes in all, because the pieces may be tiny. If there is more input
+than a client forwards, its beginning is used, even if stdin stays open.
 """
 
 from collections.abc import Awaitable, Callable

@@ -106,7 +106,7 @@ class HookCall(msgspec.Struct):
         return choice.account
 
     def _hard_run(self, last: Attachment | None) -> RunAccount | None:
-        """Return the hard run that the session is attached to. No hook moves it to another: anyone can call a hook."""
+        """Return the hard run that the session is attached to. No hook moves it: any process can call a hook."""
         if last is None or last.until is not None:
             return None
         account = self.service.accounts.runs[last.run]

@@ -1,4 +1,4 @@
-"""Which session another one continues: after `/clear`, and as a fork. Claude Code's hooks do not say it.
+"""Which session another one continues: after `/clear`, and as a fork. Claude Code's hooks do not say this.
 
 `/clear` ends a session and begins another in the same process. A fork begins with a copy of a session's history, but
 its transcript may be written only after its first hooks. So a session is *open* until one of its hooks finds the
