@@ -158,7 +158,7 @@ def test_sources_that_differ_are_explained_by_their_rules(home: Home, interstat:
 
 def test_interstat_with_less_is_explained(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     assert rows_and_responses(home, interstat, 50, 100).startswith(
-        "interstat counts 0.5 times what the transcripts say: its rows come when a session or sub-agent has ended"
+        "interstat counts 0.5 times what the transcripts say: its rows are written after a session or sub-agent ends"
     )
 
 

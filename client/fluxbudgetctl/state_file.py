@@ -44,7 +44,7 @@ class Spend:
         self.stale = {"0": False, "1": True}[fields["stale"]]
         self.stale_why = _STALE if self.stale else None
         if self.state not in _STATES:
-            raise ValueError(f"{self.state} is no state")
+            raise ValueError(f"{self.state} is not a state")
         if any((limit is None) != (self.state == "unlimited") for limit in (self.budget, self.remaining, self.pct)):
             raise ValueError("a budget without its remainder")
 

@@ -16,7 +16,9 @@ def add(commands: Subcommands) -> None:
     more.add_argument(
         "--tokens", type=arguments.whole_number, metavar="N", help="for N more tokens (default: 10 %% of the budget)"
     )
-    more.add_argument("--minutes", type=arguments.whole_number, metavar="M", help="for M minutes, whatever it spends")
+    more.add_argument(
+        "--minutes", type=arguments.whole_number, metavar="M", help="for M minutes, however much it spends"
+    )
 
 
 def _allow(options: Options) -> int:

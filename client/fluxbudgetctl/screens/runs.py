@@ -48,7 +48,7 @@ def allowance_line(answer: messages.RunAnswer) -> str:
 def _allowed(run: messages.RunInfo) -> str:
     """Return what the run is allowed beyond its budget; empty if nothing."""
     to = "" if run.allowed_to is None else f"up to {tokens(run.allowed_to)} {run.cost_basis} tokens"
-    until = "" if run.allowed_until is None else f"until {run.allowed_until}, whatever it spends"
+    until = "" if run.allowed_until is None else f"until {run.allowed_until}, however much it spends"
     both = ", and ".join(text for text in (to, until) if text)
     return f"allowed to go on {both}" if both else ""
 

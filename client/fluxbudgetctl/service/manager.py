@@ -188,7 +188,7 @@ def systemctl(*arguments: str, seconds: float) -> subprocess.CompletedProcess[st
     if program is None:
         raise Failure(
             "there is no systemctl here: this system does not run systemd",
-            "start 'fluxbudgetd' when your session starts (for instance 'nohup fluxbudgetd &'), or by a supervisor",
+            "start 'fluxbudgetd' when your session starts (for instance 'nohup fluxbudgetd &'), or with a supervisor",
             codes.UNREACHABLE,
         )
     environ = {**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""}

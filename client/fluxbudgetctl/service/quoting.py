@@ -41,7 +41,9 @@ def whole(text: str) -> str:
     _require_text(text)
     if text != text.strip() or text.endswith("\\"):
         raise Failure(
-            f"a unit file cannot contain the path {text!r}", "use a path that ends otherwise", codes.BAD_INPUT
+            f"a unit file cannot contain the path {text!r}",
+            "use a path without white space at its ends, and without a backslash at its end",
+            codes.BAD_INPUT,
         )
     return text.replace("%", "%%")
 

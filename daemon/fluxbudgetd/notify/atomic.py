@@ -54,7 +54,7 @@ def link(path: str, target: str, scratch: str) -> None:
 def private_directories(path: str) -> None:
     """Create a directory and its missing parents with mode 0700.
 
-    Raises `OSError`, in particular if the directory is a symbolic link. Links among the parents that exist are followed.
+    Raises `OSError`, in particular if the directory is a symbolic link. Links among existing parents are followed.
     """
     parent = os.path.dirname(path)
     if parent != path and not os.path.isdir(parent):

@@ -184,7 +184,7 @@ def _words(ratio: float | None) -> str:
     rule = (
         "it adds up every line of a response, while here a response counts once"
         if ratio > most
-        else "its rows come when a session or sub-agent has ended, and without advisors' and compactions' tokens"
+        else "its rows are written after a session or sub-agent ends, and leave out advisors' and compactions' tokens"
     )
     return f"interstat counts {ratio:g} times what the transcripts say: {rule}"
 

@@ -14,7 +14,7 @@ BAD_CONFIG = 78
 
 #: error code in an answer → (exit code of the client, what it means)
 ERROR_CODES: dict[str, tuple[int, str]] = {
-    "no_run": (NO_RUN, "no run has that name, or the hints name none, or several"),
+    "no_run": (NO_RUN, "no run has that name, or the hints lead to no run, or to several"),
     "bad_request": (BAD_INPUT, "the message is not a request of this protocol"),
     "bad_input": (BAD_INPUT, "a field has a value that is not allowed"),
     "refused": (REFUSED, "a hard limit may not be loosened from inside a session"),

@@ -119,8 +119,8 @@ def context(event: str, text: str, message: str | None) -> dict[str, object]:
 def without_daemon(run: str, why: str) -> str:
     """Return what the person reads when a run stays stopped because the daemon gave no answer; `why` says why not."""
     return (
-        f"the daemon gave no answer ({why}), and by the last known numbers run {run} is stopped; start the daemon"
-        f" (`systemctl --user restart fluxbudgetd`, or `fluxbudgetd`), then use {ways_to_continue(run)}"
+        f"the daemon gave no answer ({why}), and according to the last known numbers, run {run} is stopped; start"
+        f" the daemon (`systemctl --user restart fluxbudgetd`, or `fluxbudgetd`), then use {ways_to_continue(run)}"
     )
 
 

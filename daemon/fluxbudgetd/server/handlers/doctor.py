@@ -190,7 +190,7 @@ def _silent_findings(service: Service, followed: Sequence[RunAccount]) -> Iterat
                 continue
             if not files.get(name) and not any(counts.records for counts in session.figures.values()):
                 yield wire.Finding(
-                    what=f"session {name} of run {account.run.id} is active, but has no transcript: it counts 0",
+                    what=f"session {name} of run {account.run.id} is active, but has no transcript and is not counted",
                     hint="its Claude directory may be unknown (--claude-dir), or it writes no transcript"
                     f" (--no-session-persistence, {SWITCH})",
                 )
@@ -231,7 +231,7 @@ def _limited(findings: Sequence[wire.Finding]) -> tuple[wire.Finding, ...]:
     left = len(findings) - len(shown)
     if not left:
         return shown
-    return (*shown, wire.Finding(what=f"{left} more problems", hint="solve those above first"))
+    return (*shown, wire.Finding(what=f"{left} more problems", hint="solve the ones above first"))
 
 
 def _cut(what: str) -> str:
