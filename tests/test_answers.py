@@ -84,7 +84,7 @@ def test_tally_stops_at_the_largest_number_that_can_be_sent() -> None:
 
 
 def test_attachment() -> None:
-    """It is shown with the time from which its usage counts, if that is not the session's beginning."""
+    """It shows the time from which its usage counts, unless that is the session's beginning."""
     made = Attachment(session="s1", run="r1", since=9, until=1_000_000, counts_from=5, origin="bead")
     assert encoded(answers.attachment(made)) == {
         "session": "s1",

@@ -1,4 +1,4 @@
-"""From when on a session's usage counts for its run, by the service inside the test, whose clock the test sets."""
+"""When a session's usage begins to count for its run: the service runs inside the test, which sets its clock."""
 
 import json
 import os
@@ -197,7 +197,7 @@ def test_what_an_attachment_counts(
     ],
 )
 def test_time_stands_for_as_much_as_it_says(counts_from: int, at: int, expected: bool) -> None:
-    """Times without a fraction stand for their second, transcripts' times for their millisecond."""
+    """A time without a fraction stands for its whole second, a transcript's time for its whole millisecond."""
     period = Attachment(
         session="s", run="r", since=START + HOUR, until=START + 2 * HOUR, counts_from=counts_from, origin="asked"
     )
@@ -327,7 +327,7 @@ def test_clock_that_is_set_back_between_two_runs(tmp_path: Path) -> None:
 
 
 def test_attachments_of_older_ledgers_keep_their_reach(tmp_path: Path) -> None:
-    """A session's first attachment included all of its usage. A later one began when it was made."""
+    """In them, a session's first attachment includes all of its usage. A later one begins when it was made."""
     connection = sqlite3.connect(tmp_path / "ledger.db")
     for step in STEPS[:4]:
         connection.executescript(step)

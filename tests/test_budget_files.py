@@ -166,7 +166,7 @@ def test_daemon_does_not_import_pyyaml() -> None:
 
 
 def test_file_is_parsed_once_until_it_changes(tmp_path: Path, settings: Settings, parsed: list[str]) -> None:
-    """However many requests need it, and whether it is good or broken."""
+    """This holds however many requests need it, and whether it is good or broken."""
     project = tmp_path / "project"
     path = project_file(project, "min_agents: 3\n")
 
@@ -195,7 +195,7 @@ def test_file_is_parsed_once_until_it_changes(tmp_path: Path, settings: Settings
 
 
 def test_request_sees_what_was_written_before_it(tmp_path: Path) -> None:
-    """Even if a check of the file is under way, which may have read it before."""
+    """This holds even if a check is under way, because that may have read the file before."""
     path = tmp_path / "budget.yaml"
     path.write_text("min_agents: 1")
     begun, proceed = threading.Event(), threading.Event()

@@ -35,7 +35,7 @@ def test_rate_is_since_the_first_usage_in_the_window(seconds: int, expected: int
 
 
 def test_usage_older_than_ten_minutes_does_not_count() -> None:
-    """Neither its tokens nor its time counts."""
+    """Neither its tokens nor its time is part of the rate."""
     assert rate({CURRENT - 10: 10**9, CURRENT - 4: 500, CURRENT: 500}, START + MINUTE) == 200
     assert rate({CURRENT - 9: 10_000, CURRENT - 10: 10**9}, START + MINUTE - 1) == 1000
     assert WINDOW == 10

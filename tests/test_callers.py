@@ -94,7 +94,7 @@ def events(home: Home, kind: str = "run.loosened") -> list[dict[str, Any]]:
 
 
 def test_process_that_has_left_its_ancestors_passes_and_is_reported(home: Home, claude: SessionProcess) -> None:
-    """Only processes are looked at, so one that was adopted by init is not known to be inside."""
+    """Only ancestors count, so a process that init has adopted is not known to be inside."""
     assert claude.bash(f"setsid --fork {RAISE}").returncode == 0
     wait_for(lambda: budget(home) == 5000, "the budget to be raised")
     (loosened,) = events(home)
@@ -171,7 +171,7 @@ def test_processes_of_ended_sessions_are_forgotten(home: Home, claude: SessionPr
 
 
 def test_forged_hook_does_not_free_a_session(home: Home, claude: SessionProcess) -> None:
-    """Neither a forged end of the session nor another session's start makes the process forgotten."""
+    """After a forged end of the session, or another session's start, the process is still known."""
     home.ok("run", "start", "--id", "soft", "--project", str(home.root), "--no-session")
     claude.hook("SessionEnd", reason="other")
     forged = {"hook_event_name": "SessionStart", "session_id": "decoy", "source": "startup", "cwd": str(home.root)}

@@ -1,4 +1,4 @@
-"""The same transcripts through ccusage and through us: each session is equal, or differs in a way that has a name."""
+"""The same transcripts, counted by ccusage and by us: sessions are equal, or differ in a way that has a name."""
 
 import json
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ def learn(home: Home, directory: str, session: str, event: str = "SessionStart")
 
 
 def test_directory_that_a_hook_names_is_searched_for_every_session(home: Home, daemon: Daemon) -> None:
-    """Also after a crash, and although the hook's session had no run."""
+    """This holds even after a crash, and although the hook's session had no run."""
     learn(home, "work", "s1")
     daemon.kill()
     home.start()

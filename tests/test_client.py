@@ -56,7 +56,7 @@ def test_default_without_a_run_or_a_budget(home: Home, daemon: Daemon) -> None:
 
 @both_clients
 def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
-    """No answer in time: exit code 75, or the default."""
+    """There is no answer in time, so the exit code is 75, or the default is printed."""
     run = started(home)
     daemon.signal(signal.SIGSTOP)
     try:
@@ -295,7 +295,7 @@ def test_stderr_that_cannot_be_written_changes_no_exit_code(home: Home, redirect
 
 @both_clients
 def test_check_refuses_even_if_its_output_is_not_read(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """In a pipe without a reader."""
+    """Its output is a pipe without a reader."""
     home.ok("run", "start", "--budget", "1", "--session", "s1")
     interstat.insert("s1", input_tokens=5, output_tokens=0)
     command = f"set -o pipefail; {shlex.join(CTL)} check | true"
@@ -412,7 +412,7 @@ def test_doctor(home: Home, interstat: Interstat, daemon: Daemon) -> None:
 
 
 def test_hot_verbs_do_not_import_what_is_heavy(home: Home) -> None:
-    """No argparse, msgspec, json, socket, anyio or rich for `remaining`."""
+    """`remaining` imports no argparse, msgspec, json, socket, anyio or rich."""
     code = (
         "import sys; before = set(sys.modules); from fluxbudgetctl.main import main;"
         "code = main(['remaining', '--timeout', '20']);"

@@ -45,7 +45,7 @@ def copy_history(home: Home, session: str, fork: str, *, named: bool = False) ->
 @pytest.mark.parametrize("source", ["resume", "compact", "clear", "fork"])
 @pytest.mark.parametrize("variable", [None, "here"])
 def test_same_session_stays_in_its_run(home: Home, source: str, variable: str | None) -> None:
-    """Whatever the environment says. A run that has ended is left."""
+    """It stays whatever the environment says, until the run has ended."""
     environ = messages.Hints(run=variable, cwd=str(home.project))
     assert starts(home, "s1", source, environ=environ) == "mine"
     home.ok("run", "finish", "--run", "mine")
@@ -69,9 +69,9 @@ def test_cleared_session_goes_on_in_the_run(home: Home) -> None:
 
 @pytest.mark.usefixtures("runs")
 def test_session_of_the_same_process_goes_on_in_the_run(home: Home) -> None:
-    """Even if the hook of the cleared session's end comes later, or not at all.
+    """The hook of the cleared session's end may come later, or not at all.
 
-    A resumed session is another one, and one whose start had no hook may be: it obeys the environment.
+    A resumed session is a different one, and a session whose start had no hook may be: these obey the environment.
     """
     Claude(home, "s1").run("SessionStart", source="resume")
     Claude(home, "s2").run("SessionStart", source="clear")

@@ -107,7 +107,7 @@ def test_idle_connection_is_closed_at_once(tmp_path: Path) -> None:
 
 
 def test_request_sent_before_the_stop_is_answered(tmp_path: Path) -> None:
-    """On a connection that was answered before, even if the server has not read it yet."""
+    """The connection was answered before, and the server may not have read the request yet."""
 
     async def body() -> None:
         async with served(tmp_path / "s") as it:
@@ -134,7 +134,7 @@ def test_request_sent_before_the_stop_is_answered(tmp_path: Path) -> None:
 
 
 def test_command_that_waits_for_its_stdin_is_answered(tmp_path: Path) -> None:
-    """Even on a connection that was answered before."""
+    """This holds even on a connection that was answered before."""
     waiting = threading.Event()
 
     def handle(request: messages.AnyRequest, _pid: int) -> messages.AnyAnswer | MoreInput:

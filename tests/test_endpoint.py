@@ -138,7 +138,7 @@ def test_socket_is_not_bound_in_a_directory_that_is_not_private(
 
 
 def test_directory_that_the_user_opens_to_others_stays_in_use(home: Home) -> None:
-    """While everything in it is in its place."""
+    """It does so as long as nothing in it is missing."""
     place = home.root / "chosen" / "s.sock"
     home.start("--socket", str(place))
     with Wire(place) as wire:
@@ -300,7 +300,7 @@ def test_connections_in_the_old_sockets_queue_are_served(tmp_path: Path) -> None
 
 
 def test_directory_that_was_removed_before_it_was_watched_is_noticed(tmp_path: Path) -> None:
-    """The state files' directory, for example, while the daemon starts."""
+    """For example, the state files' directory is removed while the daemon starts."""
 
     async def body() -> None:
         endpoint = Endpoint(

@@ -84,7 +84,7 @@ def is_stop(output: HookOutput, run: str = "r1") -> bool:
 def test_exhausted_hard_limit_holds_without_the_daemon(
     home: Home, interstat: Interstat, daemon: Daemon, how: str
 ) -> None:
-    """The prompt, the turn and all launches; but not in other sessions, and nothing that would lose a result."""
+    """It stops prompts, the turn and all launches, but not other sessions, and nothing that would lose a result."""
     exhausted(home)
     started(home, id="r2", session="s2", token_budget=BUDGET, enforcement="hard")
     claude, other, stranger = (Claude(home, session) for session in ("s1", "s2", "s3"))
@@ -181,7 +181,7 @@ def test_new_session_is_stopped_if_the_environment_names_the_run(
 def test_session_of_another_run_goes_on_whatever_run_the_environment_names(
     home: Home, interstat: Interstat, daemon: Daemon, how: str
 ) -> None:
-    """As with the daemon, for which a session's own run comes before that of the environment."""
+    """This is as with the daemon: a session's own run takes precedence over that of the environment."""
     exhausted(home)
     started(home, id="r2", session="s2", token_budget=BUDGET, enforcement="hard")
     wait_for((home.socket.parent / "state" / "sessions" / "s2").exists, "the session's file")
@@ -194,7 +194,7 @@ def test_session_of_another_run_goes_on_whatever_run_the_environment_names(
 
 @both_clients
 def test_other_socket_does_not_open_the_gate(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Neither one without a daemon, nor that of a daemon that was started elsewhere and killed."""
+    """This holds for one without a daemon, and for that of a daemon that was started elsewhere and killed."""
     exhausted(home)
     claude = Claude(home)
     raw = json.dumps(claude.hook_input("UserPromptSubmit", prompt="go on")).encode()
@@ -216,7 +216,7 @@ def serving_until(home: Home, how: str) -> Iterator[None]:
 @both_clients
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_daemon_that_was_started_elsewhere(home: Home, interstat: Interstat, how: str) -> None:
-    """Only the lock file at the usual place says where its socket was. It says so until nothing is stopped any more."""
+    """Only the lock file at the usual place says where its socket was. It says so as long as a run is stopped."""
     usual, home.socket = home.socket, home.root / "elsewhere" / "sock"
     usual.parent.parent.mkdir(mode=0o700)
     with serving_until(home, how):
@@ -280,7 +280,7 @@ def test_debug_and_flags_do_not_open_the_gate(home: Home, interstat: Interstat, 
 @both_clients
 @pytest.mark.parametrize("places", [("run", "elsewhere"), ("elsewhere", "run")])
 def test_daemon_that_moves_takes_the_marker_along(home: Home, interstat: Interstat, places: tuple[str, str]) -> None:
-    """What is left at its old socket counts no longer, so a limit that was lifted since then stops nothing."""
+    """What is left at its old socket no longer counts, so a limit that was lifted since then stops nothing."""
     sockets = [home.socket if place == "run" else home.root / place / "sock" for place in places]
     for socket in sockets:
         socket.parent.parent.mkdir(mode=0o700, exist_ok=True)
@@ -334,7 +334,7 @@ def test_marker_is_private_and_empty(home: Home, interstat: Interstat, daemon: D
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_marker_and_files_outlive_the_daemon(home: Home, interstat: Interstat, daemon: Daemon, how: str) -> None:
-    """Those of other runs are removed by a daemon that is stopped, and all are kept until the next one knows better."""
+    """A daemon that is stopped removes those of other runs. The next one keeps the rest until it knows the run."""
     run = exhausted(home, scope="b1")
     started(home, id="r2", session="s2", token_budget=BUDGET, enforcement="hard")
     state = home.socket.parent / "state"
@@ -365,7 +365,7 @@ def _is_there(home: Home, run: str) -> bool:
 
 
 def test_marker_of_an_unknown_run_is_removed_at_the_start(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Such as after the ledger was lost."""
+    """A run is unknown, for example, after the ledger was lost."""
     exhausted(home)
     daemon.kill()
     shutil.rmtree(home.state)
@@ -376,7 +376,7 @@ def test_marker_of_an_unknown_run_is_removed_at_the_start(home: Home, interstat:
 
 @pytest.mark.parametrize("what", ["", "hard", "hard/r1", "state"])
 def test_removed_marker_is_restored(home: Home, interstat: Interstat, daemon: Daemon, what: str) -> None:
-    """Alone, or with the directories."""
+    """It is removed alone, or with the directories."""
     exhausted(home)
     place = home.socket.parent / what
     if place.is_dir():
@@ -390,7 +390,7 @@ def test_removed_marker_is_restored(home: Home, interstat: Interstat, daemon: Da
 
 
 def test_moved_session_is_free(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Also if its link was not changed before the daemon was killed."""
+    """It is free even if its link was not changed before the daemon was killed."""
     exhausted(home)
     started(home, id="r2", session="s2", token_budget=BUDGET)
     link = home.socket.parent / "state" / "sessions" / "s1"

@@ -100,7 +100,7 @@ def test_answer_that_is_cut_or_continued(home: Home) -> None:
     ids=lambda value: str(value)[:12],
 )
 def test_unknown_fields_are_ignored(home: Home, more: object) -> None:
-    """Whatever a later version puts into them; and what follows the frame is not read."""
+    """A later version may put anything into them. What follows the frame is not read."""
     with answering(home, frame({"more": more, **COMMAND, "later": more}) + b"\xff"):
         result = home.ctl("check", "--timeout", "20")
     assert (result.returncode, result.stdout, result.stderr) == (1, "out\n", "err\n")
@@ -108,7 +108,7 @@ def test_unknown_fields_are_ignored(home: Home, more: object) -> None:
 
 @both_clients
 def test_largest_answer(home: Home) -> None:
-    """All of it is printed, also into a pipe that holds less."""
+    """All of it is printed, even into a pipe that holds less."""
     room = MAX_FRAME - len(msgspec.msgpack.encode(COMMAND)) - 8
     with answering(home, frame({**COMMAND, "out": b"x" * room})):
         result = home.ctl("check", "--timeout", "20")

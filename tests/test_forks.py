@@ -59,7 +59,7 @@ def test_fork_can_complete_a_response_of_the_first_session(home: Home, interstat
 
 
 def test_rows_of_a_fork_do_not_count_its_copies_again(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Interstat counts every line. The fork's transcript holds usage, so its rows do not count, even if none is its."""
+    """Interstat counts every line. The fork's transcript holds usage, so its rows never count."""
     run = started(home, session="a")
     response(home, "a", "m1", (1000, 500, 0, 0))
     assert home.spent(run) == 1500
@@ -75,7 +75,7 @@ def test_rows_of_a_fork_do_not_count_its_copies_again(home: Home, interstat: Int
 def test_line_that_says_it_was_forked_never_counts_for_the_fork(
     home: Home, interstat: Interstat, daemon: Daemon
 ) -> None:
-    """Not even if the session that it comes from is unknown."""
+    """This holds even if the session that it comes from is unknown."""
     run = started(home, session="b")
     transcript(home, "b").line(
         b'{"type":"assistant","sessionId":"b","uuid":"u1","requestId":"r1","forkedFrom":{"sessionId":"a","messageUuid":"u1"},'

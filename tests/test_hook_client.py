@@ -236,7 +236,7 @@ def test_pieces_of_the_input_are_forwarded_as_they_arrive(home: Home) -> None:
 @both_clients
 @pytest.mark.parametrize(("begun", "closed"), [(b"", False), (PROMPT[:-1], False), (LAUNCH[:-1], True)])
 def test_input_that_does_not_end_is_given_up_at_the_deadline(home: Home, begun: bytes, closed: bool) -> None:
-    """Without output, unless a sub-agent's launch must fail closed. (The false daemon waits for a whole value.)"""
+    """There is no output, unless a sub-agent's launch must fail closed. (The false daemon waits for a whole value.)"""
     environ = {"FLUXBUDGET_FAIL_CLOSED": "1"} if closed else {}
     with answering(home, ANSWER) as asked, open_stdin(begun) as stdin:
         result = hook_with(stdin, home, "0.5", **environ)
@@ -250,7 +250,7 @@ def test_input_that_does_not_end_is_given_up_at_the_deadline(home: Home, begun: 
 
 @both_clients
 def test_large_tool_results_are_answered(home: Home, daemon: Daemon) -> None:
-    """2 MiB, of which the daemon gets the beginning."""
+    """The input has 2 MiB, of which the daemon gets the beginning."""
     started(home, session="s")
     data = {"session_id": "s", "hook_event_name": "PostToolBatch", "tool_results": "x" * (2 << 20)}
     result = hook(home, data=json.dumps(data).encode(), environ={"FLUXBUDGET_DEBUG": "1"})
@@ -259,7 +259,7 @@ def test_large_tool_results_are_answered(home: Home, daemon: Daemon) -> None:
 
 @both_clients
 def test_stopped_daemon_costs_the_deadline_and_no_word(home: Home, daemon: Daemon) -> None:
-    """Its own 0.2 s; the time limit of the test is much longer."""
+    """The hook ends after its own 0.2 s; the time limit of the test is much longer."""
     daemon.signal(signal.SIGSTOP)
     try:
         with open_stdin(PROMPT) as stdin:
@@ -280,7 +280,7 @@ def decision(result: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
 @both_clients
 @pytest.mark.parametrize("how", FAILURES)
 def test_without_an_answer_nothing_is_printed(home: Home, how: str) -> None:
-    """Except in debug mode, and except for a sub-agent's launch that must fail closed."""
+    """The exceptions are debug mode, and a sub-agent's launch that must fail closed."""
     with failing(home, how) as soon:
         for environ in ({}, {"FLUXBUDGET_FAIL_CLOSED": "yes"}, {"FLUXBUDGET_FAIL_CLOSED": ""}):
             assert is_silent(hook(home, *soon, data=LAUNCH, environ=environ))
@@ -449,7 +449,7 @@ def test_output_does_not_depend_on_the_locale(home: Home) -> None:
 
 @both_clients
 def test_wrong_flags_are_reported(home: Home) -> None:
-    """With exit code 64, which Claude Code logs and ignores; with and without a daemon."""
+    """The exit code is 64, with and without a daemon. Claude Code logs and ignores it."""
     for flags in (["--no-such"], ["--timeout", "0"], ["--run", "a", "--scope", "b"]):
         result = hook(home, *flags)
         assert (result.returncode, result.stdout) == (64, b"")
@@ -468,7 +468,7 @@ def test_help_and_settings_without_a_daemon(home: Home, flag: str) -> None:
 
 
 def test_hook_imports_nothing_heavy(home: Home) -> None:
-    """Directly or indirectly."""
+    """This includes indirect imports."""
     with answering(home, SILENCE):
         result = subprocess.run(
             [sys.executable, "-X", "importtime", *CTL[1:], "hook", "--timeout", "20"],

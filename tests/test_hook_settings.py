@@ -31,7 +31,7 @@ def settings(*command: str, path: str = "/nowhere", flags: tuple[str, ...] = ())
 
 
 def test_settings_call_the_installed_program(tmp_path: Path) -> None:
-    """By name if $PATH leads to it, else by its path. The status line's command is for a shell; hooks have none."""
+    """They call it by name if $PATH leads to it, else by its path. Only the status line's command is for a shell."""
     folder = tmp_path / "with space"
     folder.mkdir()
     link = folder / "fluxbudgetctl"
@@ -178,7 +178,7 @@ def test_documented_install_and_removal(tmp_path: Path) -> None:
     "words", [["/old/bin/fluxbudgetctl"], ["/old path/fluxbudgetctl"], ["/usr/bin/python3", "-m", "fluxbudgetctl"]]
 )
 def test_earlier_installation_is_replaced_and_removed(tmp_path: Path, words: list[str], is_in_shell: bool) -> None:
-    """Whatever its path and events. Other hooks stay."""
+    """Its path and events do not matter. Other hooks stay."""
     claudes = ClaudesSettings(tmp_path)
     mine = {"type": "command", "command": "echo fluxbudgetctl hook; mine"}
     old = json.loads(json.dumps(hook_settings.settings(words)))
@@ -217,7 +217,7 @@ def test_documented_installation_with_a_guard(tmp_path: Path) -> None:
 
 @needs_jq
 def test_documented_settings_for_older_versions(tmp_path: Path) -> None:
-    """Those that know no `args`. Installing the usual ones replaces them."""
+    """Older versions do not know `args`. Installing the usual settings replaces these."""
     claudes = ClaudesSettings(tmp_path)
     made = subprocess.run(["bash", "-e", "-c", claudes.older], env=claudes.environ, capture_output=True, check=True)
     older = json.loads(made.stdout)
@@ -245,7 +245,7 @@ def test_documented_settings_that_block_without_the_program(tmp_path: Path) -> N
     ["mine", "mine; fluxbudgetctl statusline", "'/my' x; /bin/fluxbudgetctl statusline", "my-fluxbudgetctl statusline"],
 )
 def test_other_status_line_stays(tmp_path: Path, command: str) -> None:
-    """Even one that calls ours for a part of its line."""
+    """This includes one that calls ours for a part of its line."""
     claudes = ClaudesSettings(tmp_path)
     mine = {"statusLine": {"type": "command", "command": command}}
     claudes.write(mine)

@@ -80,7 +80,7 @@ def test_environment_takes_precedence_over_the_directory(home: Home, daemon: Dae
 
 
 def test_session_without_a_run_is_not_attached(home: Home, daemon: Daemon) -> None:
-    """The cases: no run, an unknown name, an ended run, two runs in the directory. test_choosing.py has the words."""
+    """The cases: no run, an unknown name, an ended run, two runs in the directory. test_choosing.py tests the words."""
     place = home.root / "env"
     environ = {"CLAUDE_ENV_FILE": str(place)}
     claude = Claude(home)
@@ -211,7 +211,7 @@ def test_variable_of_an_ended_run_means_the_sessions_next_run(home: Home, daemon
 
 
 def test_session_joins_the_nearest_run(home: Home, daemon: Daemon) -> None:
-    """That of the directory in the input, not of the hook's working directory: the input says where the session is."""
+    """It is nearest to the directory in the input, not to the hook's own: the input says where the session is."""
     deeper = home.project / "sub"
     deeper.mkdir()
     outer = started(home, id="outer", token_budget=1000, enforcement="hard")

@@ -230,7 +230,7 @@ def test_script_uses_its_own_python_and_packages(script: Environment) -> None:
 
 @pytest.mark.parametrize("verb", ["remaining", "hook"])
 def test_hot_path_imports_next_to_nothing(script: Environment, home: Home, verb: str) -> None:
-    """Not even `os`, which takes longer than all of our own modules."""
+    """It does not import `os`, for example, which takes longer than all of our own modules."""
     site = Path(sysconfig.get_path("purelib", vars={"base": str(script.scripts.parent), "platbase": ""}))
     python = [str(script.scripts / "python"), "-I", "-S", "-X", "importtime"]
 

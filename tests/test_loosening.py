@@ -148,7 +148,7 @@ def test_service_is_not_uninstalled_from_inside(home: Home, claude: SessionProce
 
 
 def test_what_does_not_loosen_is_allowed_from_inside(home: Home, claude: SessionProcess) -> None:
-    """A lower budget, an earlier warning, another run, and the end of a run that is not exceeded."""
+    """A session may lower a budget, warn earlier, start another run, and end a run that is not exceeded."""
     harden(home)
     home.ok("run", "set", "--run", "r1", "--budget", "9000")
     for words in (
@@ -163,7 +163,7 @@ def test_what_does_not_loosen_is_allowed_from_inside(home: Home, claude: Session
 
 
 def test_session_of_a_hard_run_loosens_no_other_run(home: Home, claude: SessionProcess) -> None:
-    """Not even a soft one, which it could have started as a decoy."""
+    """This includes a soft run, which it could have started as a decoy."""
     harden(home)
     home.ok("run", "set", "--run", "other", "--budget", "1000")
     done = claude.bash(command("run", "set", "--run", "other", "--budget", "2000"))

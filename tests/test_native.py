@@ -178,7 +178,7 @@ def test_stdin_of_every_size(client: Native, tmp_path: Path, kind: str, size: in
 
 
 def test_stdin_that_cannot_be_read_counts_as_empty(client: Native, tmp_path: Path) -> None:
-    """Closed, a directory, a file open for writing, a terminal."""
+    """It is closed, a directory, a file that is open only for writing, or a terminal."""
     empty = (b"", False, False)
     assert sent(client, subprocess.DEVNULL) == empty
     assert sent(client, subprocess.DEVNULL, preexec_fn=lambda: os.close(0)) == empty
@@ -212,7 +212,7 @@ def answer_at_once(connection: Connection) -> dict[str, Any]:
 
 @pytest.mark.parametrize("verb", ["hook", "statusline"])
 def test_answer_is_used_although_stdin_stays_open(client: Native, verb: str) -> None:
-    """Even if nothing has been written to it."""
+    """This holds even if nothing has been written to it."""
     for written in (JSON, b""):
         with open_pipe() as (reading, writing):
             os.write(writing, written)

@@ -146,7 +146,7 @@ def test_hook_with_other_words_is_left_to_python(client: Native, words: tuple[st
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_older_daemon_is_left_to_python(client: Native, verb: str) -> None:
-    """Even a hook does so."""
+    """A hook does so, too."""
     error = {"code": "unknown_op", "message": "m", "hint": "h"}
     with client.answering(framed({"ok": False, "error": error})):
         assert handed(client.run(verb, *PATIENT, stdin=JSON))[:3] == ([verb, *PATIENT], JSON, "error unknown_op")

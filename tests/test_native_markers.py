@@ -38,7 +38,7 @@ def test_hook_with_a_marker_is_handed_on_with_its_input(client: Native) -> None:
 
 
 def test_markers_are_found_at_each_place_of_the_daemon(client: Native, tmp_path: Path) -> None:
-    """At the usual one although another was chosen, at the chosen one, and at the one that the lock file names."""
+    """It looks at the usual place even if another was chosen, at that one, and at the one that the lock file names."""
     marker = mark(client.socket.parent)
     nowhere = {"FLUXBUDGET_SOCKET": "/nowhere/sock"}
     assert handed(client.run("hook", stdin=JSON, environ=nowhere)).stdin == JSON

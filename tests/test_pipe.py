@@ -382,7 +382,7 @@ DEFAULT = {"FLUXBUDGET_SOCKET": ""}
 @pytest.mark.parametrize("verb", ["env", "statusline", "status"])
 @pytest.mark.parametrize("runtime", [None, "", "relative", "/nowhere", "/nowhere/", "/nowhere/../x"])
 def test_default_place_depends_on_the_runtime_directory(home: Home, verb: str, runtime: str | None) -> None:
-    """And on the home directory, if no runtime directory is known."""
+    """If no runtime directory is known, it depends on the home directory."""
     environ = {name: value for name, value in home.environ.items() if name != "XDG_RUNTIME_DIR"} | DEFAULT
     if runtime is not None:
         environ["XDG_RUNTIME_DIR"] = runtime

@@ -27,7 +27,7 @@ def enforcement(home: Home, directory: Path, *arguments: str) -> str:
 
 
 def test_runs_below_are_hard(home: Home, daemon: Daemon) -> None:
-    """Whatever `run start` asks for, and whatever a file between says. Beside it, the rule does not apply."""
+    """They are hard, whatever `run start` or a file in between says. Outside the project, the rule does not apply."""
     path = says(home.project, "enforcement: hard\n")
     deep = home.project / "a" / "b"
     says(deep.parent, "enforcement: soft\n")
@@ -40,7 +40,7 @@ def test_runs_below_are_hard(home: Home, daemon: Daemon) -> None:
 
 
 def test_repeated_start_finds_the_run(home: Home, daemon: Daemon) -> None:
-    """With the same arguments as before, although the run is hard; and after a person has softened it."""
+    """The arguments are the same as before, although the run is hard, and after a person has softened it."""
     path = says(home.project, "enforcement: hard\n")
     start = ("run", "start", "--id", "r1", "--enforcement", "soft")
     assert home.json(*start)["changed"]
@@ -62,7 +62,7 @@ def test_run_that_asks_for_hard_is_not_reported(home: Home, daemon: Daemon) -> N
 
 
 def test_rule_applies_in_worktrees(home: Home, daemon: Daemon) -> None:
-    """Also if the file is not part of the repository."""
+    """It applies even if the file is not part of the repository."""
     tree = add_worktree(home.project / ".git", home.root / "tree")
     says(home.project, "enforcement: hard\n")
     assert enforcement(home, tree / "src") == "hard"

@@ -190,7 +190,7 @@ def test_state_files_written_during_a_failure_go_with_their_runs(
 
 
 def test_state_directory_that_could_not_be_made_is_made_later(home: Home, interstat: Interstat) -> None:
-    """Even if no run needs it."""
+    """It is made even if no run needs it."""
     home.socket.parent.mkdir(parents=True)
     in_the_way = home.socket.parent / "state"
     in_the_way.write_text("a file in the directory's place")

@@ -69,7 +69,7 @@ def test_line_is_fresh_and_has_reservations(home: Home, daemon: Daemon) -> None:
 
 
 def test_run_is_chosen_by_name_environment_session_or_directory(home: Home, daemon: Daemon) -> None:
-    """In this order; the directory is that in the JSON, or the present one."""
+    """This is the order; the directory is that in the JSON, or the present one."""
     started(home, id="here", phases=("here", "done"))
     for name in ("by-flag", "by-run", "by-bead", "by-session", "by-own"):
         elsewhere(home, id=name, scope=f"bead-{name}", session=f"s-{name}")
@@ -100,7 +100,7 @@ def test_directory_may_be_a_link(home: Home, daemon: Daemon) -> None:
 
 
 def test_without_a_run_it_prints_nothing(home: Home, daemon: Daemon) -> None:
-    """Exit 3 without a run, and with an unknown one."""
+    """It exits with 3 without a run, and with an unknown one."""
     given = {"session_id": "s1", "cwd": str(home.project)}
     for environ in ({}, {"FLUXBUDGET_RUN": "no-such"}):
         result = statusline(home, given=given, environ=environ, cwd=home.project)
@@ -128,7 +128,7 @@ def test_ended_run_of_the_session_is_shown(home: Home, daemon: Daemon) -> None:
 def test_colour(
     home: Home, daemon: Daemon, environ: Mapping[str, str], arguments: tuple[str, ...], coloured: bool
 ) -> None:
-    """By default, although stdout is not a terminal; NO_COLOR and other usual settings disable it."""
+    """It is on by default, although stdout is not a terminal; NO_COLOR and other usual settings disable it."""
     started(home, session="s1", token_budget=1000)
     result = statusline(home, *arguments, given={"session_id": "s1"}, environ=environ)
     assert result.returncode == 0, result
@@ -137,7 +137,7 @@ def test_colour(
 
 
 def test_line_fits_any_width(home: Home, daemon: Daemon) -> None:
-    """And keeps the percentage."""
+    """The percentage stays."""
     run = started(home, session="s1", token_budget=250_000, phases=("a-phase-with-quite-a-long-name", "done"))
     Transcript(home.root / "claude", "s1").response("m1", tokens=(208_000, 0, 0, 0))
     Claude(home).launch()

@@ -111,7 +111,7 @@ def test_whole_value_is_answered_although_stdin_stays_open(home: Home, daemon: D
 
 @both_clients
 def test_stdin_without_input_shows_the_directory(home: Home, daemon: Daemon) -> None:
-    """Before the deadline, although stdin stays open and nothing is ever written to it."""
+    """The answer comes before the deadline, although stdin stays open and nothing is ever written to it."""
     home.ok("run", "start", "--budget", "1000")
     reading, writing = os.pipe()
     result = run(reading, home, "4")

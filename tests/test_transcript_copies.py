@@ -114,7 +114,7 @@ def test_best_copy_counts(known: dict[str, Any], better: dict[str, Any], swapped
 
 
 def test_first_of_equal_copies_counts() -> None:
-    """But one in a file that is gone gives way to one in a file that is not."""
+    """The exception: one in a file that is gone gives way to one in a file that is not."""
     responses = Responses()
     responses.add("a", requested(1, 1, file=1, agent="x", output=1))
     assert not responses.add("a", requested(1, 1, file=2, agent="y", output=1), lost={3}).responses

@@ -89,7 +89,7 @@ def test_another_sessions_file_is_read_with_its_sub_agents(claude_dir: Path, rea
 
 
 def test_claude_directory_is_learned_from_a_named_path(claude_dir: Path, reader: Reader, tmp_path: Path) -> None:
-    """It is searched for all sessions from then on, also by another process."""
+    """From then on, it is searched for all sessions, even by another process."""
     other = tmp_path / "other"
     other.mkdir()
     reader.settle()
@@ -105,7 +105,7 @@ def test_claude_directory_is_learned_from_a_named_path(claude_dir: Path, reader:
 
 
 def test_known_or_missing_directory_is_not_learned(claude_dir: Path, transcript: Transcript, tmp_path: Path) -> None:
-    """Neither is a second name of a known one, nor a part of one."""
+    """A second name of a known one, or a part of one, is not learned either."""
     transcript.response()
     (tmp_path / "link").symlink_to(claude_dir)
     (tmp_path / "shared").mkdir()

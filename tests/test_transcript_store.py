@@ -166,7 +166,7 @@ def test_positions_that_did_not_change_are_not_written_again(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("message", [pytest.param(0, id="many messages"), pytest.param(7, id="one id for everything")])
 def test_lookup_costs_the_same_however_much_is_stored(tmp_path: Path, message: int) -> None:
-    """Compared by the steps of SQLite's virtual machine, so that the result does not depend on the machine."""
+    """The cost is in steps of SQLite's virtual machine, so that the result does not depend on the computer."""
 
     async def cost(size: int) -> int:
         connection = await aiosqlite.connect(tmp_path / str(size) / "ledger.db", isolation_level=None)

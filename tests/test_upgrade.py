@@ -27,7 +27,7 @@ def upgraded(home: Home, request: pytest.FixtureRequest) -> tuple[Home, Any]:
 
 
 def test_totals_are_kept(upgraded: tuple[Home, Any]) -> None:
-    """Sessions that were attached before keep their reach, also after another restart."""
+    """Sessions that were attached before still count what they counted, even after another restart."""
     home, said = upgraded
     for _ in range(2):
         for run, expected in said.items():

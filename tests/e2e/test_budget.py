@@ -12,7 +12,7 @@ SMALL = Usage(input=900, output=100)
 
 
 def test_warning_is_in_the_next_request(stage: Stage) -> None:
-    """In no other one: the model is told once."""
+    """It is in no other request: the model is told once."""
     stage.next_run(token_budget=BUDGET)
     stage.play(stage.script.add("warned", spends(85_000), says("Goes on.", bash("true")), says("Done.")))
     words = f"fluxbudget: 80 % of the budget spent: run {stage.run}, phase brainstorm: 85 000 of 100 000"
@@ -31,7 +31,7 @@ def test_sub_agent_and_its_session_are_each_warned(stage: Stage) -> None:
 
 
 def test_exceeded_soft_budget_only_warns(stage: Stage) -> None:
-    """In print mode, where a question would be a denial: the launch goes on."""
+    """In print mode, a question would be a denial, so the launch goes on."""
     stage.next_run(token_budget=BUDGET)
     stage.script.add("worker", says("Works.", usage=SMALL), agent="general-purpose")
     launch = says("Starts.", agent("Play worker"), usage=SMALL)

@@ -52,7 +52,7 @@ def test_guard_asks_before_limits_are_changed(stage: Stage) -> None:
 
 
 def test_guard_asks_before_files_are_changed(stage: Stage) -> None:
-    """Both with Edit and with Write, also where edits need no permission."""
+    """It asks for both Edit and Write, even where edits need no permission."""
     merge(stage, permissions=guarded(stage))
     project, claude = stage.home.project, stage.claude.directory
     forbidden = [
