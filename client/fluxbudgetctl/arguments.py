@@ -150,7 +150,7 @@ def whole_number(value: str) -> int:
 
 
 def _integer(value: str) -> int:
-    """Return an integer; raises `ValueError` also for one that the protocol cannot carry."""
+    """Return an integer; raises `ValueError` if it is not one, or if the protocol cannot carry it."""
     number = int(value)
     if not _INTEGERS[0] <= number <= _INTEGERS[1]:
         raise ValueError(value)

@@ -23,7 +23,7 @@ def call(request: messages.AnyRequest, kind: type[A], timeout: float, path: str 
     """Send a request and return its answer, which must be of this kind.
 
     `timeout` is in seconds and covers connecting, sending and receiving. `path` is the socket's, by default the one the
-    environment names. Raises `Failure`, also for an error answer.
+    environment names. Raises `Failure`, including for an error answer.
     """
     request = msgspec.structs.replace(request, wait_ms=int(timeout * 1000))
     path = path or environment.socket()

@@ -24,8 +24,8 @@ from fluxbudgetctl.failure import Failure
 
 _EPILOG = """\
 Commands about a run take --run, --scope or --session. Without these, the run is named by $FLUXBUDGET_RUN,
-$CLAVAIN_BEAD_ID, $CLAUDE_CODE_SESSION_ID or $CLAUDE_SESSION_ID, in this order; without these, it is the only active run
-whose project directory is the working directory or one of its parents.
+$CLAVAIN_BEAD_ID, $CLAUDE_CODE_SESSION_ID or $CLAUDE_SESSION_ID, in this order; without these, it is the nearest active
+run: the one whose project is the working directory, else its parent, and so on.
 
 Exit codes: 0 answered, 1 refused (budget, stale phase, doctor, service), 3 no run or no budget, 64 usage, 65 bad input,
 69 daemon not reachable, 70 internal, 75 no answer in time, 78 bad config."""

@@ -78,7 +78,7 @@ def _state(session: str | None) -> state_file.State | None:
     for kind, name in ((SESSIONS, session), (RUNS, None if run is None else text(run))):
         found = [state_file.last_known(socket, kind, name) for socket in marked_sockets()] if name else []
         states = [state for _, state in found if state is not None]
-        # A session's link that leads nowhere is one to a run that is not stopped.
+        # If a session's link leads nowhere, its run is not stopped.
         if states or any(exists for exists, _ in found):
             return states[0] if states else None
     return None

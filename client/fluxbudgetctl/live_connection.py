@@ -68,8 +68,8 @@ class LiveConnection:
     def receive(self, seconds: float) -> list[Received]:
         """Return what has arrived, at least one answer.
 
-        Raises `ConnectionLost`, also if nothing arrives for `seconds`; `Failure` if what arrives is not an
-        answer; `Stopped`.
+        Raises `ConnectionLost` if the connection ends or nothing arrives for `seconds`; `Failure` if what arrives is
+        not an answer; `Stopped`.
         """
         while not (answers := list(self._decoded())):
             if self._broken is not None:

@@ -7,8 +7,8 @@ The rules for both:
 * The client interprets only the verb and `--timeout`. If the daemon does not handle the command line (`--help`, unusual
   spellings, mistakes), it says so, and `commands.piped` takes over.
 * The client connects before it reads stdin, and forwards stdin while it waits. After the answer, it reads no more.
-* One deadline covers connecting, reading stdin, sending and receiving; for `hook` and `statusline`, which Claude Code
-  waits for, also stdout and stderr. The other verbs wait until their output is read.
+* One deadline covers connecting, reading stdin, sending and receiving. For `hook` and `statusline`, which Claude Code
+  waits for, it also covers writing to stdout and stderr. The other verbs wait until their output is read.
 * An answer is checked completely before any of it is used.
 """
 

@@ -150,8 +150,8 @@ def read_state(names: dict[str, str | None], failure: Failure, session: str | No
 def last_known(socket: str, kind: str, name: str) -> tuple[bool, State | None]:
     """Return whether there is a file or link of this name, and the state in it, even if this socket's daemon is gone.
 
-    `kind` is a directory of the state files, `name` what the file is called after. A link without a state is one to a
-    run that is not stopped.
+    `kind` is a directory of the state files, `name` what the file is named after. A link without a state leads to a run
+    that is not stopped.
     """
     try:
         directory = os.open(state_directory(socket), _DIRECTORY)

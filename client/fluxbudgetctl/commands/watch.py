@@ -44,7 +44,7 @@ def add(commands: Subcommands) -> None:
 
 
 def _watch(options: Options) -> int:
-    """Print events until the reader of stdout is gone, or a signal comes."""
+    """Print events until the reader of stdout goes away, or a signal arrives."""
     if options.tui:
         if options.since is not None or options.heartbeat is not None:
             message = "--tui cannot be combined with --since or --heartbeat"
