@@ -91,7 +91,7 @@ class SessionAttachments:
             return await self.attach_now(session, account, caller, whole=whole)
 
     async def correct(self, session: str, account: RunAccount, deadline: float) -> None:
-        """Have a session belong to this run since it joined its current one, which was chosen too early.
+        """Move a session to this run, as of the time when it joined its current one, which was chosen too early.
 
         If this run has started later, the session belongs to it from now on.
         """

@@ -1,6 +1,6 @@
 """Who sent a request: a process inside a session of Claude Code, or not.
 
-A session runs in the nearest ancestor of its hooks that is not a shell or a wrapper. This process is remembered, also
+A session runs in the nearest ancestor of its hooks that is not a shell or a wrapper. This process is remembered, even
 across a restart of the daemon, with its start time, because the kernel reuses process ids. A process that descends from
 it is inside the session.
 

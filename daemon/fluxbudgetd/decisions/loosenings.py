@@ -1,7 +1,7 @@
 """Loosening a run's limits: refused from inside a session if a hard limit is concerned, otherwise reported.
 
-This is a guard rail against the obvious way, not a security boundary: the process that is measured runs as the same
-user. docs/enforcement.md lists what passes.
+This is a guard rail, not a security boundary: the process that is measured runs as the same user. docs/enforcement.md
+lists what gets past it.
 """
 
 from collections.abc import Callable, Iterable

@@ -50,7 +50,7 @@ class Reservations:
         self._instances = totals.instances
         self._stored = stored
         self._clock = clock
-        # By session and number: the reservations that are kept, and what those of them hold that hold anything.
+        # By session and number: the reservations that are kept, and how much each holds (if it holds anything).
         self._all: dict[str, dict[int, Reservation]] = {}
         self._held: dict[str, dict[int, _Held]] = {}
         self._reserved: Counter[str] = Counter()
@@ -262,7 +262,7 @@ class Reservations:
         return {each.id: policy.last_sign(each, _instance(each, instances), now) for each in self.of_session(session)}
 
     def _seconds_until_next_expiry(self) -> float:
-        """Return the seconds until the next reservation holds nothing any more, or is forgotten."""
+        """Return the seconds until the next reservation expires, or is forgotten."""
         ends = []
         for session in self._all:
             held = self._held.get(session, {})

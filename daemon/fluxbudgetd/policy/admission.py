@@ -1,9 +1,9 @@
 """Admission: whether a session may launch a sub-agent, by its estimate and what its run has left.
 
 Hard enforcement denies a launch that does not fit: its estimate is above what remains (reservations are already
-subtracted), or nothing may be spent any more. Soft enforcement never denies. Once the budget is exceeded it asks the
+subtracted), or nothing more may be spent. Soft enforcement never denies. Once the budget is exceeded it asks the
 person, if there is one to answer, and otherwise lets the launch go on with a warning: where no one can answer, Claude
-Code takes a question for a denial.
+Code treats a question as a denial.
 """
 
 from typing import Literal, NamedTuple

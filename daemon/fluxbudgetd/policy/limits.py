@@ -38,18 +38,18 @@ def is_stopped(run: Run, balance: Balance, now: int) -> bool:
 
 
 def is_exhausted(run: Run, balance: Balance, now: int) -> bool:
-    """Return True if the run has spent all that it may, allowances included."""
+    """Return True if the run has spent all that it may, including allowances."""
     return is_spent(run, balance) and not has_time(run, now)
 
 
 def is_spent(run: Run, balance: Balance) -> bool:
-    """Return True if the run has spent all tokens that it may, those that were allowed included."""
+    """Return True if the run has spent all tokens that it may, including those that were allowed."""
     most = limit(run)
     return most is not None and balance.spent >= most
 
 
 def has_time(run: Run, now: int) -> bool:
-    """Return True if the run is allowed to go on for some time yet, whatever it spends."""
+    """Return True if the run may go on for some more time, however much it spends."""
     return run.allowed_until is not None and now < run.allowed_until
 
 

@@ -1,6 +1,6 @@
-"""Lines for a session about its run: that there is none, or that its directory does not say which.
+"""Lines for a session about its run: that it has none, or that its directory has several.
 
-What the model reads does not say how another run could be chosen.
+What the model reads does not say how to choose another run.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def applies(run: str, tied: Sequence[str], session: str) -> Note:
 
 
 def undecided(directory: str, tied: Sequence[str], session: str) -> Note:
-    """Return that a session has no run, because several runs have its directory and none of them is hard."""
+    """Return that a session has no run, because its directory has several and none of them is hard."""
     what = (
         f"fluxbudget: {len(tied)} active runs have {_short(directory)} as their project ({ties.listed(tied)}), so this"
         " session belongs to none of them and has no budget"

@@ -41,7 +41,7 @@ def line(
 ) -> str:
     """Return the line, of at most `width` printable cells (None: no limit), without a newline.
 
-    `tied` is how many runs have the directory, if it does not say which of them is meant.
+    `tied` is the number of active runs of the directory, if it has several and none was named.
     `rate` is in tokens per minute; 0 is not shown. With `colour`, the bar and the percentage have the colour of the
     state, in SGR sequences, which take no cells. Without `unicode` everything is ASCII.
     """
