@@ -197,7 +197,7 @@ async def _until_stopped(
 
 
 def _move_markers(last_socket: str | None, socket: str) -> None:
-    """Bring the markers along if the last daemon with this state listened at another socket. Blocks."""
+    """Move the markers beside this socket if the last daemon with this state listened at another one. Blocks."""
     try:
         if last_socket is not None:
             move_markers(last_socket, socket)

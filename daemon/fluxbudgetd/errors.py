@@ -19,7 +19,7 @@ class FluxError(Exception):
 
 
 class NoRunError(FluxError):
-    """No run has the given name, or the hints name none."""
+    """No run has the given name, or the hints lead to none."""
 
     code = "no_run"
 

@@ -1,4 +1,4 @@
-"""Removals in directories, as the kernel reports them (`inotify(7)`). Nothing wakes up while nothing happens.
+"""Removals in directories, as the kernel reports them (`inotify(7)`). Waiting for them causes no wake-ups.
 
 watchfiles, which follows the sources, wakes up every 50 ms to look for events. The standard library does not have
 inotify, so this calls libc's functions.

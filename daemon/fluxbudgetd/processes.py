@@ -33,7 +33,7 @@ def read(pid: int) -> Process | None:
             stat = file.read()
     except OSError:
         return None
-    # The name is in parentheses, and may contain any byte, also parentheses and spaces.
+    # The name is in parentheses, and may contain any byte, including parentheses and spaces.
     name_start, name_end = stat.find(b"(") + 1, stat.rfind(b")")
     fields = stat[name_end + 2 :].split()
     return Process(

@@ -80,7 +80,7 @@ class Follower:
             self._rest.set()
 
     def forget_old_transcripts(self) -> None:
-        """Close the transcripts that no followed run needs any more."""
+        """Close the transcripts that followed runs no longer need."""
         self._transcripts.forget_all_but({name for account in self.followed() for name in account.sessions})
 
     async def serve(self) -> None:

@@ -69,7 +69,7 @@ class TranscriptStore:
         self.calls: dict[str, Mapping[int, str]] = {}
         self._source = source
         self._ledger = ledger
-        # The numbers of the files that are not at their paths any more.
+        # The numbers of the files that are no longer at their paths.
         self._kept: dict[str, frozenset[int]] = {}
         # When each session was read last, in monotonic seconds. A session is missing until `_resume` restores it.
         self._read_at: dict[str, float] = {}

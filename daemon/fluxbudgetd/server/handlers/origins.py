@@ -38,7 +38,7 @@ class Origins:
     def __init__(self) -> None:
         # The session that `/clear` ended last in each directory of transcripts.
         self._cleared: dict[str, _End] = {}
-        # The runs that open sessions have joined, and the sessions that are not open any more.
+        # The runs that open sessions have joined, and the sessions that are no longer open.
         self._joined: dict[str, str] = {}
         self._closed: dict[str, None] = {}
 

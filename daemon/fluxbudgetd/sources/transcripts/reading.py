@@ -110,7 +110,7 @@ class _Reading:
         return tuple(sorted(files, key=lambda file: file.number))
 
     def _kept(self) -> frozenset[int]:
-        """Return the numbers of the files that were read and are not at their path any more."""
+        """Return the numbers of the files that were read and are no longer at their paths."""
         deleted = (known.file for path, known in self._files.items() if self._stamps.get(path) == MISSING)
         return frozenset(file.number for file in (*self._gone, *deleted) if file.offset)
 
