@@ -43,7 +43,8 @@ class Interstat:
         self.connection = sqlite3.connect(path, isolation_level=None, timeout=5)
         self.connection.execute(f"PRAGMA journal_mode={journal}")
         if not self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            self.connection.executescript(schema)
+            # In one transaction: a daemon that is watching must not see half of the tables.
+            self.connection.executescript(f"BEGIN; {schema} COMMIT;")
 
     def insert(self, session: Any, agent: str = "fd-quality", **columns: Any) -> int:
         """INSERT a row; tokens are NULL unless given. Returns its id."""
