@@ -7,6 +7,7 @@ package re-exports every public name.
 from fluxbudgetd.model.callers import *
 from fluxbudgetd.model.events import *
 from fluxbudgetd.model.runs import *
+from fluxbudgetd.model.samples import *
 from fluxbudgetd.model.sources import *
 from fluxbudgetd.model.times import *
 from fluxbudgetd.model.transcripts import *
