@@ -9,6 +9,7 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.admission import Admissions
 from fluxbudgetd.decisions.allowances import Allowances
 from fluxbudgetd.decisions.attachments import SessionAttachments
+from fluxbudgetd.decisions.calibration import Calibrations
 from fluxbudgetd.decisions.callers import Callers
 from fluxbudgetd.decisions.ceilings import Ceilings
 from fluxbudgetd.decisions.checks import Checks
@@ -94,6 +95,7 @@ class Service:
         )
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self.reviews = Reviews(accounts, totals, ledger, settings, clock)
+        self.calibrations = Calibrations(accounts, totals, ledger, self.reviews, clock)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.admission = Admissions(self._reservations, clock)
         self.ceilings = Ceilings(self.admission, settings)

@@ -4,7 +4,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fluxbudgetd.server.commands import command
-from fluxbudgetd.server.handlers import Context, budget, doctor, events, hooks, reviews, runs, service, statusline
+from fluxbudgetd.server.handlers import (
+    Context,
+    budget,
+    calibration,
+    doctor,
+    events,
+    hooks,
+    reviews,
+    runs,
+    service,
+    statusline,
+)
 from fluxbudgetd.server.requests import Handled, Stream
 from fluxbudgetd.wire import messages as wire
 
@@ -31,7 +42,7 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Estimates: reviews.estimates,
     wire.TriageRequest: reviews.triage,
     wire.Report: reviews.report,
-    wire.Calibrate: reviews.calibrate,
+    wire.Calibrate: calibration.calibrate,
     wire.Subscribe: events.subscribe,
     wire.StatusLine: statusline.statusline,
 }

@@ -1,6 +1,4 @@
-"""Reviews: estimates, the budget cut, the cost report, calibration."""
-
-import os
+"""Reviews: estimates, the budget cut, the cost report."""
 
 from fluxbudgetd.errors import NoRunError
 from fluxbudgetd.model import Triage
@@ -11,7 +9,6 @@ from fluxbudgetd.server.handlers.common import Context, deadline_of, find_standi
 from fluxbudgetd.structs import converted
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire import ties
-from fluxbudgetd.wire.text import fold
 
 
 async def estimates(context: Context, request: wire.Estimates) -> wire.EstimatesAnswer:
@@ -57,17 +54,6 @@ async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
         account, _standing = await find_standing(context, request, deadline)
         costs, run = await service.reviews.report_run(account, deadline), account.run.id
     return wire.ReportAnswer(run=run, triages=costs.triages, report=costs.report, stale_why=costs.stale_why)
-
-
-async def calibrate(context: Context, request: wire.Calibrate) -> wire.CalibrateAnswer:
-    """Return what phases and agents have actually cost."""
-    service, deadline = context.service, deadline_of(request)
-    standings = await service.totals.standings(list(service.accounts.runs.values()), deadline)
-    calibration, stale_why = await service.reviews.calibrate(deadline)
-    stale_why = next((standing.stale_why for standing in standings if standing.stale_why is not None), stale_why)
-    return wire.CalibrateAnswer(
-        calibration=calibration, path=fold(os.fsencode(service.settings.calibration_path)), stale_why=stale_why
-    )
 
 
 async def _project(context: Context, hints: wire.Hints, deadline: float) -> str | None:
