@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from fluxbudgetd.config.schema import RunDefaults
-from fluxbudgetd.model import Run, Triage, Usage
+from fluxbudgetd.model import Run, Sample, Triage, Usage
 from fluxbudgetd.policy import runs
 from fluxbudgetd.wire.messages import RunStart, TriageAction, TriageLine
 
@@ -27,11 +27,26 @@ def a_record(**fields: object) -> Usage:
     return msgspec.structs.replace(blank, **fields)
 
 
+def a_sample(billing: int, **fields: Any) -> Sample:
+    """Return what a sub-agent has cost: these billing tokens, and ten times as many in all."""
+    blank = Sample(
+        session="s", instance="agent-1", agent="fd-x", model="m", sliced=False, input=billing, output=0,
+        total=billing * 10, started_at=NOW, ended_at=NOW + 60_000_000, source="transcripts",
+    )  # fmt: skip
+    return msgspec.structs.replace(blank, **fields)
+
+
+def samples_of(model: str, *billing: int, **fields: Any) -> list[Sample]:
+    """Return one sample of a model for each of these costs."""
+    return [a_sample(tokens, model=model, **fields) for tokens in billing]
+
+
 def a_line(name: str, tokens: int, score: float = 1.0, stage: int = 2, **fields: Any) -> TriageLine:
     """Return an agent of a review with its estimate, not selected."""
     blank = TriageLine(
         name=name, score=score, stage=stage, category="review", protected=stage == 1, est_tokens=tokens,
         source="default", sample_size=0, sliced=False, action="Deferred (budget)",
+        est_billing=tokens, est_total=tokens,
     )  # fmt: skip
     return msgspec.structs.replace(blank, **fields)
 

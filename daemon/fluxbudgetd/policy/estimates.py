@@ -1,21 +1,30 @@
-"""What an agent is expected to cost: the mean of what it has cost so far, otherwise the default of its category.
+"""What an agent is expected to cost.
 
-The rules are those of flux-drive's own estimator: rows that have a total and the requested model (or none), at least
-three of them, means rounded half away from zero.
+For a launch, the first of these that exists counts (`for_launch`): the mean of the agent's samples of the launch's
+model; the mean of its samples of all models; its calibrated mean; the default of its category. A mean needs at least
+three samples and is rounded half away from zero.
+
+Sliced and full samples never enter the same mean. A sliced agent costs the mean of its sliced samples; if there are too
+few of them, its full estimate times the slicing multiplier. So the multiplier never applies to a cost that slicing has
+already reduced.
+
+What the command `estimates` prints follows flux-drive's own estimator instead (`measured`): rows of interstat that have
+a total and the requested model (or none), at least three of them.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from fluxbudgetd.config.flux_drive import ReviewBudget
-from fluxbudgetd.model import AgentSample
-from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis
+from fluxbudgetd.model import AgentSample, Sample
+from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, AgentHistory, CostBasis, CostSource
 
 DEFAULT_MODEL = "claude-opus-4-6"
 #: Two names of one agent: with this plugin's prefix, and without.
 AGENT_PREFIX = "interflux:"
-#: A mean needs at least this many rows.
+#: A mean needs at least this many rows or samples.
 MIN_ROWS = 3
 #: The categories of the estimator's own output, in its order.
 CATEGORIES = ("review", "cognitive", "research", "oracle", "generated")
@@ -24,6 +33,9 @@ _COGNITIVE = frozenset({"fd-systems", "fd-decisions", "fd-people", "fd-resilienc
 _RESEARCH = ("-researcher", "-analyzer", "-analyst")
 #: These read whole documents even in sliced reviews.
 _READ_EVERYTHING = frozenset({"fd-architecture", "fd-quality"})
+# What the names of one model differ in: the date of a snapshot, and the mark of the long context.
+_VARIANT = re.compile(r"(-\d{8})?(\[1m\])?\Z")
+_WORD = re.compile(r"[a-z]+")
 
 
 class Measured(NamedTuple):
@@ -41,12 +53,17 @@ class Measured(NamedTuple):
 
 
 class AgentEstimate(NamedTuple):
-    """What an agent is expected to cost, in tokens of a cost basis. `sliced`: the multiplier has been applied."""
+    """What an agent is expected to cost, in tokens of a cost basis.
+
+    `sample_size`: how many samples the estimate is the mean of. `sliced`: it is that of a slice of the document.
+    `model`: whose samples were used, None for those of all models.
+    """
 
     tokens: int
-    source: Literal["interstat", "default"]
+    source: CostSource
     sample_size: int
     sliced: bool
+    model: str | None
 
 
 def plain_name(agent: str) -> str:
@@ -97,8 +114,90 @@ def of_agent(
         tokens = times(tokens, rules.slicing_multiplier)
     tokens = min(tokens, MAX_TOKENS)
     if found is None:
-        return AgentEstimate(tokens, "default", 0, sliced)
-    return AgentEstimate(tokens, "interstat", found.sample_size, sliced)
+        return AgentEstimate(tokens, "default", 0, sliced, None)
+    return AgentEstimate(tokens, "interstat", found.sample_size, sliced, None)
+
+
+def for_launch(
+    agent: str,
+    kind: str,
+    model: str | None,
+    samples: Sequence[Sample],
+    calibrated: AgentCalibration | None,
+    rules: ReviewBudget,
+    basis: CostBasis,
+    *,
+    slicing: bool,
+) -> AgentEstimate:
+    """Return the estimate for one launch of an agent.
+
+    `kind` is its category, `model` the model that it will run with, as a full name or a family (`opus`). `samples` and
+    `calibrated` are this agent's. `slicing` is True if it gets a slice of the document.
+    """
+    sliced = slicing and plain_name(agent) not in _READ_EVERYTHING
+    found = _of_samples([each for each in samples if each.sliced], model, basis) if sliced else None
+    if found is None:
+        found = _of_samples([each for each in samples if not each.sliced], model, basis)
+        if found is None:
+            found = _without_samples(kind, calibrated, rules, basis)
+        if sliced:
+            found = found._replace(tokens=times(found.tokens, rules.slicing_multiplier))
+    return found._replace(tokens=min(found.tokens, MAX_TOKENS), sliced=sliced)
+
+
+def _of_samples(samples: Sequence[Sample], model: str | None, basis: CostBasis) -> AgentEstimate | None:
+    """Return the mean of the samples of this model if there are enough, else of all; None if those are too few."""
+    own = [] if not model else [each for each in samples if is_of_model(each.model, model)]
+    used, of_model = (own, model) if len(own) >= MIN_ROWS else (samples, None)
+    if len(used) < MIN_ROWS:
+        return None
+    tokens = mean(sum(each.tokens(basis) for each in used), len(used))
+    return AgentEstimate(tokens, source_of(used), len(used), sliced=False, model=of_model)
+
+
+def _without_samples(
+    kind: str, calibrated: AgentCalibration | None, rules: ReviewBudget, basis: CostBasis
+) -> AgentEstimate:
+    if calibrated is None or calibrated.sample_size < MIN_ROWS:
+        return AgentEstimate(rules.agent_defaults[kind], "default", 0, sliced=False, model=None)
+    spread = calibrated.billing if basis == "billing" else calibrated.total
+    return AgentEstimate(spread.mean, "calibrated", calibrated.sample_size, sliced=False, model=None)
+
+
+def source_of(samples: Iterable[Sample]) -> CostSource:
+    """Return the common source of samples; `samples` if they come from both."""
+    sources = {each.source for each in samples}
+    return sources.pop() if len(sources) == 1 else "samples"
+
+
+def is_of_model(name: str, asked: str) -> bool:
+    """Return True if a model's full name is the one asked for. A single word asks for a family of models.
+
+    A date or `[1m]` at the end makes no difference: `sonnet`, `claude-sonnet-4-5` and `claude-sonnet-4-5[1m]` all ask
+    for `claude-sonnet-4-5-20250929`.
+    """
+    asked, name = _VARIANT.sub("", asked), _VARIANT.sub("", name)
+    return asked == name or (asked.isalpha() and asked in _WORD.findall(name))
+
+
+def history(samples: Sequence[Sample]) -> AgentHistory:
+    """Return what an agent's samples of all models say; there is at least one."""
+    full = [each for each in samples if not each.sliced]
+    sliced = [each for each in samples if each.sliced]
+    return AgentHistory(
+        est_tokens=_mean_or_none(full, "total"),
+        est_billing=_mean_or_none(full, "billing"),
+        sample_size=len(full),
+        sliced_tokens=_mean_or_none(sliced, "total"),
+        sliced_billing=_mean_or_none(sliced, "billing"),
+        sliced_size=len(sliced) or None,
+        source=source_of(samples),
+    )
+
+
+def _mean_or_none(samples: Sequence[Sample], basis: CostBasis) -> int | None:
+    found = _of_samples(samples, None, basis)
+    return None if found is None else min(found.tokens, MAX_TOKENS)
 
 
 def mean(total: int, count: int) -> int:

@@ -8,6 +8,13 @@ from fluxbudgetd.wire.messages.base import Answer, CostBasis, Enforcement, Hints
 
 TriageAction = Literal["Selected", "Deferred (budget)", "Blocked"]
 TriageVerdict = Literal["ok", "over_budget", "overridden", "blocked"]
+#: `review`: the first round. `reaction`: its agents react to each other's findings.
+TriageRound = Literal["review", "reaction"]
+#: The limits of a triage: the input type's budget, and what the run has left.
+LimitName = Literal["type", "run"]
+#: What an estimate comes from: samples from interstat alone, from transcripts alone, from both; the calibration; the
+#: default of the agent's category.
+CostSource = Literal["interstat", "transcripts", "samples", "calibrated", "default"]
 #: A number of tokens that may not have been measured yet.
 Arrived = int | Literal["pending"]
 
@@ -43,9 +50,11 @@ class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
     agents: tuple[TriageAgent, ...]
     input_type: str = "other"
     model: str | None = None
+    """The model that they are launched with; that of the session if omitted."""
     slicing: bool = False
     override: str | None = None
     """Under soft enforcement: select all of them, for this reason."""
+    round: TriageRound = "review"
 
 
 class Report(Naming, frozen=True, kw_only=True, tag="report"):
@@ -64,6 +73,21 @@ class AgentEstimate(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["interstat"] = "interstat"
 
 
+class AgentHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent's samples of all models say. A mean is null if there are fewer than three."""
+
+    est_tokens: int | None
+    """All kinds of tokens, of a whole document."""
+    est_billing: int | None
+    sample_size: int
+    sliced_tokens: int | None
+    """All kinds of tokens, of a slice of the document."""
+    sliced_billing: int | None
+    sliced_size: int | None
+    """Null: no sample is of a slice."""
+    source: CostSource
+
+
 class EstimatesAnswer(Answer, frozen=True, kw_only=True, tag="estimates"):
     """Means for the agents with enough rows, defaults by category for the others."""
 
@@ -72,6 +96,8 @@ class EstimatesAnswer(Answer, frozen=True, kw_only=True, tag="estimates"):
     slicing_multiplier: float
     """1 unless slicing is on."""
     stale_why: str | None
+    history: dict[str, AgentHistory] | None = None
+    """By agent, without the plugin's prefix; null: there is no sample."""
 
 
 class TriageLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,11 +111,17 @@ class TriageLine(msgspec.Struct, frozen=True, kw_only=True):
     """Always selected: Stage 1, and exempt agents."""
     est_tokens: int
     """In tokens of the triage's cost basis."""
-    source: Literal["interstat", "default"]
+    source: CostSource
     sample_size: int
     sliced: bool
-    """The estimate has been multiplied for slicing."""
+    """It gets a slice of the document, and the estimate is that of a slice."""
     action: TriageAction
+    model: str | None = None
+    """The model that the samples are of; null: all models, or no samples."""
+    est_billing: int | None = None
+    """The estimate in billing tokens; null in triages of earlier versions."""
+    est_total: int | None = None
+    """The estimate in all kinds of tokens; null in triages of earlier versions."""
 
 
 class TriagePart(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,10 +152,11 @@ class TriageAnswer(Answer, frozen=True, kw_only=True, tag="triage"):
     cost_basis: CostBasis
     enforcement: Enforcement
     budget: int
-    """The budget that applied: the smaller of the two below."""
+    """The budget that applied: the tighter one of the two below, in tokens of `cost_basis`."""
     type_budget: int
+    """In tokens of the budget file's cost basis; in the reaction round, a fraction of the input type's budget."""
     sprint_remaining: int | None
-    """Null without a run, or without a budget."""
+    """In tokens of the run's cost basis; null without a run, or without a budget."""
     sprint_constrained: bool
     selected: TriagePart
     deferred: TriagePart
@@ -136,6 +169,13 @@ class TriageAnswer(Answer, frozen=True, kw_only=True, tag="triage"):
     note: str
     """What a person should know about the verdict; otherwise empty."""
     stale_why: str | None
+    round: TriageRound = "review"
+    limit: LimitName = "type"
+    """The tightest limit: the one that `budget` and the estimates are of."""
+    overridable: bool = False
+    """Some agents were deferred, and an override would select them all."""
+    history: Literal["samples", "none"] = "samples"
+    """`none`: no agent has a sample, so all estimates are defaults or calibrated."""
 
 
 class ReportAgent(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,8 +191,11 @@ class ReportAgent(msgspec.Struct, frozen=True, kw_only=True):
     """(actual - estimated) / estimated · 100, in tokens of the cost basis; null for an estimate of 0."""
     partial: bool
     """Some of its rows have no tokens yet."""
-    source: Literal["interstat", "default"]
+    source: CostSource
     slicing_applied: bool
+    sample_size: int = 0
+    model: str | None = None
+    """The model that the samples of the estimate are of; null: all models, or no samples."""
 
 
 class ReportDeferred(msgspec.Struct, frozen=True, kw_only=True):
