@@ -201,6 +201,6 @@ def test_measured_mean_takes_precedence_over_the_default() -> None:
     rules, known = ReviewBudget(), {"fd-a": Measured(est_tokens=900, est_billing=7, sample_size=3)}
     found = estimates.of_agent("interflux:fd-a", "review", known, rules, "billing", slicing=True)
     assert found == (4, "interstat", 3, True, None)
-    assert estimates.of_agent("fd-a", "review", known, rules, "total", slicing=False) == (900, "interstat", 3, False)
-    assert estimates.of_agent("fd-b", "review", known, rules, "total", slicing=True) == (20_000, "default", 0, True)
-    assert estimates.of_agent("fd-quality", "review", {}, rules, "total", slicing=True) == (40_000, "default", 0, False)
+    assert estimates.of_agent("fd-a", "review", known, rules, "total", slicing=False) == (900, "interstat", 3, False, None)
+    assert estimates.of_agent("fd-b", "review", known, rules, "total", slicing=True) == (20_000, "default", 0, True, None)
+    assert estimates.of_agent("fd-quality", "review", {}, rules, "total", slicing=True) == (40_000, "default", 0, False, None)
