@@ -200,7 +200,10 @@ def test_three_rows_are_enough_under_either_name() -> None:
 def test_measured_mean_takes_precedence_over_the_default() -> None:
     rules, known = ReviewBudget(), {"fd-a": Measured(est_tokens=900, est_billing=7, sample_size=3)}
     found = estimates.of_agent("interflux:fd-a", "review", known, rules, "billing", slicing=True)
-    assert found == (4, "interstat", 3, True, None)
-    assert estimates.of_agent("fd-a", "review", known, rules, "total", slicing=False) == (900, "interstat", 3, False, None)
-    assert estimates.of_agent("fd-b", "review", known, rules, "total", slicing=True) == (20_000, "default", 0, True, None)
-    assert estimates.of_agent("fd-quality", "review", {}, rules, "total", slicing=True) == (40_000, "default", 0, False, None)
+    assert found[:4] == (4, "interstat", 3, True)
+    found = estimates.of_agent("fd-a", "review", known, rules, "total", slicing=False)
+    assert found[:4] == (900, "interstat", 3, False)
+    found = estimates.of_agent("fd-b", "review", known, rules, "total", slicing=True)
+    assert found[:4] == (20_000, "default", 0, True)
+    found = estimates.of_agent("fd-quality", "review", {}, rules, "total", slicing=True)
+    assert found[:4] == (40_000, "default", 0, False)
