@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common import ROOT, Row, timed, world
 from databases import LARGE, SESSION_ROWS, database
+from estimates import errors_of_estimates
 from events import hooks, push
 from floor import floor
 from fluxbudgetd.wire import messages
@@ -99,6 +100,7 @@ PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
     "push": lambda base, quick: push(base, 20 if quick else 200),
     "hooks": lambda base, quick: hooks(base, 200 if quick else 1000),
     "idle": lambda base, quick: idle(base, 5 if quick else 30),
+    "estimates": lambda _base, quick: errors_of_estimates(3 if quick else 20),
 }
 
 
