@@ -1,10 +1,9 @@
-"""Estimates, triage, the cost report and calibration, with a real daemon and client."""
+"""Estimates, triage and the cost report, with a real daemon and client."""
 
 import json
 import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +11,9 @@ import pytest
 from fluxbudgetd.wire import messages
 from harness.daemon import Daemon, Home, Wire, started
 from harness.interstat import OLD_SCHEMA, Interstat
+from harness.reviews import LONG_AGO, MODEL, agent, past, project_file, triage
 
-MODEL = "claude-opus-4-6"
-LONG_AGO = "2026-01-01T00:00:00Z"
 IN_SESSION = {"CLAUDE_CODE_SESSION_ID": "s1"}
-
-
-def agent(name: str, score: float = 3, stage: int = 2, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "score": score, "stage": stage, **fields}
 
 
 #: Stage 1 and the exempt agents cost 40 000 each by default, the others 40 000, 35 000 and 15 000.
@@ -32,13 +26,6 @@ AGENTS = [
 ]
 
 
-def triage(home: Home, agents: object, *arguments: str, environ: dict[str, str] | None = None) -> Any:
-    """Run `triage`, require exit 0, and return what it prints."""
-    result = home.ctl("triage", *arguments, stdin=json.dumps({"agents": agents}), environ=environ)
-    assert result.returncode == 0, result
-    return json.loads(result.stdout)
-
-
 def selected(decision: Any) -> list[str]:
     return [line["name"] for line in decision["agents"] if line["action"] == "Selected"]
 
@@ -49,20 +36,6 @@ def kept(home: Home) -> list[Any]:
         return [json.loads(row) for (row,) in connection.execute("SELECT triage FROM triages ORDER BY at")]
     finally:
         connection.close()
-
-
-def past(interstat: Interstat, name: str, billing: int, times: int = 3, **fields: Any) -> None:
-    """Insert old rows of an agent with this cost, in another session."""
-    for _ in range(times):
-        fields = {"model": MODEL, "timestamp": LONG_AGO, "total_tokens": billing * 10, **fields}
-        interstat.insert("old", name, input_tokens=billing - 10, output_tokens=10, **fields)
-
-
-def project_file(home: Home, text: str) -> Path:
-    file = home.project / ".claude" / "flux-drive-budget.yaml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(text)
-    return file
 
 
 # --- estimates
@@ -393,86 +366,6 @@ def test_report_of_nothing(home: Home, daemon: Daemon) -> None:
     assert home.json("report", "--run", started(home))["agents"] == []
 
 
-# --- calibration
-
-
-def spend_in_phase(home: Home, interstat: Interstat, number: int, tokens: int) -> None:
-    run = started(home, scope=f"b{number}", phases=("build", "end"))
-    interstat.insert(
-        f"s{number}", "worker", input_tokens=tokens, output_tokens=0, total_tokens=tokens, bead_id=f"b{number}"
-    )
-    home.ok("advance", "--run", run, "--from", "build")
-    home.ok("run", "finish", "--run", run)
-
-
-def test_calibration_of_phases(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """From the third measured run on, `advance` uses their mean, and `run show` names its source."""
-    for number, tokens in enumerate((1000, 2000)):
-        spend_in_phase(home, interstat, number, tokens)
-    home.ok("calibrate", "--write")
-    run = started(home, scope="new", phases=("build", "end"))
-    assert home.json("run", "show", "--run", run)["by_phase"][0]["estimate"] == 30_000
-    spend_in_phase(home, interstat, 3, 6001)
-    file = home.root / ".config" / "fluxbudget" / "calibration.json"
-    before = file.read_bytes()
-    shown = home.json("calibrate")
-    assert file.read_bytes() == before
-    assert shown["phases"]["build"]["billing"] == {"mean": 3000, "p50": 2000, "p90": 6001}
-    assert shown["phases"]["build"]["sample_size"] == 3
-    assert shown["agents"]["worker"]["sample_size"] == 3
-    assert shown["provenance"]["runs"] == 3
-    assert home.json("calibrate", "--write") == json.loads(file.read_text()) | {
-        "provenance": json.loads(file.read_text())["provenance"]
-    }
-    line = home.json("run", "show", "--run", run)["by_phase"][0]
-    assert (line["estimate"], line["estimate_source"], line["sample_size"]) == (3000, "calibration", 3)
-    home.ok("advance", "--run", run, "--from", "build")
-    assert home.spend(run).provisional == 3000
-
-
-def test_calibration_of_slicing(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Ten sliced runs at 0.8 of the full cost propose 0.8. Once that is written, triage uses it."""
-    past(interstat, "fd-people", 1000)
-    for number in range(10):
-        proposed = home.json("calibrate")["slicing"]
-        assert (proposed["multiplier"], proposed["sliced_runs"]) == (None, number)
-        session = f"review-{number}"
-        triage(home, [agent("fd-people")], "--slicing", environ={"CLAUDE_CODE_SESSION_ID": session})
-        interstat.insert(session, "fd-people", input_tokens=800, output_tokens=0, total_tokens=800)
-    slicing = home.json("calibrate", "--write")["slicing"]
-    assert slicing == {"multiplier": 0.8, "median": 0.8, "sliced_runs": 10, "full_runs": 3, "was": 0.5}
-    assert home.json("estimates", "--slicing")["slicing_multiplier"] == 0.8
-    project_file(home, "slicing_multiplier: 0.25\n")
-    assert home.json("estimates", "--slicing")["slicing_multiplier"] == 0.25
-    # It compares with the default, not with its own last proposal: the same data give the same result.
-    assert home.json("calibrate", "--write")["slicing"] == slicing
-
-
-def test_broken_calibration_file(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The defaults count, or the last valid calibration, and `doctor` says so."""
-    for number in range(3):
-        spend_in_phase(home, interstat, number, 700)
-    home.ok("calibrate", "--write")
-    file = home.root / ".config" / "fluxbudget" / "calibration.json"
-    run = started(home, phases=("build", "end"))
-    assert home.json("run", "show", "--run", run)["by_phase"][0]["estimate"] == 700
-    file.write_text('{"v": 1')
-    assert home.json("run", "show", "--run", run)["by_phase"][0]["estimate"] == 700
-    doctor = home.ctl("doctor")
-    assert doctor.returncode == 1
-    assert "calibration.json" in doctor.stdout
-    file.unlink()
-    assert home.json("run", "show", "--run", run)["by_phase"][0]["estimate"] == 30_000
-    assert home.ctl("doctor").returncode == 0
-
-
-def test_calibration_that_cannot_be_written(home: Home, daemon: Daemon) -> None:
-    (home.root / ".config").write_text("in the way")
-    result = home.ctl("calibrate", "--write")
-    assert (result.returncode, result.stdout) == (70, "")
-    assert "cannot be written" in result.stderr
-
-
 # --- load, sources and sessions
 
 
@@ -509,23 +402,6 @@ def test_reviews_do_not_delay_other_requests(home: Home, interstat: Interstat, d
         stop.set()
         thread.join()
     assert not failures
-
-
-def test_calibration_is_not_written_without_its_source(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """An existing calibration is not overwritten by an empty one."""
-    past(interstat, "fd-quality", 100)
-    home.ok("calibrate", "--write")
-    file = home.root / ".config" / "fluxbudget" / "calibration.json"
-    before = file.read_bytes()
-    daemon.kill()
-    interstat.close()
-    for path in home.interstat.parent.iterdir():
-        path.unlink()
-    home.start()
-    result = home.ctl("calibrate", "--write")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert "not written: interstat: absent" in result.stderr
-    assert file.read_bytes() == before
 
 
 def test_triage_without_a_session(home: Home, interstat: Interstat, daemon: Daemon) -> None:
