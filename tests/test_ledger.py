@@ -205,7 +205,7 @@ def test_ledger_that_cannot_be_written_is_reported_and_answers_continue(
 
 def test_full_disk(home: Home, interstat: Interstat) -> None:
     """Changes are refused, none is half done, and answers stay right."""
-    run_as = ("prlimit", "--fsize=200000", *OBEDIENT)
+    run_as = ("prlimit", "--fsize=300000", *OBEDIENT)
     home.start(prefix=run_as)
     run = started(home, session="s1")
     refused = None

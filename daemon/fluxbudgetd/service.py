@@ -18,6 +18,7 @@ from fluxbudgetd.decisions.loosenings import Loosenings
 from fluxbudgetd.decisions.refusals import Refusals
 from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.decisions.reviews import Reviews
+from fluxbudgetd.decisions.samples import Samples
 from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.events.channels import HostEnvironment, make_channels
@@ -94,9 +95,10 @@ class Service:
             self._on_runs_change,
         )
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
+        self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
+        self.samples = Samples(accounts, totals, self._reservations, ledger, clock)
         self.reviews = Reviews(accounts, totals, ledger, settings, clock)
         self.calibrations = Calibrations(accounts, totals, ledger, self.reviews, clock)
-        self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.admission = Admissions(self._reservations, clock)
         self.ceilings = Ceilings(self.admission, settings)
         self.events = EventLog(newest, ledger.events)
@@ -131,6 +133,7 @@ class Service:
         await self.totals.load()
         await self.callers.load()
         await self._reservations.load()
+        await self.samples.load()
         await self.session_warnings.load()
         if self.deliveries is not None:
             await self.deliveries.load()
@@ -145,6 +148,7 @@ class Service:
                 tasks.start_soon(self._writer.serve)
                 tasks.start_soon(self.totals.serve)
                 tasks.start_soon(self._reservations.serve)
+                tasks.start_soon(self.samples.serve)
                 tasks.start_soon(self.refusals.serve)
                 tasks.start_soon(self.session_warnings.serve)
                 tasks.start_soon(self._follow_settings)

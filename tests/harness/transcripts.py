@@ -34,6 +34,7 @@ def assistant_line(
     sidechain: bool = False,
     model: str = "claude-opus-4-6",
     text: str = "Here is what I found.",
+    stop: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Return one line of a response. `at` is its time, by default now; further arguments are part of its usage."""
@@ -52,7 +53,7 @@ def assistant_line(
             "type": "message",
             "role": "assistant",
             "content": [{"type": "text", "text": text}],
-            "stop_reason": None,
+            "stop_reason": stop,
             "usage": {
                 "input_tokens": tokens[0],
                 "cache_creation_input_tokens": tokens[3],

@@ -105,6 +105,11 @@ class Reservations:
             if each.agent_id is not None and each.agent_id == agent_id and each.ended_at is None
         )
 
+    def over(self, session: str) -> set[str]:
+        """Return the ids of the sub-agents whose end was reported and that have not been resumed since."""
+        known = [(each.agent_id, each.ended_at) for each in self.of_session(session) if each.agent_id is not None]
+        return {name for name, _ in known} - {name for name, ended_at in known if ended_at is None}
+
     def type_of(self, session: str, agent_id: str) -> str | None:
         """Return the type of a sub-agent that has a transcript or a reservation; None if it has neither."""
         instance = self._instances.from_transcripts(session).get(agent_id)

@@ -3,6 +3,7 @@
 from fluxbudgetd.ledger.database import NewEvent
 from fluxbudgetd.ledger.ledger import Ledger
 from fluxbudgetd.ledger.opening import moved_aside, open_ledger
+from fluxbudgetd.ledger.samples import SubAgentFile
 from fluxbudgetd.ledger.transcripts import TranscriptChanges, Wanted
 from fluxbudgetd.ledger.usage import UsageChanges
 from fluxbudgetd.ledger.writer import Backlog, LedgerWriter
@@ -12,6 +13,7 @@ __all__ = [
     "Ledger",
     "LedgerWriter",
     "NewEvent",
+    "SubAgentFile",
     "TranscriptChanges",
     "UsageChanges",
     "Wanted",

@@ -7,6 +7,7 @@ from fluxbudgetd.ledger.events import StoredEvents
 from fluxbudgetd.ledger.reservations import StoredReservations
 from fluxbudgetd.ledger.reviews import StoredReviews
 from fluxbudgetd.ledger.runs import StoredRuns
+from fluxbudgetd.ledger.samples import StoredSamples
 from fluxbudgetd.ledger.session_processes import StoredSessionProcesses
 from fluxbudgetd.ledger.transcripts import StoredTranscripts
 from fluxbudgetd.ledger.usage import StoredUsage
@@ -23,6 +24,7 @@ class Ledger:
         self.claude_dirs = StoredClaudeDirectories(database)
         self.events = StoredEvents(database)
         self.reviews = StoredReviews(database)
+        self.samples = StoredSamples(database)
         self.reservations = StoredReservations(database)
         self.deliveries = StoredDeliveries(database)
         self.session_processes = StoredSessionProcesses(database)

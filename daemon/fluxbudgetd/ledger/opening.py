@@ -116,7 +116,8 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
         ("PRAGMA quick_check(1)",)
         if is_small
         else tuple(
-            f"PRAGMA quick_check({table})" for table in ("runs", "attachments", "phases", "thresholds", "reservations")
+            f"PRAGMA quick_check({table})"
+            for table in ("runs", "attachments", "phases", "thresholds", "reservations", "samples")
         )
     )
     for check in checks:
@@ -135,6 +136,8 @@ def _check_contents(connection: sqlite3.Connection) -> None:
         connection.execute("SELECT * FROM attachments").fetchall()
         for table in ("thresholds", "channels", "told", "reservations"):
             connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608  our own names
+        for _ in connection.execute("SELECT * FROM samples"):
+            pass
         for (record,) in connection.execute("SELECT record FROM phases"):
             msgspec.json.decode(record, type=PhaseRecord)
         for (data,) in connection.execute("SELECT data FROM events WHERE kind >= 'source.' LIMIT 100"):

@@ -1,6 +1,6 @@
 """Triages as stored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +27,15 @@ class StoredReviews:
         rows = await self._database.rows(
             f"SELECT triage FROM triages {where} ORDER BY at, id",  # noqa: S608  our own names
             parameters,
+        )
+        return await off_loop(len(rows), _triages, rows)
+
+    async def of_sessions(self, sessions: Iterable[str], runs: Iterable[str]) -> list[Triage]:
+        """Return the triages of these sessions, and those of these runs without a session, oldest first."""
+        rows = await self._database.rows(
+            "SELECT triage FROM triages WHERE session IN (SELECT value FROM json_each(?))"
+            " OR (session IS NULL AND run IN (SELECT value FROM json_each(?))) ORDER BY at, id",
+            (msgspec.json.encode(sorted(sessions)).decode(), msgspec.json.encode(sorted(runs)).decode()),
         )
         return await off_loop(len(rows), _triages, rows)
 

@@ -264,6 +264,28 @@ STEPS: tuple[str, ...] = (
     ALTER TABLE reservations ADD COLUMN seen_at INTEGER NOT NULL DEFAULT 0;
     UPDATE reservations SET seen_at = at;
     """,
+    """
+    ALTER TABLE transcripts ADD COLUMN ends_turn INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE transcripts ADD COLUMN is_sampled INTEGER NOT NULL DEFAULT 0;  -- a new position resets it
+    CREATE INDEX transcripts_unsampled ON transcripts(session)
+      WHERE is_sampled = 0 AND agent <> 'main-session' AND number > 0;
+
+    CREATE TABLE samples(
+      session TEXT NOT NULL,
+      instance TEXT NOT NULL,     -- identifies the sub-agent within its session
+      agent TEXT NOT NULL,
+      model TEXT NOT NULL,
+      sliced INTEGER NOT NULL,
+      input INTEGER NOT NULL,
+      output INTEGER NOT NULL,
+      total INTEGER NOT NULL,
+      started_at INTEGER,
+      ended_at INTEGER,
+      source TEXT NOT NULL,
+      PRIMARY KEY (session, instance)
+    );
+    CREATE INDEX samples_agent ON samples(agent, ended_at);
+    """,
 )
 
 VERSION = len(STEPS)

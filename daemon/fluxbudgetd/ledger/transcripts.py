@@ -9,14 +9,15 @@ from fluxbudgetd.ledger.database import Database
 from fluxbudgetd.model import QUOTED, ModelUsage, Response, TranscriptFile
 from fluxbudgetd.threads import off_loop
 
-# In the order of the structs' fields.
+# Like `FILE_COLUMNS`, in the order of the struct's fields.
 _RESPONSE = (
     "key, session, message, has_request, born, place, is_final, file, at, agent, model,"
     " input, output, cache_read, cache_creation, cache_1h, is_fast, below"
 )
-_FILE = (
+#: A transcript's columns, as `stored_file` takes them.
+FILE_COLUMNS = (
     "number, path, dev, ino, offset, mark, agent, skipped, anomalies,"
-    " latest, is_gone, placeholders, stated_billing, stated_total"
+    " latest, is_gone, placeholders, stated_billing, stated_total, ends_turn"
 )
 # Only behind a relay does a session have so many responses under one message id.
 _MOST_OF_MESSAGE = 8
@@ -119,7 +120,7 @@ class StoredTranscripts:
     async def files(self, session: str) -> tuple[TranscriptFile, ...]:
         """Return a session's files, and how far each has been read."""
         rows = await self._database.rows(
-            f"SELECT {_FILE} FROM transcripts WHERE session = ? ORDER BY number",  # noqa: S608  our own names
+            f"SELECT {FILE_COLUMNS} FROM transcripts WHERE session = ? ORDER BY number",  # noqa: S608  our own names
             (session,),
         )
         return await off_loop(len(rows), _files, rows)
@@ -180,7 +181,7 @@ def _statements(changes: TranscriptChanges) -> list[tuple[str, Sequence[Sequence
         ("DELETE FROM responses WHERE key = ?", [(key,) for key in changes.gone]),
         (_PUT_RESPONSE, list(map(_response_row, changes.new))),
         (_insert("aliases", "identity, response"), changes.aliases),
-        (_insert("transcripts", f"session, {_FILE}"), [_file_row(*entry) for entry in changes.files]),
+        (_insert("transcripts", f"session, {FILE_COLUMNS}"), [_file_row(*entry) for entry in changes.files]),
         (_insert("sharing", "session"), [(session,) for session in changes.sharing]),
     ]
 
@@ -213,13 +214,15 @@ def _file_row(session: str, file: TranscriptFile) -> tuple[object, ...]:
 
 
 def _files(rows: Sequence[Sequence[Any]]) -> tuple[TranscriptFile, ...]:
-    return tuple(map(_file, rows))
+    return tuple(map(stored_file, rows))
 
 
-def _file(row: Sequence[Any]) -> TranscriptFile:
+def stored_file(row: Sequence[Any]) -> TranscriptFile:
+    """Return a transcript from its columns."""
     number, path, dev, ino, offset, mark, agent, skipped, anomalies, latest, is_gone, *rest = row
     counts = offset, mark, agent, skipped, anomalies, latest
-    return TranscriptFile(number, path, _unsigned(dev), _unsigned(ino), *counts, bool(is_gone), *rest)
+    file = TranscriptFile(number, path, _unsigned(dev), _unsigned(ino), *counts, bool(is_gone), *rest)
+    return msgspec.structs.replace(file, ends_turn=bool(file.ends_turn))
 
 
 def _response_row(response: Response) -> tuple[object, ...]:

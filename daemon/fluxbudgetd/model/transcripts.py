@@ -87,7 +87,8 @@ class TranscriptFile(msgspec.Struct, frozen=True):
     another file with a number of its own. `skipped` counts lines whose usage could not be read, `anomalies` invalid
     counts. `latest` is the latest time of a copy. `placeholders` is the newest Claude Code version that wrote
     placeholder outputs to the file, or empty. `stated_billing` and `stated_total` are the session's tokens as Claude
-    Code itself last summed them in the file (`cost-state`), or None.
+    Code itself last summed them in the file (`cost-state`), or None. `ends_turn`: the last response ends its turn, so a
+    sub-agent has finished, unless it is resumed.
     """
 
     number: int
@@ -104,6 +105,7 @@ class TranscriptFile(msgspec.Struct, frozen=True):
     placeholders: str = ""
     stated_billing: int | None = None
     stated_total: int | None = None
+    ends_turn: bool = False
 
 
 class Losses(msgspec.Struct, frozen=True):

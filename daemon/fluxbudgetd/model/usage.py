@@ -121,6 +121,37 @@ class AgentRow(NamedTuple):
     billing: int
 
 
+class MeasuredRow(NamedTuple):
+    """One row of a sub-agent whose total is known. `agent` is its plain name.
+
+    `at` is the time of its end, and `milliseconds` how long it took; None if that is not known.
+    """
+
+    key: int
+    session: str
+    at: int | None
+    agent: str
+    model: str
+    input: int
+    output: int
+    total: int
+    milliseconds: int | None
+
+
+class RowMark(NamedTuple):
+    """How far a source's rows have been read: up to the row `last`, except those that were not measured yet."""
+
+    last: int = 0
+    pending: frozenset[int] = frozenset()
+
+
+class NewRows(msgspec.Struct):
+    """Rows that were measured after a mark, and the new mark."""
+
+    rows: list[MeasuredRow]
+    mark: RowMark
+
+
 class Instance(NamedTuple):
     """A sub-agent that a source knows: it has a transcript of its own, or a row in interstat.
 

@@ -11,9 +11,21 @@ from typing import NamedTuple
 import msgspec
 
 from fluxbudgetd.errors import RequestTimeoutError
-from fluxbudgetd.model import Attachment, Balance, BudgetThreshold, Cell, Counts, PhaseRecord, Run, SourceStatus
+from fluxbudgetd.model import (
+    Attachment,
+    Balance,
+    BudgetThreshold,
+    Cell,
+    Counts,
+    PhaseRecord,
+    Response,
+    Run,
+    SourceStatus,
+    Usage,
+)
 from fluxbudgetd.policy import attribution, budget, phases
 from fluxbudgetd.policy.burn import MINUTE
+from fluxbudgetd.sources.transcripts import MAIN
 
 #: The epoch of rows that have never been read.
 NEVER = -1
@@ -55,15 +67,23 @@ class Standing(msgspec.Struct, frozen=True):
     stale_why: str | None
 
 
+class ModelUse(NamedTuple):
+    """The model of a response, and when it was."""
+
+    at: int
+    model: str
+
+
 class SessionAccount(msgspec.Struct):
     """A session's attachments, oldest first, and the sums of its last measured usage.
 
     `implied` is the attachment that its rows imply. It counts if no client requested one.
     `counts_transcripts` is true if `cells` come from its transcripts, which hold usage; otherwise they come from
     interstat's rows. `figures` has the sum of each source by the source's name, `minutes` the recent usage by minute
-    since 1970, `earliest` the time of the first record that an attachment counts. `active_since` is when a hook first
-    showed, since the daemon started, that the session has had a response. `digest` identifies the last rows that were
-    kept (`RowStore`), and `rows_epoch` is interstat's epoch at which rows were read last.
+    since 1970, `earliest` the time of the first record that an attachment counts, `latest` the main loop's latest
+    response. `active_since` is when a hook first showed, since the daemon started, that the session has had a response.
+    `digest` identifies the last rows that were kept (`RowStore`), and `rows_epoch` is interstat's epoch at which rows
+    were read last.
     """
 
     attachments: list[Attachment] = msgspec.field(default_factory=list)
@@ -76,6 +96,7 @@ class SessionAccount(msgspec.Struct):
     cells: dict[Cell, Counts] = msgspec.field(default_factory=dict)
     minutes: dict[int, Counts] = msgspec.field(default_factory=dict)
     earliest: int | None = None
+    latest: ModelUse | None = None
     active_since: int | None = None
     anomalies: int = 0
 
@@ -91,6 +112,13 @@ class SessionAccount(msgspec.Struct):
         """The id of the run that the session belongs to now; None if it belongs to none."""
         current = self.current
         return current[-1].run if current and current[-1].until is None else None
+
+    def note_models(self, records: Sequence[Usage | Response]) -> None:
+        """Note the latest response of the main loop among these, oldest first."""
+        own = (each for each in reversed(records) if each.agent == MAIN and each.model and each.at is not None)
+        last = next(own, None)
+        if last is not None and last.at is not None and (self.latest is None or last.at >= self.latest.at):
+            self.latest = ModelUse(last.at, last.model)
 
     def oldest_minute(self) -> int:
         """Return the oldest whole minute, since 1970, that the session's current run counts."""

@@ -22,6 +22,10 @@ class UsageSaver:
         if self._rows.has_unsaved or self._transcripts.has_unsaved:
             await self._backlog.attempt(_WAIT_SECONDS)
 
+    async def save_all(self, seconds: float) -> bool:
+        """Have everything written that was read so far, and wait at most `seconds`. Return True if it is on disk."""
+        return await self._backlog.attempt(seconds)
+
     async def _save(self) -> None:
         if self._rows.has_unsaved:
             await self._rows.save()

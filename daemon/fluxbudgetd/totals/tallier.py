@@ -91,6 +91,7 @@ class Tallier:
     def _note_responses(self, session: str, delta: Delta) -> None:
         # No await since the sums have changed: what a sub-agent has used counts as spent and no longer as reserved.
         self._instances.note_responses(session, delta)
+        self._accounts.session(session).note_models(delta.new)
         self._on_measured(session)
 
     async def watch(self, session: str) -> None:
@@ -223,6 +224,7 @@ class Tallier:
         session.figures.pop(NAME, None)
         if counts_transcripts:
             session.figures[NAME] = sum(tally.cells.values(), Counts())
+        session.note_models(responses if counts_transcripts else records)
         self._put_rows_tally(name, session, rows, records)
         self._put_tally(name, session, tally)
 
@@ -240,6 +242,7 @@ class Tallier:
         has_changed = self._put_rows_tally(name, session, rows, records)
         if session.counts_transcripts:
             return not has_changed
+        session.note_models(records)
         self._put_tally(name, session, rows)
         if session.sums is Sums.UNKNOWN:
             session.sums = Sums.ROWS

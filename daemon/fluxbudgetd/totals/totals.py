@@ -92,6 +92,7 @@ class Totals:
         self.lower_bounds = LowerBounds(self.transcripts)
         self.instances = Instances(self.transcripts)
         rows = RowStore(source.status.name, ledger)
+        self.saver = UsageSaver(rows, self.transcripts, writer)
         self.tallier = Tallier(accounts, rows, self.transcripts, self.instances, writer, clock, report.measured)
         #: Requests that are handled in one block of it share one check of the sources.
         self.turn = Turn()
@@ -106,7 +107,7 @@ class Totals:
             self.freshness,
             self._states,
             writer,
-            UsageSaver(rows, self.transcripts, writer),
+            self.saver,
             report.refreshed,
         )
         self.follower = Follower(
@@ -240,6 +241,11 @@ class Totals:
     async def records(self, session: str, deadline: float) -> tuple[tuple[Usage, ...], str | None]:
         """Return a session's records, and why they are stale (None: fresh)."""
         return await self._records.of_session(session, deadline)
+
+    def model_of(self, session: str) -> str | None:
+        """Return the model of a session's latest response, without its sub-agents'; None if it is not known."""
+        account = self.accounts.sessions.get(session)
+        return None if account is None or account.latest is None else account.latest.model
 
     def request_refresh(self, session: str) -> None:
         """Have the run of a session brought up to date, without waiting for it."""

@@ -5,16 +5,19 @@ the arithmetic on rows, in integers, so that sums and ranks are exact.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from fluxbudgetd.model import AgentRow, AgentSample
+import msgspec
+
+from fluxbudgetd.model import AgentRow, AgentSample, MeasuredRow, NewRows, RowMark
 from fluxbudgetd.policy.estimates import AGENT_PREFIX, mean
 from fluxbudgetd.sources.interstat.rows import TABLE, Columns, fetch
-from fluxbudgetd.sources.values import moment, text
+from fluxbudgetd.sources.values import agent_name, moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, Spread
 from fluxbudgetd.wire.text import unfold
 
-#: At most this many of an agent's newest rows are returned, however large the table is.
+#: At most this many of an agent's newest rows, or of the table's, are returned, however large the table is.
 NEWEST_ROWS = 20_000
 
 # A name may be stored as text or as a blob.
@@ -28,6 +31,10 @@ _INPUT, _OUTPUT = (
     f"CASE WHEN typeof({name}) = 'integer' AND {name} >= 0 THEN {name} ELSE 0 END"
     for name in ("input_tokens", "output_tokens")
 )
+# A year. A longer time is wrong.
+_MOST_MILLISECONDS = 365 * 86_400_000
+# No row of a sub-agent.
+_NO_AGENT = ("", "main-session")
 # The sum of two huge counts is capped, so that it stays an integer.
 _BILLING = f"min({_INPUT}, {MAX_TOKENS} - ({_OUTPUT})) + {_OUTPUT}"
 _COUNTS = "typeof(total_tokens) = 'integer' AND total_tokens >= 0"
@@ -92,4 +99,41 @@ def agent_rows(connection: sqlite3.Connection, agents: Iterable[str]) -> tuple[A
         for agent in agents
         for spelling in (agent, AGENT_PREFIX + agent)
         for key, session, at, name, billing in fetch(connection, sql, {"agent": unfold(spelling)})
+    )
+
+
+def new_rows(connection: sqlite3.Connection, columns: Columns, mark: RowMark) -> NewRows:
+    """Return the sub-agents' rows that were measured after a mark, of the newest rows of the table."""
+    ((last,),) = connection.execute(f"SELECT ifnull(max(rowid), 0) FROM {TABLE}").fetchall()  # noqa: S608  our own name
+    if last < mark.last:
+        mark = RowMark()  # another table than before
+    duration = "wall_clock_ms" if "wall_clock_ms" in columns.present else "NULL"
+    select = (
+        f"SELECT rowid, session_id, timestamp, agent_name, model, {_INPUT}, {_OUTPUT}, total_tokens, "  # noqa: S608  likewise
+        f"{duration}, {_COUNTS} FROM {TABLE}"
+    )
+    sql = (
+        f"SELECT * FROM ({select} WHERE rowid > :last ORDER BY rowid DESC LIMIT {NEWEST_ROWS}) "  # noqa: S608  likewise
+        f"UNION ALL {select} WHERE rowid <= :last AND rowid IN (SELECT value FROM json_each(:pending))"
+    )
+    pending = msgspec.json.encode(sorted(mark.pending)).decode()
+    rows: list[MeasuredRow] = []
+    waiting: set[int] = set()
+    for row in fetch(connection, sql, {"last": mark.last, "pending": pending}):
+        measured = _measured_row(row)
+        if measured is not None:
+            rows.append(measured)
+        elif row[7] is None and row[0] > last - NEWEST_ROWS:
+            waiting.add(row[0])
+    return NewRows(rows, RowMark(last, frozenset(waiting)))
+
+
+def _measured_row(row: Sequence[Any]) -> MeasuredRow | None:
+    key, session, at, agent, model, input_, output, total, milliseconds, counts = row
+    name = agent_name(agent)
+    if not counts or name in _NO_AGENT:
+        return None
+    is_known = isinstance(milliseconds, int) and 0 <= milliseconds <= _MOST_MILLISECONDS
+    return MeasuredRow(
+        key, text(session), moment(at), name, text(model), input_, output, total, milliseconds if is_known else None
     )

@@ -13,8 +13,10 @@ from fluxbudgetd.model import (
     AgentRow,
     AgentSample,
     Counts,
+    NewRows,
     Reading,
     RecentUsage,
+    RowMark,
     SessionSnapshot,
     SourceState,
     SourceStatus,
@@ -131,6 +133,16 @@ class InterstatSource:
             if not history.has_totals(columns):
                 return {}, ()
             return history.spreads(connection), history.agent_rows(connection, agents)
+
+        return self._run(scan, lambda _status: None)
+
+    def new_rows(self, mark: RowMark) -> NewRows | None:
+        """Return the sub-agents' rows that were measured after a mark; None if the file cannot be read."""
+
+        def scan(connection: sqlite3.Connection, columns: rows.Columns) -> NewRows:
+            if not history.has_totals(columns):
+                return NewRows([], RowMark())
+            return history.new_rows(connection, columns, mark)
 
         return self._run(scan, lambda _status: None)
 

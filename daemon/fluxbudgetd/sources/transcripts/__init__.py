@@ -13,8 +13,8 @@ The behaviour of these files determines how they are read:
 Of the transcripts' content, only counts, names, times and ids leave this package.
 """
 
-from fluxbudgetd.sources.transcripts.names import MAIN, agent_id, claude_directory
+from fluxbudgetd.sources.transcripts.names import MAIN, agent_id, claude_directory, plain_agent
 from fluxbudgetd.sources.transcripts.places import Problem
 from fluxbudgetd.sources.transcripts.source import TranscriptSource
 
-__all__ = ["MAIN", "Problem", "TranscriptSource", "agent_id", "claude_directory"]
+__all__ = ["MAIN", "Problem", "TranscriptSource", "agent_id", "claude_directory", "plain_agent"]

@@ -117,6 +117,7 @@ def _after(file: TranscriptFile, fd: int, info: os.stat_result, lines: "_Lines")
         placeholders=harvest.placeholders,
         stated_billing=harvest.stated_billing,
         stated_total=harvest.stated_total,
+        ends_turn=harvest.ends_turn,
     )
 
 

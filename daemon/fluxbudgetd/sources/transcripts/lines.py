@@ -28,6 +28,9 @@ _SHORTEST = len(b'{"type":"assistant","message":{"usage":{}}}')
 _CUT = re.compile(rb'[\0\s\xef\xbb\xbf]*\{(?!.*\}\s*\Z)(?!.*"type":"(?!assistant|progress)\w+")', re.DOTALL)
 _ID_BYTES = 8
 
+# A response with one of these stop reasons is followed by another one of its turn.
+_GOES_ON = frozenset({"tool_use", "pause_turn"})
+
 # Before this version, Claude Code wrote each response's usage when its first tokens arrived, and never again.
 _FINAL_OUTPUTS = (2, 1, 97)
 _VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", re.ASCII)
@@ -38,7 +41,8 @@ class Harvest:
 
     `file` is what was known of the transcript. `skipped` counts the lines whose usage could not be read, `anomalies`
     the invalid counts. `latest` is the latest time of a copy, `placeholders` the newest version that wrote placeholder
-    outputs, `stated_billing` and `stated_total` Claude Code's latest sums.
+    outputs, `stated_billing` and `stated_total` Claude Code's latest sums. `ends_turn`: the last response ends its
+    turn.
     """
 
     def __init__(self, file: TranscriptFile, session: str, clock: Callable[[], int]) -> None:
@@ -49,6 +53,7 @@ class Harvest:
         self.placeholders = file.placeholders
         self.stated_billing = file.stated_billing
         self.stated_total = file.stated_total
+        self.ends_turn = file.ends_turn
         self._file = file
         self._session = session
         self._clock = clock
@@ -99,7 +104,10 @@ class Harvest:
         counts, invalid = usages.top_level(message.usage, model)
         below, invalid_below = usages.below(message.usage, model)
         self.anomalies += invalid + invalid_below
-        is_final = isinstance(plain(message.stop_reason), str)
+        reason = plain(message.stop_reason)
+        is_final = isinstance(reason, str)
+        if place != QUOTED:
+            self.ends_turn = is_final and reason not in _GOES_ON
         if model and not is_final:
             self._note_version(string(line.version))
         identity, name, has_request = _names(message, record, line, raw)

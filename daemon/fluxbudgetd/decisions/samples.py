@@ -1,0 +1,250 @@
+"""Samples of ended sub-agents, collected from transcripts and from interstat's rows. `policy.samples` has the rules.
+
+All samples are in the ledger; memory has the newest ones of each agent. A request has them collected and waits until
+its deadline. A collection that takes longer continues in a task of its own, and the next request gets what it finds.
+"""
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import anyio
+
+from fluxbudgetd.decisions.reservations import Reservations
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.ledger import Ledger, SubAgentFile
+from fluxbudgetd.model import MeasuredRow, NewRows, Response, RowMark, Sample, Triage
+from fluxbudgetd.policy import samples as policy
+from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.sources.transcripts import agent_id, plain_agent
+from fluxbudgetd.threads import off_loop
+from fluxbudgetd.totals import Totals
+from fluxbudgetd.totals.accounts import Accounts
+
+T = TypeVar("T")
+
+#: Only this many samples of each agent count, because costs drift.
+MOST_PER_AGENT = 200
+# A transaction is short, so that it delays no other.
+_SUB_AGENTS_PER_TRANSACTION = 100
+_ROWS_PER_TRANSACTION = 1000
+_SAVE_SECONDS = 5.0
+_SLOW = "samples: slow: not all ended sub-agents could be counted in time"
+
+
+class _SubAgent(NamedTuple):
+    """A sub-agent of a session and the transcripts that it has had."""
+
+    session: str
+    id: str
+    files: tuple[SubAgentFile, ...]
+
+
+class _StaleError(Exception):
+    """A source has not been collected; says why."""
+
+
+class Samples:
+    """The samples of each agent, newest first. Names are plain."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        totals: Totals,
+        reservations: Reservations,
+        ledger: Ledger,
+        clock: Callable[[], int],
+    ) -> None:
+        self._accounts = accounts
+        self._saver = totals.saver
+        self._history = totals.history
+        self._reservations = reservations
+        self._ledger = ledger
+        self._clock = clock
+        self._by_agent: dict[str, tuple[Sample, ...]] = {}
+        self._mark = RowMark()
+        # Requests are numbered. A collection covers every request that was made before it began.
+        self._requested = self._collected = 0
+        self._deadline = 0.0
+        self._request = anyio.Event()
+        self._done = anyio.Event()
+        self._stale_why: str | None = None
+
+    async def load(self) -> None:
+        """Read the ledger's newest samples; raises `LedgerError`."""
+        self._by_agent = await self._ledger.samples.newest(MOST_PER_AGENT)
+
+    @property
+    def has_any(self) -> bool:
+        """Return True if there is a sample of any agent."""
+        return bool(self._by_agent)
+
+    def agents(self) -> Sequence[str]:
+        """Return the agents that have samples, in alphabetical order."""
+        return sorted(self._by_agent)
+
+    def of(self, agent: str) -> Sequence[Sample]:
+        """Return an agent's newest samples, newest first; at most `MOST_PER_AGENT`."""
+        return self._by_agent.get(agent, ())
+
+    async def collect(self, deadline: float) -> str | None:
+        """Take the samples of all sub-agents that have ended, as far as their sources have been read.
+
+        Return why some may be missing; None if there are all.
+        """
+        self._requested += 1
+        number = self._requested
+        self._deadline = max(self._deadline, deadline)
+        self._request.set()
+        with anyio.CancelScope(deadline=deadline):
+            while self._collected < number:
+                await self._done.wait()
+            return self._stale_why
+        return _SLOW
+
+    async def serve(self) -> None:
+        """Collect as requested, until cancelled."""
+        while True:
+            await self._request.wait()
+            self._request = anyio.Event()
+            number = self._requested
+            self._stale_why = await self._collect_all()
+            self._collected = number
+            self._done.set()
+            self._done = anyio.Event()
+
+    async def _collect_all(self) -> str | None:
+        reasons = []
+        for collect in (self._collect_transcripts, self._collect_rows):
+            try:
+                await collect()
+            except LedgerError as exc:
+                reasons.append(exc.message)
+            except _StaleError as exc:
+                reasons.append(str(exc))
+        return "; ".join(dict.fromkeys(reasons)) or None
+
+    async def _collect_transcripts(self) -> None:
+        if not await self._saver.save_all(_SAVE_SECONDS):
+            raise _StaleError("samples: the latest usage could not be written to the ledger")
+        for session, files in itertools.groupby(await self._ledger.samples.unsampled(), lambda each: each.session):
+            ended = await self._ended(session, list(files))
+            for batch in _batches(ended, _SUB_AGENTS_PER_TRANSACTION):
+                await self._sample(session, batch)
+
+    async def _ended(self, session: str, changed: Sequence[SubAgentFile]) -> list[_SubAgent]:
+        """Return the sub-agents that have ended, of those with changed transcripts."""
+        over = self._reservations.over(session)
+        now = self._clock()
+        by_id: dict[str, list[SubAgentFile]] = {}
+        for each in changed:
+            by_id.setdefault(agent_id(each.file.path) or "", []).append(each)
+        ended = [
+            _SubAgent(session, name, tuple(files))
+            for name, files in by_id.items()
+            if policy.has_finished([each.file for each in files], now, is_over=name in over)
+        ]
+        return ended and await self._with_replaced_files(session, ended)
+
+    async def _with_replaced_files(self, session: str, ended: Iterable[_SubAgent]) -> list[_SubAgent]:
+        """Return the sub-agents with all their transcripts: one that was replaced has not changed, but counts."""
+        paths = {each.file.path: sub_agent.id for sub_agent in ended for each in sub_agent.files}
+        by_id: dict[str, list[SubAgentFile]] = {}
+        for each in await self._ledger.samples.at_paths(session, paths):
+            by_id.setdefault(paths[each.file.path], []).append(each)
+        return [_SubAgent(session, name, tuple(files)) for name, files in by_id.items()]
+
+    async def _sample(self, session: str, ended: Sequence[_SubAgent]) -> None:
+        """Take the samples of a session's ended sub-agents."""
+        numbers = [each.file.number for sub_agent in ended for each in sub_agent.files]
+        responses = await self._ledger.transcripts.of_files(session, numbers)
+        triages = (await self._triages([session])).get(session, [])
+        names = {each.id: self._name(each) for each in ended}
+        taken = await off_loop(len(responses), _of_responses, session, ended, names, responses, triages)
+        await self._save(taken, [each for sub_agent in ended for each in sub_agent.files])
+
+    def _name(self, sub_agent: _SubAgent) -> str | None:
+        """Return a sub-agent's type. Without a companion, its transcript does not name it, but a hook may have."""
+        newest = sub_agent.files[-1].file
+        unnamed = plain_agent(newest.path)
+        if newest.agent != unnamed:
+            return newest.agent
+        name = self._reservations.type_of(sub_agent.session, sub_agent.id)
+        return None if name == unnamed else name
+
+    async def _collect_rows(self) -> None:
+        mark = self._mark
+
+        def scan(source: InterstatSource) -> NewRows | None:
+            return source.new_rows(mark)
+
+        found = await self._history.ask("samples", scan, self._deadline)
+        if found.value is not None:
+            rows = found.value.rows
+            for batch in _batches(rows, _ROWS_PER_TRANSACTION):
+                await self._sample_rows(batch)
+            # The history keeps its last result, which must not be large.
+            rows.clear()
+            self._mark = found.value.mark
+        # Without interstat, transcripts have all samples.
+        is_unused = found.in_time and found.value is None and self._history.status.state in ("absent", "empty")
+        if found.stale_why is not None and not is_unused:
+            raise _StaleError(found.stale_why)
+
+    async def _sample_rows(self, rows: Sequence[MeasuredRow]) -> None:
+        triages = await self._triages({row.session for row in rows})
+        await self._save(await off_loop(len(rows), _of_rows, rows, triages), ())
+
+    async def _save(self, taken: Sequence[Sample], sampled: Sequence[SubAgentFile]) -> None:
+        stored = self._ledger.samples
+        agents = {sample.agent for sample in taken}
+        agents |= await stored.agents_of({sample.session for sample in taken})
+        await stored.save(taken, sampled)
+        newest = await stored.newest(MOST_PER_AGENT, agents)
+        for agent in agents:
+            if agent in newest:
+                self._by_agent[agent] = newest[agent]
+            else:
+                self._by_agent.pop(agent, None)
+
+    async def _triages(self, sessions: Collection[str]) -> dict[str, list[Triage]]:
+        """Return the triages that may have launched a session's sub-agents, by session, oldest first."""
+        runs: dict[str, list[str]] = {}
+        for session in sessions:
+            account = self._accounts.sessions.get(session)
+            for attachment in () if account is None else account.current:
+                runs.setdefault(attachment.run, []).append(session)
+        found: dict[str, list[Triage]] = {}
+        for triage in await self._ledger.reviews.of_sessions(sessions, runs):
+            for session in (triage.session,) if triage.session is not None else runs.get(triage.run or "", ()):
+                found.setdefault(session, []).append(triage)
+        return found
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _of_responses(
+    session: str,
+    ended: Iterable[_SubAgent],
+    names: Mapping[str, str | None],
+    responses: Iterable[Response],
+    triages: Sequence[Triage],
+) -> list[Sample]:
+    by_file: dict[int, list[Response]] = {}
+    for response in responses:
+        by_file.setdefault(response.file, []).append(response)
+    found = []
+    for sub_agent in ended:
+        name = names[sub_agent.id]
+        own = [response for each in sub_agent.files for response in by_file.get(each.file.number, ())]
+        sample = None if name is None else policy.of_responses(session, f"agent-{sub_agent.id}", name, own, triages)
+        if sample is not None:
+            found.append(sample)
+    return found
+
+
+def _of_rows(rows: Iterable[MeasuredRow], triages: Mapping[str, Sequence[Triage]]) -> list[Sample]:
+    taken = (policy.of_row(row, triages.get(row.session, ())) for row in rows)
+    return [sample for sample in taken if sample is not None]

@@ -1,0 +1,98 @@
+"""Samples: when a sub-agent has finished, and what its responses or its row add up to. Pure functions.
+
+A sub-agent has finished if its end was reported, if its last response ends its turn, or if it has been silent for half
+an hour, like a reservation. If it is resumed later, its next sample has more tokens and replaces the first one.
+
+A sample is of a sliced run if the latest triage before its first usage that launched the agent gave it a slice. The
+triage is one of the session or, if it names no session, of a run of the session. A row of interstat has only the time
+of its end, which is after the same triage.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from fluxbudgetd.model import AgentRow, Counts, MeasuredRow, Response, Sample, TranscriptFile, Triage
+from fluxbudgetd.policy.estimates import plain_name
+from fluxbudgetd.policy.report import is_since
+from fluxbudgetd.policy.reservations import LIFETIME
+from fluxbudgetd.policy.responses import has_usage, records
+from fluxbudgetd.wire.messages import MAX_TOKENS
+
+_MICROS_PER_MILLI = 1000
+
+
+def has_finished(files: Collection[TranscriptFile], now: int, *, is_over: bool) -> bool:
+    """Return True if a sub-agent with these transcripts has finished. `is_over`: its end was reported."""
+    if is_over:
+        return True
+    newest = max(files, key=lambda file: file.number)
+    latest = max((file.latest for file in files if file.latest is not None), default=None)
+    return newest.ends_turn or latest is None or now - latest >= LIFETIME
+
+
+def of_responses(
+    session: str, instance: str, agent: str, responses: Iterable[Response], triages: Sequence[Triage]
+) -> Sample | None:
+    """Return the sample of a sub-agent's responses, or None if they have no usage.
+
+    `triages` are those that may have launched it, oldest first. The sample's model is the one that used most.
+    """
+    counts, by_model = Counts(), Counter[str]()
+    times: list[int] = []
+    for response in filter(has_usage, responses):
+        used = sum((record.counts for record in records(response)), Counts())
+        counts += used
+        by_model[response.model] += used.total
+        if response.at is not None:
+            times.append(response.at)
+    if not counts.total:
+        return None
+    name = plain_name(agent)
+    input_ = min(counts.input, MAX_TOKENS)
+    started_at, ended_at = min(times, default=None), max(times, default=None)
+    ((model, _),) = by_model.most_common(1)
+    return Sample(
+        session=session,
+        instance=instance,
+        agent=name,
+        model=model,
+        sliced=_has_slice(AgentRow(0, session, started_at, name, counts.billing), triages),
+        input=input_,
+        output=min(counts.output, MAX_TOKENS - input_),
+        total=min(counts.total, MAX_TOKENS),
+        started_at=started_at,
+        ended_at=ended_at,
+        source="transcripts",
+    )
+
+
+def of_row(row: MeasuredRow, triages: Sequence[Triage]) -> Sample | None:
+    """Return the sample of a row of interstat, or None if it has no usage; `triages` as above."""
+    if not row.total:
+        return None
+    input_ = min(row.input, MAX_TOKENS)
+    started_at = None
+    if row.at is not None and row.milliseconds is not None:
+        started_at = row.at - row.milliseconds * _MICROS_PER_MILLI
+    return Sample(
+        session=row.session,
+        instance=f"row-{row.key}",
+        agent=row.agent,
+        model=row.model,
+        sliced=_has_slice(AgentRow(row.key, row.session, row.at, row.agent, row.input + row.output), triages),
+        input=input_,
+        output=min(row.output, MAX_TOKENS - input_),
+        total=min(row.total, MAX_TOKENS),
+        started_at=started_at,
+        ended_at=row.at,
+        source="interstat",
+    )
+
+
+def _has_slice(run: AgentRow, triages: Sequence[Triage]) -> bool:
+    for triage in reversed(triages):
+        if is_since(run, triage):
+            for line in triage.agents:
+                if line.action == "Selected" and plain_name(line.name) == run.agent:
+                    return line.sliced
+    return False

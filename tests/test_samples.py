@@ -1,0 +1,334 @@
+"""Samples: each ended sub-agent of a session is counted once, from its transcript or from interstat's row."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from fluxbudgetd.clock import now_micros
+from fluxbudgetd.decisions.admission import Launch
+from fluxbudgetd.decisions.samples import MOST_PER_AGENT
+from fluxbudgetd.model import Sample, to_text
+from fluxbudgetd.service import Service
+from fluxbudgetd.wire import messages
+from harness.admission import HALF_AN_HOUR
+from harness.interstat import Interstat
+from harness.service import service_over, within
+from harness.transcripts import Tokens, Transcript
+from harness.values import a_triage, launched
+
+SECOND = 1_000_000
+USED = (100, 50, 1_000, 500)
+
+
+class World:
+    """A service with the run `r`, to which the session `s1` belongs, and its clock."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.now = now_micros()
+        self.service: Service
+
+    def clock(self) -> int:
+        return self.now
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["World"]:
+        async with service_over(self.directory, self.clock) as (service, _):
+            self.service = service
+            if "r" not in service.accounts.runs:
+                request = messages.RunStart(project_dir="/p", id="r", session="s1", whole=True)
+                await service.lifecycle.start(request, within(60))
+            yield self
+
+    def writes(
+        self,
+        agent_id: str,
+        agent: str | None = "fd-x",
+        *,
+        session: str = "s1",
+        message: str = "m",
+        tokens: Tokens = USED,
+        model: str = "opus",
+        stop: str | None = "end_turn",
+        age: int = 0,
+    ) -> None:
+        """Write a response of a sub-agent; `age` in microseconds."""
+        writer = Transcript(self.directory, session).agent(agent_id)
+        if agent is not None:
+            writer.meta(None, agentType=agent)
+        writer.response(
+            f"{agent_id}-{message}", tokens=tokens, model=model, stop=stop, at=to_text(self.now - age),
+            request=f"{session}-{agent_id}-{message}",
+        )  # fmt: skip
+
+    async def collects(self) -> None:
+        """Read the transcripts, and collect."""
+        await self.service.totals.refresh_sources(within(60))
+        assert await self.service.samples.collect(within(60)) is None
+
+    def of(self, agent: str) -> list[Sample]:
+        return list(self.service.samples.of(agent))
+
+
+def in_world(directory: Path, body: Callable[[World], Awaitable[None]]) -> None:
+    """Run a test in a world."""
+
+    async def run() -> None:
+        async with World(directory).running() as world:
+            await body(world)
+
+    anyio.run(run)
+
+
+def instances(samples: Iterable[Sample]) -> list[str]:
+    return sorted(each.instance for each in samples)
+
+
+# --- from transcripts
+
+
+def test_each_ended_sub_agent_gives_a_sample(tmp_path: Path) -> None:
+    """Transcripts alone are enough."""
+
+    async def body(world: World) -> None:
+        assert not world.service.samples.has_any
+        Transcript(tmp_path, "s1").response(tokens=USED, stop="end_turn")
+        for number in range(12):
+            world.writes(f"a{number}", "interflux:fd-x", message="1", stop="tool_use", age=90 * SECOND)
+            world.writes(f"a{number}", "interflux:fd-x", message="2", age=(12 - number) * SECOND)
+        await world.collects()
+        found = world.of("fd-x")
+        assert world.service.samples.agents() == ["fd-x"]
+        assert [each.instance for each in found] == [f"agent-a{number}" for number in reversed(range(12))]
+        for each in found:
+            assert (each.session, each.agent, each.model, each.source) == ("s1", "fd-x", "opus", "transcripts")
+            assert (each.input, each.output, each.billing, each.total, each.sliced) == (200, 100, 300, 3_300, False)
+        assert found[0].duration == 89 * SECOND
+
+    in_world(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("stop", "age", "has_ended"),
+    [
+        ("end_turn", 0, True),
+        ("max_tokens", 0, True),
+        ("tool_use", 0, False),
+        ("pause_turn", 0, False),
+        (None, 0, False),
+        (None, HALF_AN_HOUR, True),
+        ("tool_use", HALF_AN_HOUR, True),
+    ],
+)
+def test_running_sub_agent_gives_none(tmp_path: Path, stop: str | None, age: int, has_ended: bool) -> None:
+    async def body(world: World) -> None:
+        world.writes("a1", stop=stop, age=age)
+        await world.collects()
+        assert instances(world.of("fd-x")) == ["agent-a1"] * has_ended
+        # It ends later at the latest.
+        world.now += HALF_AN_HOUR
+        await world.collects()
+        assert instances(world.of("fd-x")) == ["agent-a1"]
+
+    in_world(tmp_path, body)
+
+
+@pytest.mark.parametrize("end", ["sub-agent", "session"])
+def test_reported_end_ends_a_sub_agent(tmp_path: Path, end: str) -> None:
+    """Its last line may not say so."""
+
+    async def body(world: World) -> None:
+        admission, account = world.service.admission, world.service.accounts.runs["r"]
+        await admission.admit(account, "s1", Launch("fd-x"), 1, has_person=False)
+        await admission.start(account, "s1", "fd-x", "a1", 1)
+        world.writes("a1", stop=None)
+        world.writes("a2", stop=None)
+        await world.collects()
+        assert world.of("fd-x") == []
+        if end == "session":
+            await admission.end_session("s1")
+        else:
+            await admission.stop("s1", "fd-x", "a1")
+        await world.collects()
+        assert instances(world.of("fd-x")) == ["agent-a1"]
+
+    in_world(tmp_path, body)
+
+
+def test_resumed_sub_agent_gives_its_larger_sample(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        world.writes("a1", message="1", age=3 * SECOND)
+        await world.collects()
+        (first,) = world.of("fd-x")
+        world.writes("a1", message="2", stop="tool_use", model="haiku", age=2 * SECOND)
+        await world.collects()
+        assert world.of("fd-x") == [first]
+        world.writes("a1", message="3", model="haiku")
+        await world.collects()
+        (second,) = world.of("fd-x")
+        assert (second.billing, second.model) == (3 * first.billing, "haiku")
+        assert (second.started_at, second.ended_at) == (first.started_at, world.now)
+
+    in_world(tmp_path, body)
+
+
+def test_samples_survive_a_restart(tmp_path: Path) -> None:
+    """Without the sources, too. They are known before anything is collected."""
+
+    async def body() -> None:
+        world = World(tmp_path)
+        async with world.running():
+            world.writes("a1")
+            world.writes("a2", stop="tool_use")
+            await world.collects()
+            before = world.of("fd-x")
+            assert instances(before) == ["agent-a1"]
+        async with world.running():
+            assert world.of("fd-x") == before
+            world.writes("a2", message="2")
+            await world.collects()
+            assert instances(world.of("fd-x")) == ["agent-a1", "agent-a2"]
+
+    anyio.run(body)
+
+
+# --- from interstat
+
+
+def test_session_has_samples_of_one_source(tmp_path: Path) -> None:
+    """A sample from its transcripts replaces those from interstat, and no more of these are taken."""
+
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        tokens = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 20, "model": "opus", "wall_clock_ms": 4_000}
+        interstat.insert("s1", "interflux:fd-x", **tokens)
+        interstat.insert("s2", "fd-x", **tokens)
+        interstat.insert("s2", "main-session", **tokens)
+        waiting = interstat.insert("s2", "fd-y")
+        await world.collects()
+        assert world.service.samples.agents() == ["fd-x"]
+        assert instances(world.of("fd-x")) == ["row-1", "row-2"]
+        for each in world.of("fd-x"):
+            assert (each.input, each.output, each.total, each.model) == (7, 3, 20, "opus")
+            assert (each.source, each.duration) == ("interstat", 4 * SECOND)
+        world.writes("a1", "fd-z")
+        interstat.update(waiting, **tokens)
+        await world.collects()
+        interstat.insert("s1", "fd-x", **tokens)
+        await world.collects()
+        assert [(each.session, each.instance) for each in world.of("fd-x")] == [("s2", "row-2")]
+        assert [(each.session, each.instance) for each in world.of("fd-y")] == [("s2", f"row-{waiting}")]
+        assert [(each.session, each.instance) for each in world.of("fd-z")] == [("s1", "agent-a1")]
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+def test_samples_outlive_interstat(tmp_path: Path) -> None:
+    async def body() -> None:
+        world = World(tmp_path)
+        async with world.running():
+            interstat = Interstat(tmp_path / "metrics.db", journal="delete")
+            interstat.insert("s2", "fd-x", input_tokens=7, output_tokens=3, total_tokens=20)
+            await world.collects()
+            interstat.close()
+            interstat.path.unlink()
+            assert await world.service.samples.collect(within(60)) is not None
+            assert instances(world.of("fd-x")) == ["row-1"]
+        async with world.running():
+            await world.collects()
+            assert instances(world.of("fd-x")) == ["row-1"]
+
+    anyio.run(body)
+
+
+def test_newest_rows_of_a_large_table(tmp_path: Path) -> None:
+    """Memory has the newest ones of each agent."""
+
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 25000) "
+            "INSERT INTO agent_runs(timestamp, session_id, agent_name, input_tokens, output_tokens, total_tokens) "
+            "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', 1771606000 + i, 'unixepoch'), 's' || (i / 1000), 'fd-' || (i % 10),"
+            " i, 0, i FROM n"
+        )
+        await world.collects()
+        assert len(world.service.samples.agents()) == 10
+        newest = world.of("fd-7")
+        assert [each.total for each in newest] == [24_997 - 10 * number for number in range(MOST_PER_AGENT)]
+        everything = await world.service.ledger.samples.newest(10_000)
+        assert sum(map(len, everything.values())) == 20_000
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+# --- slices
+
+
+@pytest.mark.parametrize("source", ["transcripts", "interstat"])
+@pytest.mark.parametrize("of_session", [True, False])
+def test_latest_triage_that_launched_an_agent_says_if_it_has_a_slice(
+    tmp_path: Path, source: str, of_session: bool
+) -> None:
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+
+        def ends(agent: str, at: int) -> None:
+            if source == "interstat":
+                tokens = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 20}
+                interstat.insert("s1", agent, timestamp=to_text(at), **tokens)
+            else:
+                world.writes(f"{agent}-{at}", agent, age=world.now - at)
+
+        world.now = now = world.now // SECOND * SECOND + SECOND
+        sliced = launched("interflux:fd-x", 1, sliced=True)
+        for number, (line, at) in enumerate(
+            (
+                (sliced, now - 600 * SECOND),
+                (launched("fd-x", 1), now - 500 * SECOND),
+                (sliced, now - 400 * SECOND),
+                (launched("fd-x", 1, action="Deferred (budget)"), now - 300 * SECOND),
+            )
+        ):
+            name = {"session": "s1"} if of_session else {"session": None}
+            triage = a_triage(line, launched("fd-y", 1), id=f"t{number}", at=at, run="r", **name)
+            await world.service.ledger.reviews.add(triage)
+        for at in (700, 550, 450, 350, 250):
+            ends("fd-x", now - at * SECOND)
+        ends("fd-y", now - 250 * SECOND)
+        await world.collects()
+        assert [each.sliced for each in reversed(world.of("fd-x"))] == [False, True, False, True, True]
+        assert [each.sliced for each in world.of("fd-y")] == [False]
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+# --- the session's model
+
+
+def test_model_of_a_session_is_that_of_its_latest_response(tmp_path: Path) -> None:
+    """Sub-agents have their own. It is known after a restart as soon as the session has been read."""
+
+    async def body() -> None:
+        world = World(tmp_path)
+        async with world.running():
+            totals = world.service.totals
+            assert totals.model_of("s1") is None
+            main = Transcript(tmp_path, "s1")
+            for number, model in enumerate(("opus", "sonnet")):
+                main.response(f"m{number}", request=f"r{number}", model=model, at=to_text(world.now + number))
+                world.writes(f"a{number}", model="haiku")
+                await world.collects()
+                assert totals.model_of("s1") == model
+            assert totals.model_of("another") is None
+        async with world.running():
+            await world.collects()
+            assert world.service.totals.model_of("s1") == "sonnet"
+
+    anyio.run(body)
