@@ -285,6 +285,9 @@ STEPS: tuple[str, ...] = (
       PRIMARY KEY (session, instance)
     );
     CREATE INDEX samples_agent ON samples(agent, ended_at);
+
+    -- What people were told once, and the value that they were told last.
+    CREATE TABLE announced(name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     """,
 )
 
