@@ -9,9 +9,11 @@ import anyio
 import pytest
 
 from fluxbudgetd.ledger import open_ledger
+from fluxbudgetd.ledger.schema import VERSION
 from fluxbudgetd.model import Response
 from harness.daemon import Home
 from harness.events import Subscriber
+from harness.service import service_over, within
 
 FIXTURES = Path(__file__).parent / "fixtures"
 INSERT = "INSERT INTO responses VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
@@ -101,6 +103,38 @@ def test_responses_without_request_ids_keep_their_sessions(tmp_path: Path) -> No
     )
     found = [(each.session, each.input, each.place, each.has_request, each.is_final) for each in upgraded(tmp_path)]
     assert found == [("s1", 1, 0, False, True), ("s2", 2, 1, False, True), ("s2", 4, 0, True, False)]
+
+
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_samples_of_a_ledger_of_every_version(tmp_path: Path, version: int) -> None:
+    """The transcripts that were read before give samples, even if they are gone."""
+    path = tmp_path / "ledger.db"
+    shutil.copy(FIXTURES / f"ledger-v{version}.db", path)
+    has_responses = version >= 5
+    if has_responses:
+        connection = sqlite3.connect(path)
+        connection.execute(
+            "INSERT INTO transcripts(session, number, path, dev, ino, offset, mark, agent, skipped, anomalies, latest)"
+            " VALUES ('s2', 9, '/gone/s2/subagents/agent-a1.jsonl', 1, 1, 100, x'', 'fd-old', 0, 0, 3000)"
+        )
+        connection.executemany(
+            "INSERT INTO responses(key, session, message, has_request, place, is_final, file, at, agent, model,"
+            " input, output, cache_read, cache_creation, cache_1h, is_fast)"
+            " VALUES (?, 's2', ?, 1, 1, 1, 9, ?, 'fd-old', 'opus', 10, 20, 300, 4000, 0, 0)",
+            [(901, 91, 1000), (902, 92, 3000)],
+        )
+        connection.commit()
+        connection.close()
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _):
+            assert await service.samples.collect(within(60)) is None
+            samples = service.samples.of("fd-old")
+            found = [(each.input, each.output, each.total, each.duration, each.model) for each in samples]
+            assert found == [(20, 40, 8660, 2000, "opus")] * has_responses
+            assert len(await service.ledger.reviews.triages()) == (version >= 2)
+
+    anyio.run(body)
 
 
 def upgraded(directory: Path) -> list[Response]:

@@ -1,5 +1,6 @@
 """Samples: each ended sub-agent of a session is counted once, from its transcript or from interstat's row."""
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.decisions.admission import Launch
 from fluxbudgetd.decisions.samples import MOST_PER_AGENT
-from fluxbudgetd.model import Sample, to_text
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.model import NewRows, RowMark, Sample, to_text
 from fluxbudgetd.service import Service
+from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.wire import messages
 from harness.admission import HALF_AN_HOUR
 from harness.interstat import Interstat
-from harness.service import service_over, within
+from harness.service import service_over, until, within
 from harness.transcripts import Tokens, Transcript
 from harness.values import a_triage, launched
 
@@ -195,6 +198,63 @@ def test_samples_survive_a_restart(tmp_path: Path) -> None:
     anyio.run(body)
 
 
+def test_sub_agent_without_a_companion_has_the_name_that_a_hook_gave(tmp_path: Path) -> None:
+    """Without either, there is no sample until the companion is written."""
+
+    async def body(world: World) -> None:
+        account = world.service.accounts.runs["r"]
+        await world.service.admission.start(account, "s1", "fd-y", "a1", 1)
+        world.writes("a1", None)
+        world.writes("a2", None)
+        await world.collects()
+        assert world.service.samples.agents() == ["fd-y"]
+        Transcript(tmp_path, "s1").agent("a2").meta(None, agentType="fd-z")
+        await world.collects()
+        assert instances(world.of("fd-z")) == ["agent-a2"]
+
+    in_world(tmp_path, body)
+
+
+def test_renamed_agent_keeps_one_sample(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        world.writes("a1", "fd-x")
+        await world.collects()
+        Transcript(tmp_path, "s1").agent("a1").meta(None, agentType="interflux:fd-other")
+        await world.collects()
+        assert world.service.samples.agents() == ["fd-other"]
+
+    in_world(tmp_path, body)
+
+
+def test_sub_agent_without_usage_gives_none(tmp_path: Path) -> None:
+    """Its transcript is not looked at again until it changes."""
+
+    async def body(world: World) -> None:
+        world.writes("a1", tokens=(0, 0, 0, 0))
+        await world.collects()
+        assert not world.service.samples.has_any
+        assert await world.service.ledger.samples.unsampled() == []
+        world.writes("a1", message="2")
+        await world.collects()
+        assert world.service.samples.has_any
+
+    in_world(tmp_path, body)
+
+
+def test_transcript_that_was_replaced_counts_with_the_new_one(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        world.writes("a1", message="1", age=SECOND)
+        await world.collects()
+        (first,) = world.of("fd-x")
+        Transcript(tmp_path, "s1").agent("a1").path.unlink()
+        world.writes("a1", message="2")
+        await world.collects()
+        (second,) = world.of("fd-x")
+        assert (second.billing, second.started_at) == (2 * first.billing, first.started_at)
+
+    in_world(tmp_path, body)
+
+
 # --- from interstat
 
 
@@ -262,6 +322,88 @@ def test_newest_rows_of_a_large_table(tmp_path: Path) -> None:
         assert [each.total for each in newest] == [24_997 - 10 * number for number in range(MOST_PER_AGENT)]
         everything = await world.service.ledger.samples.newest(10_000)
         assert sum(map(len, everything.values())) == 20_000
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+@pytest.mark.parametrize("tokens", [{}, {"total_tokens": 0}, {"total_tokens": -1}, {"total_tokens": "many"}])
+def test_row_without_a_total_gives_none(tmp_path: Path, tokens: dict[str, object]) -> None:
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s2", "fd-x", **tokens)
+        await world.collects()
+        assert not world.service.samples.has_any
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+def test_interstat_that_was_made_again_is_read_from_its_start(tmp_path: Path) -> None:
+    """Its rows have the numbers of earlier ones."""
+
+    async def body(world: World) -> None:
+        for sessions in (("s2", "s3", "s4"), ("s5",)):
+            interstat = Interstat(tmp_path / "metrics.db", journal="delete")
+            for session in sessions:
+                interstat.insert(session, "fd-x", total_tokens=7)
+            await world.collects()
+            interstat.close()
+            interstat.path.unlink()
+        assert sorted(each.session for each in world.of("fd-x")) == ["s2", "s3", "s4", "s5"]
+
+    in_world(tmp_path, body)
+
+
+def test_source_that_hangs_delays_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer says which one is missing; a later request gets it."""
+    answering = threading.Event()
+    scan = InterstatSource.new_rows
+
+    def slow(source: InterstatSource, mark: RowMark) -> NewRows | None:
+        answering.wait(60)
+        return scan(source, mark)
+
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s2", "fd-y", total_tokens=7)
+        monkeypatch.setattr(InterstatSource, "new_rows", slow)
+        samples = world.service.samples
+        world.writes("a1")
+        await world.service.totals.refresh_sources(within(60))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(samples.collect, within(60))
+            await until(lambda: samples.agents() == ["fd-x"])
+            stale_why = await samples.collect(within(-1))
+            answering.set()
+        assert stale_why is not None
+        assert stale_why.startswith("samples of transcripts: slow")
+        assert "samples of interstat: slow" in stale_why
+        await world.collects()
+        assert samples.agents() == ["fd-x", "fd-y"]
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+@pytest.mark.parametrize("error", [LedgerError("disk full", "make room"), RuntimeError("a defect")])
+def test_failed_collection_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The request is told; the next one collects what is missing."""
+
+    async def failing(*_: object) -> None:
+        raise error
+
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        interstat.insert("s2", "fd-y", total_tokens=7)
+        world.writes("a1")
+        await world.service.totals.refresh_sources(within(60))
+        with monkeypatch.context() as patched:
+            patched.setattr(world.service.ledger.samples, "save", failing)
+            assert str(error) in (await world.service.samples.collect(within(60)) or "")
+        assert not world.service.samples.has_any
+        await world.collects()
+        assert world.service.samples.agents() == ["fd-x", "fd-y"]
         interstat.close()
 
     in_world(tmp_path, body)

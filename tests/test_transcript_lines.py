@@ -294,6 +294,32 @@ def test_line_that_was_copied_from_another_session(origin: Any, is_fork: bool) -
 
 
 @pytest.mark.parametrize(
+    ("reasons", "ends_turn"),
+    [
+        (("end_turn",), True),
+        (("stop_sequence",), True),
+        (("refusal",), True),
+        (("tool_use",), False),
+        (("pause_turn",), False),
+        ((None,), False),
+        ((7,), False),
+        (("end_turn", None), False),
+        (("tool_use", "end_turn"), True),
+    ],
+)
+def test_last_response_of_a_file_may_end_its_turn(claude_dir: Path, reasons: tuple[Any, ...], ends_turn: bool) -> None:
+    """A quoted one says nothing about the session's own turn."""
+    lines = []
+    for number, reason in enumerate(reasons):
+        line = assistant_line(SESSION, f"m{number}", tokens=(1, 0, 0, 0))
+        line["message"]["stop_reason"] = reason
+        lines.append(encoded(line))
+    quoted = assistant_line(SESSION, "quoted", tokens=(1, 0, 0, 0), stop=None if ends_turn else "end_turn")
+    _, file = taken(claude_dir, *lines, encoded(progress_line(SESSION, "a1", quoted)), encoded({"type": "user"}))
+    assert file.ends_turn is ends_turn
+
+
+@pytest.mark.parametrize(
     ("reason", "is_final"), [("end_turn", True), ("", True), (None, False), (5, False), (["end_turn"], False)]
 )
 def test_line_with_a_stop_reason_is_final(reason: Any, is_final: bool) -> None:

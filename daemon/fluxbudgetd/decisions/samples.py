@@ -1,7 +1,8 @@
-"""Samples of ended sub-agents, collected from transcripts and from interstat's rows. `policy.samples` has the rules.
+"""Samples of sub-agents that have ended, collected from transcripts and from interstat's rows.
 
 All samples are in the ledger; memory has the newest ones of each agent. A request has them collected and waits until
-its deadline. A collection that takes longer continues in a task of its own, and the next request gets what it finds.
+its deadline. What takes longer continues in a task of its own, and the next request gets it. A source that hangs does
+not delay the other one. `policy.samples` has the rules.
 """
 
 import itertools
@@ -10,8 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 
+from fluxbudgetd.decisions.collector import Collector, NotCollectedError
 from fluxbudgetd.decisions.reservations import Reservations
-from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger, SubAgentFile
 from fluxbudgetd.model import MeasuredRow, NewRows, Response, RowMark, Sample, Triage
 from fluxbudgetd.policy import samples as policy
@@ -26,10 +27,9 @@ T = TypeVar("T")
 #: Only this many samples of each agent count, because costs drift.
 MOST_PER_AGENT = 200
 # A transaction is short, so that it delays no other.
-_SUB_AGENTS_PER_TRANSACTION = 100
+_SUB_AGENTS_PER_TRANSACTION = 20
 _ROWS_PER_TRANSACTION = 1000
 _SAVE_SECONDS = 5.0
-_SLOW = "samples: slow: not all ended sub-agents could be counted in time"
 
 
 class _SubAgent(NamedTuple):
@@ -38,10 +38,6 @@ class _SubAgent(NamedTuple):
     session: str
     id: str
     files: tuple[SubAgentFile, ...]
-
-
-class _StaleError(Exception):
-    """A source has not been collected; says why."""
 
 
 class Samples:
@@ -63,12 +59,12 @@ class Samples:
         self._clock = clock
         self._by_agent: dict[str, tuple[Sample, ...]] = {}
         self._mark = RowMark()
-        # Requests are numbered. A collection covers every request that was made before it began.
-        self._requested = self._collected = 0
-        self._deadline = 0.0
-        self._request = anyio.Event()
-        self._done = anyio.Event()
-        self._stale_why: str | None = None
+        # Saving a sample and showing it is one step.
+        self._lock = anyio.Lock()
+        self._collectors = (
+            Collector("samples of transcripts", self._collect_transcripts),
+            Collector("samples of interstat", self._collect_rows),
+        )
 
     async def load(self) -> None:
         """Read the ledger's newest samples; raises `LedgerError`."""
@@ -92,41 +88,19 @@ class Samples:
 
         Return why some may be missing; None if there are all.
         """
-        self._requested += 1
-        number = self._requested
-        self._deadline = max(self._deadline, deadline)
-        self._request.set()
-        with anyio.CancelScope(deadline=deadline):
-            while self._collected < number:
-                await self._done.wait()
-            return self._stale_why
-        return _SLOW
+        requests = [(collector, collector.request(deadline)) for collector in self._collectors]
+        reasons = [await collector.wait(number, deadline) for collector, number in requests]
+        return "; ".join(filter(None, reasons)) or None
 
     async def serve(self) -> None:
         """Collect as requested, until cancelled."""
-        while True:
-            await self._request.wait()
-            self._request = anyio.Event()
-            number = self._requested
-            self._stale_why = await self._collect_all()
-            self._collected = number
-            self._done.set()
-            self._done = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            for collector in self._collectors:
+                tasks.start_soon(collector.serve)
 
-    async def _collect_all(self) -> str | None:
-        reasons = []
-        for collect in (self._collect_transcripts, self._collect_rows):
-            try:
-                await collect()
-            except LedgerError as exc:
-                reasons.append(exc.message)
-            except _StaleError as exc:
-                reasons.append(str(exc))
-        return "; ".join(dict.fromkeys(reasons)) or None
-
-    async def _collect_transcripts(self) -> None:
+    async def _collect_transcripts(self, _deadline: float) -> None:
         if not await self._saver.save_all(_SAVE_SECONDS):
-            raise _StaleError("samples: the latest usage could not be written to the ledger")
+            raise NotCollectedError("the latest usage could not be written to the ledger")
         for session, files in itertools.groupby(await self._ledger.samples.unsampled(), lambda each: each.session):
             ended = await self._ended(session, list(files))
             for batch in _batches(ended, _SUB_AGENTS_PER_TRANSACTION):
@@ -138,7 +112,8 @@ class Samples:
         now = self._clock()
         by_id: dict[str, list[SubAgentFile]] = {}
         for each in changed:
-            by_id.setdefault(agent_id(each.file.path) or "", []).append(each)
+            path = each.file.path
+            by_id.setdefault(agent_id(path) or plain_agent(path), []).append(each)
         ended = [
             _SubAgent(session, name, tuple(files))
             for name, files in by_id.items()
@@ -172,13 +147,13 @@ class Samples:
         name = self._reservations.type_of(sub_agent.session, sub_agent.id)
         return None if name == unnamed else name
 
-    async def _collect_rows(self) -> None:
+    async def _collect_rows(self, deadline: float) -> None:
         mark = self._mark
 
         def scan(source: InterstatSource) -> NewRows | None:
             return source.new_rows(mark)
 
-        found = await self._history.ask("samples", scan, self._deadline)
+        found = await self._history.ask("samples", scan, deadline)
         if found.value is not None:
             rows = found.value.rows
             for batch in _batches(rows, _ROWS_PER_TRANSACTION):
@@ -189,7 +164,7 @@ class Samples:
         # Without interstat, transcripts have all samples.
         is_unused = found.in_time and found.value is None and self._history.status.state in ("absent", "empty")
         if found.stale_why is not None and not is_unused:
-            raise _StaleError(found.stale_why)
+            raise NotCollectedError(found.stale_why)
 
     async def _sample_rows(self, rows: Sequence[MeasuredRow]) -> None:
         triages = await self._triages({row.session for row in rows})
@@ -197,15 +172,14 @@ class Samples:
 
     async def _save(self, taken: Sequence[Sample], sampled: Sequence[SubAgentFile]) -> None:
         stored = self._ledger.samples
-        agents = {sample.agent for sample in taken}
-        agents |= await stored.agents_of({sample.session for sample in taken})
-        await stored.save(taken, sampled)
-        newest = await stored.newest(MOST_PER_AGENT, agents)
-        for agent in agents:
-            if agent in newest:
-                self._by_agent[agent] = newest[agent]
-            else:
+        async with self._lock:
+            agents = {sample.agent for sample in taken}
+            agents |= await stored.agents_of({sample.session for sample in taken})
+            await stored.save(taken, sampled)
+            newest = await stored.newest(MOST_PER_AGENT, agents)
+            for agent in agents:
                 self._by_agent.pop(agent, None)
+            self._by_agent.update(newest)
 
     async def _triages(self, sessions: Collection[str]) -> dict[str, list[Triage]]:
         """Return the triages that may have launched a session's sub-agents, by session, oldest first."""
