@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.model import AgentSample
 from fluxbudgetd.policy import estimates
 from fluxbudgetd.policy.estimates import Measured
@@ -195,15 +194,3 @@ def test_three_rows_are_enough_under_either_name() -> None:
     assert estimates.measured([two]) == {}
     assert estimates.measured([two, one]) == {"fd-a": Measured(est_tokens=68, est_billing=8, sample_size=3)}
     assert list(estimates.measured([AgentSample("z", 3, 1, 1), AgentSample("a", 3, 1, 1)])) == ["a", "z"]
-
-
-def test_measured_mean_takes_precedence_over_the_default() -> None:
-    rules, known = ReviewBudget(), {"fd-a": Measured(est_tokens=900, est_billing=7, sample_size=3)}
-    found = estimates.of_agent("interflux:fd-a", "review", known, rules, "billing", slicing=True)
-    assert found[:4] == (4, "interstat", 3, True)
-    found = estimates.of_agent("fd-a", "review", known, rules, "total", slicing=False)
-    assert found[:4] == (900, "interstat", 3, False)
-    found = estimates.of_agent("fd-b", "review", known, rules, "total", slicing=True)
-    assert found[:4] == (20_000, "default", 0, True)
-    found = estimates.of_agent("fd-quality", "review", {}, rules, "total", slicing=True)
-    assert found[:4] == (40_000, "default", 0, False)

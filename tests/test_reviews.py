@@ -42,22 +42,29 @@ def kept(home: Home) -> list[Any]:
 
 
 def test_estimates_equal_the_existing_estimator(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The JSON is the same. Means need three rows of the model or of no model, and round half away from zero."""
+    """The JSON is the same but for `history`, whose samples are of all models.
+
+    Means need three rows of the model or of no model, and round half away from zero.
+    """
     for total, model in ((10, MODEL), (11, MODEL), (None, MODEL), (11, None), (9999, "another")):
         interstat.insert("s", "interflux:fd-quality", input_tokens=3, output_tokens=4, total_tokens=total, model=model)
     interstat.insert("s", "fd-quality", input_tokens=4, output_tokens=4, total_tokens=10, model=MODEL)
     past(interstat, "twice", 100, times=2)
     shown = home.ctl("estimates", environ={"CLAUDE_CONFIG_DIR": "/nonexistent"})
+    history = json.loads(shown.stdout)["history"]
+    assert (history["fd-quality"]["sample_size"], history["twice"]["est_tokens"]) == (5, None)
     assert json.loads(shown.stdout) == {
         "estimates": {"fd-quality": {"est_tokens": 11, "est_billing": 7, "sample_size": 4, "source": "interstat"}},
         "defaults": {"review": 40000, "cognitive": 35000, "research": 15000, "oracle": 80000, "generated": 40000},
         "slicing_multiplier": 1,
+        "history": history,
     }
-    assert '"slicing_multiplier": 1}' in shown.stdout
+    assert '"slicing_multiplier": 1, "history"' in shown.stdout
     assert home.json("estimates", "--model", "another", "--slicing") == {
         "estimates": {},
         "defaults": {"review": 40000, "cognitive": 35000, "research": 15000, "oracle": 80000, "generated": 40000},
         "slicing_multiplier": 0.5,
+        "history": history,
     }
 
 
@@ -79,7 +86,8 @@ def test_estimates_without_history(home: Home) -> None:
     assert "interstat: absent" in result.stderr
     interstat = Interstat(home.interstat, OLD_SCHEMA)
     result = home.ctl("estimates")
-    assert (result.returncode, json.loads(result.stdout)["estimates"], result.stderr) == (0, {}, "")
+    assert (result.returncode, json.loads(result.stdout)["estimates"]) == (0, {})
+    assert result.stderr == "fluxbudgetctl: using default cost estimates (no history)\n"
     interstat.close()
 
 

@@ -1,6 +1,7 @@
 """The rules of triage: which agents are launched within a budget."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,19 +12,30 @@ from hypothesis import strategies as st
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.policy import triage
-from fluxbudgetd.policy.estimates import Measured
-from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAgent, TriageLine, encode
-from harness.values import a_line
+from fluxbudgetd.policy.review_limits import Limit
+from fluxbudgetd.policy.triage import Known
+from fluxbudgetd.wire.messages import AgentCalibration, Enforcement, Spread, TriageAgent, TriageLine, encode
+from harness.values import a_line, samples_of
 
 RULES = ReviewBudget()
+NOTHING = Known({}, {}, None)
+OF_CALIBRATION = AgentCalibration(
+    billing=Spread(mean=55, p50=1, p90=2), total=Spread(mean=550, p50=1, p90=2), sample_size=4
+)
 
 
 def an_agent(name: str, score: float = 1.0, stage: int = 2, **fields: Any) -> TriageAgent:
     return TriageAgent(name=name, score=score, stage=stage, **fields)
 
 
-def lines_of(*agents: TriageAgent, slicing: bool = False) -> list[TriageLine]:
-    return triage.candidates(agents, {}, RULES, "billing", slicing=slicing)
+def lines_of(*agents: TriageAgent, slicing: bool = False, rules: ReviewBudget = RULES) -> list[TriageLine]:
+    return triage.candidates(agents, NOTHING, rules, "review", slicing=slicing)
+
+
+def cut(
+    lines: Iterable[TriageLine], budget: int, minimum: int, enforcement: Enforcement, override: str | None
+) -> triage.Cut:
+    return triage.cut(lines, [Limit("type", "billing", budget, enforcement)], minimum, override)
 
 
 def selected(found: triage.Cut) -> list[str]:
@@ -51,17 +63,23 @@ def test_given_category_takes_precedence() -> None:
     assert [(line.category, line.est_tokens) for line in found] == [("oracle", 80_000), ("reaction", 15_000)]
 
 
-@pytest.mark.parametrize(("basis", "tokens"), [("billing", 700), ("total", 9_000)])
-def test_measured_mean_is_the_estimate(basis: CostBasis, tokens: int) -> None:
-    known = {"fd-quality": Measured(est_tokens=9_000, est_billing=700, sample_size=5)}
-    (line,) = triage.candidates([an_agent("interflux:fd-quality")], known, RULES, basis, slicing=False)
-    assert (line.est_tokens, line.source, line.sample_size) == (tokens, "interstat", 5)
+def test_line_has_the_estimate_in_both_bases_and_its_origin() -> None:
+    """The name counts without the plugin's prefix."""
+    known = Known({"fd-quality": samples_of("opus-9", 700, 700, 700)}, {"fd-x": OF_CALIBRATION}, "opus-9")
+    lines = triage.candidates(
+        [an_agent("interflux:fd-quality"), an_agent("fd-x"), an_agent("x")], known, RULES, "review", slicing=False
+    )
+    assert [(line.est_billing, line.est_total, line.source, line.sample_size, line.model) for line in lines] == [
+        (700, 7_000, "transcripts", 3, "opus-9"),
+        (55, 550, "calibrated", 4, None),
+        (40_000, 40_000, "default", 0, None),
+    ]
 
 
 def test_huge_estimates_are_capped() -> None:
     """They use the highest default and the highest multiplier that are allowed."""
     rules = msgspec.structs.replace(RULES, slicing_multiplier=10.0, agent_defaults={"generated": 2**63 - 1})
-    (line,) = triage.candidates([an_agent("x")], {}, rules, "billing", slicing=True)
+    (line,) = lines_of(an_agent("x"), slicing=True, rules=rules)
     assert encode(line)
 
 
@@ -83,7 +101,7 @@ REVIEW = [
 
 def test_cut_of_a_plan() -> None:
     """Three protected agents take 120 000 of 150 000. The best of the others does not fit; two cheaper ones do."""
-    found = triage.cut(lines_of(*REVIEW), 150_000, 2, "soft", None)
+    found = cut(lines_of(*REVIEW), 150_000, 2, "soft", None)
     assert found.verdict == "ok"
     assert {line.name for line in found.lines} - set(selected(found)) == {"fd-performance", "cost-analyst"}
     assert triage.summary(found.lines, 150_000, constrained=False) == (
@@ -93,9 +111,7 @@ def test_cut_of_a_plan() -> None:
 
 def test_budget_of_0_selects_only_protected_agents() -> None:
     """An exhausted sprint must not count as one without a budget."""
-    limit = triage.limit("plan", RULES, 0, "billing", "soft")
-    assert (limit.budget, limit.type_budget, limit.constrained) == (0, 150_000, True)
-    found = triage.cut(lines_of(*REVIEW), limit.budget, 2, limit.enforcement, None)
+    found = cut(lines_of(*REVIEW), 0, 2, "soft", None)
     assert (found.verdict, sorted(selected(found))) == ("over_budget", ["fd-architecture", "fd-quality", "fd-safety"])
     assert found.note
     assert triage.summary(found.lines, 0, constrained=True) == (
@@ -107,40 +123,40 @@ def test_budget_of_0_selects_only_protected_agents() -> None:
 def test_hard_enforcement_blocks_protected_agents_that_do_not_fit() -> None:
     """No agent is selected, and overrides are not accepted."""
     for override in (None, "release day"):
-        found = triage.cut(lines_of(*REVIEW), 119_999, 2, "hard", override)
+        found = cut(lines_of(*REVIEW), 119_999, 2, "hard", override)
         assert (found.verdict, found.override) == ("blocked", None)
         assert {line.action for line in found.lines} == {"Blocked"}
     assert triage.summary(found.lines, 119_999, constrained=True) == (
         "Budget: 0K / 120K (0%) | Deferred: 7 agents (205K est.) [sprint-constrained]"
     )
-    assert triage.cut(lines_of(*REVIEW), 120_000, 2, "hard", None).verdict == "ok"
+    assert cut(lines_of(*REVIEW), 120_000, 2, "hard", None).verdict == "ok"
 
 
 def test_override_selects_all_under_soft_enforcement() -> None:
     """Its reason is kept. Under hard enforcement it changes nothing."""
-    soft = triage.cut(lines_of(*REVIEW), 150_000, 2, "soft", "release day")
+    soft = cut(lines_of(*REVIEW), 150_000, 2, "soft", "release day")
     assert (soft.verdict, soft.override, len(selected(soft))) == ("overridden", "release day", len(REVIEW))
-    hard = triage.cut(lines_of(*REVIEW), 150_000, 2, "hard", "release day")
+    hard = cut(lines_of(*REVIEW), 150_000, 2, "hard", "release day")
     assert (hard.verdict, hard.override) == ("ok", None)
-    assert hard.lines == triage.cut(lines_of(*REVIEW), 150_000, 2, "hard", None).lines
+    assert hard.lines == cut(lines_of(*REVIEW), 150_000, 2, "hard", None).lines
     assert hard.note
 
 
 def test_min_agents_are_selected_at_any_cost() -> None:
     """These are the best ones, including the protected; no further agent is selected."""
     lines = [a_line("c", 900, 1), a_line("b", 900, 3), a_line("a", 900, 3), a_line("d", 10, 2)]
-    assert selected(triage.cut(lines, 100, 2, "soft", None)) == ["a", "b"]
-    assert selected(triage.cut(lines, 100, 0, "soft", None)) == ["d"]
+    assert selected(cut(lines, 100, 2, "soft", None)) == ["a", "b"]
+    assert selected(cut(lines, 100, 0, "soft", None)) == ["d"]
     with_protected = [*lines, a_line("p", 50, 0, 1)]
-    assert selected(triage.cut(with_protected, 100, 2, "soft", None)) == ["p", "a"]
-    assert selected(triage.cut(with_protected, 100, 1, "soft", None)) == ["p", "d"]
-    assert triage.cut(lines, 100, 2, "soft", None).verdict == "over_budget"
+    assert selected(cut(with_protected, 100, 2, "soft", None)) == ["p", "a"]
+    assert selected(cut(with_protected, 100, 1, "soft", None)) == ["p", "d"]
+    assert cut(lines, 100, 2, "soft", None).verdict == "over_budget"
 
 
 def test_equal_scores_are_ordered_by_name() -> None:
     """The plugin's prefix does not matter."""
     lines = [a_line("fd-c", 10), a_line("interflux:fd-b", 10), a_line("fd-a", 10), a_line("fd-d", 10, 1.5)]
-    assert selected(triage.cut(lines, 30, 0, "soft", None)) == ["fd-d", "fd-a", "interflux:fd-b"]
+    assert selected(cut(lines, 30, 0, "soft", None)) == ["fd-d", "fd-a", "interflux:fd-b"]
 
 
 some_lines = st.lists(
@@ -157,7 +173,7 @@ a_minimum = st.integers(0, 6)
 
 @given(some_lines, a_budget, a_minimum)
 def test_invariants_of_the_cut(lines: list[TriageLine], budget: int, minimum: int) -> None:
-    found = triage.cut(lines, budget, minimum, "soft", None)
+    found = cut(lines, budget, minimum, "soft", None)
     chosen = [line for line in found.lines if line.action == "Selected"]
     protected = [line for line in lines if line.protected]
     assert sorted(line.name for line in found.lines) == sorted(line.name for line in lines)
@@ -180,7 +196,7 @@ def test_cut_equals_a_literal_implementation_of_the_rule(lines: list[TriageLine]
         if spent + line.est_tokens <= budget or len(names) < minimum:
             names.add(line.name)
             spent += line.est_tokens
-    assert set(selected(triage.cut(lines, budget, minimum, "soft", None))) == names
+    assert set(selected(cut(lines, budget, minimum, "soft", None))) == names
 
 
 @given(some_lines, a_budget, a_minimum, st.sampled_from(["soft", "hard"]), st.none() | st.just("why"), st.randoms())
@@ -188,22 +204,25 @@ def test_order_of_the_input_does_not_matter(
     lines: list[TriageLine], budget: int, minimum: int, enforcement: Enforcement, override: str | None, random: Any
 ) -> None:
     shuffled = random.sample(lines, len(lines))
-    found = triage.cut(shuffled, budget, minimum, enforcement, override)
-    assert found == triage.cut(lines, budget, minimum, enforcement, override)
+    found = cut(shuffled, budget, minimum, enforcement, override)
+    assert found == cut(lines, budget, minimum, enforcement, override)
 
 
 @given(some_lines, a_budget, a_minimum, st.none() | st.just("why"))
 def test_hard_enforcement_blocks_if_and_only_if_the_protected_do_not_fit(
     lines: list[TriageLine], budget: int, minimum: int, override: str | None
 ) -> None:
-    found = triage.cut(lines, budget, minimum, "hard", override)
+    found = cut(lines, budget, minimum, "hard", override)
     blocked = sum(line.est_tokens for line in lines if line.protected) > budget
     assert (found.verdict == "blocked") == blocked
-    soft = triage.cut(lines, budget, minimum, "soft", None)
+    soft = cut(lines, budget, minimum, "soft", None)
     assert selected(found) == ([] if blocked else selected(soft))
     assert found.override is None
-    overridden = triage.cut(lines, budget, minimum, "soft", "why")
+    assert not found.overridable
+    assert soft.overridable == (len(selected(soft)) < len(lines))
+    overridden = cut(lines, budget, minimum, "soft", "why")
     assert len(selected(overridden)) == len(lines)
+    assert not overridden.overridable
     assert overridden.override == "why"
 
 
@@ -268,35 +287,3 @@ def test_summary_line(tokens: int, budget: int, line: str) -> None:
     assert triage.summary(lines, budget, constrained=False) == f"{line} | Deferred: 1 agents (2K est.)"
     marked = triage.summary(lines, budget, constrained=True)
     assert marked == f"{line} | Deferred: 1 agents (2K est.) [sprint-constrained]"
-
-
-@pytest.mark.parametrize(
-    ("kind", "budget"),
-    [
-        ("plan", 150_000), ("brainstorm", 80_000), ("prd", 120_000), ("spec", 150_000), ("diff-small", 60_000),
-        ("diff-large", 200_000), ("repo", 300_000), ("other", 150_000),
-    ],
-)  # fmt: skip
-def test_tighter_budget_counts(kind: str, budget: int) -> None:
-    for remaining, effective in ((None, budget), (budget + 1, budget), (budget, budget), (budget - 1, budget - 1)):
-        found = triage.limit(kind, RULES, remaining, "billing", "soft")
-        assert (found.budget, found.type_budget, found.constrained) == (effective, budget, effective < budget)
-
-
-@pytest.mark.parametrize("of_file", ["soft", "hard"])
-@pytest.mark.parametrize("of_run", ["soft", "hard"])
-def test_cost_basis_and_enforcement_of_run_and_file(of_file: Enforcement, of_run: Enforcement) -> None:
-    """If the run's budget counts, so does its cost basis; its enforcement can only make the file's stricter."""
-    rules = msgspec.structs.replace(RULES, cost_basis="total", enforcement=of_file)
-    own = triage.limit("plan", rules, None, "billing", of_run)
-    assert (own.basis, own.enforcement) == ("total", of_file)
-    runs = triage.limit("plan", rules, 5, "billing", of_run)
-    assert (runs.basis, runs.enforcement) == ("billing", "hard" if "hard" in (of_file, of_run) else "soft")
-
-
-def test_unknown_input_type_is_refused() -> None:
-    with pytest.raises(BadInputError, match="poem") as caught:
-        triage.limit("poem", RULES, None, "billing", "soft")
-    assert "diff-small" in caught.value.hint
-    own = msgspec.structs.replace(RULES, budgets={**RULES.budgets, "poem": 7})
-    assert triage.limit("poem", own, None, "billing", "soft").budget == 7

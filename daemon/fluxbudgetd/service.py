@@ -97,7 +97,7 @@ class Service:
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.samples = Samples(accounts, totals, self._reservations, ledger, clock)
-        self.reviews = Reviews(accounts, totals, ledger, settings, clock)
+        self.reviews = Reviews(accounts, totals, self.samples, ledger, settings, clock)
         self.calibrations = Calibrations(accounts, totals, ledger, self.reviews, clock)
         self.admission = Admissions(self._reservations, clock)
         self.ceilings = Ceilings(self.admission, settings)

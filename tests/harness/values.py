@@ -7,6 +7,7 @@ import msgspec
 from fluxbudgetd.config.schema import RunDefaults
 from fluxbudgetd.model import Run, Sample, Triage, Usage
 from fluxbudgetd.policy import runs
+from fluxbudgetd.policy.estimates import AgentEstimate
 from fluxbudgetd.wire.messages import RunStart, TriageAction, TriageLine
 
 #: microseconds since the epoch
@@ -39,6 +40,12 @@ def a_sample(billing: int, **fields: Any) -> Sample:
 def samples_of(model: str, *billing: int, **fields: Any) -> list[Sample]:
     """Return one sample of a model for each of these costs."""
     return [a_sample(tokens, model=model, **fields) for tokens in billing]
+
+
+def an_estimate(tokens: int, **fields: Any) -> AgentEstimate:
+    """Return an agent's estimate, by default that of its category."""
+    blank = AgentEstimate(tokens, source="default", sample_size=0, sliced=False, model=None)
+    return blank._replace(**fields)
 
 
 def a_line(name: str, tokens: int, score: float = 1.0, stage: int = 2, **fields: Any) -> TriageLine:

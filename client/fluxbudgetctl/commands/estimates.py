@@ -5,7 +5,8 @@ import os
 from fluxbudgetctl import arguments, environment
 from fluxbudgetctl.arguments import Options, Subcommands, add_command, add_model
 from fluxbudgetctl.calls import call, hints
-from fluxbudgetctl.screens.output import note_stale, print_json
+from fluxbudgetctl.screens.output import note, note_stale, print_json
+from fluxbudgetctl.screens.reviews import NO_HISTORY
 from fluxbudgetd.wire import codes, messages
 
 
@@ -22,7 +23,7 @@ def add(commands: Subcommands) -> None:
 
 
 def _estimates(options: Options) -> int:
-    """Print the JSON that flux-drive's own estimator prints."""
+    """Print the JSON that flux-drive's own estimator prints, and what the samples say."""
     project = options.project
     request = messages.Estimates(
         model=options.model,
@@ -32,12 +33,15 @@ def _estimates(options: Options) -> int:
     )
     answer = call(request, messages.EstimatesAnswer, options.timeout)
     note_stale(answer.stale_why)
+    if answer.history is None:
+        note(NO_HISTORY)
     multiplier = answer.slicing_multiplier
     print_json(
         {
             "estimates": answer.estimates,
             "defaults": answer.defaults,
             "slicing_multiplier": int(multiplier) if multiplier.is_integer() else multiplier,
+            "history": "none" if answer.history is None else answer.history,
         }
     )
     return codes.OK

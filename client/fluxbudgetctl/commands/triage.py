@@ -1,6 +1,7 @@
 """`triage`: decide which review agents may be launched."""
 
 import sys
+from typing import get_args
 
 import msgspec
 
@@ -9,7 +10,7 @@ from fluxbudgetctl.arguments import Options, Subcommands, add_command, add_model
 from fluxbudgetctl.calls import call, hints
 from fluxbudgetctl.failure import Failure
 from fluxbudgetctl.screens.output import note, note_stale, print_json
-from fluxbudgetctl.screens.reviews import print_triage
+from fluxbudgetctl.screens.reviews import NO_HISTORY, override_offer, print_triage
 from fluxbudgetd.wire import codes, messages
 
 # The request must fit into a frame.
@@ -35,6 +36,12 @@ def add(commands: Subcommands) -> None:
         help="plan, repo, …: sets the budget (default: other)",
     )
     parser.add_argument(
+        "--round",
+        choices=get_args(messages.TriageRound),
+        default="review",
+        help="reaction: the agents react to each other's findings, within reaction_budget (default: review)",
+    )
+    parser.add_argument(
         "--override", type=arguments.text, metavar="REASON", help="select all agents, unless enforcement is hard"
     )
     parser.add_argument("--table", action="store_true", help="print a table for people")
@@ -51,11 +58,16 @@ def _triage(options: Options) -> int:
         model=options.model,
         slicing=options.slicing,
         override=options.override,
+        round=options.round,
     )
     answer = call(request, messages.TriageAnswer, options.timeout)
     note_stale(answer.stale_why)
+    if answer.history == "none":
+        note(NO_HISTORY)
     if answer.note:
         note(answer.note)
+    if answer.overridable:
+        note(override_offer(answer))
     if options.table:
         print_triage(answer)
     else:

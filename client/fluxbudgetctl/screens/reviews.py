@@ -2,7 +2,11 @@
 
 from fluxbudgetctl.screens.output import print_columns, tokens
 from fluxbudgetd.wire import messages
+from fluxbudgetd.wire.short import grouped
 from fluxbudgetd.wire.text import one_line
+
+#: Printed on stderr if no agent has a sample.
+NO_HISTORY = "using default cost estimates (no history)"
 
 
 def print_triage(answer: messages.TriageAnswer) -> None:
@@ -16,7 +20,7 @@ def print_triage(answer: messages.TriageAnswer) -> None:
                 f"{line.score:g}",
                 str(line.stage) + ("*" if line.protected else ""),
                 tokens(line.est_tokens),
-                f"{line.source} ({line.sample_size})" if line.sample_size else line.source,
+                _source(line),
                 line.action,
             )
             for line in answer.agents
@@ -24,6 +28,16 @@ def print_triage(answer: messages.TriageAnswer) -> None:
     )
     print(answer.summary)
     print(f"verdict: {answer.verdict}, {answer.enforcement}, {answer.triage_id} (* always selected)")
+
+
+def override_offer(answer: messages.TriageAnswer) -> str:
+    """Return how to launch the deferred agents as well, and what they add."""
+    deferred = answer.deferred
+    what = "1 agent is" if deferred.agents == 1 else f"{deferred.agents} agents are"
+    return (
+        f"{what} deferred; launch all of them with --override REASON, which adds an estimated "
+        f"{grouped(deferred.est_tokens)} {answer.cost_basis} tokens"
+    )
 
 
 def print_report(answer: messages.ReportAnswer) -> None:
@@ -43,7 +57,7 @@ def print_report(answer: messages.ReportAnswer) -> None:
             str(agent.actual_total),
             str(agent.cache_read),
             delta if agent.delta_pct in (None, "pending") else f"{agent.delta_pct:+} %",
-            f"{agent.source}{', sliced' if agent.slicing_applied else ''}",
+            _cell(f"{_source(agent)}{', sliced' if agent.slicing_applied else ''}"),
         )
         print(f"| {' | '.join(cells)} |")
     partial = _partial(report.partial)
@@ -64,6 +78,14 @@ def print_report(answer: messages.ReportAnswer) -> None:
         for left in report.deferred:
             used = "-" if left.actual_billing is None else str(left.actual_billing)
             print(f"| {_cell(left.name)} | {left.estimated} | {left.reason} | {used} |")
+
+
+def _source(estimated: messages.TriageLine | messages.ReportAgent) -> str:
+    """Return what an estimate comes from: `default`, `interstat (5)`, `transcripts (5, claude-opus-4-6)`."""
+    if not estimated.sample_size:
+        return estimated.source
+    model = "" if estimated.model is None else f", {one_line(estimated.model)}"
+    return f"{estimated.source} ({estimated.sample_size}{model})"
 
 
 def _partial(is_partial: bool) -> str:

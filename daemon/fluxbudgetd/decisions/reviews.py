@@ -1,7 +1,7 @@
 """Reviews: estimate what agents cost, decide which are launched, report what they cost."""
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -9,31 +9,41 @@ import anyio
 
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.decisions.samples import Samples
 from fluxbudgetd.errors import BadInputError, ConfigError, RequestTimeoutError
 from fluxbudgetd.ledger import Ledger
-from fluxbudgetd.model import Balance, Run, Triage, Usage
-from fluxbudgetd.policy import advance, estimates, limits, report, triage
+from fluxbudgetd.model import Balance, Run, Sample, Triage, Usage
+from fluxbudgetd.policy import advance, estimates, limits, report, review_limits, triage
 from fluxbudgetd.policy.estimates import Measured
+from fluxbudgetd.policy.review_limits import Limit
+from fluxbudgetd.policy.triage import Known
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
-from fluxbudgetd.wire.messages import CostReport, TriageRequest
+from fluxbudgetd.wire.messages import AgentCalibration, AgentHistory, CostReport, TriageRequest
 
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _MAX_MODEL = 200
-_MEANS_SECONDS = 0.03
+# An answer must fit into a frame.
+_MOST_AGENTS = 1000
+_SAMPLES_SECONDS = 0.03
 # 30 ms of the 150 ms that a hook usually has to answer.
 _RULES_SHARE = 0.2
 
 
 class TriageResult(NamedTuple):
-    """A triage, a note about it for people, and why its numbers are stale (None: fresh)."""
+    """A triage, a note about it for people, and why its numbers are stale (None: fresh).
+
+    `overridable`: an override would launch more agents. `has_history`: there are samples of any agent.
+    """
 
     triage: Triage
     note: str
     stale_why: str | None
+    overridable: bool
+    has_history: bool
 
 
 class ReportResult(NamedTuple):
@@ -48,10 +58,17 @@ class Reviews:
     """Estimates, triages and reports. A triage is in the ledger before it is answered."""
 
     def __init__(
-        self, accounts: Accounts, totals: Totals, ledger: Ledger, settings: Settings, clock: Callable[[], int]
+        self,
+        accounts: Accounts,
+        totals: Totals,
+        samples: Samples,
+        ledger: Ledger,
+        settings: Settings,
+        clock: Callable[[], int],
     ) -> None:
         self._accounts = accounts
         self._totals = totals
+        self._samples = samples
         self._refresher = totals.refresher
         self._history = totals.history
         self._ledger = ledger
@@ -59,13 +76,12 @@ class Reviews:
         self._clock = clock
 
     async def means(self, model: str | None, deadline: float) -> tuple[dict[str, Measured], str | None]:
-        """Return what agents have cost so far on a model, and why that is stale (None: fresh).
+        """Return what agents have cost so far on a model by interstat alone, and why that is stale (None: fresh).
 
-        None is the default model. Raises `RequestTimeoutError` if nothing has been read by the deadline.
+        It follows flux-drive's own estimator. None is the default model. Raises `RequestTimeoutError` if nothing has
+        been read by the deadline.
         """
-        name = estimates.DEFAULT_MODEL if model is None else model
-        if not 0 < len(name) <= _MAX_MODEL:
-            raise BadInputError(f"a model name of {len(name)} characters", f"1 to {_MAX_MODEL} are allowed")
+        name = _checked_model(model) or estimates.DEFAULT_MODEL
 
         def scan(source: InterstatSource) -> dict[str, Measured] | None:
             samples = source.samples(name)
@@ -76,12 +92,26 @@ class Reviews:
             raise RequestTimeoutError("the agents' history is still being read", "ask again, or give more --timeout")
         return found.value or {}, found.stale_why
 
-    async def expected(self, agent: str, run: Run, deadline: float) -> int:
-        """Return what an agent of a run is expected to cost, in tokens of the run's cost basis.
+    async def history(self, deadline: float) -> tuple[dict[str, AgentHistory] | None, str | None]:
+        """Return what the agents' samples say, and why some may be missing (None: none is).
 
-        The project's budget file gets a share of the caller's time, because otherwise the decision would ignore the
-        project's latest settings. If it is broken or takes longer, its last good version counts. The agents' history is
-        used only if it can be read within 30 ms.
+        None in place of a history: there is no sample. Of very many agents, those with the most samples are returned.
+        """
+        stale_why = await self._collect(deadline)
+        if not self._samples.has_any:
+            return None, stale_why
+        samples = {name: self._samples.of(name) for name in self._samples.agents()}
+        most = sorted(samples, key=lambda name: (-len(samples[name]), name))[:_MOST_AGENTS]
+        chosen = {name: samples[name] for name in sorted(most)}
+        return await off_loop(sum(map(len, chosen.values())), _histories, chosen), stale_why
+
+    async def expected(self, agent: str, run: Run, deadline: float) -> int:
+        """Return what a launch of an agent in a run is expected to cost, in tokens of the run's cost basis.
+
+        The project's budget file gets a share of the
+        caller's time, because otherwise the decision would ignore the project's latest settings. If it is broken or
+        takes longer, its last good version counts. Sub-agents that have just ended count only if their samples can be
+        taken within 30 ms.
         """
         now = anyio.current_time()
         try:
@@ -89,12 +119,31 @@ class Reviews:
         except (ConfigError, RequestTimeoutError):
             rules = self._settings.last_review_budget(run.project_dir)
         now = anyio.current_time()
-        try:
-            known, _ = await self.means(None, now + min(_MEANS_SECONDS, (deadline - now) / 2))
-        except RequestTimeoutError:
-            known = {}
-        kind = estimates.category(agent)
-        return estimates.of_agent(agent, kind, known, rules, run.cost_basis, slicing=False).tokens
+        await self._samples.collect(now + min(_SAMPLES_SECONDS, (deadline - now) / 2))
+        name = estimates.plain_name(agent)
+        found = estimates.for_launch(
+            name,
+            estimates.category(name),
+            None,
+            self._samples.of(name),
+            self._calibrated.get(name),
+            rules,
+            run.cost_basis,
+            slicing=False,
+        )
+        return found.tokens
+
+    async def _collect(self, deadline: float) -> str | None:
+        """Have the samples of ended sub-agents taken, in half of the time; return why some may be missing."""
+        now = anyio.current_time()
+        deadline = now + (deadline - now) / 2
+        await self._totals.refresh_sources(deadline)
+        return await self._samples.collect(deadline)
+
+    @property
+    def _calibrated(self) -> Mapping[str, AgentCalibration]:
+        calibration = self._settings.calibration
+        return {} if calibration is None else calibration.agents
 
     async def rules(self, project_dir: str | None, deadline: float, *, calibrated: bool = True) -> ReviewBudget:
         """Return flux-drive's rules for a project, with the calibration applied if `calibrated`.
@@ -111,19 +160,25 @@ class Reviews:
     ) -> TriageResult:
         """Decide which agents are launched, and write the decision. `run` and `balance` are None outside a run."""
         project = request.hints.cwd if run is None else run.project_dir
-        rules = await self.rules(project, deadline)
-        known, stale_why = await self.means(request.model, deadline)
+        session = request.session or next(iter(request.hints.sessions), None)
+        of_session = None if session is None else self._totals.model_of(session)
+        model = _checked_model(request.model) or of_session or estimates.DEFAULT_MODEL
+        rules = review_limits.for_round(await self.rules(project, deadline), request.round)
         has_time = run is not None and limits.has_time(run, self._clock())
         remaining = None if balance is None or has_time else balance.remaining
-        limit = triage.limit(
+        all_limits = review_limits.limits(
             request.input_type,
             rules,
             remaining,
             "billing" if run is None else run.cost_basis,
             "soft" if run is None else run.enforcement,
         )
-        decided = await off_loop(len(request.agents), _decide, request, known, rules, limit)
-        session = request.session or next(iter(request.hints.sessions), None)
+        stale_why = await self._collect(deadline)
+        names = {estimates.plain_name(agent.name) for agent in request.agents}
+        samples = {name: self._samples.of(name) for name in names}
+        size = len(request.agents) + sum(map(len, samples.values()))
+        known = Known(samples, self._calibrated, model)
+        decided = await off_loop(size, _decide, request, known, rules, all_limits)
         before, _ = await self._records(session, None if run is None else run.id, deadline)
         note = decided.note
         if session is None and run is None:
@@ -137,21 +192,22 @@ class Reviews:
             # The keys of transcripts are not ordered, but their times are exact.
             last_key=None if self._is_live(session) else max((record.key for record in before), default=0),
             input_type=request.input_type,
-            model=request.model or estimates.DEFAULT_MODEL,
+            model=model,
             slicing=request.slicing,
-            cost_basis=limit.basis,
-            enforcement=limit.enforcement,
+            cost_basis=decided.limit.unit,
+            enforcement=decided.enforcement,
             min_agents=rules.min_agents,
-            type_budget=limit.type_budget,
+            type_budget=all_limits[0].budget,
             sprint_remaining=remaining,
-            sprint_constrained=limit.constrained,
-            budget=limit.budget,
+            sprint_constrained=decided.limit.name == "run",
+            budget=decided.limit.budget,
             verdict=decided.verdict,
             override=decided.override,
             agents=decided.lines,
+            round=request.round,
         )
         await self._ledger.reviews.add(decision)
-        return TriageResult(decision, note, stale_why)
+        return TriageResult(decision, note, stale_why, decided.overridable, self._samples.has_any)
 
     async def report(self, name: str, deadline: float) -> tuple[Triage, ReportResult]:
         """Return a triage and its cost report; raises `BadInputError` if there is no such triage."""
@@ -197,10 +253,19 @@ class Reviews:
         return records, stale_why
 
 
-def _decide(request: TriageRequest, known: dict[str, Measured], rules: ReviewBudget, limit: triage.Limit) -> triage.Cut:
-    lines = triage.candidates(request.agents, known, rules, limit.basis, slicing=request.slicing)
-    reason = advance.reason(request.override)
-    return triage.cut(lines, limit.budget, rules.min_agents, limit.enforcement, reason)
+def _decide(request: TriageRequest, known: Known, rules: ReviewBudget, all_limits: Sequence[Limit]) -> triage.Cut:
+    lines = triage.candidates(request.agents, known, rules, request.round, slicing=request.slicing)
+    return triage.cut(lines, all_limits, rules.min_agents, advance.reason(request.override))
+
+
+def _histories(samples: Mapping[str, Sequence[Sample]]) -> dict[str, AgentHistory]:
+    return {name: estimates.history(own) for name, own in samples.items()}
+
+
+def _checked_model(name: str | None) -> str | None:
+    if name is not None and not 0 < len(name) <= _MAX_MODEL:
+        raise BadInputError(f"a model name of {len(name)} characters", f"1 to {_MAX_MODEL} are allowed")
+    return name
 
 
 def _new_id() -> str:

@@ -13,7 +13,7 @@ a total and the requested model (or none), at least three of them.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -46,10 +46,6 @@ class Measured(NamedTuple):
     est_billing: int
     """The mean of input + output."""
     sample_size: int
-
-    def of(self, basis: CostBasis) -> int:
-        """Return the mean in tokens of a cost basis."""
-        return self.est_billing if basis == "billing" else self.est_tokens
 
 
 class AgentEstimate(NamedTuple):
@@ -95,27 +91,6 @@ def measured(samples: Iterable[AgentSample]) -> dict[str, Measured]:
         for name, (rows, billing, total) in sorted(sums.items())
         if rows >= MIN_ROWS
     }
-
-
-def of_agent(
-    agent: str,
-    kind: str,
-    known: Mapping[str, Measured],
-    rules: ReviewBudget,
-    basis: CostBasis,
-    *,
-    slicing: bool,
-) -> AgentEstimate:
-    """Return an agent's estimate; `kind` is its category, `slicing` is True if it gets a slice of the document."""
-    found = known.get(plain_name(agent))
-    sliced = slicing and plain_name(agent) not in _READ_EVERYTHING
-    tokens = rules.agent_defaults[kind] if found is None else found.of(basis)
-    if sliced:
-        tokens = times(tokens, rules.slicing_multiplier)
-    tokens = min(tokens, MAX_TOKENS)
-    if found is None:
-        return AgentEstimate(tokens, "default", 0, sliced, None)
-    return AgentEstimate(tokens, "interstat", found.sample_size, sliced, None)
 
 
 def for_launch(

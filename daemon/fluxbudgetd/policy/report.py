@@ -120,6 +120,8 @@ def _agent(line: TriageLine, used: Counts | None, basis: CostBasis) -> ReportAge
         partial=has_arrived and counts.pending > 0,
         source=line.source,
         slicing_applied=line.sliced,
+        sample_size=line.sample_size,
+        model=line.model,
     )
 
 

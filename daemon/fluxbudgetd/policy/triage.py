@@ -2,10 +2,13 @@
 
 Protected agents (Stage 1, and exempt ones of either stage) are always selected, and their cost is counted first. Then
 Stage 2 by score, highest first, equal scores by name: each is selected while it fits, or while fewer than `min_agents`
-are selected in total. One that does not fit is deferred; a cheaper one after it may still fit.
+are selected in total. One that does not fit is deferred; a cheaper one after it may still fit. `policy.review_limits`
+has the limits, and what an agent must fit into.
 
 Soft enforcement launches a protected set that does not fit, with a warning, and an override selects all agents. Hard
 enforcement blocks: no agent is selected, and overrides are not accepted.
+
+The reaction round follows the same rule, without stages: only exempt agents are protected.
 """
 
 import math
@@ -16,113 +19,123 @@ import msgspec
 
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.errors import BadInputError
-from fluxbudgetd.policy import estimates
-from fluxbudgetd.policy.estimates import Measured
-from fluxbudgetd.wire.messages import CostBasis, Enforcement, TriageAction, TriageAgent, TriageLine, TriageVerdict
+from fluxbudgetd.model import Sample
+from fluxbudgetd.policy import estimates, review_limits
+from fluxbudgetd.policy.review_limits import Limit
+from fluxbudgetd.wire.messages import (
+    AgentCalibration,
+    CostBasis,
+    Enforcement,
+    TriageAction,
+    TriageAgent,
+    TriageLine,
+    TriageRound,
+    TriageVerdict,
+)
 
 MAX_AGENTS = 1000
 # So that an answer fits into a frame.
 _MAX_NAME = 200
 _MAX_CATEGORY = 64
 _STAGES = (1, 2)
+_BASES: tuple[CostBasis, CostBasis] = ("billing", "total")
 
 
-class Limit(NamedTuple):
-    """The budget of a review: what counts, in tokens of which basis, and how strictly.
+class Known(NamedTuple):
+    """What is known about the costs of agents, by plain name. `model`: what they are launched with, None: unknown."""
 
-    `constrained`: the run's remaining budget is smaller than the input type's, so it counts.
-    """
-
-    budget: int
-    type_budget: int
-    constrained: bool
-    basis: CostBasis
-    enforcement: Enforcement
+    samples: Mapping[str, Sequence[Sample]]
+    calibrated: Mapping[str, AgentCalibration]
+    model: str | None
 
 
 class Cut(NamedTuple):
-    """What the cut decided. `override` is the given reason, if it counted."""
+    """What the cut decided. `override` is the given reason, if it counted. `limit` is the tightest one.
+
+    `enforcement` is hard if a limit that all agents together exceed is. `overridable`: an override would launch more.
+    """
 
     verdict: TriageVerdict
     lines: tuple[TriageLine, ...]
     override: str | None
     note: str
-
-
-def limit(
-    input_type: str, rules: ReviewBudget, remaining: int | None, basis: CostBasis, enforcement: Enforcement
-) -> Limit:
-    """Return the limit of a review; `remaining`, `basis` and `enforcement` are the run's (remaining None: no budget).
-
-    The run's remaining budget counts if it is the smaller number, even if it is 0, and with it the run's basis and
-    enforcement. (If the bases differ, the numbers are compared without conversion.) Raises `BadInputError` for an
-    unknown input type.
-    """
-    if input_type not in rules.budgets:
-        raise BadInputError(
-            f"input type {input_type[:60]!r} is not known", f"one of: {', '.join(sorted(rules.budgets))}"
-        )
-    of_type = rules.budgets[input_type]
-    if remaining is None or remaining >= of_type:
-        return Limit(of_type, of_type, constrained=False, basis=rules.cost_basis, enforcement=rules.enforcement)
-    strict: Enforcement = "hard" if "hard" in (rules.enforcement, enforcement) else "soft"
-    return Limit(remaining, of_type, constrained=True, basis=basis, enforcement=strict)
+    limit: Limit
+    enforcement: Enforcement
+    overridable: bool
 
 
 def candidates(
-    agents: Sequence[TriageAgent],
-    known: Mapping[str, Measured],
-    rules: ReviewBudget,
-    basis: CostBasis,
-    *,
-    slicing: bool,
+    agents: Sequence[TriageAgent], known: Known, rules: ReviewBudget, round_: TriageRound, *, slicing: bool
 ) -> list[TriageLine]:
-    """Return the agents with their estimates, nothing decided yet; raises `BadInputError`, naming the place."""
+    """Return the agents with their estimates, nothing decided yet; raises `BadInputError`, naming the place.
+
+    In the reaction round all of them are in Stage 2, and their category is `reaction` unless they bring one.
+    """
     require_sound(agents, rules.agent_defaults)
-    lines = []
-    for agent in agents:
-        kind = agent.category or estimates.category(agent.name)
-        sliced = slicing if agent.sliced is None else agent.sliced
-        found = estimates.of_agent(agent.name, kind, known, rules, basis, slicing=sliced)
-        lines.append(
-            TriageLine(
-                name=agent.name,
-                score=agent.score,
-                stage=agent.stage,
-                category=kind,
-                protected=agent.stage == 1 or estimates.plain_name(agent.name) in rules.exempt_agents,
-                est_tokens=found.tokens,
-                source=found.source,
-                sample_size=found.sample_size,
-                sliced=found.sliced,
-                action="Deferred (budget)",
-            )
-        )
-    return lines
+    return [_candidate(agent, known, rules, round_, slicing=slicing) for agent in agents]
 
 
-def cut(
-    lines: Iterable[TriageLine], budget: int, min_agents: int, enforcement: Enforcement, override: str | None
-) -> Cut:
-    """Decide about each agent. The lines are returned in the order in which they were considered."""
+def _candidate(
+    agent: TriageAgent, known: Known, rules: ReviewBudget, round_: TriageRound, *, slicing: bool
+) -> TriageLine:
+    name = estimates.plain_name(agent.name)
+    kind = agent.category or (estimates.category(name) if round_ == "review" else "reaction")
+    stage = agent.stage if round_ == "review" else 2
+    sliced = slicing if agent.sliced is None else agent.sliced
+    samples, calibrated = known.samples.get(name, ()), known.calibrated.get(name)
+    billing, total = (
+        estimates.for_launch(name, kind, known.model, samples, calibrated, rules, basis, slicing=sliced)
+        for basis in _BASES
+    )
+    return TriageLine(
+        name=agent.name,
+        score=agent.score,
+        stage=stage,
+        category=kind,
+        protected=stage == 1 or name in rules.exempt_agents,
+        est_tokens=billing.tokens,
+        source=billing.source,
+        sample_size=billing.sample_size,
+        sliced=billing.sliced,
+        action="Deferred (budget)",
+        model=billing.model,
+        est_billing=billing.tokens,
+        est_total=total.tokens,
+    )
+
+
+def cut(lines: Iterable[TriageLine], limits: Sequence[Limit], min_agents: int, override: str | None) -> Cut:
+    """Decide about each agent. The lines are returned in the order in which they were considered.
+
+    Their `est_tokens` are then in the unit of the tightest limit.
+    """
     ordered = sorted(lines, key=_order)
-    protected = tokens(line for line in ordered if line.protected)
-    if enforcement == "hard" and protected > budget:
+    counting = review_limits.counting(limits)
+    too_small = [limit for limit in counting if limit.is_exceeded(ordered)]
+    enforcement: Enforcement = "hard" if any(each.enforcement == "hard" for each in too_small or counting) else "soft"
+    protected = [line for line in ordered if line.protected]
+    if broken := [limit for limit in counting if limit.enforcement == "hard" and limit.is_exceeded(protected)]:
+        named = review_limits.tightest(broken, protected, broken)
         note = "the protected agents do not fit, and enforcement is hard"
         note += ": overrides are not accepted" if override else ""
-        return Cut("blocked", _marked(ordered, "Blocked", range(len(ordered))), None, note)
-    chosen = _selected(ordered, budget, min_agents)
-    fits = len(chosen) == len(ordered) and tokens(ordered) <= budget
+        return Cut("blocked", _marked(ordered, "Blocked", ordered, named), None, note, named, "hard", overridable=False)
     if override is not None and enforcement == "soft":
-        verdict: TriageVerdict = "ok" if fits else "overridden"
-        return Cut(verdict, _marked(ordered, "Selected", range(len(ordered))), override, "")
-    note = "enforcement is hard: overrides are not accepted" if override and enforcement == "hard" and not fits else ""
+        named = review_limits.tightest(counting, ordered, too_small)
+        verdict: TriageVerdict = "overridden" if too_small else "ok"
+        marked = _marked(ordered, "Selected", ordered, named)
+        return Cut(verdict, marked, override, "", named, enforcement, overridable=False)
+    chosen, kept_out = _selected(ordered, counting, min_agents)
+    named = review_limits.tightest(counting, chosen, kept_out)
+    is_refused = override is not None and bool(too_small)
+    note = "enforcement is hard: overrides are not accepted" if is_refused else ""
     verdict = "ok"
-    if tokens(ordered[index] for index in chosen) > budget:
+    if any(limit.is_exceeded(chosen) for limit in counting):
         verdict = "over_budget"
-        what = "the protected agents do not fit" if protected > budget else f"min_agents is {min_agents}"
+        is_protected = any(limit.is_exceeded(protected) for limit in counting)
+        what = "the protected agents do not fit" if is_protected else f"min_agents is {min_agents}"
         note = "; ".join(filter(None, (f"over the budget: {what}", note)))
-    return Cut(verdict, _marked(ordered, "Selected", chosen), None, note)
+    overridable = enforcement == "soft" and len(chosen) < len(ordered)
+    return Cut(verdict, _marked(ordered, "Selected", chosen, named), None, note, named, enforcement, overridable)
 
 
 def tokens(lines: Iterable[TriageLine]) -> int:
@@ -185,18 +198,34 @@ def _order(line: TriageLine) -> tuple[bool, int, float, str]:
     return not line.protected, line.stage, -line.score, estimates.plain_name(line.name)
 
 
-def _selected(ordered: Sequence[TriageLine], budget: int, min_agents: int) -> list[int]:
-    chosen = [index for index, line in enumerate(ordered) if line.protected]
-    spent = tokens(ordered[index] for index in chosen)
-    for index, line in enumerate(ordered):
-        if not line.protected and (spent + line.est_tokens <= budget or len(chosen) < min_agents):
-            chosen.append(index)
-            spent += line.est_tokens
-    return chosen
+def _selected(
+    ordered: Sequence[TriageLine], limits: Sequence[Limit], min_agents: int
+) -> tuple[list[TriageLine], set[Limit]]:
+    """Return the agents that are launched, and the limits that an agent did not fit into."""
+    chosen = [line for line in ordered if line.protected]
+    spent = {limit: limit.cost(chosen) for limit in limits}
+    kept_out: set[Limit] = set()
+    for line in ordered:
+        if line.protected:
+            continue
+        too_small = {limit for limit in limits if spent[limit] + limit.cost_of(line) > limit.budget}
+        if too_small and len(chosen) >= min_agents:
+            kept_out |= too_small
+            continue
+        chosen.append(line)
+        for limit in limits:
+            spent[limit] += limit.cost_of(line)
+    return chosen, kept_out
 
 
-def _marked(ordered: Sequence[TriageLine], action: TriageAction, chosen: Collection[int]) -> tuple[TriageLine, ...]:
-    marks = set(chosen)
+def _marked(
+    ordered: Sequence[TriageLine], action: TriageAction, chosen: Iterable[TriageLine], limit: Limit
+) -> tuple[TriageLine, ...]:
+    """Return the lines with this action for the chosen ones, and their costs in the limit's unit."""
+    names = {line.name for line in chosen}
     return tuple(
-        msgspec.structs.replace(line, action=action) if index in marks else line for index, line in enumerate(ordered)
+        msgspec.structs.replace(
+            line, action=action if line.name in names else line.action, est_tokens=limit.cost_of(line)
+        )
+        for line in ordered
     )

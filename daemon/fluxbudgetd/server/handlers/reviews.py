@@ -1,5 +1,6 @@
 """Reviews: estimates, the budget cut, the cost report."""
 
+from fluxbudgetd.decisions.reviews import TriageResult
 from fluxbudgetd.errors import NoRunError
 from fluxbudgetd.model import Triage
 from fluxbudgetd.policy import estimates as policy
@@ -16,6 +17,7 @@ async def estimates(context: Context, request: wire.Estimates) -> wire.Estimates
     reviews, deadline = context.service.reviews, deadline_of(request)
     rules = await reviews.rules(request.project_dir or await _project(context, request.hints, deadline), deadline)
     means, stale_why = await reviews.means(request.model, deadline)
+    history, history_stale_why = await reviews.history(deadline)
     return wire.EstimatesAnswer(
         estimates={
             name: wire.AgentEstimate(
@@ -25,7 +27,8 @@ async def estimates(context: Context, request: wire.Estimates) -> wire.Estimates
         },
         defaults={name: rules.agent_defaults[name] for name in policy.CATEGORIES},
         slicing_multiplier=rules.slicing_multiplier if request.slicing else 1.0,
-        stale_why=stale_why,
+        stale_why=stale_why or history_stale_why,
+        history=history,
     )
 
 
@@ -35,13 +38,13 @@ async def triage(context: Context, request: wire.TriageRequest) -> wire.TriageAn
     choice = await service.totals.choose_if_any(request.run, request.scope, request.session, request.hints, deadline)
     if choice is None:
         decided = await service.reviews.triage(request, None, None, deadline)
-        return _triage_answer(decided.triage, decided.note, decided.stale_why)
+        return _triage_answer(decided, decided.note, decided.stale_why)
     run = choice.account.run
     standing = await service.totals.standing(choice.account, deadline)
     decided = await service.reviews.triage(request, run, standing.balance, deadline)
     tie = ties.applies(run.id, choice.tied) if choice.tied else ""
     note = "; ".join(filter(None, (tie, decided.note)))
-    return _triage_answer(decided.triage, note, standing.stale_why or decided.stale_why)
+    return _triage_answer(decided, note, standing.stale_why or decided.stale_why)
 
 
 async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
@@ -64,7 +67,8 @@ async def _project(context: Context, hints: wire.Hints, deadline: float) -> str 
         return hints.cwd
 
 
-def _triage_answer(decided: Triage, note: str, stale_why: str | None) -> wire.TriageAnswer:
+def _triage_answer(result: TriageResult, note: str, stale_why: str | None) -> wire.TriageAnswer:
+    decided = result.triage
     return converted(
         decided,
         wire.TriageAnswer,
@@ -81,6 +85,9 @@ def _triage_answer(decided: Triage, note: str, stale_why: str | None) -> wire.Tr
         summary=triage_policy.summary(decided.agents, decided.budget, constrained=decided.sprint_constrained),
         note=note,
         stale_why=stale_why,
+        limit="run" if decided.sprint_constrained else "type",
+        overridable=result.overridable,
+        history="samples" if result.has_history else "none",
     )
 
 
