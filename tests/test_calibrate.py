@@ -1,15 +1,17 @@
 """The rules of calibration: spreads, measured phases, and what slicing saves."""
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbudgetd.model import AgentRow, Counts, PhaseRecord, Timeline, Triage
+from fluxbudgetd.model import Counts, PhaseRecord, Sample, Timeline, Triage
 from fluxbudgetd.policy import calibrate
-from fluxbudgetd.wire.messages import PhaseCalibration, RunStatus, Spread, encode
-from harness.values import NOW, a_run, a_triage, launched
+from fluxbudgetd.policy.launches import Launches
+from fluxbudgetd.wire.messages import AgentCalibration, PhaseCalibration, RunStatus, SlicingCalibration, Spread, encode
+from harness.values import NOW, a_run, a_sample, a_triage, launched
 
 
 @pytest.mark.parametrize(
@@ -81,31 +83,61 @@ def test_huge_sums_are_capped() -> None:
     assert encode(found["planned"])
 
 
-Costs = dict[str, list[int]]
+def a_cost(cost: int, agent: str = "fd-a", **fields: object) -> Sample:
+    return a_sample(cost, agent=agent, started_at=NOW + 5, **fields)
 
 
-def history(sliced: Costs, full: Costs) -> tuple[list[Triage], list[AgentRow]]:
-    """Return triages and the rows of the agents that they launched, each in a session of its own."""
+def test_calibration_of_agents() -> None:
+    """Sliced samples do not count: what an agent costs without slicing is the point."""
+    samples = [a_cost(cost) for cost in (10, 20, 60)] + [a_cost(1, sliced=True), a_cost(7, "fd-b")]
+    assert calibrate.agents(samples) == {
+        "fd-a": AgentCalibration(
+            billing=Spread(mean=30, p50=20, p90=60), total=Spread(mean=300, p50=200, p90=600), sample_size=3
+        ),
+        "fd-b": AgentCalibration(
+            billing=Spread(mean=7, p50=7, p90=7), total=Spread(mean=70, p50=70, p90=70), sample_size=1
+        ),
+    }
+    assert calibrate.agents([a_cost(1, sliced=True)]) == {}
+
+
+def test_calibration_of_too_many_agents() -> None:
+    """Those with the most samples are kept, so that the calibration fits into a frame."""
+    samples = [a_cost(1, f"a{number:05}") for number in range(calibrate.MOST_AGENTS + 1)] + [a_cost(1, "z")] * 2
+    found = calibrate.agents(samples)
+    assert len(found) == calibrate.MOST_AGENTS
+    assert list(found)[-2:] == ["a00998", "z"]
+
+
+#: The costs of a review's sliced sub-agents, by agent.
+Review = Mapping[str, Sequence[int]]
+
+
+def history(reviews: Sequence[Review], full: Review) -> tuple[list[Sample], Launches]:
+    """Return the samples of sliced reviews, each in a session of its own, and of agents that read whole documents."""
+    samples = [a_cost(cost, agent, session="whole") for agent, costs in full.items() for cost in costs]
     triages: list[Triage] = []
-    rows: list[AgentRow] = []
-    for is_sliced, costs in ((True, sliced), (False, full)):
-        for agent, values in costs.items():
-            for cost in values:
-                session = f"s{len(rows)}"
-                triages.append(a_triage(launched(agent, 1, sliced=is_sliced), session=session))
-                rows.append(AgentRow(len(rows), session, NOW + 5, f"interflux:{agent}", cost))
-    return triages, rows
+    for number, review in enumerate(reviews):
+        lines = [launched(f"interflux:{agent}", 1, sliced=True) for agent in review]
+        triages.append(a_triage(*lines, id=f"t{number}", session=f"s{number}"))
+        samples += [
+            a_cost(cost, agent, session=f"s{number}", sliced=True) for agent, costs in review.items() for cost in costs
+        ]
+    return samples, Launches(triages, {})
 
 
-def proposed(sliced: Costs, full: Costs, multiplier: float = 0.5) -> float | None:
-    return calibrate.slicing(*history(sliced, full), multiplier).multiplier
+def found(reviews: Sequence[Review], full: Review, multiplier: float = 0.5) -> SlicingCalibration:
+    return calibrate.slicing(*history(reviews, full), multiplier)
 
 
-def test_ten_sliced_runs_are_enough() -> None:
-    found = calibrate.slicing(*history({"fd-a": [30] * 9}, {"fd-a": [100] * 3}), 0.5)
-    assert (found.multiplier, found.median, found.sliced_runs, found.full_runs, found.was) == (None, 0.3, 9, 3, 0.5)
-    found = calibrate.slicing(*history({"fd-a": [30] * 10}, {"fd-a": [100] * 3}), 0.5)
-    assert (found.multiplier, found.median, found.sliced_runs, found.full_runs) == (0.3, 0.3, 10, 3)
+def test_ten_sliced_reviews_are_enough() -> None:
+    """Nine reviews with thirty sliced agents each are not."""
+    of_nine = found([{"fd-a": [30] * 30}] * 9, {"fd-a": [100] * 3})
+    assert (of_nine.multiplier, of_nine.median, of_nine.sliced_reviews, of_nine.sliced_runs) == (None, 0.3, 9, 270)
+    of_ten = found([{"fd-a": [30]}] * 10, {"fd-a": [100] * 3})
+    assert of_ten == SlicingCalibration(
+        multiplier=0.3, median=0.3, sliced_reviews=10, sliced_runs=10, full_runs=3, was=0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,65 +148,72 @@ def test_ten_sliced_runs_are_enough() -> None:
     ],
 )  # fmt: skip
 def test_multiplier_more_than_20_percent_off_is_replaced(cost: int, multiplier: float, expected: float | None) -> None:
-    assert proposed({"fd-a": [cost] * 10}, {"fd-a": [100]}, multiplier) == expected
+    assert found([{"fd-a": [cost]}] * 10, {"fd-a": [100]}, multiplier).multiplier == expected
 
 
-def test_runs_are_compared_with_the_same_agents_median() -> None:
+def test_each_review_counts_once() -> None:
+    """A review with a hundred agents has no more weight than one with a single agent."""
+    crowd = {"fd-a": [10] * 100}
+    assert found([crowd] * 4 + [{"fd-a": [30]}] * 7, {"fd-a": [100]}).multiplier == 0.3
+    # Within a review, the median of all sliced agents counts.
+    mixed = {"fd-a": [30], "fd-b": [1], "fd-c": [20]}
+    assert found([mixed] * 10, {"fd-a": [100], "fd-b": [10], "fd-c": [10]}).multiplier == 0.3
+
+
+def test_agents_are_compared_with_their_own_median() -> None:
     """Other agents do not count, and neither does a mean, which one expensive run would raise."""
     full = {"fd-a": [100, 90, 9_000], "fd-b": [1_000, 3_000], "fd-c": [1]}
-    assert proposed({"fd-a": [30] * 5, "fd-b": [600] * 5}, full) == 0.3
-    # The median of eleven ratios, eight of which are 0.5.
-    assert proposed({"fd-a": [50] * 8 + [1, 1, 1]}, full) is None
+    assert found([{"fd-a": [30]}] * 5 + [{"fd-b": [600]}] * 5, full).multiplier == 0.3
+    # The median of eleven reviews, eight of which are 0.5.
+    assert found([{"fd-a": [50]}] * 8 + [{"fd-a": [1]}] * 3, full).multiplier is None
 
 
-def test_sliced_runs_without_full_ones_do_not_count() -> None:
-    found = calibrate.slicing(*history({"fd-a": [30] * 9, "fd-new": [1] * 50}, {"fd-a": [100]}), 0.5)
-    assert (found.multiplier, found.sliced_runs) == (None, 9)
-    nothing = calibrate.slicing([], [], 0.5)
-    assert (nothing.multiplier, nothing.median, nothing.sliced_runs, nothing.full_runs) == (None, None, 0, 0)
-    # Rows that cost nothing do not count either.
-    assert proposed({"fd-a": [30] * 9 + [0] * 9}, {"fd-a": [100]}) is None
-    assert proposed({"fd-a": [30] * 10}, {"fd-a": [100, 0, 0, 0]}) == 0.3
-
-
-def row(cost: int, session: str = "s") -> AgentRow:
-    return AgentRow(cost, session, NOW + 5, "fd-a", cost)
-
-
-def test_latest_triage_decides_if_a_run_is_sliced() -> None:
-    """The last triage before the row that launched the agent in its session decides."""
-    cut = launched("interflux:fd-a", 1, sliced=True)
-    deferred = launched("fd-a", 1, sliced=True, action="Deferred (budget)")
-    whole = launched("fd-a", 1)
-    ratio_of = {
-        (a_triage(cut),): 1,
-        (a_triage(deferred),): 0,
-        (a_triage(cut, session="other"),): 0,
-        (a_triage(cut, session=None),): 0,
-        (a_triage(cut, at=NOW + 6),): 0,
-        (a_triage(whole), a_triage(cut, at=NOW + 4)): 1,
-        (a_triage(cut, at=NOW + 4), a_triage(whole)): 1,
-        (a_triage(cut), a_triage(whole, at=NOW + 4)): 0,
-        (a_triage(cut), a_triage(whole, at=NOW + 6)): 1,
-        (a_triage(cut), a_triage(launched("fd-b", 1), at=NOW + 4)): 1,
-        (a_triage(cut), a_triage(deferred, at=NOW + 4)): 1,
-    }
-    for triages, sliced in ratio_of.items():
-        found = calibrate.slicing(triages, [row(7), row(70, "elsewhere")], 0.5)
-        assert found.sliced_runs == sliced, triages
-
-
-def test_sliced_agents() -> None:
-    triages = [
-        a_triage(launched("interflux:fd-a", 1, sliced=True), launched("fd-b", 1)),
-        a_triage(launched("fd-c", 1, sliced=True, action="Deferred (budget)"), launched("fd-d", 1, 2, sliced=True)),
-    ]
-    assert calibrate.sliced_agents(triages) == {"fd-a", "fd-d"}
+def test_sliced_agents_without_unsliced_samples_do_not_count() -> None:
+    assert found([{"fd-a": [30]}] * 9 + [{"fd-new": [1]}] * 50, {"fd-a": [100]}).sliced_reviews == 9
+    nothing = calibrate.slicing([], Launches([], {}), 0.5)
+    assert nothing == SlicingCalibration(
+        multiplier=None, median=None, sliced_reviews=0, sliced_runs=0, full_runs=0, was=0.5
+    )
+    # Samples without billing tokens do not count either.
+    assert found([{"fd-a": [30]}] * 9 + [{"fd-a": [0]}], {"fd-a": [100]}).sliced_reviews == 9
+    assert found([{"fd-a": [30]}] * 10, {"fd-a": [100, 0, 0, 0]}).multiplier == 0.3
+    # Neither do sliced samples of which no review is known.
+    samples, _ = history([{"fd-a": [30]}] * 10, {"fd-a": [100]})
+    assert calibrate.slicing(samples, Launches([], {}), 0.5).sliced_reviews == 0
 
 
 @pytest.mark.parametrize("cost", [1, 50_000])
 def test_proposal_is_a_valid_multiplier(cost: int) -> None:
     """The configuration accepts it: above 0, at most 10."""
-    found = proposed({"fd-a": [cost] * 10}, {"fd-a": [1_000]})
-    assert found is not None
-    assert 0 < found <= 10
+    proposed = found([{"fd-a": [cost]}] * 10, {"fd-a": [1_000]}).multiplier
+    assert proposed is not None
+    assert 0 < proposed <= 10
+
+
+def a_proposal(multiplier: float | None, was: float = 0.5, reviews: int = 12) -> SlicingCalibration:
+    return SlicingCalibration(
+        multiplier=multiplier, median=0.3, sliced_reviews=reviews, sliced_runs=40, full_runs=50, was=was
+    )
+
+
+@pytest.mark.parametrize(
+    ("proposal", "in_use", "announced", "expected"),
+    [
+        # Available, and said once.
+        (a_proposal(0.31), 0.5, None, 0.31), (a_proposal(0.31), 0.5, 0.31, None),
+        # Another proposal is announced only if it differs by more than 20 % from the one that was announced.
+        (a_proposal(0.33), 0.5, 0.31, None), (a_proposal(0.38), 0.5, 0.31, 0.38),
+        # Applied.
+        (a_proposal(0.31), 0.31, 0.31, None), (a_proposal(0.31), 0.31, None, None),
+        # Nothing to apply.
+        (a_proposal(None), 0.5, None, None), (a_proposal(None, reviews=9), 0.3, None, None),
+        # The configured multiplier fits again, and writing the calibration would bring it back.
+        (a_proposal(None), 0.3, 0.3, 0.5),
+        # A project or the plugin's file has another one in use: what would apply is not what is in use.
+        (a_proposal(0.8), 0.7, None, None), (a_proposal(0.85), 0.7, None, 0.85),
+    ],
+)  # fmt: skip
+def test_news_about_the_multiplier(
+    proposal: SlicingCalibration, in_use: float, announced: float | None, expected: float | None
+) -> None:
+    assert calibrate.news(proposal, in_use, announced) == expected

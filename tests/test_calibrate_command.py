@@ -5,6 +5,7 @@ import json
 from harness.daemon import Daemon, Home, started
 from harness.interstat import Interstat
 from harness.reviews import agent, past, project_file, triage
+from harness.transcripts import Transcript
 
 
 def spend_in_phase(home: Home, interstat: Interstat, number: int, tokens: int) -> None:
@@ -41,22 +42,53 @@ def test_calibration_of_phases(home: Home, interstat: Interstat, daemon: Daemon)
     assert home.spend(run).provisional == 3000
 
 
+def sliced_review(home: Home, interstat: Interstat, number: int, billing: int = 800) -> None:
+    """Review a document with an agent that gets a slice of it, and costs this much."""
+    session = f"review-{number}"
+    triage(home, [agent("fd-people")], "--slicing", environ={"CLAUDE_CODE_SESSION_ID": session})
+    interstat.insert(session, "fd-people", input_tokens=billing, output_tokens=0, total_tokens=billing)
+
+
 def test_calibration_of_slicing(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Ten sliced runs at 0.8 of the full cost propose 0.8. Once that is written, triage uses it."""
+    """Ten sliced reviews at 0.8 of the full cost propose 0.8. Once that is written, triage uses it."""
     past(interstat, "fd-people", 1000)
     for number in range(10):
         proposed = home.json("calibrate")["slicing"]
-        assert (proposed["multiplier"], proposed["sliced_runs"]) == (None, number)
-        session = f"review-{number}"
-        triage(home, [agent("fd-people")], "--slicing", environ={"CLAUDE_CODE_SESSION_ID": session})
-        interstat.insert(session, "fd-people", input_tokens=800, output_tokens=0, total_tokens=800)
+        assert (proposed["multiplier"], proposed["sliced_reviews"]) == (None, number)
+        sliced_review(home, interstat, number)
     slicing = home.json("calibrate", "--write")["slicing"]
-    assert slicing == {"multiplier": 0.8, "median": 0.8, "sliced_runs": 10, "full_runs": 3, "was": 0.5}
+    assert slicing == {
+        "multiplier": 0.8, "median": 0.8, "sliced_reviews": 10, "sliced_runs": 10, "full_runs": 3, "was": 0.5,
+    }  # fmt: skip
     assert home.json("estimates", "--slicing")["slicing_multiplier"] == 0.8
     project_file(home, "slicing_multiplier: 0.25\n")
     assert home.json("estimates", "--slicing")["slicing_multiplier"] == 0.25
     # It compares with the default, not with its own last proposal: the same data give the same result.
     assert home.json("calibrate", "--write")["slicing"] == slicing
+
+
+def test_feedback_about_reviews(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Each input type has the cost of its reviews against their budgets, and what became of the cut's decisions."""
+    assert home.json("calibrate")["reviews"] == {}
+    assert "reviews: nothing measured yet" in home.ok("calibrate")
+    project_file(home, "budgets: {plan: 80000}\nmin_agents: 0\n")
+    agents = [agent("fd-quality", 5), agent("fd-people", 4), agent("fd-systems", 3)]
+    for session, *more in (("s1",), ("s2", "--override", "all of them")):
+        environ = {"CLAUDE_CODE_SESSION_ID": session}
+        triage(home, agents, "--input-type", "plan", *more, environ=environ)
+        for name in ("fd-quality", "fd-people", "fd-systems"):
+            interstat.insert(session, name, input_tokens=20_000, output_tokens=0, total_tokens=100_000)
+    assert home.json("calibrate")["reviews"] == {
+        "plan": {
+            "reviews": 2, "measured": 2, "median_billing": 60_000, "median_pct": 75, "deferred": 1, "ran_anyway": 1,
+            "overridden": 1,
+        },
+    }  # fmt: skip
+    header, line = [
+        line.split() for line in home.ok("calibrate").splitlines() if "OVERRIDDEN" in line or "plan" in line
+    ]
+    assert header[0] == "REVIEWS"
+    assert line == ["plan", "2", "60000", "75", "%", "1", "1", "1"]
 
 
 def test_broken_calibration_file(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -84,8 +116,25 @@ def test_calibration_that_cannot_be_written(home: Home, daemon: Daemon) -> None:
     assert "cannot be written" in result.stderr
 
 
-def test_calibration_is_not_written_without_its_source(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """An existing calibration is not overwritten by an empty one."""
+def test_calibration_outlives_its_sources(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """What was collected is in the ledger, so the calibration is the same without interstat."""
+    past(interstat, "fd-quality", 100)
+    home.ok("calibrate", "--write")
+    file = home.root / ".config" / "fluxbudget" / "calibration.json"
+    before = json.loads(file.read_text())
+    assert before["agents"]["fd-quality"]["sample_size"] == 3
+    daemon.kill()
+    interstat.close()
+    for path in home.interstat.parent.iterdir():
+        path.unlink()
+    home.start()
+    home.ok("calibrate", "--write")
+    assert json.loads(file.read_text()) == before | {"provenance": json.loads(file.read_text())["provenance"]}
+
+
+def test_calibration_is_not_written_while_its_source_cannot_be_read(
+    home: Home, interstat: Interstat, daemon: Daemon
+) -> None:
     past(interstat, "fd-quality", 100)
     home.ok("calibrate", "--write")
     file = home.root / ".config" / "fluxbudget" / "calibration.json"
@@ -94,8 +143,23 @@ def test_calibration_is_not_written_without_its_source(home: Home, interstat: In
     interstat.close()
     for path in home.interstat.parent.iterdir():
         path.unlink()
+    home.interstat.write_bytes(b"no database" * 1000)
     home.start()
     result = home.ctl("calibrate", "--write")
     assert (result.returncode, result.stdout) == (1, "")
-    assert "not written: interstat: absent" in result.stderr
+    assert "not written: interstat: not_a_database" in result.stderr
     assert file.read_bytes() == before
+
+
+def test_calibration_from_transcripts_alone(home: Home, daemon: Daemon) -> None:
+    """Without interstat, the costs of twelve finished sub-agents of one name are written."""
+    started(home, session="s", whole=True)
+    for number in range(12):
+        transcript = Transcript(home.root / "claude", "s").agent(f"a{number}")
+        transcript.meta(None, agentType="interflux:fd-quality")
+        transcript.response(f"m{number}", tokens=(10 * number, 10, 0, 0), stop="end_turn", request=f"r{number}")
+    home.ok("calibrate", "--write")
+    found = json.loads((home.root / ".config" / "fluxbudget" / "calibration.json").read_text())
+    assert found["agents"]["fd-quality"] == {
+        "billing": {"mean": 65, "p50": 60, "p90": 110}, "total": {"mean": 65, "p50": 60, "p90": 110}, "sample_size": 12,
+    }  # fmt: skip

@@ -34,6 +34,17 @@ def test_calibration_is_read(tmp_path: Path) -> None:
     assert found.slicing.multiplier is None
 
 
+def test_calibration_of_version_0_1_0_is_read(tmp_path: Path) -> None:
+    """It counted sliced runs, and knew nothing of reviews."""
+    old = msgspec.json.decode(msgspec.json.encode(CALIBRATION))
+    del old["reviews"], old["slicing"]["sliced_reviews"]
+    path = tmp_path / "calibration.json"
+    path.write_bytes(msgspec.json.encode(old))
+    found = load_calibration(str(path))
+    assert found is not None
+    assert (found.slicing.multiplier, found.slicing.sliced_reviews, found.reviews) == (0.4, 0, {})
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -52,6 +63,7 @@ def test_calibration_is_read(tmp_path: Path) -> None:
         (("slicing", "multiplier"), "x", 'slicing.multiplier is "x"; allowed: a number, above 0, at most 10, or null'),
         (("slicing", "median"), -0.5, "slicing.median is -0.5; allowed: a number, at least 0, or null"),
         (("slicing", "was"), None, "slicing.was is null; allowed: a number, above 0, at most 10"),
+        (("reviews", "plan", "measured"), None, f"reviews.plan.measured is null; allowed: a whole number, 0 to {MAX}"),
         (("provenance", "runs"), -3, f"provenance.runs is -3; allowed: 0 to {MAX}"),
         (("provenance", "at"), 5, "provenance.at is 5; allowed: text"),
     ],
@@ -67,7 +79,7 @@ def test_error_message(tmp_path: Path, path: tuple[str, ...], value: object, mes
     [
         (b"", "line 1, column 1: Input data was truncated"),
         (b'{\n "v": 1,\n}', "line 3, column 1: JSON is malformed: trailing comma in object"),
-        (b"[]", "the whole file is an array; allowed: an object with agents, phases, provenance, slicing, v"),
+        (b"[]", "the whole file is an array; allowed: an object with agents, phases, provenance, reviews, slicing, v"),
         (b"[" * 100_000, "line 1, column 100001: maximum recursion depth exceeded while deserializing an object"),
         (b'\n"\xff"', "line 2 has the byte 0xff; allowed: UTF-8"),
     ],

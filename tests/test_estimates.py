@@ -1,6 +1,5 @@
 """Estimates of agents, compared with the query of flux-drive's estimator on a real database."""
 
-import math
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from fluxbudgetd.model import AgentSample
 from fluxbudgetd.policy import estimates
 from fluxbudgetd.policy.estimates import Measured
 from fluxbudgetd.sources.interstat import InterstatSource, history
-from fluxbudgetd.wire.messages import AgentCalibration, Spread
 from harness.interstat import OLD_SCHEMA, Interstat
 
 MODEL = "claude-opus-4-6"
@@ -75,61 +73,24 @@ def test_estimates_equal_the_existing_estimator(table: Table, rows: list[Row], m
     assert table.measured(model) == expected
 
 
-@given(some_rows)
-def test_spreads_are_mean_and_nearest_rank(table: Table, rows: list[Row]) -> None:
-    """They cover all models; p50 and p90 are costs that occurred."""
-    table.put(rows)
-    costs: dict[str, list[tuple[int, int]]] = {}
-    for agent, _, input_, output, total in rows:
-        if total is not None:
-            costs.setdefault(agent.removeprefix("interflux:"), []).append(((input_ or 0) + (output or 0), total))
-    assert history.spreads(table.reader) == {
-        agent: AgentCalibration(
-            billing=spread_of([cost for cost, _ in known]),
-            total=spread_of([cost for _, cost in known]),
-            sample_size=len(known),
-        )
-        for agent, known in costs.items()
-    }
-
-
-def spread_of(values: list[int]) -> Spread:
-    ordered, count = sorted(values), len(values)
-    mean, rest = divmod(sum(ordered), count)
-    return Spread(
-        mean=mean + (2 * rest >= count),
-        p50=ordered[math.ceil(count / 2) - 1],
-        p90=ordered[math.ceil(count * 9 / 10) - 1],
-    )
-
-
 @pytest.mark.parametrize("wrong", [-1, -(2**63), 1.5, 1e300, "many", b"7", "12 000"])
 def test_invalid_count_is_dropped(table: Table, wrong: object) -> None:
     """An invalid total drops its row; an invalid part counts as 0."""
     table.put([("fd-a", MODEL, 1, 2, wrong), *[("fd-a", MODEL, wrong, 4, 100)] * 2, ("fd-a", MODEL, 4, wrong, 100)])
     assert table.measured() == {"fd-a": Measured(est_tokens=100, est_billing=4, sample_size=3)}
-    assert history.spreads(table.reader)["fd-a"].sample_size == 3
-    assert {row.billing for row in history.agent_rows(table.reader, ["fd-a"])} == {4}
     table.put([("fd-a", MODEL, 1, 2, wrong)] * 5)
     assert not table.measured()
-    assert not history.spreads(table.reader)
 
 
 def test_sums_do_not_overflow(table: Table) -> None:
     table.put([("fd-a", MODEL, MAX, 0, MAX), ("interflux:fd-a", None, 0, MAX, MAX)] * 3)
     assert table.measured() == {"fd-a": Measured(est_tokens=MAX, est_billing=MAX, sample_size=6)}
-    same = Spread(mean=MAX, p50=MAX, p90=MAX)
-    assert history.spreads(table.reader)["fd-a"] == AgentCalibration(billing=same, total=same, sample_size=6)
 
 
 def test_input_and_output_together_do_not_overflow(table: Table) -> None:
     """The sum of two huge counts stays an integer."""
     table.put([("fd-a", MODEL, MAX, MAX, MAX)] * 3)
-    billing = history.spreads(table.reader)["fd-a"].billing
-    found = [billing.mean, billing.p50, billing.p90, table.measured()["fd-a"].est_billing]
-    found += [row.billing for row in history.agent_rows(table.reader, ["fd-a"])]
-    assert {type(value) for value in found} == {int}
-    assert {min(value, MAX) for value in found} == {MAX}
+    assert table.measured()["fd-a"].est_billing == MAX
 
 
 def test_name_stored_as_bytes_is_the_same_agent(table: Table) -> None:
@@ -137,13 +98,6 @@ def test_name_stored_as_bytes_is_the_same_agent(table: Table) -> None:
     rows: list[Any] = [("fd-a", MODEL, 1, 1, 10), ("fd-a", MODEL, 1, 1, 10), (b"fd-a", MODEL, 1, 1, 10)]
     table.put(rows)
     assert table.measured()["fd-a"].sample_size == 3
-    assert history.spreads(table.reader)["fd-a"].sample_size == 3
-
-
-def test_newest_rows_of_an_agent(table: Table) -> None:
-    pending, other = ("fd-a", None, 5, 6, None), ("fd-b", MODEL, 9, 9, 9)
-    table.put([("fd-a", MODEL, 1, 2, 3), ("interflux:fd-a", "x", 30, 40, 99), pending, other])
-    assert sorted(row.billing for row in history.agent_rows(table.reader, ["fd-a"])) == [3, 70]
 
 
 def test_file_without_totals_has_no_estimates(tmp_path: Path) -> None:
@@ -152,7 +106,6 @@ def test_file_without_totals_has_no_estimates(tmp_path: Path) -> None:
         writer.insert("s", "fd-a", input_tokens=1, output_tokens=2, model=MODEL)
     source = InterstatSource(str(writer.path))
     assert source.samples(MODEL) == ()
-    assert source.calibration(["fd-a"]) == ({}, ())
     source.reopen()
     writer.close()
 
@@ -160,7 +113,6 @@ def test_file_without_totals_has_no_estimates(tmp_path: Path) -> None:
 def test_absent_file_has_no_estimates(tmp_path: Path) -> None:
     source = InterstatSource(str(tmp_path / "metrics.db"))
     assert source.samples(MODEL) is None
-    assert source.calibration([]) is None
 
 
 @pytest.mark.parametrize(

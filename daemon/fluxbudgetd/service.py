@@ -98,7 +98,7 @@ class Service:
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.samples = Samples(accounts, totals, self._reservations, ledger, clock)
         self.reviews = Reviews(accounts, totals, self.samples, ledger, settings, clock)
-        self.calibrations = Calibrations(accounts, totals, ledger, self.reviews, clock)
+        self.calibrations = Calibrations(accounts, totals, ledger, self.reviews, self.samples, clock)
         self.admission = Admissions(self._reservations, clock)
         self.ceilings = Ceilings(self.admission, settings)
         self.events = EventLog(newest, ledger.events)

@@ -22,7 +22,15 @@ CALIBRATION = {
     },
     "phases": {"executing": SAMPLE},
     "agents": {"fd-safety": SAMPLE},
-    "slicing": {"multiplier": 0.4, "median": 0.41, "sliced_runs": 12, "full_runs": 30, "was": 0.5},
+    "slicing": {
+        "multiplier": 0.4, "median": 0.41, "sliced_runs": 12, "full_runs": 30, "was": 0.5, "sliced_reviews": 11,
+    },
+    "reviews": {
+        "plan": {
+            "reviews": 9, "measured": 8, "median_billing": 90_000, "median_pct": 60,
+            "deferred": 4, "ran_anyway": 1, "overridden": 2,
+        },
+    },
 }  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """A calibration, as tables."""
 
+from collections.abc import Mapping
+
 from fluxbudgetctl.screens.output import print_columns, tokens
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.text import one_line
 
 
 def print_calibration(calibration: messages.Calibration) -> None:
-    """Print the costs of phases and agents, and the slicing multiplier."""
+    """Print the costs of phases and agents, how reviews went, and the slicing multiplier."""
     for title, lines in (("PHASE", calibration.phases), ("AGENT", calibration.agents)):
         rows = [
             (
@@ -21,6 +23,8 @@ def print_calibration(calibration: messages.Calibration) -> None:
         else:
             print(f"{title.lower()}s: nothing measured yet")
         print()
+    _print_reviews(calibration.reviews)
+    print()
     slicing = calibration.slicing
     if slicing.multiplier is not None:
         verdict = f"proposed: {slicing.multiplier}"
@@ -28,5 +32,26 @@ def print_calibration(calibration: messages.Calibration) -> None:
         verdict = "nothing measured yet"
     else:
         verdict = "kept"
-    median = "" if slicing.median is None else f", median {slicing.median} of {slicing.sliced_runs} sliced runs"
+    median = "" if slicing.median is None else f", median {slicing.median} of {slicing.sliced_reviews} sliced reviews"
     print(f"slicing multiplier: {slicing.was}{median}; {verdict}")
+
+
+def _print_reviews(reviews: Mapping[str, messages.ReviewCalibration]) -> None:
+    if not reviews:
+        print("reviews: nothing measured yet")
+        return
+    print_columns(
+        ("REVIEWS OF", "COUNT", "MEDIAN (BILLING)", "OF BUDGET", "AGENTS DEFERRED", "RAN ANYWAY", "OVERRIDDEN"),
+        [
+            (
+                one_line(input_type),
+                str(line.reviews),
+                "-" if line.median_billing is None else tokens(line.median_billing),
+                "-" if line.median_pct is None else f"{line.median_pct} %",
+                str(line.deferred),
+                str(line.ran_anyway),
+                str(line.overridden),
+            )
+            for input_type, line in reviews.items()
+        ],
+    )

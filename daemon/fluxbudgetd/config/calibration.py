@@ -41,7 +41,7 @@ class PhaseCalibration(messages.PhaseCalibration, frozen=True, kw_only=True):
 
 
 class AgentCalibration(messages.AgentCalibration, frozen=True, kw_only=True):
-    """What an agent's rows have cost."""
+    """What an agent has cost when it was given whole documents."""
 
     billing: Spread
     total: Spread
@@ -56,6 +56,19 @@ class SlicingCalibration(messages.SlicingCalibration, frozen=True, kw_only=True)
     sliced_runs: Count
     full_runs: Count
     was: Multiplier
+    sliced_reviews: Count = 0
+
+
+class ReviewCalibration(messages.ReviewCalibration, frozen=True, kw_only=True):
+    """How the reviews of an input type went."""
+
+    reviews: Count
+    measured: Count
+    median_billing: Count | None
+    median_pct: Count | None
+    deferred: Count
+    ran_anyway: Count
+    overridden: Count
 
 
 class Provenance(messages.Provenance, frozen=True, kw_only=True):
@@ -67,13 +80,14 @@ class Provenance(messages.Provenance, frozen=True, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole of calibration.json."""
+    """The whole of calibration.json. Fields with a default are missing in files that 0.1.0 wrote."""
 
     v: Literal[1] = 1
     provenance: Provenance
     phases: dict[str, PhaseCalibration]
     agents: dict[str, AgentCalibration]
     slicing: SlicingCalibration
+    reviews: dict[str, ReviewCalibration] = {}
 
 
 def load_calibration(path: str) -> Calibration | None:

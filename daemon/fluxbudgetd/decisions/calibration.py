@@ -1,66 +1,78 @@
-"""Calibration: what phases and agents have actually cost, and what slicing saves."""
+"""Calibration: what phases and agents have actually cost, what slicing saves, and how past reviews went."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
+import anyio
 import anyio.lowlevel
 
 from fluxbudgetd import __version__
 from fluxbudgetd.decisions.reviews import Reviews
-from fluxbudgetd.errors import RequestTimeoutError
+from fluxbudgetd.decisions.samples import Samples
+from fluxbudgetd.errors import ConfigError, LedgerError, RequestTimeoutError
 from fluxbudgetd.ledger import Ledger
-from fluxbudgetd.model import to_text
-from fluxbudgetd.policy import calibrate
-from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.model import Counts, Sample, Triage, to_text
+from fluxbudgetd.policy import calibrate, feedback
+from fluxbudgetd.policy.launches import Launches
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.accounts import Accounts
-from fluxbudgetd.wire.messages import AgentCalibration, Calibration, Provenance, SlicingCalibration
+from fluxbudgetd.wire.messages import (
+    AgentCalibration,
+    Calibration,
+    Provenance,
+    ReviewCalibration,
+    SlicingCalibration,
+)
 
-# A calibration must fit into a frame, and into a file of limited size.
-_MOST_AGENTS = 1000
 # Let other tasks run after this many runs.
 _RUNS_PER_TURN = 64
+# What a command waits for news, as a share of its time. A collection that takes longer continues without it.
+_NEWS_SHARE = 0.25
+# The name under which a new multiplier is announced.
+_MULTIPLIER = "slicing_multiplier"
+
+
+class _Findings(NamedTuple):
+    """What samples and reviews show."""
+
+    agents: dict[str, AgentCalibration]
+    slicing: SlicingCalibration
+    reviews: dict[str, ReviewCalibration]
 
 
 class Calibrations:
-    """Calibrations from the runs and reviews so far."""
+    """Calibrations from the runs, samples and reviews so far."""
 
     def __init__(
-        self, accounts: Accounts, totals: Totals, ledger: Ledger, reviews: Reviews, clock: Callable[[], int]
+        self,
+        accounts: Accounts,
+        totals: Totals,
+        ledger: Ledger,
+        reviews: Reviews,
+        samples: Samples,
+        clock: Callable[[], int],
     ) -> None:
         self._accounts = accounts
         self._history = totals.history
         self._ledger = ledger
         self._reviews = reviews
+        self._samples = samples
         self._clock = clock
+        # Two requests must not announce the same multiplier.
+        self._announcing = anyio.Lock()
 
     async def calibrate(self, deadline: float) -> tuple[Calibration, str | None]:
-        """Return a calibration from history, and why it is stale; raises `RequestTimeoutError`."""
+        """Return a calibration from history, and why it is stale (None: fresh).
+
+        Raises `ConfigError` and `RequestTimeoutError` if the configured multiplier is not known.
+        """
         # Measure against the configured multiplier, not against what an earlier calibration proposed.
         rules = await self._reviews.rules(None, deadline, calibrated=False)
+        stale_why = await self._samples.collect(deadline)
         triages = await self._ledger.reviews.triages()
-        phases = []
-        for number, (run_id, account) in enumerate(list(self._accounts.runs.items())):
-            phases.append(calibrate.measured_phases(self._accounts.timelines[run_id], account.by_phase()))
-            if number % _RUNS_PER_TURN == 0:
-                await anyio.lowlevel.checkpoint()
-        agents = sorted(calibrate.sliced_agents(triages))
-
-        def scan(source: InterstatSource) -> tuple[dict[str, AgentCalibration], SlicingCalibration] | None:
-            scanned = source.calibration(agents)
-            if scanned is None:
-                return None
-            by_agent, rows = scanned
-            most = sorted(by_agent, key=lambda name: (-by_agent[name].sample_size, name))[:_MOST_AGENTS]
-            spreads = {name: by_agent[name] for name in sorted(most)}
-            return spreads, calibrate.slicing(triages, rows, rules.slicing_multiplier)
-
-        # The slicing multiplier depends on the triages as well.
-        key = f"calibration with {[each.id for each in triages[-1:]]}, {rules.slicing_multiplier}"
-        found = await self._history.ask(key, scan, deadline)
-        if not found.in_time:
-            raise RequestTimeoutError("the agents' history is still being read", "ask again with more --timeout")
-        spreads, slicing = found.value or ({}, calibrate.slicing((), (), rules.slicing_multiplier))
+        found = await self._find(triages, rules.slicing_multiplier)
+        phases = await self._phases()
         calibration = Calibration(
             provenance=Provenance(
                 at=to_text(self._clock()),
@@ -68,11 +80,72 @@ class Calibrations:
                 ledger=self._ledger.path,
                 interstat=self._history.status.path,
                 runs=sum(bool(measured) for measured in phases),
-                rows=sum(spread.sample_size for spread in spreads.values()),
+                rows=sum(spread.sample_size for spread in found.agents.values()),
                 triages=len(triages),
             ),
             phases=await off_loop(len(phases), calibrate.phases, phases),
-            agents=spreads,
-            slicing=slicing,
+            agents=found.agents,
+            slicing=found.slicing,
+            reviews=found.reviews,
         )
-        return calibration, found.stale_why
+        return calibration, stale_why
+
+    async def news(self, deadline: float) -> str:
+        """Return a line about a new slicing multiplier, or an empty text. Each new multiplier is announced once."""
+        now = anyio.current_time()
+        async with self._announcing:
+            try:
+                return await self._news(now + (deadline - now) * _NEWS_SHARE)
+            except (ConfigError, LedgerError, RequestTimeoutError):
+                # The command that asks has its own answer, and a later one can announce it.
+                return ""
+
+    async def _news(self, deadline: float) -> str:
+        if await self._samples.collect(deadline) is not None:
+            # A stale calibration is not written.
+            return ""
+        if sum(sample.sliced for sample in self._all()) < calibrate.MIN_SLICED_REVIEWS:
+            return ""
+        configured = (await self._reviews.rules(None, deadline, calibrated=False)).slicing_multiplier
+        in_use = (await self._reviews.rules(None, deadline)).slicing_multiplier
+        slicing = (await self._find(await self._ledger.reviews.triages(), configured)).slicing
+        announced = await self._ledger.announced.last(_MULTIPLIER)
+        new = calibrate.news(slicing, in_use, None if announced is None else float(announced))
+        if new is None:
+            return ""
+        await self._ledger.announced.add(_MULTIPLIER, repr(new))
+        return (
+            f"a new slicing multiplier is available: {new:g} instead of {in_use:g} ({slicing.sliced_reviews} reviews); "
+            "apply it with 'fluxbudgetctl calibrate --write'"
+        )
+
+    def _all(self) -> list[Sample]:
+        return [sample for agent in self._samples.agents() for sample in self._samples.of(agent)]
+
+    async def _find(self, triages: Sequence[Triage], multiplier: float) -> _Findings:
+        samples = self._all()
+        runs = {
+            name: [attachment.run for attachment in account.current]
+            for name, account in self._accounts.sessions.items()
+        }
+        return await off_loop(len(samples) + len(triages), _findings, samples, triages, runs, multiplier)
+
+    async def _phases(self) -> list[dict[str, Counts]]:
+        """Return, for each run, what was measured of its completed phases."""
+        phases = []
+        for number, (run_id, account) in enumerate(list(self._accounts.runs.items())):
+            phases.append(calibrate.measured_phases(self._accounts.timelines[run_id], account.by_phase()))
+            if number % _RUNS_PER_TURN == 0:
+                await anyio.lowlevel.checkpoint()
+        return phases
+
+
+def _findings(
+    samples: Sequence[Sample], triages: Sequence[Triage], runs: Mapping[str, Collection[str]], multiplier: float
+) -> _Findings:
+    launches = Launches(triages, runs)
+    return _Findings(
+        agents=calibrate.agents(samples),
+        slicing=calibrate.slicing(samples, launches, multiplier),
+        reviews=feedback.of_reviews(triages, samples, launches),
+    )

@@ -1,5 +1,6 @@
 """The ledger: the daemon's own SQLite file, one attribute for each kind of thing that is stored."""
 
+from fluxbudgetd.ledger.announced import StoredAnnouncements
 from fluxbudgetd.ledger.claude_dirs import StoredClaudeDirectories
 from fluxbudgetd.ledger.database import Database
 from fluxbudgetd.ledger.deliveries import StoredDeliveries
@@ -27,6 +28,7 @@ class Ledger:
         self.samples = StoredSamples(database)
         self.reservations = StoredReservations(database)
         self.deliveries = StoredDeliveries(database)
+        self.announced = StoredAnnouncements(database)
         self.session_processes = StoredSessionProcesses(database)
         self._database = database
 

@@ -1,20 +1,26 @@
 """Calibration from history: what phases and agents actually cost, and what slicing actually saves.
 
+Slicing is measured by reviews, because the agents of one review read slices of the same document: their costs are not
+independent. A review's ratio is the median, over its sliced sub-agents, of their cost ÷ the median of the same agent's
+unsliced samples. The proposed multiplier is the median of the reviews' ratios.
+
 A phase is measured by a run when the run has completed it (or has ended in it, as done) with measured tokens. Means are
 rounded half away from zero; p50 and p90 are the nearest rank, so they are actual costs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from statistics import median
 
-from fluxbudgetd.model import AgentRow, Counts, Timeline, Triage
+from fluxbudgetd.model import Counts, Sample, Timeline
 from fluxbudgetd.policy import estimates
-from fluxbudgetd.policy.report import is_since
-from fluxbudgetd.wire.messages import MAX_TOKENS, PhaseCalibration, SlicingCalibration, Spread
+from fluxbudgetd.policy.launches import Launches
+from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, PhaseCalibration, SlicingCalibration, Spread
 
-#: Propose no multiplier from fewer sliced runs.
-MIN_SLICED_RUNS = 10
+#: Propose no multiplier from fewer reviews with sliced agents.
+MIN_SLICED_REVIEWS = 10
+#: A calibration must fit into a frame, and into a file of limited size.
+MOST_AGENTS = 1000
 #: Keep a multiplier that is off by no more than this.
 TOLERANCE = Fraction(20, 100)
 # Inside the range that the configuration allows.
@@ -62,57 +68,72 @@ def phases(runs: Iterable[Mapping[str, Counts]]) -> dict[str, PhaseCalibration]:
     }
 
 
-def sliced_agents(triages: Iterable[Triage]) -> set[str]:
-    """Return the plain names of the agents that have been launched with a slice."""
+def agents(samples: Iterable[Sample]) -> dict[str, AgentCalibration]:
+    """Return, per agent, what its unsliced samples have cost; of too many agents, those with the most samples."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if not sample.sliced:
+            found.setdefault(sample.agent, []).append(sample)
+    most = sorted(found, key=lambda agent: (-len(found[agent]), agent))[:MOST_AGENTS]
     return {
-        estimates.plain_name(line.name)
-        for triage in triages
-        for line in triage.agents
-        if line.sliced and line.action == "Selected"
+        agent: AgentCalibration(
+            billing=spread(min(sample.billing, MAX_TOKENS) for sample in found[agent]),
+            total=spread(min(sample.total, MAX_TOKENS) for sample in found[agent]),
+            sample_size=len(found[agent]),
+        )
+        for agent in sorted(most)
     }
 
 
-def slicing(triages: Sequence[Triage], rows: Iterable[AgentRow], multiplier: float) -> SlicingCalibration:
-    """Return what slicing actually saves: each sliced run against the median of the same agent's full runs.
+def slicing(samples: Iterable[Sample], launches: Launches, multiplier: float) -> SlicingCalibration:
+    """Return what slicing saves, in billing tokens. `multiplier` is the configured one.
 
-    A row is a sliced run if the latest earlier triage in its session that launched the agent gave it a slice; any other
-    row of the agent is a full run. A new multiplier is proposed if there are enough sliced runs and the median of their
-    ratios differs from the current multiplier by more than the tolerance.
+    A new multiplier is proposed if there are enough reviews with sliced agents, and what they show differs from the
+    configured one by more than the tolerance. Sub-agents without an unsliced sample of the same agent do not count.
     """
-    sliced, full = _split(triages, rows)
-    ratios = [
-        Fraction(cost, 1) / middle
-        for agent, costs in sliced.items()
-        if (middle := Fraction(median(full.get(agent, [0])))) > 0
-        for cost in costs
-    ]
-    found = Fraction(median(ratios)) if ratios else None
-    current = Fraction(repr(multiplier))
+    sliced: list[Sample] = []
+    full: dict[str, list[int]] = {}
+    for sample in samples:
+        if sample.billing > 0:
+            if sample.sliced:
+                sliced.append(sample)
+            else:
+                full.setdefault(sample.agent, []).append(sample.billing)
+    middle = {agent: Fraction(median(costs)) for agent, costs in full.items()}
+    by_review: dict[str, list[Fraction]] = {}
+    compared: dict[str, int] = {}
+    for sample in sliced:
+        launch = launches.selecting(sample)
+        if launch is not None and sample.agent in middle:
+            by_review.setdefault(launch.triage.id, []).append(sample.billing / middle[sample.agent])
+            compared[sample.agent] = len(full[sample.agent])
+    found = Fraction(median(map(median, by_review.values()))) if by_review else None
     proposed = None
-    if found is not None and len(ratios) >= MIN_SLICED_RUNS and abs(found - current) > TOLERANCE * current:
+    if found is not None and len(by_review) >= MIN_SLICED_REVIEWS and _differs(found, multiplier):
         proposed = min(max(round(float(found), 2), _LEAST), _MOST)
     return SlicingCalibration(
         multiplier=proposed,
         median=None if found is None else round(float(found), 4),
-        sliced_runs=len(ratios),
-        full_runs=sum(len(full[agent]) for agent in sliced if agent in full),
+        sliced_reviews=len(by_review),
+        sliced_runs=sum(map(len, by_review.values())),
+        full_runs=sum(compared.values()),
         was=multiplier,
     )
 
 
-def _split(triages: Sequence[Triage], rows: Iterable[AgentRow]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Return the costs of each agent's sliced runs, and of its full runs."""
-    launches: dict[tuple[str, str], list[tuple[Triage, bool]]] = {}
-    for triage in sorted(triages, key=lambda triage: triage.at):
-        for line in triage.agents:
-            if triage.session is not None and line.action == "Selected":
-                key = triage.session, estimates.plain_name(line.name)
-                launches.setdefault(key, []).append((triage, line.sliced))
-    sliced: dict[str, list[int]] = {}
-    full: dict[str, list[int]] = {}
-    for row in rows:
-        if row.billing > 0:
-            name = estimates.plain_name(row.agent)
-            before = [cut for triage, cut in launches.get((row.session, name), ()) if is_since(row, triage)]
-            (sliced if before and before[-1] else full).setdefault(name, []).append(row.billing)
-    return sliced, full
+def news(slicing: SlicingCalibration, in_use: float, announced: float | None) -> float | None:
+    """Return the multiplier that writing this calibration would put into effect, if it should be announced.
+
+    It is announced if there are enough reviews, and it differs by more than the tolerance from the one in use and from
+    the one that was announced last (None: none was).
+    """
+    after = slicing.was if slicing.multiplier is None else slicing.multiplier
+    known = [in_use] if announced is None else [in_use, announced]
+    is_new = all(_differs(Fraction(repr(after)), one) for one in known)
+    return after if is_new and slicing.sliced_reviews >= MIN_SLICED_REVIEWS else None
+
+
+def _differs(found: Fraction, multiplier: float) -> bool:
+    # A multiplier counts as it is written in decimals.
+    current = Fraction(repr(multiplier))
+    return abs(found - current) > TOLERANCE * current

@@ -1,31 +1,24 @@
-"""Each agent's rows, summed over the whole table for estimates and calibration.
+"""Each agent's rows: summed over the whole table for estimates, and the newest ones for samples.
 
 These queries scan the whole table, so they use their own connection, never the one that keeps totals fresh. SQLite does
-the arithmetic on rows, in integers, so that sums and ranks are exact.
+the arithmetic on rows, in integers, so that sums are exact.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from fluxbudgetd.model import AgentRow, AgentSample, MeasuredRow, NewRows, RowMark
-from fluxbudgetd.policy.estimates import AGENT_PREFIX, mean
+from fluxbudgetd.model import AgentSample, MeasuredRow, NewRows, RowMark
 from fluxbudgetd.sources.interstat.rows import TABLE, Columns, fetch
 from fluxbudgetd.sources.values import agent_name, moment, text
-from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, Spread
+from fluxbudgetd.wire.messages import MAX_TOKENS
 from fluxbudgetd.wire.text import unfold
 
-#: At most this many of an agent's newest rows, or of the table's, are returned, however large the table is.
+#: At most this many of the newest rows are returned, however large the table is.
 NEWEST_ROWS = 20_000
 
-# A name may be stored as text or as a blob.
-_TEXT = "CAST(agent_name AS TEXT)"
-_NAME = (
-    f"CASE WHEN substr({_TEXT}, 1, {len(AGENT_PREFIX)}) = '{AGENT_PREFIX}' "
-    f"THEN substr({_TEXT}, {len(AGENT_PREFIX) + 1}) ELSE {_TEXT} END"
-)
 # Counts are non-negative integers; other values count as 0, and rows without a valid total are skipped.
 _INPUT, _OUTPUT = (
     f"CASE WHEN typeof({name}) = 'integer' AND {name} >= 0 THEN {name} ELSE 0 END"
@@ -57,48 +50,6 @@ def samples(connection: sqlite3.Connection, model: str) -> tuple[AgentSample, ..
     return tuple(
         AgentSample(text(agent), rows, (high << 32) + low, (total_high << 32) + total_low)
         for agent, rows, high, low, total_high, total_low in fetch(connection, sql, {"model": unfold(model)})
-    )
-
-
-def spreads(connection: sqlite3.Connection) -> dict[str, AgentCalibration]:
-    """Return mean, p50 and p90 of each agent's rows, by name without the plugin's prefix."""
-    ranks = ", ".join(
-        f"row_number() OVER (PARTITION BY agent ORDER BY {column}) AS {column}_rank" for column in ("billing", "total")
-    )
-    # The nearest rank of a percentile p among n values is ceil(n · p / 100).
-    picked = ", ".join(
-        f"sum({column} >> 32), sum({column} & 4294967295), "
-        f"max(CASE WHEN {column}_rank = (n * 50 + 99) / 100 THEN {column} END), "
-        f"max(CASE WHEN {column}_rank = (n * 90 + 99) / 100 THEN {column} END)"
-        for column in ("billing", "total")
-    )
-    sql = (
-        f"SELECT agent, max(n), {picked} FROM ("  # noqa: S608  our own names
-        f"SELECT agent, billing, total, {ranks}, count(*) OVER (PARTITION BY agent) AS n FROM ("
-        f"SELECT {_NAME} AS agent, {_BILLING} AS billing, total_tokens AS total FROM {TABLE} WHERE {_COUNTS})) "
-        "GROUP BY agent ORDER BY agent"
-    )
-    by_agent = {}
-    for agent, count, *numbers in fetch(connection, sql, {}):
-        billing, total = (
-            Spread(mean=mean((high << 32) + low, count), p50=p50, p90=p90)
-            for high, low, p50, p90 in (numbers[:4], numbers[4:])
-        )
-        by_agent[text(agent)] = AgentCalibration(billing=billing, total=total, sample_size=count)
-    return by_agent
-
-
-def agent_rows(connection: sqlite3.Connection, agents: Iterable[str]) -> tuple[AgentRow, ...]:
-    """Return the newest measured rows of these agents (plain names)."""
-    sql = (
-        f"SELECT rowid, session_id, timestamp, agent_name, {_BILLING} FROM {TABLE} "  # noqa: S608  our own names
-        f"WHERE agent_name IN (CAST(:agent AS TEXT), :agent) AND {_COUNTS} ORDER BY rowid DESC LIMIT {NEWEST_ROWS}"
-    )
-    return tuple(
-        AgentRow(key, text(session), moment(at), text(name), billing)
-        for agent in agents
-        for spelling in (agent, AGENT_PREFIX + agent)
-        for key, session, at, name, billing in fetch(connection, sql, {"agent": unfold(spelling)})
     )
 
 

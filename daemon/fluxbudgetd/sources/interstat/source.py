@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from fluxbudgetd.model import (
-    AgentRow,
     AgentSample,
     Counts,
     NewRows,
@@ -24,7 +23,6 @@ from fluxbudgetd.model import (
 from fluxbudgetd.sources.interstat import faults, history, rows
 from fluxbudgetd.sources.interstat.link import ClosedFile, Link, signature
 from fluxbudgetd.sources.values import text, token_counts
-from fluxbudgetd.wire.messages import AgentCalibration
 from fluxbudgetd.wire.text import shown_path, unfold
 
 #: Unattributed usage is searched for in this many of the newest rows, however large the table is.
@@ -123,18 +121,6 @@ class InterstatSource:
             return history.samples(connection, model) if history.has_totals(columns) else ()
 
         return self._run(sums, lambda _status: None)
-
-    def calibration(self, agents: Iterable[str]) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
-        """Return every agent's costs, and these agents' newest rows; None if the file cannot be read."""
-
-        def scan(
-            connection: sqlite3.Connection, columns: rows.Columns
-        ) -> tuple[dict[str, AgentCalibration], tuple[AgentRow, ...]] | None:
-            if not history.has_totals(columns):
-                return {}, ()
-            return history.spreads(connection), history.agent_rows(connection, agents)
-
-        return self._run(scan, lambda _status: None)
 
     def new_rows(self, mark: RowMark) -> NewRows | None:
         """Return the sub-agents' rows that were measured after a mark; None if the file cannot be read."""

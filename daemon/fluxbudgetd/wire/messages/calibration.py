@@ -26,7 +26,7 @@ class PhaseCalibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentCalibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent's rows have cost."""
+    """What an agent has cost when it was given whole documents."""
 
     billing: Spread
     total: Spread
@@ -34,14 +34,38 @@ class AgentCalibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SlicingCalibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What slicing saves: sliced runs against the median of the same agents' full runs."""
+    """What slicing saves: sliced sub-agents against the median of the same agents' unsliced samples, by review."""
 
     multiplier: float | None
-    """The proposed multiplier; null: too few runs, or the current one is close enough."""
+    """The proposed multiplier; null: too few reviews, or the configured one is close enough."""
     median: float | None
+    """Of the reviews' ratios; null without any."""
     sliced_runs: int
+    """How many sliced sub-agents were compared."""
     full_runs: int
+    """How many unsliced samples they were compared with."""
     was: float
+    """The configured multiplier."""
+    sliced_reviews: int = 0
+    """How many reviews these sub-agents belong to."""
+
+
+class ReviewCalibration(msgspec.Struct, frozen=True, kw_only=True):
+    """The reviews of an input type in which at least one agent ran."""
+
+    reviews: int
+    measured: int
+    """Those with a sample of each launched agent; the medians are over these."""
+    median_billing: int | None
+    """The median cost, in billing tokens; null without a measured review."""
+    median_pct: int | None
+    """The median cost in percent of the review's budget, in tokens of the review's cost basis."""
+    deferred: int
+    """How many agents were deferred."""
+    ran_anyway: int
+    """How many agents ran although they were deferred."""
+    overridden: int
+    """In how many reviews an override launched all agents."""
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +77,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     interstat: str
     runs: int
     rows: int
+    """How many samples the agents' costs are based on."""
     triages: int
 
 
@@ -63,6 +88,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     phases: dict[str, PhaseCalibration]
     agents: dict[str, AgentCalibration]
     slicing: SlicingCalibration
+    reviews: dict[str, ReviewCalibration] = {}
+    """By input type."""
     v: int = 1
 
 
