@@ -67,6 +67,38 @@ def test_calibration_of_slicing(home: Home, interstat: Interstat, daemon: Daemon
     assert home.json("calibrate", "--write")["slicing"] == slicing
 
 
+NEWS = (
+    "a new slicing multiplier is available: 0.8 instead of 0.5 (10 reviews); "
+    "apply it with 'fluxbudgetctl calibrate --write'"
+)
+
+
+def test_new_multiplier_is_announced_once(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """`report` or `doctor` says it, whichever comes first, and not again after a restart."""
+    past(interstat, "fd-people", 1000)
+    run = started(home)
+    for number in range(9):
+        sliced_review(home, interstat, number)
+    assert home.ctl("report", "--run", run).stderr == ""
+    assert home.json("doctor")["daemon"]["news"] == ""
+    sliced_review(home, interstat, 9)
+    reported = home.ctl("report", "--run", run)
+    assert reported.stderr == f"fluxbudgetctl: {NEWS}\n"
+    assert json.loads(reported.stdout)["news"] == NEWS
+    assert home.ctl("report", "--run", run).stderr == ""
+    daemon.stop()
+    home.start()
+    assert "news" not in home.ok("doctor")
+    # The tenth review made it 0.8. Once that is in use, a change is news again: ten more reviews cost half as much.
+    home.ok("calibrate", "--write")
+    for number in range(10, 32):
+        sliced_review(home, interstat, number, 400)
+    shown = home.ctl("doctor")
+    assert "news      a new slicing multiplier is available: 0.5 instead of 0.8 (32 reviews)" in shown.stdout
+    assert shown.returncode == 0
+    assert "news" not in home.ok("doctor")
+
+
 def test_feedback_about_reviews(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """Each input type has the cost of its reviews against their budgets, and what became of the cut's decisions."""
     assert home.json("calibrate")["reviews"] == {}

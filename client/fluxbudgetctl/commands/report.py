@@ -5,7 +5,7 @@ import msgspec
 from fluxbudgetctl import arguments
 from fluxbudgetctl.arguments import Options, Subcommands, add_command, add_names
 from fluxbudgetctl.calls import call, hints
-from fluxbudgetctl.screens.output import note_stale, print_json
+from fluxbudgetctl.screens.output import note, note_stale, print_json
 from fluxbudgetctl.screens.reviews import print_report
 from fluxbudgetd.wire import codes, messages
 
@@ -26,9 +26,12 @@ def _report(options: Options) -> int:
     )
     answer = call(request, messages.ReportAnswer, options.timeout)
     note_stale(answer.stale_why)
+    if answer.news:
+        note(answer.news)
     if options.markdown:
         print_report(answer)
     else:
         fields = msgspec.structs.asdict(answer.report)
-        print_json({**fields, "run": answer.run, "triages": answer.triages, "stale_why": answer.stale_why})
+        rest = {"run": answer.run, "triages": answer.triages, "stale_why": answer.stale_why, "news": answer.news}
+        print_json({**fields, **rest})
     return codes.OK

@@ -21,6 +21,8 @@ def print_doctor(
         print(f"service   {one_line(service)}")
     if answer is not None:
         _print_daemon(answer)
+    if answer is not None and answer.news:
+        print(f"news      {one_line(answer.news)}")
     if not findings:
         print("no problems found")
     for finding in findings:

@@ -51,6 +51,8 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         *await _found("kept responses", _kept_findings(service, sessions, deadline)),
         *_channel_findings(channels),
     ]
+    news: list[str] = []
+    findings += await _found("the slicing multiplier", _news_findings(service, deadline, news))
     return wire.DoctorAnswer(
         version=__version__,
         pid=os.getpid(),
@@ -63,6 +65,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         followed_runs=len(followed),
         connections=context.connections(),
         channels=channels,
+        news="; ".join(news),
     )
 
 
@@ -221,6 +224,12 @@ def _channel_findings(channels: Sequence[wire.ChannelInfo]) -> Iterator[wire.Fin
     for channel in channels:
         if channel.state == "failing":
             yield wire.Finding(what=f"channel {channel.name}: {channel.detail}", hint=channel.hint)
+
+
+async def _news_findings(service: Service, deadline: float, news: list[str]) -> list[wire.Finding]:
+    """Append what people should know although nothing is wrong."""
+    news += filter(None, [await service.calibrations.news(deadline)])
+    return []
 
 
 def _limited(findings: Sequence[wire.Finding]) -> tuple[wire.Finding, ...]:

@@ -56,7 +56,8 @@ async def report(context: Context, request: wire.Report) -> wire.ReportAnswer:
     else:
         account, _standing = await find_standing(context, request, deadline)
         costs, run = await service.reviews.report_run(account, deadline), account.run.id
-    return wire.ReportAnswer(run=run, triages=costs.triages, report=costs.report, stale_why=costs.stale_why)
+    news = await service.calibrations.news(deadline)
+    return wire.ReportAnswer(run=run, triages=costs.triages, report=costs.report, stale_why=costs.stale_why, news=news)
 
 
 async def _project(context: Context, hints: wire.Hints, deadline: float) -> str | None:

@@ -249,3 +249,5 @@ class ReportAnswer(Answer, frozen=True, kw_only=True, tag="report"):
     triages: tuple[str, ...]
     report: CostReport
     stale_why: str | None
+    news: str = ""
+    """What a person should know beyond this report, announced once; otherwise empty."""

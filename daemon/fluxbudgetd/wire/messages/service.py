@@ -129,3 +129,5 @@ class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
     followed_runs: int
     connections: int
     channels: tuple[ChannelInfo, ...] = ()
+    news: str = ""
+    """What a person should know although nothing is wrong, announced once; otherwise empty."""
