@@ -251,6 +251,11 @@ def test_transcript_that_was_replaced_counts_with_the_new_one(tmp_path: Path) ->
         await world.collects()
         (second,) = world.of("fd-x")
         assert (second.billing, second.started_at) == (2 * first.billing, first.started_at)
+        # Only the new one changes from now on.
+        world.writes("a1", message="3")
+        await world.collects()
+        (third,) = world.of("fd-x")
+        assert third.billing == 3 * first.billing
 
     in_world(tmp_path, body)
 
@@ -334,6 +339,23 @@ def test_row_without_a_total_gives_none(tmp_path: Path, tokens: dict[str, object
         interstat.insert("s2", "fd-x", **tokens)
         await world.collects()
         assert not world.service.samples.has_any
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+def test_row_that_is_measured_again(tmp_path: Path) -> None:
+    """The parser may update a row any number of times."""
+
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        row = interstat.insert("s2", "fd-x")
+        for total in (10, 30, 20, 25):
+            interstat.update(row, total_tokens=total)
+            interstat.insert("s3", "fd-y", total_tokens=total)
+            await world.collects()
+            assert [each.total for each in world.of("fd-x")] == [total]
+        assert [each.total for each in reversed(world.of("fd-y"))] == [10, 30, 20, 25]
         interstat.close()
 
     in_world(tmp_path, body)

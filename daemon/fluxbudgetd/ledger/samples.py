@@ -28,12 +28,13 @@ _EVERY_AGENT = """
 """
 _THESE_AGENTS = "SELECT value FROM json_each(:agents)"
 
-# A sub-agent that was resumed has used more than before.
+# A sub-agent that was resumed has used more than before. A row may be measured again.
 _PUT = (
     f"INSERT INTO samples({_COLUMNS}) VALUES ({', '.join('?' * 11)})"  # noqa: S608  our own names
     " ON CONFLICT(session, instance) DO UPDATE SET agent = excluded.agent, model = excluded.model,"
     " sliced = excluded.sliced, input = excluded.input, output = excluded.output, total = excluded.total,"
-    " started_at = excluded.started_at, ended_at = excluded.ended_at WHERE excluded.total >= samples.total"
+    " started_at = excluded.started_at, ended_at = excluded.ended_at"
+    " WHERE excluded.total >= samples.total OR excluded.source = 'interstat'"
 )
 # What transcripts say about a session replaces what interstat says about it.
 _DROP_ROWS = """
@@ -89,8 +90,8 @@ class StoredSamples:
     async def save(self, samples: Sequence[Sample], sampled: Sequence[SubAgentFile] = ()) -> None:
         """Add or replace samples, and note that these transcripts have none to give until they change.
 
-        A sample with fewer tokens than the one before is ignored. A session has samples from transcripts or, if it has
-        none of those, from interstat.
+        A sample of a transcript with fewer tokens than the one before is ignored. A session has samples from
+        transcripts or, if it has none of those, from interstat.
         """
         rows = await off_loop(len(samples), _rows, samples)
         done = [(session, file.number, file.offset, file.agent) for session, file in sampled]

@@ -1,5 +1,6 @@
 """Usage: records of tokens, and their sums."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -139,14 +140,18 @@ class MeasuredRow(NamedTuple):
 
 
 class RowMark(NamedTuple):
-    """How far a source's rows have been read: up to the row `last`, except those that were not measured yet."""
+    """How far a source's rows have been read: up to the row `last`.
+
+    `pending` were not measured yet. `recent`: fingerprints of the newest measured ones, by key, because these change.
+    """
 
     last: int = 0
     pending: frozenset[int] = frozenset()
+    recent: Mapping[int, int] = {}
 
 
 class NewRows(msgspec.Struct):
-    """Rows that were measured after a mark, and the new mark."""
+    """Rows that were measured, or have changed, after a mark, and the new mark."""
 
     rows: list[MeasuredRow]
     mark: RowMark

@@ -11,13 +11,15 @@ from typing import Any
 import msgspec
 
 from fluxbudgetd.model import AgentSample, MeasuredRow, NewRows, RowMark
-from fluxbudgetd.sources.interstat.rows import TABLE, Columns, fetch
+from fluxbudgetd.sources.interstat.rows import TABLE, Columns, digest, fetch
 from fluxbudgetd.sources.values import agent_name, moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS
 from fluxbudgetd.wire.text import unfold
 
 #: At most this many of the newest rows are returned, however large the table is.
 NEWEST_ROWS = 20_000
+#: Of so many of the newest rows, it is noticed if they are measured again.
+RECENT_ROWS = 1_000
 
 # Counts are non-negative integers; other values count as 0, and rows without a valid total are skipped.
 _INPUT, _OUTPUT = (
@@ -54,7 +56,7 @@ def samples(connection: sqlite3.Connection, model: str) -> tuple[AgentSample, ..
 
 
 def new_rows(connection: sqlite3.Connection, columns: Columns, mark: RowMark) -> NewRows:
-    """Return the sub-agents' rows that were measured after a mark, of the newest rows of the table."""
+    """Return the sub-agents' rows that were measured or have changed since a mark, of the newest rows."""
     ((last,),) = connection.execute(f"SELECT ifnull(max(rowid), 0) FROM {TABLE}").fetchall()  # noqa: S608  our own name
     if last < mark.last:
         mark = RowMark()  # another table than before
@@ -64,19 +66,24 @@ def new_rows(connection: sqlite3.Connection, columns: Columns, mark: RowMark) ->
         f"{duration}, {_COUNTS} FROM {TABLE}"
     )
     sql = (
-        f"SELECT * FROM ({select} WHERE rowid > :last ORDER BY rowid DESC LIMIT {NEWEST_ROWS}) "  # noqa: S608  likewise
-        f"UNION ALL {select} WHERE rowid <= :last AND rowid IN (SELECT value FROM json_each(:pending))"
+        f"SELECT * FROM ({select} WHERE rowid > :read ORDER BY rowid DESC LIMIT {NEWEST_ROWS}) "  # noqa: S608  likewise
+        f"UNION ALL {select} WHERE rowid <= :read AND rowid IN (SELECT value FROM json_each(:pending))"
     )
     pending = msgspec.json.encode(sorted(mark.pending)).decode()
     rows: list[MeasuredRow] = []
     waiting: set[int] = set()
-    for row in fetch(connection, sql, {"last": mark.last, "pending": pending}):
-        measured = _measured_row(row)
-        if measured is not None:
+    recent: dict[int, int] = {}
+    for row in fetch(connection, sql, {"read": max(mark.last - RECENT_ROWS, 0), "pending": pending}):
+        key, measured, fingerprint = row[0], _measured_row(row), digest([row])
+        if measured is None:
+            if row[7] is None and key > last - NEWEST_ROWS:
+                waiting.add(key)
+            continue
+        if mark.recent.get(key) != fingerprint:
             rows.append(measured)
-        elif row[7] is None and row[0] > last - NEWEST_ROWS:
-            waiting.add(row[0])
-    return NewRows(rows, RowMark(last, frozenset(waiting)))
+        if key > last - RECENT_ROWS:
+            recent[key] = fingerprint
+    return NewRows(rows, RowMark(last, frozenset(waiting), recent))
 
 
 def _measured_row(row: Sequence[Any]) -> MeasuredRow | None:

@@ -123,7 +123,7 @@ class InterstatSource:
         return self._run(sums, lambda _status: None)
 
     def new_rows(self, mark: RowMark) -> NewRows | None:
-        """Return the sub-agents' rows that were measured after a mark; None if the file cannot be read."""
+        """Return the sub-agents' rows that are new since a mark; None if the file cannot be read."""
 
         def scan(connection: sqlite3.Connection, columns: rows.Columns) -> NewRows:
             if not history.has_totals(columns):
