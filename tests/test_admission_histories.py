@@ -1,6 +1,8 @@
 """Reservations over random histories, and what the daemon keeps of them in memory."""
 
+import itertools
 import random
+from collections import Counter
 from pathlib import Path
 
 import anyio
@@ -8,6 +10,7 @@ import pytest
 
 from fluxbudgetd.decisions.admission import Launch
 from fluxbudgetd.policy import reservations
+from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.service import Service
 from fluxbudgetd.wire import messages
 from harness.admission import ORACLE, RESEARCH, REVIEW, write_agent_usage
@@ -16,6 +19,7 @@ from harness.hooks import Claude
 from harness.interstat import Interstat
 from harness.service import service_over, within
 from harness.transcripts import Transcript, timestamp
+from harness.values import an_estimate
 
 SEEDS = 10
 
@@ -30,7 +34,8 @@ def watched(service: Service) -> set[str]:
 
 async def launched(service: Service, run: str, session: str) -> str:
     launch = Launch("fd-quality")
-    admitted = await service.admission.admit(service.accounts.runs[run], session, launch, REVIEW, has_person=False)
+    account = service.accounts.runs[run]
+    admitted = await service.admission.admit(account, session, launch, an_estimate(REVIEW), has_person=False)
     return admitted.admission.decision
 
 
@@ -104,7 +109,10 @@ class History:
     """
 
     BUDGET = 400_000
-    KINDS = (("fd-quality", REVIEW), ("interflux:fd-quality", REVIEW), ("x-analyst", RESEARCH), ("oracle", ORACLE))
+    #: Agents and their estimates. A number is added to each name.
+    KINDS = (
+        ("fd-quality{}", REVIEW), ("interflux:fd-quality{}", REVIEW), ("x{}-analyst", RESEARCH), ("oracle{}", ORACLE),
+    )  # fmt: skip
 
     def __init__(self, home: Home, interstat: Interstat, seed: int) -> None:
         self.home, self.interstat = home, interstat
@@ -119,6 +127,8 @@ class History:
         self.first_calls: dict[str, str | None] = {}
         self.spent = 1
         self.number = 0
+        #: How many sub-agents have been launched, by plain name.
+        self.launched: Counter[str] = Counter()
         self.actions = (
             self.admit, self.admit, self.admit, self.start, self.start, self.start_unasked, self.work, self.work,
             self.work, self.show_life, self.stop, self.stop, self.fail, self.stop_stranger, self.finish_calls,
@@ -146,8 +156,15 @@ class History:
         return f"{prefix}{self.number}"
 
     def add(self, session: str, kind: tuple[str, int], call: str | None, parent: SubAgent | None = None) -> SubAgent:
+        self.launched[plain_name(kind[0])] += 1
         self.agents.append(SubAgent(session, *kind, call, parent))
         return self.agents[-1]
+
+    def any_kind(self) -> tuple[str, int]:
+        """Return an agent and its estimate. Only two of each name are launched: three would change the estimate."""
+        template, tokens = self.chance.choice(self.KINDS)
+        names = (template.format(number) for number in itertools.count())
+        return next(name for name in names if self.launched[plain_name(name)] < 2), tokens
 
     def requires(self, tokens: int) -> str:
         """Return the decision about a launch of this estimate."""
@@ -157,7 +174,7 @@ class History:
 
     def admit(self) -> None:
         """Launch a sub-agent, from the main loop or from another sub-agent. The hook may be called twice."""
-        kind, call = self.chance.choice(self.KINDS), self.new_name("t")
+        kind, call = self.any_kind(), self.new_name("t")
         parent = self.any_of(self.running) if self.chance.random() < 0.3 else None
         expected = self.requires(kind[1])
         for _ in range(1 if expected else self.chance.choice([1, 2])):
@@ -185,7 +202,7 @@ class History:
     def start_unasked(self) -> None:
         """Start a sub-agent that no hook was asked about, such as a workflow's."""
         if not self.waiting:  # otherwise this start would take the reservation of another launch
-            one = self.add("ids", self.chance.choice(self.KINDS), None)
+            one = self.add("ids", self.any_kind(), None)
             self.begin(one, self.new_name("a"), one.agent)  # its estimate is that of the name
 
     def work(self) -> None:
@@ -271,7 +288,7 @@ class History:
             self.daemon = self.home.start()
 
     def admit_for_rows(self) -> None:
-        kind = self.chance.choice(self.KINDS)
+        kind = self.any_kind()
         expected = self.requires(kind[1])
         assert self.rows.launch(kind[0]).decision == expected
         if not expected:

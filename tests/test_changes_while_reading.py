@@ -22,6 +22,7 @@ from harness.hooks import timestamp
 from harness.interstat import Interstat
 from harness.service import service_over, until, within
 from harness.transcripts import Transcript
+from harness.values import an_estimate
 
 
 def insert_many(interstat: Interstat) -> None:
@@ -138,7 +139,7 @@ def test_reservation_shrinks_even_if_the_ledger_was_too_slow_at_its_launch(
             run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
             monkeypatch.setattr(TranscriptStore, "of_sub_agents", slow)
-            await service.admission.admit(account, "s1", Launch("fd-quality"), 40_000, has_person=False)
+            await service.admission.admit(account, "s1", Launch("fd-quality"), an_estimate(40_000), has_person=False)
             writer = Transcript(tmp_path, "s1").agent("a1")
             writer.meta(agentType="fd-quality")
             writer.response(tokens=(900, 0, 0, 0), at=timestamp())
@@ -167,7 +168,7 @@ def test_token_is_never_both_spent_and_reserved(tmp_path: Path) -> None:
             asked = messages.RunStart(project_dir="/p", session="s1", token_budget=100_000)
             run, *_ = await service.lifecycle.start(asked, within(60))
             account = service.accounts.runs[run.id]
-            await service.admission.admit(account, "s1", Launch("fd-quality"), 40_000, has_person=False)
+            await service.admission.admit(account, "s1", Launch("fd-quality"), an_estimate(40_000), has_person=False)
             await service.admission.start(account, "s1", "fd-quality", "a1", 40_000)
             await service.totals.standing(account, within(60))
             tasks.start_soon(observe, account)

@@ -22,12 +22,13 @@ from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.ledger import open_ledger
-from fluxbudgetd.model import Reading
+from fluxbudgetd.model import Reading, Run
 from fluxbudgetd.server.dispatch import handle
 from fluxbudgetd.server.handlers import Context
 from fluxbudgetd.server.limits import Limits
 from fluxbudgetd.server.requests import Handler
 from fluxbudgetd.server.server import Server
+from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.totals import transcript_store
 from fluxbudgetd.totals.account import NEVER, Stamp
@@ -135,15 +136,18 @@ def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Settings, "review_budget", slowly)
 
+    async def expected(service: Service, run: Run, seconds: float) -> int:
+        return (await service.reviews.expected("fd-quality", None, run, within(seconds))).tokens
+
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):
             asked = messages.RunStart(project_dir=str(tmp_path / "project"))
             run, *_ = await service.lifecycle.start(asked, within(60))
-            assert await service.reviews.expected("fd-quality", run, within(0.1)) == 40_000
-            assert await service.reviews.expected("fd-quality", run, within(60)) == 12_345
+            assert await expected(service, run, 0.1) == 40_000
+            assert await expected(service, run, 60) == 12_345
             file.write_text("agent_defaults:\n  review: 54321\n")
-            assert await service.reviews.expected("fd-quality", run, within(0.1)) == 12_345
-            assert await service.reviews.expected("fd-quality", run, within(60)) == 54_321
+            assert await expected(service, run, 0.1) == 12_345
+            assert await expected(service, run, 60) == 54_321
 
     anyio.run(body)
 

@@ -3,7 +3,9 @@
 import json
 from typing import Any
 
-from harness.admission import write_agent_usage
+import pytest
+
+from harness.admission import ORACLE, REVIEW, reserved, write_agent_usage
 from harness.daemon import Daemon, Home, started
 from harness.hooks import SILENT, Claude, write_usage
 from harness.interstat import Interstat
@@ -193,3 +195,58 @@ def test_reaction_round_of_a_review(home: Home, daemon: Daemon) -> None:
     assert (decided["budget"], decided["type_budget"], decided["sprint_constrained"]) == (30_000, 75_000, True)
     assert decided["selected"]["agents"] == 3
     assert home.ctl("triage", "--round", "third", stdin='{"agents": []}').returncode == 64
+
+
+# --- launches
+
+
+def test_launch_is_denied_by_the_history_of_another_model(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Five runs of 250 000 tokens under another model do not fit into 100 000."""
+    past(interstat, 250_000, times=5, model="another-model")
+    started(home, session="s1", token_budget=100_000, enforcement="hard")
+    output = Claude(home).launch("interflux:fd-x")
+    assert output.decision == "deny"
+    assert "fd-x does not fit into the budget of run" in output.reason
+    assert "estimated at 250 000 billing tokens (mean of 5), 0 of 100 000" in output.reason
+
+
+def test_launch_is_estimated_by_its_own_model(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """Without one, or if it inherits, it has the model of the session."""
+    past(interstat, 1_000, model=OPUS)
+    past(interstat, 70_000, model=HAIKU)
+    run = started(home, session="s1", token_budget=50_000, enforcement="hard")
+    claude = Claude(home)
+    assert claude.launch("fd-x", model="haiku").decision == "deny"
+    assert claude.launch("fd-x", model="opus") == SILENT
+    assert reserved(home, run) == 1_000
+    write_usage(home, 10, model=OPUS)
+    assert claude.launch("fd-x") == SILENT
+    assert claude.launch("fd-x", model="inherit") == SILENT
+    assert reserved(home, run) == 3_000
+    assert claude.launch("fd-x", model=HAIKU).decision == "deny"
+    assert reserved(home, run) == 3_000
+
+
+def test_launch_learns_from_transcripts_alone(home: Home, daemon: Daemon) -> None:
+    """Before three sub-agents of its name have finished, a launch has its category's default."""
+    run = started(home, session="s1", token_budget=10**9)
+    claude = Claude(home)
+    for number in range(3):
+        claude.launch("fd-x")
+        assert reserved(home, run) == REVIEW
+        claude.starts(f"a{number}", "fd-x")
+        write_agent_usage(home, "s1", f"a{number}", "fd-x", tokens=2_000)
+        claude.stops(f"a{number}", "fd-x")
+        assert reserved(home, run) == 0
+    home.ok("estimates")
+    claude.launch("fd-x")
+    assert reserved(home, run) == 2_000
+    claude.launch("oracle")
+    assert reserved(home, run) == 2_000 + ORACLE
+
+
+@pytest.mark.parametrize("model", ["x" * 600, "", 7, None, {"name": "opus"}])
+def test_unusual_model_of_a_launch_counts_as_none(home: Home, daemon: Daemon, model: object) -> None:
+    run = started(home, session="s1", token_budget=50_000, enforcement="hard")
+    assert Claude(home).launch("fd-x", model=model) == SILENT
+    assert reserved(home, run) == REVIEW

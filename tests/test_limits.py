@@ -12,7 +12,7 @@ from fluxbudgetd.policy import budget, limits, runs
 from fluxbudgetd.policy.admission import Admission, admission, asks_person
 from fluxbudgetd.policy.limits import Excess
 from fluxbudgetd.wire.messages import MAX_TOKENS, RunSet
-from harness.values import NOW, a_run
+from harness.values import NOW, a_run, an_estimate
 
 
 def hard(**fields: Any) -> Run:
@@ -148,7 +148,15 @@ def admitted(
     **fields: object,
 ) -> Admission:
     run = a_run(**{"token_budget": 100_000, **fields})
-    return admission(run, budget.balance(run, spent, 0, reserved), estimate, agent, NOW, has_person=has_person)
+    expected = None if estimate is None else an_estimate(estimate)
+    return admission(run, budget.balance(run, spent, 0, reserved), expected, agent, NOW, has_person=has_person)
+
+
+def test_denial_says_how_many_samples_the_estimate_is_of() -> None:
+    run = a_run(token_budget=100_000, enforcement="hard")
+    expected = an_estimate(250_000, source="transcripts", sample_size=5)
+    denied = admission(run, budget.balance(run, 0), expected, "fd-quality", NOW, has_person=False)
+    assert "estimated at 250 000 billing tokens (mean of 5), 0 of 100 000" in denied.reason
 
 
 @pytest.mark.parametrize(

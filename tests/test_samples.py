@@ -20,7 +20,7 @@ from harness.admission import HALF_AN_HOUR
 from harness.interstat import Interstat
 from harness.service import service_over, until, within
 from harness.transcripts import Tokens, Transcript
-from harness.values import a_triage, launched
+from harness.values import a_triage, an_estimate, launched
 
 SECOND = 1_000_000
 USED = (100, 50, 1_000, 500)
@@ -145,7 +145,7 @@ def test_reported_end_ends_a_sub_agent(tmp_path: Path, end: str) -> None:
 
     async def body(world: World) -> None:
         admission, account = world.service.admission, world.service.accounts.runs["r"]
-        await admission.admit(account, "s1", Launch("fd-x"), 1, has_person=False)
+        await admission.admit(account, "s1", Launch("fd-x"), an_estimate(1), has_person=False)
         await admission.start(account, "s1", "fd-x", "a1", 1)
         world.writes("a1", stop=None)
         world.writes("a2", stop=None)

@@ -129,10 +129,11 @@ class Claude:
         *,
         call: str | None = None,
         parent: str | None = None,
+        **tool_input: Any,
     ) -> HookOutput:
         """Call the hook that precedes the launch of a sub-agent, by the main loop or by the sub-agent `parent`."""
         ids = {"tool_use_id": call, **_inside(parent)}
-        return self.call("PreToolUse", tool_name=tool, tool_input=launch_input(agent), **ids)
+        return self.call("PreToolUse", tool_name=tool, tool_input={**launch_input(agent), **tool_input}, **ids)
 
     def message(self, agent_id: str, *, call: str | None = None) -> HookOutput:
         """Call the hook that precedes a message to a sub-agent."""

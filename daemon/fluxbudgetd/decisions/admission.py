@@ -12,7 +12,7 @@ from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.model import Reservation
 from fluxbudgetd.policy import reservations as policy
 from fluxbudgetd.policy.admission import Admission, admission
-from fluxbudgetd.policy.estimates import plain_name
+from fluxbudgetd.policy.estimates import AgentEstimate, plain_name
 from fluxbudgetd.policy.reservations import GENERAL
 from fluxbudgetd.totals.account import RunAccount
 
@@ -55,7 +55,7 @@ class Admissions:
         self._clock = clock
 
     async def admit(
-        self, account: RunAccount, session: str, launch: Launch, estimate: int | None, *, has_person: bool
+        self, account: RunAccount, session: str, launch: Launch, estimate: AgentEstimate | None, *, has_person: bool
     ) -> AdmissionResult:
         """Decide whether a session may launch a sub-agent, and reserve its estimate if so.
 
@@ -75,7 +75,7 @@ class Admissions:
             account,
             session,
             launch.agent,
-            estimate,
+            estimate.tokens,
             call=launch.call,
             parent=launch.parent,
             resumes=launch.resumes,

@@ -14,7 +14,7 @@ from fluxbudgetd.errors import BadInputError, ConfigError, RequestTimeoutError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Run, Sample, Triage, Usage
 from fluxbudgetd.policy import advance, estimates, limits, report, review_limits, triage
-from fluxbudgetd.policy.estimates import Measured
+from fluxbudgetd.policy.estimates import AgentEstimate, Measured
 from fluxbudgetd.policy.review_limits import Limit
 from fluxbudgetd.policy.triage import Known
 from fluxbudgetd.sources.interstat import InterstatSource
@@ -105,10 +105,10 @@ class Reviews:
         chosen = {name: samples[name] for name in sorted(most)}
         return await off_loop(sum(map(len, chosen.values())), _histories, chosen), stale_why
 
-    async def expected(self, agent: str, run: Run, deadline: float) -> int:
+    async def expected(self, agent: str, model: str | None, run: Run, deadline: float) -> AgentEstimate:
         """Return what a launch of an agent in a run is expected to cost, in tokens of the run's cost basis.
 
-        The project's budget file gets a share of the
+        `model`: what it is launched with, None if that is not known. The project's budget file gets a share of the
         caller's time, because otherwise the decision would ignore the project's latest settings. If it is broken or
         takes longer, its last good version counts. Sub-agents that have just ended count only if their samples can be
         taken within 30 ms.
@@ -121,17 +121,16 @@ class Reviews:
         now = anyio.current_time()
         await self._samples.collect(now + min(_SAMPLES_SECONDS, (deadline - now) / 2))
         name = estimates.plain_name(agent)
-        found = estimates.for_launch(
+        return estimates.for_launch(
             name,
             estimates.category(name),
-            None,
+            model,
             self._samples.of(name),
             self._calibrated.get(name),
             rules,
             run.cost_basis,
             slicing=False,
         )
-        return found.tokens
 
     async def _collect(self, deadline: float) -> str | None:
         """Have the samples of ended sub-agents taken, in half of the time; return why some may be missing."""

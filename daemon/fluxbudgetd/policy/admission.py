@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from fluxbudgetd.config.shown import shortened
 from fluxbudgetd.model import Balance, Run
 from fluxbudgetd.policy import limits
+from fluxbudgetd.policy.estimates import AgentEstimate
 from fluxbudgetd.wire import stops
 from fluxbudgetd.wire.short import grouped
 from fluxbudgetd.wire.text import one_line
@@ -37,7 +38,9 @@ def asks_person(permission_mode: str | None) -> bool:
     return permission_mode in _ASKING_MODES
 
 
-def admission(run: Run, balance: Balance, estimate: int | None, agent: str, now: int, *, has_person: bool) -> Admission:
+def admission(
+    run: Run, balance: Balance, estimate: AgentEstimate | None, agent: str, now: int, *, has_person: bool
+) -> Admission:
     """Return whether a sub-agent may be launched. `estimate` is in tokens of the run's cost basis; None: unknown.
 
     `has_person`: a person is there to answer a question. An ended run reserves nothing.
@@ -53,7 +56,7 @@ def admission(run: Run, balance: Balance, estimate: int | None, agent: str, now:
     name = shortened(one_line(agent[: _MAX_AGENT + 1]), _MAX_AGENT)
     numbers = _numbers(run, balance, estimate, most)
     if run.enforcement == "hard":
-        needed = 1 if estimate is None else estimate
+        needed = 1 if estimate is None else estimate.tokens
         has_room = needed <= remaining or limits.has_time(run, now)
         return Admission("allow", reserve=True) if has_room else _too_large(run, name, numbers)
     return (
@@ -78,7 +81,12 @@ def _exceeding(run: Run, name: str, numbers: str, *, has_person: bool) -> Admiss
     return Admission("ask" if has_person else "warn", reason, message, reserve=not has_person)
 
 
-def _numbers(run: Run, balance: Balance, estimate: int | None, most: int) -> str:
-    estimated = "" if estimate is None else f"estimated at {grouped(estimate)} {run.cost_basis} tokens, "
+def _numbers(run: Run, balance: Balance, estimate: AgentEstimate | None, most: int) -> str:
+    estimated = "" if estimate is None else f"{_estimated(run, estimate)}, "
     held = f", {grouped(balance.reserved)} reserved" if balance.reserved else ""
     return f"{estimated}{grouped(balance.spent)} of {grouped(most)} {run.cost_basis} tokens spent{held}"
+
+
+def _estimated(run: Run, estimate: AgentEstimate) -> str:
+    origin = f" (mean of {estimate.sample_size})" if estimate.sample_size else ""
+    return f"estimated at {grouped(estimate.tokens)} {run.cost_basis} tokens{origin}"

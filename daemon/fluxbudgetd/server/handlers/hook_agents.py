@@ -3,6 +3,7 @@
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.decisions.admission import Launch
 from fluxbudgetd.policy.admission import Admission, asks_person
+from fluxbudgetd.policy.estimates import AgentEstimate
 from fluxbudgetd.policy.limits import is_stopped
 from fluxbudgetd.policy.reservations import GENERAL
 from fluxbudgetd.server.handlers import hook_events
@@ -32,7 +33,7 @@ async def launch(call: HookCall) -> HookAnswer:
     # How many sub-agents a workflow starts is not known. Each reserves its estimate when it starts. A denial must not
     # wait for the project's budget file.
     if agent is not None and not is_stopped(account.run, account.balance(), now_micros()):
-        expected = await service.reviews.expected(agent, account.run, call.deadline)
+        expected = await service.reviews.expected(agent, call.launch_model, account.run, call.deadline)
     await _wait_for_line(call, account, expected)
     admission, reserved = await service.admission.admit(
         account,
@@ -42,7 +43,7 @@ async def launch(call: HookCall) -> HookAnswer:
         has_person=call.request.attended and asks_person(hook_input.permission_mode),
     )
     if admission.decision == "deny":
-        await hook_events.denied(call, account, agent, expected)
+        await hook_events.denied(call, account, agent, None if expected is None else expected.tokens)
     answer = wire.HookAnswer(output=_output(admission))
     if reserved is None:
         return answer
@@ -65,12 +66,12 @@ def _agent(call: HookCall, resumes: str | None) -> str | None:
     return None if resumes is None else call.service.admission.type_of(call.session, resumes)
 
 
-async def _wait_for_line(call: HookCall, account: RunAccount, expected: int | None) -> None:
+async def _wait_for_line(call: HookCall, account: RunAccount, expected: AgentEstimate | None) -> None:
     """If the sub-agent fits by what was written so far, count the response that launches it as well."""
     remaining = account.balance().remaining
     if call.hook_input.call is None or account.run.enforcement != "hard" or remaining is None:
         return
-    if (1 if expected is None else expected) <= remaining:
+    if (1 if expected is None else expected.tokens) <= remaining:
         totals, hook_input = call.service.totals, call.hook_input
         deadline = call.deadline - _ANSWER_SECONDS
         await totals.awaited_lines.call(call.session, hook_input.agent_id, call.hook_input.call, deadline)
@@ -91,8 +92,8 @@ async def start(call: HookCall) -> HookAnswer:
     if account is None:
         return wire.HookAnswer()
     agent = call.hook_input.agent_type or ""
-    expected = await call.service.reviews.expected(agent or GENERAL, account.run, call.deadline)
-    await call.service.admission.start(account, call.session, agent, call.hook_input.agent_id, expected)
+    expected = await call.service.reviews.expected(agent or GENERAL, call.launch_model, account.run, call.deadline)
+    await call.service.admission.start(account, call.session, agent, call.hook_input.agent_id, expected.tokens)
     return await with_start(call, account)
 
 

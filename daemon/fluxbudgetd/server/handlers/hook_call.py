@@ -17,6 +17,8 @@ from fluxbudgetd.wire import messages as wire
 
 #: Events that the session does not wait for.
 _UNAWAITED = ("SubagentStop", "SessionEnd")
+# In place of a model: the session's.
+_INHERITED = "inherit"
 
 
 class HookCall(msgspec.Struct):
@@ -65,6 +67,12 @@ class HookCall(msgspec.Struct):
             self.session
         )
         return not is_known and event not in _UNAWAITED
+
+    @property
+    def launch_model(self) -> str | None:
+        """Return the model of the sub-agent that the event is about: its launch's, else the session's."""
+        named = self.hook_input.subagent_model
+        return named if named not in (None, _INHERITED) else self.service.totals.model_of(self.session)
 
     async def learn(self) -> None:
         """Remember the session's process, and search the transcript's Claude directory from now on.

@@ -43,6 +43,7 @@ class _Fields(msgspec.Struct):
 
 class _ToolInput(msgspec.Struct):
     subagent_type: Raw = _ABSENT
+    model: Raw = _ABSENT
     to: Raw = _ABSENT
 
 
@@ -63,6 +64,8 @@ class HookInput(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str | None = None
     tool: str | None = None
     subagent_type: str | None = None
+    subagent_model: str | None = None
+    """The model that a sub-agent is launched with, mostly an alias such as `opus`; None: that of the session."""
     agent_id: str | None = None
     agent_type: str | None = None
     call: str | None = None
@@ -162,6 +165,7 @@ def _from_fields(fields: _Fields) -> HookInput:
     return HookInput(
         **texts,
         subagent_type=_text(tool_input.subagent_type, _LONGEST_ID),
+        subagent_model=_text(tool_input.model, _LONGEST_ID),
         to=_text(tool_input.to, _LONGEST_ID),
         is_notification=bytes(memoryview(fields.prompt)[: len(_NOTIFICATION)]) == _NOTIFICATION,
         calls=tuple(_identified(fields.tool_calls, _tool_calls, "tool_use_id") or ()),
