@@ -4,7 +4,7 @@ import json
 
 from harness.daemon import Daemon, Home, started
 from harness.interstat import Interstat
-from harness.reviews import agent, past, project_file, triage
+from harness.reviews import MODEL, agent, past, project_file, triage
 from harness.transcripts import Transcript
 
 
@@ -46,7 +46,7 @@ def sliced_review(home: Home, interstat: Interstat, number: int, billing: int = 
     """Review a document with an agent that gets a slice of it, and costs this much."""
     session = f"review-{number}"
     triage(home, [agent("fd-people")], "--slicing", environ={"CLAUDE_CODE_SESSION_ID": session})
-    interstat.insert(session, "fd-people", input_tokens=billing, output_tokens=0, total_tokens=billing)
+    interstat.insert(session, "fd-people", input_tokens=billing, output_tokens=0, total_tokens=billing, model=MODEL)
 
 
 def test_calibration_of_slicing(home: Home, interstat: Interstat, daemon: Daemon) -> None:
@@ -97,6 +97,23 @@ def test_new_multiplier_is_announced_once(home: Home, interstat: Interstat, daem
     assert "news      a new slicing multiplier is available: 0.5 instead of 0.8 (32 reviews)" in shown.stdout
     assert shown.returncode == 0
     assert "news" not in home.ok("doctor")
+
+
+def test_estimates_stay_when_the_multiplier_is_written(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """An agent that costs 40 000 tokens, and 10 000 with a slice, is estimated so before and after."""
+    past(interstat, "fd-people", 40_000)
+    for number in range(10):
+        sliced_review(home, interstat, number, 10_000)
+
+    def estimated(*arguments: str) -> tuple[int, str, int]:
+        (line,) = triage(home, [agent("fd-people")], *arguments)["agents"]
+        return line["est_tokens"], line["source"], line["sample_size"]
+
+    for _ in ("before", "after"):
+        assert estimated() == (40_000, "interstat", 3)
+        assert estimated("--slicing") == (10_000, "interstat", 10)
+        assert home.json("calibrate", "--write")["slicing"]["multiplier"] == 0.25
+        assert home.json("estimates", "--slicing")["slicing_multiplier"] == 0.25
 
 
 def test_feedback_about_reviews(home: Home, interstat: Interstat, daemon: Daemon) -> None:

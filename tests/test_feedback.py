@@ -77,9 +77,7 @@ def test_feedback_by_input_type() -> None:
     triages = [
         a_triage(launched("fd-a", 1), launched("fd-b", 1), a_line("fd-c", 1), id="1", budget=100),
         a_triage(launched("fd-a", 1), a_line("fd-b", 1), a_line("fd-c", 1), id="2", session="s2", budget=200),
-        a_triage(
-            launched("fd-a", 1), launched("fd-b", 1), id="3", session="s3", input_type="repo", verdict="overridden"
-        ),
+        a_triage(launched("fd-a", 1), launched("fd-b", 1), id="3", session="s3", input_type="repo"),
         # It was repeated before an agent ran.
         a_triage(launched("fd-a", 1), a_line("fd-z", 1), id="4", session="s4"),
     ]
@@ -95,7 +93,7 @@ def test_feedback_by_input_type() -> None:
             reviews=2, measured=2, median_billing=126, median_pct=76, deferred=3, ran_anyway=1, overridden=0
         ),
         "repo": ReviewCalibration(
-            reviews=1, measured=0, median_billing=None, median_pct=None, deferred=0, ran_anyway=0, overridden=1
+            reviews=1, measured=0, median_billing=None, median_pct=None, deferred=0, ran_anyway=0, overridden=0
         ),
     }
     assert of_reviews([], samples) == {}
@@ -110,3 +108,20 @@ def test_costs_are_compared_in_the_unit_of_the_review() -> None:
     samples = [ran(30, total=500), ran(50, session="s2")]
     found = of_reviews(triages, samples)["plan"]
     assert (found.median_billing, found.median_pct) == (40, 50)
+
+
+def test_agents_that_only_an_override_launched() -> None:
+    """Of 40 + 40 + 40 + 40 tokens, 100 fit: two agents, or three if the minimum is three."""
+    lines = [launched(f"fd-{name}", 40, stage=2) for name in "abcd"]
+    for min_agents, verdict, expected in ((0, "overridden", 2), (3, "overridden", 1), (0, "ok", 0)):
+        triage = a_triage(*lines, budget=100, min_agents=min_agents, verdict=verdict)
+        assert of_reviews([triage], [ran(40)])["plan"].overridden == expected
+
+
+def test_reaction_rounds_are_apart() -> None:
+    """They have other budgets. An agent that runs again belongs to the later round."""
+    triages = [a_triage(WHOLE, id="1"), a_triage(WHOLE, id="2", at=NOW + 100, round="reaction", budget=50)]
+    found = of_reviews(triages, [ran(30), ran(5, instance="agent-2", started_at=NOW + 200)])
+    assert [(kind, line.median_billing, line.median_pct) for kind, line in found.items()] == [
+        ("plan", 30, 0), ("plan (reaction)", 5, 10),
+    ]  # fmt: skip

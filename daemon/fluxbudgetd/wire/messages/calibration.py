@@ -65,7 +65,7 @@ class ReviewCalibration(msgspec.Struct, frozen=True, kw_only=True):
     ran_anyway: int
     """How many agents ran although they were deferred."""
     overridden: int
-    """In how many reviews an override launched all agents."""
+    """How many agents only an override has launched."""
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
