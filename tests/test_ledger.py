@@ -84,6 +84,11 @@ def test_ledger_of_every_version_opens(home: Home, version: int) -> None:
         assert listed["fixture-active"]["spend"]["reserved"] == 0
         assert rows(FIXTURES / "ledger-v4.db", "SELECT agent, tokens FROM reservations") == [("fd-x", 40_000)]
         assert rows(ledger(home), "SELECT * FROM reservations") == []
+    if version >= 7:
+        sql = "SELECT session, instance, agent, total, source FROM samples ORDER BY 1"
+        expected = [("s1", "row-1", "fd-quality", 1100, "interstat"), ("s2", "agent-a1", "fd-x", 7, "transcripts")]
+        assert rows(FIXTURES / f"ledger-v{version}.db", sql) == rows(ledger(home), sql) == expected
+        assert set(home.json("estimates")["history"]) == {"fd-quality", "fd-x"}
     assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
 
 
@@ -241,13 +246,15 @@ def test_two_daemons_never_share_a_state_directory(home: Home, daemon: Daemon) -
 def test_fixture_can_be_made_again(tmp_path: Path) -> None:
     """`tests/fixtures/make_ledger.py` makes the fixture of the current version."""
     target = tmp_path / "ledger.db"
+    path = os.pathsep.join(filter(None, (str(FIXTURES.parent), os.environ.get("PYTHONPATH"))))
     subprocess.run(
-        [sys.executable, FIXTURES / "make_ledger.py", target],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(FIXTURES.parent)},
+        [sys.executable, FIXTURES / "make_ledger.py", target], check=True, env={**os.environ, "PYTHONPATH": path}
     )
-    sql = "SELECT session, key, input, output FROM usage ORDER BY 1, 2"
-    assert rows(target, sql) == rows(FIXTURES / f"ledger-v{VERSION}.db", sql)
+    for sql in (
+        "SELECT session, key, input, output FROM usage ORDER BY 1, 2",
+        "SELECT session, instance, agent, total FROM samples ORDER BY 1, 2",
+    ):
+        assert rows(target, sql) == rows(FIXTURES / f"ledger-v{VERSION}.db", sql)
 
 
 def test_large_inode_and_device_numbers_are_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Samples: each ended sub-agent of a session is counted once, from its transcript or from interstat's row."""
 
+import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -14,13 +15,13 @@ from fluxbudgetd.decisions.samples import MOST_PER_AGENT
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.model import NewRows, RowMark, Sample, to_text
 from fluxbudgetd.service import Service
-from fluxbudgetd.sources.interstat import InterstatSource
+from fluxbudgetd.sources.interstat import InterstatSource, history
 from fluxbudgetd.wire import messages
 from harness.admission import HALF_AN_HOUR
 from harness.interstat import Interstat
 from harness.service import service_over, until, within
 from harness.transcripts import Tokens, Transcript
-from harness.values import a_triage, an_estimate, launched
+from harness.values import NOW, a_triage, an_estimate, launched
 
 SECOND = 1_000_000
 USED = (100, 50, 1_000, 500)
@@ -361,6 +362,26 @@ def test_row_that_is_measured_again(tmp_path: Path) -> None:
     in_world(tmp_path, body)
 
 
+def test_old_row_that_is_measured_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that wait for their tokens are remembered, however many rows follow."""
+    monkeypatch.setattr(history, "RECENT_ROWS", 2)
+
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        row = interstat.insert("s2", "fd-x")
+        for number in range(5):
+            interstat.insert("s3", "fd-y", total_tokens=number + 1)
+            await world.collects()
+        assert world.of("fd-x") == []
+        interstat.update(row, total_tokens=7)
+        await world.collects()
+        assert [each.total for each in world.of("fd-x")] == [7]
+        assert len(world.of("fd-y")) == 5
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
 def test_interstat_that_was_made_again_is_read_from_its_start(tmp_path: Path) -> None:
     """Its rows have the numbers of earlier ones."""
 
@@ -429,6 +450,57 @@ def test_failed_collection_is_made_up_for(tmp_path: Path, monkeypatch: pytest.Mo
         interstat.close()
 
     in_world(tmp_path, body)
+
+
+# --- both
+
+
+def happens(world: World, interstat: Interstat, chance: random.Random, number: int) -> None:
+    """Write a response, insert a row that is measured or not, or measure the last row."""
+    session, agent = chance.choice(("s1", "s2", "s3")), chance.choice(("fd-x", "fd-y"))
+    tokens = {"input_tokens": chance.randrange(5), "total_tokens": chance.randrange(1, 9)}
+    match chance.randrange(4):
+        case 0:
+            name, stop = chance.choice("abc"), chance.choice(("end_turn", "tool_use", None))
+            world.writes(name, f"fd-{name}", message=str(number), stop=stop, age=-number)
+        case 1:
+            interstat.insert(session, agent, timestamp=to_text(NOW + number), **tokens)
+        case 2:
+            interstat.insert(session, agent, timestamp=to_text(NOW))
+        case _:
+            interstat.update(chance.randrange(1, number + 2), **tokens)
+
+
+async def collected(directory: Path, seed: int, every: int) -> list[Sample]:
+    """Return the samples of a random history with two restarts, collected after each so many events and at the end."""
+    world, chance = World(directory), random.Random(seed)
+    world.now = NOW
+    interstat = Interstat(directory / "metrics.db")
+    for start in (0, 12, 24):
+        async with world.running():
+            for number in range(start, start + 12):
+                happens(world, interstat, chance, number)
+                if number % every == 0:
+                    await world.collects()
+    async with world.running():
+        world.now += 2 * HALF_AN_HOUR
+        await world.collects()
+        found = [each for agent in world.service.samples.agents() for each in world.of(agent)]
+    interstat.close()
+    return sorted(found, key=lambda each: (each.session, each.instance))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_samples_do_not_depend_on_when_they_are_collected(tmp_path: Path, seed: int) -> None:
+    async def body() -> None:
+        once, often = [await collected(tmp_path / str(every), seed, every) for every in (1000, 3)]
+        assert once == often
+        assert {each.source for each in once} == {"transcripts", "interstat"}
+        assert all(each.source == "transcripts" for each in once if each.session == "s1")
+
+    for every in (1000, 3):
+        (tmp_path / str(every)).mkdir()
+    anyio.run(body)
 
 
 # --- slices
