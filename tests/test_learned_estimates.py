@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from fluxbudgetd.wire import messages
 from harness.admission import ORACLE, REVIEW, reserved, write_agent_usage
 from harness.daemon import Daemon, Home, started
 from harness.hooks import SILENT, Claude, write_usage
 from harness.interstat import Interstat
+from harness.transcripts import Transcript
 
 OPUS, HAIKU = "claude-opus-4-6", "claude-haiku-4-5"
 LONG_AGO = "2026-01-01T00:00:00Z"
@@ -83,6 +85,21 @@ def test_transcripts_alone_give_an_estimate(home: Home, daemon: Daemon) -> None:
     }  # fmt: skip
     (line,) = lines_of(home, "fd-x")
     assert (line["est_tokens"], line["source"], line["sample_size"]) == (1_006, "transcripts", 12)
+
+
+def test_sub_agents_that_ended_just_before_the_request_count(home: Home, daemon: Daemon) -> None:
+    """No hook has reported them; their last responses end their turns."""
+    started(home, session="s1", token_budget=10**9)
+    session = Transcript(home.root / "claude", "s1")
+    for count in range(3, 13):
+        for number in range(3 if count == 3 else 1):
+            writer = session.agent(f"a{count}-{number}")
+            writer.meta(agentType="fd-x")
+            writer.response(f"m{count}-{number}", tokens=(1_000, 0, 0, 0), stop="end_turn")
+        answer = home.ask(messages.Estimates(wait_ms=30_000), 30.0)
+        assert isinstance(answer, messages.EstimatesAnswer)
+        assert answer.history is not None
+        assert (answer.history["fd-x"].sample_size, answer.history["fd-x"].est_billing) == (count, 1_000)
 
 
 # --- triage

@@ -15,6 +15,7 @@ a total and the requested model (or none), at least three of them.
 import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from fluxbudgetd.config.flux_drive import ReviewBudget
@@ -145,6 +146,7 @@ def source_of(samples: Iterable[Sample]) -> CostSource:
     return sources.pop() if len(sources) == 1 else "samples"
 
 
+@lru_cache(maxsize=1024)  # 200 samples are compared for each launch, and there are few models
 def is_of_model(name: str, asked: str) -> bool:
     """Return True if a model's full name is the one asked for. A single word asks for a family of models.
 

@@ -6,6 +6,8 @@ smallest counts, even if it is 0.
 
 The *tightest* limit is the one that the answer names. A limit that has kept an agent out comes before one that has not,
 then the one of which the launched agents need the larger share. Of two equal ones the input type's is named.
+
+A further limit needs a name, a unit, and in `Limit.cost_of` what an agent costs in that unit.
 """
 
 import math
