@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fluxbudgetd.model import Counts, PhaseRecord, Sample, Timeline, Triage
 from fluxbudgetd.policy import calibrate
-from fluxbudgetd.policy.launches import Launches
+from fluxbudgetd.policy.review_agents import ReviewAgents
 from fluxbudgetd.wire.messages import AgentCalibration, PhaseCalibration, RunStatus, SlicingCalibration, Spread, encode
 from harness.values import NOW, a_run, a_sample, a_triage, launched
 
@@ -113,7 +113,7 @@ def test_calibration_of_too_many_agents() -> None:
 Review = Mapping[str, Sequence[int]]
 
 
-def history(reviews: Sequence[Review], full: Review) -> tuple[list[Sample], Launches]:
+def history(reviews: Sequence[Review], full: Review) -> tuple[list[Sample], ReviewAgents]:
     """Return the samples of sliced reviews, each in a session of its own, and of agents that read whole documents."""
     samples = [a_cost(cost, agent, session="whole") for agent, costs in full.items() for cost in costs]
     triages: list[Triage] = []
@@ -123,7 +123,7 @@ def history(reviews: Sequence[Review], full: Review) -> tuple[list[Sample], Laun
         samples += [
             a_cost(cost, agent, session=f"s{number}", sliced=True) for agent, costs in review.items() for cost in costs
         ]
-    return samples, Launches(triages, {})
+    return samples, ReviewAgents(triages, {})
 
 
 def found(reviews: Sequence[Review], full: Review, multiplier: float = 0.5) -> SlicingCalibration:
@@ -170,7 +170,7 @@ def test_agents_are_compared_with_their_own_median() -> None:
 
 def test_sliced_agents_without_unsliced_samples_do_not_count() -> None:
     assert found([{"fd-a": [30]}] * 9 + [{"fd-new": [1]}] * 50, {"fd-a": [100]}).sliced_reviews == 9
-    nothing = calibrate.slicing([], Launches([], {}), 0.5)
+    nothing = calibrate.slicing([], ReviewAgents([], {}), 0.5)
     assert nothing == SlicingCalibration(
         multiplier=None, median=None, sliced_reviews=0, sliced_runs=0, full_runs=0, was=0.5
     )
@@ -179,7 +179,7 @@ def test_sliced_agents_without_unsliced_samples_do_not_count() -> None:
     assert found([{"fd-a": [30]}] * 10, {"fd-a": [100, 0, 0, 0]}).multiplier == 0.3
     # Neither do sliced samples of which no review is known.
     samples, _ = history([{"fd-a": [30]}] * 10, {"fd-a": [100]})
-    assert calibrate.slicing(samples, Launches([], {}), 0.5).sliced_reviews == 0
+    assert calibrate.slicing(samples, ReviewAgents([], {}), 0.5).sliced_reviews == 0
 
 
 @pytest.mark.parametrize("cost", [1, 50_000])

@@ -6,7 +6,7 @@ import pytest
 
 from fluxbudgetd.model import Sample, Triage
 from fluxbudgetd.policy import feedback
-from fluxbudgetd.policy.launches import Launches
+from fluxbudgetd.policy.review_agents import ReviewAgents
 from fluxbudgetd.wire.messages import ReviewCalibration
 from harness.values import NOW, a_line, a_sample, a_triage, launched
 
@@ -41,10 +41,10 @@ def ran(billing: int, **fields: Any) -> Sample:
 def test_latest_earlier_review_of_the_session_or_its_run(
     triages: list[Triage], selecting: str | None, naming: str | None
 ) -> None:
-    launches = Launches(triages, {"s": ["r"]})
+    agents = ReviewAgents(triages, {"s": ["r"]})
     for found, expected in (
-        (launches.selecting(ran(10)), selecting),
-        (launches.naming(ran(10)), naming),
+        (agents.selecting(ran(10)), selecting),
+        (agents.naming(ran(10)), naming),
     ):
         assert (None if found is None else found.triage.id) == expected
 
@@ -62,14 +62,14 @@ def test_latest_earlier_review_of_the_session_or_its_run(
 def test_first_usage_is_compared_with_the_review(
     instance: str, started_at: int | None, ended_at: int | None, belongs: bool
 ) -> None:
-    launches = Launches([a_triage(CUT, at=NOW + 500_000, last_key=7)], {})
+    agents = ReviewAgents([a_triage(CUT, at=NOW + 500_000, last_key=7)], {})
     source = "interstat" if instance.startswith("row-") else "transcripts"
     sample = ran(10, instance=instance, started_at=started_at, ended_at=ended_at, source=source)
-    assert (launches.selecting(sample) is not None) is belongs
+    assert (agents.selecting(sample) is not None) is belongs
 
 
 def of_reviews(triages: list[Triage], samples: list[Sample]) -> dict[str, ReviewCalibration]:
-    return feedback.of_reviews(triages, samples, Launches(triages, {}))
+    return feedback.of_reviews(triages, samples, ReviewAgents(triages, {}))
 
 
 def test_feedback_by_input_type() -> None:

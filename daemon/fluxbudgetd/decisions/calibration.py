@@ -13,7 +13,7 @@ from fluxbudgetd.errors import ConfigError, LedgerError, RequestTimeoutError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Counts, Sample, Triage, to_text
 from fluxbudgetd.policy import calibrate, feedback
-from fluxbudgetd.policy.launches import Launches
+from fluxbudgetd.policy.review_agents import ReviewAgents
 from fluxbudgetd.threads import off_loop
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.accounts import Accounts
@@ -143,9 +143,9 @@ class Calibrations:
 def _findings(
     samples: Sequence[Sample], triages: Sequence[Triage], runs: Mapping[str, Collection[str]], multiplier: float
 ) -> _Findings:
-    launches = Launches(triages, runs)
+    reviewed = ReviewAgents(triages, runs)
     return _Findings(
         agents=calibrate.agents(samples),
-        slicing=calibrate.slicing(samples, launches, multiplier),
-        reviews=feedback.of_reviews(triages, samples, launches),
+        slicing=calibrate.slicing(samples, reviewed, multiplier),
+        reviews=feedback.of_reviews(triages, samples, reviewed),
     )

@@ -14,7 +14,7 @@ from statistics import median
 
 from fluxbudgetd.model import Counts, Sample, Timeline
 from fluxbudgetd.policy import estimates
-from fluxbudgetd.policy.launches import Launches
+from fluxbudgetd.policy.review_agents import ReviewAgents
 from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, PhaseCalibration, SlicingCalibration, Spread
 
 #: Propose no multiplier from fewer reviews with sliced agents.
@@ -85,7 +85,7 @@ def agents(samples: Iterable[Sample]) -> dict[str, AgentCalibration]:
     }
 
 
-def slicing(samples: Iterable[Sample], launches: Launches, multiplier: float) -> SlicingCalibration:
+def slicing(samples: Iterable[Sample], reviewed: ReviewAgents, multiplier: float) -> SlicingCalibration:
     """Return what slicing saves, in billing tokens. `multiplier` is the configured one.
 
     A new multiplier is proposed if there are enough reviews with sliced agents, and what they show differs from the
@@ -103,9 +103,9 @@ def slicing(samples: Iterable[Sample], launches: Launches, multiplier: float) ->
     by_review: dict[str, list[Fraction]] = {}
     compared: dict[str, int] = {}
     for sample in sliced:
-        launch = launches.selecting(sample)
-        if launch is not None and sample.agent in middle:
-            by_review.setdefault(launch.triage.id, []).append(sample.billing / middle[sample.agent])
+        agent = reviewed.selecting(sample)
+        if agent is not None and sample.agent in middle:
+            by_review.setdefault(agent.triage.id, []).append(sample.billing / middle[sample.agent])
             compared[sample.agent] = len(full[sample.agent])
     found = Fraction(median(map(median, by_review.values()))) if by_review else None
     proposed = None

@@ -6,7 +6,7 @@ import msgspec
 
 from fluxbudgetd.model import Sample, Triage
 from fluxbudgetd.policy import estimates, triage
-from fluxbudgetd.policy.launches import Launches
+from fluxbudgetd.policy.review_agents import ReviewAgents
 from fluxbudgetd.policy.review_limits import Limit
 from fluxbudgetd.wire.messages import MAX_TOKENS, ReviewCalibration
 
@@ -15,7 +15,7 @@ _Samples = Mapping[str, Sequence[Sample]]
 
 
 def of_reviews(
-    triages: Iterable[Triage], samples: Iterable[Sample], launches: Launches
+    triages: Iterable[Triage], samples: Iterable[Sample], reviewed: ReviewAgents
 ) -> dict[str, ReviewCalibration]:
     """Return how the reviews of each input type went; reaction rounds are apart, as `TYPE (reaction)`.
 
@@ -24,9 +24,9 @@ def of_reviews(
     """
     by_review: dict[str, dict[str, list[Sample]]] = {}
     for sample in samples:
-        launch = launches.naming(sample)
-        if launch is not None:
-            by_review.setdefault(launch.triage.id, {}).setdefault(sample.agent, []).append(sample)
+        agent = reviewed.naming(sample)
+        if agent is not None:
+            by_review.setdefault(agent.triage.id, {}).setdefault(sample.agent, []).append(sample)
     by_type: dict[str, list[tuple[Triage, _Samples]]] = {}
     for one in triages:
         if one.id in by_review:

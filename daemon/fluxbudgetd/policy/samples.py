@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from fluxbudgetd.model import AgentRow, Counts, MeasuredRow, Response, Sample, TranscriptFile, Triage
+from fluxbudgetd.policy import review_agents
 from fluxbudgetd.policy.estimates import plain_name
-from fluxbudgetd.policy.report import is_since
 from fluxbudgetd.policy.reservations import LIFETIME
 from fluxbudgetd.policy.responses import has_usage, records
 from fluxbudgetd.wire.messages import MAX_TOKENS
@@ -90,10 +90,6 @@ def of_row(row: MeasuredRow, triages: Sequence[Triage]) -> Sample | None:
     )
 
 
-def _has_slice(run: AgentRow, triages: Sequence[Triage]) -> bool:
-    for triage in reversed(triages):
-        if is_since(run, triage):
-            for line in triage.agents:
-                if line.action == "Selected" and plain_name(line.name) == run.agent:
-                    return line.sliced
-    return False
+def _has_slice(first_usage: AgentRow, triages: Sequence[Triage]) -> bool:
+    agent = review_agents.selecting(first_usage, triages)
+    return agent is not None and agent.line.sliced

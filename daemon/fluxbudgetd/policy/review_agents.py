@@ -11,19 +11,14 @@ from fluxbudgetd.wire.messages import TriageLine
 _ROW = "row-"
 
 
-class Launch(NamedTuple):
+class ReviewAgent(NamedTuple):
     """An agent in a review: the decision about it is `line`."""
 
     triage: Triage
     line: TriageLine
 
-    @property
-    def is_selected(self) -> bool:
-        """True if the review launched the agent."""
-        return self.line.action == "Selected"
 
-
-class Launches:
+class ReviewAgents:
     """The agents of reviews. `runs` names the runs of each session.
 
     A review belongs to its session; without a session, to all sessions of its run.
@@ -31,30 +26,45 @@ class Launches:
 
     def __init__(self, triages: Iterable[Triage], runs: Mapping[str, Collection[str]]) -> None:
         self._runs = runs
-        self._of_session: dict[tuple[str, str], list[Launch]] = {}
-        self._of_run: dict[tuple[str, str], list[Launch]] = {}
+        self._of_session: dict[tuple[str, str], list[ReviewAgent]] = {}
+        self._of_run: dict[tuple[str, str], list[ReviewAgent]] = {}
         for triage in triages:
             for line in triage.agents:
-                name, launch = estimates.plain_name(line.name), Launch(triage, line)
+                name, agent = estimates.plain_name(line.name), ReviewAgent(triage, line)
                 if triage.session is not None:
-                    self._of_session.setdefault((triage.session, name), []).append(launch)
+                    self._of_session.setdefault((triage.session, name), []).append(agent)
                 elif triage.run is not None:
-                    self._of_run.setdefault((triage.run, name), []).append(launch)
+                    self._of_run.setdefault((triage.run, name), []).append(agent)
 
-    def selecting(self, sample: Sample) -> Launch | None:
+    def selecting(self, sample: Sample) -> ReviewAgent | None:
         """Return the latest review that launched this sub-agent, or None."""
-        return max((launch for launch in self._before(sample) if launch.is_selected), key=_time, default=None)
+        return _latest(_first_usage(sample), filter(_is_selected, self._candidates(sample)))
 
-    def naming(self, sample: Sample) -> Launch | None:
+    def naming(self, sample: Sample) -> ReviewAgent | None:
         """Return the latest review that named this sub-agent, whether it launched or deferred it, or None."""
-        return max(self._before(sample), key=_time, default=None)
+        return _latest(_first_usage(sample), self._candidates(sample))
 
-    def _before(self, sample: Sample) -> Iterable[Launch]:
-        first = _first_usage(sample)
+    def _candidates(self, sample: Sample) -> Iterable[ReviewAgent]:
         found = list(self._of_session.get((sample.session, sample.agent), ()))
         for run in self._runs.get(sample.session, ()):
             found += self._of_run.get((run, sample.agent), ())
-        return (launch for launch in found if is_since(first, launch.triage))
+        return found
+
+
+def selecting(first_usage: AgentRow, triages: Iterable[Triage]) -> ReviewAgent | None:
+    """Return the latest of these reviews that launched a sub-agent, or None."""
+    lines = (ReviewAgent(triage, line) for triage in triages for line in triage.agents)
+    own = (agent for agent in lines if estimates.plain_name(agent.line.name) == first_usage.agent)
+    return _latest(first_usage, filter(_is_selected, own))
+
+
+def _latest(first_usage: AgentRow, agents: Iterable[ReviewAgent]) -> ReviewAgent | None:
+    earlier = (agent for agent in agents if is_since(first_usage, agent.triage))
+    return max(earlier, key=lambda agent: (agent.triage.at, agent.triage.id), default=None)
+
+
+def _is_selected(agent: ReviewAgent) -> bool:
+    return agent.line.action == "Selected"
 
 
 def _first_usage(sample: Sample) -> AgentRow:
@@ -63,7 +73,3 @@ def _first_usage(sample: Sample) -> AgentRow:
         key = int(sample.instance.removeprefix(_ROW))
         return AgentRow(key, sample.session, sample.ended_at, sample.agent, sample.billing)
     return AgentRow(0, sample.session, sample.started_at, sample.agent, sample.billing)
-
-
-def _time(launch: Launch) -> int:
-    return launch.triage.at
