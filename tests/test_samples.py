@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from fluxbudgetd.clock import now_micros
 from fluxbudgetd.decisions.admission import Launch
 from fluxbudgetd.decisions.samples import MOST_PER_AGENT
 from fluxbudgetd.errors import LedgerError
-from fluxbudgetd.model import NewRows, RowMark, Sample, to_text
+from fluxbudgetd.model import NewRows, Response, RowMark, Sample, to_text
 from fluxbudgetd.service import Service
 from fluxbudgetd.sources.interstat import InterstatSource, history
 from fluxbudgetd.wire import messages
@@ -257,6 +257,32 @@ def test_transcript_that_was_replaced_counts_with_the_new_one(tmp_path: Path) ->
         await world.collects()
         (third,) = world.of("fd-x")
         assert third.billing == 3 * first.billing
+
+    in_world(tmp_path, body)
+
+
+def test_transcript_that_grows_while_its_sample_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is sampled again."""
+
+    async def body(world: World) -> None:
+        transcripts, totals = world.service.ledger.transcripts, world.service.totals
+        read = transcripts.of_files
+
+        async def growing(session: str, numbers: Collection[int]) -> tuple[Response, ...]:
+            found = await read(session, numbers)
+            world.writes("a1", message="2")
+            await totals.refresh_sources(within(60))
+            assert await totals.saver.save_all(60)
+            return found
+
+        world.writes("a1", message="1")
+        with monkeypatch.context() as patched:
+            patched.setattr(transcripts, "of_files", growing)
+            await world.collects()
+        (first,) = world.of("fd-x")
+        await world.collects()
+        (second,) = world.of("fd-x")
+        assert second.billing == 2 * first.billing
 
     in_world(tmp_path, body)
 
