@@ -1,7 +1,8 @@
 """Calibration: what phases and agents have actually cost, what slicing saves, and how past reviews went."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -25,8 +26,18 @@ from fluxbudgetd.wire.messages import (
     SlicingCalibration,
 )
 
-# Let other tasks run after this many runs.
+T = TypeVar("T")
+
+#: The samples of each agent.
+_ByAgent = Sequence[Sequence[Sample]]
+#: session → its runs
+_Runs = Mapping[str, Collection[str]]
+#: Called with the configured multiplier, perhaps in a worker thread.
+_Find = Callable[[_ByAgent, Sequence[Triage], _Runs, float], T]
+
+# Let other tasks run after this many runs or sessions.
 _RUNS_PER_TURN = 64
+_SESSIONS_PER_TURN = 500
 # What a command waits for news, as a share of its time. A collection that takes longer continues without it.
 _NEWS_SHARE = 0.25
 # The name under which a new multiplier is announced.
@@ -71,7 +82,7 @@ class Calibrations:
         rules = await self._reviews.rules(None, deadline, calibrated=False)
         stale_why = await self._samples.collect(deadline)
         triages = await self._ledger.reviews.triages()
-        found = await self._find(triages, rules.slicing_multiplier)
+        found = await self._find(_findings, triages, rules.slicing_multiplier)
         phases = await self._phases()
         calibration = Calibration(
             provenance=Provenance(
@@ -104,11 +115,12 @@ class Calibrations:
         if await self._samples.collect(deadline) is not None:
             # A stale calibration is not written.
             return ""
-        if sum(sample.sliced for sample in self._all()) < calibrate.MIN_SLICED_REVIEWS:
+        by_agent = self._by_agent()
+        if await off_loop(_size(by_agent), _count_sliced, by_agent) < calibrate.MIN_SLICED_REVIEWS:
             return ""
         configured = (await self._reviews.rules(None, deadline, calibrated=False)).slicing_multiplier
         in_use = (await self._reviews.rules(None, deadline)).slicing_multiplier
-        slicing = (await self._find(await self._ledger.reviews.triages(), configured)).slicing
+        slicing = await self._find(_slicing, await self._ledger.reviews.triages(), configured)
         announced = await self._ledger.announced.last(_MULTIPLIER)
         new = calibrate.news(slicing, in_use, None if announced is None else float(announced))
         if new is None:
@@ -119,16 +131,21 @@ class Calibrations:
             "apply it with 'fluxbudgetctl calibrate --write'"
         )
 
-    def _all(self) -> list[Sample]:
-        return [sample for agent in self._samples.agents() for sample in self._samples.of(agent)]
+    def _by_agent(self) -> _ByAgent:
+        return [self._samples.of(agent) for agent in self._samples.agents()]
 
-    async def _find(self, triages: Sequence[Triage], multiplier: float) -> _Findings:
-        samples = self._all()
-        runs = {
-            name: [attachment.run for attachment in account.current]
-            for name, account in self._accounts.sessions.items()
-        }
-        return await off_loop(len(samples) + len(triages), _findings, samples, triages, runs, multiplier)
+    async def _find(self, find: _Find[T], triages: Sequence[Triage], multiplier: float) -> T:
+        by_agent, runs = self._by_agent(), await self._runs()
+        return await off_loop(_size(by_agent) + len(triages), find, by_agent, triages, runs, multiplier)
+
+    async def _runs(self) -> dict[str, list[str]]:
+        """Return the runs of each session."""
+        runs = {}
+        for number, (name, account) in enumerate(list(self._accounts.sessions.items())):
+            runs[name] = [attachment.run for attachment in account.current]
+            if number % _SESSIONS_PER_TURN == 0:
+                await anyio.lowlevel.checkpoint()
+        return runs
 
     async def _phases(self) -> list[dict[str, Counts]]:
         """Return, for each run, what was measured of its completed phases."""
@@ -140,12 +157,23 @@ class Calibrations:
         return phases
 
 
-def _findings(
-    samples: Sequence[Sample], triages: Sequence[Triage], runs: Mapping[str, Collection[str]], multiplier: float
-) -> _Findings:
+def _size(by_agent: _ByAgent) -> int:
+    return sum(map(len, by_agent))
+
+
+def _count_sliced(by_agent: _ByAgent) -> int:
+    return sum(sample.sliced for sample in chain.from_iterable(by_agent))
+
+
+def _findings(by_agent: _ByAgent, triages: Sequence[Triage], runs: _Runs, multiplier: float) -> _Findings:
+    samples = list(chain.from_iterable(by_agent))
     reviewed = ReviewAgents(triages, runs)
     return _Findings(
         agents=calibrate.agents(samples),
         slicing=calibrate.slicing(samples, reviewed, multiplier),
         reviews=feedback.of_reviews(triages, samples, reviewed),
     )
+
+
+def _slicing(by_agent: _ByAgent, triages: Sequence[Triage], runs: _Runs, multiplier: float) -> SlicingCalibration:
+    return calibrate.slicing(chain.from_iterable(by_agent), ReviewAgents(triages, runs), multiplier)
