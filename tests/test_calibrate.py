@@ -1,10 +1,11 @@
 """The rules of calibration: spreads, measured phases, and what slicing saves."""
 
+import random
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxbudgetd.model import Counts, PhaseRecord, Sample, Timeline, Triage
@@ -180,6 +181,33 @@ def test_sliced_agents_without_unsliced_samples_do_not_count() -> None:
     # Neither do sliced samples of which no review is known.
     samples, _ = history([{"fd-a": [30]}] * 10, {"fd-a": [100]})
     assert calibrate.slicing(samples, ReviewAgents([], {}), 0.5).sliced_reviews == 0
+
+
+costs = st.lists(st.integers(1, 200), min_size=1, max_size=4)
+one_review = st.dictionaries(st.sampled_from(["fd-a", "fd-b", "fd-c"]), costs, min_size=1)
+some_reviews = st.lists(one_review, max_size=14) | st.builds(
+    lambda review, times: [review] * times, one_review, st.integers(9, 11)
+)
+whole_documents = st.fixed_dictionaries({}, optional={"fd-a": costs, "fd-b": costs})
+
+
+@settings(max_examples=50)
+@given(some_reviews, whole_documents, st.sampled_from([0.01, 0.3, 0.5, 1.0, 10.0]), st.randoms(use_true_random=False))
+def test_proposals(reviews: list[Review], full: Review, multiplier: float, chance: random.Random) -> None:
+    """A proposal has enough reviews, and differs enough. It depends on ratios alone, and not on any order."""
+    samples, reviewed = history(reviews, full)
+    shown = calibrate.slicing(samples, reviewed, multiplier)
+    assert shown.sliced_reviews == sum(bool(review.keys() & full.keys()) for review in reviews)
+    assert (shown.median is None) == (shown.sliced_reviews == 0)
+    if shown.multiplier is not None:
+        assert shown.sliced_reviews >= 10
+        assert 0.01 <= shown.multiplier <= 10
+        assert shown.median is not None
+        assert shown.median >= 1.2 * multiplier or shown.median <= 0.8 * multiplier
+    chance.shuffle(samples)
+    assert calibrate.slicing(samples, reviewed, multiplier) == shown
+    dearer = [a_cost(each.input * 7, each.agent, session=each.session, sliced=each.sliced) for each in samples]
+    assert calibrate.slicing(dearer, reviewed, multiplier) == shown
 
 
 @pytest.mark.parametrize("cost", [1, 50_000])
