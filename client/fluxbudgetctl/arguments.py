@@ -93,11 +93,9 @@ def add_transcript(parser: Parser) -> None:
     )
 
 
-def add_model(parser: Parser) -> None:
-    """Add the flags that select the history that estimates are based on."""
-    parser.add_argument(
-        "--model", type=text, metavar="M", help="use the history of this model (default: claude-opus-4-6)"
-    )
+def add_model(parser: Parser, default: str) -> None:
+    """Add the flags that select the history that estimates are based on. `default` is the model that help names."""
+    parser.add_argument("--model", type=text, metavar="M", help=f"use the history of this model (default: {default})")
     parser.add_argument("--slicing", action="store_true", help="agents get slices of the document")
 
 

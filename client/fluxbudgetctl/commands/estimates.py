@@ -13,7 +13,7 @@ from fluxbudgetd.wire import codes, messages
 def add(commands: Subcommands) -> None:
     """Add the command."""
     parser = add_command(commands, "estimates", "print what agents are expected to cost, as JSON", _estimates)
-    add_model(parser)
+    add_model(parser, "claude-opus-4-6")
     parser.add_argument(
         "--project",
         type=arguments.path,

@@ -27,7 +27,7 @@ def add(commands: Subcommands) -> None:
     description = "decide which review agents may be launched: JSON list of agents on stdin, JSON on stdout"
     parser = add_command(commands, "triage", description, _triage)
     add_naming(parser)
-    add_model(parser)
+    add_model(parser, "the session's")
     parser.add_argument(
         "--input-type",
         type=arguments.text,

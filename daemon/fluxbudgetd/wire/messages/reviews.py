@@ -50,7 +50,7 @@ class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
     agents: tuple[TriageAgent, ...]
     input_type: str = "other"
     model: str | None = None
-    """The model that they are launched with; that of the session if omitted."""
+    """The model that they are launched with; that of the session if omitted, or else `claude-opus-4-6`."""
     slicing: bool = False
     override: str | None = None
     """Under soft enforcement: select all of them, for this reason."""
