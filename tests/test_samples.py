@@ -234,7 +234,7 @@ def test_sub_agent_without_usage_gives_none(tmp_path: Path) -> None:
         world.writes("a1", tokens=(0, 0, 0, 0))
         await world.collects()
         assert not world.service.samples.has_any
-        assert await world.service.ledger.samples.unsampled() == []
+        assert await world.service.ledger.samples.unsampled() == {}
         world.writes("a1", message="2")
         await world.collects()
         assert world.service.samples.has_any

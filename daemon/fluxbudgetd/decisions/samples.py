@@ -5,7 +5,6 @@ its deadline. What takes longer continues in a task of its own, and the next req
 not delay the other one. `policy.samples` has the rules.
 """
 
-import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -14,7 +13,7 @@ import anyio
 from fluxbudgetd.decisions.collector import Collector, NotCollectedError
 from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.ledger import Ledger, SubAgentFile
-from fluxbudgetd.model import MeasuredRow, NewRows, Response, RowMark, Sample, Triage
+from fluxbudgetd.model import MeasuredRow, NewRows, Response, RowMark, Sample, TranscriptFile, Triage
 from fluxbudgetd.policy import samples as policy
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import agent_id, plain_agent
@@ -101,33 +100,20 @@ class Samples:
     async def _collect_transcripts(self, _deadline: float) -> None:
         if not await self._saver.save_all(_SAVE_SECONDS):
             raise NotCollectedError("the latest usage could not be written to the ledger")
-        for session, files in itertools.groupby(await self._ledger.samples.unsampled(), lambda each: each.session):
-            ended = await self._ended(session, list(files))
+        for session, files in (await self._ledger.samples.unsampled()).items():
+            ended = await self._ended(session, files)
             for batch in _batches(ended, _SUB_AGENTS_PER_TRANSACTION):
                 await self._sample(session, batch)
 
     async def _ended(self, session: str, changed: Sequence[SubAgentFile]) -> list[_SubAgent]:
         """Return the sub-agents that have ended, of those with changed transcripts."""
-        over = self._reservations.over(session)
-        now = self._clock()
-        by_id: dict[str, list[SubAgentFile]] = {}
-        for each in changed:
-            path = each.file.path
-            by_id.setdefault(agent_id(path) or plain_agent(path), []).append(each)
-        ended = [
-            _SubAgent(session, name, tuple(files))
-            for name, files in by_id.items()
-            if policy.has_finished([each.file for each in files], now, is_over=name in over)
-        ]
-        return ended and await self._with_replaced_files(session, ended)
-
-    async def _with_replaced_files(self, session: str, ended: Iterable[_SubAgent]) -> list[_SubAgent]:
-        """Return the sub-agents with all their transcripts: one that was replaced has not changed, but counts."""
-        paths = {each.file.path: sub_agent.id for sub_agent in ended for each in sub_agent.files}
-        by_id: dict[str, list[SubAgentFile]] = {}
-        for each in await self._ledger.samples.at_paths(session, paths):
-            by_id.setdefault(paths[each.file.path], []).append(each)
-        return [_SubAgent(session, name, tuple(files)) for name, files in by_id.items()]
+        over, now = self._reservations.over(session), self._clock()
+        paths = await off_loop(len(changed), _paths_of_ended, changed, over, now)
+        if not paths:
+            return []
+        # One that was replaced has not changed, but counts.
+        files = await self._ledger.samples.at_paths(session, paths)
+        return await off_loop(len(files), _sub_agents, session, files, paths)
 
     async def _sample(self, session: str, ended: Sequence[_SubAgent]) -> None:
         """Take the samples of a session's ended sub-agents."""
@@ -197,6 +183,26 @@ class Samples:
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _paths_of_ended(changed: Iterable[SubAgentFile], over: Collection[str], now: int) -> dict[str, str]:
+    """Return the paths of the transcripts of sub-agents that have ended, each with the sub-agent's id."""
+    by_id: dict[str, list[TranscriptFile]] = {}
+    for _, file in changed:
+        by_id.setdefault(agent_id(file.path) or plain_agent(file.path), []).append(file)
+    return {
+        file.path: name
+        for name, files in by_id.items()
+        if policy.has_finished(files, now, is_over=name in over)
+        for file in files
+    }
+
+
+def _sub_agents(session: str, files: Iterable[SubAgentFile], ids: Mapping[str, str]) -> list[_SubAgent]:
+    by_id: dict[str, list[SubAgentFile]] = {}
+    for each in files:
+        by_id.setdefault(ids[each.file.path], []).append(each)
+    return [_SubAgent(session, name, tuple(found)) for name, found in by_id.items()]
 
 
 def _of_responses(

@@ -1,5 +1,7 @@
 """Samples as stored, and the transcripts of sub-agents that have no sample of their present content yet."""
 
+import itertools
+import operator
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -70,20 +72,20 @@ class StoredSamples:
         sql = "SELECT DISTINCT agent FROM samples WHERE session IN (SELECT value FROM json_each(?))"
         return {agent for (agent,) in await self._database.rows(sql, (_json(sessions),))}
 
-    async def unsampled(self) -> list[SubAgentFile]:
+    async def unsampled(self) -> dict[str, list[SubAgentFile]]:
         """Return the transcripts of sub-agents that have changed since their samples were taken, by session."""
         rows = await self._database.rows(
             f"SELECT session, {FILE_COLUMNS} FROM transcripts INDEXED BY transcripts_unsampled"  # noqa: S608  our own names
             " WHERE is_sampled = 0 AND agent <> 'main-session' AND number > 0 ORDER BY session, number"
         )
-        return await off_loop(len(rows), _files, rows)
+        return await off_loop(len(rows), _by_session, rows)
 
     async def at_paths(self, session: str, paths: Collection[str]) -> list[SubAgentFile]:
         """Return every transcript that a session has had at these paths, also those that were replaced."""
         rows = await self._database.rows(
             f"SELECT session, {FILE_COLUMNS} FROM transcripts"  # noqa: S608  our own names
             " WHERE session = ? AND path IN (SELECT value FROM json_each(?)) AND number > 0 ORDER BY number",
-            (session, _json(paths)),
+            (session, await off_loop(len(paths), _json, paths)),
         )
         return await off_loop(len(rows), _files, rows)
 
@@ -111,6 +113,12 @@ def _json(values: Iterable[str]) -> str:
 
 def _files(rows: Sequence[Sequence[Any]]) -> list[SubAgentFile]:
     return [SubAgentFile(session, stored_file(row)) for session, *row in rows]
+
+
+def _by_session(rows: Iterable[Sequence[Any]]) -> dict[str, list[SubAgentFile]]:
+    return {
+        session: _files(list(of_session)) for session, of_session in itertools.groupby(rows, operator.itemgetter(0))
+    }
 
 
 def _rows(samples: Iterable[Sample]) -> list[tuple[object, ...]]:
