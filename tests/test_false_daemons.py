@@ -1,5 +1,6 @@
 """The client against something else in the daemon's place."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -113,3 +114,42 @@ def test_largest_answer(home: Home) -> None:
     with answering(home, frame({**COMMAND, "out": b"x" * room})):
         result = home.ctl("check", "--timeout", "20")
     assert (result.returncode, len(result.stdout), result.stderr) == (1, room, "err\n")
+
+
+#: Answers of version 0.1.0.
+OLD_ESTIMATES = frame(
+    {
+        "ok": True, "op": "estimates", "defaults": {"review": 40_000}, "slicing_multiplier": 1.0, "stale_why": None,
+        "estimates": {"fd-x": {"est_tokens": 9, "est_billing": 5, "sample_size": 3, "source": "interstat"}},
+    }
+)  # fmt: skip
+_PART = {"agents": 0, "est_tokens": 0}
+OLD_TRIAGE = frame(
+    {
+        "ok": True, "op": "triage", "triage_id": "triage-1", "verdict": "ok", "run": None, "session": "s1",
+        "input_type": "other", "model": "m", "slicing": False, "cost_basis": "billing", "enforcement": "soft",
+        "budget": 7, "type_budget": 7, "sprint_remaining": None, "sprint_constrained": False, "selected": _PART,
+        "deferred": _PART, "by_stage": {}, "agents": [], "summary": "Budget: 0K", "override": None, "note": "",
+        "stale_why": None,
+    }
+)  # fmt: skip
+
+
+def test_older_daemon_says_nothing_about_the_history(home: Home) -> None:
+    """That is not the same as having none."""
+    with answering(home, OLD_ESTIMATES):
+        result = home.ctl("estimates")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["history"] == {}
+
+
+def test_older_daemon_does_not_know_the_reaction_round(home: Home) -> None:
+    """It has decided about another round, so its answer is not used."""
+    with answering(home, OLD_TRIAGE):
+        result = home.ctl("triage", stdin='{"agents": []}')
+        assert (result.returncode, result.stderr) == (0, "")
+        result = home.ctl("triage", "--round", "reaction", stdin='{"agents": []}')
+    assert (result.returncode, result.stdout) == (70, "")
+    line, hint = result.stderr.splitlines()
+    assert line == "fluxbudgetctl: the daemon is older than this client: it does not know --round reaction"
+    assert hint.startswith("hint: ")

@@ -61,6 +61,12 @@ def _triage(options: Options) -> int:
         round=options.round,
     )
     answer = call(request, messages.TriageAnswer, options.timeout)
+    if answer.round != options.round:
+        raise Failure(
+            f"the daemon is older than this client: it does not know --round {options.round}",
+            "compare versions with 'fluxbudgetctl version', and restart the daemon",
+            codes.INTERNAL,
+        )
     note_stale(answer.stale_why)
     if answer.history == "none":
         note(NO_HISTORY)

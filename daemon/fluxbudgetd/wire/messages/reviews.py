@@ -96,8 +96,8 @@ class EstimatesAnswer(Answer, frozen=True, kw_only=True, tag="estimates"):
     slicing_multiplier: float
     """1 unless slicing is on."""
     stale_why: str | None
-    history: dict[str, AgentHistory] | None = None
-    """By agent, without the plugin's prefix; null: there is no sample."""
+    history: dict[str, AgentHistory] | None = {}  # noqa: RUF012  msgspec copies it for each answer
+    """By agent, without the plugin's prefix; null: there is no sample; empty: the daemon is of an earlier version."""
 
 
 class TriageLine(msgspec.Struct, frozen=True, kw_only=True):
