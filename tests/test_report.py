@@ -194,9 +194,25 @@ def test_slow_agent_counts_for_its_own_review() -> None:
     assert (found.estimated_total, found.actual_billing) == (170, 150)
 
 
-def test_each_review_keeps_its_cost_basis() -> None:
-    """Estimates and actual costs use the triage's cost basis, even if the run has another."""
-    triage = a_triage(launched("a", 1000), cost_basis="total")
+def test_report_of_a_run_is_in_its_cost_basis() -> None:
+    """Its reviews were cut by different limits, so their estimates were in different units."""
+    lines = [launched("a", 100, est_total=1000), launched("b", 10, action="Deferred (budget)", est_total=300)]
+    of_type = a_triage(*lines, id="t1", session="s")
+    of_run = a_triage(
+        *(msgspec.structs.replace(line, est_tokens=line.est_total) for line in lines),
+        id="t2", session="t", cost_basis="total",
+    )  # fmt: skip
+    rows: dict[str | None, list[Usage]] = {session: [a_row(1, "a", 150, cache_read=1350)] for session in ("s", "t")}
+    found = report.of_run(5000, "total", [of_type, of_run], rows)
+    assert [(agent.estimated, agent.delta_pct) for agent in found.agents] == [(1000, 50), (1000, 50)]
+    assert [agent.estimated for agent in found.deferred] == [300, 300]
+    assert found.estimated_total == 2000
+    assert found.by_stage["stage_1"] == ReportStage(agents=2, estimated=2000, actual=3000, partial=False)
+
+
+def test_review_of_an_earlier_version_keeps_its_cost_basis() -> None:
+    """It has estimates in no other, even if the run does."""
+    triage = a_triage(launched("a", 1000, est_billing=None, est_total=None), cost_basis="total")
     found = report.of_run(5000, "billing", [triage], {"s": [a_row(1, "a", 100, cache_read=900)]})
     assert found.by_stage["stage_1"] == ReportStage(agents=1, estimated=1000, actual=1000, partial=False)
     assert found.agents[0].delta_pct == 0

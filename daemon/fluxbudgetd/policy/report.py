@@ -52,7 +52,10 @@ def is_since(record: Usage | AgentRow, triage: Triage) -> bool:
 
 def of_triage(triage: Triage, used: Actuals) -> CostReport:
     """Return a triage's cost report."""
-    entries = [_Entry(triage, line, used.get(estimates.plain_name(line.name))) for line in triage.agents]
+    basis = triage.cost_basis
+    entries = [
+        _Entry(line, used.get(estimates.plain_name(line.name)), line.est_tokens, basis) for line in triage.agents
+    ]
     return _report(triage.budget, triage.input_type, triage.cost_basis, entries)
 
 
@@ -60,6 +63,8 @@ def of_run(
     budget: int | None, basis: CostBasis, triages: Sequence[Triage], records: Mapping[str | None, Iterable[Usage]]
 ) -> CostReport:
     """Return the cost report of all of a run's triages (oldest first), with their sessions' records.
+
+    It is in tokens of the run's cost basis, `basis`; triages of earlier versions have estimates in their own alone.
 
     An agent has one entry per triage. A row belongs to the latest earlier triage in its session that named the agent.
     An entry without a row is left out if a later triage named the agent again.
@@ -82,17 +87,18 @@ def of_run(
             ]
             following[key] = triage
             if used or later is None:
-                found.append(_Entry(triage, line, sum(used, Counts()) if used else None))
+                found.append(_in_basis(triage, line, sum(used, Counts()) if used else None, basis))
         entries.append(found)
     return _report(budget, "run", basis, [entry for found in reversed(entries) for entry in found])
 
 
 class _Entry(NamedTuple):
-    """An agent of a triage, and the sum of its rows; None if there are none."""
+    """An agent of a triage, the sum of its rows (None: there are none), and its estimate in tokens of `basis`."""
 
-    triage: Triage
     line: TriageLine
     used: Counts | None
+    estimated: int
+    basis: CostBasis
 
     @property
     def selected(self) -> bool:
@@ -100,23 +106,32 @@ class _Entry(NamedTuple):
 
     @property
     def actual(self) -> Arrived:
-        """Return what has arrived, in tokens of the triage's basis."""
+        """Return what has arrived, in tokens of the basis."""
         if self.used is None or self.used.pending == self.used.records:
             return "pending"
-        return _capped(self.used.tokens(self.triage.cost_basis))
+        return _capped(self.used.tokens(self.basis))
 
 
-def _agent(line: TriageLine, used: Counts | None, basis: CostBasis) -> ReportAgent:
+def _in_basis(triage: Triage, line: TriageLine, used: Counts | None, basis: CostBasis) -> _Entry:
+    """Return an agent's entry in this basis, or if it has no such estimate, in the triage's."""
+    estimated = line.est_billing if basis == "billing" else line.est_total
+    if estimated is None:
+        return _Entry(line, used, line.est_tokens, triage.cost_basis)
+    return _Entry(line, used, estimated, basis)
+
+
+def _agent(entry: _Entry) -> ReportAgent:
+    line, used = entry.line, entry.used
     has_arrived = used is not None and used.pending < used.records
     counts = used or Counts()
     return ReportAgent(
         name=line.name,
         stage=line.stage,
-        estimated=line.est_tokens,
+        estimated=entry.estimated,
         actual_billing=_capped(counts.billing) if has_arrived else "pending",
         actual_total=_capped(counts.total) if has_arrived else "pending",
         cache_read=_capped(counts.cache_read) if has_arrived else "pending",
-        delta_pct=delta_pct(counts.tokens(basis), line.est_tokens) if has_arrived else "pending",
+        delta_pct=delta_pct(counts.tokens(entry.basis), entry.estimated) if has_arrived else "pending",
         partial=has_arrived and counts.pending > 0,
         source=line.source,
         slicing_applied=line.sliced,
@@ -125,12 +140,13 @@ def _agent(line: TriageLine, used: Counts | None, basis: CostBasis) -> ReportAge
     )
 
 
-def _deferred(line: TriageLine, used: Counts | None) -> ReportDeferred:
+def _deferred(entry: _Entry) -> ReportDeferred:
+    line, used = entry.line, entry.used
     ran = used is not None and used.pending < used.records
     return ReportDeferred(
         name=line.name,
         stage=line.stage,
-        estimated=line.est_tokens,
+        estimated=entry.estimated,
         reason="blocked" if line.action == "Blocked" else "budget",
         actual_billing=_capped(used.billing) if used is not None and ran else None,
     )
@@ -139,7 +155,7 @@ def _deferred(line: TriageLine, used: Counts | None) -> ReportDeferred:
 def _report(budget: int | None, kind: str, basis: CostBasis, entries: Sequence[_Entry]) -> CostReport:
     launched = [entry for entry in entries if entry.selected]
     shown = entries[-MOST_LISTED:]
-    agents = tuple(_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in launched)
+    agents = tuple(_agent(entry) for entry in launched)
     return CostReport(
         budget=budget,
         budget_type=kind,
@@ -150,8 +166,8 @@ def _report(budget: int | None, kind: str, basis: CostBasis, entries: Sequence[_
         cache_read_total=_sum(agent.cache_read for agent in agents),
         partial=_partial(agents),
         pending=tuple(entry.line.name for entry in shown if entry.selected and entry.actual == "pending"),
-        agents=tuple(_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in shown if entry.selected),
-        deferred=tuple(_deferred(entry.line, entry.used) for entry in shown if not entry.selected),
+        agents=tuple(_agent(entry) for entry in shown if entry.selected),
+        deferred=tuple(_deferred(entry) for entry in shown if not entry.selected),
         not_listed=len(entries) - len(shown),
         by_stage={
             f"stage_{stage}": _stage([entry for entry in launched if entry.line.stage == stage]) for stage in _STAGES
@@ -160,7 +176,7 @@ def _report(budget: int | None, kind: str, basis: CostBasis, entries: Sequence[_
 
 
 def _stage(launched: Sequence[_Entry]) -> ReportStage:
-    agents = [_agent(entry.line, entry.used, entry.triage.cost_basis) for entry in launched]
+    agents = [_agent(entry) for entry in launched]
     return ReportStage(
         agents=len(agents),
         estimated=_capped(sum(agent.estimated for agent in agents)),
