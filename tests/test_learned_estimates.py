@@ -141,7 +141,7 @@ def test_full_and_sliced_costs_stay_apart(home: Home, interstat: Interstat, daem
 
 
 def test_calibrated_agent_counts_without_samples(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The ledger with the samples is lost, and so is interstat's file."""
+    """The ledger with the samples is lost, and so is interstat's file. This is not called a default."""
     past(interstat, 7_000)
     home.ok("calibrate", "--write")
     daemon.kill()
@@ -149,10 +149,14 @@ def test_calibrated_agent_counts_without_samples(home: Home, interstat: Intersta
     for path in (*home.interstat.parent.iterdir(), *home.state.glob("ledger.db*")):
         path.unlink()
     home.start()
-    (line,) = lines_of(home, "fd-x")
+    result = triaged(home, "fd-x")
+    decided = json.loads(result.stdout)
+    (line,) = decided["agents"]
     assert (line["est_billing"], line["est_total"], line["source"], line["sample_size"]) == (
         7_000, 70_000, "calibrated", 3,
     )  # fmt: skip
+    assert (result.stderr, decided["history"]) == ("", "none")
+    assert triaged(home, "fd-x", "fd-y").stderr == NO_HISTORY
 
 
 def test_total_tokens_of_the_run_are_compared_with_total_tokens(

@@ -68,7 +68,7 @@ def _triage(options: Options) -> int:
             codes.INTERNAL,
         )
     note_stale(answer.stale_why)
-    if answer.history == "none":
+    if answer.history == "none" and any(line.source == "default" for line in answer.agents):
         note(NO_HISTORY)
     if answer.note:
         note(answer.note)
