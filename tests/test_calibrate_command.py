@@ -133,9 +133,9 @@ def test_feedback_about_reviews(home: Home, interstat: Interstat, daemon: Daemon
             "overridden": 1,
         },
     }  # fmt: skip
-    header, line = [
-        line.split() for line in home.ok("calibrate").splitlines() if "OVERRIDDEN" in line or "plan" in line
-    ]
+    shown = home.ok("calibrate").splitlines()
+    assert max(map(len, shown)) <= 80
+    header, line = [line.split() for line in shown if "OVERRIDDEN" in line or "plan" in line]
     assert header[0] == "REVIEWS"
     assert line == ["plan", "2", "60000", "75", "%", "1", "1", "1"]
 

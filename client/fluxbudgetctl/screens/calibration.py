@@ -41,7 +41,7 @@ def _print_reviews(reviews: Mapping[str, messages.ReviewCalibration]) -> None:
         print("reviews: nothing measured yet")
         return
     print_columns(
-        ("REVIEWS OF", "COUNT", "MEDIAN (BILLING)", "OF BUDGET", "AGENTS DEFERRED", "RAN ANYWAY", "OVERRIDDEN"),
+        ("REVIEWS OF", "COUNT", "MEDIAN (BILLING)", "OF BUDGET", "DEFERRED", "RAN ANYWAY", "OVERRIDDEN"),
         [
             (
                 one_line(input_type),
