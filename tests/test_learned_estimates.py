@@ -187,7 +187,7 @@ def test_soft_triage_that_defers_offers_to_launch_all(home: Home, interstat: Int
     result = triaged(home, *names)
     assert json.loads(result.stdout)["overridable"] is True
     assert result.stderr == (
-        "fluxbudgetctl: 2 agents are deferred; launch all of them with --override REASON,"
+        "fluxbudgetctl: 2 agents are deferred; to launch all agents, use --override REASON,"
         " which adds an estimated 80 000 billing tokens\n"
     )
     result = triaged(home, *names, override="release day")

@@ -67,7 +67,10 @@ def test_every_request_survives_its_own_encoding() -> None:
 def test_demo_tells_its_story() -> None:
     result = subprocess.run([sys.executable, ROOT / "docs" / "demo.py"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result
-    assert result.stderr == ""
+    assert result.stderr == (
+        "fluxbudgetctl: 1 agent is deferred; to launch all agents, use --override REASON,"
+        " which adds an estimated 35 000 billing tokens\n"
+    )
     line = "budget_exceeded|brainstorm|264000/250000 billing tokens\n  (exit code 1)"
     assert result.stdout.count(line) == 2
     for number in ("250000\n", "211500\n", "66000\n", "136000\n", "export FLUX_BUDGET_REMAINING=1\n"):

@@ -23,5 +23,5 @@ def test_sub_agent_far_above_its_estimate(stage: Stage, enforcement: str) -> Non
         assert stage.speakers == ["main-session", "general-purpose", "main-session"]
     else:
         assert stage.speakers.count("general-purpose") == 3
-        told = stage.heard("its estimate", by="general-purpose")
+        told = stage.heard("the estimate of", by="general-purpose")
         assert told == [0, 1, 1]

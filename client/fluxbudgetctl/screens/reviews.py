@@ -35,7 +35,7 @@ def override_offer(answer: messages.TriageAnswer) -> str:
     deferred = answer.deferred
     what = "1 agent is" if deferred.agents == 1 else f"{deferred.agents} agents are"
     return (
-        f"{what} deferred; launch all of them with --override REASON, which adds an estimated "
+        f"{what} deferred; to launch all agents, use --override REASON, which adds an estimated "
         f"{grouped(deferred.est_tokens)} {answer.cost_basis} tokens"
     )
 
