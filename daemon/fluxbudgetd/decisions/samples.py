@@ -6,6 +6,7 @@ not delay the other one. `policy.samples` has the rules.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ from fluxbudgetd.decisions.reservations import Reservations
 from fluxbudgetd.ledger import Ledger, SubAgentFile
 from fluxbudgetd.model import MeasuredRow, NewRows, Response, RowMark, Sample, TranscriptFile, Triage
 from fluxbudgetd.policy import samples as policy
+from fluxbudgetd.policy.review_agents import ReviewAgents
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import agent_id, plain_agent
 from fluxbudgetd.threads import off_loop
@@ -119,9 +121,9 @@ class Samples:
         """Take the samples of a session's ended sub-agents."""
         numbers = [each.file.number for sub_agent in ended for each in sub_agent.files]
         responses = await self._ledger.transcripts.of_files(session, numbers)
-        triages = (await self._triages([session])).get(session, [])
+        triages, runs = await self._triages([session])
         names = {each.id: self._name(each) for each in ended}
-        taken = await off_loop(len(responses), _of_responses, session, ended, names, responses, triages)
+        taken = await off_loop(len(responses), _of_responses, session, ended, names, responses, triages, runs)
         await self._save(taken, [each for sub_agent in ended for each in sub_agent.files])
 
     def _name(self, sub_agent: _SubAgent) -> str | None:
@@ -153,8 +155,8 @@ class Samples:
             raise NotCollectedError(found.stale_why)
 
     async def _sample_rows(self, rows: Sequence[MeasuredRow]) -> None:
-        triages = await self._triages({row.session for row in rows})
-        await self._save(await off_loop(len(rows), _of_rows, rows, triages), ())
+        triages, runs = await self._triages({row.session for row in rows})
+        await self._save(await off_loop(len(rows) + len(triages), _of_rows, rows, triages, runs), ())
 
     async def _save(self, taken: Sequence[Sample], sampled: Sequence[SubAgentFile]) -> None:
         stored = self._ledger.samples
@@ -167,18 +169,14 @@ class Samples:
                 self._by_agent.pop(agent, None)
             self._by_agent.update(newest)
 
-    async def _triages(self, sessions: Collection[str]) -> dict[str, list[Triage]]:
-        """Return the triages that may have launched a session's sub-agents, by session, oldest first."""
-        runs: dict[str, list[str]] = {}
-        for session in sessions:
-            account = self._accounts.sessions.get(session)
-            for attachment in () if account is None else account.current:
-                runs.setdefault(attachment.run, []).append(session)
-        found: dict[str, list[Triage]] = {}
-        for triage in await self._ledger.reviews.of_sessions(sessions, runs):
-            for session in (triage.session,) if triage.session is not None else runs.get(triage.run or "", ()):
-                found.setdefault(session, []).append(triage)
-        return found
+    async def _triages(self, sessions: Collection[str]) -> tuple[list[Triage], dict[str, list[str]]]:
+        """Return the triages that may have launched sub-agents of these sessions, and the runs of each session."""
+        runs = {
+            session: [attachment.run for attachment in account.current]
+            for session in sessions
+            if (account := self._accounts.sessions.get(session)) is not None
+        }
+        return await self._ledger.reviews.of_sessions(sessions, set(chain.from_iterable(runs.values()))), runs
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -210,8 +208,10 @@ def _of_responses(
     ended: Iterable[_SubAgent],
     names: Mapping[str, str | None],
     responses: Iterable[Response],
-    triages: Sequence[Triage],
+    triages: Iterable[Triage],
+    runs: Mapping[str, Collection[str]],
 ) -> list[Sample]:
+    reviews = ReviewAgents(triages, runs)
     by_file: dict[int, list[Response]] = {}
     for response in responses:
         by_file.setdefault(response.file, []).append(response)
@@ -219,12 +219,15 @@ def _of_responses(
     for sub_agent in ended:
         name = names[sub_agent.id]
         own = [response for each in sub_agent.files for response in by_file.get(each.file.number, ())]
-        sample = None if name is None else policy.of_responses(session, f"agent-{sub_agent.id}", name, own, triages)
+        sample = None if name is None else policy.of_responses(session, f"agent-{sub_agent.id}", name, own, reviews)
         if sample is not None:
             found.append(sample)
     return found
 
 
-def _of_rows(rows: Iterable[MeasuredRow], triages: Mapping[str, Sequence[Triage]]) -> list[Sample]:
-    taken = (policy.of_row(row, triages.get(row.session, ())) for row in rows)
+def _of_rows(
+    rows: Iterable[MeasuredRow], triages: Iterable[Triage], runs: Mapping[str, Collection[str]]
+) -> list[Sample]:
+    reviews = ReviewAgents(triages, runs)
+    taken = (policy.of_row(row, reviews) for row in rows)
     return [sample for sample in taken if sample is not None]

@@ -51,13 +51,6 @@ class ReviewAgents:
         return found
 
 
-def selecting(first_usage: AgentRow, triages: Iterable[Triage]) -> ReviewAgent | None:
-    """Return the latest of these reviews that launched a sub-agent, or None."""
-    lines = (ReviewAgent(triage, line) for triage in triages for line in triage.agents)
-    own = (agent for agent in lines if estimates.plain_name(agent.line.name) == first_usage.agent)
-    return _latest(first_usage, filter(_is_selected, own))
-
-
 def _latest(first_usage: AgentRow, agents: Iterable[ReviewAgent]) -> ReviewAgent | None:
     earlier = (agent for agent in agents if is_since(first_usage, agent.triage))
     return max(earlier, key=lambda agent: (agent.triage.at, agent.triage.id), default=None)

@@ -9,13 +9,15 @@ of its end, which is after the same triage.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
-from fluxbudgetd.model import AgentRow, Counts, MeasuredRow, Response, Sample, TranscriptFile, Triage
-from fluxbudgetd.policy import review_agents
+import msgspec
+
+from fluxbudgetd.model import Counts, MeasuredRow, Response, Sample, TranscriptFile
 from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.policy.reservations import LIFETIME
 from fluxbudgetd.policy.responses import has_usage, records
+from fluxbudgetd.policy.review_agents import ReviewAgents
 from fluxbudgetd.wire.messages import MAX_TOKENS
 
 _MICROS_PER_MILLI = 1000
@@ -32,11 +34,11 @@ def has_finished(files: Collection[TranscriptFile], now: int, *, is_over: bool) 
 
 
 def of_responses(
-    session: str, instance: str, agent: str, responses: Iterable[Response], triages: Sequence[Triage]
+    session: str, instance: str, agent: str, responses: Iterable[Response], reviews: ReviewAgents
 ) -> Sample | None:
     """Return the sample of a sub-agent's responses, or None if they have no usage.
 
-    `triages` are those that may have launched it, oldest first. The sample's model is the one that used most.
+    `reviews` are those that may have launched it. The sample's model is the one that used most.
     """
     counts, by_model = Counts(), Counter[str]()
     times: list[int] = []
@@ -48,39 +50,38 @@ def of_responses(
             times.append(response.at)
     if not counts.total:
         return None
-    name = plain_name(agent)
     input_ = min(counts.input, MAX_TOKENS)
-    started_at, ended_at = min(times, default=None), max(times, default=None)
     ((model, _),) = by_model.most_common(1)
-    return Sample(
+    sample = Sample(
         session=session,
         instance=instance,
-        agent=name,
+        agent=plain_name(agent),
         model=model,
-        sliced=_has_slice(AgentRow(0, session, started_at, name, counts.billing), triages),
+        sliced=False,
         input=input_,
         output=min(counts.output, MAX_TOKENS - input_),
         total=min(counts.total, MAX_TOKENS),
-        started_at=started_at,
-        ended_at=ended_at,
+        started_at=min(times, default=None),
+        ended_at=max(times, default=None),
         source="transcripts",
     )
+    return _with_slice(sample, reviews)
 
 
-def of_row(row: MeasuredRow, triages: Sequence[Triage]) -> Sample | None:
-    """Return the sample of a row of interstat, or None if it has no usage; `triages` as above."""
+def of_row(row: MeasuredRow, reviews: ReviewAgents) -> Sample | None:
+    """Return the sample of a row of interstat, or None if it has no usage; `reviews` as above."""
     if not row.total:
         return None
     input_ = min(row.input, MAX_TOKENS)
     started_at = None
     if row.at is not None and row.milliseconds is not None:
         started_at = row.at - row.milliseconds * _MICROS_PER_MILLI
-    return Sample(
+    sample = Sample(
         session=row.session,
         instance=f"row-{row.key}",
         agent=row.agent,
         model=row.model,
-        sliced=_has_slice(AgentRow(row.key, row.session, row.at, row.agent, row.input + row.output), triages),
+        sliced=False,
         input=input_,
         output=min(row.output, MAX_TOKENS - input_),
         total=min(row.total, MAX_TOKENS),
@@ -88,8 +89,9 @@ def of_row(row: MeasuredRow, triages: Sequence[Triage]) -> Sample | None:
         ended_at=row.at,
         source="interstat",
     )
+    return _with_slice(sample, reviews)
 
 
-def _has_slice(first_usage: AgentRow, triages: Sequence[Triage]) -> bool:
-    agent = review_agents.selecting(first_usage, triages)
-    return agent is not None and agent.line.sliced
+def _with_slice(sample: Sample, reviews: ReviewAgents) -> Sample:
+    agent = reviews.selecting(sample)
+    return sample if agent is None else msgspec.structs.replace(sample, sliced=agent.line.sliced)
