@@ -371,6 +371,36 @@ def test_row_without_a_total_gives_none(tmp_path: Path, tokens: dict[str, object
     in_world(tmp_path, body)
 
 
+@pytest.mark.parametrize("name", ["fd-\0", "fd-" + "x" * 200, "ü" * 101, "x" * 2_000])
+def test_name_that_no_agent_can_have_gives_none(tmp_path: Path, name: str) -> None:
+    """Neither a row nor a transcript does. Names of 200 bytes are allowed, and control characters other than NUL."""
+
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        for number, agent in enumerate((name, "ü" * 100, "interflux:fd-\n")):
+            interstat.insert(f"s{number + 2}", agent, total_tokens=7)
+            world.writes(f"a{number}", agent)
+        await world.collects()
+        assert world.service.samples.agents() == ["fd-\n", "ü" * 100]
+        assert all(len(world.of(agent)) == 2 for agent in world.service.samples.agents())
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
+def test_very_long_texts_of_a_row_are_not_kept(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        interstat = Interstat(tmp_path / "metrics.db")
+        for length in (1_000, 1_001):
+            interstat.insert("s" * length, "fd-x", total_tokens=length, model="m" * length)
+        await world.collects()
+        found = {(each.total, len(each.session), len(each.model)) for each in world.of("fd-x")}
+        assert found == {(1_000, 1_000, 1_000), (1_001, 0, 0)}
+        interstat.close()
+
+    in_world(tmp_path, body)
+
+
 def test_row_that_is_measured_again(tmp_path: Path) -> None:
     """The parser may update a row any number of times."""
 

@@ -25,6 +25,8 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, AgentHistory
 DEFAULT_MODEL = "claude-opus-4-6"
 #: Two names of one agent: with this plugin's prefix, and without.
 AGENT_PREFIX = "interflux:"
+#: A longer name of an agent, in bytes, is that of none: answers with many names must fit into a frame.
+MAX_NAME = 200
 #: A mean needs at least this many rows or samples.
 MIN_ROWS = 3
 #: The categories of the estimator's own output, in its order.
@@ -66,6 +68,11 @@ class AgentEstimate(NamedTuple):
 def plain_name(agent: str) -> str:
     """Return an agent's name without the plugin's prefix: both mean the same agent."""
     return agent.removeprefix(AGENT_PREFIX)
+
+
+def is_name(agent: str) -> bool:
+    """Return True if an agent can have this plain name. SQLite's JSON functions end a text at a NUL."""
+    return 0 < len(agent.encode(errors="replace")) <= MAX_NAME and "\0" not in agent
 
 
 def category(agent: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from fluxbudgetd.model import Counts, MeasuredRow, Response, Sample, TranscriptFile
-from fluxbudgetd.policy.estimates import plain_name
+from fluxbudgetd.policy.estimates import is_name, plain_name
 from fluxbudgetd.policy.reservations import LIFETIME
 from fluxbudgetd.policy.responses import has_usage, records
 from fluxbudgetd.policy.review_agents import ReviewAgents
@@ -36,7 +36,7 @@ def has_finished(files: Collection[TranscriptFile], now: int, *, is_over: bool) 
 def of_responses(
     session: str, instance: str, agent: str, responses: Iterable[Response], reviews: ReviewAgents
 ) -> Sample | None:
-    """Return the sample of a sub-agent's responses, or None if they have no usage.
+    """Return the sample of a sub-agent's responses, or None if they have no usage or no agent can have this name.
 
     `reviews` are those that may have launched it. The sample's model is the one that used most.
     """
@@ -48,14 +48,15 @@ def of_responses(
         by_model[response.model] += used.total
         if response.at is not None:
             times.append(response.at)
-    if not counts.total:
+    name = plain_name(agent)
+    if not counts.total or not is_name(name):
         return None
     input_ = min(counts.input, MAX_TOKENS)
     ((model, _),) = by_model.most_common(1)
     sample = Sample(
         session=session,
         instance=instance,
-        agent=plain_name(agent),
+        agent=name,
         model=model,
         sliced=False,
         input=input_,

@@ -35,7 +35,6 @@ from fluxbudgetd.wire.messages import (
 
 MAX_AGENTS = 1000
 # So that an answer fits into a frame.
-_MAX_NAME = 200
 _MAX_CATEGORY = 64
 _STAGES = (1, 2)
 _BASES: tuple[CostBasis, CostBasis] = ("billing", "total")
@@ -171,8 +170,8 @@ def require_sound(agents: Sequence[TriageAgent], categories: Collection[str]) ->
     for index, agent in enumerate(agents):
         place = f"agents[{index}]"
         size = len(agent.name.encode(errors="replace"))
-        if not 0 < size <= _MAX_NAME:
-            raise BadInputError(f"{place}.name has {size} bytes", f"1 to {_MAX_NAME} are allowed")
+        if not 0 < size <= estimates.MAX_NAME:
+            raise BadInputError(f"{place}.name has {size} bytes", f"1 to {estimates.MAX_NAME} are allowed")
         name = estimates.plain_name(agent.name)
         if not name:
             raise BadInputError(f"{place}.name is {agent.name!r}", "give a name after the prefix")

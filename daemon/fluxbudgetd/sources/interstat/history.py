@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from fluxbudgetd.model import AgentSample, MeasuredRow, NewRows, RowMark
+from fluxbudgetd.policy.estimates import is_name
 from fluxbudgetd.sources.interstat.rows import TABLE, Columns, digest, fetch
 from fluxbudgetd.sources.values import agent_name, moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS
@@ -28,8 +29,12 @@ _INPUT, _OUTPUT = (
 )
 # A year. A longer time is wrong.
 _MOST_MILLISECONDS = 365 * 86_400_000
-# No row of a sub-agent.
-_NO_AGENT = ("", "main-session")
+# In place of a longer text there is none, so that 20 000 rows fit into memory.
+_MOST_BYTES = 1_000
+_SESSION, _TIME, _AGENT, _MODEL = (
+    f"CASE WHEN length(CAST({name} AS BLOB)) <= {_MOST_BYTES} THEN {name} END"
+    for name in ("session_id", "timestamp", "agent_name", "model")
+)
 # The sum of two huge counts is capped, so that it stays an integer.
 _BILLING = f"min({_INPUT}, {MAX_TOKENS} - ({_OUTPUT})) + {_OUTPUT}"
 _COUNTS = "typeof(total_tokens) = 'integer' AND total_tokens >= 0"
@@ -62,7 +67,7 @@ def new_rows(connection: sqlite3.Connection, columns: Columns, mark: RowMark) ->
         mark = RowMark()  # another table than before
     duration = "wall_clock_ms" if "wall_clock_ms" in columns.present else "NULL"
     select = (
-        f"SELECT rowid, session_id, timestamp, agent_name, model, {_INPUT}, {_OUTPUT}, total_tokens, "  # noqa: S608  likewise
+        f"SELECT rowid, {_SESSION}, {_TIME}, {_AGENT}, {_MODEL}, {_INPUT}, {_OUTPUT}, total_tokens, "  # noqa: S608  likewise
         f"{duration}, {_COUNTS} FROM {TABLE}"
     )
     sql = (
@@ -89,7 +94,7 @@ def new_rows(connection: sqlite3.Connection, columns: Columns, mark: RowMark) ->
 def _measured_row(row: Sequence[Any]) -> MeasuredRow | None:
     key, session, at, agent, model, input_, output, total, milliseconds, counts = row
     name = agent_name(agent)
-    if not counts or name in _NO_AGENT:
+    if not counts or name == "main-session" or not is_name(name):
         return None
     is_known = isinstance(milliseconds, int) and 0 <= milliseconds <= _MOST_MILLISECONDS
     return MeasuredRow(
