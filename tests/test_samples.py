@@ -140,6 +140,20 @@ def test_running_sub_agent_gives_none(tmp_path: Path, stop: str | None, age: int
     in_world(tmp_path, body)
 
 
+@pytest.mark.parametrize(("back", "has_ended"), [(SECOND, False), (HALF_AN_HOUR, True)])
+def test_running_sub_agent_goes_on_if_the_clock_is_set_back(tmp_path: Path, back: int, has_ended: bool) -> None:
+    """It does not go on forever."""
+
+    async def body(world: World) -> None:
+        world.writes("a1", stop="tool_use")
+        await world.service.totals.refresh_sources(within(60))
+        world.now -= back
+        await world.collects()
+        assert instances(world.of("fd-x")) == ["agent-a1"] * has_ended
+
+    in_world(tmp_path, body)
+
+
 @pytest.mark.parametrize("end", ["sub-agent", "session"])
 def test_reported_end_ends_a_sub_agent(tmp_path: Path, end: str) -> None:
     """Its last line may not say so."""

@@ -29,8 +29,8 @@ def has_finished(files: Collection[TranscriptFile], now: int, *, is_over: bool) 
         return True
     newest = max(files, key=lambda file: file.number)
     latest = max((file.latest for file in files if file.latest is not None), default=None)
-    # A time in the future is wrong.
-    return newest.ends_turn or latest is None or not 0 <= now - latest < LIFETIME
+    # If the clock was set back, the latest time is in the future, perhaps for years.
+    return newest.ends_turn or latest is None or abs(now - latest) >= LIFETIME
 
 
 def of_responses(
