@@ -115,7 +115,7 @@ def test_samples_of_a_ledger_of_every_version(tmp_path: Path, version: int) -> N
         connection = sqlite3.connect(path)
         connection.execute(
             "INSERT INTO transcripts(session, number, path, dev, ino, offset, mark, agent, skipped, anomalies, latest)"
-            " VALUES ('s2', 9, '/gone/s2/subagents/agent-a1.jsonl', 1, 1, 100, x'', 'fd-old', 0, 0, 3000)"
+            " VALUES ('s2', 9, '/gone/s2/subagents/agent-a9.jsonl', 1, 1, 100, x'', 'fd-old', 0, 0, 3000)"
         )
         connection.executemany(
             "INSERT INTO responses(key, session, message, has_request, place, is_final, file, at, agent, model,"

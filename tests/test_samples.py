@@ -275,6 +275,21 @@ def test_transcript_that_was_replaced_counts_with_the_new_one(tmp_path: Path) ->
     in_world(tmp_path, body)
 
 
+def test_sub_agent_that_goes_on_in_another_directory_gives_one_sample(tmp_path: Path) -> None:
+    """It counts with what it used before, and keeps its name even if there is none in the other directory."""
+
+    async def body(world: World) -> None:
+        for number, (project, name) in enumerate((("-new", "a2"), ("-old", "a1"), ("-new", "a1"))):
+            writer = Transcript(tmp_path, "s1", project).agent(name)
+            if number < 2:
+                writer.meta(None, agentType=f"fd-{name}")
+            writer.response(f"m{number}", request=f"r{number}", tokens=USED, stop="end_turn")
+            await world.collects()
+            assert [each.billing for each in world.of("fd-a1")] == [150 * number][:number]
+
+    in_world(tmp_path, body)
+
+
 def test_transcript_that_grows_while_its_sample_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is sampled again."""
 

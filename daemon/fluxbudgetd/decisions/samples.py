@@ -110,12 +110,12 @@ class Samples:
     async def _ended(self, session: str, changed: Sequence[SubAgentFile]) -> list[_SubAgent]:
         """Return the sub-agents that have ended, of those with changed transcripts."""
         over, now = self._reservations.over(session), self._clock()
-        paths = await off_loop(len(changed), _paths_of_ended, changed, over, now)
-        if not paths:
+        ids = await off_loop(len(changed), _ids_of_ended, changed, over, now)
+        if not ids:
             return []
-        # One that was replaced has not changed, but counts.
-        files = await self._ledger.samples.at_paths(session, paths)
-        return await off_loop(len(files), _sub_agents, session, files, paths)
+        # One that was replaced, or is in the session's former directory, has not changed but counts.
+        files = await self._ledger.transcripts.files(session)
+        return await off_loop(len(files), _sub_agents, session, files, ids)
 
     async def _sample(self, session: str, ended: Sequence[_SubAgent]) -> None:
         """Take the samples of a session's ended sub-agents."""
@@ -128,10 +128,10 @@ class Samples:
 
     def _name(self, sub_agent: _SubAgent) -> str | None:
         """Return a sub-agent's type. Without a companion, its transcript does not name it, but a hook may have."""
-        newest = sub_agent.files[-1].file
-        unnamed = plain_agent(newest.path)
-        if newest.agent != unnamed:
-            return newest.agent
+        unnamed = plain_agent(sub_agent.files[-1].file.path)
+        for each in reversed(sub_agent.files):
+            if each.file.agent != unnamed:
+                return each.file.agent
         name = self._reservations.type_of(sub_agent.session, sub_agent.id)
         return None if name == unnamed else name
 
@@ -183,24 +183,24 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _paths_of_ended(changed: Iterable[SubAgentFile], over: Collection[str], now: int) -> dict[str, str]:
-    """Return the paths of the transcripts of sub-agents that have ended, each with the sub-agent's id."""
+def _ids_of_ended(changed: Iterable[SubAgentFile], over: Collection[str], now: int) -> set[str]:
+    """Return the ids of the sub-agents that have ended."""
     by_id: dict[str, list[TranscriptFile]] = {}
     for _, file in changed:
-        by_id.setdefault(agent_id(file.path) or plain_agent(file.path), []).append(file)
-    return {
-        file.path: name
-        for name, files in by_id.items()
-        if policy.has_finished(files, now, is_over=name in over)
-        for file in files
-    }
+        by_id.setdefault(_id(file), []).append(file)
+    return {name for name, files in by_id.items() if policy.has_finished(files, now, is_over=name in over)}
 
 
-def _sub_agents(session: str, files: Iterable[SubAgentFile], ids: Mapping[str, str]) -> list[_SubAgent]:
+def _sub_agents(session: str, files: Iterable[TranscriptFile], ids: Collection[str]) -> list[_SubAgent]:
     by_id: dict[str, list[SubAgentFile]] = {}
-    for each in files:
-        by_id.setdefault(ids[each.file.path], []).append(each)
+    for file in files:
+        if file.number > 0 and (name := _id(file)) in ids:
+            by_id.setdefault(name, []).append(SubAgentFile(session, file))
     return [_SubAgent(session, name, tuple(found)) for name, found in by_id.items()]
+
+
+def _id(file: TranscriptFile) -> str:
+    return agent_id(file.path) or plain_agent(file.path)
 
 
 def _of_responses(

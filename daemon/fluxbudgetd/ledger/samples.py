@@ -80,15 +80,6 @@ class StoredSamples:
         )
         return await off_loop(len(rows), _by_session, rows)
 
-    async def at_paths(self, session: str, paths: Collection[str]) -> list[SubAgentFile]:
-        """Return every transcript that a session has had at these paths, also those that were replaced."""
-        rows = await self._database.rows(
-            f"SELECT session, {FILE_COLUMNS} FROM transcripts"  # noqa: S608  our own names
-            " WHERE session = ? AND path IN (SELECT value FROM json_each(?)) AND number > 0 ORDER BY number",
-            (session, await off_loop(len(paths), _json, paths)),
-        )
-        return await off_loop(len(rows), _files, rows)
-
     async def save(self, samples: Sequence[Sample], sampled: Sequence[SubAgentFile] = ()) -> None:
         """Add or replace samples, and note that these transcripts have none to give until they change.
 
