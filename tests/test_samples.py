@@ -45,6 +45,8 @@ class World:
             if "r" not in service.accounts.runs:
                 request = messages.RunStart(project_dir="/p", id="r", session="s1", whole=True)
                 await service.lifecycle.start(request, within(60))
+            # The first collection is over.
+            await service.samples.collect(within(60))
             yield self
 
     def writes(
@@ -362,6 +364,19 @@ def test_samples_outlive_interstat(tmp_path: Path) -> None:
         async with world.running():
             await world.collects()
             assert instances(world.of("fd-x")) == ["row-1"]
+
+    anyio.run(body)
+
+
+def test_first_start_reads_the_rows_that_are_there(tmp_path: Path) -> None:
+    """The first launch is estimated by them, without a request that waits for them."""
+    interstat = Interstat(tmp_path / "metrics.db")
+    interstat.insert("s2", "fd-x", total_tokens=7)
+    interstat.close()
+
+    async def body() -> None:
+        async with service_over(tmp_path) as (service, _):
+            await until(lambda: service.samples.has_any)
 
     anyio.run(body)
 

@@ -31,6 +31,7 @@ MOST_PER_AGENT = 200
 _SUB_AGENTS_PER_TRANSACTION = 20
 _ROWS_PER_TRANSACTION = 1000
 _SAVE_SECONDS = 5.0
+_FIRST_SECONDS = 30.0
 
 
 class _SubAgent(NamedTuple):
@@ -94,7 +95,13 @@ class Samples:
         return "; ".join(filter(None, reasons)) or None
 
     async def serve(self) -> None:
-        """Collect as requested, until cancelled."""
+        """Collect as requested, until cancelled.
+
+        If there is no sample yet, collect at once: a launch does not wait until a large table has been read.
+        """
+        if not self.has_any:
+            for collector in self._collectors:
+                collector.request(anyio.current_time() + _FIRST_SECONDS)
         async with anyio.create_task_group() as tasks:
             for collector in self._collectors:
                 tasks.start_soon(collector.serve)
