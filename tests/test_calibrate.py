@@ -144,12 +144,12 @@ def test_ten_sliced_reviews_are_enough() -> None:
 @pytest.mark.parametrize(
     ("cost", "multiplier", "expected"),
     [
-        (60, 0.5, None), (61, 0.5, 0.61), (40, 0.5, None), (39, 0.5, 0.39), (50, 0.5, None), (84, 0.7, None),
-        (85, 0.7, 0.85), (56, 0.7, None), (55, 0.7, 0.55), (12, 0.1, None), (13, 0.1, 0.13), (300, 1.0, 3.0),
+        (600, 0.5, None), (601, 0.5, 0.6), (400, 0.5, None), (399, 0.5, 0.4), (500, 0.5, None), (840, 0.7, None),
+        (841, 0.7, 0.84), (560, 0.7, None), (559, 0.7, 0.56), (120, 0.1, None), (121, 0.1, 0.12), (3000, 1.0, 3.0),
     ],
 )  # fmt: skip
 def test_multiplier_more_than_20_percent_off_is_replaced(cost: int, multiplier: float, expected: float | None) -> None:
-    assert found([{"fd-a": [cost]}] * 10, {"fd-a": [100]}, multiplier).multiplier == expected
+    assert found([{"fd-a": [cost]}] * 10, {"fd-a": [1000]}, multiplier).multiplier == expected
 
 
 def test_each_review_counts_once() -> None:

@@ -141,7 +141,10 @@ def test_full_and_sliced_costs_stay_apart(home: Home, interstat: Interstat, daem
 
 
 def test_calibrated_agent_counts_without_samples(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """The ledger with the samples is lost, and so is interstat's file. This is not called a default."""
+    """The ledger with the samples is lost, and so is interstat's file.
+
+    The estimate is not called a default, and admission uses it, too.
+    """
     past(interstat, 7_000)
     home.ok("calibrate", "--write")
     daemon.kill()
@@ -157,6 +160,9 @@ def test_calibrated_agent_counts_without_samples(home: Home, interstat: Intersta
     )  # fmt: skip
     assert (result.stderr, decided["history"]) == ("", "none")
     assert triaged(home, "fd-x", "fd-y").stderr == NO_HISTORY
+    run = started(home, session="s1", token_budget=10**9)
+    assert Claude(home).launch("fd-x") == SILENT
+    assert reserved(home, run) == 7_000
 
 
 def test_total_tokens_of_the_run_are_compared_with_total_tokens(
