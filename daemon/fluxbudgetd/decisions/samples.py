@@ -13,6 +13,7 @@ import anyio
 
 from fluxbudgetd.decisions.collector import Collector, NotCollectedError
 from fluxbudgetd.decisions.reservations import Reservations
+from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger import Ledger, SubAgentFile
 from fluxbudgetd.model import MeasuredRow, NewRows, Response, RowMark, Sample, TranscriptFile, Triage
 from fluxbudgetd.policy import samples as policy
@@ -30,6 +31,7 @@ MOST_PER_AGENT = 200
 # A transaction is short, so that it delays no other.
 _SUB_AGENTS_PER_TRANSACTION = 20
 _ROWS_PER_TRANSACTION = 1000
+_SESSIONS_PER_UPDATE = 100
 _SAVE_SECONDS = 5.0
 _FIRST_SECONDS = 30.0
 
@@ -61,7 +63,8 @@ class Samples:
         self._clock = clock
         self._by_agent: dict[str, tuple[Sample, ...]] = {}
         self._mark = RowMark()
-        # Saving a sample and showing it is one step.
+        # Agents with samples in the ledger that memory does not have.
+        self._outdated: set[str] = set()
         self._lock = anyio.Lock()
         self._collectors = (
             Collector("samples of transcripts", self._collect_transcripts),
@@ -109,10 +112,13 @@ class Samples:
     async def _collect_transcripts(self, _deadline: float) -> None:
         if not await self._saver.save_all(_SAVE_SECONDS):
             raise NotCollectedError("the latest usage could not be written to the ledger")
-        for session, files in (await self._ledger.samples.unsampled()).items():
+        for number, (session, files) in enumerate((await self._ledger.samples.unsampled()).items(), 1):
             ended = await self._ended(session, files)
             for batch in _batches(ended, _SUB_AGENTS_PER_TRANSACTION):
                 await self._sample(session, batch)
+            if number % _SESSIONS_PER_UPDATE == 0:
+                await self._update()
+        await self._update()
 
     async def _ended(self, session: str, changed: Sequence[SubAgentFile]) -> list[_SubAgent]:
         """Return the sub-agents that have ended, of those with changed transcripts."""
@@ -153,6 +159,7 @@ class Samples:
             rows = found.value.rows
             for batch in _batches(rows, _ROWS_PER_TRANSACTION):
                 await self._sample_rows(batch)
+            await self._update()
             # The history keeps its last result, which must not be large.
             rows.clear()
             self._mark = found.value.mark
@@ -167,11 +174,21 @@ class Samples:
 
     async def _save(self, taken: Sequence[Sample], sampled: Sequence[SubAgentFile]) -> None:
         stored = self._ledger.samples
+        self._outdated |= {sample.agent for sample in taken} | await stored.replaced_by(taken)
+        await stored.save(taken, sampled)
+
+    async def _update(self) -> None:
+        """Read the newest samples of the agents that have others than before.
+
+        This costs more than saving a few, so it is done once for many.
+        """
         async with self._lock:
-            agents = {sample.agent for sample in taken}
-            agents |= await stored.agents_of({sample.session for sample in taken})
-            await stored.save(taken, sampled)
-            newest = await stored.newest(MOST_PER_AGENT, agents)
+            agents, self._outdated = self._outdated, set()
+            try:
+                newest = await self._ledger.samples.newest(MOST_PER_AGENT, agents)
+            except LedgerError:
+                self._outdated |= agents
+                raise
             for agent in agents:
                 self._by_agent.pop(agent, None)
             self._by_agent.update(newest)

@@ -44,6 +44,11 @@ DELETE FROM samples WHERE source = 'interstat' AND session IN (
   SELECT session FROM samples WHERE source = 'transcripts' AND session IN (SELECT value FROM json_each(?))
 )
 """
+_REPLACED = """
+SELECT agent FROM json_each(?) AS wanted JOIN samples
+  ON session = json_extract(wanted.value, '$[0]') AND instance = json_extract(wanted.value, '$[1]')
+UNION SELECT agent FROM samples WHERE source = 'interstat' AND session IN (SELECT value FROM json_each(?))
+"""
 
 
 class SubAgentFile(NamedTuple):
@@ -67,10 +72,11 @@ class StoredSamples:
         rows = await self._database.rows(_NEWEST.format(agents=which), parameters)
         return await off_loop(len(rows), _by_agent, rows)
 
-    async def agents_of(self, sessions: Iterable[str]) -> set[str]:
-        """Return the agents that have samples in these sessions."""
-        sql = "SELECT DISTINCT agent FROM samples WHERE session IN (SELECT value FROM json_each(?))"
-        return {agent for (agent,) in await self._database.rows(sql, (_json(sessions),))}
+    async def replaced_by(self, samples: Collection[Sample]) -> set[str]:
+        """Return the agents of the stored samples that saving these replaces or drops."""
+        instances = msgspec.json.encode([(each.session, each.instance) for each in samples]).decode()
+        sessions = _json({each.session for each in samples if each.source == "transcripts"})
+        return {agent for (agent,) in await self._database.rows(_REPLACED, (instances, sessions))}
 
     async def unsampled(self) -> dict[str, list[SubAgentFile]]:
         """Return the transcripts of sub-agents that have changed since their samples were taken, by session."""
