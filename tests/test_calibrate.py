@@ -89,8 +89,9 @@ def a_cost(cost: int, agent: str = "fd-a", **fields: object) -> Sample:
 
 
 def test_calibration_of_agents() -> None:
-    """Sliced samples do not count: what an agent costs without slicing is the point."""
+    """Sliced samples and reactions do not count: what an agent costs in a whole review is the point."""
     samples = [a_cost(cost) for cost in (10, 20, 60)] + [a_cost(1, sliced=True), a_cost(7, "fd-b")]
+    samples += [a_cost(2, round="reaction")]
     assert calibrate.agents(samples) == {
         "fd-a": AgentCalibration(
             billing=Spread(mean=30, p50=20, p90=60), total=Spread(mean=300, p50=200, p90=600), sample_size=3
@@ -178,6 +179,10 @@ def test_sliced_agents_without_unsliced_samples_do_not_count() -> None:
     # Samples without billing tokens do not count either.
     assert found([{"fd-a": [30]}] * 9 + [{"fd-a": [0]}], {"fd-a": [100]}).sliced_reviews == 9
     assert found([{"fd-a": [30]}] * 10, {"fd-a": [100, 0, 0, 0]}).multiplier == 0.3
+    # Nor do reactions.
+    samples, reviewed = history([{"fd-a": [30]}] * 10, {"fd-a": [100]})
+    reactions = [a_cost(1, round="reaction", session="whole") for _ in range(5)]
+    assert calibrate.slicing([*samples, *reactions], reviewed, 0.5).multiplier == 0.3
     # Neither do sliced samples of which no review is known.
     samples, _ = history([{"fd-a": [30]}] * 10, {"fd-a": [100]})
     assert calibrate.slicing(samples, ReviewAgents([], {}), 0.5).sliced_reviews == 0

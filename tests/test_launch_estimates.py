@@ -57,6 +57,16 @@ def test_sliced_samples_do_not_enter_the_full_estimate() -> None:
         assert sliced(samples, rules=rules)[:4] == (10_000, "transcripts", 13, True)
 
 
+def test_reviews_and_reactions_are_kept_apart() -> None:
+    """Reactions cost less. Calibration is about reviews."""
+    reviews = samples_of(OPUS, *[40_000] * 3)
+    reactions = samples_of(OPUS, *[5_000] * 3, round="reaction")
+    assert estimate([*reviews, *reactions]) == (40_000, "transcripts", 3, False, OPUS)
+    assert estimate([*reviews, *reactions], round_="reaction") == (5_000, "transcripts", 3, False, OPUS)
+    few = estimate([*reviews, *reactions[1:]], round_="reaction", calibrated=calibrated(55))
+    assert few == (40_000, "default", 0, False, None)
+
+
 def test_multiplier_applies_to_the_full_estimate_of_a_sliced_agent() -> None:
     """It does while there are fewer than three sliced samples, whatever the full estimate comes from."""
     few = samples_of(OPUS, 9, 9, sliced=True)

@@ -608,7 +608,7 @@ def test_samples_do_not_depend_on_when_they_are_collected(tmp_path: Path, seed: 
 
 @pytest.mark.parametrize("source", ["transcripts", "interstat"])
 @pytest.mark.parametrize("of_session", [True, False])
-def test_latest_triage_that_launched_an_agent_says_if_it_has_a_slice(
+def test_latest_triage_that_launched_an_agent_says_its_round_and_if_it_has_a_slice(
     tmp_path: Path, source: str, of_session: bool
 ) -> None:
     async def body(world: World) -> None:
@@ -632,13 +632,16 @@ def test_latest_triage_that_launched_an_agent_says_if_it_has_a_slice(
             )
         ):
             name = {"session": "s1"} if of_session else {"session": None}
-            triage = a_triage(line, launched("fd-y", 1), id=f"t{number}", at=at, run="r", **name)
+            kind = "reaction" if number == 1 else "review"
+            triage = a_triage(line, launched("fd-y", 1), id=f"t{number}", at=at, run="r", round=kind, **name)
             await world.service.ledger.reviews.add(triage)
         for at in (700, 550, 450, 350, 250):
             ends("fd-x", now - at * SECOND)
         ends("fd-y", now - 250 * SECOND)
         await world.collects()
         assert [each.sliced for each in reversed(world.of("fd-x"))] == [False, True, False, True, True]
+        rounds = [each.round for each in reversed(world.of("fd-x"))]
+        assert rounds == ["review", "review", "reaction", "review", "review"]
         assert [each.sliced for each in world.of("fd-y")] == [False]
         interstat.close()
 

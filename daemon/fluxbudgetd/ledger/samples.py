@@ -13,7 +13,7 @@ from fluxbudgetd.ledger.transcripts import FILE_COLUMNS, stored_file
 from fluxbudgetd.model import Sample, TranscriptFile
 from fluxbudgetd.threads import off_loop
 
-_COLUMNS = "session, instance, agent, model, sliced, input, output, total, started_at, ended_at, source"
+_COLUMNS = "session, instance, agent, model, sliced, input, output, total, started_at, ended_at, source, round"
 
 # A row id is looked up for each sample, because only a subquery can limit the samples of each agent.
 _NEWEST = f"""
@@ -32,10 +32,10 @@ _THESE_AGENTS = "SELECT value FROM json_each(:agents)"
 
 # A sub-agent that was resumed has used more than before. A row may be measured again.
 _PUT = (
-    f"INSERT INTO samples({_COLUMNS}) VALUES ({', '.join('?' * 11)})"  # noqa: S608  our own names
+    f"INSERT INTO samples({_COLUMNS}) VALUES ({', '.join('?' * 12)})"  # noqa: S608  our own names
     " ON CONFLICT(session, instance) DO UPDATE SET agent = excluded.agent, model = excluded.model,"
     " sliced = excluded.sliced, input = excluded.input, output = excluded.output, total = excluded.total,"
-    " started_at = excluded.started_at, ended_at = excluded.ended_at"
+    " started_at = excluded.started_at, ended_at = excluded.ended_at, round = excluded.round"
     " WHERE excluded.total >= samples.total OR excluded.source = 'interstat'"
 )
 # What transcripts say about a session replaces what interstat says about it.
@@ -131,7 +131,7 @@ def _by_agent(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[Sample, ...]]:
 
 
 def _sample(row: Sequence[Any]) -> Sample:
-    session, instance, agent, model, sliced, input_, output, total, started_at, ended_at, source = row
+    session, instance, agent, model, sliced, input_, output, total, started_at, ended_at, source, round_ = row
     # The same few names are in thousands of samples.
     return Sample(
         session=sys.intern(session),
@@ -145,4 +145,5 @@ def _sample(row: Sequence[Any]) -> Sample:
         started_at=started_at,
         ended_at=ended_at,
         source=source,
+        round=round_,
     )

@@ -282,6 +282,7 @@ STEPS: tuple[str, ...] = (
       started_at INTEGER,
       ended_at INTEGER,
       source TEXT NOT NULL,
+      round TEXT NOT NULL,        -- of the review that launched it
       PRIMARY KEY (session, instance)
     );
     CREATE INDEX samples_agent ON samples(agent, ended_at);

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from fluxbudgetd.wire.messages import CostBasis
+from fluxbudgetd.wire.messages import CostBasis, TriageRound
 
 SampleSource = Literal["transcripts", "interstat"]
 
@@ -14,8 +14,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `instance` identifies it within its session: `agent-ID` of a transcript, `row-KEY` of a row in interstat. `agent` is
     its plain name. `model` is empty if the source does not know it. `sliced`: a review had given it a slice of the
-    document. `input` and `output` are tokens; `total` includes those of the cache. `started_at` and `ended_at` are the
-    times of its first and last usage, None if the source has no times.
+    document. `round` is `reaction` if a review launched it to react to the findings of others. `input` and `output` are
+    tokens; `total` includes those of the cache. `started_at` and `ended_at` are the times of its first and last usage,
+    None if the source has no times.
     """
 
     session: str
@@ -29,6 +30,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     started_at: int | None
     ended_at: int | None
     source: SampleSource
+    round: TriageRound = "review"
 
     @property
     def billing(self) -> int:

@@ -69,10 +69,10 @@ def phases(runs: Iterable[Mapping[str, Counts]]) -> dict[str, PhaseCalibration]:
 
 
 def agents(samples: Iterable[Sample]) -> dict[str, AgentCalibration]:
-    """Return, per agent, what its unsliced samples have cost; of too many agents, those with the most samples."""
+    """Return, per agent, what its unsliced samples of reviews have cost; of too many, the agents with most samples."""
     found: dict[str, list[Sample]] = {}
     for sample in samples:
-        if not sample.sliced:
+        if not sample.sliced and sample.round == "review":
             found.setdefault(sample.agent, []).append(sample)
     most = sorted(found, key=lambda agent: (-len(found[agent]), agent))[:MOST_AGENTS]
     return {
@@ -94,7 +94,7 @@ def slicing(samples: Iterable[Sample], reviewed: ReviewAgents, multiplier: float
     sliced: list[Sample] = []
     full: dict[str, list[int]] = {}
     for sample in samples:
-        if sample.billing > 0:
+        if sample.billing > 0 and sample.round == "review":
             if sample.sliced:
                 sliced.append(sample)
             else:

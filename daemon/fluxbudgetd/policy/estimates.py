@@ -4,9 +4,9 @@ For a launch, the first of these that exists counts (`for_launch`): the mean of 
 model; the mean of its samples of all models; its calibrated mean; the default of its category. A mean needs at least
 three samples and is rounded half away from zero.
 
-Sliced and full samples never enter the same mean. A sliced agent costs the mean of its sliced samples; if there are too
-few of them, its full estimate times the slicing multiplier. So the multiplier never applies to a cost that slicing has
-already reduced.
+Sliced and full samples never enter the same mean, nor do those of reviews and of reactions, which cost less. A sliced
+agent costs the mean of its sliced samples; if there are too few of them, its full estimate times the slicing
+multiplier. So the multiplier never applies to a cost that slicing has already reduced.
 
 What the command `estimates` prints follows flux-drive's own estimator instead (`measured`): rows of interstat that have
 a total and the requested model (or none), at least three of them.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.model import AgentSample, Sample
-from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, AgentHistory, CostBasis, CostSource
+from fluxbudgetd.wire.messages import MAX_TOKENS, AgentCalibration, AgentHistory, CostBasis, CostSource, TriageRound
 
 DEFAULT_MODEL = "claude-opus-4-6"
 #: Two names of one agent: with this plugin's prefix, and without.
@@ -111,12 +111,17 @@ def for_launch(
     basis: CostBasis,
     *,
     slicing: bool,
+    round_: TriageRound = "review",
 ) -> AgentEstimate:
     """Return the estimate for one launch of an agent.
 
     `kind` is its category, `model` the model that it will run with, as a full name or a family (`opus`). `samples` and
     `calibrated` are this agent's. `slicing` is True if it gets a slice of the document.
     """
+    samples = [each for each in samples if each.round == round_]
+    if round_ == "reaction":
+        # Calibration is about reviews.
+        calibrated = None
     sliced = slicing and plain_name(agent) not in _READ_EVERYTHING
     found = _of_samples([each for each in samples if each.sliced], model, basis) if sliced else None
     if found is None:
@@ -165,9 +170,9 @@ def is_of_model(name: str, asked: str) -> bool:
 
 
 def history(samples: Sequence[Sample]) -> AgentHistory:
-    """Return what an agent's samples of all models say; there is at least one."""
-    full = [each for each in samples if not each.sliced]
-    sliced = [each for each in samples if each.sliced]
+    """Return what an agent's samples of all models say, except reactions; there is at least one sample."""
+    full = [each for each in samples if not each.sliced and each.round == "review"]
+    sliced = [each for each in samples if each.sliced and each.round == "review"]
     return AgentHistory(
         est_tokens=_mean_or_none(full, "total"),
         est_billing=_mean_or_none(full, "billing"),

@@ -3,9 +3,9 @@
 A sub-agent has finished if its end was reported, if its last response ends its turn, or if it has been silent for half
 an hour, like a reservation. If it is resumed later, its next sample has more tokens and replaces the first one.
 
-A sample is of a sliced run if the latest triage before its first usage that launched the agent gave it a slice. The
-triage is one of the session or, if it names no session, of a run of the session. A row of interstat has only the time
-of its end, which is after the same triage.
+Whether a sample is of a slice, and of which round, is what the latest triage before its first usage that launched the
+agent says. The triage is one of the session or, if it names no session, of a run of the session. A row of interstat has
+only the time of its end, which is after the same triage.
 """
 
 from collections import Counter
@@ -66,7 +66,7 @@ def of_responses(
         ended_at=max(times, default=None),
         source="transcripts",
     )
-    return _with_slice(sample, reviews)
+    return _of_review(sample, reviews)
 
 
 def of_row(row: MeasuredRow, reviews: ReviewAgents) -> Sample | None:
@@ -90,9 +90,11 @@ def of_row(row: MeasuredRow, reviews: ReviewAgents) -> Sample | None:
         ended_at=row.at,
         source="interstat",
     )
-    return _with_slice(sample, reviews)
+    return _of_review(sample, reviews)
 
 
-def _with_slice(sample: Sample, reviews: ReviewAgents) -> Sample:
+def _of_review(sample: Sample, reviews: ReviewAgents) -> Sample:
     agent = reviews.selecting(sample)
-    return sample if agent is None else msgspec.structs.replace(sample, sliced=agent.line.sliced)
+    if agent is None:
+        return sample
+    return msgspec.structs.replace(sample, sliced=agent.line.sliced, round=agent.triage.round)

@@ -83,7 +83,7 @@ def _candidate(
     sliced = slicing if agent.sliced is None else agent.sliced
     samples, calibrated = known.samples.get(name, ()), known.calibrated.get(name)
     billing, total = (
-        estimates.for_launch(name, kind, known.model, samples, calibrated, rules, basis, slicing=sliced)
+        estimates.for_launch(name, kind, known.model, samples, calibrated, rules, basis, slicing=sliced, round_=round_)
         for basis in _BASES
     )
     return TriageLine(
