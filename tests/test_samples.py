@@ -1,5 +1,6 @@
 """Samples: each ended sub-agent of a session is counted once, from its transcript or from interstat's row."""
 
+import itertools
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
@@ -548,6 +549,31 @@ def test_failed_collection_is_made_up_for(tmp_path: Path, monkeypatch: pytest.Mo
         await world.collects()
         assert world.service.samples.agents() == ["fd-x", "fd-y"]
         interstat.close()
+
+    in_world(tmp_path, body)
+
+
+def test_samples_that_were_taken_before_a_failure_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the ledger, and are not taken again."""
+
+    async def body(world: World) -> None:
+        transcripts, calls = world.service.ledger.transcripts, itertools.count()
+        read = transcripts.of_files
+
+        async def failing(session: str, numbers: Collection[int]) -> tuple[Response, ...]:
+            if next(calls):
+                raise RuntimeError("a defect")
+            return await read(session, numbers)
+
+        for number in range(30):
+            world.writes(f"a{number}")
+        await world.service.totals.refresh_sources(within(60))
+        monkeypatch.setattr(transcripts, "of_files", failing)
+        assert "a defect" in (await world.service.samples.collect(within(60)) or "")
+        taken = len(world.of("fd-x"))
+        assert 0 < taken < 30
+        stored = await world.service.ledger.samples.newest(100)
+        assert len(stored["fd-x"]) == taken
 
     in_world(tmp_path, body)
 

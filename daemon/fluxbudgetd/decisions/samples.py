@@ -112,13 +112,16 @@ class Samples:
     async def _collect_transcripts(self, _deadline: float) -> None:
         if not await self._saver.save_all(_SAVE_SECONDS):
             raise NotCollectedError("the latest usage could not be written to the ledger")
-        for number, (session, files) in enumerate((await self._ledger.samples.unsampled()).items(), 1):
-            ended = await self._ended(session, files)
-            for batch in _batches(ended, _SUB_AGENTS_PER_TRANSACTION):
-                await self._sample(session, batch)
-            if number % _SESSIONS_PER_UPDATE == 0:
-                await self._update()
-        await self._update()
+        try:
+            for number, (session, files) in enumerate((await self._ledger.samples.unsampled()).items(), 1):
+                ended = await self._ended(session, files)
+                for batch in _batches(ended, _SUB_AGENTS_PER_TRANSACTION):
+                    await self._sample(session, batch)
+                if number % _SESSIONS_PER_UPDATE == 0:
+                    await self._update()
+        finally:
+            # If one session fails, those before it count.
+            await self._update()
 
     async def _ended(self, session: str, changed: Sequence[SubAgentFile]) -> list[_SubAgent]:
         """Return the sub-agents that have ended, of those with changed transcripts."""
