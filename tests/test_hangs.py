@@ -137,7 +137,7 @@ def test_slow_budget_file_counts_if_the_deadline_allows(tmp_path: Path, monkeypa
     monkeypatch.setattr(Settings, "review_budget", slowly)
 
     async def expected(service: Service, run: Run, seconds: float) -> int:
-        return (await service.reviews.expected("fd-quality", None, run, within(seconds))).tokens
+        return (await service.reviews.expected("fd-quality", None, "s", run, within(seconds))).tokens
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _source):

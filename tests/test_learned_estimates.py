@@ -39,6 +39,11 @@ def lines_of(home: Home, *names: str, **given: Any) -> Any:
     return json.loads(triaged(home, *names, **given).stdout)["agents"]
 
 
+def wait_for_samples(home: Home) -> None:
+    """Have the samples of all that has ended taken. A launch waits for that for only 30 ms."""
+    assert json.loads(home.ok("estimates"))["history"] != "none"
+
+
 def rules_of_project(home: Home, text: str) -> None:
     file = home.project / ".claude" / "flux-drive-budget.yaml"
     file.parent.mkdir(exist_ok=True)
@@ -231,6 +236,7 @@ def test_launch_is_denied_by_the_history_of_another_model(home: Home, interstat:
     """Five runs of 250 000 tokens under another model do not fit into 100 000."""
     past(interstat, 250_000, times=5, model="another-model")
     started(home, session="s1", token_budget=100_000, enforcement="hard")
+    wait_for_samples(home)
     output = Claude(home).launch("interflux:fd-x")
     assert output.decision == "deny"
     assert "fd-x does not fit into the budget of run" in output.reason
@@ -242,6 +248,7 @@ def test_launch_is_estimated_by_its_own_model(home: Home, interstat: Interstat, 
     past(interstat, 1_000, model=OPUS)
     past(interstat, 70_000, model=HAIKU)
     run = started(home, session="s1", token_budget=50_000, enforcement="hard")
+    wait_for_samples(home)
     claude = Claude(home)
     assert claude.launch("fd-x", model="haiku").decision == "deny"
     assert claude.launch("fd-x", model="opus") == SILENT
@@ -252,6 +259,24 @@ def test_launch_is_estimated_by_its_own_model(home: Home, interstat: Interstat, 
     assert reserved(home, run) == 3_000
     assert claude.launch("fd-x", model=HAIKU).decision == "deny"
     assert reserved(home, run) == 3_000
+
+
+def test_launch_is_what_the_review_has_made_of_the_agent(home: Home, interstat: Interstat, daemon: Daemon) -> None:
+    """A slice costs what slices cost, and a reaction what reactions cost. Before any review, it reads everything."""
+    past(interstat, 40_000, times=3)
+    run = started(home, session="s1", token_budget=10**9)
+    wait_for_samples(home)
+    claude = Claude(home)
+    assert claude.launch("fd-x") == SILENT
+    assert reserved(home, run) == 40_000
+    triaged(home, "interflux:fd-x", slicing=True)
+    assert claude.launch("interflux:fd-x") == SILENT
+    assert reserved(home, run) == 40_000 + 20_000
+    triaged(home, "fd-x", round="reaction")
+    assert claude.launch("fd-x") == SILENT
+    assert reserved(home, run) == 40_000 + 20_000 + 15_000
+    assert claude.launch("fd-y") == SILENT
+    assert reserved(home, run) == 40_000 + 20_000 + 15_000 + 40_000
 
 
 def test_launch_learns_from_transcripts_alone(home: Home, daemon: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -10,11 +11,12 @@ import anyio
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.samples import Samples
-from fluxbudgetd.errors import BadInputError, ConfigError, RequestTimeoutError
+from fluxbudgetd.errors import BadInputError, ConfigError, LedgerError, RequestTimeoutError
 from fluxbudgetd.ledger import Ledger
 from fluxbudgetd.model import Balance, Run, Sample, Triage, Usage
-from fluxbudgetd.policy import advance, estimates, limits, report, review_limits, triage
+from fluxbudgetd.policy import advance, estimates, limits, report, review_agents, review_limits, triage
 from fluxbudgetd.policy.estimates import AgentEstimate, Measured
+from fluxbudgetd.policy.review_agents import ReviewAgent
 from fluxbudgetd.policy.review_limits import Limit
 from fluxbudgetd.policy.triage import Known
 from fluxbudgetd.sources.interstat import InterstatSource
@@ -29,6 +31,8 @@ _MAX_MODEL = 200
 # An answer must fit into a frame.
 _MOST_AGENTS = 1000
 _SAMPLES_SECONDS = 0.03
+# A launch belongs to one of the latest reviews of its session. The number bounds the time.
+_NEWEST_REVIEWS = 20
 # 30 ms of the 150 ms that a hook usually has to answer.
 _RULES_SHARE = 0.2
 
@@ -105,13 +109,15 @@ class Reviews:
         chosen = {name: samples[name] for name in sorted(most)}
         return await off_loop(sum(map(len, chosen.values())), _histories, chosen), stale_why
 
-    async def expected(self, agent: str, model: str | None, run: Run, deadline: float) -> AgentEstimate:
+    async def expected(self, agent: str, model: str | None, session: str, run: Run, deadline: float) -> AgentEstimate:
         """Return what a launch of an agent in a run is expected to cost, in tokens of the run's cost basis.
 
-        `model`: what it is launched with, None if that is not known. The project's budget file gets a share of the
-        caller's time, because otherwise the decision would ignore the project's latest settings. If it is broken or
-        takes longer, its last good version counts. Sub-agents that have just ended count only if their samples can be
-        taken within 30 ms.
+        `model`: what it is launched with, None if that is not known. If a review of the session has selected the agent,
+        the latest one says its category, its round, and whether it has a slice of the document.
+
+        The project's budget file gets a share of the caller's time, because otherwise the decision would ignore the
+        project's latest settings. If it is broken or takes longer, its last good version counts. Sub-agents that have
+        just ended count only if their samples can be taken within 30 ms.
         """
         now = anyio.current_time()
         try:
@@ -121,16 +127,27 @@ class Reviews:
         now = anyio.current_time()
         await self._samples.collect(now + min(_SAMPLES_SECONDS, (deadline - now) / 2))
         name = estimates.plain_name(agent)
+        reviewed = await self._reviewed(name, session, run, deadline)
         return estimates.for_launch(
             name,
-            estimates.category(name),
+            estimates.category(name) if reviewed is None else reviewed.line.category,
             model,
             self._samples.of(name),
             self._calibrated.get(name),
             rules,
             run.cost_basis,
-            slicing=False,
+            slicing=reviewed is not None and reviewed.line.sliced,
+            round_="review" if reviewed is None else reviewed.triage.round,
         )
+
+    async def _reviewed(self, name: str, session: str, run: Run, deadline: float) -> ReviewAgent | None:
+        """Return the latest review of a session that has selected an agent; None also if that is not known in time."""
+        now = anyio.current_time()
+        limit = min(now + _SAMPLES_SECONDS, now + (deadline - now) / 2)
+        with anyio.CancelScope(deadline=limit), suppress(LedgerError):
+            triages = await self._ledger.reviews.newest(session, run.id, _NEWEST_REVIEWS)
+            return review_agents.latest_selecting(name, triages)
+        return None
 
     async def _collect(self, deadline: float) -> str | None:
         """Have the samples of ended sub-agents taken, in half of the time; return why some may be missing."""

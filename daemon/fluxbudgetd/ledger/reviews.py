@@ -39,6 +39,15 @@ class StoredReviews:
         )
         return await off_loop(len(rows), _triages, rows)
 
+    async def newest(self, session: str, run: str, most: int) -> list[Triage]:
+        """Return the newest triages of a session, and of its run without a session, newest first."""
+        rows = await self._database.rows(
+            "SELECT triage FROM triages WHERE session = ? OR (session IS NULL AND run = ?) ORDER BY at DESC, id DESC"
+            " LIMIT ?",
+            (session, run, most),
+        )
+        return await off_loop(len(rows), _triages, rows)
+
     async def add(self, triage: Triage) -> None:
         """Write a triage in one durable transaction."""
         encoded = msgspec.json.encode(triage)

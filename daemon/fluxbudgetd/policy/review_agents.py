@@ -51,6 +51,15 @@ class ReviewAgents:
         return found
 
 
+def latest_selecting(name: str, triages: Iterable[Triage]) -> ReviewAgent | None:
+    """Return the first of these reviews (newest first) that has selected the agent with this plain name, or None."""
+    for triage in triages:
+        for line in triage.agents:
+            if estimates.plain_name(line.name) == name and line.action == "Selected":
+                return ReviewAgent(triage, line)
+    return None
+
+
 def _latest(first_usage: AgentRow, agents: Iterable[ReviewAgent]) -> ReviewAgent | None:
     earlier = (agent for agent in agents if is_since(first_usage, agent.triage))
     return max(earlier, key=lambda agent: (agent.triage.at, agent.triage.id), default=None)

@@ -33,7 +33,7 @@ async def launch(call: HookCall) -> HookAnswer:
     # How many sub-agents a workflow starts is not known. Each reserves its estimate when it starts. A denial must not
     # wait for the project's budget file.
     if agent is not None and not is_stopped(account.run, account.balance(), now_micros()):
-        expected = await service.reviews.expected(agent, call.launch_model, account.run, call.deadline)
+        expected = await service.reviews.expected(agent, call.launch_model, call.session, account.run, call.deadline)
     await _wait_for_line(call, account, expected)
     admission, reserved = await service.admission.admit(
         account,
@@ -92,7 +92,9 @@ async def start(call: HookCall) -> HookAnswer:
     if account is None:
         return wire.HookAnswer()
     agent = call.hook_input.agent_type or ""
-    expected = await call.service.reviews.expected(agent or GENERAL, call.launch_model, account.run, call.deadline)
+    expected = await call.service.reviews.expected(
+        agent or GENERAL, call.launch_model, call.session, account.run, call.deadline
+    )
     await call.service.admission.start(account, call.session, agent, call.hook_input.agent_id, expected.tokens)
     return await with_start(call, account)
 

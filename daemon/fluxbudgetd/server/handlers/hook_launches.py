@@ -27,7 +27,7 @@ async def _note_batch(call: HookCall) -> None:
     agent, agent_id = hook_input.agent_type, hook_input.agent_id
     # Claude Code has sub-agents of its own, which have an id but no type.
     if agent is not None and agent_id is not None and not service.admission.has_sign(call.session, agent_id):
-        expected = await service.reviews.expected(agent, call.launch_model, account.run, call.deadline)
+        expected = await service.reviews.expected(agent, call.launch_model, call.session, account.run, call.deadline)
         await service.admission.note_running(account, call.session, agent, agent_id, expected.tokens)
 
 
