@@ -161,8 +161,11 @@ def test_exempt_agents_always_react() -> None:
 
 
 def test_reactions_with_samples_are_estimated_by_them() -> None:
-    """A category that an agent brings takes precedence over `reaction`."""
-    samples = {"a": samples_of("m", 20_000, 20_000, 20_000)}
+    """Samples of reviews do not count. A category that an agent brings takes precedence over `reaction`."""
+    samples = {
+        "a": samples_of("m", 20_000, 20_000, 20_000, round="reaction"),
+        "b": samples_of("m", 90_000, 90_000, 90_000),
+    }
     agents = [AGENTS[0], TriageAgent(name="d", score=9, stage=2, category="research"), AGENTS[1]]
     rules = msgspec.structs.replace(RULES, agent_defaults={**RULES.agent_defaults, "reaction": 7})
     found = reaction(agents, rules, samples)
