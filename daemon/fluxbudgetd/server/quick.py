@@ -190,7 +190,11 @@ class QuickConnections:
 
     def _serve(self, peer: Peer) -> None:
         """Answer the connection's next request if it has arrived."""
-        self._serve_together((peer,))
+        message = self._receive(peer)
+        if message is not None:
+            with self._turn:
+                response = self._responder.respond(message, peer.pid)
+            self._finish(peer, response)
 
     def _receive(self, peer: Peer) -> bytes | None:
         """Return the connection's next request; None if it is not complete yet."""

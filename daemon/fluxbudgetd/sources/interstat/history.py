@@ -17,8 +17,8 @@ from fluxbudgetd.sources.values import agent_name, moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS
 from fluxbudgetd.wire.text import unfold
 
-#: At most this many of the newest rows are returned, however large the table is.
-NEWEST_ROWS = 20_000
+#: At most this many of the newest rows are returned, however large the table is, because they are in memory at once.
+NEWEST_ROWS = 5_000
 #: Of so many of the newest rows, it is noticed if they are measured again.
 RECENT_ROWS = 1_000
 
@@ -29,7 +29,7 @@ _INPUT, _OUTPUT = (
 )
 # A year. A longer time is wrong.
 _MOST_MILLISECONDS = 365 * 86_400_000
-# In place of a longer text there is none, so that 20 000 rows fit into memory.
+# In place of a longer text there is none, so that the newest rows fit into memory.
 _MOST_BYTES = 1_000
 _SESSION, _TIME, _AGENT, _MODEL = (
     f"CASE WHEN length(CAST({name} AS BLOB)) <= {_MOST_BYTES} THEN {name} END"
