@@ -200,7 +200,7 @@ def test_active_session_without_a_transcript(home: Home, interstat: Interstat, d
     home.ok("run", "start", "--session", "idle", "--project", str(home.root))
     assert problems(home) == []
     event = {"hook_event_name": "PostToolBatch", "session_id": "s1", "cwd": str(home.project)}
-    home.ctl("hook", stdin=json.dumps(event))
+    home.ctl("hook", "--timeout", "60", stdin=json.dumps(event))
     expected = [f"session s1 of run {run} is active, but has no transcript and is not counted"]
     wait_for(lambda: problems(home) == expected, "doctor to find the session")
     transcript(home).response("m1", tokens=(5, 0, 0, 0))

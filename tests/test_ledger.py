@@ -76,10 +76,11 @@ def test_ledger_of_every_version_opens(home: Home, version: int) -> None:
         assert (source["session"], source["counts"], source["transcripts_total"]) == ("s2", "transcripts", 30)
     if version >= 4:
         # s1 has received the warning, s9 has not. The reservations of that time have expired.
-        shown = {
-            session: home.ctl("hook", stdin=json.dumps({"session_id": session, "hook_event_name": "UserPromptSubmit"}))
+        hooks = {
+            session: json.dumps({"session_id": session, "hook_event_name": "UserPromptSubmit"})
             for session in ("s1", "s9")
         }
+        shown = {session: home.ctl("hook", "--timeout", "60", stdin=given) for session, given in hooks.items()}
         assert (shown["s1"].stdout, "1 % of the budget spent" in shown["s9"].stdout) == ("", True)
         assert listed["fixture-active"]["spend"]["reserved"] == 0
         assert rows(FIXTURES / "ledger-v4.db", "SELECT agent, tokens FROM reservations") == [("fd-x", 40_000)]

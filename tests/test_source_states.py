@@ -319,7 +319,7 @@ def test_file_is_closed_while_no_run_is_active(home: Home, interstat: Interstat,
         assert not is_open(), arguments
     assert seen(home, run) == (11, False)
     hook = {"hook_event_name": "UserPromptSubmit", "session_id": "unknown", "cwd": str(home.project)}
-    home.ctl("hook", stdin=json.dumps(hook))
+    home.ctl("hook", "--timeout", "60", stdin=json.dumps(hook))
     assert not is_open()
     interstat.close()
     assert not home.interstat.with_name("metrics.db-wal").exists()
