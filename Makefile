@@ -45,7 +45,7 @@ help:
 	@echo 'make docs           write docs/protocol.md, the map in docs/ARCHITECTURE.md and docs/status.svg'
 	@echo 'make install        fluxbudgetd and fluxbudgetctl for this user (pipx, uv, or ~/.local)'
 	@echo
-	@echo "FAST=1 leaves out the longest three quarters of the suite; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
+	@echo "FAST=1 leaves out the tests that take three quarters of the time; MARKS='…' selects tests as pytest's -m does; PYTHON=… and PYTHONS='…' name interpreters."
 
 # A changed lock makes a new environment, so that no package of the old one remains.
 $(VENV)/.made: $(wildcard requirements/*.txt)
