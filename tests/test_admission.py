@@ -22,6 +22,7 @@ from harness.daemon import Daemon, Home, started, wait_for
 from harness.events import configure, wait_until_delivered
 from harness.hooks import SILENT, Claude, HookOutput, attached_sessions, launch_input, parse_output
 from harness.interstat import Interstat
+from harness.suspend import suspend
 from harness.transcripts import Transcript
 
 # --- the decision
@@ -144,7 +145,7 @@ def test_admission_whose_hook_gave_up_is_withdrawn(home: Home, daemon: Daemon) -
     run = started(home, token_budget=1_000_000)
     claude = Claude(home)
     raw = json.dumps(claude.hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("oracle"))).encode()
-    daemon.signal(signal.SIGSTOP)
+    suspend(daemon.process.pid)
     assert claude.run_raw(raw, seconds="0.3") == ""
     daemon.signal(signal.SIGCONT)
     wait_for(lambda: attached_sessions(home, run).get("s1"), "the launch to be handled")

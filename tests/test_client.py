@@ -19,6 +19,7 @@ from harness.daemon import CTL, Daemon, Home, started
 from harness.false_daemon import answering, replied
 from harness.interstat import Interstat
 from harness.native import both_clients
+from harness.suspend import suspend
 
 
 def clean_error(result: subprocess.CompletedProcess[str], code: int, stdout: str = "") -> str:
@@ -58,7 +59,7 @@ def test_default_without_a_run_or_a_budget(home: Home, daemon: Daemon) -> None:
 def test_stopped_daemon(home: Home, daemon: Daemon) -> None:
     """There is no answer in time, so the exit code is 75, or the default is printed."""
     run = started(home)
-    daemon.signal(signal.SIGSTOP)
+    suspend(daemon.process.pid)
     try:
         assert "within 0.2 s" in clean_error(home.ctl("remaining", "--run", run, own_deadline=True), 75)
         assert "within 0.3 s" in clean_error(home.ctl("check", "--run", run, "--timeout", "0.3"), 75)

@@ -18,6 +18,7 @@ from harness.events import Subscriber
 from harness.hooks import write_usage
 from harness.interstat import Interstat
 from harness.session_process import SessionProcess, command
+from harness.suspend import suspend
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "enforcement.md"
 TESTS = Path(__file__).parent
@@ -114,7 +115,7 @@ def test_decoy_run_frees_nothing(home: Home, claude: SessionProcess) -> None:
 def test_stopped_daemon_changes_nothing_later(home: Home, claude: SessionProcess, daemon: Daemon) -> None:
     """When a suspended daemon goes on, it refuses requests whose clients have ended."""
     wait_for(lambda: list((home.socket.parent / "hard").glob("*")), "the marker")
-    daemon.signal(signal.SIGSTOP)
+    suspend(daemon.process.pid)
     short = RAISE.replace("--timeout 60", "--timeout 1")
     assert claude.bash(f"{short}; setsid --fork {short}; sleep 2").returncode == 0
     assert is_stopped_without_answer(claude)

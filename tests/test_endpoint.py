@@ -24,6 +24,7 @@ from harness.activation import activation
 from harness.daemon import DAEMON, PATIENCE, Daemon, Home, Wire, killed, started, wait_for
 from harness.events import read_state_file
 from harness.privilege import needs_root
+from harness.suspend import suspend
 
 PONG = messages.PingAnswer(version="1", protocol=1, pid=1, started_at="")
 
@@ -123,7 +124,7 @@ def test_socket_is_not_bound_in_a_directory_that_is_not_private(
     public.chmod(0o777)
     with Wire(home.socket) as wire:
         # The daemon must not see a moment without the directory.
-        daemon.signal(signal.SIGSTOP)
+        suspend(daemon.process.pid)
         directory.rename(home.root / "away")
         if kind == "symlink":
             directory.symlink_to(public)
@@ -186,7 +187,7 @@ def test_another_daemon_that_has_taken_the_place_keeps_it(home: Home, daemon: Da
     """The first daemon still serves its open connections, and takes the path again when the other one stops."""
     with Wire(home.socket) as wire:
         first = wire.ask(messages.Ping())
-        daemon.signal(signal.SIGSTOP)
+        suspend(daemon.process.pid)
         shutil.rmtree(home.socket.parent)
         other = home.start("--state-dir", str(home.root / "another"))
         daemon.signal(signal.SIGCONT)
@@ -219,7 +220,7 @@ def test_lock_says_who_serves_and_where(home: Home, daemon: Daemon) -> None:
 
 
 def test_client_reports_a_daemon_whose_socket_was_removed(home: Home, daemon: Daemon) -> None:
-    daemon.signal(signal.SIGSTOP)
+    suspend(daemon.process.pid)
     home.socket.unlink()
     result = home.ctl("doctor")
     daemon.signal(signal.SIGCONT)

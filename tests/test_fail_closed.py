@@ -18,6 +18,7 @@ from harness.events import read_state_file
 from harness.hooks import SILENT, Claude, HookOutput, launch_input, parse_output, write_usage
 from harness.interstat import Interstat
 from harness.native import both_clients
+from harness.suspend import suspend
 
 BUDGET = 1000
 #: What only the person may read: the ways to lift a limit.
@@ -43,7 +44,7 @@ def exhausted(home: Home, run: str = "r1", session: str = "s1", **fields: Any) -
 def without_daemon(daemon: Daemon, how: str) -> Iterator[None]:
     """Stop the daemon in this way."""
     if how == "SIGSTOP":
-        daemon.signal(signal.SIGSTOP)
+        suspend(daemon.process.pid)
         try:
             yield
         finally:

@@ -24,6 +24,7 @@ from harness.imports import HEAVY
 from harness.interstat import Interstat
 from harness.native import both_clients
 from harness.pipes import fill, full_pipe
+from harness.suspend import suspend
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(os.path.abspath(sys.executable)).parent / "fluxbudgetctl"
@@ -260,7 +261,7 @@ def test_large_tool_results_are_answered(home: Home, daemon: Daemon) -> None:
 @both_clients
 def test_stopped_daemon_costs_the_deadline_and_no_word(home: Home, daemon: Daemon) -> None:
     """The hook ends after its own 0.2 s; the time limit of the test is much longer."""
-    daemon.signal(signal.SIGSTOP)
+    suspend(daemon.process.pid)
     try:
         with open_stdin(PROMPT) as stdin:
             result = subprocess.run(

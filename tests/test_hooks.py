@@ -26,6 +26,7 @@ from harness.hooks import (
     write_usage,
 )
 from harness.interstat import Interstat
+from harness.suspend import suspend
 from harness.transcripts import Transcript
 
 # --- a session begins
@@ -356,7 +357,7 @@ def test_hook_without_a_daemon(home: Home, interstat: Interstat, how: str) -> No
     if how == "away":
         daemon.stop()
     else:
-        daemon.signal(signal.SIGSTOP)
+        suspend(daemon.process.pid)
     claude = Claude(home)
     closed = {"FLUXBUDGET_FAIL_CLOSED": "1"}
     for event in ("SessionStart", "UserPromptSubmit", "PreToolUse", "SubagentStop"):
@@ -375,7 +376,7 @@ def test_warning_whose_hook_gave_up_is_shown_the_next_time(home: Home, daemon: D
     claude = Claude(home)
     assert claude.call("UserPromptSubmit") == SILENT
     write_usage(home, 820)
-    daemon.signal(signal.SIGSTOP)
+    suspend(daemon.process.pid)
     assert claude.run_raw(json.dumps(claude.hook_input("UserPromptSubmit")).encode(), seconds="0.3") == ""
     daemon.signal(signal.SIGCONT)
     assert is_warning(claude.run("UserPromptSubmit"), "80 %")

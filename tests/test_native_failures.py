@@ -27,6 +27,7 @@ from harness.native import ANSWER, ANSWERED, BRIEF, JSON, PATIENT, SILENT, VERBS
 from harness.peer import Connection, Peer, answer, framed
 from harness.pipes import open_pipe
 from harness.privilege import needs_root
+from harness.suspend import suspend
 
 pytestmark = native.marks
 
@@ -172,7 +173,7 @@ def test_daemon_of_another_user_is_refused(client: Native) -> None:
 def test_hook_gives_up_on_a_stopped_daemon_at_its_deadline(home: Home, client: Native, daemon: Daemon) -> None:
     """The hook is silent and gives up after 0.2 s, long before the test's own time limit."""
     started(home)
-    daemon.signal(signal.SIGSTOP)
+    suspend(daemon.process.pid)
     try:
         assert client.run("hook", stdin=JSON, environ=home.environ) == SILENT
     finally:
@@ -296,8 +297,7 @@ def test_being_stopped_for_a_while_changes_nothing(client: Native) -> None:
     with client.answering(ANSWER), open_pipe() as (reading, writing):
         process = client.start("hook", *PATIENT, stdin=reading)
         os.write(writing, b"{")
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        suspend(process.pid)
         process.send_signal(signal.SIGCONT)
         os.write(writing, b"}")
         os.close(writing)
@@ -310,8 +310,7 @@ def test_answer_that_arrived_in_time_is_used(client: Native) -> None:
     def serve(connection: Connection) -> None:
         request = connection.command()
         pid, _, _ = struct.unpack("3i", connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: _state(pid) == "T", "a stopped client")
+        suspend(pid)
         connection.send(ANSWER)
         deadline = request["started_ns"] + 500_000_000
         wait_for(lambda: time.monotonic_ns() > deadline, "the deadline")

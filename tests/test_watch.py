@@ -7,6 +7,7 @@ import sqlite3
 
 from harness.daemon import Daemon, Home, wait_for
 from harness.interstat import Interstat
+from harness.suspend import suspend
 from harness.terminal import InTerminal
 from harness.watch import Watch
 
@@ -87,7 +88,7 @@ def test_stopped_daemon_counts_as_lost(home: Home, daemon: Daemon) -> None:
         wait_for(watch.printed, "a heartbeat: it listens")
         home.ok("run", "start", "--id", "r1")
         watch.wait_for_numbers(written(home))
-        daemon.signal(signal.SIGSTOP)
+        suspend(daemon.process.pid)
         watch.wait_for_stderr("connection lost (nothing arrived for 2 s)")
         daemon.signal(signal.SIGCONT)
         watch.wait_for_stderr("connected again")
@@ -117,7 +118,7 @@ def test_reader_of_a_damaged_ledger_misses_nothing_of_the_next(home: Home, daemo
     with Watch(home, "--since", "0") as watch, Watch(home, "--since", "0") as attentive:
         for each in (watch, attentive):
             each.wait_for_numbers(written(home))
-        watch.process.send_signal(signal.SIGSTOP)
+        suspend(watch.process.pid)
         daemon.kill()
         (home.state / "ledger.db").write_bytes(b"x" * 10_000)
         for name in ("ledger.db-wal", "ledger.db-shm"):
@@ -144,7 +145,7 @@ def test_slow_reader_gets_everything(home: Home, daemon: Daemon) -> None:
     home.ok("run", "start", "--id", "r1")
     with Watch(home, "--since", "0") as watch:
         watch.wait_for_numbers(written(home))
-        watch.process.send_signal(signal.SIGSTOP)
+        suspend(watch.process.pid)
         for budget in range(1000, 1050):
             home.ok("run", "set", "--run", "r1", "--budget", str(budget))
         watch.process.send_signal(signal.SIGCONT)
@@ -165,7 +166,7 @@ def test_top_shows_a_real_run_and_survives_its_daemon(home: Home, interstat: Int
         shown.wait_until_gone("daemon away")
         home.ok("run", "start", "--id", "r2")
         shown.wait_for("2 active runs", "  r2", "> r1")
-        again.signal(signal.SIGSTOP)
+        suspend(again.process.pid)
         shown.wait_for("daemon away, waiting")
         again.signal(signal.SIGCONT)
         shown.wait_until_gone("daemon away")

@@ -13,6 +13,7 @@ import pytest
 
 from harness.daemon import wait_for
 from harness.installed import OTHER_VERSION, UNITS, Installed, systemctl, unit_directory
+from harness.suspend import suspend
 
 SOCKET, SERVICE = UNITS
 NOW = "fluxbudgetctl service install --now"
@@ -72,7 +73,7 @@ def test_hanging_daemon_keeps_its_socket_and_ledger(installed: Installed, how: s
     elsewhere = {"FLUXBUDGET_SOCKET": str(Path.home() / "other.sock")} if how == "it has another socket" else {}
     with by_hand(installed, **elsewhere) as pid:
         if how == "it hangs":
-            os.kill(pid, signal.SIGSTOP)
+            suspend(pid)
         ended = installed.ctl("service", "install", "--now")
         assert (ended.returncode, f"(pid {pid}) runs outside systemd: stop it first" in ended.stderr) == (1, True), (
             ended
