@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fluxbudgetd.wire import messages
@@ -172,6 +172,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Inte
 @pytest.mark.soak
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions)
+@example(
+    # The oldest row of the session is older than the run, and the session joins when the first phase has ended.
+    actions=[
+        ("start", "b0", None),
+        ("advance", 0),
+        ("attach", "s0", 0, False),
+        ("write", "s0", "now", "b0", "", None, None, None, 7),
+        ("write", "s0", "past", "b0", "", None, None, None, None),
+    ]
+)
 def test_totals_equal_the_recount(world: tuple[Home, Interstat, Iterator[int]], actions: list[tuple[Any, ...]]) -> None:
     """Each run has exactly the tokens that the rules give it, at random moments and at the end."""
     home, interstat, numbers = world

@@ -177,14 +177,15 @@ class Recount:
         until: float,
     ) -> bool:
         """True if a session worked for a run at any time from `since` until before `until`."""
-        times = [seconds(row["timestamp"]) for row in rows if row["session_id"] == session]
-        earliest = min((at for at in times if at is not None), default=None)
+        times = [at for row in rows if row["session_id"] == session and (at := seconds(row["timestamp"])) is not None]
         known = [one for one in self.attachments if one.session == session]
         if not known:
-            return implied == run and (earliest is None or earliest < until)
+            return implied == run and min(times, default=0.0) < until
+        # A row that is too old for every attachment does not show that the session was working for a run.
+        counts_from = [0.0 if one.at is None or one.whole else one.at for one in known]
+        earliest = min((at for at in times if at >= min(counts_from)), default=None)
         for index, one in enumerate(known):
-            counts_from = 0.0 if one.at is None or one.whole else one.at
-            counted = None if earliest is None else max(earliest, counts_from)
+            counted = None if earliest is None else max(earliest, counts_from[index])
             begin = min((at for at in (one.noted_at, counted) if at is not None), default=0.0)
             end = known[index + 1].at if index + 1 < len(known) else None
             if one.run == run and begin < until and (end is None or end > since):
