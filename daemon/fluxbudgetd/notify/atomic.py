@@ -51,14 +51,14 @@ def link(path: str, target: str, scratch: str) -> None:
         pass
 
 
-def private_directories(path: str) -> None:
-    """Create a directory and its missing parents with mode 0700.
+def private_directories(path: str, base: str = "/") -> None:
+    """Create a directory and its missing parents below `base`, which must exist, with mode 0700.
 
     Raises `OSError`, in particular if the directory is a symbolic link. Links among existing parents are followed.
     """
     parent = os.path.dirname(path)
-    if parent != path and not os.path.isdir(parent):
-        private_directories(parent)
+    if parent not in (path, base) and not os.path.isdir(parent):
+        private_directories(parent, base)
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:

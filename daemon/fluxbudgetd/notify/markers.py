@@ -12,17 +12,18 @@ from fluxbudgetd.wire.state_names import file_name
 
 
 class Markers:
-    """The markers in a directory. All methods block; failures are collected."""
+    """The markers in a directory below `base`. All methods block; failures are collected."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, base: str) -> None:
         self._directory = directory
+        self._base = base
         #: The names of the markers that have to exist.
         self.names: set[str] = set()
 
     def create_directory(self, failures: Failures) -> None:
-        """Create the directory if it is missing."""
+        """Create the directory if it is missing, but not `base`."""
         with failures.at(self._directory, "created"):
-            private_directories(self._directory)
+            private_directories(self._directory, self._base)
 
     def is_intact(self) -> bool:
         """Return True if the directory exists."""

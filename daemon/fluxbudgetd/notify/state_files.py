@@ -29,7 +29,9 @@ _LOCK_STEP = 0.005
 
 
 class StateFiles:
-    """The state files in a directory, and the markers in another; both are created if missing.
+    """The state files in a directory, and the markers in another; both are created if missing, and so is their parent.
+
+    What is above that parent is not created: logind makes the runtime directory, and may just have removed it.
 
     A call takes at most `seconds`. It raises `ChannelError` for the first file that failed, after all others have been
     handled; call again to retry.
@@ -37,7 +39,8 @@ class StateFiles:
 
     def __init__(self, directory: str, markers: str, *, seconds: float = _SECONDS) -> None:
         self._directory = directory
-        self._markers = Markers(markers)
+        self._base = os.path.dirname(os.path.dirname(directory))
+        self._markers = Markers(markers, self._base)
         # The runs whose marker and files may be left from an earlier daemon, and the links among these files.
         self._adoptable: frozenset[str] = frozenset()
         self._adopted: set[str] = set()
@@ -92,12 +95,12 @@ class StateFiles:
         if os.path.lexists(self._directory):
             # Nothing may be created behind a symbolic link.
             with failures.at(self._directory, "created"):
-                private_directories(self._directory)
+                private_directories(self._directory, self._base)
             failures.raise_first()
         for directory in (RUNS, SESSIONS, SCOPES):
             path = os.path.join(self._directory, directory)
             with failures.at(path, "created"):
-                private_directories(path)
+                private_directories(path, self._base)
         self._markers.create_directory(failures)
         failures.raise_first()
         self._unlock()
