@@ -2,7 +2,9 @@
 
 import itertools
 import random
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -14,7 +16,7 @@ from fluxbudgetd.policy.estimates import plain_name
 from fluxbudgetd.service import Service
 from fluxbudgetd.wire import messages
 from harness.admission import ORACLE, RESEARCH, REVIEW, write_agent_usage
-from harness.daemon import Home, started
+from harness.daemon import Home, started, wait_for
 from harness.hooks import Claude
 from harness.interstat import Interstat
 from harness.service import service_over, within
@@ -139,6 +141,19 @@ class History:
     @property
     def reserved(self) -> int:
         return sum(one.holds for one in self.agents)
+
+    @property
+    def open(self) -> tuple[int, int]:
+        """Return how many sub-agents have not ended, and how many of these have started."""
+        going_on = [one for one in self.agents if not one.is_over]
+        return len(going_on), sum(one.agent_id is not None for one in going_on)
+
+    def written(self) -> tuple[int, int]:
+        """Return the same according to the ledger."""
+        query = "SELECT count(*), count(agent_id) FROM reservations WHERE ended_at IS NULL"
+        with closing(sqlite3.connect(f"file:{self.home.state / 'ledger.db'}?mode=ro", uri=True)) as ledger:
+            count, started = ledger.execute(query).fetchone()
+            return count, started
 
     @property
     def waiting(self) -> list[SubAgent]:
@@ -284,6 +299,8 @@ class History:
 
     def restart(self) -> None:
         if self.chance.random() < 0.3:
+            # An answer waits only briefly for its reservation to be written, so on a busy machine a kill may come first.
+            wait_for(lambda: self.written() == self.open, "the reservations to be written")
             self.chance.choice([self.daemon.kill, self.daemon.stop])()
             self.daemon = self.home.start()
 
