@@ -299,7 +299,7 @@ class History:
 
     def restart(self) -> None:
         if self.chance.random() < 0.3:
-            # An answer waits only briefly for its reservation to be written, so on a busy machine a kill may come first.
+            # An answer waits only briefly for its reservation to be written. On a busy machine, a kill may come first.
             wait_for(lambda: self.written() == self.open, "the reservations to be written")
             self.chance.choice([self.daemon.kill, self.daemon.stop])()
             self.daemon = self.home.start()

@@ -1,6 +1,7 @@
 """fluxbudget's own directories are opened without following symbolic links."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -62,6 +63,29 @@ def test_directory_that_is_a_symbolic_link_is_not_followed(tmp_path: Path, name:
         anyio.run(StateFiles(str(directory), str(directory / HARD)).open)
     assert [path.name for path in victim.iterdir()] == ["file"]
     assert stat.S_IMODE(victim.stat().st_mode) == 0o755
+
+
+def test_runtime_directory_is_not_created_for_the_state_files(tmp_path: Path) -> None:
+    """It was removed with everything in it. Once it exists again, everything below it is created."""
+    runtime = tmp_path / "run"
+    directory = runtime / "fluxbudget" / "state"
+
+    async def around() -> None:
+        files = StateFiles(str(directory), str(runtime / "fluxbudget" / HARD))
+        runtime.mkdir()
+        await files.open()
+        await files.put([state(6)], {}, {})
+        shutil.rmtree(runtime)
+        with pytest.raises(ChannelError, match="cannot be created: No such file or directory"):
+            await files.put([state(7)], {}, {}, ["r1"])
+        assert not runtime.exists()
+        runtime.mkdir()
+        await files.put([state(8)], {}, {}, ["r1"])
+        assert (directory / "runs" / "r1").exists()
+        assert (runtime / "fluxbudget" / HARD / "r1").exists()
+        await files.close()
+
+    anyio.run(around)
 
 
 def test_state_directory_that_is_a_symlink_is_refused(home: Home, tmp_path: Path) -> None:
