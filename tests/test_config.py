@@ -107,7 +107,7 @@ def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert config_of(tmp_path, "\ufeff[runs]\nwarn_pct = 7\n").runs.warn_pct == 7
 
 
-TABLES = "admission, channels, claude_dirs, flux_drive, phases, runs, stages, warnings"
+TABLES = "admission, beads, channels, claude_dirs, clavain, flux_drive, intercore, phases, runs, stages, warnings"
 RUNS = "budgets, complexity, cost_basis, enforcement, phases, warn_pct"
 A_PATH = "an absolute path, one that begins with ~/, or nothing for the installed plugin's"
 NAMES = "1 to 64 letters, digits, dots, colons, underscores or hyphens"

@@ -36,6 +36,10 @@ ClaudeDirectory = Annotated[
     str,
     Meta(pattern=r"^[/~][^\x00]*\Z", description="an absolute path, or one that begins with ~/ or ~user/"),
 ]
+DatabasePath = Annotated[
+    str,
+    Meta(pattern=r"^(/|~/)[^\x00]*\Z", description="an absolute path, or one that begins with ~/"),
+]
 BudgetFile = Annotated[
     str,
     Meta(
@@ -209,6 +213,34 @@ class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Empty: the installed interflux plugin's."""
 
 
+class Intercore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """intercore's sprints: whether they are adopted, and what is written into its databases."""
+
+    adopt: bool = True
+    write_back: bool = True
+    rearm: bool = False
+    """Have intercore's own budget check refuse every time, not only once, while a budget is exhausted."""
+    databases: Annotated[tuple[DatabasePath, ...], Meta(max_length=64, description="up to 64 different databases")] = ()
+    """Databases to follow in addition to those that are found from sessions and runs."""
+
+    def __post_init__(self) -> None:
+        _require_different("databases", self.databases, "up to 64 different databases")
+
+
+class Beads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The labels of beads: whether they are read, and whether what was spent is written."""
+
+    read: bool = True
+    write_back: bool = False
+
+
+class Clavain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Clavain's shell."""
+
+    shell: bool = False
+    """Have each session's shells load the functions of `fluxbudgetctl shell-init`."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of config.toml."""
 
@@ -223,6 +255,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     warnings: Warnings = Warnings()
     channels: Channels = Channels()
     flux_drive: FluxDrive = FluxDrive()
+    intercore: Intercore = Intercore()
+    beads: Beads = Beads()
+    clavain: Clavain = Clavain()
 
     def __post_init__(self) -> None:
         _require_different("claude_dirs", self.claude_dirs, "up to 64 different directories")

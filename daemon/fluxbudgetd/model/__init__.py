@@ -6,6 +6,7 @@ package re-exports every public name.
 
 from fluxbudgetd.model.callers import *
 from fluxbudgetd.model.events import *
+from fluxbudgetd.model.intercore import *
 from fluxbudgetd.model.runs import *
 from fluxbudgetd.model.samples import *
 from fluxbudgetd.model.sources import *

@@ -7,10 +7,30 @@ import msgspec
 from fluxbudgetd.model.usage import Counts
 from fluxbudgetd.wire.messages import BudgetState, CostBasis, Enforcement, EstimateSource, RunStatus
 
-Origin = Literal["asked", "bead"]
+#: How an attachment came about: a person or a hook made it, a row's bead implies it, or a claim in intercore does.
+Origin = Literal["asked", "bead", "claim"]
+#: The settings of an adopted run that can be set by hand, and then win.
+Setting = Literal["token_budget", "warn_pct", "enforcement", "status"]
 
 _SECOND = 1_000_000
 _MILLISECOND = 1_000
+
+
+class Adoption(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run that another program started is kept.
+
+    `database` is the path of intercore's database and `run_id` the run's id there; both are empty if only a bead names
+    the run. `last_move` is the number of the newest phase move that was applied. `kept` are the settings that a person
+    has set: they are no longer followed. `withheld` are looser values of a hard run that await a person's confirmation.
+    `label_budget` is the bead's `token_budget` when the run was adopted (0: unlimited, None: no label).
+    """
+
+    database: str = ""
+    run_id: str = ""
+    last_move: int = 0
+    kept: tuple[Setting, ...] = ()
+    withheld: dict[Setting, int | str | None] = {}
+    label_budget: int | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +38,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     An allowance lets a run with hard enforcement go on although its budget is exhausted: until it has spent
     `allowed_to` tokens, or until the time `allowed_until`, in microseconds.
+
+    `adopted`: another program started the run, or keeps it too.
     """
 
     id: str
@@ -36,6 +58,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: int | None
     allowed_to: int | None = None
     allowed_until: int | None = None
+    adopted: Adoption | None = None
 
 
 class PhaseRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from fluxbudgetd.model import (
     Response,
     Run,
     SourceStatus,
+    Timeline,
     Usage,
 )
 from fluxbudgetd.policy import attribution, budget, phases
@@ -29,6 +30,8 @@ from fluxbudgetd.sources.transcripts import MAIN
 
 #: The epoch of rows that have never been read.
 NEVER = -1
+#: The name under which usage that intercore knows from other programs is listed, in place of a session.
+INTERCORE = "intercore"
 
 
 class Stamp(NamedTuple):
@@ -142,6 +145,7 @@ class RunAccount(msgspec.Struct):
 
     `sessions` are those that may have usage of the run. `completed` are the phases it has left, `fired` the thresholds
     that were reported for its current budget, `reserved` the tokens that admitted sub-agents are expected to cost.
+    `dispatches` is the usage of other programs that intercore has recorded for the run; it belongs to no session.
     `shown` says what the numbers show, `interstat` is that source's status when it was last read for this run, and
     `has_sessions` is true once the sessions that name the run's scope were read from the ledger. `latest` is the latest
     time in the run's history: no later change gets an earlier one, even if the clock is set back.
@@ -153,6 +157,7 @@ class RunAccount(msgspec.Struct):
     fired: frozenset[BudgetThreshold] = frozenset()
     reserved: int = 0
     sessions: dict[str, SessionAccount] = msgspec.field(default_factory=dict)
+    dispatches: tuple[Usage, ...] = ()
     has_sessions: bool = False
     shown: Stamp = Stamp(NEVER, 0)
     interstat: SourceStatus | None = None
@@ -193,7 +198,15 @@ class RunAccount(msgspec.Struct):
             )
 
     def cells(self) -> Iterator[tuple[str, Cell, Counts]]:
-        """Yield the run's sums, each with its session, ordered by session id."""
+        """Yield the run's sums, each with its session, ordered by session id; then those of other programs."""
+        yield from self.own_cells()
+        timeline = Timeline(self.run, self.completed)
+        for record in self.dispatches:
+            phase = attribution.phase_of(record, timeline)
+            yield INTERCORE, Cell(self.run.id, phase, record.agent, record.model), record.counts
+
+    def own_cells(self) -> Iterator[tuple[str, Cell, Counts]]:
+        """Yield the sums of the run's sessions, each with its session, ordered by session id."""
         for name in sorted(self.sessions):
             for cell, counts in self.sessions[name].cells.items():
                 if cell.run == self.run.id:

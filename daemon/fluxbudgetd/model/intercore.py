@@ -1,0 +1,79 @@
+"""What intercore's database says: runs, phases, sessions, and the usage of other programs.
+
+intercore's times are whole seconds; here they are microseconds, like all times.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from fluxbudgetd.model.sources import SourceStatus
+from fluxbudgetd.model.usage import Counts, Usage
+
+IcStatus = Literal["active", "completed", "cancelled", "failed"]
+
+
+class IcRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `runs`. `project_dir` is empty for the parent of a portfolio.
+
+    `phases` is None if the row has no usable list. `is_hard`: intercore enforces the budget (`budget_enforce`).
+    `faults` say which values were replaced because they are not allowed.
+    """
+
+    id: str
+    project_dir: str
+    goal: str
+    status: IcStatus
+    phase: str
+    phases: tuple[str, ...] | None
+    complexity: int
+    scope: str | None
+    token_budget: int | None
+    warn_pct: int
+    is_hard: bool
+    created_at: int
+    updated_at: int
+    ended_at: int | None
+    faults: tuple[str, ...] = ()
+
+
+class PhaseMove(NamedTuple):
+    """A row of `phase_events` that moved a run to another phase. `number` is the row's id; `kind` its event type."""
+
+    number: int
+    at: int
+    from_phase: str
+    to_phase: str
+    kind: str
+
+
+class SessionClaim(NamedTuple):
+    """The latest row that says which run a session works for: a claim (`run_agents`), else an attribution.
+
+    An attribution may name a bead instead of a run.
+    """
+
+    session: str
+    at: int
+    run: str | None
+    bead: str | None
+    is_claim: bool
+
+
+class IntercoreReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One read of a database. Everything but the status is empty unless `status.is_readable`.
+
+    `schema` is its `user_version`. `runs` are the active and the followed ones, by id; a followed run that is missing
+    was removed. `moves` are each run's phase moves after the last one that is known, oldest first. `dispatches` are
+    each run's dispatches that are not ours: their `key` is a digest of the row's id, and `phase` is empty. `own` is our
+    own row of each run, None if there is none.
+    """
+
+    status: SourceStatus
+    schema: int | None = None
+    runs: Mapping[str, IcRun] = {}
+    moves: Mapping[str, tuple[PhaseMove, ...]] = {}
+    claims: tuple[SessionClaim, ...] = ()
+    dispatches: Mapping[str, tuple[Usage, ...]] = {}
+    own: Mapping[str, Counts | None] = {}
