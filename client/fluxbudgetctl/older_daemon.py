@@ -1,4 +1,7 @@
-"""The piped verbs as typed requests, for an older daemon that does not know `command` or one of the flags."""
+"""The piped verbs as typed requests.
+
+For an older daemon that does not know `command` or one of the flags, and for an `advance` that intercore carries out.
+"""
 
 import os
 import time
@@ -45,7 +48,12 @@ def _advance(asked: Call, options: Options) -> replies.Reply:
         to_phase=options.to_phase,
         override=options.override or environment.override(),
     )
-    return replies.advance(call(request, messages.AdvanceAnswer, asked.seconds), as_json=options.json)
+    answer = call(request, messages.AdvanceAnswer, asked.seconds)
+    if answer.ic_run is not None:
+        from fluxbudgetctl import intercore  # noqa: PLC0415  imports subprocess
+
+        answer = intercore.advance(answer, asked.seconds)
+    return replies.advance(answer, as_json=options.json)
 
 
 def _ping(asked: Call, options: Options) -> replies.Reply:

@@ -84,7 +84,8 @@ def _run(verb: str, options: Options) -> int:
         outcome = pipe.run(call)
         if isinstance(outcome, pipe.Answer):
             return deliver(outcome, call)
-        # An older daemon, which does not handle these words, may still know the typed request.
+        # An older daemon, which does not handle these words, may still know the typed request. `advance` needs it for a
+        # run that only `ic` can move.
         failure = outcome or failure_of({"code": "unknown_op"})
     return fallback.run(call, options, failure)
 

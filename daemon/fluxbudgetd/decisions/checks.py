@@ -20,12 +20,17 @@ from fluxbudgetd.wire.messages import By
 
 
 class AdvanceResult(NamedTuple):
-    """The outcome of an advance. `completed` is the phase that the run has left, None if the advance was refused."""
+    """The outcome of an advance.
+
+    `completed` is the phase that the run has left; None if the advance was refused, or if only `ic` can move the run.
+    Then `database` is the path of intercore's database.
+    """
 
     run: Run
     line: str
     verdict: Verdict
     completed: PhaseRecord | None
+    database: str = ""
 
 
 class Checks:
@@ -69,6 +74,8 @@ class Checks:
     ) -> AdvanceResult:
         """Advance a run from `phase` to `to` (None: the next phase), or refuse. Of concurrent calls, one succeeds.
 
+        A run that was adopted from intercore is checked, but not moved, because its phase has one owner: intercore.
+
         Raises `BadInputError` for a phase that the run does not have, `ConflictError` if it has ended, `LedgerError`.
         """
         async with self._runs_lock:
@@ -76,6 +83,10 @@ class Checks:
             verdict = advance.advanced(run, balance, phase, override, self._clock())
             if verdict.refusal is not None:
                 return AdvanceResult(run, verdict.refusal, verdict, None)
+            if database := self._database(run):
+                phases.require_next(run, to)
+                line = f"not_advanced|{run.phase}|only 'ic run advance' moves this run"
+                return AdvanceResult(run, line, verdict, None, database)
             new = msgspec.structs.replace(run, phase=phases.next_phase(run, to))
             record = self._completed(account, verdict.override)
             counts = record in account.would_count((*account.completed, record))
@@ -94,6 +105,11 @@ class Checks:
             await self._tallier.retally(session)
         self._thresholds.evaluate(account)
         return AdvanceResult(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
+
+    def _database(self, run: Run) -> str:
+        """Return the database of intercore that a run's phase follows; empty if it follows none."""
+        is_following = self._settings.config.intercore.adopt
+        return run.adopted.database if is_following and run.adopted is not None else ""
 
     def _completed(self, account: RunAccount, override: str | None) -> PhaseRecord:
         run, since = account.run, self._accounts.timelines[account.run.id].since

@@ -118,5 +118,17 @@ def next_phase(run: Run, wanted: str | None) -> str:
     return wanted
 
 
+def require_next(run: Run, wanted: str | None) -> None:
+    """Raise an error unless intercore can move a run to the phase that was named: it knows only the next one.
+
+    Raises `BadInputError` or `ConflictError`.
+    """
+    following = next_phase(run, None)
+    if wanted not in (None, following):
+        raise BadInputError(
+            f"intercore moves run {run.id} only to its next phase, {following}, not to {wanted!r}", "leave out --to"
+        )
+
+
 def _overlap(stint: Stint, record: PhaseRecord) -> bool:
     return stint.since < record.until and (stint.until is None or stint.until > record.since)

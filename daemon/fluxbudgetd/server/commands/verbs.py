@@ -49,13 +49,13 @@ def check(context: Context, options: Options) -> Result:
 
 
 def advance(context: Context, options: Options) -> Result:
-    """Carry out `advance`."""
+    """Carry out `advance`. If only `ic` can move the run, the Python client takes over, and runs it."""
     request = wire.Advance(
         **_naming(options), from_phase=options.from_phase, to_phase=options.to_phase, override=options.override
     )
     return _carried_out(
-        lambda: budget.advance(context, request, options.pid),
-        partial(replies.advance, as_json=options.json),
+        lambda: budget.advance(context, request, options.pid, can_run_ic=False),
+        lambda answer: None if answer.ic_run is not None else replies.advance(answer, as_json=options.json),
         replies.failed,
     )
 
@@ -122,11 +122,12 @@ def _naming(options: Options, wait_ms: int | None = None) -> dict[str, Any]:
 
 def _carried_out(
     handle: Callable[[], A | TrackedAnswer[A] | Awaitable[A | TrackedAnswer[A]]],
-    render: Callable[[A], Reply],
+    render: Callable[[A], Reply | None],
     fail: Callable[[str, str, int], Reply] | None,
 ) -> Result:
     """Call a handler and render its answer; the result is an awaitable only if the handler's is.
 
+    If `render` returns None, the command line is left to the Python client.
     `fail` renders a failure: message, hint and exit code. If it is None, the failure is raised.
     """
     try:
@@ -138,7 +139,7 @@ def _carried_out(
 
 async def _later(
     answer: Awaitable[A | TrackedAnswer[A]],
-    render: Callable[[A], Reply],
+    render: Callable[[A], Reply | None],
     fail: Callable[[str, str, int], Reply] | None,
 ) -> Handled:
     try:
@@ -147,7 +148,7 @@ async def _later(
         return _failed(exc, fail)
 
 
-def _rendered(answer: A | TrackedAnswer[A], render: Callable[[A], Reply]) -> Handled:
+def _rendered(answer: A | TrackedAnswer[A], render: Callable[[A], Reply | None]) -> Handled:
     if isinstance(answer, TrackedAnswer):
         return TrackedAnswer(_answer(render(answer.answer)), answer.on_delivered)
     return _answer(render(answer))
@@ -159,5 +160,7 @@ def _failed(exc: FluxError, fail: Callable[[str, str, int], Reply] | None) -> wi
     return _answer(fail(exc.message, exc.hint, replies.exit_code(exc.code)))
 
 
-def _answer(reply: Reply) -> wire.CommandAnswer:
+def _answer(reply: Reply | None) -> wire.CommandAnswer:
+    if reply is None:
+        return wire.CommandAnswer(mine=False)
     return wire.CommandAnswer(exit=reply.exit_code, out=reply.out, err=reply.err, exports=reply.exports)

@@ -1,5 +1,6 @@
 """Requests about one run's budget: remaining, check, advance."""
 
+import os
 from collections.abc import Awaitable
 
 from fluxbudgetd.clock import now_micros
@@ -29,8 +30,13 @@ def check(context: Context, request: wire.Check, pid: int) -> wire.CheckAnswer |
     return _recorded(context, request, pid, standing, verdict)
 
 
-async def advance(context: Context, request: wire.Advance, pid: int) -> wire.AdvanceAnswer:
-    """Check the budget, and move the run to its next phase."""
+async def advance(
+    context: Context, request: wire.Advance, pid: int, *, can_run_ic: bool = True
+) -> wire.AdvanceAnswer:
+    """Check the budget, and move the run to its next phase, unless only `ic` can.
+
+    If the client cannot run `ic`, it asks again with another request, so an override is not recorded yet.
+    """
     service, deadline = context.service, deadline_of(request)
     account = await find(context, request, deadline)
     await service.settings.refresh(deadline)
@@ -38,7 +44,7 @@ async def advance(context: Context, request: wire.Advance, pid: int) -> wire.Adv
     caller = await service.callers.look_up(pid)
     done = await service.checks.advance(account, request.from_phase, request.to_phase, request.override, caller.by)
     standing = service.totals.standing_known(account, before)
-    if done.completed is None:
+    if done.verdict.refusal is not None or (done.database and can_run_ic):
         await service.checks.record(done.run, standing.balance, done.verdict, "advance", pid, deadline)
     lines = {line.name: line for line in phase_lines(service, account)}
     return wire.AdvanceAnswer(
@@ -50,6 +56,8 @@ async def advance(context: Context, request: wire.Advance, pid: int) -> wire.Adv
         overridden=done.verdict.override,
         note=done.verdict.note,
         spend=answers.spend(standing),
+        ic_run=done.run.adopted.run_id if done.database and done.run.adopted is not None else None,
+        ic_directory=os.path.dirname(os.path.dirname(done.database)) if done.database else None,
     )
 
 

@@ -16,7 +16,10 @@ class Check(Naming, frozen=True, kw_only=True, tag="check"):
 
 
 class Advance(Naming, frozen=True, kw_only=True, tag="advance"):
-    """Check the budget, then move the run to another phase. Of several concurrent calls, one wins."""
+    """Check the budget, then move the run to another phase. Of several concurrent calls, one wins.
+
+    The phase of a run that was adopted from intercore is not moved: see `ic_run` in the answer.
+    """
 
     from_phase: str
     """The phase that the client believes the run is in."""
@@ -60,7 +63,7 @@ class AdvanceAnswer(Answer, frozen=True, kw_only=True, tag="advance"):
     run: str
     advanced: bool
     line: str
-    """`advanced|P|Q`, `budget_exceeded|P|…` or `stale_phase|P|…`."""
+    """`advanced|P|Q`, `budget_exceeded|P|…`, `stale_phase|P|…`, or `not_advanced|P|…` if `ic_run` is set."""
     phase: str
     """The phase that the run is in now."""
     completed: PhaseLine | None
@@ -68,3 +71,8 @@ class AdvanceAnswer(Answer, frozen=True, kw_only=True, tag="advance"):
     overridden: str | None
     note: str
     spend: Spend
+    ic_run: str | None = None
+    """The run's id in intercore's database, if the run may move on and only `ic` can move it: nothing has changed, and
+    the client runs `ic run advance`. Otherwise null."""
+    ic_directory: str | None = None
+    """The directory to run `ic` in: the one that holds `.clavain`."""
