@@ -43,8 +43,9 @@ def advance(allowed: messages.AdvanceAnswer, seconds: float) -> messages.Advance
     """
     result = _moved(allowed)
     if not result.advanced:
-        line = "|".join((_REASONS.get(result.event_type, "not_advanced"), result.from_phase, result.reason or "no reason"))
-        return msgspec.structs.replace(allowed, line=one_line(line))
+        reason = _REASONS.get(result.event_type, "not_advanced")
+        line = one_line(f"{reason}|{result.from_phase}|{result.reason or 'no reason'}")
+        return msgspec.structs.replace(allowed, line=line)
     notes = [allowed.note] if allowed.note else []
     if result.from_phase != allowed.phase:
         notes.append(f"the run was in {result.from_phase} when ic moved it")

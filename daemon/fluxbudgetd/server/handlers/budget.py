@@ -30,9 +30,7 @@ def check(context: Context, request: wire.Check, pid: int) -> wire.CheckAnswer |
     return _recorded(context, request, pid, standing, verdict)
 
 
-async def advance(
-    context: Context, request: wire.Advance, pid: int, *, can_run_ic: bool = True
-) -> wire.AdvanceAnswer:
+async def advance(context: Context, request: wire.Advance, pid: int, *, can_run_ic: bool = True) -> wire.AdvanceAnswer:
     """Check the budget, and move the run to its next phase, unless only `ic` can.
 
     If the client cannot run `ic`, it asks again with another request, so an override is not recorded yet.
