@@ -36,7 +36,7 @@ ONLY_IN = {
     "dbus_fast": {"notify"},
     "socket": {"server", "systemd"},
     "sqlite3": {"ledger", "sources"},
-    "subprocess": {"config", "notify"},
+    "subprocess": {"config", "notify", "sources"},
     "tomllib": {"config"},
     "watchfiles": {"sources"},
     "yaml": {"config"},

@@ -4,6 +4,7 @@ Times are integers: microseconds since the Unix epoch, UTC. Tokens are integers 
 package re-exports every public name.
 """
 
+from fluxbudgetd.model.beads import *
 from fluxbudgetd.model.callers import *
 from fluxbudgetd.model.events import *
 from fluxbudgetd.model.intercore import *

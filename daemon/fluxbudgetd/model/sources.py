@@ -18,6 +18,7 @@ SourceState = Literal[
     "not_a_database",
     "schema_drift",
     "unreadable",
+    "read-only",
 ]
 
 
