@@ -52,6 +52,12 @@ def test_default_chain() -> None:
     assert phases.macro_stage("polishing") not in phases.MACRO_STAGES
 
 
+def test_macro_stages_of_other_chains() -> None:
+    """Clavain's shell library and intercore's chains have phases of their own."""
+    known = {"strategy-reviewed": "design", "goal-formed": "discover", "review": "ship", "polish": "ship"}
+    assert {phase: phases.macro_stage(phase) for phase in known} == known
+
+
 @pytest.mark.parametrize("basis", ["billing", "total"])
 def test_estimates_without_measurements(basis: CostBasis) -> None:
     for phase, (_, tokens) in {**DEFAULT, "polishing": ("other", 30_000)}.items():

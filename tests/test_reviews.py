@@ -132,6 +132,17 @@ def test_cut_by_the_rest_of_the_sprint(home: Home, interstat: Interstat, daemon:
     assert (decision["budget"], decision["sprint_remaining"]) == (150_000, None)
 
 
+@pytest.mark.parametrize(("exported", "left"), [("60000", 60_000), ("1", 1), ("0", None), ("many", None), ("-5", None)])
+def test_cut_by_an_exported_remainder(home: Home, daemon: Daemon, exported: str, left: int | None) -> None:
+    """Without a run, `$FLUX_BUDGET_REMAINING` is what the sprint has left, unless it is 0."""
+    environ = {"FLUX_BUDGET_REMAINING": exported}
+    decision = triage(home, AGENTS, environ=environ)
+    assert (decision["run"], decision["sprint_remaining"]) == (None, left)
+    assert (decision["budget"], decision["sprint_constrained"]) == (left or 150_000, left is not None)
+    started(home, session="s1", token_budget=200_000)
+    assert triage(home, AGENTS, environ={**IN_SESSION, **environ})["sprint_remaining"] == 200_000
+
+
 def test_cut_under_hard_enforcement(home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """A protected set that does not fit blocks all agents, and no override is accepted. A set that fits blocks none."""
     started(home, session="s1", token_budget=79_999, enforcement="hard")

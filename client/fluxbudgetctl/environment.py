@@ -10,6 +10,7 @@ from fluxbudgetd.wire.text import fold
 
 _SESSIONS = ("CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID")
 _MOST_DIGITS = 5
+_MOST_DIGITS_OF_TOKENS = 18  # so that the protocol can carry it
 _LARGEST_LOCK = 16 * 1024
 
 
@@ -58,6 +59,13 @@ def working_directory() -> str | None:
 def override() -> str | None:
     """Return the environment's reason to continue although the budget is exceeded, or None."""
     return _text_of("CLAVAIN_SKIP_BUDGET")
+
+
+def sprint_remaining() -> int | None:
+    """Return the tokens that `$FLUX_BUDGET_REMAINING` says the sprint has left; None if it says 0 or nothing usable."""
+    value = os.environ.get("FLUX_BUDGET_REMAINING", "")
+    number = int(value) if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS_OF_TOKENS else 0
+    return number or None
 
 
 def cells(value: str) -> int:

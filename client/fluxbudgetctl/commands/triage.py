@@ -5,7 +5,7 @@ from typing import get_args
 
 import msgspec
 
-from fluxbudgetctl import arguments
+from fluxbudgetctl import arguments, environment
 from fluxbudgetctl.arguments import Options, Subcommands, add_command, add_model, add_naming
 from fluxbudgetctl.calls import call, hints
 from fluxbudgetctl.failure import Failure
@@ -59,6 +59,7 @@ def _triage(options: Options) -> int:
         slicing=options.slicing,
         override=options.override,
         round=options.round,
+        sprint_remaining=environment.sprint_remaining(),
     )
     answer = call(request, messages.TriageAnswer, options.timeout)
     if answer.round != options.round:

@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,10 +16,12 @@ from fluxbudgetd.config.calibration import Calibration, load_calibration
 from fluxbudgetd.config.flux_drive import ReviewBudget
 from fluxbudgetd.config.loading import load_config
 from fluxbudgetd.config.locations import ClaudeDirectories
+from fluxbudgetd.config.phase_costs import PhaseCosts
 from fluxbudgetd.config.reading import FileStamp, file_stamp
 from fluxbudgetd.config.schema import Config
 from fluxbudgetd.config.shown import shown_file
 from fluxbudgetd.errors import ConfigError
+from fluxbudgetd.wire.messages import PhaseCalibration
 
 log = structlog.get_logger()
 
@@ -56,6 +58,7 @@ class Settings:
         # up but its thread stays blocked; the next request must not block another.
         self.reading = threading.Lock()
         self._rules = BudgetRules()
+        self._phase_costs = PhaseCosts()
 
     @property
     def config(self) -> Config:
@@ -93,6 +96,7 @@ class Settings:
     def close(self) -> None:
         """End the threads that read budget files, without waiting for those that hang."""
         self._rules.close()
+        self._phase_costs.close()
 
     async def refresh(self, deadline: float = math.inf, *, force: bool = False) -> bool:
         """Read the files that have changed, or with `force` both; return False if they could not be read in time.
@@ -142,6 +146,20 @@ class Settings:
     def prepare_review_budget(self, project_dir: str) -> None:
         """Begin to read the budget files that apply in a project if that has not been done yet; returns at once."""
         self._rules.prepare(self.config.flux_drive.budget_file, self.claude_dirs, project_dir)
+
+    async def refresh_phase_costs(self, project_dir: str, deadline: float) -> None:
+        """Read a project's file of phase costs if it has changed, in half of the time until the deadline.
+
+        If it cannot be read in time, or is wrong, the last good one still applies.
+        """
+        now = anyio.current_time()
+        with anyio.CancelScope(deadline=now + (deadline - now) / 2):
+            await self._phase_costs.refresh(project_dir)
+
+    def phase_calibrations(self, project_dir: str) -> tuple[Mapping[str, PhaseCalibration], ...]:
+        """Return what the phases of a project's runs have cost, as last read: our calibration, then Clavain's."""
+        ours = {} if self.calibration is None else self.calibration.phases
+        return ours, self._phase_costs.known(project_dir)
 
     @property
     def _multiplier(self) -> float | None:

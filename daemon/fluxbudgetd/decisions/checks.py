@@ -113,9 +113,9 @@ class Checks:
 
     def _completed(self, account: RunAccount, override: str | None) -> PhaseRecord:
         run, since = account.run, self._accounts.timelines[account.run.id].since
-        calibration = self._settings.calibration
-        calibrated = {} if calibration is None else calibration.phases
-        estimate = phases.estimate(run.phase, run.cost_basis, self._settings.config.phases, calibrated)
+        settings = self._settings
+        calibrations = settings.phase_calibrations(run.project_dir)
+        estimate = phases.estimate(run.phase, run.cost_basis, settings.config.phases, *calibrations)
         return PhaseRecord(
             phase=run.phase,
             since=since,

@@ -182,6 +182,8 @@ class Reviews:
         rules = review_limits.for_round(await self.rules(project, deadline), request.round)
         has_time = run is not None and limits.has_time(run, self._clock())
         remaining = None if balance is None or has_time else balance.remaining
+        if run is None and (request.sprint_remaining or 0) > 0:
+            remaining = request.sprint_remaining
         all_limits = review_limits.limits(
             request.input_type,
             rules,

@@ -21,13 +21,18 @@ OTHER_STAGE = "other"
 #: A phase's calibration takes precedence over the table if it is based on at least this many runs.
 MIN_MEASURED_RUNS = 3
 
+# Clavain's nine phases, and the additional ones of its shell library and of intercore's chains.
 _STAGE_OF_PHASE = {
     "brainstorm": "discover",
+    "goal-formed": "discover",
     "brainstorm-reviewed": "design",
     "strategized": "design",
+    "strategy-reviewed": "design",
     "planned": "design",
     "plan-reviewed": "design",
     "executing": "build",
+    "review": "ship",
+    "polish": "ship",
     "shipping": "ship",
     "reflect": "reflect",
     "done": "done",
@@ -62,13 +67,14 @@ def allocations(stages: Stages, budget: int) -> dict[str, int]:
 
 
 def estimate(
-    phase: str, basis: CostBasis, table: PhaseEstimates, calibrated: Mapping[str, PhaseCalibration]
+    phase: str, basis: CostBasis, table: PhaseEstimates, *calibrations: Mapping[str, PhaseCalibration]
 ) -> PhaseEstimate:
-    """Return a phase's estimate: the calibrated mean if it is based on enough runs, otherwise the table's."""
-    known = calibrated.get(phase)
-    if known is not None and known.sample_size >= MIN_MEASURED_RUNS:
-        spread = known.billing if basis == "billing" else known.total
-        return PhaseEstimate(spread.mean, "calibration", known.sample_size)
+    """Return a phase's estimate: the mean of the first calibration with enough runs of it, otherwise the table's."""
+    for calibrated in calibrations:
+        known = calibrated.get(phase)
+        if known is not None and known.sample_size >= MIN_MEASURED_RUNS:
+            spread = known.billing if basis == "billing" else known.total
+            return PhaseEstimate(spread.mean, "calibration", known.sample_size)
     return PhaseEstimate(table.of(phase), "table", 0)
 
 

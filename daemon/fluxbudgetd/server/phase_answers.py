@@ -72,9 +72,8 @@ def stage_lines(
 def _expected(service: Service, run: Run, phase: str, record: PhaseRecord | None) -> PhaseEstimate:
     if record is not None:
         return PhaseEstimate(record.estimate, record.source, record.sample_size)
-    calibration = service.settings.calibration
-    known = {} if calibration is None else calibration.phases
-    return estimate(phase, run.cost_basis, service.settings.config.phases, known)
+    settings = service.settings
+    return estimate(phase, run.cost_basis, settings.config.phases, *settings.phase_calibrations(run.project_dir))
 
 
 def _state(run: Run, phase: str, record: PhaseRecord | None) -> wire.PhaseState:

@@ -38,6 +38,7 @@ async def advance(context: Context, request: wire.Advance, pid: int, *, can_run_
     service, deadline = context.service, deadline_of(request)
     account = await find(context, request, deadline)
     await service.settings.refresh(deadline)
+    await service.settings.refresh_phase_costs(account.run.project_dir, deadline)
     before = await service.totals.standing(account, deadline)
     caller = await service.callers.look_up(pid)
     done = await service.checks.advance(account, request.from_phase, request.to_phase, request.override, caller.by)

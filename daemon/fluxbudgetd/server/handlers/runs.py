@@ -57,6 +57,7 @@ async def run_show(context: Context, request: wire.RunShow) -> wire.RunShowAnswe
     service, deadline = context.service, deadline_of(request)
     account = await find(context, request, deadline)
     await service.settings.refresh(deadline)
+    await service.settings.refresh_phase_costs(account.run.project_dir, deadline)
     standing = await service.totals.standing(account, deadline)
     cells = list(account.cells())
     by_phase = phase_lines(service, account)

@@ -55,6 +55,8 @@ class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
     override: str | None = None
     """Under soft enforcement: select all of them, for this reason."""
     round: TriageRound = "review"
+    sprint_remaining: int | None = None
+    """What the sprint has left, in billing tokens, if no run is found: the client's `FLUX_BUDGET_REMAINING`."""
 
 
 class Report(Naming, frozen=True, kw_only=True, tag="report"):
