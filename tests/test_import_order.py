@@ -35,7 +35,7 @@ ONLY_IN = {
     "ctypes": {"inotify"},
     "dbus_fast": {"notify"},
     "socket": {"server", "systemd"},
-    "sqlite3": {"ledger", "sources"},
+    "sqlite3": {"ledger", "notify", "sources"},
     "subprocess": {"config", "notify", "sources"},
     "tomllib": {"config"},
     "watchfiles": {"sources"},
