@@ -28,6 +28,7 @@ from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.events.session_warnings import SessionWarnings
 from fluxbudgetd.events.state_file_writer import StateFileWriter
+from fluxbudgetd.events.write_back import WriteBack
 from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import Balance
 from fluxbudgetd.sources.interstat import InterstatSource
@@ -102,6 +103,7 @@ class Service:
         self.admission = Admissions(self._reservations, clock)
         self.ceilings = Ceilings(self.admission, settings)
         self.events = EventLog(newest, ledger.events)
+        self.write_back = WriteBack(accounts, self.events, settings, clock, totals.followed)
         self.session_warnings = SessionWarnings(accounts, self.events, ledger, writer, settings)
         self.deliveries: Deliveries | None = None
         self.state_files: StateFileWriter | None = None
@@ -151,6 +153,7 @@ class Service:
                 tasks.start_soon(self.samples.serve)
                 tasks.start_soon(self.refusals.serve)
                 tasks.start_soon(self.session_warnings.serve)
+                tasks.start_soon(self.write_back.serve)
                 tasks.start_soon(self._follow_settings)
                 if self.deliveries is not None:
                     tasks.start_soon(self.deliveries.serve)
@@ -205,6 +208,7 @@ class Service:
     def _on_refreshed(self, account: RunAccount) -> None:
         self.thresholds.evaluate(account)
         self._reservations.evaluate(account)
+        self.write_back.request(account.run.id)
         if self.deliveries is not None:
             self.deliveries.evaluate(account)
         if self.state_files is not None:
@@ -214,6 +218,7 @@ class Service:
         self._reservations.settle(session)
 
     def _on_account_change(self, run: str) -> None:
+        self.write_back.request(run)
         if self.state_files is not None:
             self.state_files.request(run)
 
@@ -227,6 +232,7 @@ class Service:
         self._transcripts.configure(self.settings.claude_dirs, are_chosen=self.settings.claude_dirs_are_chosen)
         for account in self.accounts.active():
             self.thresholds.evaluate(account)
+        self.write_back.request_all()
         self.retry_channels()
 
     def _on_runs_change(self) -> None:

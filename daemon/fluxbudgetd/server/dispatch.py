@@ -36,6 +36,7 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Ping: service.ping,
     wire.Doctor: doctor.doctor,
     wire.Remaining: budget.remaining,
+    wire.Sync: service.sync,
     wire.Status: runs.status,
     wire.RunList: runs.run_list,
     wire.RunShow: runs.run_show,

@@ -50,6 +50,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         *_silent_findings(service, followed),
         *await _found("kept responses", _kept_findings(service, sessions, deadline)),
         *_channel_findings(channels),
+        *_write_back_findings(service),
     ]
     news: list[str] = []
     findings += await _found("the slicing multiplier", _news_findings(service, deadline, news))
@@ -224,6 +225,12 @@ def _channel_findings(channels: Sequence[wire.ChannelInfo]) -> Iterator[wire.Fin
     for channel in channels:
         if channel.state == "failing":
             yield wire.Finding(what=f"channel {channel.name}: {channel.detail}", hint=channel.hint)
+
+
+def _write_back_findings(service: Service) -> Iterator[wire.Finding]:
+    """Yield why other programs' databases do not show what their runs have used."""
+    for fault in service.write_back.faults():
+        yield wire.Finding(what=fault.message, hint=fault.hint)
 
 
 async def _news_findings(service: Service, deadline: float, news: list[str]) -> list[wire.Finding]:

@@ -1,12 +1,14 @@
-"""The daemon itself: its identity, and what a client asks before it removes the service."""
+"""The daemon itself: its identity, what it has written, and what a client asks before it removes the service."""
 
 import os
 
 from fluxbudgetd import __version__
 from fluxbudgetd.model import to_text
-from fluxbudgetd.server.handlers.common import Context
+from fluxbudgetd.server.handlers.common import Context, deadline_of, find
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire import messages as wire
+
+_STALE_HINT = "ask again, or give more --timeout; fluxbudgetctl doctor says more"
 
 
 def ping(context: Context, _request: wire.Ping) -> wire.PingAnswer:
@@ -21,3 +23,24 @@ async def loosen(context: Context, request: wire.Loosen, pid: int) -> wire.Loose
     caller = await context.service.callers.look_up(pid)
     await context.service.loosenings.record(request.action, caller)
     return wire.LoosenAnswer()
+
+
+async def sync(context: Context, request: wire.Sync) -> wire.SyncAnswer:
+    """Refresh adopted runs, and return once their numbers are where the programs that started them look."""
+    service, deadline = context.service, deadline_of(request)
+    if request.run or request.scope or request.session:
+        named = [await find(context, request, deadline)]
+    else:
+        named = service.totals.followed()
+    accounts = [account for account in named if account.run.adopted is not None]
+    standings = await service.totals.standings(accounts, deadline)
+    stale = [
+        wire.Finding(what=f"the numbers of run {standing.run.id} are stale: {standing.stale_why}", hint=_STALE_HINT)
+        for standing in standings
+        if standing.stale_why is not None
+    ]
+    faults = await service.write_back.sync(accounts, deadline)
+    return wire.SyncAnswer(
+        runs=tuple(account.run.id for account in accounts),
+        faults=(*stale, *(wire.Finding(what=fault.message, hint=fault.hint) for fault in faults)),
+    )

@@ -41,6 +41,8 @@ from fluxbudgetd.wire.messages.service import (
     PingAnswer,
     Status,
     StatusAnswer,
+    Sync,
+    SyncAnswer,
 )
 
 AnyRequest = (
@@ -65,6 +67,7 @@ AnyRequest = (
     | Subscribe
     | Hook
     | StatusLine
+    | Sync
     | Doctor
     | Loosen
     | Command
@@ -90,6 +93,7 @@ AnyAnswer = (
     | LaggedAnswer
     | HookAnswer
     | StatusLineAnswer
+    | SyncAnswer
     | DoctorAnswer
     | LoosenAnswer
     | CommandAnswer

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from fluxbudgetd.wire.messages.base import Answer, Request
+from fluxbudgetd.wire.messages.base import Answer, Naming, Request
 from fluxbudgetd.wire.messages.runs import RunLine
 from fluxbudgetd.wire.messages.spend import SessionSources
 
@@ -34,6 +34,13 @@ class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
 
     action: Literal["uninstall"]
     """"uninstall": remove the service."""
+
+
+class Sync(Naming, frozen=True, kw_only=True, tag="sync"):
+    """Refresh adopted runs, and write what they have used into the databases of the programs that started them.
+
+    Without `run`, `scope` and `session`, all followed adopted runs are meant; of the hints, only `cwd` is used.
+    """
 
 
 class Doctor(Request, frozen=True, tag="doctor"):
@@ -93,6 +100,15 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 class LoosenAnswer(Answer, frozen=True, kw_only=True, tag="loosen"):
     """The client may carry out the action. The events are on disk."""
+
+
+class SyncAnswer(Answer, frozen=True, kw_only=True, tag="sync"):
+    """What was written. Runs that another program did not start have no place to be written to."""
+
+    runs: tuple[str, ...]
+    """The adopted runs that were meant."""
+    faults: tuple[Finding, ...]
+    """Why something could not be written, or is out of date; empty if everything is written."""
 
 
 class PingAnswer(Answer, frozen=True, kw_only=True, tag="ping"):

@@ -1,0 +1,203 @@
+"""Our rows in one of intercore's databases: which of them are due, and what became of the last write.
+
+A row is written at once after an event, otherwise at most every 30 seconds. What was written is remembered, so a
+database is opened only if something has changed, or if it was read and did not say what we had written. A failed write
+is retried after 1, 2, 4 … 60 seconds.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+import anyio
+import structlog
+
+from fluxbudgetd.errors import ChannelError
+from fluxbudgetd.model import Counts
+from fluxbudgetd.notify.intercore_faults import NotWritten, NotWrittenError
+from fluxbudgetd.notify.intercore_rows import OwnRow, write
+from fluxbudgetd.notify.worker import Worker
+from fluxbudgetd.wire.text import shown_path
+
+log = structlog.get_logger()
+
+#: Seconds between two writes of a run whose numbers keep changing.
+PACE = 30.0
+# Changes within this time are written together.
+_COALESCE_SECONDS = 0.05
+_PAUSES = (1.0, 60.0)
+# SQLite itself waits at most 0.2 s; only a file system that does not answer takes this long.
+_HANG_SECONDS = 5.0
+_PATIENCE_SECONDS = 1.0
+_SECOND = 1_000_000
+
+
+class WriteState(NamedTuple):
+    """What became of the last write of a database. `at`: when its rows were last right, in microseconds.
+
+    `waiting`: there was nothing to write yet. `off`: the configuration switches writing off. Any other state but `ok`
+    says why the rows could not be written; `detail` describes it, and `hint` says what to do.
+    """
+
+    state: Literal["ok", "waiting", "off", "hanging"] | NotWritten
+    at: int | None = None
+    detail: str = ""
+    hint: str = ""
+
+
+class OwnRows:
+    """Keeps our rows in the database at `path` up to date.
+
+    `row_of` returns what a run's row must say; None if there is none to write for now. Runs are named by our ids.
+    `pace` is the time between two writes of a run that keeps changing, `pauses` are the shortest and the longest pause
+    after a failure, in seconds.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        row_of: Callable[[str], OwnRow | None],
+        clock: Callable[[], int],
+        *,
+        pace: float = PACE,
+        pauses: tuple[float, float] = _PAUSES,
+    ) -> None:
+        self.path = path
+        self.state = WriteState("waiting")
+        self.fault: ChannelError | None = None
+        #: The runs that the database does not have.
+        self.missing: set[str] = set()
+        self._row_of = row_of
+        self._clock = clock
+        self._pace = pace
+        self._shortest_pause, self._longest_pause = pauses
+        self._worker = Worker(f"writing {shown_path(path)}", "check the file system", _PATIENCE_SECONDS)
+        # By run: from when on it may be written, by the loop's clock; when it was; what the database says, if known.
+        self._due: dict[str, float] = {}
+        self._written_at: dict[str, float] = {}
+        self._known: dict[str, OwnRow] = {}
+        self._wake = anyio.Event()
+        self._retry = anyio.Event()
+        # Syncs are numbered. An attempt covers every sync that was requested before it began.
+        self._requested = self._attempted = 0
+        self._attempt = anyio.Event()
+
+    def request(self, run: str, *, at_once: bool = False) -> None:
+        """Have a run's row written soon, or `at_once`, if it has changed; returns without waiting."""
+        soonest = -math.inf if at_once else self._written_at.get(run, -math.inf) + self._pace
+        if soonest < self._due.get(run, math.inf):
+            self._due[run] = soonest
+            self._wake.set()
+
+    def note_read(self, run: str, own: Counts | None) -> None:
+        """Compare a row that was read with what was written: another program may have pruned or restored it."""
+        known = self._known.get(run)
+        if known is not None and (known.input, known.output, known.cache) != _numbers(own):
+            self.forget(run)
+            self.request(run)
+
+    def forget(self, run: str) -> None:
+        """Forget what the database says about a run, so that the next write looks."""
+        self._known.pop(run, None)
+
+    async def sync(self, runs: Iterable[str], deadline: float) -> ChannelError | None:
+        """Write these runs now, and wait for it until the deadline. Return why they were not written, if so."""
+        for run in runs:
+            self.forget(run)
+            self.request(run, at_once=True)
+        self._requested += 1
+        number = self._requested
+        self._retry.set()
+        with anyio.CancelScope(deadline=deadline):
+            while self._attempted < number:
+                await self._attempt.wait()
+            return self.fault
+        return ChannelError(f"{shown_path(self.path)} was not written in time", "ask again, or give more --timeout")
+
+    async def serve(self) -> None:
+        """Write what is due until cancelled; then write what waits for its time."""
+        pause = self._shortest_pause
+        try:
+            while True:
+                await self._until_due()
+                await anyio.sleep(_COALESCE_SECONDS)
+                self._retry = anyio.Event()
+                if await self._write_due(anyio.current_time()):
+                    pause = self._shortest_pause
+                    continue
+                with anyio.move_on_after(pause) as limit:
+                    await self._retry.wait()
+                if limit.cancelled_caught:
+                    pause = min(2 * pause, self._longest_pause)
+        finally:
+            if self._due:
+                with anyio.CancelScope(shield=True):
+                    await self._write_due(math.inf)
+
+    async def _until_due(self) -> None:
+        while True:
+            soonest = min(self._due.values(), default=math.inf)
+            if soonest <= anyio.current_time():
+                return
+            self._wake = anyio.Event()
+            with anyio.CancelScope(deadline=soonest):
+                await self._wake.wait()
+
+    async def _write_due(self, now: float) -> bool:
+        """Write the rows that are due. Return True if that succeeded; otherwise they are still due."""
+        number = self._requested
+        due = [run for run, at in self._due.items() if at <= now]
+        for run in due:
+            del self._due[run]
+        rows = {run: row for run in due if (row := self._row_of(run)) is not None}
+        outdated = {run: row for run, row in rows.items() if row.rearm or self._known.get(run) != row}
+        is_written = False
+        try:
+            is_written = not outdated or await self._try(outdated)
+        finally:
+            if not is_written:
+                for run in outdated:
+                    self.forget(run)
+                    self._due[run] = -math.inf
+        self._attempted = number
+        self._attempt.set()
+        self._attempt = anyio.Event()
+        return is_written
+
+    async def _try(self, rows: dict[str, OwnRow]) -> bool:
+        """Write rows, by our ids. Return True if that succeeded."""
+        missing: frozenset[str] = frozenset()
+        now = self._clock()
+
+        def call() -> None:
+            nonlocal missing
+            missing = write(self.path, list(rows.values()), now // _SECOND)
+
+        try:
+            await self._worker.run(call, _HANG_SECONDS)
+        except ChannelError as exc:
+            self._report(exc)
+            return False
+        for run, row in rows.items():
+            self._known[run] = row
+            self._written_at[run] = anyio.current_time()
+            (self.missing.add if row.run in missing else self.missing.discard)(run)
+        self._report(None)
+        return True
+
+    def _report(self, fault: ChannelError | None) -> None:
+        if fault is not None and (self.fault is None or self.fault.message != fault.message):
+            log.warning("intercore's database was not written", detail=fault.message, hint=fault.hint)
+        elif fault is None and self.fault is not None:
+            log.info("intercore's database is written again", path=shown_path(self.path))
+        self.fault = fault
+        if fault is None:
+            self.state = WriteState("ok", self._clock())
+        elif isinstance(fault, NotWrittenError):
+            self.state = WriteState(fault.state, self.state.at, fault.detail, fault.hint)
+        else:
+            self.state = WriteState("hanging", self.state.at, fault.message, fault.hint)
+
+
+def _numbers(own: Counts | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if own is None else (own.input, own.output, own.cache_read)
