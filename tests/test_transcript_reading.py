@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxbudgetd.sources.transcripts import stamps
+from fluxbudgetd.sources import stamps
 from harness.daemon import wait_for
 from harness.transcript_reader import MIB, SESSION, Reader, replaced
 from harness.transcripts import Transcript, assistant_line, encoded

@@ -4,7 +4,7 @@ These calls are allowed, because each takes microseconds:
 
 * `sources/interstat/link.py`: one or two calls of `stat` or `access`, and `PRAGMA data_version` without a busy
   timeout. They stay on the loop's own thread because that makes a warm answer fast;
-* `sources/transcripts/stamps.py`: one `stat` for each file and directory of a session, for the same reason;
+* `sources/stamps.py`: one `stat` for each file and directory of a session, for the same reason;
 * `ledger/database.py`: one `stat` of the ledger's own file per transaction;
 * structlog: the source lines of a defect's traceback.
 """
@@ -25,7 +25,7 @@ ALLOWED = {
         "was_opened_for_writing",
         "_data_version",
     },
-    "fluxbudgetd/sources/transcripts/stamps.py": {"stamp"},
+    "fluxbudgetd/sources/stamps.py": {"stamp"},
     "fluxbudgetd/ledger/database.py": {"_identity"},
     "structlog/_frames.py": {"_format_exception"},
 }

@@ -7,8 +7,8 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
+from fluxbudgetd.sources.stamps import MISSING, PathStamp, stamp
 from fluxbudgetd.sources.transcripts import MAIN, agent_id, tail
-from fluxbudgetd.sources.transcripts.stamps import MISSING, PathStamp, stamp
 from fluxbudgetd.totals.transcript_store import TranscriptStore
 from fluxbudgetd.wire.text import unfold
 

@@ -6,8 +6,8 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fluxbudgetd.sources.stamps import PathStamp, stamp, stamp_of
 from fluxbudgetd.sources.transcripts.names import SUFFIX
-from fluxbudgetd.sources.transcripts.stamps import PathStamp, stamp, stamp_of
 from fluxbudgetd.wire.text import shown_path
 
 _LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from fluxbudgetd.model import Copy, TranscriptFile
-from fluxbudgetd.sources.transcripts import stamps
+from fluxbudgetd.sources import stamps
 from fluxbudgetd.sources.transcripts.lines import Harvest
 from fluxbudgetd.sources.transcripts.records import USAGE
 from fluxbudgetd.wire.text import fold

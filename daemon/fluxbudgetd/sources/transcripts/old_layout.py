@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from fluxbudgetd.sources.stamps import UNSETTLED, PathStamp, directory_stamp
 from fluxbudgetd.sources.transcripts import names
 from fluxbudgetd.sources.transcripts.files import LINE_BYTES, opened
-from fluxbudgetd.sources.transcripts.stamps import UNSETTLED, PathStamp, directory_stamp
 
 #: The first version with the new layout.
 _NEW_LAYOUT = (2, 1, 2)

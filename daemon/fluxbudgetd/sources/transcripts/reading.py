@@ -9,6 +9,7 @@ import msgspec
 
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.model import Copy, TranscriptFile, TranscriptReading
+from fluxbudgetd.sources.stamps import MISSING, UNSETTLED, PathStamp, stamp
 from fluxbudgetd.sources.transcripts import names, statuses
 from fluxbudgetd.sources.transcripts.access import describe
 from fluxbudgetd.sources.transcripts.files import (
@@ -20,7 +21,6 @@ from fluxbudgetd.sources.transcripts.files import (
     unread_file,
 )
 from fluxbudgetd.sources.transcripts.places import Places
-from fluxbudgetd.sources.transcripts.stamps import MISSING, UNSETTLED, PathStamp, stamp
 from fluxbudgetd.sources.transcripts.survey import Survey
 from fluxbudgetd.wire.text import fold, unfold
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 
 from fluxbudgetd.errors import BadInputError
 from fluxbudgetd.model import Copy, TranscriptFile, TranscriptReading
+from fluxbudgetd.sources.stamps import UNSETTLED, stamp
 from fluxbudgetd.sources.transcripts import names
 from fluxbudgetd.sources.transcripts.access import why_not_named
 from fluxbudgetd.sources.transcripts.copied import last_copies
 from fluxbudgetd.sources.transcripts.places import Places, Problem
 from fluxbudgetd.sources.transcripts.reading import KnownSession, read_session, restored_session
-from fluxbudgetd.sources.transcripts.stamps import UNSETTLED, stamp
 from fluxbudgetd.wire.text import fold, unfold
 
 

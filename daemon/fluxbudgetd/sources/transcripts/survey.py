@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from fluxbudgetd.sources.stamps import MISSING, UNSETTLED, PathStamp, directory_stamp, stamp, stamp_of
 from fluxbudgetd.sources.transcripts import names
 from fluxbudgetd.sources.transcripts.access import (
     Target,
@@ -18,7 +19,6 @@ from fluxbudgetd.sources.transcripts.access import (
     why_not_named,
 )
 from fluxbudgetd.sources.transcripts.places import Places, Projects, projects, projects_directory
-from fluxbudgetd.sources.transcripts.stamps import MISSING, UNSETTLED, PathStamp, directory_stamp, stamp, stamp_of
 from fluxbudgetd.wire.text import shown_path
 
 #: At most this many files of a session are read, from at most this many directories, nested this deep.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxbudgetd.sources.transcripts import stamps
+from fluxbudgetd.sources import stamps
 from harness.privilege import needs_root
 
 _SECOND = 1_000_000_000
