@@ -4,7 +4,8 @@ These calls are allowed, because each takes microseconds:
 
 * `sources/interstat/link.py`: one or two calls of `stat` or `access`, and `PRAGMA data_version` without a busy
   timeout. They stay on the loop's own thread because that makes a warm answer fast;
-* `sources/stamps.py`: one `stat` for each file and directory of a session, for the same reason;
+* `sources/stamps.py`: one `stat` for each file and directory of a session, and two for a database of intercore, for the
+  same reason;
 * `ledger/database.py`: one `stat` of the ledger's own file per transaction;
 * structlog: the source lines of a defect's traceback.
 """

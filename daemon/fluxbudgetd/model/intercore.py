@@ -65,15 +65,17 @@ class IntercoreReading(msgspec.Struct, frozen=True, kw_only=True):
     """One read of a database. Everything but the status is empty unless `status.is_readable`.
 
     `schema` is its `user_version`. `runs` are the active and the followed ones, by id; a followed run that is missing
-    was removed. `moves` are each run's phase moves after the last one that is known, oldest first. `dispatches` are
-    each run's dispatches that are not ours: their `key` is a digest of the row's id, and `phase` is empty. `own` is our
-    own row of each run, None if there is none.
+    was removed. `moves` are each run's phase moves after the last one that is known, oldest first; `last_moves` are the
+    numbers of the newest ones, lower than the known one if an older database was restored. `dispatches` are each run's
+    dispatches that are not ours: their `key` is a digest of the row's id, and `phase` is empty. `own` is our own row of
+    each run, None if there is none. Runs without moves or dispatches are missing there.
     """
 
     status: SourceStatus
     schema: int | None = None
     runs: Mapping[str, IcRun] = {}
     moves: Mapping[str, tuple[PhaseMove, ...]] = {}
+    last_moves: Mapping[str, int] = {}
     claims: tuple[SessionClaim, ...] = ()
     dispatches: Mapping[str, tuple[Usage, ...]] = {}
     own: Mapping[str, Counts | None] = {}

@@ -12,7 +12,8 @@ import msgspec
 
 from fluxbudgetd.model import AgentSample, MeasuredRow, NewRows, RowMark
 from fluxbudgetd.policy.estimates import is_name
-from fluxbudgetd.sources.interstat.rows import TABLE, Columns, digest, fetch
+from fluxbudgetd.sources.databases import fetch
+from fluxbudgetd.sources.interstat.rows import TABLE, Columns, digest
 from fluxbudgetd.sources.values import agent_name, moment, text
 from fluxbudgetd.wire.messages import MAX_TOKENS
 from fluxbudgetd.wire.text import unfold

@@ -5,7 +5,7 @@ SQLite allows any type of value in any column.
 
 import marshal
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -76,19 +76,6 @@ class Columns(msgspec.Struct, frozen=True):
             f"SELECT session_id, {bead}, {', '.join(tokens)} FROM {TABLE} "  # noqa: S608  likewise
             f"WHERE rowid > (SELECT max(rowid) FROM {TABLE}) - :count"
         )
-
-
-def fetch(connection: sqlite3.Connection, sql: str, parameters: Mapping[str, object]) -> list[Any]:
-    """Return a query's rows. If any text is not UTF-8, all texts are bytes; `text` converts both alike."""
-    connection.text_factory = str
-    try:
-        return connection.execute(sql, parameters).fetchall()
-    except sqlite3.OperationalError as exc:
-        # An error of Python's, not SQLite's, has no error code.
-        if getattr(exc, "sqlite_errorcode", None) is not None:
-            raise
-    connection.text_factory = bytes
-    return connection.execute(sql, parameters).fetchall()
 
 
 def digest(rows: list[Any]) -> int:

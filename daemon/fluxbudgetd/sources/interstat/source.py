@@ -20,6 +20,7 @@ from fluxbudgetd.model import (
     SourceState,
     SourceStatus,
 )
+from fluxbudgetd.sources.databases import fetch, state_of
 from fluxbudgetd.sources.interstat import faults, history, rows
 from fluxbudgetd.sources.interstat.link import ClosedFile, Link, signature
 from fluxbudgetd.sources.values import text, token_counts
@@ -105,7 +106,7 @@ class InterstatSource:
 
         def sums(connection: sqlite3.Connection, columns: rows.Columns) -> tuple[RecentUsage, ...] | None:
             by_key: dict[tuple[str, str], Counts] = {}
-            for session, bead, *tokens in rows.fetch(connection, columns.select_recent, {"count": RECENT_ROWS}):
+            for session, bead, *tokens in fetch(connection, columns.select_recent, {"count": RECENT_ROWS}):
                 counts, _ = token_counts(tokens)
                 pending = tokens[0] is None and tokens[1] is None
                 key = text(session), text(bead)
@@ -165,7 +166,7 @@ class InterstatSource:
         try:
             return self._attempt(read)
         except (sqlite3.Error, OSError, ValueError, _FaultError) as exc:
-            state, detail = (exc.state, exc.detail) if isinstance(exc, _FaultError) else faults.state_of(exc)
+            state, detail = (exc.state, exc.detail) if isinstance(exc, _FaultError) else state_of(exc)
             if state != "locked":
                 self._forget()
             hint = faults.HINTS.get(state, "")
@@ -251,14 +252,14 @@ class InterstatSource:
 def _sessions_of(connection: sqlite3.Connection, columns: rows.Columns, scope: str) -> tuple[str, ...]:
     if columns.select_scope is None:
         return ()
-    fetched = rows.fetch(connection, columns.select_scope, {"id": unfold(scope)})
+    fetched = fetch(connection, columns.select_scope, {"id": unfold(scope)})
     return tuple(text(session) for (session,) in fetched)
 
 
 def _snapshot(
     connection: sqlite3.Connection, columns: rows.Columns, session: str, known: int | None
 ) -> SessionSnapshot:
-    fetched = rows.fetch(connection, columns.select, {"id": unfold(session)})
+    fetched = fetch(connection, columns.select, {"id": unfold(session)})
     digest = rows.digest(fetched)
     if digest == known:
         return SessionSnapshot(digest, None)

@@ -1,0 +1,145 @@
+"""Read a consistent state of a database that other processes open, write and close at any time.
+
+Without a `-wal` file, the database is opened `immutable`: SQLite then takes no lock and creates no file, and reads what
+is there, even if a writer is just changing it. So such a read only counts if the stamps are the same before and after
+it. Soon after a change, equal stamps prove nothing, because file times have the granularity of a clock tick; then two
+reads in a row must agree.
+
+With a `-wal` file, SQLite's own locks give a consistent read. If the file appears or disappears at that moment, the
+read fails or is not begun, and is retried.
+
+The files are never opened other than by SQLite: closing a descriptor would drop the locks that another connection of
+this process holds.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import NamedTuple, TypeVar
+from urllib.parse import quote
+
+from fluxbudgetd.sources.databases import state_of
+from fluxbudgetd.sources.intercore.faults import FaultError
+from fluxbudgetd.sources.stamps import MISSING, UNSETTLED, PathStamp, settled, stamp
+
+# All attempts together. A client may be waiting.
+_RETRY_SECONDS = 0.05
+# How long SQLite waits for a lock. No writer holds one that keeps readers out for longer than a moment.
+_BUSY_SECONDS = 0.015
+_IMMEDIATE_RETRIES = 4
+_PAUSE_SECONDS = 0.001
+# A query that takes this long is interrupted.
+_QUERY_SECONDS = 1.0
+_INSTRUCTIONS = 20_000
+
+T = TypeVar("T")
+
+
+class Stamp(NamedTuple):
+    """Identifies a state of the database: a commit changes it.
+
+    `unsettled` is 0, or the time of a stamp that is so young that a later commit may not change the files' stamps. Such
+    a stamp equals no other.
+    """
+
+    main: PathStamp
+    wal: PathStamp
+    unsettled: int = 0
+
+    def is_same_file(self, other: "Stamp | None") -> bool:
+        """Return True if both stamps show the same files."""
+        return other is not None and (self.main, self.wal) == (other.main, other.wal)
+
+
+def stamp_at(path: str) -> Stamp | None:
+    """Return the present stamp of a database, None if there is none. Takes two calls of `stat`."""
+    now = time.time_ns()
+    main, wal = stamp(path), stamp(f"{path}-wal")
+    if main == MISSING:
+        return None
+    is_settled = UNSETTLED not in (settled(main, now), settled(wal, now))
+    return Stamp(main, wal, 0 if is_settled else now)
+
+
+def read_consistently(path: str, read: Callable[[sqlite3.Connection], T]) -> T:
+    """Return what `read` returns, called in a transaction of its own, possibly several times.
+
+    Raises `sqlite3.Error` and `FaultError`, which `read` may raise, too. Its other exceptions are passed on.
+    """
+    deadline = time.monotonic() + _RETRY_SECONDS
+    unconfirmed: T | None = None
+    attempts = 0
+    while True:
+        attempts += 1
+        failure: Exception = _still_changing()
+        try:
+            found, is_confirmed = _attempt(path, read)
+        except _RetryError as exc:
+            unconfirmed, failure = None, exc.failure
+        else:
+            if is_confirmed or found == unconfirmed:
+                return found
+            unconfirmed = found
+        if time.monotonic() > deadline:
+            raise failure
+        if attempts > _IMMEDIATE_RETRIES:
+            time.sleep(_PAUSE_SECONDS)
+
+
+class _RetryError(Exception):
+    """A read that failed because of what another process was doing at that moment."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def _still_changing() -> FaultError:
+    return FaultError("locked", "the database keeps changing while it is read")
+
+
+def _attempt(path: str, read: Callable[[sqlite3.Connection], T]) -> tuple[T, bool]:
+    """Return what was read, and True if that is a consistent state."""
+    before = stamp_at(path)
+    is_immutable = not _is_open_elsewhere(path)
+    try:
+        found = _read_once(path, read, is_immutable=is_immutable)
+    except (sqlite3.Error, FaultError) as exc:
+        if before is None or (_is_lasting(exc) and stamp_at(path) == before):
+            raise
+        raise _RetryError(exc) from exc
+    if not is_immutable:
+        return found, True
+    if before is None or not before.is_same_file(stamp_at(path)):
+        raise _RetryError(_still_changing())
+    return found, not before.unsettled
+
+
+def _read_once(path: str, read: Callable[[sqlite3.Connection], T], *, is_immutable: bool) -> T:
+    options = "mode=ro&immutable=1" if is_immutable else "mode=ro"
+    uri = f"file:{quote(os.fsencode(path))}?{options}"
+    stop_at = time.monotonic() + _QUERY_SECONDS
+    with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
+        connection.set_progress_handler(lambda: time.monotonic() > stop_at, _INSTRUCTIONS)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        # SQLite would create a `-wal` file that is missing, and leave it there.
+        if _is_open_elsewhere(path) == is_immutable:
+            raise _RetryError(_still_changing())
+        connection.execute("BEGIN")
+        try:
+            return read(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Return True if the error comes from what the files contain."""
+    return isinstance(error, FaultError) or state_of(error)[0] in {"corrupt", "not_a_database", "slow"}
+
+
+def _is_open_elsewhere(path: str) -> bool:
+    """Return True if the main file alone may not be the whole database."""
+    return any(os.path.lexists(f"{path}{suffix}") for suffix in ("-wal", "-journal"))

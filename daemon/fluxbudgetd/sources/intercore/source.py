@@ -1,0 +1,59 @@
+"""One of intercore's databases. A failure to read it becomes its status, never an exception."""
+
+import sqlite3
+from collections.abc import Mapping
+
+from fluxbudgetd.model import IntercoreReading, SourceStatus
+from fluxbudgetd.sources.databases import state_of
+from fluxbudgetd.sources.intercore import faults
+from fluxbudgetd.sources.intercore.contents import read_contents
+from fluxbudgetd.sources.intercore.finding import fault_at, os_path
+from fluxbudgetd.sources.intercore.opening import Stamp, read_consistently, stamp_at
+
+
+class IntercoreDatabase:
+    """The database at one path. It need not exist, and is never kept open.
+
+    `status` and `schema` (its `user_version`) are those of the latest read; a read that fails keeps the schema.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.status: SourceStatus = faults.status(path, "unread", "not read yet")
+        self.schema: int | None = None
+        self._file = os_path(path)
+
+    def stamp(self) -> Stamp | None:
+        """Return what identifies the present state, None if there is no database. Two calls of `stat`.
+
+        Equal stamps mean that nothing was committed in between. Take it before `read`, to know what is included.
+        """
+        return stamp_at(self._file)
+
+    def read(self, followed: Mapping[str, int]) -> IntercoreReading:
+        """Return the active runs and the followed ones; `followed` maps ids to the number of the last known move.
+
+        For a worker thread. Takes about 50 ms at most while the database keeps changing or is locked, and a second if a
+        query takes too long. Never raises because of what the file is or contains.
+        """
+        try:
+            self._require_usable()
+            reading = read_consistently(self._file, lambda connection: self._contents(connection, followed))
+        except faults.FaultError as exc:
+            self.status = faults.status(self.path, exc.state, exc.detail, exc.hint)
+        except (sqlite3.Error, OSError, ValueError) as exc:
+            self.status = faults.status(self.path, *state_of(exc))
+        else:
+            self.status = reading.status
+            return reading
+        return IntercoreReading(status=self.status, schema=self.schema)
+
+    def _require_usable(self) -> None:
+        fault = fault_at(self._file)
+        if fault is not None:
+            raise faults.FaultError("unreadable", fault, "only regular files of yours or of root are read")
+
+    def _contents(self, connection: sqlite3.Connection, followed: Mapping[str, int]) -> IntercoreReading:
+        # Known even if the rest cannot be read, because it may be the reason.
+        ((self.schema,),) = connection.execute("PRAGMA user_version").fetchall()
+        return read_contents(connection, self._file, followed)
