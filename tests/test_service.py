@@ -38,6 +38,7 @@ def status_with(**fields: object) -> ServiceStatus:
         "is_listening": True,
         "held_by": None,
         "drop_ins": (),
+        "sprints": units.File(path="/u/sprints", state=State.MISSING),
         "lingering": False,
     }
     return ServiceStatus(**{**usual, **fields})  # type: ignore[arg-type]

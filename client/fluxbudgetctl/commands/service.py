@@ -17,6 +17,18 @@ def add(commands: Subcommands) -> None:
         "--force", action="store_true", help="overwrite units that were edited, or not written by this command"
     )
 
+    opening = install.add_mutually_exclusive_group()
+    opening.add_argument(
+        "--sprints",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DIR",
+        help="let the service reach the sprints of these projects, or of the projects below these directories: "
+        "their .clavain and .beads, the programs on your PATH that it needs, and bd's server",
+    )
+    opening.add_argument("--no-sprints", action="store_true", help="take back what --sprints has opened")
+
     uninstall = _add(group, "uninstall", "stop, disable and remove the units; keep the ledger and the configuration")
     uninstall.set_defaults(run_command=_uninstall)
     uninstall.add_argument(
@@ -36,9 +48,9 @@ def _install(options: Options) -> int:
     from fluxbudgetctl.service.install import install, print_units  # noqa: PLC0415  imports subprocess, hashlib
 
     if options.print:
-        print_units()
+        print_units(options.sprints, closes=options.no_sprints)
     else:
-        install(now=options.now, force=options.force)
+        install(now=options.now, force=options.force, named=options.sprints, closes=options.no_sprints)
     return codes.OK
 
 

@@ -1,11 +1,13 @@
 """The service's status, in words for people and as JSON."""
 
+import os
 import signal
 
 from fluxbudgetctl.failure import Failure
+from fluxbudgetctl.service import sprints
 from fluxbudgetctl.service.manager import Unit
 from fluxbudgetctl.service.status import ServiceStatus
-from fluxbudgetctl.service.units import SERVICE, SOCKET, State
+from fluxbudgetctl.service.units import SERVICE, SOCKET, File, State
 from fluxbudgetctl.versions import client_version
 from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.text import one_line
@@ -63,6 +65,8 @@ def lines(status: ServiceStatus, answer: messages.PingAnswer | Failure | None) -
         found.append(f"          restarted automatically {times}")
     if not service.is_up and (why := failure(service)):
         found.append(f"          last failure: {why} ({JOURNAL})")
+    if status.sprints.state is State.OURS:
+        found.append(f"sprints   {_sprints(status.sprints)}")
     if status.drop_ins:
         found.append(f"settings  {', '.join(status.drop_ins)}")
     found.append(f"login     starts at login: {'yes' if status.starts_at_login else 'no'}")
@@ -84,6 +88,7 @@ def as_json(status: ServiceStatus, outside: int | None) -> dict[str, object]:
             for name, file in status.files.items()
         },
         "drop_ins": status.drop_ins,
+        "sprints": _sprints_as_json(status.sprints),
         "program": status.program,
         "socket": {"state": status.socket.active, "path": status.listen},
         "daemon": {
@@ -98,6 +103,19 @@ def as_json(status: ServiceStatus, outside: int | None) -> dict[str, object]:
         "starts_at_login": status.starts_at_login,
         "lingering": status.lingering,
     }
+
+
+def _sprints(file: File) -> str:
+    """Return where the service may reach sprints."""
+    count = len([path for path in sprints.opened_in(file) if os.path.isdir(path)])
+    what = "1 directory" if count == 1 else f"{count} directories"
+    return f"may write to {what} below {', '.join(sprints.directories_in(file))}"
+
+
+def _sprints_as_json(file: File) -> dict[str, object] | None:
+    if file.state is not State.OURS:
+        return None
+    return {"path": file.path, "directories": sprints.directories_in(file), "writable": sprints.opened_in(file)}
 
 
 def installed_units(status: ServiceStatus) -> str:

@@ -1,23 +1,26 @@
 """`service install`: write the units, enable them, and switch a running service to them."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 
 from fluxbudgetctl.failure import Failure, print_stderr
-from fluxbudgetctl.service import describe, leftovers, manager, package, status, trial, unit_files, units
+from fluxbudgetctl.service import describe, leftovers, manager, package, sprints, status, trial, unit_files, units
 from fluxbudgetctl.service.doctor import INSTALL, INSTALL_NOW, unmask_command
 from fluxbudgetctl.service.status import ServiceStatus
 from fluxbudgetctl.service.unit_files import not_ours, require_no_directory
 from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
+from fluxbudgetctl.versions import client_version
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire.text import one_line
 
 
-def install(*, now: bool, force: bool) -> None:
+def install(*, now: bool, force: bool, named: Sequence[str] = (), closes: bool = False) -> None:
     """Install the service.
 
     With `now` the socket listens at once, not only after the next login. With `force`, units that were edited, or
-    not written by this command, are overwritten. Raises `Failure`.
+    not written by this command, are overwritten. `named` are directories of sprints to open, in addition to those that
+    are open already; if `closes` is set, all of them are closed. Raises `Failure`.
     """
     environ = units.carried_over(os.environ, os.geteuid())
     before, answer = status.read_status_and_ping()
@@ -30,22 +33,58 @@ def install(*, now: bool, force: bool) -> None:
             codes.REFUSED,
         )
     texts = status.wanted_units({**units.kept(before.files[SERVICE], os.environ), **environ})
+    if not closes:
+        texts |= _sprints(before.sprints, named, force=force)
     trial.require_start(package.daemon_command(), manager.environment())
     _print_remarks(before.files[SERVICE], environ)
     unit_files.write(before.directory, texts)
-    for name in UNITS:
+    if closes and before.sprints.state in (State.OURS, State.EDITED):
+        unit_files.remove(before.sprints.path)
+        print(f"removed {before.sprints.path}")
+    for name in texts:
         print(f"wrote {os.path.join(before.directory, name)}")
     _apply(before, texts, now=now, outside=outside)
 
 
-def print_units() -> None:
-    """Print the units that `install` would write; works without systemd."""
+def print_units(named: Sequence[str] = (), *, closes: bool = False) -> None:
+    """Print what `install` would write; works without systemd."""
     environ = units.carried_over(os.environ, os.geteuid())
     directory = status.unit_directory()
     installed = status.read_files(directory)[SERVICE]
     _print_remarks(installed, environ)
     texts = status.wanted_units({**units.kept(installed, os.environ), **environ})
-    print("\n".join(f"# {os.path.join(directory, name)}\n{texts[name]}" for name in UNITS), end="")
+    if not closes:
+        texts |= _sprints(sprints.read(directory), named, force=True)
+    print("\n".join(f"# {os.path.join(directory, name)}\n{text}" for name, text in texts.items()), end="")
+
+
+def _sprints(installed: units.File, named: Sequence[str], *, force: bool) -> dict[str, str]:
+    """Return the drop-in for sprints, by its relative path; nothing if there is none to write. Raises `Failure`."""
+    is_ours = installed.state is State.OURS
+    if not named and not is_ours:
+        return {}  # there is none, or the user has edited it
+    if installed.state in (State.EDITED, State.FOREIGN, State.MASKED) and not force:
+        hint = "move your changes to 'systemctl --user edit fluxbudgetd.service', then overwrite it with --force"
+        raise Failure(f"{not_ours(installed)}; nothing was written", hint, codes.REFUSED)
+    before = [path for path in sprints.directories_in(installed) if os.path.isdir(path)]
+    directories = list(dict.fromkeys((*before, *sprints.checked(named))))
+    found = sprints.find(directories, os.geteuid())
+    if not found.is_all:
+        print_stderr("warning: there are too many directories to search them all: name the projects themselves")
+    if not found.places:
+        print_stderr(
+            f"no project below {one_line(', '.join(directories))} has .clavain or .beads yet: run this again then"
+        )
+    path = sprints.search_path(os.environ, _managers_path())
+    if not path and any(os.path.basename(place) == sprints.BEADS for place in found.places):
+        print_stderr("'bd' is not on your PATH: beads are not read. Install it, then run this again")
+    return {f"{sprints.DIRECTORY}/{sprints.NAME}": sprints.render(directories, found, path, client_version())}
+
+
+def _managers_path() -> str:
+    """Return the PATH of the services that the manager starts."""
+    found = manager.environment().get("PATH") if manager.is_available() else None
+    return found or "/usr/local/bin:/usr/bin:/bin"
 
 
 def _print_remarks(installed: units.File, environ: dict[str, str]) -> None:

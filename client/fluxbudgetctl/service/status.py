@@ -9,7 +9,7 @@ import msgspec
 from fluxbudgetctl import environment
 from fluxbudgetctl.calls import call
 from fluxbudgetctl.failure import Failure
-from fluxbudgetctl.service import locks, manager, package, quoting, units
+from fluxbudgetctl.service import locks, manager, package, quoting, sprints, units
 from fluxbudgetctl.service.manager import Unit
 from fluxbudgetctl.service.units import SERVICE, SOCKET, UNITS, State
 from fluxbudgetctl.versions import client_version
@@ -42,6 +42,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The pid of a daemon outside the service that holds the socket or the ledger that the service needs."""
     drop_ins: tuple[str, ...]
     """Directories with settings that the user has added to the units."""
+    sprints: units.File
+    """The drop-in that opens the sandbox for sprints."""
     lingering: bool | None
     """True if the manager continues after the last logout; None if that is unknown."""
 
@@ -124,6 +126,7 @@ def read_status(seconds: float = 10.0) -> ServiceStatus:
         is_listening=listen is not None and _is_listening(listen),
         held_by=locks.find_outside(_locks(found[SERVICE], listen)),
         drop_ins=_drop_ins(place),
+        sprints=sprints.read(place),
         lingering=is_lingering(os.geteuid()),
     )
 
@@ -153,7 +156,8 @@ def read_status_and_ping() -> tuple[ServiceStatus, messages.PingAnswer | Failure
 
 def _drop_ins(directory: str) -> tuple[str, ...]:
     places = (os.path.join(directory, f"{name}.d") for name in UNITS)
-    return tuple(place for place in places if os.path.isdir(place) and os.listdir(place))
+    ours = {sprints.NAME} if sprints.read(directory).state is State.OURS else set()
+    return tuple(place for place in places if os.path.isdir(place) and not ours.issuperset(os.listdir(place)))
 
 
 def _locks(service: units.File, listen: str | None) -> list[str]:

@@ -1,13 +1,14 @@
 """`service uninstall`: stop, disable and remove the units."""
 
 import os
+from contextlib import suppress
 
 from fluxbudgetctl.calls import call
 from fluxbudgetctl.failure import Failure, print_stderr
 from fluxbudgetctl.service import leftovers, manager, unit_files
 from fluxbudgetctl.service.status import ServiceStatus, read_status
 from fluxbudgetctl.service.unit_files import not_ours, require_no_directory
-from fluxbudgetctl.service.units import UNITS, State
+from fluxbudgetctl.service.units import UNITS, File, State
 from fluxbudgetd.wire import codes, messages
 
 #: The daemon may have to start first.
@@ -36,8 +37,9 @@ def uninstall(*, force: bool) -> None:
     for name in present:
         require_no_directory(before.files[name])
     _require_permission()
+    _remove_sprints(before.sprints, force=force)
     _remove(before, present, deleted)
-    for place in before.drop_ins:
+    for place in filter(os.path.isdir, before.drop_ins):
         print(f"your own settings stay: {place}")
     print("the ledger and the configuration stay")
 
@@ -57,6 +59,15 @@ def _was_deleted(before: ServiceStatus, name: str) -> bool:
     if before.files[name].state is not State.MISSING or os.path.exists(unit.fragment):
         return False
     return bool(unit.fragment) or unit.active not in ("", "inactive") or leftovers.has_links(before.directory, name)
+
+
+def _remove_sprints(file: File, *, force: bool) -> None:
+    """Remove the drop-in for sprints; with `force`, also one that was edited."""
+    if file.state is State.OURS or (force and file.state is State.EDITED):
+        unit_files.remove(file.path)
+        print(f"removed {file.path}")
+        with suppress(OSError):  # it has other settings, too
+            os.rmdir(os.path.dirname(file.path))
 
 
 def _remove(before: ServiceStatus, present: list[str], deleted: list[str]) -> None:

@@ -1,26 +1,27 @@
-"""Writes and removes the units' files."""
+"""Writes and removes the files of the units and of their drop-ins."""
 
 import os
 import tempfile
 from contextlib import suppress
 
 from fluxbudgetctl.failure import Failure
-from fluxbudgetctl.service.units import UNITS, File, State
+from fluxbudgetctl.service.units import File, State
 from fluxbudgetd.wire import codes
 
 _MODE = 0o644
 
 
 def write(directory: str, texts: dict[str, str]) -> None:
-    """Write both units, each one atomically; raises `Failure`."""
+    """Write files, each one atomically: the units, and drop-ins by their relative paths; raises `Failure`."""
     temporaries: list[tuple[str, str]] = []
     try:
-        os.makedirs(directory, exist_ok=True)
-        for name in UNITS:  # one by one, so that those written can be removed after an error
-            temporaries += [(_write_temporary(directory, texts[name]), os.path.join(directory, name))]
+        for name, text in texts.items():  # one by one, so that those written can be removed after an error
+            path = os.path.join(directory, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            temporaries.append((_write_temporary(os.path.dirname(path), text), path))
         for temporary, path in temporaries:
             os.replace(temporary, path)
-        _sync(directory)
+            _sync(os.path.dirname(path))
     except OSError as exc:
         for temporary, _ in temporaries:
             with suppress(OSError):

@@ -108,7 +108,7 @@ def render(
     own += _tmp_bindings(places, carried, code)
     own.append(f"ExecStart={quoting.command(program)}")
     service = _replace_line(_moved(templates[SERVICE], places), "ExecStart=", own)
-    return {SOCKET: _marked(SOCKET, socket, version), SERVICE: _marked(SERVICE, service, version)}
+    return {SOCKET: marked(SOCKET, socket, version), SERVICE: marked(SERVICE, service, version)}
 
 
 def carried_over(environ: Mapping[str, str], uid: int) -> dict[str, str]:
@@ -248,16 +248,18 @@ def _tmp_bindings(places: Mapping[str, Sequence[str]], carried: Mapping[str, str
     """Return the settings that show the service what it needs from /tmp, since it has a private /tmp."""
     config = [carried[name] for name in ("XDG_CONFIG_HOME",) if name in carried]
     claude = _listed(carried.get("CLAUDE_CONFIG_DIR", ""))
-    shown = [f"BindReadOnlyPaths={_bound(path)}" for path in (*code, *claude, *config) if _is_hidden(path)]
+    shown = [f"BindReadOnlyPaths={bound(path)}" for path in (*code, *claude, *config) if is_hidden(path)]
     written = (path for paths in places.values() for path in paths)
-    return shown + [f"BindPaths={_bound(path)}" for path in written if _is_hidden(path)]
+    return shown + [f"BindPaths={bound(path)}" for path in written if is_hidden(path)]
 
 
-def _is_hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
+    """Return True if the service does not see this path, because it has a /tmp of its own."""
     return path.startswith(_HIDDEN)
 
 
-def _bound(path: str) -> str:
+def bound(path: str) -> str:
+    """Return a path for `BindPaths=` or `BindReadOnlyPaths=`, which need not exist."""
     return quoting.word("-" + path.replace("\\", "\\\\").replace(":", "\\:"))
 
 
@@ -268,7 +270,8 @@ def _replace_line(text: str, key: str, new: Sequence[str]) -> str:
     return "\n".join([*lines[:index], *new, *lines[index + 1 :]]) + "\n"
 
 
-def _marked(name: str, body: str, version: str) -> str:
+def marked(name: str, body: str, version: str) -> str:
+    """Return a file's text with the line by which it is recognized. `name` is the unit that it belongs to."""
     what = f"# Written by 'fluxbudgetctl service install' of fluxbudget {version}. "
     return f"{what}To change it: 'systemctl --user edit {name}'. sha256 of the rest: {_checksum(body)}\n{body}"
 
