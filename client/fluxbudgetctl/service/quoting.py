@@ -68,7 +68,12 @@ def _unquoted(text: str) -> str:
     return "".join(pieces).replace("%%", "%")
 
 
+def is_possible(text: str) -> bool:
+    """Return True if a unit file can contain this text."""
+    return all(character.isprintable() or character == " " for character in text)
+
+
 def _require_text(text: str) -> None:
-    if any(not (character.isprintable() or character == " ") for character in text):
+    if not is_possible(text):
         hint = "use a path of printable UTF-8 characters"
         raise Failure(f"a unit file cannot contain the text {text!r}", hint, codes.BAD_INPUT)

@@ -50,7 +50,10 @@ def checked(directories: Sequence[str]) -> list[str]:
 
 
 def find(directories: Sequence[str], uid: int) -> Found:
-    """Return what the projects below these directories have; symlinks and other users' directories are left out."""
+    """Return what the projects below these directories have.
+
+    Symlinks, other users' directories, and paths that a unit file cannot contain are left out.
+    """
     places: dict[str, None] = {}
     budget = _MOST_SEARCHED
     pending = [(one, 0) for one in directories]
@@ -61,7 +64,7 @@ def find(directories: Sequence[str], uid: int) -> Found:
         budget -= 1
         for entry in _directories(place):
             if entry.name in (CLAVAIN, BEADS):
-                if _is_owned(entry, uid):
+                if _is_owned(entry, uid) and quoting.is_possible(entry.path):
                     places[entry.path] = None
             elif level < _LEVELS and not entry.name.startswith(".") and entry.name not in _SKIPPED:
                 pending.append((entry.path, level + 1))
