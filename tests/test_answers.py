@@ -47,6 +47,9 @@ def test_run() -> None:
         "cost_basis": "total",
         "allowed_to": None,
         "allowed_until": None,
+        "adopted_from": None,
+        "kept": [],
+        "withheld": "",
         "status": "done",
         "started_at": "1970-01-01T00:00:00.000000Z",
         "ended_at": "1970-01-01T00:00:01.500000Z",
@@ -91,6 +94,7 @@ def test_attachment() -> None:
         "since": "1970-01-01T00:00:00.000005Z",
         "until": "1970-01-01T00:00:01.000000Z",
         "origin": "bead",
+        "claimed": False,
     }
     whole = msgspec.structs.replace(made, counts_from=0, until=None)
     assert (answers.attachment(whole).since, answers.attachment(whole).until) == (None, None)

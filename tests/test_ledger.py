@@ -53,12 +53,15 @@ def test_file_is_ours_private_and_in_wal_mode(home: Home, daemon: Daemon) -> Non
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
 def test_ledger_of_every_version_opens(home: Home, version: int) -> None:
-    """That version's daemon wrote the fixture: two runs, one finished, with usage, attachments and events."""
+    """That version's daemon wrote the fixture: two runs, one finished, with usage, attachments and events.
+
+    From version 8 on, there is a third run, which intercore keeps in a database that no longer exists.
+    """
     home.state.mkdir()
     shutil.copy(FIXTURES / f"ledger-v{version}.db", ledger(home))
     home.start()
     listed = {line["run"]["id"]: line for line in home.json("run", "list", "--all")["runs"]}
-    assert set(listed) == {"fixture-active", "fixture-done"}
+    assert set(listed) == {"fixture-active", "fixture-done", *(["fixture-adopted"] if version >= 8 else [])}
     assert listed["fixture-active"]["spend"]["spent"] == 1200
     assert listed["fixture-done"]["spend"]["spent"] == 30
     assert listed["fixture-active"]["run"]["goal"] == "kept as a fixture"
@@ -90,6 +93,13 @@ def test_ledger_of_every_version_opens(home: Home, version: int) -> None:
         expected = [("s1", "row-1", "fd-quality", 1100, "interstat"), ("s2", "agent-a1", "fd-x", 7, "transcripts")]
         assert rows(FIXTURES / f"ledger-v{version}.db", sql) == rows(ledger(home), sql) == expected
         assert set(home.json("estimates")["history"]) == {"fd-quality", "fd-x"}
+    if version >= 8:
+        adopted = home.json("run", "show", "--run", "fixture-adopted")
+        assert (adopted["run"]["phase"], adopted["run"]["scope"]) == ("brainstorm-reviewed", "bead-3")
+        assert [(line["name"], line["billing"]) for line in adopted["by_session"]] == [("intercore", 550), ("s3", 40)]
+        assert [(each["session"], each["claimed"]) for each in adopted["attachments"]] == [("s3", True)]
+        (database,) = home.json("status")["databases"]
+        assert (database["state"], database["runs"]) == ("absent", ["fixture-adopted"])
     assert rows(ledger(home), "PRAGMA user_version") == [(VERSION,)]
 
 

@@ -7,6 +7,8 @@ import anyio
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.admission import Admissions
+from fluxbudgetd.decisions.adopted_runs import AdoptedRuns
+from fluxbudgetd.decisions.adoption import Adoptions
 from fluxbudgetd.decisions.allowances import Allowances
 from fluxbudgetd.decisions.attachments import SessionAttachments
 from fluxbudgetd.decisions.calibration import Calibrations
@@ -95,6 +97,18 @@ class Service:
             self.loosenings,
             self._on_runs_change,
         )
+        self.adopted_runs = AdoptedRuns(
+            accounts,
+            totals,
+            self.attachments,
+            ledger,
+            writer,
+            settings,
+            clock,
+            self.thresholds,
+            self._on_runs_change,
+        )
+        self.adoption = Adoptions(self.adopted_runs, totals, self.attachments, settings, clock)
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.samples = Samples(accounts, totals, self._reservations, ledger, clock)
@@ -104,6 +118,7 @@ class Service:
         self.ceilings = Ceilings(self.admission, settings)
         self.events = EventLog(newest, ledger.events)
         self.write_back = WriteBack(accounts, self.events, settings, clock, totals.followed)
+        self.adoption.on_read.append(self.write_back.note_read)
         self.session_warnings = SessionWarnings(accounts, self.events, ledger, writer, settings)
         self.deliveries: Deliveries | None = None
         self.state_files: StateFileWriter | None = None
@@ -133,6 +148,7 @@ class Service:
         """Read the ledger; raises `LedgerError`."""
         await self.events.load()
         await self.totals.load()
+        await self.adoption.load()
         await self.callers.load()
         await self._reservations.load()
         await self.samples.load()
@@ -149,6 +165,7 @@ class Service:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._writer.serve)
                 tasks.start_soon(self.totals.serve)
+                tasks.start_soon(self.adoption.serve)
                 tasks.start_soon(self._reservations.serve)
                 tasks.start_soon(self.samples.serve)
                 tasks.start_soon(self.refusals.serve)
@@ -233,11 +250,13 @@ class Service:
         for account in self.accounts.active():
             self.thresholds.evaluate(account)
         self.write_back.request_all()
+        self.adoption.note_runs()
         self.retry_channels()
 
     def _on_runs_change(self) -> None:
         self._on_status_change()
         self.totals.follower.note_runs()
+        self.adoption.note_runs()
 
     def _on_status_change(self) -> None:
         self.status_changed.set()

@@ -23,7 +23,8 @@ def _status(options: Options) -> int:
         page = call(messages.Status(after=page.next), messages.StatusAnswer, limit.left())
         answer = msgspec.structs.replace(answer, runs=answer.runs + page.runs)
     if options.json:
-        print_json({"runs": answer.runs, "sources": answer.sources, "unattributed": answer.unattributed})
+        names = ("runs", "sources", "unattributed", "databases")
+        print_json({name: getattr(answer, name) for name in names})
     else:
         print_status(answer)
     return codes.OK

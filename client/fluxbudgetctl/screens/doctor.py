@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fluxbudgetctl.screens.databases import database_line
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.text import one_line
 
@@ -47,6 +48,8 @@ def _print_daemon(answer: messages.DoctorAnswer) -> None:
         if source.name != "interstat":  # interstat's notes are among the findings
             for note in source.notes:
                 print(f"          {one_line(note)}")
+    for database in answer.databases:
+        print(f"database  {database_line(database)}")
     _print_sessions(answer.sessions)
 
 

@@ -70,10 +70,14 @@ def print_run(answer: messages.RunShowAnswer) -> None:
         print_columns(
             ("ATTACHED SESSION", "SINCE", "UNTIL", "BY"),
             [
-                (one_line(period.session), period.since or "its start", period.until or "now", period.origin)
+                (one_line(period.session), period.since or "its start", period.until or "now", _origin(period))
                 for period in answer.attachments
             ],
         )
+
+
+def _origin(period: messages.AttachmentInfo) -> str:
+    return "intercore" if period.claimed else period.origin
 
 
 def _print_facts(answer: messages.RunShowAnswer) -> None:
@@ -95,6 +99,12 @@ def _print_facts(answer: messages.RunShowAnswer) -> None:
         ("reserved", tokens(spend.reserved)),
         ("remaining", tokens(spend.remaining)),
     ]
+    if run.adopted_from is not None:
+        facts.append(("adopted from", run.adopted_from))
+    if run.kept:
+        facts.append(("kept", f"{', '.join(run.kept)}: set by hand"))
+    if run.withheld:
+        facts.append(("withheld", f"{run.withheld}: the run is hard, so confirm it with run set in a terminal"))
     if allowed := _allowed(run):
         facts.append(("allowance", allowed))
     not_counted = earlier.billing if run.cost_basis == "billing" else earlier.total
@@ -104,8 +114,9 @@ def _print_facts(answer: messages.RunShowAnswer) -> None:
     if spend.stale_why:
         facts.append(("stale", spend.stale_why))
     facts += [("lower bound", reason) for reason in answer.lower_bound_why]
+    width = max(13, *(len(name) + 2 for name, _ in facts))
     for name, value in facts:
-        print(f"{name + ':':<13}{one_line(value)}")
+        print(f"{name + ':':<{width}}{one_line(value)}")
     if spend.budget is not None and spend.pct is not None:
         print(f"Budget: {spend.spent // 1000}k / {spend.budget // 1000}k ({int(spend.pct)}%)")
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fluxbudgetctl.screens.databases import database_line
 from fluxbudgetctl.screens.output import COLOURS, bar, is_on_terminal, print_columns, tokens
 from fluxbudgetd.wire import messages, ties
 from fluxbudgetd.wire.text import one_line
@@ -35,6 +36,8 @@ def print_status(answer: messages.StatusAnswer) -> None:
     for source in answer.sources:
         if source.state != "ok" and source.is_fault:
             print(f"stale: {source.name}: {source.state}: {one_line(source.detail)} ({one_line(source.path)})")
+    for database in answer.databases:
+        print(database_line(database))
     loose = answer.unattributed
     if loose.sessions:
         print(

@@ -13,8 +13,8 @@ from fluxbudgetd.decisions.loosenings import Loosenings
 from fluxbudgetd.errors import BadInputError, ConflictError, RequestTimeoutError
 from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.ledger.runs import StoredRuns
-from fluxbudgetd.model import Attachment, Caller, EventData, Run
-from fluxbudgetd.policy import loosening, runs
+from fluxbudgetd.model import Attachment, Caller, EventData, Run, SessionClaim
+from fluxbudgetd.policy import claims, loosening, runs
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
@@ -133,6 +133,32 @@ class SessionAttachments:
             left = [(run.id, event) for event in loosened]
             await self._save([ended], session, {"detached": session}, run.id, left, caller)
             return run
+
+    async def claim(self, claim: SessionClaim, account: RunAccount, deadline: float) -> str | None:
+        """Attach a session because another program says that it works for a run. Return why it is not moved, if so.
+
+        Raises `LedgerError`. `policy.claims` decides what changes.
+        """
+        known = self._accounts.sessions.get(claim.session)
+        if known is not None and not claims.attachments(claim, account.run.id, known.current):
+            return None
+        await self.refresh_session(claim.session, deadline)
+        async with self.runs_lock:
+            run = account.run
+            attachments = claims.attachments(claim, run.id, self._accounts.session(claim.session).current)
+            moved_from = self.run_left(claim.session, run.id)
+            left = None if moved_from is None else self._accounts.runs[moved_from].run
+            if not attachments:
+                return None
+            if left is not None and left.status == "active" and left.enforcement == "hard":
+                return (
+                    f"session {claim.session} stays in run {left.id}, which is hard; intercore says it is in {run.id}"
+                )
+            data: EventData = {"attached": claim.session, "via": "intercore"}
+            if moved_from is not None:
+                data["moved_from"] = moved_from
+            await self._save(attachments, claim.session, data, run.id, (), None)
+        return None
 
     def _current_attachment(self, session: str) -> Attachment | None:
         current = self._accounts.session(session).current

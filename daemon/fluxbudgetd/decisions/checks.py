@@ -10,7 +10,7 @@ from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.refusals import Refusals
 from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.ledger import Ledger
-from fluxbudgetd.model import Balance, Counts, EventData, PhaseRecord, Run
+from fluxbudgetd.model import Balance, Counts, PhaseRecord, Run
 from fluxbudgetd.policy import advance, phases
 from fluxbudgetd.policy.advance import Verdict
 from fluxbudgetd.totals.account import RunAccount
@@ -90,10 +90,10 @@ class Checks:
             new = msgspec.structs.replace(run, phase=phases.next_phase(run, to))
             record = self._completed(account, verdict.override)
             counts = record in account.would_count((*account.completed, record))
-            data = _advanced_data(new, record, record.estimate if counts else 0)
+            data = advance.advanced_data(new.phase, record, record.estimate if counts else 0)
             await self._ledger.runs.save(
                 new,
-                completed=(len(account.completed), record),
+                completed=(len(account.completed), [record]),
                 events=[("phase.advanced", data)],
                 at=record.until,
                 by=by,
@@ -126,15 +126,3 @@ class Checks:
             sample_size=estimate.sample_size,
             override=override,
         )
-
-
-def _advanced_data(run: Run, record: PhaseRecord, provisional: int) -> EventData:
-    return {
-        "from": record.phase,
-        "to": run.phase,
-        "input": record.measured.input,
-        "output": record.measured.output,
-        "estimate": record.estimate,
-        "provisional": provisional,
-        "override": record.override,
-    }

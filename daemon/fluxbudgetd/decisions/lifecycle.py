@@ -19,7 +19,7 @@ from fluxbudgetd.errors import BadInputError, ConflictError, RequestTimeoutError
 from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import Attachment, Caller, EventData, Run
-from fluxbudgetd.policy import loosening, runs
+from fluxbudgetd.policy import adoption, loosening, runs
 from fluxbudgetd.totals import Totals, choosing
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
@@ -121,13 +121,15 @@ class Lifecycle:
             await self._refresher.refresh([account.run.id], deadline=deadline)
             account.require_loaded()
         async with self._runs_lock:
-            run = runs.changed_run(account.run, request)
+            run = adoption.set_by_hand(runs.changed_run(account.run, request), runs.names_set(request))
             if run == account.run:
                 return Change(run, changed=False)
             names = ("token_budget", "warn_pct", "enforcement")
             data: EventData = {
                 name: getattr(run, name) for name in names if getattr(run, name) != getattr(account.run, name)
             }
+            if run.adopted is not None and run.adopted != account.run.adopted:
+                data["kept"] = ", ".join(run.adopted.kept)
             loosened = self._loosenings.events(account.run, loosening.of_change(account.run, run), caller)
             fired, passed = self._thresholds.after_change(account, run)
             events: list[NewEvent] = [("run.changed", data), *loosened, *passed]
@@ -151,7 +153,8 @@ class Lifecycle:
                     f"run {account.run.id} is already {account.run.status}", "an ended run cannot be changed"
                 )
             now = self._now(account)
-            run = msgspec.structs.replace(account.run, status=status, ended_at=now)
+            ended = msgspec.structs.replace(account.run, status=status, ended_at=now)
+            run = adoption.set_by_hand(ended, ("status",))
             loosened = self._loosenings.events(account.run, loosening.of_end(account.balance(), status), caller)
             fired, passed = self._thresholds.at_end(account)
             events: list[NewEvent] = [*passed, *loosened, ("run.finished", {"status": status})]
@@ -164,8 +167,8 @@ class Lifecycle:
     def _known_run(self, request: RunStart) -> RunAccount | None:
         by_scope = None
         if request.scope is not None:
-            active = [run for run in self._accounts.scopes.get(request.scope, []) if run.status == "active"]
-            by_scope = self._accounts.runs[active[-1].id] if active else None
+            found = self._accounts.run_of_scope(request.scope)
+            by_scope = found if found is not None and found.run.status == "active" else None
         if request.id is None:
             return by_scope
         by_id = self._accounts.runs.get(request.id)

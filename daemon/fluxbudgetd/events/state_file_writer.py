@@ -105,8 +105,11 @@ class StateFileWriter:
         shown = [account for account in changed if account.run.status == "active" and account.is_loaded]
         gone = [account for account in changed if account.run.status != "active" and account.run.id in self._written]
         # Removals first: a session or a scope may continue in another run.
-        scopes: dict[str, str | None] = {account.run.scope: None for account in gone if account.run.scope is not None}
-        scopes |= {account.run.scope: account.run.id for account in shown if account.run.scope is not None}
+        scopes = {
+            account.run.scope: self._active_run_of_scope(account.run.scope)
+            for account in (*gone, *shown)
+            if account.run.scope is not None
+        }
         sessions = {account.run.id: self._sessions_of(account) for account in shown}
         links: dict[str, str | None] = {}
         for run in [account.run.id for account in (*gone, *shown)]:
@@ -134,6 +137,10 @@ class StateFileWriter:
 
     def _active_run_of(self, session: str) -> str | None:
         account = self._accounts.run_of_session(session)
+        return account.run.id if account is not None and account.run.status == "active" else None
+
+    def _active_run_of_scope(self, scope: str) -> str | None:
+        account = self._accounts.run_of_scope(scope)
         return account.run.id if account is not None and account.run.status == "active" else None
 
     def _content(self, account: RunAccount) -> State:

@@ -47,19 +47,21 @@ class StoredRuns:
         run: Run,
         started_as: Run,
         *,
-        attachments: Sequence[Attachment],
+        completed: Sequence[PhaseRecord] = (),
+        attachments: Sequence[Attachment] = (),
         events: Sequence[NewEvent],
         of_others: Sequence[tuple[str, NewEvent]] = (),
         at: int,
         by: By | None = None,
     ) -> None:
-        """Write a new run, its first attachments and events, and events of other runs."""
+        """Write a new run, the phases it has completed, its first attachments and events, and events of other runs."""
         encoded = msgspec.json.encode(run), msgspec.json.encode(started_as)
         async with self._database.transaction(durable=True) as transaction:
             await transaction.execute(
                 "INSERT INTO runs(id, scope, status, started_at, ended_at, run, started_as) VALUES (?,?,?,?,?,?,?)",
                 (run.id, run.scope, run.status, run.started_at, run.ended_at, *encoded),
             )
+            await _add_phases(transaction, run.id, 0, completed)
             await _put_attachments(transaction, attachments)
             await transaction.add_events(at, run.id, events, by)
             for other, event in of_others:
@@ -69,7 +71,7 @@ class StoredRuns:
         self,
         run: Run,
         *,
-        completed: tuple[int, PhaseRecord] | None = None,
+        completed: tuple[int, Sequence[PhaseRecord]] | None = None,
         fired: frozenset[BudgetThreshold] | None = None,
         events: Sequence[NewEvent],
         at: int,
@@ -77,20 +79,16 @@ class StoredRuns:
     ) -> None:
         """Write a changed run.
 
-        `completed` is the number (from 0) and record of the phase that it has just left. `fired`, unless None, replaces
-        the thresholds that were reported.
+        `completed` are the phases that it has just left, and the number (from 0) of the first of them. `fired`, unless
+        None, replaces the thresholds that were reported.
         """
         async with self._database.transaction(durable=True) as transaction:
             await transaction.execute(
-                "UPDATE runs SET status = ?, ended_at = ?, run = ? WHERE id = ?",
-                (run.status, run.ended_at, msgspec.json.encode(run), run.id),
+                "UPDATE runs SET scope = ?, status = ?, ended_at = ?, run = ? WHERE id = ?",
+                (run.scope, run.status, run.ended_at, msgspec.json.encode(run), run.id),
             )
             if completed is not None:
-                number, record = completed
-                await transaction.execute(
-                    "INSERT INTO phases(run, number, record) VALUES (?,?,?)",
-                    (run.id, number, msgspec.json.encode(record)),
-                )
+                await _add_phases(transaction, run.id, *completed)
             if fired is not None:
                 await transaction.execute("DELETE FROM thresholds WHERE run = ?", (run.id,))
                 await transaction.executemany(
@@ -115,6 +113,13 @@ class StoredRuns:
             await transaction.add_events(at, run, events, by)
             for other, event in of_others:
                 await transaction.add_events(at, other, [event], by)
+
+
+async def _add_phases(transaction: Transaction, run: str, first: int, records: Sequence[PhaseRecord]) -> None:
+    await transaction.executemany(
+        "INSERT INTO phases(run, number, record) VALUES (?,?,?)",
+        [(run, number, msgspec.json.encode(record)) for number, record in enumerate(records, first)],
+    )
 
 
 async def _put_attachments(transaction: Transaction, attachments: Sequence[Attachment]) -> None:

@@ -290,6 +290,28 @@ STEPS: tuple[str, ...] = (
     -- What people were told once, and the value that they were told last.
     CREATE TABLE announced(name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     """,
+    """
+    -- 'claim': intercore says that the session works for the run.
+    ALTER TABLE attachments RENAME TO attachments_7;
+    CREATE TABLE attachments(
+      session TEXT NOT NULL,
+      since INTEGER NOT NULL,
+      until INTEGER,
+      run TEXT NOT NULL REFERENCES runs(id),
+      counts_from INTEGER NOT NULL,  -- 0: the whole session
+      origin TEXT NOT NULL CHECK (origin IN ('asked', 'bead', 'claim')),
+      PRIMARY KEY (session, since)
+    ) WITHOUT ROWID;
+    INSERT INTO attachments(session, since, until, run, counts_from, origin)
+      SELECT session, since, until, run, counts_from, origin FROM attachments_7;
+    DROP TABLE attachments_7;
+
+    -- intercore allows two active runs of one bead: the newest of them has it.
+    DROP INDEX runs_active_scope;
+
+    -- The usage of other programs: `session` is the run's id.
+    CREATE INDEX usage_intercore ON usage(session) WHERE source = 'intercore';
+    """,
 )
 
 VERSION = len(STEPS)

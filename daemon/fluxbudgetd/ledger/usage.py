@@ -45,6 +45,16 @@ class StoredUsage:
         )
         return await off_loop(len(rows), _usages, rows)
 
+    async def of_runs(self) -> dict[str, tuple[Usage, ...]]:
+        """Return, by run, the usage of other programs that intercore has recorded."""
+        rows = await self._database.rows(
+            f"SELECT session, {_COLUMNS} FROM usage WHERE source = 'intercore' ORDER BY session"  # noqa: S608  our own names
+        )
+        by_run: dict[str, list[Usage]] = {}
+        for run, *row in rows:
+            by_run.setdefault(run, []).append(_usage(row))
+        return {run: tuple(records) for run, records in by_run.items()}
+
     async def sessions_naming(self, scope: str) -> list[str]:
         """Return the sessions with a usage record that names a scope."""
         rows = await self._database.rows("SELECT DISTINCT session FROM usage WHERE bead = ? AND bead <> ''", (scope,))

@@ -22,7 +22,8 @@ class Adoption(msgspec.Struct, frozen=True, kw_only=True):
     `database` is the path of intercore's database and `run_id` the run's id there; both are empty if only a bead names
     the run. `last_move` is the number of the newest phase move that was applied. `kept` are the settings that a person
     has set: they are no longer followed. `withheld` are looser values of a hard run that await a person's confirmation.
-    `label_budget` is the bead's `token_budget` when the run was adopted (0: unlimited, None: no label).
+    `label_budget` is the bead's `token_budget` when the run was adopted (0: unlimited, None: no label), if
+    `is_label_read`. `label_wins`: the label has changed since, so it overrides intercore's budget.
     """
 
     database: str = ""
@@ -31,6 +32,8 @@ class Adoption(msgspec.Struct, frozen=True, kw_only=True):
     kept: tuple[Setting, ...] = ()
     withheld: dict[Setting, int | str | None] = {}
     label_budget: int | None = None
+    is_label_read: bool = False
+    label_wins: bool = False
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

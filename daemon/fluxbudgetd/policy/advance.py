@@ -6,7 +6,7 @@ only the first. Soft enforcement accepts an override; hard enforcement accepts n
 
 from typing import NamedTuple
 
-from fluxbudgetd.model import Balance, EventData, Run
+from fluxbudgetd.model import Balance, EventData, PhaseRecord, Run
 from fluxbudgetd.policy import limits, phases
 
 _MAX_REASON = 1000
@@ -71,4 +71,17 @@ def override_data(run: Run, balance: Balance, verdict: Verdict, by: str) -> Even
         "phase": run.phase,
         "spent": balance.spent,
         "budget": balance.budget,
+    }
+
+
+def advanced_data(phase: str, record: PhaseRecord, provisional: int) -> EventData:
+    """Return the data of the event that a run has left a phase for this one."""
+    return {
+        "from": record.phase,
+        "to": phase,
+        "input": record.measured.input,
+        "output": record.measured.output,
+        "estimate": record.estimate,
+        "provisional": provisional,
+        "override": record.override,
     }

@@ -73,6 +73,13 @@ def what(run: Run, event: Event) -> str:
     """Return what an event's loosening has done: `budget raised from 1 000 to 2 000 billing tokens`."""
     details = {name: grouped(value) if isinstance(value, int) else value for name, value in event.data.items()}
     unit = f"{run.cost_basis} tokens"
+    if "withheld" in event.data:
+        wish = {
+            "raise": f"wants to raise the budget from {details.get('from')} to {details.get('to')} {unit}",
+            "remove": f"wants to remove the budget of {details.get('from')} {unit}",
+            "soften": "wants to change the enforcement from hard to soft",
+        }.get(str(details.get("action")), "wants to loosen a limit")
+        return f"{event.data.get('via')} {wish}; confirm it with 'fluxbudgetctl run set --run {run.id}' in a terminal"
     return {
         "raise": f"budget raised from {details.get('from')} to {details.get('to')} {unit}",
         "remove": f"budget of {details.get('from')} {unit} removed",
@@ -90,7 +97,7 @@ def who(event: Event) -> str:
     """Return who caused an event: `fluxbudgetctl (process 123) inside session S`."""
     by = event.by
     if by is None:
-        return "a hook"
+        return str(event.data.get("via", "a hook"))
     process = f"{by.comm or 'a process'} (process {by.pid})"
     if by.kind == "session":
         return f"{process} inside session {event.data.get('inside')}"
@@ -103,4 +110,5 @@ def who(event: Event) -> str:
 
 def line(run: Run, event: Event) -> str:
     """Return a loosening as one line."""
-    return f"fluxbudget: run {run.id}: {what(run, event)}, by {who(event)}"
+    by = "" if "withheld" in event.data else f", by {who(event)}"
+    return f"fluxbudget: run {run.id}: {what(run, event)}{by}"

@@ -83,13 +83,15 @@ def provisional(
 ) -> tuple[PhaseRecord, ...]:
     """Return the completed phases that still count with their estimates.
 
-    `measured` are the phases with measured tokens, `stints` the times that sessions have worked for the run.
+    `measured` are the phases with measured tokens, `stints` the times that sessions have worked for the run. A phase
+    that was completed several times, because the run went back, counts once: its latest estimate.
     """
-    return tuple(
-        record
-        for record in completed
-        if record.phase not in measured and not any(stint.measured and _overlap(stint, record) for stint in stints)
-    )
+    latest: dict[str, PhaseRecord] = {}
+    for record in completed:
+        is_measured = record.phase in measured or any(stint.measured and _overlap(stint, record) for stint in stints)
+        if not is_measured and (record.estimate or record.phase not in latest):
+            latest[record.phase] = record
+    return tuple(sorted(latest.values(), key=lambda record: record.since))
 
 
 def stale_refusal(run: Run, phase: str) -> str | None:

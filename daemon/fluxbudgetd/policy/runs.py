@@ -8,7 +8,7 @@ import msgspec
 
 from fluxbudgetd.config.schema import RunDefaults
 from fluxbudgetd.errors import BadInputError, ConflictError
-from fluxbudgetd.model import Run
+from fluxbudgetd.model import Run, Setting
 from fluxbudgetd.wire.messages import MAX_TOKENS, CostBasis, Enforcement, RunSet, RunStart
 
 _COMPLEXITIES = range(1, 6)
@@ -18,9 +18,9 @@ FOLLOW_ENDED_MICROS = 48 * 3600 * 1_000_000
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]{0,127}")
 # A phase is delimited by bars in a refusal line and by commas on the command line.
 _PHASE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_MAX_PHASES = 64
-_MAX_ID = 512
-_MAX_GOAL = 4096
+MAX_PHASES = 64
+MAX_ID = 512
+MAX_GOAL = 4096
 
 
 def is_followed(run: Run, now: int) -> bool:
@@ -28,9 +28,19 @@ def is_followed(run: Run, now: int) -> bool:
     return run.ended_at is None or now - run.ended_at < FOLLOW_ENDED_MICROS
 
 
+def is_run_id(text: str) -> bool:
+    """Return True if a run may have this id."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def is_phase(text: str) -> bool:
+    """Return True if a phase may have this name."""
+    return _PHASE.fullmatch(text) is not None
+
+
 def new_run(request: RunStart, run_id: str, now: int, defaults: RunDefaults) -> Run:
     """Return the requested run, with defaults filled in; raises `BadInputError`."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise BadInputError(
             f"run id {_shown(run_id)} is not allowed",
             "1 to 128 letters, digits, '_', '.', ':' or '-'; the first is a letter, a digit or '_'",
@@ -47,8 +57,8 @@ def _requested(request: RunStart, run_id: str, now: int, defaults: RunDefaults) 
         defaults.budgets.of_complexity(complexity) if request.token_budget is None else _budget(request.token_budget)
     )
     goal = request.goal or ""
-    if len(goal) > _MAX_GOAL:
-        raise BadInputError(f"the goal has {len(goal)} characters", f"at most {_MAX_GOAL} are allowed")
+    if len(goal) > MAX_GOAL:
+        raise BadInputError(f"the goal has {len(goal)} characters", f"at most {MAX_GOAL} are allowed")
     return Run(
         id=run_id,
         scope=None if request.scope is None else foreign_id("scope", request.scope),
@@ -85,6 +95,16 @@ def changed_run(run: Run, request: RunSet) -> Run:
     return msgspec.structs.replace(changed, allowed_to=None, allowed_until=None)
 
 
+def names_set(request: RunSet) -> tuple[Setting, ...]:
+    """Return the settings that a request gives."""
+    given: dict[Setting, object] = {
+        "token_budget": request.token_budget,
+        "warn_pct": request.warn_pct,
+        "enforcement": request.enforcement,
+    }
+    return tuple(name for name, value in given.items() if value is not None)
+
+
 def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefaults) -> None:
     """Raise `ConflictError` unless the request can mean this run.
 
@@ -117,8 +137,8 @@ def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefault
 
 def foreign_id(what: str, value: str) -> str:
     """Return a session id or scope. Other programs choose them, so only empty and very long ones are refused."""
-    if not 0 < len(value) <= _MAX_ID:
-        raise BadInputError(f"a {what} of {len(value)} characters is not allowed", f"1 to {_MAX_ID} characters")
+    if not 0 < len(value) <= MAX_ID:
+        raise BadInputError(f"a {what} of {len(value)} characters is not allowed", f"1 to {MAX_ID} characters")
     return value
 
 
@@ -157,11 +177,11 @@ def _cost_basis(value: str) -> CostBasis:
 
 
 def _phases(value: Sequence[str]) -> tuple[str, ...]:
-    hint = f"1 to {_MAX_PHASES} different names of letters, digits, dots, colons, underscores or hyphens"
-    if not 0 < len(value) <= _MAX_PHASES or len(set(value)) != len(value):
+    hint = f"1 to {MAX_PHASES} different names of letters, digits, dots, colons, underscores or hyphens"
+    if not 0 < len(value) <= MAX_PHASES or len(set(value)) != len(value):
         raise BadInputError(f"invalid list of {len(value)} phases: {','.join(value)[:200]}", hint)
     for name in value:
-        if not _PHASE.fullmatch(name):
+        if not is_phase(name):
             raise BadInputError(f"phase {_shown(name)} is not allowed", hint)
     return tuple(value)
 

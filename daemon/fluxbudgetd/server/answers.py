@@ -6,7 +6,7 @@ import msgspec
 
 from fluxbudgetd.decisions.attachments import Change
 from fluxbudgetd.model import Attachment, Counts, Run, to_text
-from fluxbudgetd.policy import burn
+from fluxbudgetd.policy import adoption, burn
 from fluxbudgetd.service import Service
 from fluxbudgetd.structs import converted
 from fluxbudgetd.totals import Standing
@@ -47,7 +47,15 @@ def spend(standing: Standing) -> wire.Spend:
 def run_info(run: Run) -> wire.RunInfo:
     """Return a run's settings and state."""
     times = {name: _text(getattr(run, name)) for name in ("started_at", "ended_at", "allowed_until")}
-    return converted(run, wire.RunInfo, **times)
+    adopted = run.adopted
+    return converted(
+        run,
+        wire.RunInfo,
+        **times,
+        adopted_from=None if adopted is None else adopted.database or "beads",
+        kept=() if adopted is None else adopted.kept,
+        withheld=adoption.withheld_text(run),
+    )
 
 
 def changed_run(change: Change) -> wire.RunAnswer:
@@ -96,7 +104,16 @@ def listed(reasons: Sequence[str]) -> tuple[str, ...]:
 def attachment(period: Attachment) -> wire.AttachmentInfo:
     """Return a period in which a session's usage counts for a run."""
     since = to_text(period.counts_from) if period.counts_from else None
-    return converted(period, wire.AttachmentInfo, since=since, until=_text(period.until))
+    # An older client knows only two origins.
+    origin = "bead" if period.origin == "bead" else "asked"
+    return converted(
+        period,
+        wire.AttachmentInfo,
+        since=since,
+        until=_text(period.until),
+        origin=origin,
+        claimed=period.origin == "claim",
+    )
 
 
 def channels(service: Service) -> tuple[wire.ChannelInfo, ...]:
@@ -133,6 +150,27 @@ def sources(service: Service) -> tuple[wire.SourceInfo, ...]:
             is_fault=source.is_fault,
         )
         for source in service.totals.sources
+    )
+
+
+def databases(service: Service) -> tuple[wire.DatabaseInfo, ...]:
+    """Return intercore's databases and their runs."""
+    written = [service.write_back.state_of(report.path) for report in service.adoption.databases]
+    return tuple(
+        wire.DatabaseInfo(
+            path=report.path,
+            state=report.status.state,
+            detail=report.status.detail,
+            hint=report.status.hint,
+            since=to_text(report.since),
+            schema=report.schema,
+            runs=report.runs[:MOST_LINES],
+            portfolios=report.portfolios[:MOST_LINES],
+            written_at=_text(last.at),
+            write_state=last.state,
+            write_fault=last.detail,
+        )
+        for report, last in zip(service.adoption.databases, written, strict=True)
     )
 
 

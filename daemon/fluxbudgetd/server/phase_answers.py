@@ -12,18 +12,22 @@ from fluxbudgetd.wire import messages as wire
 
 
 def phase_lines(service: Service, account: RunAccount) -> tuple[wire.PhaseLine, ...]:
-    """Return a run's phases: what was measured in each, what counts towards the budget, what was expected."""
+    """Return a run's phases: what was measured in each, what counts towards the budget, what was expected.
+
+    Phases that the run has completed but that are no longer in its chain come last.
+    """
     run = account.run
     sums = account.by_phase()
     entered = service.accounts.timelines[run.id].since
     records = {record.phase: record for record in account.completed}
-    provisional = {record.phase for record in account.provisional()}
+    provisional = {record.phase: record.estimate for record in account.provisional()}
     lines = []
-    for phase in run.phases:
-        record, counts = records.get(phase), sums.get(phase, Counts())
+    for phase in dict.fromkeys((*run.phases, *records)):
+        state = _state(run, phase, is_recorded=phase in records)
+        # A run that went back has left phases that it will complete again.
+        record = records.get(phase) if state == "completed" else None
+        counts, counting = sums.get(phase, Counts()), provisional.get(phase, 0)
         expected = _expected(service, run, phase, record)
-        counting = expected.tokens if phase in provisional else 0
-        state = _state(run, phase, record)
         since = entered if state == "current" else None if record is None else record.since
         lines.append(
             converted(
@@ -76,9 +80,9 @@ def _expected(service: Service, run: Run, phase: str, record: PhaseRecord | None
     return estimate(phase, run.cost_basis, settings.config.phases, *settings.phase_calibrations(run.project_dir))
 
 
-def _state(run: Run, phase: str, record: PhaseRecord | None) -> wire.PhaseState:
-    if record is not None:
-        return "completed"
+def _state(run: Run, phase: str, *, is_recorded: bool) -> wire.PhaseState:
     if phase == run.phase:
         return "current"
-    return "skipped" if run.phases.index(phase) < run.phases.index(run.phase) else "ahead"
+    if phase in run.phases and run.phases.index(phase) > run.phases.index(run.phase):
+        return "ahead"
+    return "completed" if is_recorded else "skipped"

@@ -54,6 +54,14 @@ async def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> A
                 await stop.wait()
 
 
+async def set_when_cancelled(stop: anyio.Event) -> None:
+    """End watchfiles' thread, which cancelling the task that waits for it does not do."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        stop.set()
+
+
 def _existing(directories: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(directory for directory in directories if os.path.isdir(directory))
 

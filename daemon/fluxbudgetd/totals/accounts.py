@@ -14,7 +14,7 @@ Nothing here waits or reads a file. The invariants that callers rely on:
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from fluxbudgetd.model import Attachment, Cell, Counts, PhaseRecord, Run, Timeline
+from fluxbudgetd.model import Attachment, Cell, Counts, PhaseRecord, Run, Timeline, Usage
 from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.totals.account import NEVER, RunAccount, SessionAccount, Sums
 
@@ -45,9 +45,10 @@ class Accounts:
         account.run = run
         account.latest = max(account.latest, run.started_at, run.ended_at or 0)
         self.timelines[run.id] = Timeline(run, account.completed)
-        (self._active if run.ended_at is None else self._ended)[run.id] = account
-        if run.ended_at is not None:
-            self._active.pop(run.id, None)
+        # An ended run may become active again: intercore can revive one.
+        here, there = (self._active, self._ended) if run.ended_at is None else (self._ended, self._active)
+        here[run.id] = account
+        there.pop(run.id, None)
         self._index_directory(account)
         if run.scope is not None:
             others = [other for other in self.scopes.get(run.scope, []) if other.id != run.id]
@@ -63,6 +64,13 @@ class Accounts:
         account.latest = max([account.latest, *(record.until for record in completed)])
         account.clear_cache()
         self.timelines[run_id] = Timeline(account.run, completed)
+        self._on_change(run_id)
+
+    def put_dispatches(self, run_id: str, records: tuple[Usage, ...]) -> None:
+        """Replace the usage of other programs that intercore has recorded for a run."""
+        account = self.runs[run_id]
+        account.dispatches = records
+        account.clear_cache()
         self._on_change(run_id)
 
     def put_reserved(self, run_id: str, tokens: int) -> None:
@@ -172,6 +180,19 @@ class Accounts:
             return False
         self.sessions.pop(name, None)
         return True
+
+    def run_of_scope(self, scope: str) -> RunAccount | None:
+        """Return the run that a scope means now: the newest active one that has it, otherwise the newest."""
+        runs = self.scopes.get(scope)
+        if not runs:
+            return None
+        active = [run for run in runs if run.status == "active"]
+        return self.runs[(active or runs)[-1].id]
+
+    def has_scope(self, run: Run) -> bool:
+        """Return True if the run's scope means this run, and not a newer one with the same scope."""
+        account = None if run.scope is None else self.run_of_scope(run.scope)
+        return account is not None and account.run.id == run.id
 
     def active(self) -> list[RunAccount]:
         """Return the active runs."""

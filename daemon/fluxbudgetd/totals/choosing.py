@@ -43,13 +43,13 @@ class RunChooser:
         if run is not None:
             return _require(self._accounts.runs.get(run), "with id", run)
         if scope is not None:
-            return _require(self._by_scope(scope), "with scope", scope)
+            return _require(self._accounts.run_of_scope(scope), "with scope", scope)
         if session is not None:
             return _require(self._accounts.run_of_session(session), "with session", session)
         if hints.run is not None:
             named = _require(self._accounts.runs.get(hints.run), "with id ($FLUXBUDGET_RUN)", hints.run)
             return self._moved_on(named, hints)
-        found = self._by_scope(hints.scope) if hints.scope else None
+        found = self._accounts.run_of_scope(hints.scope) if hints.scope else None
         for name in hints.sessions:
             found = found or self._accounts.run_of_session(name)
         return found
@@ -70,13 +70,6 @@ class RunChooser:
             return named
         others = (self._accounts.run_of_session(name) for name in hints.sessions)
         return next((other for other in others if other is not None and other.run.status == "active"), named)
-
-    def _by_scope(self, scope: str) -> RunAccount | None:
-        runs = self._accounts.scopes.get(scope)
-        if not runs:
-            return None
-        active = [run for run in runs if run.status == "active"]
-        return self._accounts.runs[(active or runs)[-1].id]
 
 
 def single(tied: list[RunAccount]) -> RunAccount | None:

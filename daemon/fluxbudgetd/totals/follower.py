@@ -96,7 +96,7 @@ class Follower:
             self._watched = self._places()
             changes = watch.changes(self._interstat.path, self._watched, self._rest)
             async with anyio.create_task_group() as tasks, aclosing(changes):
-                tasks.start_soon(_set_when_cancelled, self._rest)
+                tasks.start_soon(watch.set_when_cancelled, self._rest)
                 async for _ in changes:
                     busy = await self.scan()
                     await self._settings.refresh(anyio.current_time() + _SETTINGS_WAIT_SECONDS)
@@ -138,11 +138,3 @@ class Follower:
                 self.rewatch()
                 return anyio.current_time() - began
         return 0.0
-
-
-async def _set_when_cancelled(event: anyio.Event) -> None:
-    """End watchfiles' thread, which cancelling the task that waits for it does not do."""
-    try:
-        await anyio.sleep_forever()
-    finally:
-        event.set()

@@ -133,19 +133,12 @@ class Totals:
             raise no_run(hints)
         return account
 
-    async def choose(
-        self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
-    ) -> Choice:
-        """Return the run whose limit applies to a request: as `find`, but a hard run of several is enforced."""
-        choice = await self.choose_if_any(run, scope, session, hints, deadline)
-        if choice is None:
-            raise no_run(hints)
-        return choice
-
     async def choose_if_any(
         self, run: str | None, scope: str | None, session: str | None, hints: Hints, deadline: float
     ) -> Choice | None:
-        """Return the run whose limit applies to a request, as `choose` does, or None if the hints lead to none.
+        """Return the run whose limit applies to a request, or None if the hints lead to none.
+
+        This is as `find`, but a hard run of several is enforced.
 
         Raises `NoRunError` for a name that no run has, and `AmbiguousRunError`, because such a request must not be
         answered as if there were no run.

@@ -15,13 +15,13 @@ from fluxbudgetd.wire import messages as wire
 
 def remaining(context: Context, request: wire.Remaining) -> wire.RemainingAnswer | Awaitable[wire.RemainingAnswer]:
     """Return what is left of a run's budget."""
-    standing = context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
+    standing = _standing_now(context, request)
     return _remaining_later(context, request) if standing is None else _remaining(standing)
 
 
 def check(context: Context, request: wire.Check, pid: int) -> wire.CheckAnswer | Awaitable[wire.CheckAnswer]:
     """Check whether the run may go on. A refusal, and an override that was needed, are recorded as events."""
-    standing = context.service.totals.standing_now(request.run, request.scope, request.session, request.hints)
+    standing = _standing_now(context, request)
     if standing is None:
         return _check_later(context, request, pid)
     verdict = policy.checked(standing.run, standing.balance, request.override, now_micros())
@@ -58,6 +58,13 @@ async def advance(context: Context, request: wire.Advance, pid: int, *, can_run_
         ic_run=done.run.adopted.run_id if done.database and done.run.adopted is not None else None,
         ic_directory=os.path.dirname(os.path.dirname(done.database)) if done.database else None,
     )
+
+
+def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
+    """Return where the run of a request stands; None if that takes waiting."""
+    service = context.service
+    standing = service.totals.standing_now(request.run, request.scope, request.session, request.hints)
+    return None if standing is not None and service.adoption.is_outdated(standing.run) else standing
 
 
 async def _remaining_later(context: Context, request: wire.Remaining) -> wire.RemainingAnswer:

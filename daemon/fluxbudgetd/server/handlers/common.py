@@ -11,6 +11,7 @@ from fluxbudgetd.server.once import Once
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals import Standing
 from fluxbudgetd.totals.account import RunAccount
+from fluxbudgetd.totals.choosing import Choice, no_run
 from fluxbudgetd.wire import messages as wire
 
 # The answer must reach the client before it gives up.
@@ -41,8 +42,17 @@ def deadline_of(request: wire.Request) -> float:
 
 
 async def find(context: Context, request: wire.Naming, deadline: float) -> RunAccount:
-    """Return the account of the run that a request names; raise `NoRunError` if there is none."""
-    return await context.service.totals.find(request.run, request.scope, request.session, request.hints, deadline)
+    """Return the account of the run that a request names; raise `NoRunError` if there is none.
+
+    A run that another program keeps is brought up to date first; a run that it has started since is found.
+    """
+    adoption, totals = context.service.adoption, context.service.totals
+    await adoption.look(request.hints.cwd, None, deadline)
+    account = await totals.find(request.run, request.scope, request.session, request.hints, deadline)
+    if adoption.is_outdated(account.run):
+        await adoption.look(None, account, deadline)
+        account = await totals.find(request.run, request.scope, request.session, request.hints, deadline)
+    return account
 
 
 async def find_standing(context: Context, request: wire.Naming, deadline: float) -> tuple[RunAccount, Standing]:
@@ -51,11 +61,27 @@ async def find_standing(context: Context, request: wire.Naming, deadline: float)
     return account, await context.service.totals.standing(account, deadline)
 
 
+async def choose(context: Context, request: wire.Naming, hints: wire.Hints, deadline: float) -> Choice | None:
+    """Return the run whose limit applies to a request, up to date like that of `find`, or None if there is none.
+
+    Raises `NoRunError` for a name that no run has.
+    """
+    adoption, totals = context.service.adoption, context.service.totals
+    await adoption.look(hints.cwd, None, deadline)
+    choice = await totals.choose_if_any(request.run, request.scope, request.session, hints, deadline)
+    if choice is not None and adoption.is_outdated(choice.account.run):
+        await adoption.look(None, choice.account, deadline)
+        choice = await totals.choose_if_any(request.run, request.scope, request.session, hints, deadline)
+    return choice
+
+
 async def choose_standing(context: Context, request: wire.Naming, deadline: float) -> tuple[Standing, tuple[str, ...]]:
     """Return the standing of the run whose limit applies to a request, and the tied runs (see `choosing`).
 
     Raises `NoRunError`.
     """
+    choice = await choose(context, request, request.hints, deadline)
+    if choice is None:
+        raise no_run(request.hints)
     totals = context.service.totals
-    choice = await totals.choose(request.run, request.scope, request.session, request.hints, deadline)
     return await totals.standing(choice.account, deadline), choice.tied

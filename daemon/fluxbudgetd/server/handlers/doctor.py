@@ -50,6 +50,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         *_silent_findings(service, followed),
         *await _found("kept responses", _kept_findings(service, sessions, deadline)),
         *_channel_findings(channels),
+        *_database_findings(service),
         *_write_back_findings(service),
     ]
     news: list[str] = []
@@ -66,6 +67,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         followed_runs=len(followed),
         connections=context.connections(),
         channels=channels,
+        databases=answers.databases(service),
         news="; ".join(news),
     )
 
@@ -85,6 +87,7 @@ async def _refreshed(service: Service, deadline: float) -> list[wire.Finding]:
     """Bring everything up to date. Failures show in the states that the other checks read."""
     await service.settings.refresh(deadline)
     service.totals.follower.forget_old_transcripts()
+    await service.adoption.look_at_all(deadline)
     await service.totals.refresh_sources(deadline)
     return []
 
@@ -231,6 +234,17 @@ def _write_back_findings(service: Service) -> Iterator[wire.Finding]:
     """Yield why other programs' databases do not show what their runs have used."""
     for fault in service.write_back.faults():
         yield wire.Finding(what=fault.message, hint=fault.hint)
+
+
+def _database_findings(service: Service) -> Iterator[wire.Finding]:
+    """Yield what is wrong with intercore's databases. One without runs of ours is missed by no one if it is absent."""
+    for report in service.adoption.databases:
+        status = report.status
+        if not status.is_readable and status.state != "unread" and (report.runs or status.state != "absent"):
+            what = f"intercore: {status.state}: {status.detail} ({report.path})"
+            yield wire.Finding(what=what, hint=status.hint)
+        for finding in report.findings:
+            yield wire.Finding(what=f"intercore: {finding}", hint="see docs/sprints.md")
 
 
 async def _news_findings(service: Service, deadline: float, news: list[str]) -> list[wire.Finding]:

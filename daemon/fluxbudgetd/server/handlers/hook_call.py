@@ -92,6 +92,7 @@ class HookCall(msgspec.Struct):
         applies, and `tied` has it.
         """
         self.missing = self.tied = None
+        await self._look()
         last = self._last_attachment()
         if last is not None and last.until is not None and not self._is_named:
             return None  # the user has detached it
@@ -112,6 +113,17 @@ class HookCall(msgspec.Struct):
             return await self._outer_run()
         self.tied = choice if choice.tied else None
         return choice.account
+
+    async def _look(self) -> None:
+        """Bring the runs that intercore keeps up to date: that of the session, and those of its directory.
+
+        The directory is examined at the events that begin something, and while the session has no run.
+        """
+        account = self.service.accounts.run_of_session(self.session)
+        is_settled = account is not None and account.run.status == "active"
+        begins = self.hook_input.event in ("SessionStart", "UserPromptSubmit")
+        directory = None if is_settled and not begins else self.hints.cwd
+        await self.service.adoption.look(directory, account, self.deadline)
 
     def _hard_run(self, last: Attachment | None) -> RunAccount | None:
         """Return the hard run that the session is attached to. No hook moves it: any process can call a hook."""

@@ -6,7 +6,7 @@ from fluxbudgetd.model import Triage
 from fluxbudgetd.policy import estimates as policy
 from fluxbudgetd.policy import triage as triage_policy
 from fluxbudgetd.server.answers import capped
-from fluxbudgetd.server.handlers.common import Context, deadline_of, find_standing
+from fluxbudgetd.server.handlers.common import Context, choose, deadline_of, find_standing
 from fluxbudgetd.structs import converted
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire import ties
@@ -35,7 +35,7 @@ async def estimates(context: Context, request: wire.Estimates) -> wire.Estimates
 async def triage(context: Context, request: wire.TriageRequest) -> wire.TriageAnswer:
     """Decide which agents are launched, store that, and return it."""
     service, deadline = context.service, deadline_of(request)
-    choice = await service.totals.choose_if_any(request.run, request.scope, request.session, request.hints, deadline)
+    choice = await choose(context, request, request.hints, deadline)
     if choice is None:
         decided = await service.reviews.triage(request, None, None, deadline)
         return _triage_answer(decided, decided.note, decided.stale_why)

@@ -2,14 +2,13 @@
 
 import msgspec
 
-from fluxbudgetd.errors import AmbiguousRunError, NoRunError
+from fluxbudgetd.errors import AmbiguousRunError
 from fluxbudgetd.policy import statusline as policy
 from fluxbudgetd.server import answers
-from fluxbudgetd.server.handlers.common import Context, deadline_of
+from fluxbudgetd.server.handlers.common import Context, choose, deadline_of
 from fluxbudgetd.server.handlers.hook_call import merged_hints
 from fluxbudgetd.server.handlers.hook_input import parse, parsed_slowly
-from fluxbudgetd.totals import Totals
-from fluxbudgetd.totals.choosing import Choice
+from fluxbudgetd.totals.choosing import Choice, no_run
 from fluxbudgetd.wire import messages as wire
 
 
@@ -21,7 +20,7 @@ async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusL
         hook_input = await parsed_slowly(request.input, whole=request.whole)
     hints = merged_hints(request.hints, hook_input)
     try:
-        choice = await _choose(totals, request, hints, deadline)
+        choice = await _choose(context, request, hints, deadline)
     except AmbiguousRunError as exc:
         line = policy.undecided(exc.runs, width=request.width)
         return wire.StatusLineAnswer(run="", line=line, stale_why=None, tied=answers.listed_runs(exc.runs))
@@ -40,14 +39,12 @@ async def statusline(context: Context, request: wire.StatusLine) -> wire.StatusL
     )
 
 
-async def _choose(totals: Totals, request: wire.StatusLine, hints: wire.Hints, deadline: float) -> Choice:
-    try:
-        return await totals.choose(request.run, request.scope, request.session, hints, deadline)
-    except AmbiguousRunError:
-        raise
-    except NoRunError:
-        if hints.cwd == request.hints.cwd:
-            raise
+async def _choose(context: Context, request: wire.StatusLine, hints: wire.Hints, deadline: float) -> Choice:
+    choice = await choose(context, request, hints, deadline)
+    if choice is None and hints.cwd != request.hints.cwd:
         # A directory that the daemon cannot examine may be a symlink; the command's own one is resolved.
         hints = msgspec.structs.replace(hints, cwd=request.hints.cwd)
-        return await totals.choose(request.run, request.scope, request.session, hints, deadline)
+        choice = await choose(context, request, hints, deadline)
+    if choice is None:
+        raise no_run(hints)
+    return choice

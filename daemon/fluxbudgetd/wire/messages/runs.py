@@ -116,6 +116,12 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How many tokens the run may spend in all, although its budget is smaller; null: its budget."""
     allowed_until: str | None = None
     """Until when the run may go on, however much it spends."""
+    adopted_from: str | None = None
+    """Who else keeps the run: the path of intercore's database, or `beads`; null: it was started by hand."""
+    kept: tuple[str, ...] = ()
+    """The settings that a person has set, so that they no longer follow the other program."""
+    withheld: str = ""
+    """What the other program has loosened, although the run is hard: it waits until a person sets it."""
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +152,8 @@ class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Null: still attached."""
     origin: Literal["asked", "bead"]
     """"bead": a row of the session names the run's scope."""
+    claimed: bool = False
+    """True: intercore says that the session works for the run."""
 
 
 class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):

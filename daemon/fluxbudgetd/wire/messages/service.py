@@ -67,6 +67,30 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """True: it cannot be read and is needed: it was configured, or a session of a followed run is counted from it."""
 
 
+class DatabaseInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A database of intercore: whether it can be read, its runs, and what was written into it last."""
+
+    path: str
+    state: str
+    """As in `SourceInfo`."""
+    detail: str
+    hint: str
+    since: str
+    """When this state began."""
+    schema: int | None
+    """The version of its schema; null if it was never read."""
+    runs: tuple[str, ...]
+    """The ids of the runs that are followed in it, at most 200."""
+    portfolios: tuple[str, ...] = ()
+    """The ids of runs that only group others and are not adopted, at most 200."""
+    written_at: str | None = None
+    """When our row was written last since the daemon started; null: it was not."""
+    write_state: str = ""
+    """`ok`, `off`, `waiting` (nothing was written yet), or why nothing can be written."""
+    write_fault: str = ""
+    """The details of that; otherwise empty."""
+
+
 class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A channel that delivers warnings, and whether it works."""
 
@@ -128,6 +152,7 @@ class StatusAnswer(Answer, frozen=True, kw_only=True, tag="status"):
     """Send this as `after` to get the following page; null on the last page."""
     sources: tuple[SourceInfo, ...]
     unattributed: Unattributed
+    databases: tuple[DatabaseInfo, ...] = ()
 
 
 class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
@@ -145,5 +170,6 @@ class DoctorAnswer(Answer, frozen=True, kw_only=True, tag="doctor"):
     followed_runs: int
     connections: int
     channels: tuple[ChannelInfo, ...] = ()
+    databases: tuple[DatabaseInfo, ...] = ()
     news: str = ""
     """What a person should know although nothing is wrong, announced once; otherwise empty."""

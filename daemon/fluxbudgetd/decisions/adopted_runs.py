@@ -1,0 +1,362 @@
+"""Runs that another program keeps: adopt them, and have them follow what it says.
+
+Each change is written to the ledger first, then to memory.
+"""
+
+from collections.abc import Callable, Sequence
+
+import anyio
+import msgspec
+import structlog
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.decisions.attachments import SessionAttachments
+from fluxbudgetd.decisions.thresholds import Thresholds
+from fluxbudgetd.ledger import Ledger, LedgerWriter, NewEvent
+from fluxbudgetd.model import (
+    BudgetThreshold,
+    Counts,
+    EventData,
+    IcRun,
+    IntercoreReading,
+    PhaseMove,
+    PhaseRecord,
+    Run,
+    SessionClaim,
+    Usage,
+)
+from fluxbudgetd.policy import adoption, loosening, phases, runs
+from fluxbudgetd.policy.adoption import Changed, Moved, Step
+from fluxbudgetd.policy.advance import advanced_data
+from fluxbudgetd.policy.loosening import Loosening
+from fluxbudgetd.totals import Totals
+from fluxbudgetd.totals.account import INTERCORE, RunAccount
+from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.totals.row_store import RowStore
+
+log = structlog.get_logger()
+
+# No request waits for the numbers that a change of a budget, or the end of a run, is compared with.
+_NUMBERS_SECONDS = 10.0
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """An active row that is no run yet: where its project is, and whether a rule of the project demands a hard limit.
+
+    `elsewhere` is the database that its project really uses, if that is another one.
+    """
+
+    ic: IcRun
+    project_dir: str
+    is_hard: bool = False
+    elsewhere: str | None = None
+
+
+class AdoptedRuns:
+    """Applies readings of intercore's databases, one at a time for each database."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        totals: Totals,
+        attachments: SessionAttachments,
+        ledger: Ledger,
+        writer: LedgerWriter,
+        settings: Settings,
+        clock: Callable[[], int],
+        thresholds: Thresholds,
+        on_runs_change: Callable[[], None],
+    ) -> None:
+        self._accounts = accounts
+        self._totals = totals
+        self._attachments = attachments
+        self._ledger = ledger
+        self._settings = settings
+        self._clock = clock
+        self._runs_lock = attachments.runs_lock
+        self._thresholds = thresholds
+        self._on_runs_change = on_runs_change
+        # (database, intercore's id) → our run's id
+        self._ids: dict[tuple[str, str], str] = {}
+        self._dispatches = RowStore(INTERCORE, ledger)
+        self._backlog = writer.backlog("usage of other programs", self._dispatches.save)
+
+    async def load(self) -> None:
+        """Read the ledger, after the runs; raises `LedgerError`."""
+        for account in self._accounts.runs.values():
+            self._note(account.run)
+        for run, records in (await self._ledger.usage.of_runs()).items():
+            if run in self._accounts.runs:
+                self._accounts.put_dispatches(run, records)
+
+    def of(self, database: str) -> list[RunAccount]:
+        """Return the followed runs of a database."""
+        return [account for account in self._totals.followed() if _database(account.run) == database]
+
+    def account_of(self, database: str, run_id: str) -> RunAccount | None:
+        """Return the run of a row, by intercore's id; None if it was not adopted."""
+        known = self._ids.get((database, run_id))
+        return None if known is None else self._accounts.runs[known]
+
+    def new(self, database: str, reading: IntercoreReading) -> list[IcRun]:
+        """Return the active rows that may be adopted, oldest first. The parent of a portfolio has no project."""
+        found = [
+            ic
+            for ic in reading.runs.values()
+            if ic.status == "active" and ic.project_dir and (database, ic.id) not in self._ids
+        ]
+        return sorted(found, key=lambda ic: (ic.created_at, ic.id))
+
+    def softened(self, database: str, reading: IntercoreReading) -> list[RunAccount]:
+        """Return the hard runs whose rows are soft, unless a person has decided that or is yet to do so."""
+        return [
+            account
+            for account in self.of(database)
+            if account.run.enforcement == "hard"
+            and account.run.adopted is not None
+            and "enforcement" not in (*account.run.adopted.kept, *account.run.adopted.withheld)
+            and (ic := reading.runs.get(account.run.adopted.run_id)) is not None
+            and not ic.is_hard
+        ]
+
+    def missing(self, database: str, reading: IntercoreReading) -> list[str]:
+        """Return the active runs whose rows were removed."""
+        return [
+            account.run.id
+            for account in self.of(database)
+            if account.run.status == "active"
+            and account.run.adopted is not None
+            and account.run.adopted.run_id not in reading.runs
+        ]
+
+    async def adopt(self, candidate: Candidate, database: str, reading: IntercoreReading) -> str | None:
+        """Adopt a row, or link it to the run that was started by hand for it. Return why that is not possible, if so.
+
+        Raises `LedgerError`.
+        """
+        ic, moves = candidate.ic, reading.moves.get(candidate.ic.id, ())
+        if (reason := adoption.refusal(ic)) is not None:
+            return f"run {ic.id[:200]} of {database} is not adopted: {reason}"
+        if candidate.elsewhere is not None:
+            return f"run {ic.id} of {database} is not adopted: its project {ic.project_dir} uses {candidate.elsewhere}"
+        async with self._runs_lock:
+            same = self._accounts.runs.get(ic.id)
+            other = None if same is None or same.run.adopted is None else same.run.adopted
+            if other is not None and other.database and (other.database, other.run_id) != (database, ic.id):
+                return f"run {ic.id} of {database} is not adopted: {other.database} has a run with this id, too"
+            found = same or self._by_hand(ic, reading)
+            if found is None:
+                await self._start(candidate, database, moves)
+            else:
+                await self._link(found, candidate, database, moves)
+        log.info("run adopted", run=ic.id, database=database)
+        return None
+
+    def _by_hand(self, ic: IcRun, reading: IntercoreReading) -> RunAccount | None:
+        """Return the active run that was started by hand for the row's bead. Of several rows, the newest gets it."""
+        bead = adoption.scope(ic)
+        found = None if bead is None else self._accounts.run_of_scope(bead)
+        if found is None or found.run.status != "active" or _database(found.run):
+            return None
+        rivals = [each for each in reading.runs.values() if each.status == "active" and adoption.scope(each) == bead]
+        return found if max(rivals, key=lambda each: (each.created_at, each.id)).id == ic.id else None
+
+    async def _start(self, candidate: Candidate, database: str, moves: Sequence[PhaseMove]) -> None:
+        ic, now = candidate.ic, self._clock()
+        run = adoption.adopted(
+            ic,
+            moves,
+            database,
+            candidate.project_dir,
+            defaults=self._settings.config.runs,
+            is_hard=candidate.is_hard,
+        )
+        moved = self._moved(run, run.started_at, ic, moves, Counts())
+        completed = tuple(step.record for step in moved.steps)
+        data: EventData = {
+            "token_budget": run.token_budget,
+            "scope": run.scope,
+            "phase": moved.run.phase,
+            "adopted_from": database,
+        }
+        await self.start(moved.run, run, completed, data, now)
+
+    async def start(
+        self, run: Run, started_as: Run, completed: tuple[PhaseRecord, ...], data: EventData, at: int
+    ) -> None:
+        """Write a new run, and have its numbers read. The caller holds the runs lock. Raises `LedgerError`."""
+        await self._ledger.runs.start(run, started_as, completed=completed, events=[("run.started", data)], at=at)
+        account = self._accounts.put_run(run, started_as)
+        self._accounts.put_phases(run.id, completed)
+        self._note(run)
+        await self._totals.tallier.find_sessions(account)
+        self._totals.refresher.request_refresh({run.id})
+        self._on_runs_change()
+
+    async def _link(self, account: RunAccount, candidate: Candidate, database: str, moves: Sequence[PhaseMove]) -> None:
+        defaults = self._settings.config.runs
+        run = adoption.linked(account.run, candidate.ic, moves, database, defaults, is_hard=candidate.is_hard)
+        data: EventData = {"adopted_from": database, "intercore_run": candidate.ic.id}
+        await self._ledger.runs.save(run, events=[("run.changed", data)], at=self._now(account))
+        self._accounts.put_run(run)
+        self._note(run)
+        # It may have a scope now.
+        account.has_sessions = False
+        await self._totals.tallier.find_sessions(account)
+
+    async def follow(self, account: RunAccount, ic: IcRun, moves: Sequence[PhaseMove], *, is_hard: bool) -> None:
+        """Have a run follow its row. `is_hard`: a rule of the project demands a hard limit. Raises `LedgerError`."""
+        run = account.run
+        if run.adopted is None or not (self._follows_status(run, ic) or self._differs(account, ic, moves, is_hard)):
+            return
+        if run.status == "active":
+            # A budget and an end are compared with the run's numbers.
+            await self._totals.refresher.refresh([run.id], deadline=anyio.current_time() + _NUMBERS_SECONDS)
+            account.require_loaded()
+        async with self._runs_lock:
+            await self._follow(account, ic, moves, is_hard=is_hard)
+
+    def _differs(self, account: RunAccount, ic: IcRun, moves: Sequence[PhaseMove], is_hard: bool) -> bool:
+        run = account.run
+        if run.status != "active":
+            return False
+        changed = adoption.settings(run, ic, is_hard=is_hard)
+        since = self._accounts.timelines[run.id].since
+        return changed.run != run or self._moved(run, since, ic, moves, Counts()).run != run
+
+    @staticmethod
+    def _follows_status(run: Run, ic: IcRun) -> bool:
+        is_kept = run.adopted is not None and "status" in run.adopted.kept
+        return adoption.status(ic) != run.status and not is_kept
+
+    async def _follow(self, account: RunAccount, ic: IcRun, moves: Sequence[PhaseMove], *, is_hard: bool) -> None:
+        before = account.run
+        events: list[NewEvent] = []
+        run = before
+        follows_status, status = self._follows_status(before, ic), adoption.status(ic)
+        if follows_status and status == "active":
+            run = msgspec.structs.replace(run, status="active", ended_at=None)
+            events.append(("run.changed", {"status": "active", "via": adoption.VIA}))
+        if run.status != "active":
+            return
+        changed = adoption.settings(run, ic, is_hard=is_hard)
+        events += _changes(run, changed.run)
+        events += self._loosening_events(run, changed.loosened)
+        measured = account.by_phase().get(run.phase, Counts())
+        moved = self._moved(changed.run, self._accounts.timelines[run.id].since, ic, moves, measured)
+        run = moved.run
+        events += self._phase_events(account, moved.steps)
+        fired, passed = self._thresholds.after_change(account, run)
+        events += passed
+        if follows_status and status != "active":
+            ends = loosening.of_end(account.balance(run), status)
+            events += self._loosening_events(run, [adoption.via(each) for each in ends])
+            events.append(("run.finished", {"status": status, "via": adoption.VIA}))
+            ended_at = max(min(ic.ended_at or ic.updated_at, self._clock()), account.latest)
+            run = msgspec.structs.replace(run, status=status, ended_at=ended_at)
+        if run != before:
+            await self._save(account, run, moved.steps, events, fired)
+
+    async def save(self, account: RunAccount, change: Callable[[Run], Changed]) -> None:
+        """Write what `change` makes of a run (see `policy.adoption.followed`). Raises `LedgerError`.
+
+        Raises `RequestTimeoutError` if the run's numbers are not known, with which a new budget is compared.
+        """
+        account.require_loaded()
+        async with self._runs_lock:
+            changed = change(account.run)
+            if changed.run != account.run:
+                fired, passed = self._thresholds.after_change(account, changed.run)
+                loosened = self._loosening_events(account.run, changed.loosened)
+                events = [*_changes(account.run, changed.run), *loosened, *passed]
+                await self._save(account, changed.run, (), events, fired)
+
+    async def _save(
+        self,
+        account: RunAccount,
+        run: Run,
+        steps: Sequence[Step],
+        events: Sequence[NewEvent],
+        fired: frozenset[BudgetThreshold],
+    ) -> None:
+        before, records = account.run, [step.record for step in steps]
+        await self._ledger.runs.save(
+            run,
+            completed=(len(account.completed), records),
+            fired=None if fired == account.fired else fired,
+            events=events,
+            at=self._now(account),
+        )
+        account.fired = fired
+        self._accounts.put_run(run)
+        if records or run.phases != before.phases:
+            self._accounts.put_phases(run.id, (*account.completed, *records))
+            for session in list(account.sessions):
+                await self._totals.tallier.retally(session)
+        self._thresholds.evaluate(account)
+        if run.status != before.status:
+            self._totals.refresher.request_refresh({run.id})
+            self._on_runs_change()
+
+    def put_dispatches(self, account: RunAccount, records: Sequence[Usage]) -> None:
+        """Count the usage of other programs for a run. What was counted stays if its row is deleted."""
+        known = {record.key: record for record in account.dispatches}
+        merged = known | {record.key: record for record in records}
+        if merged != known:
+            self._accounts.put_dispatches(account.run.id, tuple(merged.values()))
+            self._dispatches.put(account.run.id, account.dispatches)
+            self._backlog.request()
+            self._thresholds.evaluate(account)
+
+    def run_of_claim(self, database: str, claim: SessionClaim) -> RunAccount | None:
+        """Return the followed run that a claim means; None if there is none."""
+        if claim.run is not None:
+            account = self.account_of(database, claim.run)
+        else:
+            account = None if claim.bead is None else self._accounts.run_of_scope(claim.bead)
+        return account if account is not None and runs.is_followed(account.run, self._clock()) else None
+
+    def _moved(self, run: Run, since: int, ic: IcRun, moves: Sequence[PhaseMove], measured: Counts) -> Moved:
+        calibrations = self._settings.phase_calibrations(run.project_dir)
+
+        def estimate(phase: str) -> phases.PhaseEstimate:
+            return phases.estimate(phase, run.cost_basis, self._settings.config.phases, *calibrations)
+
+        return adoption.moved(run, since, ic, moves, now=self._clock(), measured=measured, estimate=estimate)
+
+    @staticmethod
+    def _phase_events(account: RunAccount, steps: Sequence[Step]) -> list[NewEvent]:
+        counting = account.would_count((*account.completed, *(step.record for step in steps)))
+        return [
+            (
+                "phase.advanced",
+                {
+                    **advanced_data(step.to, step.record, step.record.estimate if step.record in counting else 0),
+                    "kind": step.kind,
+                },
+            )
+            for step in steps
+        ]
+
+    @staticmethod
+    def _loosening_events(run: Run, loosened: Sequence[Loosening]) -> list[NewEvent]:
+        if run.enforcement != "hard":
+            return []
+        return [("run.loosened", loosening.data(run, each, ())) for each in loosened]
+
+    def _note(self, run: Run) -> None:
+        if run.adopted is not None and run.adopted.database:
+            self._ids[run.adopted.database, run.adopted.run_id] = run.id
+
+    def _now(self, account: RunAccount) -> int:
+        return max(self._clock(), account.latest)
+
+
+def _database(run: Run) -> str:
+    return "" if run.adopted is None else run.adopted.database
+
+
+def _changes(before: Run, after: Run) -> list[NewEvent]:
+    names = ("token_budget", "warn_pct", "enforcement")
+    data: EventData = {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}
+    return [("run.changed", {**data, "via": adoption.VIA})] if data else []

@@ -1,0 +1,58 @@
+"""The projects of intercore's runs: where they are, and what their files demand."""
+
+import os
+
+import anyio
+import anyio.to_thread
+
+from fluxbudgetd.config.settings import Settings
+from fluxbudgetd.decisions.adopted_runs import Candidate
+from fluxbudgetd.errors import RequestTimeoutError
+from fluxbudgetd.model import IcRun
+from fluxbudgetd.sources import intercore
+from fluxbudgetd.totals.places import Places
+from fluxbudgetd.wire.text import shown_path, unfold
+
+# No request waits for this.
+_SECONDS = 2.0
+
+
+class IcProjects:
+    """Examines projects in worker threads, of which `limiter` limits the number."""
+
+    def __init__(self, places: Places, settings: Settings, limiter: anyio.CapacityLimiter) -> None:
+        self._places = places
+        self._settings = settings
+        self._limiter = limiter
+
+    async def candidate(self, database: str, ic: IcRun) -> Candidate:
+        """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
+
+        A project that was moved or copied together with its database is where the database is.
+        """
+        root = os.path.dirname(os.path.dirname(database))
+        with anyio.CancelScope(deadline=anyio.current_time() + _SECONDS):
+            directory = await anyio.to_thread.run_sync(
+                _resolved, ic.project_dir, root, abandon_on_cancel=True, limiter=self._limiter
+            )
+            is_hard, elsewhere = await self.demands_hard(directory), None
+            if directory != root and not directory.startswith(f"{root.rstrip('/')}/"):
+                places = await self._places.of(directory, anyio.current_time() + _SECONDS)
+                found = await anyio.to_thread.run_sync(
+                    intercore.find, places, abandon_on_cancel=True, limiter=self._limiter
+                )
+                elsewhere = None if found is None or found.path == database else found.path
+            return Candidate(ic, directory, is_hard, elsewhere)
+        raise RequestTimeoutError(f"the project {ic.project_dir} could not be examined in time", "check its disk")
+
+    async def demands_hard(self, directory: str) -> bool:
+        """Return True if a file of the project demands hard enforcement; raises `RequestTimeoutError`."""
+        deadline = anyio.current_time() + _SECONDS
+        with anyio.CancelScope(deadline=deadline):
+            return (await self._settings.demand(await self._places.of(directory, deadline))).hard_by is not None
+        raise RequestTimeoutError(f"the rules of {directory} could not be read in time", "check its disk")
+
+
+def _resolved(directory: str, root: str) -> str:
+    real = os.path.realpath(os.fsdecode(unfold(directory)))
+    return shown_path(real) if os.path.isdir(real) else root

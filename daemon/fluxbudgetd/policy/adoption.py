@@ -1,0 +1,300 @@
+"""Runs that another program keeps: what a row of intercore's makes of a run of ours.
+
+A run is adopted as its row says, and followed from then on:
+
+1. A setting that a person has set with `run set` or `run finish` is *kept*: the row no longer changes it.
+2. Under hard enforcement, a higher budget, no budget, and soft enforcement are *withheld*: they are reported, and wait
+   until a person sets them. Everything else applies at once.
+3. The phase and its history follow the row's moves. A run that moved on has completed the phase that it left. A phase
+   that was left by going back is not completed, so its estimate is 0.
+4. If the moves do not lead to the row's phase, because some are lost, one more move does.
+
+intercore's times are whole seconds. Where two moves share one, the later gets the next microsecond.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from fluxbudgetd.config.schema import RunDefaults
+from fluxbudgetd.model import Adoption, Counts, IcRun, PhaseMove, PhaseRecord, Run, Setting
+from fluxbudgetd.policy import loosening, runs
+from fluxbudgetd.policy.loosening import Loosening
+from fluxbudgetd.policy.phases import PhaseEstimate
+from fluxbudgetd.wire.messages import MAX_TOKENS, Enforcement, RunStatus
+
+#: intercore's phases of a run that names none, those of a goal, and those of Clavain's CLI.
+DEFAULT_CHAIN = (
+    "brainstorm",
+    "brainstorm-reviewed",
+    "strategized",
+    "planned",
+    "executing",
+    "review",
+    "polish",
+    "reflect",
+    "done",
+)
+GOAL_CHAIN = ("goal-formed", "planned", "executing", "review", "polish", "reflect", "done")
+CLAVAIN_CHAIN = RunDefaults().phases
+
+#: The name of the program in the events that report what it has changed.
+VIA = "intercore"
+
+_ROLLBACK = "rollback"
+_Value = int | str | None
+
+
+class Changed(NamedTuple):
+    """A run after it has followed values of its owner, and how these loosen it."""
+
+    run: Run
+    loosened: tuple[Loosening, ...] = ()
+
+
+class Step(NamedTuple):
+    """A phase that a run has left, the phase that it has entered, and the kind of the move."""
+
+    record: PhaseRecord
+    to: str
+    kind: str
+
+
+class Moved(NamedTuple):
+    """A run after its moves, and the phases that it has left, oldest first."""
+
+    run: Run
+    steps: tuple[Step, ...] = ()
+
+
+def refusal(ic: IcRun) -> str | None:
+    """Return why a row cannot become a run, or None."""
+    if not runs.is_run_id(ic.id):
+        return f"its id {ic.id[:200]!r} is not allowed here"
+    if not runs.is_phase(ic.phase):
+        return f"its phase {ic.phase[:200]!r} is not allowed here"
+    return None
+
+
+def adopted(
+    ic: IcRun, moves: Sequence[PhaseMove], database: str, project_dir: str, *, defaults: RunDefaults, is_hard: bool
+) -> Run:
+    """Return a new run for a row, as it was before its moves. `is_hard`: it is hard even if the row is not."""
+    phases = chain(ic, moves)
+    first = moves[0].from_phase if moves else ic.phase
+    if first not in phases:
+        first = phases[0]
+    return Run(
+        id=ic.id,
+        scope=scope(ic),
+        project_dir=project_dir,
+        goal=ic.goal[: runs.MAX_GOAL],
+        complexity=min(max(ic.complexity, 1), 5),
+        phases=phases,
+        phase=first,
+        token_budget=token_budget(ic),
+        warn_pct=warn_pct(ic),
+        enforcement=enforcement(ic, is_hard=is_hard or defaults.enforcement == "hard"),
+        cost_basis="billing",
+        status="active",
+        started_at=ic.created_at,
+        ended_at=None,
+        adopted=Adoption(database=database, run_id=ic.id),
+    )
+
+
+def linked(
+    run: Run, ic: IcRun, moves: Sequence[PhaseMove], database: str, defaults: RunDefaults, *, is_hard: bool = False
+) -> Run:
+    """Return a run that was started by hand, or adopted from a bead, as the run of a row.
+
+    Settings that differ from the defaults were set by hand, so they are kept. The history of the row is not repeated.
+    """
+    before = run.adopted or Adoption()
+    by_hand: dict[Setting, bool] = {
+        "token_budget": run.token_budget != defaults.budgets.of_complexity(run.complexity),
+        "warn_pct": run.warn_pct != defaults.warn_pct,
+        "enforcement": run.enforcement != ("hard" if is_hard else defaults.enforcement),
+        "status": run.status != "active",
+    }
+    kept = before.kept if run.adopted is not None else tuple(name for name, is_kept in by_hand.items() if is_kept)
+    last_move = max((move.number for move in moves), default=0)
+    adoption = msgspec.structs.replace(before, database=database, run_id=ic.id, last_move=last_move, kept=kept)
+    return msgspec.structs.replace(run, adopted=adoption, scope=run.scope or scope(ic))
+
+
+def scope(ic: IcRun) -> str | None:
+    """Return the bead of a row, if it may be a scope."""
+    return ic.scope if ic.scope and len(ic.scope) <= runs.MAX_ID else None
+
+
+def token_budget(ic: IcRun) -> int | None:
+    """Return the budget of a row, within the bounds of ours; None if it has none."""
+    return min(ic.token_budget, MAX_TOKENS) if ic.token_budget and ic.token_budget > 0 else None
+
+
+def warn_pct(ic: IcRun) -> int:
+    """Return the warning percentage of a row, within the bounds of ours."""
+    return min(max(ic.warn_pct, 1), 99)
+
+
+def enforcement(ic: IcRun, *, is_hard: bool) -> Enforcement:
+    """Return the enforcement of a row. `is_hard`: the configuration or the project demands a hard limit."""
+    return "hard" if ic.is_hard or is_hard else "soft"
+
+
+def status(ic: IcRun) -> RunStatus:
+    """Return our status of a row."""
+    if ic.status == "active":
+        return "active"
+    return "done" if ic.status == "completed" else "cancelled"
+
+
+def chain(ic: IcRun, moves: Iterable[PhaseMove] = ()) -> tuple[str, ...]:
+    """Return a row's phases. Without a list of its own, they follow from the phases that it was in."""
+    named = _valid(ic.phases or ())
+    seen = {ic.phase}.union(*((move.from_phase, move.to_phase) for move in moves))
+    if named:
+        phases = named
+    elif "goal-formed" in seen:
+        phases = GOAL_CHAIN
+    elif seen.intersection(CLAVAIN_CHAIN).difference(DEFAULT_CHAIN):
+        phases = CLAVAIN_CHAIN
+    else:
+        phases = DEFAULT_CHAIN
+    return with_phase(phases, ic.phase, after=None)
+
+
+def with_phase(phases: tuple[str, ...], phase: str, after: str | None) -> tuple[str, ...]:
+    """Return phases with this one: after another if they have that, otherwise first."""
+    if phase in phases:
+        return phases
+    at = phases.index(after) + 1 if after in phases else 0
+    return (*phases[:at], phase, *phases[at:])
+
+
+def settings(run: Run, ic: IcRun, *, is_hard: bool) -> Changed:
+    """Return a run with the settings of its row. `is_hard`: a rule other than the row's demands a hard limit."""
+    wins = run.adopted is not None and run.adopted.label_wins
+    values: dict[Setting, _Value] = {} if wins else {"token_budget": token_budget(ic)}
+    values |= {"warn_pct": warn_pct(ic), "enforcement": enforcement(ic, is_hard=is_hard)}
+    return followed(run, values)
+
+
+def followed(run: Run, values: Mapping[Setting, _Value], owner: str = VIA) -> Changed:
+    """Return a run with these settings of its owner, except those that are kept or withheld (see above)."""
+    if run.adopted is None:
+        return Changed(run)
+    withheld = dict(run.adopted.withheld)
+    loosened: list[Loosening] = []
+    new = run
+    for setting, value in values.items():
+        if setting in run.adopted.kept:
+            continue
+        changed = _with(run, setting, value)
+        looser = loosening.of_change(run, changed) if run.enforcement == "hard" else []
+        if not looser:
+            withheld.pop(setting, None)
+            new = _with(new, setting, value)
+        elif setting not in withheld or withheld[setting] != value:
+            withheld[setting] = value
+            loosened += [via(each, owner, withheld="yes") for each in looser]
+    if new.token_budget != run.token_budget or new.enforcement != "hard":
+        new = msgspec.structs.replace(new, allowed_to=None, allowed_until=None)
+    if withheld != run.adopted.withheld:
+        new = msgspec.structs.replace(new, adopted=msgspec.structs.replace(run.adopted, withheld=withheld))
+    return Changed(new, tuple(loosened))
+
+
+def via(loosened: Loosening, owner: str = VIA, **details: str) -> Loosening:
+    """Return a loosening with the details of who has caused it, and of what became of it."""
+    return Loosening(loosened.action, {**loosened.details, "via": owner, **details})
+
+
+def set_by_hand(run: Run, names: Iterable[Setting]) -> Run:
+    """Return an adopted run of which a person has set these settings: they are kept, and no longer withheld."""
+    if run.adopted is None:
+        return run
+    kept = tuple(dict.fromkeys((*run.adopted.kept, *names)))
+    withheld = {name: value for name, value in run.adopted.withheld.items() if name not in kept}
+    return msgspec.structs.replace(run, adopted=msgspec.structs.replace(run.adopted, kept=kept, withheld=withheld))
+
+
+def withheld_text(run: Run) -> str:
+    """Return what a hard run's owner has loosened and a person has not confirmed; otherwise an empty text."""
+    if run.adopted is None:
+        return ""
+    shown = {"token_budget": "budget"}
+    return ", ".join(
+        f"{shown.get(name, name)} {'none' if value is None else value}" for name, value in run.adopted.withheld.items()
+    )
+
+
+def moved(
+    run: Run,
+    since: int,
+    ic: IcRun,
+    moves: Iterable[PhaseMove],
+    *,
+    now: int,
+    measured: Counts,
+    estimate: Callable[[str], PhaseEstimate],
+) -> Moved:
+    """Return a run after the moves that it has not followed yet, and after rule 4.
+
+    `since` is when it entered its phase. `measured` is what was measured in that phase; what was measured in the phases
+    that follow within one call is not known separately.
+    """
+    if run.adopted is None:
+        return Moved(run)
+    last_move = run.adopted.last_move
+    new = [move for move in moves if move.number > last_move]
+    known = [move for move in new if runs.is_phase(move.to_phase)]
+    phases = _followed_chain(run, ic, known)
+    steps: list[Step] = []
+    phase = run.phase
+    for at, to, named in [*((move.at, move.to_phase, move.kind) for move in known), (ic.updated_at, ic.phase, "")]:
+        if to == phase or not runs.is_phase(to):
+            continue
+        phases = with_phase(phases, to, after=phase)
+        is_back = phase in phases and phases.index(to) < phases.index(phase)
+        kind = named or (_ROLLBACK if is_back else "advance")
+        until = max(min(at, now), since + 1)
+        expected = PhaseEstimate(0, "table", 0) if kind == _ROLLBACK else estimate(phase)
+        record = PhaseRecord(
+            phase=phase,
+            since=since,
+            until=until,
+            measured=Counts() if steps else measured.capped(),
+            estimate=expected.tokens,
+            source=expected.source,
+            sample_size=expected.sample_size,
+        )
+        steps.append(Step(record, to, kind))
+        since, phase = until, to
+    last_move = max((move.number for move in new), default=last_move)
+    adoption = run.adopted
+    if last_move != adoption.last_move:
+        adoption = msgspec.structs.replace(adoption, last_move=last_move)
+    phases = with_phase(phases, phase, after=None)
+    return Moved(msgspec.structs.replace(run, phases=phases, phase=phase, adopted=adoption), tuple(steps))
+
+
+def _followed_chain(run: Run, ic: IcRun, moves: Sequence[PhaseMove]) -> tuple[str, ...]:
+    """Return the phases of a followed run: the row's list, or ours as long as it has the row's phase."""
+    if _valid(ic.phases or ()) or not runs.is_phase(ic.phase):
+        return chain(ic, moves) if runs.is_phase(ic.phase) else run.phases
+    if ic.phase in run.phases:
+        return run.phases
+    found = chain(ic, moves)
+    return found if run.phase in found else run.phases
+
+
+def _valid(phases: Sequence[str]) -> tuple[str, ...]:
+    is_valid = len(phases) <= runs.MAX_PHASES and all(map(runs.is_phase, phases))
+    return tuple(dict.fromkeys(phases)) if is_valid else ()
+
+
+def _with(run: Run, setting: Setting, value: _Value) -> Run:
+    return msgspec.structs.replace(run, **{setting: value})
