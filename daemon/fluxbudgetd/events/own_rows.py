@@ -76,6 +76,7 @@ class OwnRows:
         self._due: dict[str, float] = {}
         self._written_at: dict[str, float] = {}
         self._known: dict[str, OwnRow] = {}
+        self._logged = ""
         self._wake = anyio.Event()
         self._retry = anyio.Event()
         # Syncs are numbered. An attempt covers every sync that was requested before it began.
@@ -101,18 +102,25 @@ class OwnRows:
         self._known.pop(run, None)
 
     async def sync(self, runs: Iterable[str], deadline: float) -> ChannelError | None:
-        """Write these runs now, and wait for it until the deadline. Return why they were not written, if so."""
+        """Write these runs now, and wait for it until the deadline. Return why they were not written, if so.
+
+        While another program holds a lock, this tries again.
+        """
         for run in runs:
             self.forget(run)
             self.request(run, at_once=True)
-        self._requested += 1
-        number = self._requested
-        self._retry.set()
+        fault = ChannelError(f"{shown_path(self.path)} was not written in time", "ask again, or give more --timeout")
         with anyio.CancelScope(deadline=deadline):
-            while self._attempted < number:
-                await self._attempt.wait()
-            return self.fault
-        return ChannelError(f"{shown_path(self.path)} was not written in time", "ask again, or give more --timeout")
+            while True:
+                self._requested += 1
+                number = self._requested
+                self._retry.set()
+                while self._attempted < number:
+                    await self._attempt.wait()
+                if self.fault is None or not _is_locked(self.fault):
+                    return self.fault
+                fault = self.fault
+        return fault
 
     async def serve(self) -> None:
         """Write what is due until cancelled; then write what waits for its time."""
@@ -151,6 +159,8 @@ class OwnRows:
             del self._due[run]
         rows = {run: row for run in due if (row := self._row_of(run)) is not None}
         outdated = {run: row for run, row in rows.items() if row.rearm or self._known.get(run) != row}
+        # Set before the write, so that a `forget` during the write is not lost.
+        self._known |= outdated
         is_written = False
         try:
             is_written = not outdated or await self._try(outdated)
@@ -179,17 +189,19 @@ class OwnRows:
             self._report(exc)
             return False
         for run, row in rows.items():
-            self._known[run] = row
             self._written_at[run] = anyio.current_time()
             (self.missing.add if row.run in missing else self.missing.discard)(run)
         self._report(None)
         return True
 
     def _report(self, fault: ChannelError | None) -> None:
-        if fault is not None and (self.fault is None or self.fault.message != fault.message):
-            log.warning("intercore's database was not written", detail=fault.message, hint=fault.hint)
-        elif fault is None and self.fault is not None:
+        # Most locks are gone at the next attempt, so only the second failure is logged.
+        if fault is None and self._logged:
             log.info("intercore's database is written again", path=shown_path(self.path))
+            self._logged = ""
+        elif fault is not None and self.fault is not None and self.fault.message == fault.message != self._logged:
+            log.warning("intercore's database was not written", detail=fault.message, hint=fault.hint)
+            self._logged = fault.message
         self.fault = fault
         if fault is None:
             self.state = WriteState("ok", self._clock())
@@ -197,6 +209,10 @@ class OwnRows:
             self.state = WriteState(fault.state, self.state.at, fault.detail, fault.hint)
         else:
             self.state = WriteState("hanging", self.state.at, fault.message, fault.hint)
+
+
+def _is_locked(fault: ChannelError) -> bool:
+    return isinstance(fault, NotWrittenError) and fault.state == "locked"
 
 
 def _numbers(own: Counts | None) -> tuple[int, int, int]:

@@ -9,13 +9,12 @@ from typing import Literal
 from fluxbudgetd.errors import ChannelError
 from fluxbudgetd.wire.text import shown_path
 
-NotWritten = Literal["absent", "corrupt", "drifted", "failed", "full", "locked", "read-only", "slow"]
+NotWritten = Literal["absent", "corrupt", "drifted", "failed", "full", "locked", "read-only"]
 
 _STATE_OF_CODE: dict[int, NotWritten] = {
     sqlite3.SQLITE_BUSY: "locked",
     sqlite3.SQLITE_LOCKED: "locked",
     sqlite3.SQLITE_PROTOCOL: "locked",
-    sqlite3.SQLITE_INTERRUPT: "slow",
     sqlite3.SQLITE_CORRUPT: "corrupt",
     sqlite3.SQLITE_NOTADB: "corrupt",
     sqlite3.SQLITE_FULL: "full",
@@ -29,7 +28,6 @@ _HINTS: dict[NotWritten, str] = {
     "full": "make room on its disk",
     "locked": "another program holds a lock on it; fluxbudgetd tries again",
     "read-only": "check the permissions of the file and its directory",
-    "slow": "fluxbudgetd tries again",
 }
 
 

@@ -17,7 +17,6 @@ Only SQLite opens these files. Closing any other descriptor of them would drop a
 import os
 import sqlite3
 import stat
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple
@@ -28,9 +27,6 @@ import msgspec
 from fluxbudgetd.notify.intercore_faults import NotWrittenError, named_failures
 
 _BUSY_SECONDS = 0.2
-# A transaction longer than this is abandoned: intercore's own writers must not wait for it.
-_LONGEST_SECONDS = 1.0
-_PROGRESS_STEPS = 10_000
 # Reading fails while another program's -wal appears or vanishes.
 _READS = 4
 _OLDEST_SCHEMA = 6
@@ -44,7 +40,8 @@ _COLUMNS = {
     "state": ("key", "scope_id", "payload", "updated_at"),
     "runs": ("id",),
 }
-_KEYS = {"dispatches": {"id"}, "state": {"key", "scope_id"}}
+_KEYS = {"dispatches": {"id"}, "state": {"key", "scope_id"}, "runs": {"id"}}
+_WRITTEN = ("dispatches", "state")
 
 _RUN = "SELECT count(*) FROM runs WHERE id = :run"
 _FOREIGN = "SELECT count(*) FROM dispatches WHERE id = :id AND (agent_type IS NOT 'fluxbudget' OR scope_id IS NOT :run)"
@@ -120,7 +117,7 @@ class _Differences(NamedTuple):
 def write(path: str, rows: Sequence[OwnRow], now: int) -> frozenset[str]:
     """Have the database say what these rows say. Return the runs that it does not have; nothing is written for them.
 
-    `path` is the database's real path, `now` the time in seconds. Blocks for about a second at most. Raises
+    `path` is the database's real path, `now` the time in seconds. Waits at most 0.2 s for a lock. Raises
     `NotWrittenError`, and then nothing was written.
     """
     with named_failures(path):
@@ -214,26 +211,24 @@ def _require_known_schema(path: str, connection: sqlite3.Connection) -> None:
         _require_known_columns(path, connection, table, columns)
     query = "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
     for name, table in connection.execute(query):
-        if table.lower() in _KEYS:
+        if table.lower() in _WRITTEN:
             raise NotWrittenError(path, "drifted", f"the table {table} has a trigger, {name}")
 
 
 def _require_known_columns(path: str, connection: sqlite3.Connection, table: str, columns: Sequence[str]) -> None:
-    query = 'SELECT name, "notnull", dflt_value IS NULL, pk FROM pragma_table_xinfo(?) WHERE hidden = 0'
-    found = {
-        name: (bool(required), not default, pk) for name, required, default, pk in connection.execute(query, (table,))
-    }
-    absent = [name for name in columns if name not in found]
+    absent, key = set(columns), set()
+    for _, name, _, is_required, default, place_in_key, hidden in connection.execute(f"PRAGMA table_xinfo({table})"):
+        if hidden:  # generated: it cannot be written
+            continue
+        absent.discard(name)
+        if place_in_key:
+            key.add(name)
+        if is_required and default is None and name not in columns and table in _WRITTEN:
+            raise NotWrittenError(path, "drifted", f"the column {name} of the table {table} needs an unknown value")
     if absent:
-        raise NotWrittenError(path, "drifted", f"the table {table} has no column {absent[0]}")
-    if table not in _KEYS:
-        return
-    key = {name for name, (_, _, pk) in found.items() if pk}
+        raise NotWrittenError(path, "drifted", f"the table {table} has no column {min(absent)}")
     if key != _KEYS[table]:
         raise NotWrittenError(path, "drifted", f"the key of the table {table} is {', '.join(sorted(key)) or 'missing'}")
-    for name, (is_required, has_default, _) in found.items():
-        if is_required and not has_default and name not in columns:
-            raise NotWrittenError(path, "drifted", f"the column {name} of the table {table} needs an unknown value")
 
 
 def _count(connection: sqlite3.Connection, query: str, values: Mapping[str, str | int]) -> int:
@@ -244,8 +239,6 @@ def _count(connection: sqlite3.Connection, query: str, values: Mapping[str, str 
 def _connect(path: str, mode: str, busy_seconds: float) -> sqlite3.Connection:
     uri = f"file:{quote(os.fsencode(path))}?{mode}"
     connection = sqlite3.connect(uri, uri=True, timeout=busy_seconds, isolation_level=None)
-    deadline = time.monotonic() + _LONGEST_SECONDS
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
     # The schema may come with a cloned repository: its expressions must not call functions with side effects.
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
