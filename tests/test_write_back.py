@@ -10,7 +10,7 @@ import msgspec
 
 from fluxbudgetd.events.own_rows import PACE
 from fluxbudgetd.events.write_back import WriteBack
-from fluxbudgetd.model import Cell, Counts, Usage
+from fluxbudgetd.model import Cell, Counts, EventKind, Usage
 from fluxbudgetd.totals.account import Sums
 from harness.intercore import IcProject, connect
 from harness.service import until, within
@@ -59,7 +59,8 @@ def test_changing_numbers_are_written_at_a_pace_and_events_at_once(tmp_path: Pat
 
     async def body(write_back: WriteBack) -> None:
         await sprint.until_row(1)
-        for tokens, kind in enumerate(("phase.advanced", "budget.threshold", "budget.exceeded", "run.finished"), 2):
+        kinds: tuple[EventKind, ...] = ("phase.advanced", "budget.threshold", "budget.exceeded", "run.finished")
+        for tokens, kind in enumerate(kinds, 2):
             sprint.spend(tokens)
             for _ in range(20):
                 await anyio.lowlevel.checkpoint()
@@ -204,13 +205,13 @@ def test_failure_is_named_and_retried(tmp_path: Path) -> None:
                 await until(lambda: write_back.state_of(sprint.path).state == "locked")
                 assert write_back.state_of(sprint.path)[1:3] == (None, "database is locked")
                 what = f"{sprint.path} was not written: locked: database is locked"
-                assert [each.message for each in write_back.faults()] == [what]
+                assert [each.message for each in write_back.faults().values()] == [what]
                 assert await write_back.sync([sprint.accounts.runs["r2"]], within(60)) == []
                 assert sprint.row("run00002", other) == 5
                 connection.execute("ROLLBACK")
         assert sprint.row() == 1
         assert write_back.state_of(sprint.path)[:2] == ("ok", NOW)
-        assert write_back.faults() == []
+        assert write_back.faults() == {}
 
     sprint.run(body)
 
@@ -247,7 +248,7 @@ def test_run_that_the_database_lost_is_reported_by_sync(tmp_path: Path) -> None:
         (fault,) = await write_back.sync([sprint.accounts.runs[OURS]], within(60))
         assert fault.message == f"{sprint.path} does not have run r1 any more"
         assert sprint.row() is None
-        assert write_back.faults() == [], "the other runs of this database are written"
+        assert write_back.faults() == {}, "the other runs of this database are written"
 
     sprint.run(body)
 
@@ -278,7 +279,7 @@ def test_rearming_removes_each_refusal_while_the_budget_is_exhausted(tmp_path: P
 
     async def body(_: WriteBack) -> None:
         await sprint.until_row(99)
-        for _ in range(3):
+        for _attempt in range(3):
             assert sprint.project.refuses(THEIRS)
             sprint.read(Counts(input=99, output=1, cache_read=2))
             await until(lambda: sprint.project.state("budget.exceeded", THEIRS) is None)

@@ -17,7 +17,6 @@ from fluxbudgetd.model import Counts
 from fluxbudgetd.notify.intercore_faults import NotWritten, NotWrittenError
 from fluxbudgetd.notify.intercore_rows import OwnRow, write
 from fluxbudgetd.notify.worker import Worker
-from fluxbudgetd.wire.text import shown_path
 
 log = structlog.get_logger()
 
@@ -71,7 +70,7 @@ class OwnRows:
         self._clock = clock
         self._pace = pace
         self._shortest_pause, self._longest_pause = pauses
-        self._worker = Worker(f"writing {shown_path(path)}", "check the file system", _PATIENCE_SECONDS)
+        self._worker = Worker(f"writing {path}", "check the file system", _PATIENCE_SECONDS)
         # By run: from when on it may be written, by the loop's clock; when it was; what the database says, if known.
         self._due: dict[str, float] = {}
         self._written_at: dict[str, float] = {}
@@ -109,7 +108,7 @@ class OwnRows:
         for run in runs:
             self.forget(run)
             self.request(run, at_once=True)
-        fault = ChannelError(f"{shown_path(self.path)} was not written in time", "ask again, or give more --timeout")
+        fault = ChannelError(f"{self.path} was not written in time", "ask again, or give more --timeout")
         with anyio.CancelScope(deadline=deadline):
             while True:
                 self._requested += 1
@@ -197,7 +196,7 @@ class OwnRows:
     def _report(self, fault: ChannelError | None) -> None:
         # Most locks are gone at the next attempt, so only the second failure is logged.
         if fault is None and self._logged:
-            log.info("intercore's database is written again", path=shown_path(self.path))
+            log.info("intercore's database is written again", path=self.path)
             self._logged = ""
         elif fault is not None and self.fault is not None and self.fault.message == fault.message != self._logged:
             log.warning("intercore's database was not written", detail=fault.message, hint=fault.hint)

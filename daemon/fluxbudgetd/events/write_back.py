@@ -19,7 +19,6 @@ from fluxbudgetd.notify.intercore_rows import OwnRow, PhaseTokens
 from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
-from fluxbudgetd.wire.text import shown_path
 
 #: After these, a run's row is written at once.
 _AT_ONCE: tuple[EventKind, ...] = (
@@ -87,13 +86,13 @@ class WriteBack:
         rows = self._databases.get(path)
         return WriteState("waiting") if rows is None else rows.state
 
-    def faults(self) -> list[ChannelError]:
-        """Return why the databases of followed runs could not be written last."""
+    def faults(self) -> dict[str, ChannelError]:
+        """Return why databases of followed runs could not be written last, by path."""
         if not self._settings.config.intercore.write_back:
-            return []
-        paths = sorted({path for account in self._followed() if (path := _database_of(account))})
-        found = (self._databases[path].fault for path in paths if path in self._databases)
-        return [fault for fault in found if fault is not None]
+            return {}
+        paths = {path for account in self._followed() if (path := _database_of(account))}
+        found = {path: rows.fault for path, rows in sorted(self._databases.items()) if path in paths}
+        return {path: fault for path, fault in found.items() if fault is not None}
 
     async def sync(self, accounts: Sequence[RunAccount], deadline: float) -> list[ChannelError]:
         """Write the rows of adopted runs now, and wait for it until the deadline. Return what could not be written."""
@@ -192,6 +191,4 @@ def _row(name: str, account: RunAccount, *, rearm: bool) -> OwnRow:
 
 
 def _not_there(path: str, run: str) -> ChannelError:
-    return ChannelError(
-        f"{shown_path(path)} does not have run {run} any more", "its usage is kept, but not written back"
-    )
+    return ChannelError(f"{path} does not have run {run} any more", "its usage is kept, but not written back")

@@ -25,11 +25,13 @@ from urllib.parse import quote
 import msgspec
 
 from fluxbudgetd.notify.intercore_faults import NotWrittenError, named_failures
+from fluxbudgetd.wire.text import unfold
 
 _BUSY_SECONDS = 0.2
 # Reading fails while another program's -wal appears or vanishes.
 _READS = 4
 _OLDEST_SCHEMA = 6
+_ROOT = 0
 
 #: The columns that are written or compared. The names of a table's key come first.
 _COLUMNS = {
@@ -117,16 +119,25 @@ class _Differences(NamedTuple):
 def write(path: str, rows: Sequence[OwnRow], now: int) -> frozenset[str]:
     """Have the database say what these rows say. Return the runs that it does not have; nothing is written for them.
 
-    `path` is the database's real path, `now` the time in seconds. Waits at most 0.2 s for a lock. Raises
+    `path` is the real path, as folded text, and `now` the time in seconds. Waits at most 0.2 s for a lock. Raises
     `NotWrittenError`, and then nothing was written.
     """
-    with named_failures(path):
-        if stat.S_ISLNK(os.lstat(os.path.dirname(path)).st_mode) or not stat.S_ISREG(os.lstat(path).st_mode):
-            raise NotWrittenError(path, "failed", "it is not a regular file, or its directory is a symbolic link")
-        found = _compare_undisturbed(path, rows)
+    file = os.fsdecode(unfold(path))
+    with named_failures(file):
+        _require_usable(file)
+        found = _compare_undisturbed(file, rows)
         if found is None or found.rows:
-            found = _write_differences(path, rows, now)
+            found = _write_differences(file, rows, now)
         return found.missing
+
+
+def _require_usable(path: str) -> None:
+    """Raise `NotWrittenError` for a file that is not read, either: it may have been replaced since it was found."""
+    info = os.lstat(path)
+    if os.path.islink(os.path.dirname(path)) or not stat.S_ISREG(info.st_mode):
+        raise NotWrittenError(path, "failed", "it is not a regular file, or its directory is a symbolic link")
+    if info.st_uid not in (os.geteuid(), _ROOT):
+        raise NotWrittenError(path, "failed", f"it belongs to another user (uid {info.st_uid})")
 
 
 def _compare_undisturbed(path: str, rows: Sequence[OwnRow]) -> _Differences | None:

@@ -231,9 +231,11 @@ def _channel_findings(channels: Sequence[wire.ChannelInfo]) -> Iterator[wire.Fin
 
 
 def _write_back_findings(service: Service) -> Iterator[wire.Finding]:
-    """Yield why other programs' databases do not show what their runs have used."""
-    for fault in service.write_back.faults():
-        yield wire.Finding(what=fault.message, hint=fault.hint)
+    """Yield why databases that can be read do not show what their runs have used."""
+    readable = {report.path for report in service.adoption.databases if report.status.is_readable}
+    for path, fault in service.write_back.faults().items():
+        if path in readable:
+            yield wire.Finding(what=fault.message, hint=fault.hint)
 
 
 def _database_findings(service: Service) -> Iterator[wire.Finding]:
