@@ -177,7 +177,7 @@ def test_rearming_has_intercore_refuse_every_time(project: IcProject) -> None:
     for _ in range(3):
         put(project, own(200, rearm=True))
         assert project.refuses(RUN)
-    put(project, own(200))
+    put(project, own(201))
     assert project.state("budget.exceeded", RUN) is not None, "without the option, the row stays"
 
 

@@ -1,1 +1,1 @@
-"""The event log, the delivery of events to channels, session warnings, and the state files."""
+"""Events: their log, their delivery to channels, session warnings, state files, and our rows in intercore."""
