@@ -284,8 +284,9 @@ def test_unsafe_database_is_not_written(project: IcProject, reason: str) -> None
 
 
 def test_columns_that_need_no_value_do_not_matter(project: IcProject) -> None:
+    generated = "pid INTEGER, sum INTEGER NOT NULL AS (input_tokens + output_tokens)"
+    changed_schema("dispatches", "pid INTEGER", generated)(project)
     project.execute("ALTER TABLE dispatches ADD COLUMN later TEXT NOT NULL DEFAULT 'x'")
-    project.execute("ALTER TABLE dispatches ADD COLUMN sum INTEGER AS (input_tokens + output_tokens)")
     put(project, own(10))
     assert project.query("SELECT later, sum FROM dispatches WHERE id = ?", OURS) == [{"later": "x", "sum": 30}]
 

@@ -5,7 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import msgspec
 
 from fluxbudgetd.events.own_rows import PACE
@@ -57,13 +56,17 @@ def test_changing_numbers_are_written_at_a_pace_and_events_at_once(tmp_path: Pat
     sprint.adopt()
     sprint.spend(1)
 
+    sprint.project.run_create(run="run00002")
+    sprint.adopt("r2", "run00002")
+
     async def body(write_back: WriteBack) -> None:
         await sprint.until_row(1)
         kinds: tuple[EventKind, ...] = ("phase.advanced", "budget.threshold", "budget.exceeded", "run.finished")
         for tokens, kind in enumerate(kinds, 2):
             sprint.spend(tokens)
-            for _ in range(20):
-                await anyio.lowlevel.checkpoint()
+            sprint.spend(tokens, "r2")
+            sprint.report(kind, "r2")
+            await sprint.until_row(tokens, "run00002")
             assert sprint.row() == tokens - 1, "it is not due yet"
             sprint.report(kind)
             await sprint.until_row(tokens)

@@ -75,8 +75,8 @@ class Sprint:
         rows = (project or self.project).query(query, f"fluxbudget-{theirs}")
         return int(rows[0]["input_tokens"]) if rows else None
 
-    async def until_row(self, tokens: int | None) -> None:
-        await until(lambda: self.row() == tokens)
+    async def until_row(self, tokens: int | None, theirs: str = THEIRS) -> None:
+        await until(lambda: self.row(theirs) == tokens)
 
     async def configure(self, text: str) -> None:
         (self.root / "config.toml").write_text(text)
