@@ -1,74 +1,18 @@
 """Runs that intercore keeps, in the service inside the test: adopted, followed, linked, withheld."""
 
+import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
 import pytest
 
-from fluxbudgetd.model import Event, Run
-from fluxbudgetd.service import Service
-from fluxbudgetd.totals.account import RunAccount
-from harness.intercore import DEFAULT_CHAIN, IcProject
-from harness.interstat import Interstat
-from harness.service import service_over, within
+from fluxbudgetd.policy.adoption import CLAVAIN_CHAIN
+from fluxbudgetd.wire import messages
+from harness.adoption import World, check
+from harness.intercore import DEFAULT_CHAIN, GOAL_CHAIN, IcProject
+from harness.service import within
 
 HOUR_AGO = int(time.time()) - 3600
-
-
-class World:
-    """A service, and a project that intercore keeps."""
-
-    def __init__(self, service: Service, project: IcProject) -> None:
-        self.service = service
-        self.project = project
-
-    async def look(self, directory: Path | None = None) -> None:
-        """Have the project's database read as a request does, until nothing is due."""
-        directory = directory or self.project.root
-        with anyio.fail_after(60):
-            while True:
-                await self.service.adoption.look(str(directory), None, within(60))
-                reports = {report.path: report for report in self.service.adoption.databases}
-                report = reports.get(str(directory / ".clavain" / "intercore.db"))
-                if report is not None and report.status.state != "unread" and self.is_settled(report.path):
-                    return
-                await anyio.sleep(0.01)
-
-    def is_settled(self, path: str) -> bool:
-        return self.service.adoption.is_current(path)
-
-    def run(self, run: str) -> Run:
-        return self.account(run).run
-
-    def account(self, run: str) -> RunAccount:
-        return self.service.accounts.runs[run]
-
-    async def events(self, run: str, kind: str | None = None) -> list[Event]:
-        events = await self.service.ledger.events.after(0, 1000)
-        return [event for event in events if event.run == run and kind in (None, event.kind)]
-
-
-@asynccontextmanager
-async def world_in(root: Path, version: int = 39) -> AsyncIterator[World]:
-    interstat = Interstat(root / "metrics.db")
-    try:
-        async with service_over(root) as (service, _):
-            yield World(service, IcProject(root / "project", version))
-    finally:
-        interstat.close()
-
-
-def check(root: Path, body: Callable[[World], Awaitable[None]], version: int = 39) -> None:
-    """Run a test's body with a world."""
-
-    async def main() -> None:
-        async with world_in(root, version) as world:
-            await body(world)
-
-    anyio.run(main)
 
 
 @pytest.mark.parametrize("version", [6, 20, 26, 39])
@@ -89,3 +33,309 @@ def test_active_run_is_adopted_as_its_row_says(tmp_path: Path, version: int) -> 
         assert event.data["adopted_from"] == str(world.project.database)
 
     check(tmp_path, body, version)
+
+
+@pytest.mark.parametrize(
+    ("phases", "phase", "chain"),
+    [
+        (["plan", "build"], "plan", ("plan", "build")),
+        (None, "brainstorm", DEFAULT_CHAIN),
+        (None, "goal-formed", GOAL_CHAIN),
+        (None, "plan-reviewed", CLAVAIN_CHAIN),
+        (None, "odd", ("odd", *DEFAULT_CHAIN)),
+        (["plan", "build"], "odd", ("odd", "plan", "build")),
+    ],
+)
+def test_chain_of_a_run(tmp_path: Path, phases: list[str] | None, phase: str, chain: tuple[str, ...]) -> None:
+    """A run without a list of phases has the chain that its phase belongs to. The phase is always in it."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(phases=phases, phase=phase)
+        await world.look()
+        assert (world.run(run).phase, world.run(run).phases) == (phase, chain)
+
+    check(tmp_path, body)
+
+
+def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
+    """Each move is followed with intercore's time. A phase that was left by going back is not completed: estimate 0."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(at=HOUR_AGO)
+        world.project.advance(run, at=HOUR_AGO + 10)
+        await world.look()
+        assert [(each.phase, each.until) for each in world.account(run).completed] == [
+            ("brainstorm", (HOUR_AGO + 10) * 1_000_000)
+        ]
+        assert await world.events(run, "phase.advanced") == []  # before it was adopted
+        world.project.advance(run, at=HOUR_AGO + 20)
+        world.project.event(run, "block", at=HOUR_AGO + 25)
+        world.project.advance(run, at=HOUR_AGO + 30, kind="override")
+        world.project.rollback(run, "brainstorm-reviewed", at=HOUR_AGO + 30)
+        await world.look()
+        account = world.account(run)
+        assert account.run.phase == "brainstorm-reviewed"
+        assert [(each.phase, each.estimate, each.until - HOUR_AGO * 1_000_000) for each in account.completed] == [
+            ("brainstorm", 30_000, 10_000_000),
+            ("brainstorm-reviewed", 15_000, 20_000_000),
+            ("strategized", 25_000, 30_000_000),
+            ("planned", 0, 30_000_001),
+        ]
+        moves = [
+            (event.data["from"], event.data["to"], event.data["kind"])
+            for event in await world.events(run, "phase.advanced")
+        ]
+        assert moves == [
+            ("brainstorm-reviewed", "strategized", "advance"),
+            ("strategized", "planned", "override"),
+            ("planned", "brainstorm-reviewed", "rollback"),
+        ]
+        world.project.advance(run)
+        await world.look()
+        # `brainstorm-reviewed` was completed twice, but costs its estimate once.
+        assert account.balance().provisional == 30_000 + 15_000 + 25_000
+
+    check(tmp_path, body)
+
+
+def test_a_lost_move_is_made_up_for(tmp_path: Path) -> None:
+    """If no event leads to the row's phase, the run moves there when the row was changed."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(at=HOUR_AGO)
+        await world.look()
+        world.project.update("runs", run, phase="planned", updated_at=HOUR_AGO + 60)
+        await world.look()
+        (record,) = world.account(run).completed
+        assert (world.run(run).phase, record.phase, record.until) == (
+            "planned",
+            "brainstorm",
+            (HOUR_AGO + 60) * 1_000_000,
+        )
+        world.project.update("runs", run, phase="strategized")
+        await world.look()
+        (*_, event) = await world.events(run, "phase.advanced")
+        assert (event.data["to"], event.data["kind"]) == ("strategized", "rollback")
+
+    check(tmp_path, body)
+
+
+@pytest.mark.parametrize(("end", "status"), [("complete", "done"), ("cancel", "cancelled"), ("fail", "cancelled")])
+def test_end_and_revival(tmp_path: Path, end: str, status: str) -> None:
+    """A run ends as its row does, and is active again if its row is."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(phases=["a", "b", "c"], budget=1000)
+        await world.look()
+        getattr(world.project, end)(run)
+        await world.look()
+        assert (world.run(run).status, world.run(run).ended_at is None) == (status, False)
+        assert world.service.accounts.active() == []
+        (event,) = await world.events(run, "run.finished")
+        assert event.data["status"] == status
+        world.project.move(run, "a", kind="rollback")
+        await world.look()
+        assert (world.run(run).status, world.run(run).ended_at) == ("active", None)
+        assert [account.run.id for account in world.service.accounts.active()] == [run]
+        assert world.service.accounts.followed(0) == world.service.accounts.active()
+
+    check(tmp_path, body)
+
+
+def test_run_that_a_person_has_ended_stays_ended(tmp_path: Path) -> None:
+    """`run finish` is kept, whatever intercore says."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create()
+        await world.look()
+        await world.service.lifecycle.end(world.account(run), "done", within(60))
+        world.project.advance(run)
+        await world.look()
+        assert world.run(run).status == "done"
+        assert world.adoption(run).kept == ("status",)
+
+    check(tmp_path, body)
+
+
+def test_settings_are_followed_until_a_person_sets_them(tmp_path: Path) -> None:
+    """Budget, warning percentage and enforcement follow the row; `run set` wins from then on."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        await world.look()
+        world.project.set(run, token_budget=2000, budget_warn_pct=60)
+        await world.look()
+        assert (world.run(run).token_budget, world.run(run).warn_pct) == (2000, 60)
+        await world.service.lifecycle.change(world.account(run), messages.RunSet(token_budget=500), within(60))
+        world.project.set(run, token_budget=9000, budget_warn_pct=50, budget_enforce=1)
+        await world.look()
+        found = world.run(run)
+        assert (found.token_budget, found.warn_pct, found.enforcement) == (500, 50, "hard")
+        assert world.adoption(run).kept == ("token_budget",)
+
+    check(tmp_path, body)
+
+
+def test_a_hard_run_is_not_loosened_by_its_row(tmp_path: Path) -> None:
+    """More budget and soft enforcement are reported once and wait for a person; less budget applies at once."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000, enforce=True)
+        await world.look()
+        assert world.run(run).enforcement == "hard"
+        for _ in range(2):
+            world.project.set(run, token_budget=2000, budget_enforce=0)
+            await world.look()
+        found = world.run(run)
+        assert (found.token_budget, found.enforcement) == (1000, "hard")
+        assert world.adoption(run).withheld == {"token_budget": 2000, "enforcement": "soft"}
+        loosened = await world.events(run, "run.loosened")
+        assert [(event.data["action"], event.data["withheld"]) for event in loosened] == [
+            ("raise", "yes"),
+            ("soften", "yes"),
+        ]
+        world.project.set(run, token_budget=800)
+        await world.look()
+        assert (world.run(run).token_budget, world.adoption(run).withheld) == (800, {"enforcement": "soft"})
+        world.project.set(run, token_budget=None)
+        await world.look()
+        assert world.adoption(run).withheld == {"enforcement": "soft", "token_budget": None}
+        # A person confirms it.
+        account = world.account(run)
+        await world.service.lifecycle.change(account, messages.RunSet(token_budget="none"), within(60))
+        assert (account.run.token_budget, world.adoption(run).withheld) == (None, {"enforcement": "soft"})
+        assert len(await world.events(run, "run.loosened")) == 4
+
+    check(tmp_path, body)
+
+
+def test_two_active_runs_of_one_bead(tmp_path: Path) -> None:
+    """The newest has the bead. When it ends, the other one has it again. No usage changes its run."""
+
+    async def body(world: World) -> None:
+        old = world.project.run_create(scope="b-1", at=HOUR_AGO)
+        new = world.project.run_create(scope="b-1", at=HOUR_AGO + 60)
+        await world.look()
+        accounts = world.service.accounts
+        assert accounts.run_of_scope("b-1") is world.account(new)
+        assert [accounts.has_scope(world.run(run)) for run in (old, new)] == [False, True]
+        world.project.complete(new)
+        await world.look()
+        assert accounts.run_of_scope("b-1") is world.account(old)
+        assert accounts.has_scope(world.run(old))
+
+    check(tmp_path, body)
+
+
+def test_portfolio_parent_is_not_adopted(tmp_path: Path) -> None:
+    """It has no project; it is shown, and is no problem."""
+
+    async def body(world: World) -> None:
+        parent = world.project.run_create(project_dir="")
+        child = world.project.run_create(parent=parent)
+        await world.look()
+        assert set(world.service.accounts.runs) == {child}
+        (report,) = world.service.adoption.databases
+        assert (report.portfolios, report.findings, report.runs) == ((parent,), (), (child,))
+
+    check(tmp_path, body)
+
+
+def test_copied_project(tmp_path: Path) -> None:
+    """The copy's row of a run that is known is not adopted, and a finding names both databases."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        await world.look()
+        copy = tmp_path / "copy"
+        shutil.copytree(world.project.root, copy)
+        IcProject(copy).set(run, token_budget=5)
+        await world.look(copy)
+        assert (world.run(run).token_budget, world.run(run).project_dir) == (1000, str(world.project.root))
+        reports = {report.path: report for report in world.service.adoption.databases}
+        (finding,) = reports[str(copy / ".clavain/intercore.db")].findings
+        assert str(world.project.database) in finding
+        assert str(copy / ".clavain/intercore.db") in finding
+
+    check(tmp_path, body)
+
+
+def test_copied_project_that_is_seen_first(tmp_path: Path) -> None:
+    """A row whose project uses another database is not adopted from the copy."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        copy = tmp_path / "copy"
+        shutil.copytree(world.project.root, copy)
+        own = IcProject(copy).run_create(project_dir=str(copy))
+        await world.look(copy)
+        assert set(world.service.accounts.runs) == {own}
+        await world.look()
+        assert world.adoption(run).database == str(world.project.database)
+
+    check(tmp_path, body)
+
+
+def test_moved_project(tmp_path: Path) -> None:
+    """A run whose directory no longer exists is adopted where its database is."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create()
+        moved = tmp_path / "moved"
+        world.project.root.rename(moved)
+        await world.look(moved)
+        assert world.run(run).project_dir == str(moved)
+
+    check(tmp_path, body)
+
+
+def test_ids_that_are_not_allowed(tmp_path: Path) -> None:
+    """Such a run is not adopted, and a finding says why. The others are."""
+
+    async def body(world: World) -> None:
+        world.project.run_create(run="-rf a b")
+        fine = world.project.run_create()
+        await world.look()
+        assert set(world.service.accounts.runs) == {fine}
+        (report,) = world.service.adoption.databases
+        (finding,) = report.findings
+        assert "'-rf a b' is not allowed" in finding
+
+    check(tmp_path, body)
+
+
+def test_odd_values_are_findings(tmp_path: Path) -> None:
+    """A followed run keeps its phase if the row's is not one."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        world.project.advance(run)
+        await world.look()
+        world.project.update("runs", run, phase="a|b", budget_warn_pct=700)
+        await world.look()
+        assert (world.run(run).phase, world.run(run).warn_pct) == ("brainstorm-reviewed", 80)
+        (report,) = world.service.adoption.databases
+        assert [finding.split(": ")[0] for finding in report.findings] == [f"run {run}", f"run {run}"]
+
+    check(tmp_path, body)
+
+
+def test_restored_backup(tmp_path: Path) -> None:
+    """The numbers of phase events may begin again: the moves after that are followed, too."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create()
+        world.project.advance(run)
+        backup = world.project.database.read_bytes()
+        world.project.advance(run)
+        world.project.advance(run)
+        await world.look()
+        assert world.run(run).phase == "planned"
+        world.project.database.write_bytes(backup)
+        await world.look()
+        assert (world.run(run).phase, world.adoption(run).last_move) == ("brainstorm-reviewed", 1)
+        world.project.advance(run)
+        await world.look()
+        assert (world.run(run).phase, world.adoption(run).last_move) == ("strategized", 2)
+
+    check(tmp_path, body)

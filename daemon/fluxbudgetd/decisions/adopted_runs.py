@@ -4,6 +4,7 @@ Each change is written to the ledger first, then to memory.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import anyio
 import msgspec
@@ -50,6 +51,18 @@ class Candidate(msgspec.Struct, frozen=True):
     project_dir: str
     is_hard: bool = False
     elsewhere: str | None = None
+
+
+class Moves(NamedTuple):
+    """A row's phase moves that may be new, and the number of its last one."""
+
+    new: Sequence[PhaseMove]
+    last: int
+
+    @classmethod
+    def of(cls, ic: IcRun, reading: IntercoreReading) -> Self:
+        """Return the moves of a row."""
+        return cls(reading.moves.get(ic.id, ()), reading.last_moves.get(ic.id, 0))
 
 
 class AdoptedRuns:
@@ -134,7 +147,7 @@ class AdoptedRuns:
 
         Raises `LedgerError`.
         """
-        ic, moves = candidate.ic, reading.moves.get(candidate.ic.id, ())
+        ic = candidate.ic
         if (reason := adoption.refusal(ic)) is not None:
             return f"run {ic.id[:200]} of {database} is not adopted: {reason}"
         if candidate.elsewhere is not None:
@@ -146,9 +159,9 @@ class AdoptedRuns:
                 return f"run {ic.id} of {database} is not adopted: {other.database} has a run with this id, too"
             found = same or self._by_hand(ic, reading)
             if found is None:
-                await self._start(candidate, database, moves)
+                await self._start(candidate, database, Moves.of(ic, reading))
             else:
-                await self._link(found, candidate, database, moves)
+                await self._link(found, candidate, database, Moves.of(ic, reading))
         log.info("run adopted", run=ic.id, database=database)
         return None
 
@@ -161,11 +174,11 @@ class AdoptedRuns:
         rivals = [each for each in reading.runs.values() if each.status == "active" and adoption.scope(each) == bead]
         return found if max(rivals, key=lambda each: (each.created_at, each.id)).id == ic.id else None
 
-    async def _start(self, candidate: Candidate, database: str, moves: Sequence[PhaseMove]) -> None:
+    async def _start(self, candidate: Candidate, database: str, moves: Moves) -> None:
         ic, now = candidate.ic, self._clock()
         run = adoption.adopted(
             ic,
-            moves,
+            moves.new,
             database,
             candidate.project_dir,
             defaults=self._settings.config.runs,
@@ -193,9 +206,9 @@ class AdoptedRuns:
         self._totals.refresher.request_refresh({run.id})
         self._on_runs_change()
 
-    async def _link(self, account: RunAccount, candidate: Candidate, database: str, moves: Sequence[PhaseMove]) -> None:
+    async def _link(self, account: RunAccount, candidate: Candidate, database: str, moves: Moves) -> None:
         defaults = self._settings.config.runs
-        run = adoption.linked(account.run, candidate.ic, moves, database, defaults, is_hard=candidate.is_hard)
+        run = adoption.linked(account.run, candidate.ic, moves.last, database, defaults, is_hard=candidate.is_hard)
         data: EventData = {"adopted_from": database, "intercore_run": candidate.ic.id}
         await self._ledger.runs.save(run, events=[("run.changed", data)], at=self._now(account))
         self._accounts.put_run(run)
@@ -204,7 +217,7 @@ class AdoptedRuns:
         account.has_sessions = False
         await self._totals.tallier.find_sessions(account)
 
-    async def follow(self, account: RunAccount, ic: IcRun, moves: Sequence[PhaseMove], *, is_hard: bool) -> None:
+    async def follow(self, account: RunAccount, ic: IcRun, moves: Moves, *, is_hard: bool) -> None:
         """Have a run follow its row. `is_hard`: a rule of the project demands a hard limit. Raises `LedgerError`."""
         run = account.run
         if run.adopted is None or not (self._follows_status(run, ic) or self._differs(account, ic, moves, is_hard)):
@@ -216,7 +229,7 @@ class AdoptedRuns:
         async with self._runs_lock:
             await self._follow(account, ic, moves, is_hard=is_hard)
 
-    def _differs(self, account: RunAccount, ic: IcRun, moves: Sequence[PhaseMove], is_hard: bool) -> bool:
+    def _differs(self, account: RunAccount, ic: IcRun, moves: Moves, is_hard: bool) -> bool:
         run = account.run
         if run.status != "active":
             return False
@@ -229,7 +242,7 @@ class AdoptedRuns:
         is_kept = run.adopted is not None and "status" in run.adopted.kept
         return adoption.status(ic) != run.status and not is_kept
 
-    async def _follow(self, account: RunAccount, ic: IcRun, moves: Sequence[PhaseMove], *, is_hard: bool) -> None:
+    async def _follow(self, account: RunAccount, ic: IcRun, moves: Moves, *, is_hard: bool) -> None:
         before = account.run
         events: list[NewEvent] = []
         run = before
@@ -316,13 +329,15 @@ class AdoptedRuns:
             account = None if claim.bead is None else self._accounts.run_of_scope(claim.bead)
         return account if account is not None and runs.is_followed(account.run, self._clock()) else None
 
-    def _moved(self, run: Run, since: int, ic: IcRun, moves: Sequence[PhaseMove], measured: Counts) -> Moved:
+    def _moved(self, run: Run, since: int, ic: IcRun, moves: Moves, measured: Counts) -> Moved:
         calibrations = self._settings.phase_calibrations(run.project_dir)
 
         def estimate(phase: str) -> phases.PhaseEstimate:
             return phases.estimate(phase, run.cost_basis, self._settings.config.phases, *calibrations)
 
-        return adoption.moved(run, since, ic, moves, now=self._clock(), measured=measured, estimate=estimate)
+        return adoption.moved(
+            run, since, ic, moves.new, now=self._clock(), last_move=moves.last, measured=measured, estimate=estimate
+        )
 
     @staticmethod
     def _phase_events(account: RunAccount, steps: Sequence[Step]) -> list[NewEvent]:

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.decisions.adopted_runs import AdoptedRuns
+from fluxbudgetd.decisions.adopted_runs import AdoptedRuns, Moves
 from fluxbudgetd.decisions.attachments import SessionAttachments
 from fluxbudgetd.decisions.ic_projects import IcProjects
 from fluxbudgetd.errors import FluxError
@@ -298,9 +298,10 @@ class Adoptions:
             account = self._runs.account_of(path, ic.id)
             if account is None:
                 continue
+            findings += [f"run {account.run.id}: {fault}" for fault in ic.faults]
             with _collected(failures):
                 is_hard = account in soft and await self._projects.demands_hard(account.run.project_dir)
-                await self._runs.follow(account, ic, reading.moves.get(ic.id, ()), is_hard=is_hard)
+                await self._runs.follow(account, ic, Moves.of(ic, reading), is_hard=is_hard)
                 self._runs.put_dispatches(account, reading.dispatches.get(ic.id, ()))
         deadline = anyio.current_time() + _CLAIMS_SECONDS
         for claim in reading.claims:
@@ -310,7 +311,11 @@ class Adoptions:
         if failures:
             raise failures[0]
         gone = self._runs.missing(path, reading)
-        return [*filter(None, findings), *(f"run {run} is no longer in {path}" for run in gone)]
+        return [
+            *filter(None, findings),
+            *(f"run {run} is no longer in {path}" for run in gone),
+            *(f"{path}: {note}" for note in reading.status.notes),
+        ]
 
     def _report(self, known: _Known) -> DatabaseReport:
         reading = known.reading

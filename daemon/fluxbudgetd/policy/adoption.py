@@ -104,9 +104,7 @@ def adopted(
     )
 
 
-def linked(
-    run: Run, ic: IcRun, moves: Sequence[PhaseMove], database: str, defaults: RunDefaults, *, is_hard: bool = False
-) -> Run:
+def linked(run: Run, ic: IcRun, last_move: int, database: str, defaults: RunDefaults, *, is_hard: bool = False) -> Run:
     """Return a run that was started by hand, or adopted from a bead, as the run of a row.
 
     Settings that differ from the defaults were set by hand, so they are kept. The history of the row is not repeated.
@@ -119,7 +117,6 @@ def linked(
         "status": run.status != "active",
     }
     kept = before.kept if run.adopted is not None else tuple(name for name, is_kept in by_hand.items() if is_kept)
-    last_move = max((move.number for move in moves), default=0)
     adoption = msgspec.structs.replace(before, database=database, run_id=ic.id, last_move=last_move, kept=kept)
     return msgspec.structs.replace(run, adopted=adoption, scope=run.scope or scope(ic))
 
@@ -238,23 +235,26 @@ def moved(
     moves: Iterable[PhaseMove],
     *,
     now: int,
+    last_move: int,
     measured: Counts,
     estimate: Callable[[str], PhaseEstimate],
 ) -> Moved:
     """Return a run after the moves that it has not followed yet, and after rule 4.
 
-    `since` is when it entered its phase. `measured` is what was measured in that phase; what was measured in the phases
+    `since` is when it entered its phase, `last_move` the number of the row's last move: less than what was followed if
+    a backup was restored. `measured` is what was measured in that phase; what was measured in the phases
     that follow within one call is not known separately.
     """
     if run.adopted is None:
         return Moved(run)
-    last_move = run.adopted.last_move
-    new = [move for move in moves if move.number > last_move]
-    known = [move for move in new if runs.is_phase(move.to_phase)]
+    known = [move for move in moves if move.number > run.adopted.last_move and runs.is_phase(move.to_phase)]
     phases = _followed_chain(run, ic, known)
+    targets = [(move.at, move.to_phase, move.kind) for move in known]
+    if not any(fault.startswith("phase ") for fault in ic.faults):
+        targets.append((ic.updated_at, ic.phase, ""))
     steps: list[Step] = []
     phase = run.phase
-    for at, to, named in [*((move.at, move.to_phase, move.kind) for move in known), (ic.updated_at, ic.phase, "")]:
+    for at, to, named in targets:
         if to == phase or not runs.is_phase(to):
             continue
         phases = with_phase(phases, to, after=phase)
@@ -273,7 +273,6 @@ def moved(
         )
         steps.append(Step(record, to, kind))
         since, phase = until, to
-    last_move = max((move.number for move in new), default=last_move)
     adoption = run.adopted
     if last_move != adoption.last_move:
         adoption = msgspec.structs.replace(adoption, last_move=last_move)
