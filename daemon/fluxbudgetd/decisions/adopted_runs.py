@@ -104,7 +104,12 @@ class AdoptedRuns:
 
     def of(self, database: str) -> list[RunAccount]:
         """Return the followed runs of a database."""
-        return [account for account in self._totals.followed() if _database(account.run) == database]
+        return [account for account in self._totals.followed() if database_of(account.run) == database]
+
+    def last_moves(self, database: str) -> dict[str, int]:
+        """Return, by intercore's id, the number of the last move that each followed run of a database has followed."""
+        adoptions = (account.run.adopted for account in self.of(database))
+        return {adopted.run_id: adopted.last_move for adopted in adoptions if adopted is not None}
 
     def account_of(self, database: str, run_id: str) -> RunAccount | None:
         """Return the run of a row, by intercore's id; None if it was not adopted."""
@@ -169,7 +174,7 @@ class AdoptedRuns:
         """Return the active run that was started by hand for the row's bead. Of several rows, the newest gets it."""
         bead = adoption.scope(ic)
         found = None if bead is None else self._accounts.run_of_scope(bead)
-        if found is None or found.run.status != "active" or _database(found.run):
+        if found is None or found.run.status != "active" or database_of(found.run):
             return None
         rivals = [each for each in reading.runs.values() if each.status == "active" and adoption.scope(each) == bead]
         return found if max(rivals, key=lambda each: (each.created_at, each.id)).id == ic.id else None
@@ -367,7 +372,8 @@ class AdoptedRuns:
         return max(self._clock(), account.latest)
 
 
-def _database(run: Run) -> str:
+def database_of(run: Run) -> str:
+    """Return the path of the database that keeps a run; empty if none does."""
     return "" if run.adopted is None else run.adopted.database
 
 

@@ -1,4 +1,4 @@
-"""intercore's databases: which are known, when each is read, and what a reading changes.
+"""Keep up with intercore's databases: find them, read them when they change, and have the runs follow.
 
 A database becomes known because the configuration names it, or because it belongs to the directory of a run, of a
 request or of a hook. It is read when its stamp has changed: before a request is answered that may depend on it, and in
@@ -9,41 +9,35 @@ A database that cannot be read is tried again after 1, 2, 4 … 60 seconds, or a
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import NamedTuple
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 import anyio.to_thread
-import msgspec
 import structlog
 
 from fluxbudgetd.config.settings import Settings
-from fluxbudgetd.decisions.adopted_runs import AdoptedRuns, Moves
+from fluxbudgetd.decisions.adopted_runs import AdoptedRuns, Moves, database_of
 from fluxbudgetd.decisions.attachments import SessionAttachments
+from fluxbudgetd.decisions.ic_databases import Finder, KnownDatabase, Limits
 from fluxbudgetd.decisions.ic_projects import IcProjects
 from fluxbudgetd.errors import FluxError
 from fluxbudgetd.model import IntercoreReading, Run, SourceStatus
-from fluxbudgetd.sources import intercore, watch
-from fluxbudgetd.sources.intercore import IntercoreDatabase
+from fluxbudgetd.sources import watch
+from fluxbudgetd.sources.intercore import Found
 from fluxbudgetd.totals import Totals
 from fluxbudgetd.totals.account import RunAccount
 
 log = structlog.get_logger()
 
-#: The longest that a request waits for databases.
-WAIT_SECONDS = 0.06
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _STAT_SECONDS = 30.0
-_FIND_SECONDS = 2.0
+_PROJECT_SECONDS = 4.0
 _CLAIMS_SECONDS = 2.0
 _WATCH_PAUSE_SECONDS = 0.05
-_SLOW_SECONDS = 1.0
-_MOST_DATABASES = 256
-_MOST_THREADS = 8
 _UNSETTLED_SECONDS = 0.06
+_MOST_DATABASES = 256
 
 
 class DatabaseReport(NamedTuple):
@@ -59,25 +53,6 @@ class DatabaseReport(NamedTuple):
     runs: tuple[str, ...]
     portfolios: tuple[str, ...]
     findings: tuple[str, ...]
-
-
-class _Known:
-    """A database, what was read last, and the task that reads it now."""
-
-    def __init__(self, path: str, now: int) -> None:
-        self.path = path
-        self.database = IntercoreDatabase(path)
-        self.fault: str | None = None
-        self.reading: IntercoreReading | None = None
-        self.stamp: intercore.Stamp | None = None
-        self.since = now
-        self.findings: tuple[str, ...] = ()
-        self.is_outdated = True
-        self.is_failing = False
-        self.pause = _SHORTEST_PAUSE
-        self.retry_at = 0.0
-        self.began_at: float | None = None
-        self.done = anyio.Event()
 
 
 class Adoptions:
@@ -97,21 +72,21 @@ class Adoptions:
         self._attachments = attachments
         self._settings = settings
         self._clock = clock
-        self._known: dict[str, _Known] = {}
+        self._finder = Finder(totals.places)
+        self._projects = IcProjects(totals.places, settings, self._finder.limiter)
+        self._known: dict[str, KnownDatabase] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._limiter = limiter = anyio.CapacityLimiter(_MOST_THREADS)
-        self._projects = IcProjects(totals.places, settings, limiter)
-        self._searching: set[str] = set()
-        self._looked_in: set[str] = set()
+        # Each belongs to the task that waits for it, and replaces it.
         self._runs_changed = anyio.Event()
+        self._has_changes = anyio.Event()
         self._rest = anyio.Event()
 
     async def load(self) -> None:
         """Read the ledger, after the runs, and note the databases of its runs; raises `LedgerError`."""
         await self._runs.load()
         for account in self._totals.followed():
-            if account.run.adopted is not None and account.run.adopted.database:
-                self._know(account.run.adopted.database)
+            if path := database_of(account.run):
+                self._know(path)
 
     @property
     def databases(self) -> tuple[DatabaseReport, ...]:
@@ -130,33 +105,35 @@ class Adoptions:
 
     def is_outdated(self, run: Run) -> bool:
         """Return True if the database of a run has changed since it was read. Costs two stats, for such runs only."""
-        if run.adopted is None or not run.adopted.database or not self._is_on:
-            return False
-        known = self._known.get(run.adopted.database)
-        return known is not None and self._is_due(known)
+        known = self._known.get(database_of(run))
+        return known is not None and self._is_on and self._is_due(known)
 
     async def look(self, directory: str | None, account: RunAccount | None, deadline: float) -> None:
         """Bring the database of a directory, and that of a run, up to date, as far as the deadline allows."""
         if not self._is_on:
             return
-        with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + WAIT_SECONDS)):
-            paths = set()
-            if directory is not None and (found := await self._find(directory)) is not None:
-                paths.add(found)
-            if account is not None and account.run.adopted is not None and account.run.adopted.database:
-                paths.add(account.run.adopted.database)
-            await self._bring_up_to_date(self._know(path) for path in sorted(paths))
+        limits = Limits.until(deadline)
+        paths = set()
+        if directory is not None:
+            until = limits.usual if self._finder.has_examined(directory) else limits.first
+            if (found := await self._finder.of(directory, until)) is not None:
+                paths.add(self._note_found(found).path)
+        if account is not None and (path := database_of(account.run)):
+            paths.add(path)
+        for path in sorted(paths):
+            await self._bring_up_to_date(self._know(path), limits)
 
     async def look_at_all(self, deadline: float) -> None:
         """Bring all known databases up to date, as far as the deadline allows."""
         if self._is_on:
-            with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + WAIT_SECONDS)):
-                await self._bring_up_to_date(list(self._known.values()))
+            limits = Limits.until(deadline)
+            for known in list(self._known.values()):
+                await self._bring_up_to_date(known, limits)
 
     def note_runs(self) -> None:
-        """Have the databases of the runs' projects found, after runs have started or ended."""
-        self._runs_changed.set()
-        self._rest.set()
+        """Have the databases of the runs' projects found, after runs or the configuration have changed."""
+        for event in (self._runs_changed, self._has_changes, self._rest):
+            event.set()
 
     async def serve(self) -> None:
         """Read what is requested, and follow the databases of active runs, until cancelled."""
@@ -166,180 +143,162 @@ class Adoptions:
                 self._request(known)
             tasks.start_soon(self._find_all)
             tasks.start_soon(self._watch)
-            tasks.start_soon(self._stat_followed)
+            tasks.start_soon(self._check_now_and_then)
 
     @property
     def _is_on(self) -> bool:
         return self._settings.config.intercore.adopt
 
-    async def _find(self, directory: str) -> str | None:
-        """Return the path of the nearest database of a directory, None if it has none or cannot be examined."""
-        if directory in self._searching or len(self._searching) >= _MOST_THREADS:
-            return None
-        places = await self._totals.places.of(directory, anyio.current_time() + WAIT_SECONDS)
-        found = await anyio.to_thread.run_sync(
-            self._search, directory, places, abandon_on_cancel=True, limiter=self._limiter
-        )
-        if found is None:
-            return None
-        return self._note_found(found).path
-
-    def _search(self, directory: str, places: tuple[str, ...]) -> intercore.Found | None:
-        self._searching.add(directory)
-        try:
-            return intercore.find(places)
-        finally:
-            self._searching.discard(directory)
-
-    def _know(self, path: str) -> _Known:
+    def _know(self, path: str) -> KnownDatabase:
         known = self._known.get(path)
         if known is None:
-            self._forget_one()
-            known = self._known[path] = _Known(path, self._clock())
+            self._make_room()
+            known = self._known[path] = KnownDatabase(path, self._clock())
         return known
 
-    def _forget_one(self) -> None:
-        """Make room for another database. Those of followed runs stay."""
+    def _make_room(self) -> None:
+        """Forget a database if there are many. Those of followed runs stay."""
         if len(self._known) >= _MOST_DATABASES:
             idle = (path for path, known in self._known.items() if known.began_at is None and not self._runs.of(path))
             if (path := next(idle, None)) is not None:
                 del self._known[path]
 
-    def _is_due(self, known: _Known) -> bool:
-        """Return True if a database must be read. One check of it serves all requests of a turn."""
-        if known.fault is not None:
-            return False
-        if self._totals.turn.is_first(("intercore", known.path)):
-            stamp = known.database.stamp()
-            is_retried = known.is_failing and anyio.current_time() >= known.retry_at
-            known.is_outdated = known.is_outdated or stamp != known.stamp or is_retried
-        return known.is_outdated
+    def _note_found(self, found: Found) -> KnownDatabase:
+        known = self._know(found.path)
+        known.note_found(found, self._clock())
+        return known
 
-    async def _bring_up_to_date(self, databases: Iterable[_Known]) -> None:
-        for known in databases:
+    def _is_due(self, known: KnownDatabase) -> bool:
+        """Return True if a database must be read. One check of it serves all requests of a turn."""
+        return known.is_due(checks=self._totals.turn.is_first(("intercore", known.path)))
+
+    async def _bring_up_to_date(self, known: KnownDatabase, limits: Limits) -> None:
+        """Wait until a database was read and its reading applied, as long as the limits allow.
+
+        A request to which a run would be unknown waits longer, but never for a file that does not answer.
+        """
+        with anyio.CancelScope(deadline=limits.first if known.reading is None else limits.usual):
             # A read that is under way may have begun before the latest write.
             for _ in range(2):
-                if not self._is_due(known) or self._is_slow(known) or self._tasks is None:
+                is_wanted = known.began_at is not None or self._is_due(known)
+                if not is_wanted or known.is_slow or self._tasks is None:
                     break
                 await self._request(known).wait()
+        if known.adopting is not None:
+            with anyio.CancelScope(deadline=limits.first):
+                await known.adopting.wait()
 
-    def _is_slow(self, known: _Known) -> bool:
-        return known.began_at is not None and anyio.current_time() - known.began_at > WAIT_SECONDS
-
-    def _request(self, known: _Known) -> anyio.Event:
+    def _request(self, known: KnownDatabase) -> anyio.Event:
         """Have a database read, and return the event that ends the wait for that."""
-        if known.began_at is None and self._tasks is not None:
+        if known.began_at is None and known.fault is None and self._is_on and self._tasks is not None:
             known.began_at = anyio.current_time()
             known.done = anyio.Event()
             self._tasks.start_soon(self._read, known)
         return known.done
 
-    async def _read(self, known: _Known) -> None:
+    async def _read(self, known: KnownDatabase) -> None:
         try:
             await self._read_and_apply(known)
         except FluxError as exc:
-            # Nothing was lost: the next reading says the same.
-            log.warning("a reading of intercore could not be applied", path=known.path, error=exc.message)
-            self._note_failure(known)
-        except Exception:
-            log.exception("reading intercore failed", path=known.path)
-            self._note_failure(known)
+            # Nothing is lost: the next reading says the same.
+            if known.failure != exc.message:
+                log.warning("intercore could not be followed", path=known.path, error=exc.message)
+            known.note_failure(exc.message)
+        except Exception as exc:
+            log.exception("following intercore failed", path=known.path)
+            known.note_failure(f"{type(exc).__name__}: {exc}")
         finally:
             known.began_at = None
             known.done.set()
-        if known.is_failing and self._runs.of(known.path) and self._tasks is not None:
-            self._tasks.start_soon(self._request_later, known, known.retry_at - anyio.current_time())
+        if known.is_unsettled:
+            self._request_later(known, _UNSETTLED_SECONDS)
+        elif known.retry_at is not None and self._runs.of(known.path):
+            self._request_later(known, known.retry_at - anyio.current_time())
 
-    async def _read_and_apply(self, known: _Known) -> None:
-        followed = {
-            account.run.adopted.run_id: account.run.adopted.last_move
-            for account in self._runs.of(known.path)
-            if account.run.adopted is not None
-        }
-        known.stamp, known.is_outdated = known.database.stamp(), False
-        reading = await anyio.to_thread.run_sync(
-            known.database.read, followed, abandon_on_cancel=True, limiter=self._limiter
+    async def _read_and_apply(self, known: KnownDatabase) -> None:
+        followed = self._runs.last_moves(known.path)
+        known.begin()
+        before = known.status
+        known.reading = reading = await anyio.to_thread.run_sync(
+            known.database.read, followed, abandon_on_cancel=True, limiter=self._finder.limiter
         )
-        if known.reading is None or known.reading.status.state != reading.status.state:
+        status = reading.status
+        if before.state != status.state:
             known.since = self._clock()
-            log.info("database of intercore", path=known.path, state=reading.status.state, detail=reading.status.detail)
-        known.reading = reading
-        if not reading.status.is_readable:
-            if reading.status.state != "absent":
-                self._note_failure(known)
-            return
-        known.findings = tuple(await self._apply(known.path, reading))
-        known.is_failing, known.pause = False, _SHORTEST_PAUSE
+            log.info("database of intercore", path=known.path, state=status.state, detail=status.detail)
+        if status.is_readable:
+            known.findings = tuple(await self._apply(known, reading))
+        if status.is_readable or status.state == "absent":
+            known.note_success()
+        else:
+            known.note_failure()
         for report in self.on_read:
             report(known.path, reading)
-        if known.stamp is not None and known.stamp.unsettled and self._tasks is not None:
-            # A write soon after this one may not have changed the stamp.
-            self._tasks.start_soon(self._request_later, known, _UNSETTLED_SECONDS)
 
-    def _note_failure(self, known: _Known) -> None:
-        known.is_failing = True
-        known.retry_at = anyio.current_time() + known.pause
-        known.pause = min(2 * known.pause, _LONGEST_PAUSE)
+    def _request_later(self, known: KnownDatabase, seconds: float) -> None:
+        async def request() -> None:
+            await anyio.sleep(seconds)
+            if self._known.get(known.path) is known:
+                self._request(known)
 
-    async def _request_later(self, known: _Known, seconds: float) -> None:
-        await anyio.sleep(seconds)
-        if self._known.get(known.path) is known:
-            self._request(known)
+        if self._tasks is not None:
+            self._tasks.start_soon(request)
 
-    async def _apply(self, path: str, reading: IntercoreReading) -> list[str]:
+    async def _apply(self, known: KnownDatabase, reading: IntercoreReading) -> list[str]:
         """Have the runs follow a reading. Return what could not be followed; raise `FluxError` to try again."""
-        findings: list[str | None] = []
+        path = known.path
         failures: list[FluxError] = []
-        for ic in self._runs.new(path, reading):
-            with _collected(failures):
-                findings.append(await self._runs.adopt(await self._projects.candidate(path, ic), path, reading))
-        soft = self._runs.softened(path, reading)
+        findings = await self._adopt(known, reading, failures)
+        softened = self._runs.softened(path, reading)
         for ic in reading.runs.values():
             account = self._runs.account_of(path, ic.id)
             if account is None:
                 continue
             findings += [f"run {account.run.id}: {fault}" for fault in ic.faults]
             with _collected(failures):
-                is_hard = account in soft and await self._projects.demands_hard(account.run.project_dir)
+                is_hard = account in softened and await self._projects.demands_hard(account.run.project_dir)
                 await self._runs.follow(account, ic, Moves.of(ic, reading), is_hard=is_hard)
                 self._runs.put_dispatches(account, reading.dispatches.get(ic.id, ()))
         deadline = anyio.current_time() + _CLAIMS_SECONDS
         for claim in reading.claims:
             if (account := self._runs.run_of_claim(path, claim)) is not None:
                 with _collected(failures):
-                    findings.append(await self._attachments.claim(claim, account, deadline))
+                    finding = await self._attachments.claim(claim, account, deadline)
+                    findings += [] if finding is None else [finding]
+        findings += [f"{path}: {note}" for note in reading.status.notes]
         if failures:
+            known.findings = tuple(findings)
             raise failures[0]
-        gone = self._runs.missing(path, reading)
-        return [
-            *filter(None, findings),
-            *(f"run {run} is no longer in {path}" for run in gone),
-            *(f"{path}: {note}" for note in reading.status.notes),
-        ]
+        return findings
 
-    def _report(self, known: _Known) -> DatabaseReport:
+    async def _adopt(self, known: KnownDatabase, reading: IntercoreReading, failures: list[FluxError]) -> list[str]:
+        new = self._runs.new(known.path, reading)
+        if not new:
+            return []
+        findings = []
+        known.adopting = adopting = anyio.Event()
+        try:
+            for ic in new:
+                with _collected(failures):
+                    candidate = await self._projects.candidate(known.path, ic)
+                    findings.append(await self._runs.adopt(candidate, known.path, reading))
+        finally:
+            known.adopting = None
+            adopting.set()
+        return [finding for finding in findings if finding is not None]
+
+    def _report(self, known: KnownDatabase) -> DatabaseReport:
         reading = known.reading
-        status = SourceStatus(name="intercore", path=known.path, state="unread") if reading is None else reading.status
-        if known.fault is not None:
-            status = SourceStatus(
-                name="intercore",
-                path=known.path,
-                state="unreadable",
-                detail=known.fault,
-                hint="replace it with a regular file of yours in a real directory .clavain",
-            )
-        elif known.began_at is not None and anyio.current_time() - known.began_at > _SLOW_SECONDS:
-            status = msgspec.structs.replace(
-                status, state="slow", detail="reading it takes long", hint="check its disk"
-            )
+        failure = [f"{known.path} could not be followed: {known.failure}"] if known.failure else []
+        gone = [] if reading is None or not known.status.is_readable else self._runs.missing(known.path, reading)
         return DatabaseReport(
             path=known.path,
-            status=status,
+            status=known.status,
             since=known.since,
             schema=None if reading is None else reading.schema,
             runs=tuple(account.run.id for account in self._runs.of(known.path)),
             portfolios=() if reading is None else tuple(ic.id for ic in reading.runs.values() if not ic.project_dir),
-            findings=known.findings,
+            findings=(*failure, *known.findings, *(f"run {run} is no longer in {known.path}" for run in gone)),
         )
 
     async def _find_all(self) -> None:
@@ -348,77 +307,58 @@ class Adoptions:
             self._runs_changed = anyio.Event()
             if self._is_on:
                 for path in self._settings.config.intercore.databases:
-                    self._request_due(await self._find_at(path))
+                    self._request_found(await self._finder.at(path))
                 for account in self._totals.followed():
-                    await self._find_of_run(account)
+                    await self._find_of_run(account.run)
             await self._runs_changed.wait()
 
-    async def _find_of_run(self, account: RunAccount) -> None:
-        run = account.run
-        if run.adopted is not None and run.adopted.database:
-            self._request_due(self._known.get(run.adopted.database) or await self._find_at(run.adopted.database))
-        elif run.project_dir not in self._looked_in:
-            self._looked_in.add(run.project_dir)
-            with anyio.move_on_after(_FIND_SECONDS):
-                found = await self._find(run.project_dir)
-                self._request_due(None if found is None else self._know(found))
+    async def _find_of_run(self, run: Run) -> None:
+        path = database_of(run)
+        if path:
+            self._request_found(await self._finder.at(path))
+        elif not self._finder.has_examined(run.project_dir):
+            self._request_found(await self._finder.of(run.project_dir, anyio.current_time() + _PROJECT_SECONDS))
 
-    async def _find_at(self, path: str) -> _Known | None:
-        with anyio.move_on_after(_FIND_SECONDS):
-            found = await anyio.to_thread.run_sync(_found_at, path, abandon_on_cancel=True, limiter=self._limiter)
-            return self._note_found(found)
-        return None
+    def _request_found(self, found: Found | None) -> None:
+        if found is not None:
+            self._request_if_due(self._note_found(found))
 
-    def _note_found(self, found: intercore.Found) -> _Known:
-        known = self._know(found.path)
-        if known.fault != found.fault:
-            known.fault, known.is_outdated, known.since = found.fault, True, self._clock()
-        return known
-
-    def _request_due(self, known: _Known | None) -> None:
-        if known is not None and self._is_due(known):
+    def _request_if_due(self, known: KnownDatabase) -> None:
+        if self._is_due(known):
             self._request(known)
 
     def _is_following(self) -> bool:
-        return self._is_on and any(
-            account.run.adopted is not None and account.run.adopted.database
-            for account in self._totals.accounts.active()
-        )
+        return self._is_on and any(database_of(account.run) for account in self._totals.accounts.active())
 
     async def _watch(self) -> None:
         """Read databases when their files change, while a run that one of them keeps is active."""
         while True:
-            self._rest = anyio.Event()
+            self._rest = rest = anyio.Event()
             paths = sorted(path for path, known in self._known.items() if known.fault is None)
             if not paths or not self._is_following():
-                await self._rest.wait()
+                await rest.wait()
                 continue
-            changes = watch.changes(paths[0], map(os.path.dirname, paths[1:]), self._rest)
+            changes = watch.changes(paths[0], map(os.path.dirname, paths[1:]), rest)
             async with anyio.create_task_group() as tasks, aclosing(changes):
-                tasks.start_soon(watch.set_when_cancelled, self._rest)
+                tasks.start_soon(watch.set_when_cancelled, rest)
                 async for _ in changes:
                     self._request_all_due()
                     await anyio.sleep(_WATCH_PAUSE_SECONDS)
                 tasks.cancel_scope.cancel()
 
-    async def _stat_followed(self) -> None:
-        """Check the files now and then: watching may miss a change."""
+    async def _check_now_and_then(self) -> None:
+        """Check the files while they are watched, because watching may miss a change."""
         while True:
-            rest = self._rest
+            self._has_changes = anyio.Event()
             if self._is_following():
                 await anyio.sleep(_STAT_SECONDS)
                 self._request_all_due()
             else:
-                await rest.wait()
-                await anyio.lowlevel.checkpoint()
+                await self._has_changes.wait()
 
     def _request_all_due(self) -> None:
         for known in self._known.values():
-            self._request_due(known)
-
-
-def _found_at(path: str) -> intercore.Found:
-    return intercore.found_at(os.path.expanduser(path))
+            self._request_if_due(known)
 
 
 @contextmanager

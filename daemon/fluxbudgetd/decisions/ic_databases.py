@@ -1,0 +1,180 @@
+"""intercore's databases: where they are, and when each must be read."""
+
+import os
+from typing import NamedTuple, Self
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from fluxbudgetd.model import IntercoreReading, SourceStatus
+from fluxbudgetd.sources import intercore
+from fluxbudgetd.sources.intercore import Found, IntercoreDatabase, Stamp
+from fluxbudgetd.totals.places import Places
+
+#: The longest that a request waits for databases, and for those that were never read.
+_WAIT_SECONDS, _FIRST_WAIT_SECONDS = 0.06, 0.5
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_FIND_SECONDS = 2.0
+_SLOW_SECONDS = 1.0
+_MOST_DIRECTORIES = 1000
+_MOST_THREADS = 8
+
+
+class Limits(NamedTuple):
+    """Until when a request waits: usually, and for the first reading of a database and the runs in it."""
+
+    usual: float
+    first: float
+
+    @classmethod
+    def until(cls, deadline: float) -> Self:
+        """Return the limits of a request with this deadline, which has other things to do, too."""
+        now = anyio.current_time()
+        half = (now + deadline) / 2
+        return cls(min(half, now + _WAIT_SECONDS), min(half, now + _FIRST_WAIT_SECONDS))
+
+
+class KnownDatabase:
+    """A database, what was read last, and the state of the task that reads it.
+
+    `fault` says why the database must not be used, `failure` why its last reading could not be applied, and `findings`
+    what was not adopted or not followed. `since` is when its state began. `began_at` is None unless a task reads it;
+    then `done` is set when it has finished, and `adopting` once the runs that the reading has brought are known.
+    """
+
+    def __init__(self, path: str, now: int) -> None:
+        self.path = path
+        self.database = IntercoreDatabase(path)
+        self.reading: IntercoreReading | None = None
+        self.since = now
+        self.fault: str | None = None
+        self.failure = ""
+        self.findings: tuple[str, ...] = ()
+        self.began_at: float | None = None
+        self.done = anyio.Event()
+        self.adopting: anyio.Event | None = None
+        self._stamp: Stamp | None = None
+        self._is_outdated = True
+        self._pause = _SHORTEST_PAUSE
+        self._retry_at: float | None = None
+
+    @property
+    def is_slow(self) -> bool:
+        """Return True if the present read has taken longer than requests wait for."""
+        longest = _FIRST_WAIT_SECONDS if self.reading is None else _WAIT_SECONDS
+        return self._has_taken(longest)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Return True if a write soon after the last read may not have changed the files' stamps."""
+        return self._stamp is not None and bool(self._stamp.unsettled)
+
+    @property
+    def retry_at(self) -> float | None:
+        """Return when the next attempt is due, by the event loop's clock; None if the last one succeeded."""
+        return self._retry_at
+
+    @property
+    def status(self) -> SourceStatus:
+        """Return its state."""
+        status = SourceStatus(name="intercore", path=self.path, state="unread")
+        if self.fault is not None:
+            hint = "make it a regular file of yours, in a real directory .clavain"
+            return msgspec.structs.replace(status, state="unreadable", detail=self.fault, hint=hint)
+        if self.reading is not None:
+            status = self.reading.status
+        if self._has_taken(_SLOW_SECONDS):
+            return msgspec.structs.replace(status, state="slow", detail="reading it takes long", hint="check its disk")
+        return status
+
+    def is_due(self, *, checks: bool) -> bool:
+        """Return True if it must be read. `checks`: look at the files; otherwise repeat the last result."""
+        if self.fault is not None:
+            return False
+        if checks and not self._is_outdated:
+            is_retried = self._retry_at is not None and anyio.current_time() >= self._retry_at
+            self._is_outdated = is_retried or self.database.stamp() != self._stamp
+        return self._is_outdated
+
+    def begin(self) -> None:
+        """Note the stamp before it is read."""
+        self._stamp, self._is_outdated = self.database.stamp(), False
+
+    def note_found(self, found: Found, now: int) -> None:
+        """Note whether it may be used."""
+        if self.fault != found.fault:
+            self.fault, self._is_outdated, self.since = found.fault, True, now
+
+    def note_success(self) -> None:
+        """Note that it was read, or that there is nothing to read."""
+        self.failure, self._retry_at, self._pause = "", None, _SHORTEST_PAUSE
+
+    def note_failure(self, why: str = "") -> None:
+        """Have it tried again after a pause, which grows. `why`: its reading could not be applied."""
+        self.failure = why
+        self._retry_at = anyio.current_time() + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _has_taken(self, seconds: float) -> bool:
+        return self.began_at is not None and anyio.current_time() - self.began_at > seconds
+
+
+class Finder:
+    """Finds databases in worker threads, of which `limiter` limits the number.
+
+    A directory that does not answer blocks one thread, and no other directory is affected.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.limiter = anyio.CapacityLimiter(_MOST_THREADS)
+        self._places = places
+        # What was found last, by directory.
+        self._found: dict[str, Found | None] = {}
+        self._searches: dict[str, anyio.Event] = {}
+        self._busy: set[str] = set()
+
+    def has_examined(self, directory: str) -> bool:
+        """Return True if the directory was examined before."""
+        return directory in self._found
+
+    async def of(self, directory: str, deadline: float) -> Found | None:
+        """Return the nearest database of a directory, or what was found last if the file system does not answer."""
+        with anyio.CancelScope(deadline=deadline):
+            if (search := self._searches.get(directory)) is not None:
+                await search.wait()
+            elif directory not in self._busy and len(self._busy) < _MOST_THREADS:
+                await self._search(directory, deadline)
+        return self._found.get(directory)
+
+    async def at(self, path: str) -> Found | None:
+        """Return the database at a path; None if the file system does not answer. `~` stands for the home directory."""
+        with anyio.move_on_after(_FIND_SECONDS):
+            return await anyio.to_thread.run_sync(_found_at, path, abandon_on_cancel=True, limiter=self.limiter)
+        return None
+
+    async def _search(self, directory: str, deadline: float) -> None:
+        search = self._searches[directory] = anyio.Event()
+        try:
+            # `Places.of` takes at most half of the time.
+            places = await self._places.of(directory, deadline)
+            found = await anyio.to_thread.run_sync(
+                self._find, directory, places, abandon_on_cancel=True, limiter=self.limiter
+            )
+        finally:
+            del self._searches[directory]
+            search.set()
+        if len(self._found) >= _MOST_DIRECTORIES:
+            self._found.clear()
+        self._found[directory] = found
+
+    def _find(self, directory: str, places: tuple[str, ...]) -> Found | None:
+        self._busy.add(directory)
+        try:
+            return intercore.find(places)
+        finally:
+            self._busy.discard(directory)
+
+
+def _found_at(path: str) -> Found:
+    return intercore.found_at(os.path.expanduser(path))
