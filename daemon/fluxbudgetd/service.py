@@ -11,6 +11,7 @@ from fluxbudgetd.decisions.adopted_runs import AdoptedRuns
 from fluxbudgetd.decisions.adoption import Adoptions
 from fluxbudgetd.decisions.allowances import Allowances
 from fluxbudgetd.decisions.attachments import SessionAttachments
+from fluxbudgetd.decisions.beads import Beads
 from fluxbudgetd.decisions.calibration import Calibrations
 from fluxbudgetd.decisions.callers import Callers
 from fluxbudgetd.decisions.ceilings import Ceilings
@@ -33,11 +34,13 @@ from fluxbudgetd.events.state_file_writer import StateFileWriter
 from fluxbudgetd.events.write_back import WriteBack
 from fluxbudgetd.ledger import Ledger, LedgerWriter
 from fluxbudgetd.model import Balance
+from fluxbudgetd.sources.beads import BeadsSource
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from fluxbudgetd.totals import Reports, Totals
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
+from fluxbudgetd.wire.messages import Hints
 
 _CHANNEL_WAIT_SECONDS = 60.0
 #: After this long, a scan of interstat's whole table counts as stalled. Ten million rows take less.
@@ -59,6 +62,7 @@ class Service:
         settings: Settings,
         host: HostEnvironment | None = None,
         clock: Callable[[], int] = now_micros,
+        beads: BeadsSource | None = None,
     ) -> None:
         self._clock = clock
         self.ledger = ledger
@@ -74,7 +78,7 @@ class Service:
             settings,
             accounts,
             clock,
-            Reports(self._on_refreshed, self._on_status_change, self._on_measured),
+            Reports(self._on_refreshed, self._on_status_change, self._on_measured, self._on_unknown_scope),
         )
         # The first lock to take; see docs/ARCHITECTURE.md for the order.
         runs_lock = anyio.Lock()
@@ -109,6 +113,18 @@ class Service:
             self._on_runs_change,
         )
         self.adoption = Adoptions(self.adopted_runs, totals, self.attachments, settings, clock)
+        self.bead_source = beads or BeadsSource()
+        self.beads = Beads(
+            self.bead_source,
+            accounts,
+            totals,
+            settings,
+            clock,
+            self.lifecycle,
+            self.attachments,
+            self.adopted_runs,
+            lambda directory, deadline: self.adoption.look(directory, None, deadline),
+        )
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.samples = Samples(accounts, totals, self._reservations, ledger, clock)
@@ -166,6 +182,7 @@ class Service:
                 tasks.start_soon(self._writer.serve)
                 tasks.start_soon(self.totals.serve)
                 tasks.start_soon(self.adoption.serve)
+                tasks.start_soon(self.beads.serve)
                 tasks.start_soon(self._reservations.serve)
                 tasks.start_soon(self.samples.serve)
                 tasks.start_soon(self.refusals.serve)
@@ -234,7 +251,11 @@ class Service:
     def _on_measured(self, session: str) -> None:
         self._reservations.settle(session)
 
+    def _on_unknown_scope(self, scope: str, hints: Hints) -> None:
+        self.beads.note_unknown(scope, hints)
+
     def _on_account_change(self, run: str) -> None:
+        self.beads.note_change(run)
         self.write_back.request(run)
         if self.state_files is not None:
             self.state_files.request(run)
@@ -249,6 +270,7 @@ class Service:
         self._transcripts.configure(self.settings.claude_dirs, are_chosen=self.settings.claude_dirs_are_chosen)
         for account in self.accounts.active():
             self.thresholds.evaluate(account)
+            self.beads.note_change(account.run.id)
         self.write_back.request_all()
         self.adoption.note_runs()
         self.retry_channels()

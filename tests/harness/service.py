@@ -13,6 +13,7 @@ from fluxbudgetd.events.newest import NewestEvents
 from fluxbudgetd.ledger import open_ledger
 from fluxbudgetd.model import Reading
 from fluxbudgetd.service import Service
+from fluxbudgetd.sources.beads import BeadsSource
 from fluxbudgetd.sources.interstat import InterstatSource
 from fluxbudgetd.sources.transcripts import TranscriptSource
 from harness.configuration import claude_directory
@@ -68,7 +69,7 @@ def within(seconds: float) -> float:
 
 @asynccontextmanager
 async def service_over(
-    directory: Path, clock: Callable[[], int] = now_micros, *, follows: bool = True
+    directory: Path, clock: Callable[[], int] = now_micros, *, follows: bool = True, beads: BeadsSource | None = None
 ) -> AsyncIterator[tuple[Service, HangingSource]]:
     """Serve from a directory that holds interstat's metrics.db, Claude's projects/ and the ledger.
 
@@ -79,7 +80,7 @@ async def service_over(
     ledger, _ = await open_ledger(str(directory), newest.add)
     source = HangingSource(str(directory / "metrics.db"))
     settings = Settings(str(directory / "config.toml"), required=False, claude_dirs=claude_directory(directory))
-    service = Service(source, TranscriptSource([str(directory)]), ledger, newest, settings, clock=clock)
+    service = Service(source, TranscriptSource([str(directory)]), ledger, newest, settings, clock=clock, beads=beads)
     if not follows:
         service.totals.follower.serve = anyio.sleep_forever  # type: ignore[method-assign]  # on this instance only
     await service.load()

@@ -74,6 +74,21 @@ class Lifecycle:
             if request.session is not None:
                 self._accounts.forget_unknown(request.session)
 
+    async def adopt(self, request: RunStart, made: Callable[[Run], Run], at: int, deadline: float) -> RunAccount | None:
+        """Start a run that another program keeps, unless its scope has had one; return None then.
+
+        It started at `at`, and is what `made` makes of the requested run.
+        """
+        await self._settings.refresh(deadline)
+        demand = await self._demand(request, deadline)
+        async with self._runs_lock:
+            if request.scope is None or self._accounts.run_of_scope(request.scope) is not None:
+                return None
+            asked = made(runs.new_run(request, self._new_id(), at, self._settings.config.runs))
+            run = asked if demand.hard_by is None else msgspec.structs.replace(asked, enforcement="hard")
+            await self._save_new(run, asked, (), (), None)
+            return self._accounts.runs[run.id]
+
     async def _demand(self, request: RunStart, deadline: float) -> Demand:
         """Return what the files of a new run's project say about it; nothing about a run that has started already.
 

@@ -1,6 +1,6 @@
 """The daemon's values as parts of answers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -172,6 +172,30 @@ def databases(service: Service) -> tuple[wire.DatabaseInfo, ...]:
         )
         for report, last in zip(service.adoption.databases, written, strict=True)
     )
+
+
+def beads(service: Service) -> tuple[wire.SourceInfo, ...]:
+    """Return the directories in which beads were read or written, and whether that works."""
+    config = service.settings.config.beads
+    reports = service.bead_source.reports if config.read or config.write_back else ()
+    return tuple(
+        converted(
+            report.status,
+            wire.SourceInfo,
+            since=to_text(report.since),
+            anomalies=0,
+            is_fault=not report.status.is_readable,
+        )
+        for report in reports
+    )
+
+
+def bead_findings(service: Service) -> Iterator[wire.Finding]:
+    """Yield why beads cannot be read or written."""
+    for source in beads(service):
+        if source.is_fault:
+            what = f"{source.name}: {source.state}: {source.detail} ({source.path})"
+            yield wire.Finding(what=what, hint=source.hint)
 
 
 def session_sources(

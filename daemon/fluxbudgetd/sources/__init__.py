@@ -1,1 +1,1 @@
-"""Where usage comes from: read-only readers of other programs' files."""
+"""Where usage and sprints come from: read-only readers of other programs' files, and `bd`."""

@@ -13,7 +13,7 @@ Several active runs of that one directory are *tied*. No rule can know which of 
 except where a limit is enforced: there, a hard run among them applies, of several the one with the least left.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from fluxbudgetd.errors import AmbiguousRunError, NoRunError
@@ -30,10 +30,14 @@ class Choice(NamedTuple):
 
 
 class RunChooser:
-    """Finds the run that a request means."""
+    """Finds the run that a request means.
 
-    def __init__(self, accounts: Accounts) -> None:
+    `on_unknown_scope` is called with a scope that a request has named and that no run has.
+    """
+
+    def __init__(self, accounts: Accounts, on_unknown_scope: Callable[[str, Hints], None]) -> None:
         self._accounts = accounts
+        self._on_unknown_scope = on_unknown_scope
 
     def named(self, run: str | None, scope: str | None, session: str | None, hints: Hints) -> RunAccount | None:
         """Return the run that a request names, or a hint other than the directory; None if none does.
@@ -43,13 +47,13 @@ class RunChooser:
         if run is not None:
             return _require(self._accounts.runs.get(run), "with id", run)
         if scope is not None:
-            return _require(self._accounts.run_of_scope(scope), "with scope", scope)
+            return _require(self._by_scope(scope, hints), "with scope", scope)
         if session is not None:
             return _require(self._accounts.run_of_session(session), "with session", session)
         if hints.run is not None:
             named = _require(self._accounts.runs.get(hints.run), "with id ($FLUXBUDGET_RUN)", hints.run)
             return self._moved_on(named, hints)
-        found = self._accounts.run_of_scope(hints.scope) if hints.scope else None
+        found = self._by_scope(hints.scope, hints) if hints.scope else None
         for name in hints.sessions:
             found = found or self._accounts.run_of_session(name)
         return found
@@ -70,6 +74,12 @@ class RunChooser:
             return named
         others = (self._accounts.run_of_session(name) for name in hints.sessions)
         return next((other for other in others if other is not None and other.run.status == "active"), named)
+
+    def _by_scope(self, scope: str, hints: Hints) -> RunAccount | None:
+        found = self._accounts.run_of_scope(scope)
+        if found is None:
+            self._on_unknown_scope(scope, hints)
+        return found
 
 
 def single(tied: list[RunAccount]) -> RunAccount | None:

@@ -60,12 +60,14 @@ class Reports(NamedTuple):
     """What `Totals` calls.
 
     `refreshed`: with each run whose sources were read. `source_change`: when a source's state changes. `measured`: with
-    each session whose sums or sub-agents may have changed, in the same step.
+    each session whose sums or sub-agents may have changed, in the same step. `unknown_scope`: with a scope that a
+    request has named and that no run has, and the request's hints.
     """
 
     refreshed: Callable[[RunAccount], None]
     source_change: Callable[[], None]
     measured: Callable[[str], None]
+    unknown_scope: Callable[[str, Hints], None]
 
 
 class Totals:
@@ -85,7 +87,7 @@ class Totals:
         self._ledger = ledger
         self._clock = clock
         self.accounts = accounts
-        self.chooser = RunChooser(accounts)
+        self.chooser = RunChooser(accounts, report.unknown_scope)
         self.places = Places()
         self.interstat = InterstatReader(source, accounts.has_active)
         self.transcripts = TranscriptStore(transcripts, ledger)

@@ -34,7 +34,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     """Refresh the sources, and return what is wrong. What fails meanwhile is a finding, never an error."""
     service, deadline = context.service, deadline_of(request)
     findings = await _found("the sources", _refreshed(service, deadline))
-    sources, channels = answers.sources(service), answers.channels(service)
+    sources, channels = (*answers.sources(service), *answers.beads(service)), answers.channels(service)
     followed = service.totals.followed()
     sessions = {name for account in followed for name in account.sessions}
     findings += [

@@ -13,6 +13,7 @@ async def start(call: HookCall) -> HookAnswer:
         return wire.HookAnswer()
     await call.attach(account)
     call.prepare_launches(account)
+    call.service.beads.request(account.run.id)
     standing = await call.service.totals.standing(account, call.deadline)
     context = words.standing(standing.run, standing.balance, stale=standing.stale_why is not None)
     output = {"hookSpecificOutput": {"hookEventName": call.hook_input.event, "additionalContext": context}}

@@ -72,10 +72,10 @@ class BeadsSource:
         """Return the directories in which `bd` was called."""
         return list(self._reports.values())
 
-    def is_paused(self, directory: str) -> bool:
-        """Return True if `bd` has failed in this directory and is not called there for now."""
+    def retry_at(self, directory: str) -> float:
+        """Return when `bd` may be called in a directory, by the event loop's clock."""
         report = self._reports.get(directory)
-        return report is not None and anyio.current_time() < report.retry_at
+        return 0.0 if report is None else report.retry_at
 
     async def find(self, places: Iterable[str]) -> str | None:
         """Return the first of these directories that has beads; None if none has, or the file system hangs."""
@@ -124,7 +124,7 @@ class BeadsSource:
     async def _call(self, directory: str, *words: str) -> Outcome:
         """Call `bd`, and return how it ended. Raises `BeadsError` if it was not started, or was killed."""
         async with self._turn:
-            if self.is_paused(directory):
+            if anyio.current_time() < self.retry_at(directory):
                 raise BeadsError
             try:
                 outcome = await self._carried_out(directory, words)

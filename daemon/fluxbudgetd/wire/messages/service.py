@@ -39,7 +39,8 @@ class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
 class Sync(Naming, frozen=True, kw_only=True, tag="sync"):
     """Refresh adopted runs, and write what they have used into the databases of the programs that started them.
 
-    Without `run`, `scope` and `session`, all followed adopted runs are meant; of the hints, only `cwd` is used.
+    If labels of beads are written, runs with a scope are meant, too. Without `run`, `scope` and `session`, all followed
+    runs of these kinds are meant; of the hints, only `cwd` is used.
     """
 
 
@@ -54,7 +55,7 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     state: str
     """`ok`, or why it cannot be read: `unread` (not read yet), `absent`, `empty`, `locked`, `slow`, `corrupt`,
-    `not_a_database`, `schema_drift`, `unreadable`."""
+    `not_a_database`, `schema_drift`, `unreadable`, `read-only`."""
     detail: str
     hint: str
     since: str
@@ -127,10 +128,10 @@ class LoosenAnswer(Answer, frozen=True, kw_only=True, tag="loosen"):
 
 
 class SyncAnswer(Answer, frozen=True, kw_only=True, tag="sync"):
-    """What was written. Runs that another program did not start have no place to be written to."""
+    """What was written. Other runs have no place to be written to."""
 
     runs: tuple[str, ...]
-    """The adopted runs that were meant."""
+    """The runs that were meant."""
     faults: tuple[Finding, ...]
     """Why something could not be written, or is out of date; empty if everything is written."""
 
