@@ -24,6 +24,7 @@ from fluxbudgetd.decisions.reviews import Reviews
 from fluxbudgetd.decisions.samples import Samples
 from fluxbudgetd.decisions.thresholds import Thresholds
 from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.events.bead_labels import BeadLabels
 from fluxbudgetd.events.channels import HostEnvironment, make_channels
 from fluxbudgetd.events.deliveries import Deliveries
 from fluxbudgetd.events.delivery import Delivery
@@ -125,6 +126,7 @@ class Service:
             self.adopted_runs,
             lambda directory, deadline: self.adoption.look(directory, None, deadline),
         )
+        self.bead_labels = BeadLabels(accounts, totals.places, self.bead_source, settings)
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)
         self._reservations = Reservations(accounts, totals, ledger.reservations, writer, clock)
         self.samples = Samples(accounts, totals, self._reservations, ledger, clock)
@@ -183,6 +185,7 @@ class Service:
                 tasks.start_soon(self.totals.serve)
                 tasks.start_soon(self.adoption.serve)
                 tasks.start_soon(self.beads.serve)
+                tasks.start_soon(self.bead_labels.serve)
                 tasks.start_soon(self._reservations.serve)
                 tasks.start_soon(self.samples.serve)
                 tasks.start_soon(self.refusals.serve)
@@ -241,6 +244,7 @@ class Service:
 
     def _on_refreshed(self, account: RunAccount) -> None:
         self.thresholds.evaluate(account)
+        self.bead_labels.request(account.run.id)
         self._reservations.evaluate(account)
         self.write_back.request(account.run.id)
         if self.deliveries is not None:
@@ -256,6 +260,7 @@ class Service:
 
     def _on_account_change(self, run: str) -> None:
         self.beads.note_change(run)
+        self.bead_labels.request(run)
         self.write_back.request(run)
         if self.state_files is not None:
             self.state_files.request(run)
@@ -271,6 +276,7 @@ class Service:
         for account in self.accounts.active():
             self.thresholds.evaluate(account)
             self.beads.note_change(account.run.id)
+            self.bead_labels.request(account.run.id)
         self.write_back.request_all()
         self.adoption.note_runs()
         self.retry_channels()

@@ -1,1 +1,1 @@
-"""Events: their log, their delivery to channels, session warnings, state files, and our rows in intercore."""
+"""Events: their log, delivery to channels, session warnings, state files, our rows in intercore, labels of beads."""

@@ -4,6 +4,7 @@ import os
 
 from fluxbudgetd import __version__
 from fluxbudgetd.model import to_text
+from fluxbudgetd.server import answers
 from fluxbudgetd.server.handlers.common import Context, deadline_of, find
 from fluxbudgetd.wire import codes
 from fluxbudgetd.wire import messages as wire
@@ -26,7 +27,7 @@ async def loosen(context: Context, request: wire.Loosen, pid: int) -> wire.Loose
 
 
 async def sync(context: Context, request: wire.Sync) -> wire.SyncAnswer:
-    """Refresh adopted runs, and return once their numbers are where the programs that started them look."""
+    """Refresh runs that other programs keep, and return once those programs can see their numbers."""
     service, deadline = context.service, deadline_of(request)
     if request.run or request.scope or request.session:
         named = [await find(context, request, deadline)]
@@ -34,15 +35,24 @@ async def sync(context: Context, request: wire.Sync) -> wire.SyncAnswer:
         await service.adoption.look(request.hints.cwd, None, deadline)
         await service.adoption.look_at_all(deadline)
         named = service.totals.followed()
-    accounts = [account for account in named if account.run.adopted is not None]
+    accounts = [
+        account for account in named if account.run.adopted is not None or service.bead_labels.may_concern(account)
+    ]
     standings = await service.totals.standings(accounts, deadline)
     stale = [
         wire.Finding(what=f"the numbers of run {standing.run.id} are stale: {standing.stale_why}", hint=_STALE_HINT)
         for standing in standings
         if standing.stale_why is not None
     ]
+    for account in accounts:
+        service.beads.request(account.run.id)
     faults = await service.write_back.sync(accounts, deadline)
+    await service.bead_labels.sync(accounts, deadline)
     return wire.SyncAnswer(
         runs=tuple(account.run.id for account in accounts),
-        faults=(*stale, *(wire.Finding(what=fault.message, hint=fault.hint) for fault in faults)),
+        faults=(
+            *stale,
+            *(wire.Finding(what=fault.message, hint=fault.hint) for fault in faults),
+            *(answers.bead_findings(service) if service.settings.config.beads.write_back else ()),
+        ),
     )
