@@ -283,6 +283,15 @@ def test_unsafe_database_is_not_written(project: IcProject, reason: str) -> None
     assert (content(project) if project.database.exists() else None) == before
 
 
+@needs_root("give a file to another user")
+def test_database_of_another_user_is_not_written(project: IcProject) -> None:
+    os.chown(project.database, 4711, -1)
+    with pytest.raises(NotWrittenError, match=r"failed: it belongs to another user \(uid 4711\)"):
+        put(project, own(10))
+    os.chown(project.database, os.geteuid(), -1)
+    put(project, own(10))
+
+
 def test_columns_that_need_no_value_do_not_matter(project: IcProject) -> None:
     generated = "pid INTEGER, sum INTEGER NOT NULL AS (input_tokens + output_tokens)"
     changed_schema("dispatches", "pid INTEGER", generated)(project)

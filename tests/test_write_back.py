@@ -239,6 +239,23 @@ def test_sync_ends_at_its_deadline_and_says_why(tmp_path: Path) -> None:
     sprint.run(body)
 
 
+def test_defect_stops_neither_the_daemon_nor_the_next_attempt(tmp_path: Path) -> None:
+    """No phase has such a name; it stands for whatever was not thought of."""
+    sprint = Sprint(tmp_path)
+    sprint.adopt()
+
+    async def body(write_back: WriteBack) -> None:
+        sprint.spend(1, phase="\udc80")
+        (fault,) = await write_back.sync([sprint.accounts.runs[OURS]], within(60))
+        assert fault.message == f"{sprint.path} was not written: internal error: UnicodeEncodeError"
+        assert write_back.state_of(sprint.path).state == "failed"
+        sprint.spend(2)
+        assert await write_back.sync([sprint.accounts.runs[OURS]], within(60)) == []
+
+    sprint.run(body)
+    assert sprint.row() == 2
+
+
 def test_run_that_the_database_lost_is_reported_by_sync(tmp_path: Path) -> None:
     sprint = Sprint(tmp_path)
     sprint.adopt()

@@ -38,7 +38,7 @@ class WriteState(NamedTuple):
     says why the rows could not be written; `detail` describes it, and `hint` says what to do.
     """
 
-    state: Literal["ok", "waiting", "off", "hanging"] | NotWritten
+    state: Literal["ok", "waiting", "off"] | NotWritten
     at: int | None = None
     detail: str = ""
     hint: str = ""
@@ -158,8 +158,9 @@ class OwnRows:
             del self._due[run]
         rows = {run: row for run in due if (row := self._row_of(run)) is not None}
         outdated = {run: row for run, row in rows.items() if row.rearm or self._known.get(run) != row}
-        # Set before the write, so that a `forget` during the write is not lost.
+        # Set before the write, because a `forget` during the write must not be lost, and a change has to wait.
         self._known |= outdated
+        self._written_at |= dict.fromkeys(outdated, anyio.current_time())
         is_written = False
         try:
             is_written = not outdated or await self._try(outdated)
@@ -187,8 +188,13 @@ class OwnRows:
         except ChannelError as exc:
             self._report(exc)
             return False
+        except Exception as exc:
+            # Last resort: a defect must not stop the daemon.
+            log.exception("writing intercore's database failed", path=self.path)
+            what = f"{self.path} was not written: internal error: {type(exc).__name__}"
+            self._report(ChannelError(what, "the daemon's log has the details"))
+            return False
         for run, row in rows.items():
-            self._written_at[run] = anyio.current_time()
             (self.missing.add if row.run in missing else self.missing.discard)(run)
         self._report(None)
         return True
@@ -207,7 +213,7 @@ class OwnRows:
         elif isinstance(fault, NotWrittenError):
             self.state = WriteState(fault.state, self.state.at, fault.detail, fault.hint)
         else:
-            self.state = WriteState("hanging", self.state.at, fault.message, fault.hint)
+            self.state = WriteState("failed", self.state.at, fault.message, fault.hint)
 
 
 def _is_locked(fault: ChannelError) -> bool:
