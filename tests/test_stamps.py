@@ -1,14 +1,11 @@
 """Changes are noticed at any resolution of a file system's times."""
 
-import os
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from fluxbudgetd.sources import stamps
+from harness.mounts import run_on_whole_seconds, why_no_whole_seconds
 from harness.privilege import needs_root
 
 _SECOND = 1_000_000_000
@@ -48,19 +45,6 @@ def test_file_is_settled_at_once_unless_times_are_whole_seconds(tmp_path: Path) 
     assert stamps.file_stamp(info) == stamps.stamp_of(info) == stamps.stamp(str(path))
 
 
-@cache
-def _why_no_image() -> str:
-    """Return why no ext2 image can be mounted here, or an empty string."""
-    try:
-        ended = subprocess.run(["mke2fs", "-V"], capture_output=True, check=False)
-    except FileNotFoundError:
-        return "mke2fs is missing"
-    tried = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", "losetup --find"], capture_output=True, text=True, check=False
-    )
-    return tried.stderr.strip() if ended.returncode or tried.returncode else ""
-
-
 _SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -88,22 +72,7 @@ assert not reader.source.changed(SESSION)
 """
 
 
-@needs_root("mount a file system", _why_no_image)
+@needs_root("mount a file system", why_no_whole_seconds)
 def test_file_system_with_whole_seconds(tmp_path: Path) -> None:
     """Several changes within one second: a new file, and one that is rewritten in place with the same size."""
-    image, mounted = tmp_path / "image", tmp_path / "mounted"
-    image.write_bytes(b"")
-    os.truncate(image, 8 << 20)
-    mounted.mkdir()
-    # Inodes of 128 bytes have no room for fractions of a second.
-    subprocess.run(["mke2fs", "-q", "-t", "ext2", "-I", "128", str(image)], check=True, capture_output=True)
-    script = 'mount -o loop "$0" "$1" && exec "$2" -c "$3" "$1"'
-    ended = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, str(image), str(mounted), sys.executable, _SCRIPT],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_on_whole_seconds(tmp_path, _SCRIPT)
