@@ -31,9 +31,11 @@ _FEWEST_ATTEMPTS = 3
 _BUSY_SECONDS = 0.015
 _IMMEDIATE_RETRIES = 4
 _PAUSE_SECONDS = 0.001
-# A query that takes this long is interrupted.
-_QUERY_SECONDS = 1.0
+# A read that takes this long is interrupted. That is checked after so many instructions of SQLite's.
+_READ_SECONDS = 1.0
 _INSTRUCTIONS = 20_000
+# The longest value and row, in bytes, so that no row fills the memory.
+_LONGEST = 4_000_000
 
 T = TypeVar("T")
 
@@ -122,9 +124,10 @@ def _attempt(path: str, read: Callable[[sqlite3.Connection], T]) -> tuple[T, boo
 def _read_once(path: str, read: Callable[[sqlite3.Connection], T], *, is_immutable: bool) -> T:
     options = "mode=ro&immutable=1" if is_immutable else "mode=ro"
     uri = f"file:{quote(os.fsencode(path))}?{options}"
-    stop_at = time.monotonic() + _QUERY_SECONDS
+    stop_at = time.monotonic() + _READ_SECONDS
     with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
         connection.set_progress_handler(lambda: time.monotonic() > stop_at, _INSTRUCTIONS)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         connection.execute("PRAGMA trusted_schema = OFF")
         # SQLite would create a `-wal` file that is missing, and leave it there.
         if _is_open_elsewhere(path) == is_immutable:
