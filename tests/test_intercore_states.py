@@ -12,7 +12,7 @@ import pytest
 
 from fluxbudgetd.model import IntercoreReading
 from fluxbudgetd.sources.databases import state_of
-from fluxbudgetd.sources.intercore import IntercoreDatabase
+from fluxbudgetd.sources.intercore import IntercoreDatabase, Stamp
 from fluxbudgetd.sources.intercore.opening import read_consistently
 from harness.daemon import wait_for
 from harness.descriptors import open_files
@@ -22,7 +22,7 @@ from harness.privilege import OBEDIENT
 _READ = """
 import sys
 from fluxbudgetd.model import IntercoreReading
-from fluxbudgetd.sources.intercore import IntercoreDatabase
+from fluxbudgetd.sources.intercore import IntercoreDatabase, Stamp
 reading = IntercoreDatabase(sys.argv[1]).read({})
 print(reading.status.state, *reading.runs)
 """
@@ -288,7 +288,7 @@ def test_replaced_by_another_file(project: IcProject, run: str, database: Interc
     assert database.read({}).runs[run].token_budget is None
 
 
-def settled(database: IntercoreDatabase) -> object:
+def settled(database: IntercoreDatabase) -> Stamp | None:
     """Wait until stamps can be compared, and return the present one."""
     wait_for(lambda: database.stamp() == database.stamp(), "the stamp to settle")
     return database.stamp()
