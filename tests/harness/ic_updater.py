@@ -1,7 +1,7 @@
 """A process that updates rows of intercore's database at full speed, as `ic` does: it opens, commits and closes it.
 
-Each commit changes the same rows to a new number. Run as `python -m harness.ic_updater PROJECT COUNT`; it fails if any of
-its writes does.
+Each commit changes the same rows to a new number. Run as `python -m harness.ic_updater PROJECT COUNT`; it fails if any
+of its writes does.
 """
 
 import subprocess
