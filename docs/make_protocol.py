@@ -8,7 +8,19 @@ from typing import get_args
 
 from fluxbudgetd.wire import codes, messages
 from fluxbudgetd.wire.framing import MAX_FRAME, encode_frame
-from fluxbudgetd.wire.messages import base, budget, calibration, commands, events, hooks, reviews, runs, service, spend
+from fluxbudgetd.wire.messages import (
+    base,
+    budget,
+    calibration,
+    commands,
+    events,
+    hooks,
+    reviews,
+    runs,
+    service,
+    shell,
+    spend,
+)
 
 INTRODUCTION = f"""\
 # The protocol
@@ -47,11 +59,12 @@ frame's `timeout`, `forbidden`, `busy` for a connection or a request), the conne
 it stays open.
 
 **Command lines**: `command` carries a whole command line of `fluxbudgetctl`, and its answer is what the client writes.
-The daemon understands the plain, correct forms of `remaining`, `env`, `check`, `advance`, `ping`, `hook` and
-`statusline`; to any other command line it answers `mine` false. If `more` is true, `stdin` requests follow on the
-connection until one has `more` false. They have no answers of their own, and are ignored once the command has been
-answered. Any other request while the command waits ends it with `bad_request`. `hook` and `statusline` are answered as
-soon as their stdin is a complete JSON object or has ended, and otherwise after a share of `wait_ms` (at most 20 s):
+The daemon understands the plain, correct forms of `remaining`, `env`, `check`, `advance`, `ping`, `numbers`, `tokens`,
+`defaults`, `hook` and `statusline`; to any other command line it answers `mine` false. If `more` is true, `stdin`
+requests follow on the connection until one has `more` false. They have no answers of their own, and are ignored once
+the command has been answered. Any other request while the command waits ends it with `bad_request`. `hook` and
+`statusline` are answered as soon as their stdin is a complete JSON object or has ended, and otherwise after a share of
+`wait_ms` (at most 20 s):
 
 * `statusline` after half of it if nothing has arrived, or after 75 % with the fields that are complete by then;
 * `hook` at its end: with no output if nothing has arrived, and with the error `timeout` if the JSON is incomplete;
@@ -75,7 +88,7 @@ length, another name a map described on this page.
 
 
 #: The modules that define the structs, in the order in which their parts are listed.
-MODULES = (base, spend, budget, runs, reviews, calibration, events, hooks, commands, service)
+MODULES = (base, spend, budget, runs, reviews, calibration, events, hooks, shell, commands, service)
 
 
 def classes() -> dict[str, ast.ClassDef]:

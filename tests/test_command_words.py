@@ -7,9 +7,13 @@ from hypothesis import strategies as st
 from fluxbudgetd.server.commands.words import Options, parse
 from fluxbudgetd.wire import messages
 
-VERBS = (b"remaining", b"env", b"check", b"advance", b"ping", b"hook", b"statusline", b"status", b"")
+VERBS = (
+    *(b"remaining", b"env", b"check", b"advance", b"ping", b"hook", b"statusline", b"numbers", b"tokens", b"defaults"),
+    *(b"status", b""),
+)
 FLAGS = (
     *(b"--run", b"--scope", b"--session", b"--timeout", b"--json", b"--default", b"--override", b"--require"),
+    *(b"--agent", b"--model", b"--complexity", b"--phase"),
     *(b"--from", b"--to", b"--width", b"--no-colour", b"--no-color", b"--help", b"-h", b"--", b"-"),
 )
 VALUES = (b"r1", b"5", b"0", b"-5", b"1e999", b"nan", b"0x10", b"1_0", "٣".encode(), b" 7 ", b"9" * 4096, b"a=b", b"")

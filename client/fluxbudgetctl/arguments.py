@@ -147,6 +147,14 @@ def whole_number(value: str) -> int:
     return number
 
 
+def integer(value: str) -> int:
+    """Return any integer that a request can carry."""
+    try:
+        return _integer(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{one_line(value)!r} is not a whole number") from None
+
+
 def _integer(value: str) -> int:
     """Return an integer; raises `ValueError` if it is not one, or if the protocol cannot carry it."""
     number = int(value)

@@ -56,7 +56,7 @@ def _reply(call: Call, options: Options, failure: Failure) -> replies.Reply:
         from fluxbudgetctl import older_daemon  # noqa: PLC0415  msgspec costs more than the answer
 
         return older_daemon.ask(call, options)
-    if failure.code != NO_SOCKET or call.verb not in ("remaining", "env", "check", "statusline"):
+    if failure.code != NO_SOCKET or call.verb not in ("remaining", "env", "check", "statusline", "numbers"):
         raise failure
     session = None if call.stdin is None else text_field(bytes(call.stdin.data), b"session_id")
     names = {name: getattr(options, name) for name in ("run", "scope", "session")}
@@ -70,6 +70,8 @@ def _reply(call: Call, options: Options, failure: Failure) -> replies.Reply:
         return replies.env(answer)
     if call.verb == "check":
         return replies.check(answer, as_json=options.json)
+    if call.verb == "numbers":
+        return replies.known_numbers(answer, as_json=options.json)
     return replies.statusline(answer)
 
 

@@ -62,6 +62,21 @@ def _ping(asked: Call, options: Options) -> replies.Reply:
     return replies.ping(answer, (time.perf_counter() - before) * 1000, as_json=options.json)
 
 
+def _numbers(asked: Call, options: Options) -> replies.Reply:
+    answer = call(_request(messages.RunShow, options), messages.RunShowAnswer, asked.seconds)
+    return replies.numbers(answer, as_json=options.json)
+
+
+def _tokens(asked: Call, options: Options) -> replies.Reply:
+    request = messages.Tokens(session=options.session, agent=options.agent, model=options.model)
+    return replies.tokens(call(request, messages.TokensAnswer, asked.seconds))
+
+
+def _defaults(asked: Call, options: Options) -> replies.Reply:
+    request = messages.Defaults(complexity=options.complexity, phase=options.phase, hints=hints())
+    return replies.defaults(call(request, messages.DefaultsAnswer, asked.seconds), as_json=options.json)
+
+
 def _hook(asked: Call, options: Options) -> replies.Reply:
     data, is_whole = _input(asked)
     request = _request(messages.Hook, options, input=data, whole=is_whole)
@@ -90,6 +105,9 @@ _VERBS = {
     "check": _check,
     "advance": _advance,
     "ping": _ping,
+    "numbers": _numbers,
+    "tokens": _tokens,
+    "defaults": _defaults,
     "hook": _hook,
     "statusline": _statusline,
 }

@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from fluxbudgetctl.stdio import Stdin
 
 #: The verbs, with their time limits in seconds.
-VERBS = {"remaining": 0.2, "env": 1.0, "check": 1.0, "advance": 1.0, "ping": 1.0, "hook": 0.2, "statusline": 0.2}
+VERBS = {
+    "remaining": 0.2,
+    "env": 1.0,
+    "check": 1.0,
+    "advance": 1.0,
+    "ping": 1.0,
+    "hook": 0.2,
+    "statusline": 0.2,
+    "numbers": 1.0,
+    "tokens": 1.0,
+    "defaults": 1.0,
+}
 #: Claude Code calls these: they get its JSON on stdin, and never wait beyond their deadline.
 CLAUDES = ("hook", "statusline")
 MAX_SECONDS = 3600.0

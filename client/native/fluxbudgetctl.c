@@ -49,6 +49,9 @@ static const struct verb verbs[] = {
     {"ping", SECOND, false, false},
     {"hook", SECOND / 5, true, true},
     {"statusline", SECOND / 5, true, false},
+    {"numbers", SECOND, false, false},
+    {"tokens", SECOND, false, false},
+    {"defaults", SECOND, false, false},
 };
 
 static const int64_t MOST = 3600 * SECOND;

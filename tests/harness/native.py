@@ -34,7 +34,7 @@ marks = [
 ]
 
 #: The piped verbs, as docs/commands.md promises them.
-VERBS = ("remaining", "env", "check", "advance", "ping", "hook", "statusline")
+VERBS = ("remaining", "env", "check", "advance", "ping", "hook", "statusline", "numbers", "tokens", "defaults")
 #: A time limit that is never reached, and one that is.
 PATIENT = ("--timeout", "20")
 BRIEF = ("--timeout", "0.3")

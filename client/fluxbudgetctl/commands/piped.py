@@ -20,8 +20,12 @@ _DESCRIPTIONS = {
     "ping": "check whether the daemon answers",
     "hook": "answer a Claude Code hook: JSON on stdin, JSON on stdout; on any error print nothing and exit 0",
     "statusline": "print one line for Claude Code's status line",
+    "numbers": "print a run's numbers as lines KEY=VALUE, for shell scripts",
+    "tokens": "print as JSON what a session's agents have used, or with --agent alone what an agent costs on average",
+    "defaults": "print one integer: the budget of a complexity, or with --phase what a phase is expected to cost",
 }
-_PRINT_JSON = ("remaining", "check", "advance", "ping")
+_PRINT_JSON = ("remaining", "check", "advance", "ping", "numbers", "defaults")
+_NAME_NO_RUN = ("ping", "tokens", "defaults")
 
 #: The options that are sent as words of the command line, with their flags.
 _VALUES = {
@@ -33,6 +37,10 @@ _VALUES = {
     "to_phase": "--to",
     "override": "--override",
     "width": "--width",
+    "agent": "--agent",
+    "model": "--model",
+    "complexity": "--complexity",
+    "phase": "--phase",
 }
 _SWITCHES = {"json": "--json", "require": "--require", "no_colour": "--no-colour"}
 
@@ -62,12 +70,14 @@ def _add(commands: Subcommands, verb: str) -> None:
     def run(options: Options) -> int:
         if getattr(options, "guard", False) and not options.print_settings:
             raise Failure("--guard belongs to --print-settings", "see 'fluxbudgetctl hook --help'", codes.USAGE)
+        if verb == "tokens" and options.session is None and options.agent is None:
+            raise Failure("neither --session nor --agent is given", "see 'fluxbudgetctl tokens --help'", codes.USAGE)
         if getattr(options, "print_settings", False):
             return hook_settings.print_settings(guard=options.guard)
         return _run(verb, options)
 
     parser = add_command(commands, verb, _DESCRIPTIONS[verb], run, timeout=pipe.VERBS[verb], json=False)
-    if verb != "ping":
+    if verb not in _NAME_NO_RUN:
         add_naming(parser)
     if verb in _PRINT_JSON:
         parser.add_argument("--json", action="store_true", help="print a JSON object")
@@ -158,10 +168,36 @@ def _add_appearance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-colour", "--no-color", action="store_true", help="no colours, as with $NO_COLOR")
 
 
+def _add_agent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--session", type=arguments.text, metavar="S", help="the session's id")
+    parser.add_argument(
+        "--agent", type=arguments.text, metavar="A", help="only this agent, with or without the prefix interflux:"
+    )
+    parser.add_argument(
+        "--model",
+        type=arguments.text,
+        metavar="M",
+        help="without --session: use the history of this model (default: claude-opus-4-6)",
+    )
+
+
+def _add_number(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--complexity",
+        type=arguments.integer,
+        metavar="N",
+        help="1 to 5; any other number counts as 5 (default: that of new runs)",
+    )
+    group.add_argument("--phase", type=arguments.text, metavar="P", help="the phase's name")
+
+
 _FLAGS = {
     "remaining": _add_default,
     "check": _add_check,
     "advance": _add_phases,
     "hook": _add_print_settings,
     "statusline": _add_appearance,
+    "tokens": _add_agent,
+    "defaults": _add_number,
 }

@@ -14,6 +14,7 @@ from fluxbudgetd.server.handlers import (
     reviews,
     runs,
     service,
+    shell,
     statusline,
 )
 from fluxbudgetd.server.requests import Handled, Stream
@@ -46,6 +47,8 @@ _HANDLERS: dict[type[wire.Request], Callable[[Context, Any], Answer]] = {
     wire.Calibrate: calibration.calibrate,
     wire.Subscribe: events.subscribe,
     wire.StatusLine: statusline.statusline,
+    wire.Tokens: shell.tokens,
+    wire.Defaults: shell.defaults,
 }
 
 #: These also get the id of the process that sent the request, because what they change is recorded with its cause, or

@@ -29,6 +29,12 @@ COMPLETED = (
     *("state", "since", "until", "spent", "provisional", "estimate", "estimate_source", "sample_size", "override"),
 )
 
+AGENT_TOKENS = ("agent_name", "billing_tokens", "total_tokens", "cache_read")
+AGENT_MEAN = ("agent_name", "est_tokens", "est_billing", "sample_size", "source")
+DEFAULTS = ("tokens", "source", "sample_size")
+_NUMBERS = ("budget", "spent", "reserved", "remaining", "pct", "state")
+_TOTALS = ("input", "output", "cache_read", "cache_creation")
+
 _NO_NUMBERS = dict.fromkeys(
     ("run", "phase", "budget", "spent", "measured", "provisional", "reserved", "pct", "stale_why")
 )
@@ -128,6 +134,37 @@ def ping(answer: messages.PingAnswer, took_ms: float | None, *, as_json: bool = 
     return Reply(codes.OK, f"fluxbudgetd {answer.version} (pid {answer.pid}) answered{within}\n")
 
 
+def numbers(answer: messages.RunShowAnswer, *, as_json: bool = False) -> Reply:
+    """Return the reply of `numbers`: lines `key=value` about a run, without a value where there is none."""
+    run, spend, totals = answer.run, answer.spend, answer.totals
+    fields: dict[str, object] = {
+        **_known(run.id, run.phase, spend),
+        "warn_pct": run.warn_pct,
+        **{name: getattr(totals, name) for name in _TOTALS},
+    }
+    for line in answer.by_stage:
+        fields |= {f"{line.name}_budget": line.allocated, f"{line.name}_spent": line.spent}
+    return _numbers(fields, spend, as_json=as_json)
+
+
+def known_numbers(state: messages.RemainingAnswer, *, as_json: bool = False) -> Reply:
+    """Return the reply of `numbers` with what a state file says."""
+    return _numbers(_known(state.run, state.phase, state.spend), state.spend, as_json=as_json)
+
+
+def tokens(answer: messages.TokensAnswer) -> Reply:
+    """Return the reply of `tokens`: a JSON array, nothing if it would be empty."""
+    rows = [_fields(row, AGENT_TOKENS) for row in answer.used]
+    if answer.mean is not None:
+        rows.append(_fields(answer.mean, AGENT_MEAN))
+    return Reply(codes.OK, _json(rows) if rows else "", _stale(answer.stale_why))
+
+
+def defaults(answer: messages.DefaultsAnswer, *, as_json: bool = False) -> Reply:
+    """Return the reply of `defaults`."""
+    return Reply(codes.OK, _json(_fields(answer, DEFAULTS)) if as_json else f"{answer.tokens}\n")
+
+
 def hook(answer: messages.HookAnswer) -> Reply:
     """Return the reply of `hook`."""
     out = f"{answer.output}\n" if answer.output else ""
@@ -191,11 +228,21 @@ def _note(text: str) -> str:
     return f"fluxbudgetctl: {one_line(text)}\n"
 
 
+def _known(run: str, phase: str, spend: messages.Spend) -> dict[str, object]:
+    return {"run": run, "phase": phase, **_fields(spend, _NUMBERS)}
+
+
+def _numbers(fields: dict[str, object], spend: messages.Spend, *, as_json: bool) -> Reply:
+    # Ids and names of phases contain no line break.
+    lines = (f"{name}={'' if value is None else value}\n" for name, value in fields.items())
+    return Reply(codes.OK, _json(fields) if as_json else "".join(lines), _stale(spend.stale_why))
+
+
 def _fields(value: object, names: tuple[str, ...]) -> dict[str, object]:
     return {name: getattr(value, name) for name in names}
 
 
-def _json(value: dict[str, object]) -> str:
+def _json(value: object) -> str:
     import json  # noqa: PLC0415  5 ms that only --json pays
 
     return json.dumps(value) + "\n"

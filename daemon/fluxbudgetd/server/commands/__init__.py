@@ -15,6 +15,9 @@ _VERBS = {
     "check": verbs.check,
     "advance": verbs.advance,
     "ping": verbs.ping,
+    "numbers": verbs.numbers,
+    "tokens": verbs.tokens,
+    "defaults": verbs.defaults,
 }
 #: The verbs that read stdin.
 _READERS = {"hook": verbs.hook, "statusline": verbs.status_line}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fluxbudgetd.errors import FluxError, RequestTimeoutError
 from fluxbudgetd.server.commands.gathering import Gathering, Input, Patience, Result
 from fluxbudgetd.server.commands.words import Options
-from fluxbudgetd.server.handlers import Context, budget, hooks, service, statusline
+from fluxbudgetd.server.handlers import Context, budget, hooks, runs, service, shell, statusline
 from fluxbudgetd.server.requests import Handled, TrackedAnswer
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire import replies
@@ -68,6 +68,30 @@ def ping(context: Context, options: Options) -> Result:
         lambda: service.ping(context, wire.Ping()),
         partial(replies.ping, took_ms=took_ms, as_json=options.json),
         replies.failed,
+    )
+
+
+def numbers(context: Context, options: Options) -> Result:
+    """Carry out `numbers`."""
+    request = wire.RunShow(**_naming(options))
+    return _carried_out(
+        lambda: runs.run_show(context, request), partial(replies.numbers, as_json=options.json), replies.failed
+    )
+
+
+def tokens(context: Context, options: Options) -> Result:
+    """Carry out `tokens`."""
+    request = wire.Tokens(wait_ms=options.wait_ms, session=options.session, agent=options.agent, model=options.model)
+    return _carried_out(lambda: shell.tokens(context, request), replies.tokens, replies.failed)
+
+
+def defaults(context: Context, options: Options) -> Result:
+    """Carry out `defaults`."""
+    request = wire.Defaults(
+        wait_ms=options.wait_ms, complexity=options.complexity, phase=options.phase, hints=options.hints
+    )
+    return _carried_out(
+        lambda: shell.defaults(context, request), partial(replies.defaults, as_json=options.json), replies.failed
     )
 
 

@@ -21,9 +21,16 @@ _FLAGS: dict[str, frozenset[str]] = {
     "check": frozenset({*_NAMING, "--timeout", "--json", "--override", "--require"}),
     "advance": frozenset({*_NAMING, "--timeout", "--json", "--override", "--from", "--to"}),
     "ping": frozenset({"--timeout", "--json"}),
+    "numbers": frozenset({*_NAMING, "--timeout", "--json"}),
+    "tokens": frozenset({"--timeout", "--session", "--agent", "--model"}),
+    "defaults": frozenset({"--timeout", "--json", "--complexity", "--phase"}),
     "hook": frozenset({*_NAMING, "--timeout"}),
     "statusline": frozenset({*_NAMING, "--timeout", "--width", "--no-colour", "--no-color"}),
 }
+#: Verbs that need one of these flags.
+_REQUIRED = {"advance": frozenset({"--from"}), "tokens": frozenset({"--session", "--agent"})}
+#: Of each of these, at most one may be given.
+_EXCLUSIVE = (frozenset(_NAMING), frozenset({"--complexity", "--phase"}))
 _SWITCHES = frozenset({"--json", "--require", "--no-colour", "--no-color"})
 # Converting a text that is not UTF-8 takes about 0.2 µs per byte.
 _LONGEST_TEXT = 4096
@@ -54,6 +61,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     override: str | None
     from_phase: str
     to_phase: str | None
+    agent: str | None
+    model: str | None
+    complexity: int | None
+    phase: str | None
     width: int | None
     colour: bool
 
@@ -92,6 +103,10 @@ def _parsed(words: tuple[bytes, ...], cwd: bytes | None, items: tuple[tuple[str,
             override=flags.get("--override") or _variable(variables, "CLAVAIN_SKIP_BUDGET"),
             from_phase=flags.get("--from", ""),
             to_phase=flags.get("--to"),
+            agent=flags.get("--agent"),
+            model=flags.get("--model"),
+            complexity=_complexity(flags["--complexity"]) if "--complexity" in flags else None,
+            phase=flags.get("--phase"),
             width=_width(flags["--width"]) if "--width" in flags else _columns(variables),
             colour=not (
                 "--no-colour" in flags
@@ -125,8 +140,9 @@ def _flags(words: Iterable[bytes]) -> tuple[str, dict[str, str]]:
         elif equals:
             raise ValueError(word)
         given[flag] = value
-    is_complete = verb != "advance" or "--from" in given
-    if not allowed or not is_complete or len(given.keys() & _NAMING) > 1:
+    required = _REQUIRED.get(verb)
+    is_complete = required is None or bool(given.keys() & required)
+    if not allowed or not is_complete or any(len(given.keys() & flags) > 1 for flags in _EXCLUSIVE):
         raise ValueError(verb)
     return verb, given
 
@@ -157,6 +173,14 @@ def _check_timeout(text: str) -> None:
     """Raise `ValueError` unless this is a number of seconds above 0, and at most an hour."""
     if not 0 < float(text) <= _MAX_SECONDS:
         raise ValueError(text)
+
+
+def _complexity(text: str) -> int:
+    """Return a complexity; raise `ValueError` unless it is a whole number that a request can carry."""
+    number = int(text)
+    if not abs(number) <= wire.MAX_TOKENS:
+        raise ValueError(text)
+    return number
 
 
 def _width(text: str) -> int:

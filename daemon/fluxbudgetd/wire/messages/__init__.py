@@ -19,4 +19,5 @@ from fluxbudgetd.wire.messages.hooks import *
 from fluxbudgetd.wire.messages.reviews import *
 from fluxbudgetd.wire.messages.runs import *
 from fluxbudgetd.wire.messages.service import *
+from fluxbudgetd.wire.messages.shell import *
 from fluxbudgetd.wire.messages.spend import *

@@ -44,6 +44,7 @@ from fluxbudgetd.wire.messages.service import (
     Sync,
     SyncAnswer,
 )
+from fluxbudgetd.wire.messages.shell import Defaults, DefaultsAnswer, Tokens, TokensAnswer
 
 AnyRequest = (
     Ping
@@ -70,6 +71,8 @@ AnyRequest = (
     | Sync
     | Doctor
     | Loosen
+    | Tokens
+    | Defaults
     | Command
     | Stdin
 )
@@ -96,6 +99,8 @@ AnyAnswer = (
     | SyncAnswer
     | DoctorAnswer
     | LoosenAnswer
+    | TokensAnswer
+    | DefaultsAnswer
     | CommandAnswer
 )
 
