@@ -129,7 +129,8 @@ def test_hook(home: Home, runs: None) -> None:
     begin = json.dumps(Claude(home, "s-ok").hook_input("SessionStart", source="startup")).encode()
     answer = Claude(home, "s-ok").answer(begin)
     assert answer.output
-    assert outcome(home, "hook", stdin=begin) == Outcome(0, f"{answer.output}\n", "", "export FLUXBUDGET_RUN=ok\n")
+    exports = "export FLUXBUDGET_RUN=ok\nexport INTERSTAT_TOKEN_BUDGET=1000\n"
+    assert outcome(home, "hook", stdin=begin) == Outcome(0, f"{answer.output}\n", "", exports)
     launch = Claude(home, "s-hard").hook_input("PreToolUse", tool_name="Agent", tool_input=launch_input("fd-quality"))
     denied = outcome(home, "hook", stdin=json.dumps(launch).encode())
     assert json.loads(denied.out)["hookSpecificOutput"]["permissionDecision"] == "deny"

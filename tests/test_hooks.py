@@ -45,7 +45,7 @@ def test_session_is_attached_to_the_run_of_its_directory(home: Home, daemon: Dae
     output = claude.run("SessionStart", environ={"CLAUDE_ENV_FILE": str(place)}, source=source)
     expected = f"fluxbudget: run {run}, phase brainstorm: spent 300 of 1 000 billing tokens (30 %), 700 left"
     assert output == HookOutput(context=expected)
-    assert place.read_text() == f"export A=1\nexport FLUXBUDGET_RUN={run}\n"
+    assert place.read_text() == f"export A=1\nexport FLUXBUDGET_RUN={run}\nexport INTERSTAT_TOKEN_BUDGET=1000\n"
     assert attached_sessions(home, run) == {"s1": True}
 
 

@@ -15,7 +15,9 @@ from fluxbudgetctl.commands import (
     report,
     run,
     service,
+    shell_init,
     status,
+    sync,
     triage,
     version,
     watch,
@@ -43,6 +45,8 @@ _COMMANDS = (
     calibrate,
     doctor,
     service,
+    shell_init,
+    sync,
     version,
 )
 
