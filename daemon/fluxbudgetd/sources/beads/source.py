@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from fluxbudgetd.clock import now_micros
-from fluxbudgetd.config.shown import shortened, shown_file
+from fluxbudgetd.config.shown import shortened
 from fluxbudgetd.model import Bead, SourceState, SourceStatus
 from fluxbudgetd.sources.beads import labels
 from fluxbudgetd.sources.beads.jobs import Jobs
@@ -29,7 +29,6 @@ _MOST_DIRECTORIES = 64
 _UNKNOWN_ID = 1
 # The daemon's own, and those that name another database or another kind of database than the project's.
 _NOT_FOR_CHILDREN = ("LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET", "BD_BACKEND", "BD_DB", "BEADS_DB", "BEADS_DIR")
-_SANDBOX = "in the service's sandbox, allow it with 'fluxbudgetctl service install --sprints DIR'"
 
 
 class BeadsError(Exception):
@@ -155,13 +154,13 @@ class BeadsSource:
         return await self._jobs.run(carry_out, self._seconds + _SLACK_SECONDS, call.stop)
 
     def _require_usable(self, directory: str) -> None:
-        """Raise `UnusableError` if `bd` is missing, or cannot work there. Blocks."""
-        if shutil.which(_PROGRAM, path=self._environ.get("PATH")) is None:
-            hint = "install beads, or extend the daemon's PATH with 'fluxbudgetctl service install --sprints DIR'"
-            raise UnusableError("absent", "there is no program bd on the daemon's PATH", hint)
+        """Raise `UnusableError` if `bd` cannot work there, or is missing. Blocks."""
         if not os.access(os.path.join(_raw(directory), _MARK), os.W_OK):
             detail = "bd locks its database, but the directory cannot be written to"
-            raise UnusableError("read-only", detail, _SANDBOX)
+            raise UnusableError("read-only", detail, f"in the service's sandbox, allow it with {_opened(directory)}")
+        if shutil.which(_PROGRAM, path=self._environ.get("PATH")) is None:
+            hint = f"install beads; the service's PATH is extended by {_opened(directory)}"
+            raise UnusableError("absent", "there is no program bd on the daemon's PATH", hint)
 
     def _require_success(self, directory: str, outcome: Outcome) -> None:
         if outcome.code:
@@ -231,7 +230,13 @@ def _first_line(output: bytes) -> str:
 
 
 def _by_hand(directory: str) -> str:
-    return f"run 'bd list' in {shown_file(_raw(directory))} to see why; {_SANDBOX}"
+    return (
+        f"run 'bd list' in {one_line(directory)} to see why; the service's sandbox is opened by {_opened(directory)}"
+    )
+
+
+def _opened(directory: str) -> str:
+    return f"'fluxbudgetctl service install --sprints {one_line(directory)}'"
 
 
 def _raw(directory: str) -> str:
