@@ -16,6 +16,7 @@ from harness.events import Subscriber, configure
 from harness.hooks import Claude, attached_sessions, write_usage
 from harness.intercore import IcProject
 from harness.service import service_over, until, within
+from harness.session_process import SessionProcess, command
 
 
 @pytest.fixture
@@ -295,3 +296,29 @@ def test_bead_of_intercore_gets_a_run_of_its_own_if_intercore_is_not_followed(ho
     configure(home, "[intercore]\nadopt = false")
     home.start()
     assert adopted(home).token_budget == 5000
+
+
+def test_run_start_takes_an_adopted_run_over(home: Home, beads: BeadsProject) -> None:
+    """A script that starts the bead's run does not fail because it came second; what it sets is kept."""
+    beads.put("b-1", "token_budget:5000", "complexity:4")
+    home.start()
+    run = adopted(home)
+    start = ("run", "start", "--scope", "b-1", "--goal", "mine", "--complexity", "2", "--budget", "700")
+    assert home.ok(*start) == run.id
+    found = home.details(run.id).run
+    assert (found.token_budget, found.complexity, found.kept) == (700, 4, ("token_budget",))
+    home.ok("run", "set", "--run", run.id, "--budget", "900")
+    assert home.ok(*start) == run.id
+    assert budget_of(home, run.id) == 900
+    assert home.ctl(*start, "--phases", "a,b").returncode == 65
+
+
+def test_run_start_inside_a_session_does_not_loosen_an_adopted_run(home: Home, beads: BeadsProject) -> None:
+    beads.put("b-1", "token_budget:5000")
+    configure(home, '[runs]\nenforcement = "hard"')
+    home.start()
+    run = adopted(home)
+    with SessionProcess(home, "s1") as claude:
+        claude.hook("SessionStart", source="startup")
+        result = claude.bash(command("run", "start", "--scope", "b-1", "--budget", "9000"))
+    assert (result.returncode, budget_of(home, run.id)) == (1, 5000)

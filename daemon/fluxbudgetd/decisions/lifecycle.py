@@ -67,6 +67,9 @@ class Lifecycle:
         await self._settings.refresh(deadline)
         await self._attachments.name_transcript(request.session, request.transcript, deadline)
         await self._attachments.refresh_session(request.session, deadline)
+        known = self._known_run(request)
+        if known is not None and known.started_as.adopted is not None:
+            await self._refresher.refresh([known.run.id], deadline=deadline)
         demand = await self._demand(request, deadline)
         try:
             return await self._start(request, demand, caller)
@@ -105,8 +108,9 @@ class Lifecycle:
         async with self._runs_lock:
             known = self._known_run(request)
             if known is not None:
-                runs.require_same(request, known.run, known.started_as, self._settings.config.runs)
-                return await self._attachments.attach_now(request.session, known, caller, whole=request.whole)
+                has_changed = await self._take_over(request, known, caller)
+                change = await self._attachments.attach_now(request.session, known, caller, whole=request.whole)
+                return change._replace(changed=change.changed or has_changed)
             now = self._time_of_new_run(request.scope)
             asked = runs.new_run(request, request.id or self._new_id(), now, self._settings.config.runs)
             run = asked if demand.hard_by is None else msgspec.structs.replace(asked, enforcement="hard")
@@ -124,6 +128,17 @@ class Lifecycle:
                 rule_fault=demand.fault,
             )
 
+    async def _take_over(self, request: RunStart, known: RunAccount, caller: Caller | None) -> bool:
+        """Require that a request to start a run can mean this one. Return True if it has changed the run.
+
+        Only a run that another program has started is changed.
+        """
+        if known.started_as.adopted is None:
+            runs.require_same(request, known.run, known.started_as, self._settings.config.runs)
+            return False
+        settings = runs.taken_over(request, known.run, self._settings.config.runs)
+        return runs.names_set(settings) != () and (await self._change(known, settings, caller)).changed
+
     async def change(
         self, account: RunAccount, request: RunSet, deadline: float, caller: Caller | None = None
     ) -> Change:
@@ -132,26 +147,30 @@ class Lifecycle:
         Thresholds that are passed under the new budget are reported with the change.
         """
         if account.run.status == "active":
-            # Re-arming needs the run's numbers: without them, every threshold would be re-armed.
             await self._refresher.refresh([account.run.id], deadline=deadline)
-            account.require_loaded()
         async with self._runs_lock:
-            run = adoption.set_by_hand(runs.changed_run(account.run, request), runs.names_set(request))
-            if run == account.run:
-                return Change(run, changed=False)
-            names = ("token_budget", "warn_pct", "enforcement")
-            data: EventData = {
-                name: getattr(run, name) for name in names if getattr(run, name) != getattr(account.run, name)
-            }
-            if run.adopted is not None and run.adopted != account.run.adopted:
-                data["kept"] = ", ".join(run.adopted.kept)
-            loosened = self._loosenings.events(account.run, loosening.of_change(account.run, run), caller)
-            fired, passed = self._thresholds.after_change(account, run)
-            events: list[NewEvent] = [("run.changed", data), *loosened, *passed]
-            await self._stored.save(run, fired=fired, events=events, at=self._now(account), by=by(caller))
-            account.fired = fired
-            self._accounts.put_run(run)
-            return Change(run, changed=True)
+            return await self._change(account, request, caller)
+
+    async def _change(self, account: RunAccount, request: RunSet, caller: Caller | None) -> Change:
+        if account.run.status == "active":
+            # Re-arming needs the run's numbers: without them, every threshold would be re-armed.
+            account.require_loaded()
+        run = adoption.set_by_hand(runs.changed_run(account.run, request), runs.names_set(request))
+        if run == account.run:
+            return Change(run, changed=False)
+        names = ("token_budget", "warn_pct", "enforcement")
+        data: EventData = {
+            name: getattr(run, name) for name in names if getattr(run, name) != getattr(account.run, name)
+        }
+        if run.adopted is not None and run.adopted != account.run.adopted:
+            data["kept"] = ", ".join(run.adopted.kept)
+        loosened = self._loosenings.events(account.run, loosening.of_change(account.run, run), caller)
+        fired, passed = self._thresholds.after_change(account, run)
+        events: list[NewEvent] = [("run.changed", data), *loosened, *passed]
+        await self._stored.save(run, fired=fired, events=events, at=self._now(account), by=by(caller))
+        account.fired = fired
+        self._accounts.put_run(run)
+        return Change(run, changed=True)
 
     async def end(
         self, account: RunAccount, status: RunStatus, deadline: float, caller: Caller | None = None

@@ -135,6 +135,23 @@ def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefault
             )
 
 
+def taken_over(request: RunStart, run: Run, defaults: RunDefaults) -> RunSet:
+    """Return what a person who starts a run sets of it, if another program has started it already.
+
+    A setting that a person has set before stays. What else the other program says of the run (its goal, complexity and
+    directory) stays, too. Raises `ConflictError` if the request cannot mean this run.
+    """
+    settings = msgspec.structs.replace(request, token_budget=None, warn_pct=None, enforcement=None)
+    others = msgspec.structs.replace(settings, goal=None, complexity=None, project_given=False)
+    require_same(others, run, run, defaults)
+    kept = () if run.adopted is None else run.adopted.kept
+    return RunSet(
+        token_budget=None if "token_budget" in kept else request.token_budget,
+        warn_pct=None if "warn_pct" in kept else request.warn_pct,
+        enforcement=None if "enforcement" in kept else request.enforcement,
+    )
+
+
 def foreign_id(what: str, value: str) -> str:
     """Return a session id or scope. Other programs choose them, so only empty and very long ones are refused."""
     if not 0 < len(value) <= MAX_ID:

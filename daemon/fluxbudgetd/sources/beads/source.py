@@ -230,9 +230,7 @@ def _first_line(output: bytes) -> str:
 
 
 def _by_hand(directory: str) -> str:
-    return (
-        f"run 'bd list' in {one_line(directory)} to see why; the service's sandbox is opened by {_opened(directory)}"
-    )
+    return f"run 'bd list' in {one_line(directory)} to see why; the service's sandbox is opened by {_opened(directory)}"
 
 
 def _opened(directory: str) -> str:
