@@ -200,12 +200,14 @@ def test_database_gone_and_back(home: Home, daemon: Daemon, project: IcProject) 
     project.directory.rename(away)
     wait_for(lambda: database(home)["state"] == "absent", "the absence")
     assert home.ok("remaining") == "900"
+    assert str(home.spend(run).stale_why).startswith("intercore: absent: ")
     assert any("absent" in problem for problem in problems(home))
     away.rename(project.directory)
     project.set(run, token_budget=2000)
     remains(home, 1900)
     assert database(home)["state"] == "ok"
     assert problems(home) == []
+    assert home.spend(run).stale_why is None
 
 
 @pytest.mark.parametrize(

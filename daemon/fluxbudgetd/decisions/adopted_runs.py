@@ -37,8 +37,8 @@ from fluxbudgetd.totals.row_store import RowStore
 
 log = structlog.get_logger()
 
-# No request waits for the numbers that a change of a budget, or the end of a run, is compared with.
-_NUMBERS_SECONDS = 10.0
+# For what a change of a run is compared with. No request waits as long.
+_WAIT_SECONDS = 2.0
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -153,6 +153,7 @@ class AdoptedRuns:
         Raises `LedgerError`.
         """
         ic = candidate.ic
+        await self._settings.refresh_phase_costs(candidate.project_dir, anyio.current_time() + _WAIT_SECONDS)
         if (reason := adoption.refusal(ic)) is not None:
             return f"run {ic.id[:200]} of {database} is not adopted: {reason}"
         if candidate.elsewhere is not None:
@@ -227,10 +228,11 @@ class AdoptedRuns:
         run = account.run
         if run.adopted is None or not (self._follows_status(run, ic) or self._differs(account, ic, moves, is_hard)):
             return
-        if run.status == "active":
-            # A budget and an end are compared with the run's numbers.
-            await self._totals.refresher.refresh([run.id], deadline=anyio.current_time() + _NUMBERS_SECONDS)
-            account.require_loaded()
+        deadline = anyio.current_time() + _WAIT_SECONDS
+        await self._settings.refresh_phase_costs(run.project_dir, deadline)
+        # A budget and an end are compared with the run's numbers.
+        await self._totals.refresher.refresh([run.id], deadline=deadline)
+        account.require_loaded()
         async with self._runs_lock:
             await self._follow(account, ic, moves, is_hard=is_hard)
 

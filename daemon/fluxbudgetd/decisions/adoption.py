@@ -108,6 +108,18 @@ class Adoptions:
         known = self._known.get(database_of(run))
         return known is not None and self._is_on and self._is_due(known)
 
+    def stale_why(self, run: Run, since: float) -> str | None:
+        """Return why a run may lack what its database said at a time of the event loop's clock; None if it does not."""
+        known = self._known.get(database_of(run))
+        if known is None or not self._is_on:
+            return None
+        status = known.status
+        if known.failure or status.state not in ("ok", "slow", "unread"):
+            return f"intercore: {status.state}: {known.failure or status.detail} ({known.path})"
+        if known.applied_as_of >= since or not self._is_due(known):
+            return None
+        return f"intercore: slow: {known.path} could not be read in time"
+
     async def look(self, directory: str | None, account: RunAccount | None, deadline: float) -> None:
         """Bring the database of a directory, and that of a run, up to date, as far as the deadline allows."""
         if not self._is_on:
@@ -217,6 +229,7 @@ class Adoptions:
 
     async def _read_and_apply(self, known: KnownDatabase) -> None:
         followed = self._runs.last_moves(known.path)
+        began_at = anyio.current_time()
         known.begin()
         before = known.status
         known.reading = reading = await anyio.to_thread.run_sync(
@@ -230,6 +243,7 @@ class Adoptions:
             known.findings = tuple(await self._apply(known, reading))
         if status.is_readable or status.state == "absent":
             known.note_success()
+            known.applied_as_of = began_at
         else:
             known.note_failure()
         for report in self.on_read:

@@ -1,11 +1,11 @@
 """intercore's databases: where they are, and when each must be read."""
 
+import math
 import os
 from typing import NamedTuple, Self
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from fluxbudgetd.model import IntercoreReading, SourceStatus
 from fluxbudgetd.sources import intercore
@@ -39,8 +39,9 @@ class KnownDatabase:
     """A database, what was read last, and the state of the task that reads it.
 
     `fault` says why the database must not be used, `failure` why its last reading could not be applied, and `findings`
-    what was not adopted or not followed. `since` is when its state began. `began_at` is None unless a task reads it;
-    then `done` is set when it has finished, and `adopting` once the runs that the reading has brought are known.
+    what was not adopted or not followed. `since` is when its state began. The runs show what it said at
+    `applied_as_of`, by the event loop's clock. `began_at` is None unless a task reads it; then `done` is set when it
+    has finished, and `adopting` once the runs that the reading has brought are known.
     """
 
     def __init__(self, path: str, now: int) -> None:
@@ -51,6 +52,7 @@ class KnownDatabase:
         self.fault: str | None = None
         self.failure = ""
         self.findings: tuple[str, ...] = ()
+        self.applied_as_of = -math.inf
         self.began_at: float | None = None
         self.done = anyio.Event()
         self.adopting: anyio.Event | None = None
@@ -78,15 +80,15 @@ class KnownDatabase:
     @property
     def status(self) -> SourceStatus:
         """Return its state."""
-        status = SourceStatus(name="intercore", path=self.path, state="unread")
         if self.fault is not None:
             hint = "make it a regular file of yours, in a real directory .clavain"
-            return msgspec.structs.replace(status, state="unreadable", detail=self.fault, hint=hint)
-        if self.reading is not None:
-            status = self.reading.status
+            return SourceStatus(name="intercore", path=self.path, state="unreadable", detail=self.fault, hint=hint)
         if self._has_taken(_SLOW_SECONDS):
-            return msgspec.structs.replace(status, state="slow", detail="reading it takes long", hint="check its disk")
-        return status
+            detail, hint = "reading it takes long", "check its disk"
+            return SourceStatus(name="intercore", path=self.path, state="slow", detail=detail, hint=hint)
+        if self.reading is not None:
+            return self.reading.status
+        return SourceStatus(name="intercore", path=self.path, state="unread")
 
     def is_due(self, *, checks: bool) -> bool:
         """Return True if it must be read. `checks`: look at the files; otherwise repeat the last result."""

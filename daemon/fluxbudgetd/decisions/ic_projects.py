@@ -46,7 +46,12 @@ class IcProjects:
         raise RequestTimeoutError(f"the project {ic.project_dir} could not be examined in time", "check its disk")
 
     async def demands_hard(self, directory: str) -> bool:
-        """Return True if a file of the project demands hard enforcement; raises `RequestTimeoutError`."""
+        """Return True if the configuration or a file of the project demands a hard limit.
+
+        Raises `RequestTimeoutError`.
+        """
+        if self._settings.config.runs.enforcement == "hard":
+            return True
         deadline = anyio.current_time() + _SECONDS
         with anyio.CancelScope(deadline=deadline):
             return (await self._settings.demand(await self._places.of(directory, deadline))).hard_by is not None

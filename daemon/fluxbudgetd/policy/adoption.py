@@ -150,17 +150,8 @@ def status(ic: IcRun) -> RunStatus:
 
 def chain(ic: IcRun, moves: Iterable[PhaseMove] = ()) -> tuple[str, ...]:
     """Return a row's phases. Without a list of its own, they follow from the phases that it was in."""
-    named = _valid(ic.phases or ())
     seen = {ic.phase}.union(*((move.from_phase, move.to_phase) for move in moves))
-    if named:
-        phases = named
-    elif "goal-formed" in seen:
-        phases = GOAL_CHAIN
-    elif seen.intersection(CLAVAIN_CHAIN).difference(DEFAULT_CHAIN):
-        phases = CLAVAIN_CHAIN
-    else:
-        phases = DEFAULT_CHAIN
-    return with_phase(phases, ic.phase, after=None)
+    return with_phase(_valid(ic.phases or ()) or _usual(seen), ic.phase, after=None)
 
 
 def with_phase(phases: tuple[str, ...], phase: str, after: str | None) -> tuple[str, ...]:
@@ -248,7 +239,7 @@ def moved(
     if run.adopted is None:
         return Moved(run)
     known = [move for move in moves if move.number > run.adopted.last_move and runs.is_phase(move.to_phase)]
-    phases = _followed_chain(run, ic, known)
+    phases = _followed_chain(run, ic)
     targets = [(move.at, move.to_phase, move.kind) for move in known]
     if not any(fault.startswith("phase ") for fault in ic.faults):
         targets.append((ic.updated_at, ic.phase, ""))
@@ -280,14 +271,19 @@ def moved(
     return Moved(msgspec.structs.replace(run, phases=phases, phase=phase, adopted=adoption), tuple(steps))
 
 
-def _followed_chain(run: Run, ic: IcRun, moves: Sequence[PhaseMove]) -> tuple[str, ...]:
-    """Return the phases of a followed run: the row's list, or ours as long as it has the row's phase."""
-    if _valid(ic.phases or ()) or not runs.is_phase(ic.phase):
-        return chain(ic, moves) if runs.is_phase(ic.phase) else run.phases
-    if ic.phase in run.phases:
-        return run.phases
-    found = chain(ic, moves)
-    return found if run.phase in found else run.phases
+def _followed_chain(run: Run, ic: IcRun) -> tuple[str, ...]:
+    """Return the phases of a followed run, which may lack the row's: its list, or ours as long as it has that phase."""
+    if named := _valid(ic.phases or ()):
+        return named
+    usual = _usual({ic.phase})
+    return usual if ic.phase not in run.phases and {run.phase, ic.phase} <= set(usual) else run.phases
+
+
+def _usual(seen: set[str]) -> tuple[str, ...]:
+    """Return the phases of a row without a list that was in these."""
+    if "goal-formed" in seen:
+        return GOAL_CHAIN
+    return CLAVAIN_CHAIN if seen.intersection(CLAVAIN_CHAIN).difference(DEFAULT_CHAIN) else DEFAULT_CHAIN
 
 
 def _valid(phases: Sequence[str]) -> tuple[str, ...]:

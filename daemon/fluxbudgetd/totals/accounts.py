@@ -2,7 +2,8 @@
 
 Nothing here waits or reads a file. The invariants that callers rely on:
 
-1. A run's spend is the sum of its sessions' cells that belong to the run, and nothing else.
+1. A run's spend is the sum of its sessions' cells that belong to the run and of other programs' dispatches, and nothing
+   else.
 2. A session's cells come from its transcripts or from interstat's rows, never from both.
 3. Cells change only under the tally lock (`Tallier`). Runs, attachments and thresholds change only under the runs lock
    (`decisions`); `Totals.load` is the exception, before the first request.

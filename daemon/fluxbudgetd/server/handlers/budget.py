@@ -3,6 +3,8 @@
 import os
 from collections.abc import Awaitable
 
+import anyio
+
 from fluxbudgetd.clock import now_micros
 from fluxbudgetd.policy import advance as policy
 from fluxbudgetd.policy.advance import Verdict
@@ -64,7 +66,9 @@ def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
     """Return where the run of a request stands; None if that takes waiting."""
     service = context.service
     standing = service.totals.standing_now(request.run, request.scope, request.session, request.hints)
-    return None if standing is not None and service.adoption.is_outdated(standing.run) else standing
+    if standing is not None and service.adoption.stale_why(standing.run, anyio.current_time()) is not None:
+        return None
+    return standing
 
 
 async def _remaining_later(context: Context, request: wire.Remaining) -> wire.RemainingAnswer:

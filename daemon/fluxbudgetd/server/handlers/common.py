@@ -57,8 +57,9 @@ async def find(context: Context, request: wire.Naming, deadline: float) -> RunAc
 
 async def find_standing(context: Context, request: wire.Naming, deadline: float) -> tuple[RunAccount, Standing]:
     """Return the account of the run that a request names, and its standing; raise `NoRunError`."""
+    began_at = anyio.current_time()
     account = await find(context, request, deadline)
-    return account, await context.service.totals.standing(account, deadline)
+    return account, await _standing(context, account, deadline, began_at)
 
 
 async def choose(context: Context, request: wire.Naming, hints: wire.Hints, deadline: float) -> Choice | None:
@@ -80,8 +81,16 @@ async def choose_standing(context: Context, request: wire.Naming, deadline: floa
 
     Raises `NoRunError`.
     """
+    began_at = anyio.current_time()
     choice = await choose(context, request, request.hints, deadline)
     if choice is None:
         raise no_run(request.hints)
-    totals = context.service.totals
-    return await totals.standing(choice.account, deadline), choice.tied
+    return await _standing(context, choice.account, deadline, began_at), choice.tied
+
+
+async def _standing(context: Context, account: RunAccount, deadline: float, began_at: float) -> Standing:
+    """Return a run's standing, which is also stale if its database could not be read after the request began."""
+    service = context.service
+    standing = await service.totals.standing(account, deadline)
+    stale_why = standing.stale_why or service.adoption.stale_why(account.run, began_at)
+    return standing if stale_why == standing.stale_why else msgspec.structs.replace(standing, stale_why=stale_why)
