@@ -291,6 +291,26 @@ def test_run_that_intercore_keeps_is_not_started_twice(home: Home, beads: BeadsP
     assert len(runs(home)) == 1
 
 
+def test_run_that_intercore_does_not_have_is_named(home: Home, beads: BeadsProject) -> None:
+    beads.put("b-1", "ic_run_id:abcd1234")
+    home.start()
+    read(home, beads, "b-1")
+    what = "bead b-1 has no run: its label says that intercore keeps it as abcd1234, which is unknown here"
+    wait_for(lambda: what in home.ctl("doctor").stdout, "the problem")
+    home.ok("run", "start", "--scope", "b-1")
+    assert home.ctl("doctor").returncode == 0
+
+
+def test_name_is_looked_up_in_each_directory(home: Home, beads: BeadsProject) -> None:
+    beads.put("b-1")
+    beads.put("b-2")
+    home.start()
+    named(home, cwd=home.root)
+    adopted(home, "b-2")  # so the first name was looked up
+    named(home)
+    wait_for(lambda: len(runs(home)) == 2, "its run")
+
+
 def test_bead_of_intercore_gets_a_run_of_its_own_if_intercore_is_not_followed(home: Home, beads: BeadsProject) -> None:
     beads.put("b-1", "ic_run_id:abcd1234", "token_budget:5000")
     configure(home, "[intercore]\nadopt = false")

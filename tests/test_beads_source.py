@@ -239,6 +239,8 @@ def test_after_a_failure_the_program_is_not_called_for_a_while(beads: BeadsProje
             assert len(beads.calls) == calls
             report.retry_at = 0.0
         assert [round(pause) for pause in pauses] == [1, 2, 4, 8, 16, 32, 60, 60]
+        report.at -= 3_600_000_000
+        assert reader.reports == [], "what failed an hour ago may have been mended"
         since = report.since
         beads.behave()
         assert await reader.read("b-1", directory) is not None
@@ -254,6 +256,8 @@ def test_first_directory_with_beads_is_found(beads: BeadsProject, tmp_path: Path
     places = [str(tmp_path / "project" / "deep"), str(tmp_path / "project"), str(tmp_path)]
     assert call(lambda: source(beads).find(places)) == str(beads.project)
     assert call(lambda: source(beads).find(["/nowhere", "/"])) is None
+    (tmp_path / ".beads").touch()
+    assert call(lambda: source(beads).find([str(tmp_path)])) is None
 
 
 @needs_root("own files as another user")
@@ -264,9 +268,13 @@ def test_beads_of_another_user_are_not_used(beads: BeadsProject) -> None:
 
 def test_spent_tokens_replace_every_label_of_that_dimension(beads: BeadsProject) -> None:
     beads.put("b-1", "sprint", "tokens_spent:5", "tokens_spent_by:me", "tokens_spent:12")
-    writer = source(beads)
-    call(lambda: writer.put_spent("b-1", str(beads.project), 700))
+    private = os.umask(0o077)
+    try:
+        call(lambda: source(beads).put_spent("b-1", str(beads.project), 700))
+    finally:
+        os.umask(private)
     assert beads.labels("b-1") == ["sprint", "tokens_spent_by:me", "tokens_spent:700"]
+    assert (beads.place / "beads.json").stat().st_mode & 0o777 == 0o644, "others may share the project"
     removed = "--remove-label tokens_spent:5 --remove-label tokens_spent:12"
     update = f"update b-1 {removed} --add-label tokens_spent:700 --sandbox --actor=fluxbudget"
     assert beads.commands == ["--json label list b-1", update]

@@ -86,21 +86,24 @@ class Beads:
         self._unknown: dict[str, _Unknown] = {}
         self._outdated: dict[str, None] = {}
         self._has_requests = anyio.Event()
-        # When a name may be looked up again, by the event loop's clock.
-        self._paused_until: dict[str, float] = {}
+        # When a name may be looked up again in a directory, by the event loop's clock.
+        self._paused_until: dict[tuple[str, str], float] = {}
         self._first_named: dict[str, int] = {}
         self._followed: dict[str, _Followed] = {}
+        #: For each bead that intercore is said to keep a run for, that run's id, while it is not known.
+        self.missing: dict[str, str] = {}
 
     def note_unknown(self, scope: str, hints: Hints) -> None:
         """Have a bead read that a request has named and that has no run; returns at once."""
         if not self._settings.config.beads.read or hints.cwd is None or scope in self._unknown:
             return
-        is_paused = anyio.current_time() < self._paused_until.get(scope, 0.0)
+        is_paused = anyio.current_time() < self._paused_until.get((scope, hints.cwd), 0.0)
         if is_paused or len(self._unknown) >= _MOST_WAITING:
             return
-        if len(self._first_named) >= _MOST_KNOWN:
+        if max(len(self._first_named), len(self._paused_until), len(self.missing)) >= _MOST_KNOWN:
             self._first_named.clear()
             self._paused_until.clear()
+            self.missing.clear()
         at = self._first_named.setdefault(scope, self._clock())
         self._unknown[scope] = _Unknown(hints.cwd, hints.sessions[0] if hints.sessions else None, at)
         self._has_requests.set()
@@ -143,19 +146,23 @@ class Beads:
 
     async def _adopt(self, scope: str, named: _Unknown) -> None:
         """Start a run for a bead, or let the run have the bead that intercore keeps for it."""
-        self._paused_until[scope] = anyio.current_time() + _PAUSE_SECONDS
+        self._pause(scope, named, anyio.current_time() + _PAUSE_SECONDS)
         directory = await self._directory(named.directory)
         if directory is None or self._accounts.scopes.get(scope):
             return
         try:
             bead = await self._source.read(scope, directory)
         except BeadsError:
-            self._paused_until[scope] = self._source.retry_at(directory)
+            self._pause(scope, named, self._source.retry_at(directory))
             return
         if bead is None or bead_labels.is_over(bead):
+            del self._first_named[scope]
             return
         if bead.run is not None and self._settings.config.intercore.adopt:
-            await self._link(bead, bead.run, named.directory)
+            self._pause(scope, named, anyio.current_time() + _MISSING_SECONDS)
+            self.missing[scope] = bead.run
+            if await self._link(bead, bead.run, named.directory):
+                del self.missing[scope]
             return
         account = await self._lifecycle.adopt(
             bead_labels.request(bead, directory),
@@ -173,15 +180,22 @@ class Beads:
         self._note_followed(adopted, _FOLLOW_SECONDS)
         return adopted
 
-    async def _link(self, bead: Bead, run_id: str, directory: str) -> None:
-        """Have the run that intercore keeps for a bead follow its label. Its database may not have been read yet."""
-        self._paused_until[bead.id] = anyio.current_time() + _MISSING_SECONDS
+    def _pause(self, scope: str, named: _Unknown, until: float) -> None:
+        self._paused_until[scope, named.directory] = until
+
+    async def _link(self, bead: Bead, run_id: str, directory: str) -> bool:
+        """Have the run that intercore keeps for a bead follow its label. Return True if it is known.
+
+        Its database may not have been read yet.
+        """
         await self._look(directory, anyio.current_time() + _LOOKUP_SECONDS)
         for account in self._accounts.active():
             known = account.run.adopted
             if known is not None and known.run_id == run_id:
                 self._note_followed(account.run, _FOLLOW_SECONDS)
                 await self._save(account, partial(bead_labels.linked, bead=bead))
+                return True
+        return False
 
     async def _follow(self, account: RunAccount) -> None:
         run = account.run

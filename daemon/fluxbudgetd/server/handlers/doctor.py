@@ -52,6 +52,7 @@ async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
         *_channel_findings(channels),
         *_database_findings(service),
         *_write_back_findings(service),
+        *_bead_findings(service),
     ]
     news: list[str] = []
     findings += await _found("the slicing multiplier", _news_findings(service, deadline, news))
@@ -222,6 +223,16 @@ async def _kept_findings(service: Service, sessions: Collection[str], deadline: 
                     )
                 )
     return findings
+
+
+def _bead_findings(service: Service) -> Iterator[wire.Finding]:
+    """Yield the beads that have no run, because intercore is said to keep it."""
+    for bead, run in service.beads.missing.items():
+        if service.accounts.run_of_scope(bead) is None:
+            yield wire.Finding(
+                what=f"bead {bead} has no run: its label says that intercore keeps it as {run}, which is unknown here",
+                hint="see 'ic run status' there; if the run is gone, remove the bead's label ic_run_id",
+            )
 
 
 def _channel_findings(channels: Sequence[wire.ChannelInfo]) -> Iterator[wire.Finding]:

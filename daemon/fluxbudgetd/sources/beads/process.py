@@ -73,6 +73,8 @@ class Call:
             cwd=self._directory,
             env=dict(self._environ),
             start_new_session=True,
+            # The daemon's own keeps its files private; a project's may be shared.
+            umask=0o022,
         )
 
     def _followed(self, process: subprocess.Popen[bytes], streams: "_Streams") -> Cut | None:

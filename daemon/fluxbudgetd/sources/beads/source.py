@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 
 import anyio
@@ -26,6 +27,7 @@ _SLACK_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _MOST_CHARACTERS = 300
 _MOST_DIRECTORIES = 64
+_FAULT_MICROS = 3600 * 1_000_000
 _UNKNOWN_ID = 1
 # The daemon's own, and those that name another database or another kind of database than the project's.
 _NOT_FOR_CHILDREN = ("LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET", "BD_BACKEND", "BD_DB", "BEADS_DB", "BEADS_DIR")
@@ -44,10 +46,14 @@ class UnusableError(Exception):
 
 
 class BeadsReport(msgspec.Struct):
-    """Whether `bd` answers in a directory, since when, and when it is called there again (loop time)."""
+    """Whether `bd` answers in a directory, since when, and when it is called there again (loop time).
+
+    `at` is when it was called last (microseconds).
+    """
 
     status: SourceStatus
     since: int
+    at: int
     retry_at: float = 0.0
     failures: int = 0
 
@@ -68,8 +74,9 @@ class BeadsSource:
 
     @property
     def reports(self) -> list[BeadsReport]:
-        """Return the directories in which `bd` was called."""
-        return list(self._reports.values())
+        """Return the directories in which `bd` was called. What failed long ago may have been mended since."""
+        oldest = now_micros() - _FAULT_MICROS
+        return [report for report in self._reports.values() if report.status.is_readable or report.at > oldest]
 
     def retry_at(self, directory: str) -> float:
         """Return when `bd` may be called in a directory, by the event loop's clock."""
@@ -195,12 +202,12 @@ class BeadsSource:
         if report is None:
             if len(self._reports) >= _MOST_DIRECTORIES:
                 del self._reports[next(iter(self._reports))]
-            report = self._reports[directory] = BeadsReport(status, now_micros())
+            report = self._reports[directory] = BeadsReport(status, now_micros(), now_micros())
             is_news = not status.is_readable
         else:
             is_news = report.status.state != state
             report.since = now_micros() if is_news else report.since
-            report.status = status
+            report.status, report.at = status, now_micros()
         if status.is_readable:
             report.failures, report.retry_at = 0, 0.0
         if is_news:
@@ -215,7 +222,7 @@ def _first_with_beads(places: Iterable[str]) -> str | None:
             info = os.stat(os.path.join(_raw(place), _MARK))
         except (OSError, ValueError):
             continue
-        if info.st_uid in (os.geteuid(), 0):
+        if stat.S_ISDIR(info.st_mode) and info.st_uid in (os.geteuid(), 0):
             return place
     return None
 
