@@ -1,5 +1,9 @@
-"""`advance` on a run that intercore keeps, in the daemon: it is checked, but not moved."""
+"""`advance` on a run that intercore keeps: the daemon checks it and does not move it. `ic` does."""
 
+import json
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -11,6 +15,9 @@ from fluxbudgetd.model import Adoption
 from fluxbudgetd.service import Service
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.wire import messages
+from harness import ic
+from harness.daemon import Daemon, Home, wait_for
+from harness.intercore import IcProject
 from harness.service import service_over, within
 
 DATABASE = "/p/.clavain/intercore.db"
@@ -73,3 +80,61 @@ def test_run_whose_adoption_is_switched_off_is_moved_here(tmp_path: Path) -> Non
             assert (done.line, account.run.phase) == ("advanced|planned|review", "review")
 
     anyio.run(body)
+
+
+@pytest.fixture
+def project(home: Home, daemon: Daemon) -> IcProject:
+    """A project that intercore keeps, in the home's directory."""
+    return IcProject(home.project)
+
+
+def advance(home: Home, path: Path, from_phase: str, *words: str) -> tuple[int, str]:
+    """Run `advance` with this directory of `ic` on PATH; return the exit code and what it prints."""
+    places = {"PATH": f"{path}:{os.environ['PATH']}"}
+    result = home.ctl("advance", "--from", from_phase, *words, environ=places)
+    return result.returncode, result.stdout
+
+
+def wait_until_adopted(home: Home, run: str) -> None:
+    """Ask in the project's directory until the run is there. Each request waits only briefly for the database."""
+    wait_for(lambda: home.ctl("run", "show", "--run", run).returncode == 0, "the run to be adopted")
+
+
+def test_run_is_adopted_and_moved_by_ic(home: Home, project: IcProject, tmp_path: Path, client: str) -> None:
+    """The daemon and intercore agree on each phase; completing the last one ends the run."""
+    run = project.run_create(phases=("planned", "executing", "done"), scope="b1")
+    wait_until_adopted(home, run)
+    path = ic.moving(tmp_path / "bin")
+    assert advance(home, path, "executing") == (1, "stale_phase|executing|Phase not reached yet, still in planned\n")
+    assert advance(home, path, "planned", "--run", run) == (0, "advanced|planned|executing\n")
+    assert project.row(run)["phase"] == "executing"
+    wait_for(lambda: home.details(run).run.phase == "executing", "the daemon to see the move")
+    assert [line.state for line in home.details(run).by_phase] == ["completed", "current", "ahead"]
+    assert advance(home, path, "executing", "--to", "done") == (0, "advanced|executing|done\n")
+    wait_for(lambda: home.details(run).run.status == "done", "the end of the run")
+
+
+def test_exhausted_run_is_refused_without_ic(home: Home, project: IcProject, tmp_path: Path) -> None:
+    """Every time. With an override, `ic` gets the reason, and the override is recorded once."""
+    run = project.run_create(phases=("planned", "executing", "done"), budget=100)
+    wait_until_adopted(home, run)
+    project.dispatch(run, 90, 30)
+    refused = "budget_exceeded|planned|120/100 billing tokens\n"
+    path = ic.printing(
+        tmp_path / "bin", {"advanced": True, "from_phase": "planned", "to_phase": "executing", "event_type": "advance"}
+    )
+    wait_for(lambda: home.details(run).spend.spent == 120, "the dispatch to count")
+    for _ in range(2):
+        assert advance(home, path, "planned") == (1, refused)
+    assert ic.called(path) is None
+    assert advance(home, path, "planned", "--override", "demo day") == (0, "advanced|planned|executing\n")
+    assert ic.called(path) == (str(home.project), ["--json", "run", "advance", run, "--skip-reason=demo day"])
+    wait_for(lambda: overrides(home), "the override to be in the ledger")
+    assert overrides(home) == ["demo day"]
+
+
+def overrides(home: Home) -> list[str]:
+    """Return the reasons of the overrides that are in the ledger."""
+    with closing(sqlite3.connect(home.state / "ledger.db")) as connection:
+        rows = connection.execute("SELECT data FROM events WHERE kind = 'budget.overridden' ORDER BY seq").fetchall()
+    return [json.loads(data)["override"] for (data,) in rows]
