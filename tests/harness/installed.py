@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sysconfig
 import venv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import fluxbudgetctl
@@ -69,9 +70,19 @@ class Installed:
 
     def ctl(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run this environment's client."""
+        return self._run(arguments, environ, None)
+
+    def ctl_in(self, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run this environment's client in a directory."""
+        return self._run(arguments, {}, directory)
+
+    def _run(
+        self, arguments: Sequence[str], environ: Mapping[str, str], directory: Path | None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.client, *arguments],
             env={**_outside_of_tests(), **environ},
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

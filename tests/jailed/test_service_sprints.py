@@ -5,11 +5,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fluxbudgetctl.service import sprints
+from harness.daemon import wait_for
 from harness.installed import Installed, systemctl, unit_directory
+from harness.intercore import IcProject
+from harness.transcripts import Transcript
 
 DROP_IN = unit_directory() / sprints.DIRECTORY / sprints.NAME
 
@@ -39,6 +43,12 @@ def writable(installed: Installed, *places: Path) -> list[bool]:
     return [mounts[mount] for mount in nearest]
 
 
+def database(installed: Installed) -> dict[str, Any]:
+    """Return what `doctor` says of the only database."""
+    (found,) = json.loads(installed.ctl("doctor", "--json", "--timeout", "30").stdout)["daemon"]["databases"]
+    return dict(found)
+
+
 def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
@@ -64,6 +74,26 @@ def test_projects_are_opened_and_nothing_else(installed: Installed) -> None:
     assert found["directories"] == [str(one.parent)]
     assert "may write to 3 directories below" in installed.ok("service", "status")
     assert json.loads(installed.ctl("doctor", "--json").stdout)["service"]["drop_ins"] == []
+
+
+def test_runs_are_written_back_once_their_project_is_open(installed: Installed) -> None:
+    """Without the drop-in, intercore's database is followed, but cannot be written, and `doctor` has the command."""
+    intercore = IcProject(project(installed, "one", "src"))
+    installed.ok("service", "install", "--now")
+    run = intercore.run_create(budget=1000)
+    intercore.claim("s1", run)
+    Transcript(Path.home() / ".claude", "s1").response("m1", tokens=(100, 20, 0, 0))
+    show = "run", "show", "--run", run, "--timeout", "30"
+    wait_for(lambda: installed.ctl_in(intercore.root, *show).returncode == 0, "the run to be adopted")
+    wait_for(lambda: database(installed)["write_state"] == "read-only", "the reason why nothing is written")
+    command = f"fluxbudgetctl service install --sprints {intercore.root}"
+    assert command in installed.ctl("doctor", "--timeout", "30").stdout
+    assert intercore.rows("dispatches") == []
+    assert installed.ok("remaining", "--run", run, "--timeout", "30") == "880"
+    installed.ok("service", "install", "--sprints", str(intercore.root))
+    wait_for(lambda: database(installed)["write_state"] == "ok", "the run to be written back")
+    assert [(row["id"], row["input_tokens"]) for row in intercore.rows("dispatches")] == [(f"fluxbudget-{run}", 100)]
+    assert command not in installed.ctl("doctor", "--timeout", "30").stdout
 
 
 def test_next_install_finds_new_projects(installed: Installed) -> None:
