@@ -5,25 +5,14 @@ import sys
 from pathlib import Path
 
 _MOVES = """
-import json, sqlite3, sys, time
-words = [word for word in sys.argv[1:] if not word.startswith("--")]
-assert sys.argv[1:4] == ["--json", "run", "advance"] and len(words) == 3, sys.argv
-db = sqlite3.connect(".clavain/intercore.db", timeout=5, isolation_level=None)
-db.execute("BEGIN IMMEDIATE")
-((phase, phases, status),) = db.execute("SELECT phase, phases, status FROM runs WHERE id=?", (words[2],))
-chain, now = json.loads(phases), int(time.time())
-if status != "active" or phase == chain[-1]:
-    sys.exit("ic: run advance: the run has ended")
-to = chain[chain.index(phase) + 1]
-reasons = [word.partition("=")[2] for word in sys.argv if word.startswith("--skip-reason=")]
-db.execute("UPDATE runs SET phase=?, updated_at=? WHERE id=?", (to, now, words[2]))
-db.execute(
-    "INSERT INTO phase_events(run_id, from_phase, to_phase, event_type, reason, created_at) VALUES (?,?,?,?,?,?)",
-    (words[2], phase, to, "advance", "".join(reasons) or None, now),
-)
-db.execute("COMMIT")
-db.close()
-print(json.dumps({"advanced": True, "from_phase": phase, "to_phase": to, "event_type": "advance", "reason": ""}))
+import json, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from harness.intercore import IcProject
+assert sys.argv[1:4] == ["--json", "run", "advance"], sys.argv
+project, run = IcProject(Path.cwd()), sys.argv[4]
+before = project.row(run)["phase"]
+print(json.dumps({{"advanced": True, "from_phase": before, "to_phase": project.advance(run), "event_type": "advance"}}))
 """
 
 
@@ -36,8 +25,8 @@ def _installed(directory: Path, text: str) -> Path:
 
 
 def moving(directory: Path) -> Path:
-    """Install an `ic` that moves the runs of a real database; return the directory, for PATH."""
-    return _installed(directory, f"#!{sys.executable}\n{_MOVES}")
+    """Install an `ic` that moves the runs of the database in its directory; return the directory, for PATH."""
+    return _installed(directory, f"#!{sys.executable}\n{_MOVES.format(path=sys.path)}")
 
 
 def printing(directory: Path, out: object, *, code: int = 0, err: str = "", then: str = "") -> Path:
@@ -45,7 +34,7 @@ def printing(directory: Path, out: object, *, code: int = 0, err: str = "", then
 
     `then` are shell commands that it runs before it ends.
     """
-    (directory / "out").parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "out").write_text(out if isinstance(out, str) else json.dumps(out))
     (directory / "err").write_text(err)
     lines = (
