@@ -129,6 +129,18 @@ def test_what_gets_no_run(home: Home, beads: BeadsProject) -> None:
     assert {words.split()[-1] for words in beads.commands} == {"b-1", "b-2", "last"}
 
 
+def test_run_that_starts_while_its_bead_is_read_is_the_only_one(home: Home, beads: BeadsProject) -> None:
+    beads.put("b-1")
+    beads.put("b-2")
+    home.start()
+    with beads.locked():
+        named(home)
+        wait_for(lambda: beads.calls, "bd to be called")
+        started(home, id="r1", scope="b-1")
+    adopted(home, "b-2")  # so the first bead has been handled
+    assert sorted(run.scope or "" for run in runs(home)) == ["b-1", "b-2"]
+
+
 def test_nothing_is_read_if_that_is_switched_off(home: Home, beads: BeadsProject) -> None:
     beads.put("b-1")
     configure(home, "[beads]\nread = false")

@@ -162,6 +162,14 @@ def test_failures_have_names(beads: BeadsProject) -> None:
     wait_for(lambda: not beads.processes, "all processes to end")
 
 
+def test_program_in_the_project_is_not_started(beads: BeadsProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PATH may have relative entries."""
+    beads.program.rename(beads.project / "bd")
+    monkeypatch.chdir(beads.project)
+    assert failure_of(beads, path=":.:")[0] == "absent"
+    assert beads.calls == []
+
+
 def test_program_that_cannot_be_started(beads: BeadsProject) -> None:
     """Without `timeout`, the program is started directly."""
     beads.program.write_text("#!/nowhere/at/all\n")

@@ -1,7 +1,6 @@
 """Read and write the labels of beads, one call of `bd` at a time, and remember in which directories that fails."""
 
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +13,7 @@ from fluxbudgetd.config.shown import shortened
 from fluxbudgetd.model import Bead, SourceState, SourceStatus
 from fluxbudgetd.sources.beads import labels
 from fluxbudgetd.sources.beads.jobs import Jobs
-from fluxbudgetd.sources.beads.process import MOST_BYTES, Call, Outcome
+from fluxbudgetd.sources.beads.process import MOST_BYTES, Call, Outcome, found_in_path
 from fluxbudgetd.wire.text import fold, one_line, shown_path, unfold
 
 log = structlog.get_logger()
@@ -152,22 +151,23 @@ class BeadsSource:
         return outcome
 
     async def _carried_out(self, directory: str, words: tuple[str, ...]) -> Outcome | None:
-        call = Call((_PROGRAM, *words), _raw(directory), self._environ, self._seconds)
+        call = Call(words, _raw(directory), self._environ, self._seconds)
 
         def carry_out() -> Outcome:
-            self._require_usable(directory)
-            return call.carry_out()
+            return call.carry_out(self._program_for(directory))
 
         return await self._jobs.run(carry_out, self._seconds + _SLACK_SECONDS, call.stop)
 
-    def _require_usable(self, directory: str) -> None:
-        """Raise `UnusableError` if `bd` cannot work there, or is missing. Blocks."""
+    def _program_for(self, directory: str) -> str:
+        """Return the path of `bd`; raise `UnusableError` if it cannot work in a directory, or is missing. Blocks."""
         if not os.access(os.path.join(_raw(directory), _MARK), os.W_OK):
             detail = "bd locks its database, but the directory cannot be written to"
             raise UnusableError("read-only", detail, f"in the service's sandbox, allow it with {_opened(directory)}")
-        if shutil.which(_PROGRAM, path=self._environ.get("PATH")) is None:
+        program = found_in_path(_PROGRAM, self._environ)
+        if program is None:
             hint = f"install beads; the service's PATH is extended by {_opened(directory)}"
             raise UnusableError("absent", "there is no program bd on the daemon's PATH", hint)
+        return program
 
     def _require_success(self, directory: str, outcome: Outcome) -> None:
         if outcome.code:
