@@ -112,7 +112,7 @@ def test_configured_database_may_be_a_link(tmp_path: Path) -> None:
     assert state(link) == ("unreadable", "it is not a regular file")
 
 
-@pytest.mark.parametrize("directory", ["", "relative", "/nul\0byte", "/not/there", "/dev/null"])
+@pytest.mark.parametrize("directory", ["", "relative", "/nul\0byte", "/\ud800", "/not/there", "/dev/null"])
 def test_directories_without_any_database(directory: str) -> None:
     assert find([directory]) is None
 

@@ -92,6 +92,13 @@ def test_active_and_followed_runs_are_read(project: IcProject) -> None:
     assert (reading.runs[ended].status, reading.runs[ended].ended_at) == ("completed", 300 * SECOND)
 
 
+def test_end_follows_the_status(project: IcProject) -> None:
+    """Whatever `completed_at` says."""
+    active, ended = project.run_create(completed_at=500), project.run_create(status="completed", updated_at=600)
+    found = read(project, {ended: 0}).runs
+    assert (found[active].ended_at, found[ended].ended_at) == (None, 600 * SECOND)
+
+
 @pytest.mark.parametrize(("end", "status"), [(IcProject.cancel, "cancelled"), (IcProject.fail, "failed")])
 def test_ends(project: IcProject, end: Any, status: str) -> None:
     run = project.run_create()
@@ -162,6 +169,16 @@ def test_latest_claim_of_a_session_counts(project: IcProject) -> None:
     project.claim("not a session", first, at=100, agent_type="claude")
     claims = {claim.session: (claim.run, claim.at // SECOND, claim.is_claim) for claim in read(project).claims}
     assert claims == {"s1": (second, 200, True), "s3": (first, 100, True)}
+
+
+def test_newest_claims_are_read(project: IcProject) -> None:
+    """The tables only grow, and sessions that work now are among their newest rows."""
+    run = project.run_create()
+    project.claim("old", run)
+    project.claim("new", run)
+    claim = "INSERT INTO run_agents(id, run_id, agent_type, name) VALUES (?, ?, 'session', 'busy')"
+    project.write(*((claim, (f"agent{number}", run)) for number in range(1999)))
+    assert {claim.session for claim in read(project).claims} == {"new", "busy"}
 
 
 def test_attributions_count_without_a_claim(project: IcProject) -> None:

@@ -211,6 +211,35 @@ def test_view_in_place_of_a_table_is_not_read(project: IcProject, database: Inte
     assert state(database) == ("schema_drift", "table run_agents of schema 39 is missing")
 
 
+def test_virtual_table_is_not_read(project: IcProject, database: IntercoreDatabase) -> None:
+    """Its contents may come from anywhere."""
+    project.execute("ALTER TABLE run_agents RENAME TO agents")
+    project.execute("CREATE VIRTUAL TABLE run_agents USING fts5(id, run_id, agent_type, name, created_at)")
+    assert state(database) == ("schema_drift", "table run_agents of schema 39 is missing")
+
+
+def test_value_that_would_fill_the_memory(project: IcProject, run: str, database: IntercoreDatabase) -> None:
+    project.update("runs", run, goal="x" * 3_000_000)
+    require_read(database, run)
+    project.update("runs", run, goal="x" * 5_000_000)
+    assert state(database) == ("unreadable", "string or blob too big")
+    assert "longer than 4 MB" in database.status.hint
+
+
+def test_unfinished_commit_of_another_journal_mode(project: IcProject, run: str, database: IntercoreDatabase) -> None:
+    """`ic` never leaves WAL mode. Otherwise a transaction that does not fit into the cache is in the file already."""
+    with closing(connect(project.database)) as other:
+        other.execute("PRAGMA journal_mode = delete")
+        other.execute("PRAGMA cache_size = 1")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE runs SET token_budget = 5")
+        for number in range(200):
+            other.execute("INSERT INTO runs(id, project_dir, goal) VALUES (?, '/p', ?)", (f"run{number}", "x" * 500))
+        assert state(database)[0] == "locked"
+        other.execute("ROLLBACK")
+        require_read(database, run)
+
+
 def test_generated_column_is_not_read(project: IcProject, run: str, database: IntercoreDatabase) -> None:
     """It would compute whatever the maker of the database wants."""
     project.execute("ALTER TABLE runs RENAME COLUMN goal TO real_goal")

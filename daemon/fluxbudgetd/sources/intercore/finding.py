@@ -21,7 +21,10 @@ class Found(NamedTuple):
 def find(directories: Iterable[str]) -> Found | None:
     """Return the database in the first of these directories that has one, as `ic` does. Never calls `ic`."""
     for directory in directories:
-        path = os.path.join(os_path(directory), _PLACE)
+        try:
+            path = os.path.join(os_path(directory), _PLACE)
+        except UnicodeEncodeError:  # no path: a session may report any text as its directory
+            continue
         if os.path.exists(path):
             return _found(path)
     return None

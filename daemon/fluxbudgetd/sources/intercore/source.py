@@ -41,6 +41,10 @@ class IntercoreDatabase:
             reading = read_consistently(self._file, lambda connection: self._contents(connection, followed))
         except faults.FaultError as exc:
             self.status = faults.status(self.path, exc.state, exc.detail, exc.hint)
+        except sqlite3.DataError as exc:
+            self.status = faults.status(
+                self.path, "unreadable", str(exc), "shorten the values that are longer than 4 MB"
+            )
         except (sqlite3.Error, OSError, ValueError) as exc:
             self.status = faults.status(self.path, *state_of(exc))
         else:
