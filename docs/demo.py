@@ -1,4 +1,4 @@
-"""fluxbudget's main job, as a story: a throw-away home, the real daemon and client, and what interstat writes.
+"""fluxbudget's main job, as two stories: a throw-away home, the real daemon and client, and what others write.
 
 Run it with `make demo`. Nothing outside a temporary directory is touched. Ctrl-C ends it at its next step, and leaves
 neither the daemon nor the directory.
@@ -35,6 +35,8 @@ BEAD = "demo-42"
 SESSION = "5b1c7d9e-demo"
 RUNNING = "c84e02aa-demo"
 HOOKED = "0e9a51f3-demo"
+CLAIMED = "7d20b6aa-demo"
+IC_RUN = "k3x9m2qa"
 AGENTS = """{"agents": [
   {"name": "fd-correctness", "score": 5, "stage": 1},
   {"name": "fd-safety", "score": 3, "stage": 2},
@@ -144,9 +146,27 @@ class Story:
         if code := self._commands.run(command, env=self.environ):
             raise SystemExit(f"the demo failed: its interstat ended with exit {code}")
 
-    def transcript(self, message: str, given: int, made: int, agent: str | None = None) -> None:
+    def open_project(self, name: str) -> None:
+        """Go on in another project, with `ic` on PATH."""
+        home = self.project.parent
+        self.project = home / name
+        self.project.mkdir()
+        program = home / "bin" / "ic"
+        program.parent.mkdir()
+        stand_in = Path(__file__).with_name("demo_ic.py")
+        program.write_text(f'#!/bin/sh\nexec {shlex.join((sys.executable, str(stand_in)))} "$@"\n')
+        program.chmod(0o755)
+        self.environ["PATH"] = f"{program.parent}:{self.environ.get('PATH', '/usr/bin:/bin')}"
+
+    def ic(self, *arguments: str) -> None:
+        """Show a command of intercore and run it: a separate program that does not know fluxbudget."""
+        print(f"  $ ic {shlex.join(arguments)}", flush=True)
+        if code := self._commands.run(["ic", *arguments], env=self.environ, cwd=self.project):
+            raise SystemExit(f"the demo failed: its ic ended with exit {code}")
+
+    def transcript(self, message: str, given: int, made: int, agent: str | None = None, session: str = RUNNING) -> None:
         """Append a line to a running session's transcript, as Claude Code does."""
-        own = self.database.parents[1] / "projects" / "-demo" / f"{RUNNING}.jsonl"
+        own = self.database.parents[1] / "projects" / "-demo" / f"{session}.jsonl"
         path = own if agent is None else own.with_suffix("") / "subagents" / "agent-7f3a.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if agent is not None:
@@ -155,7 +175,7 @@ class Story:
         usage = {"input_tokens": given, "output_tokens": made, "cache_read_input_tokens": 40_000}
         line = {
             "type": "assistant",
-            "sessionId": RUNNING,
+            "sessionId": session,
             "isSidechain": agent is not None,
             "requestId": f"req_{message}",
             "timestamp": now,
@@ -243,6 +263,7 @@ def tell_story(story: Story) -> None:
         tell_of_a_review(story)
         tell_of_a_running_session(story)
         tell_of_warnings(story)
+        tell_of_another_programs_sprint(story)
     story.tell("The daemon has stopped. Everything it knows is in its ledger. That was fluxbudget.")
 
 
@@ -298,6 +319,30 @@ def tell_of_warnings(story: Story) -> None:
                 print(f"  {json.dumps({name: event[name] for name in ('seq', 'kind')})}")
             if event["data"].get("enforcement") == "hard":
                 break
+
+
+def tell_of_another_programs_sprint(story: Story) -> None:
+    """Tell the second story: a sprint that intercore keeps is adopted, advanced and refused."""
+    story.tell("The second story. Another project keeps its sprints with intercore, which knows nothing of fluxbudget.")
+    story.open_project("clavain-project")
+    story.ic("init")
+    story.ic("run", "create", "--goal=port the lexer", "--scope-id=demo-77", "--token-budget=60000")
+    story.tell("No `run start` is needed: the first question in that directory finds the sprint and its budget.")
+    story.ctl("remaining")
+    story.ctl("run", "show")
+    story.tell("A session claims the sprint, as Clavain's sessions do. Its tokens count.")
+    story.ic("run", "agent", "add", IC_RUN, "--type=session", f"--name={CLAIMED}")
+    story.transcript("msg_7", 21_000, 3_000, session=CLAIMED)
+    story.ctl("remaining")
+    story.tell("May it move on? The daemon checks the budget, and `ic` moves the run, so its phase has one owner.")
+    story.ctl("advance", "--from", "brainstorm")
+    story.tell("intercore's own tools see what was spent. (Nothing in a sprint wrote that, so it was always 0.)")
+    story.ctl("sync")
+    story.ic("run", "tokens", IC_RUN)
+    story.tell("The session goes on, beyond the budget. The sprint is refused, however often it asks.")
+    story.transcript("msg_8", 34_000, 5_500, session=CLAIMED)
+    for _ in range(2):
+        story.ctl("advance", "--from", "brainstorm-reviewed", expected=1)
 
 
 def write_as_interstat(path: str, what: str, arguments: Sequence[str]) -> None:

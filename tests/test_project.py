@@ -80,6 +80,11 @@ def test_demo_tells_its_story() -> None:
     for number in ("46500\n", "37460\n", "36300\n", "31500\n"):
         assert number in result.stdout
     assert "| **all** | | 135000 | 89500 (partial) | " in result.stdout
+    _, _, second = result.stdout.partition("The second story.")
+    for line in ("60000\n", "36000\n", "advanced|brainstorm|brainstorm-reviewed\n", "total 24000\n"):
+        assert line in second
+    line = "budget_exceeded|brainstorm-reviewed|63500/60000 billing tokens\n  (exit code 1)"
+    assert second.count(line) == 2
 
 
 def processes_with(text: bytes) -> list[str]:
