@@ -106,7 +106,11 @@ class Story:
         self.project = home / "project"
         self.project.mkdir(parents=True)
         self.environ = {
-            **{name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TERM", "COLUMNS") if name in os.environ},
+            **{
+                name: os.environ[name]
+                for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TERM", "COLUMNS")
+                if name in os.environ
+            },
             "HOME": str(home),
             "XDG_RUNTIME_DIR": str(home / "run"),  # short, because the path of a socket must be
             "PYTHONUTF8": "1",
@@ -127,6 +131,18 @@ class Story:
             raise SystemExit(f"the demo failed: exit {code} instead of {expected}")
         if expected:
             print(f"  (exit code {expected})", flush=True)
+
+    def wait_for(self, left: str) -> None:
+        """Wait until so much is left. On a busy machine, an answer may not include the latest write of `ic` yet."""
+        command = [sys.executable, "-m", "fluxbudgetctl", "remaining"]
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with self._commands.running(
+                command, env=self.environ, cwd=self.project, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            ) as process:
+                if process.communicate()[0] == f"{left}\n":
+                    return
+            time.sleep(0.05)
 
     def hook(self, event: str, verb: str = "hook", **fields: object) -> None:
         """Call a hook (or the status line) as Claude Code does."""
@@ -327,12 +343,14 @@ def tell_of_another_programs_sprint(story: Story) -> None:
     story.open_project("clavain-project")
     story.ic("init")
     story.ic("run", "create", "--goal=port the lexer", "--scope-id=demo-77", "--token-budget=60000")
-    story.tell("No `run start` is needed: the first question in that directory finds the sprint and its budget.")
+    story.tell("No `run start` is needed: a question in that directory finds the sprint and its budget.")
+    story.wait_for("60000")
     story.ctl("remaining")
     story.ctl("run", "show")
     story.tell("A session claims the sprint, as Clavain's sessions do. Its tokens count.")
     story.ic("run", "agent", "add", IC_RUN, "--type=session", f"--name={CLAIMED}")
     story.transcript("msg_7", 21_000, 3_000, session=CLAIMED)
+    story.wait_for("36000")
     story.ctl("remaining")
     story.tell("May it move on? The daemon checks the budget, and `ic` moves the run, so its phase has one owner.")
     story.ctl("advance", "--from", "brainstorm")
