@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 import anyio
 
 from fluxbudgetd.clock import now_micros
+from fluxbudgetd.errors import NoRunError
 from fluxbudgetd.policy import advance as policy
 from fluxbudgetd.policy.advance import Verdict
 from fluxbudgetd.server import answers
@@ -63,9 +64,15 @@ async def advance(context: Context, request: wire.Advance, pid: int, *, can_run_
 
 
 def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
-    """Return where the run of a request stands; None if that takes waiting."""
+    """Return where the run of a request stands; None if that takes waiting.
+
+    That is so for a run that is not known: intercore may have started it.
+    """
     service = context.service
-    standing = service.totals.standing_now(request.run, request.scope, request.session, request.hints)
+    try:
+        standing = service.totals.standing_now(request.run, request.scope, request.session, request.hints)
+    except NoRunError:
+        return None
     if standing is not None and service.adoption.stale_why(standing.run, anyio.current_time()) is not None:
         return None
     return standing
