@@ -73,7 +73,7 @@ async def answered(context: Context, request: messages.Command) -> object:
     "request_",
     [
         command(b"remaining"),
-        command(b"remaining", b"--json", b"--run", b"no-such"),
+        command(b"remaining", b"--json", b"--run", b"r1"),
         command(b"env"),
         command(b"check"),
         command(b"ping"),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fluxbudgetctl import pipe
@@ -24,6 +25,7 @@ from harness.false_daemon import NOT_MINE, answering, frame, refused, replied
 from harness.native import VERBS, both_clients
 from harness.peer import Connection, Peer
 from harness.pipes import open_pipe
+from harness.samples import sample
 
 NAMES = (
     *("FLUXBUDGET_RUN", "CLAVAIN_BEAD_ID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_SESSION_ID", "CLAUDE_CODE_ENTRYPOINT"),
@@ -52,11 +54,17 @@ TYPED: dict[str, messages.Answer] = {
     "ping": messages.PingAnswer(version="0.0.1", protocol=1, pid=4711, started_at="2026"),
     "hook": messages.HookAnswer(output='{"a": 1}', exports="export A=1\n"),
     "statusline": messages.StatusLineAnswer(run="r1", line="a line", stale_why=None),
+    "run_show": msgspec.structs.replace(sample(messages.RunShowAnswer), spend=SPEND),
+    "tokens": messages.TokensAnswer(
+        used=(messages.AgentTokens(agent_name="a", billing_tokens=1, total_tokens=2, cache_read=3),)
+    ),
+    "defaults": messages.DefaultsAnswer(tokens=7, source="table"),
 }
 
 
 def line_of(verb: str) -> list[str]:
-    return [verb, *(["--from", "p"] if verb == "advance" else []), "--timeout", "20"]
+    required = {"advance": ["--from", "p"], "tokens": ["--session", "s"]}
+    return [verb, *required.get(verb, []), "--timeout", "20"]
 
 
 @both_clients
@@ -149,7 +157,7 @@ def test_stdin_is_sent_again_with_the_plain_words(home: Home) -> None:
 def typed_answer(verb: str, request: dict[str, Any], to_commands: bytes) -> bytes:
     if request["op"] == "command":
         return to_commands
-    assert request["op"] == {"env": "remaining"}.get(verb, verb)
+    assert request["op"] == {"env": "remaining", "numbers": "run_show"}.get(verb, verb)
     return frame(TYPED[request["op"]])
 
 
@@ -161,6 +169,9 @@ PRINTED = {
     "ping": (0, "fluxbudgetd 0.0.1 (pid 4711) answered in "),
     "hook": (0, '{"a": 1}\n'),
     "statusline": (0, "a line\n"),
+    "numbers": (0, "run=some id\nphase=some phase\nbudget=250000\nspent=208499\n"),
+    "tokens": (0, '[{"agent_name": "a", "billing_tokens": 1, "total_tokens": 2, "cache_read": 3}]\n'),
+    "defaults": (0, "7\n"),
 }
 
 
@@ -175,7 +186,7 @@ def test_older_daemon_gets_a_typed_request(home: Home, verb: str, to_commands: b
     code, out = PRINTED[verb]
     assert (result.returncode, result.stdout[: len(out)], result.stderr) == (code, out, "")
     typed = asked[-1]
-    if verb != "ping":
+    if verb not in ("ping", "tokens"):
         assert (typed["hints"]["run"], typed["hints"]["cwd"]) == ("r", str(home.project))
     if verb in ("hook", "statusline"):
         assert typed["input"] == b'{"session_id": "s"}'
