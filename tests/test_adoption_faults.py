@@ -1,0 +1,127 @@
+"""Databases of intercore that hang or cannot be applied, in the service inside the test."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from fluxbudgetd.errors import LedgerError
+from fluxbudgetd.ledger.runs import StoredRuns
+from fluxbudgetd.model import IntercoreReading
+from fluxbudgetd.server.handlers.common import Context, find_standing
+from fluxbudgetd.sources.intercore import IntercoreDatabase
+from fluxbudgetd.totals import Standing
+from fluxbudgetd.wire import messages
+from harness.adoption import World, check
+from harness.intercore import IcProject
+from harness.service import until, within
+
+
+@contextmanager
+def hanging(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[threading.Event]:
+    """Have reads of a database hang, as on a file system that does not answer; yield what is set while one hangs."""
+    hangs, answers, real = threading.Event(), threading.Event(), IntercoreDatabase.read
+
+    def read(database: IntercoreDatabase, followed: Mapping[str, int]) -> IntercoreReading:
+        if database.path == str(path):
+            hangs.set()
+            answers.wait(60)
+        return real(database, followed)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IntercoreDatabase, "read", read)
+        try:
+            yield hangs
+        finally:
+            answers.set()
+
+
+async def asked(world: World, run: str) -> Standing:
+    """Answer a request for a run's standing."""
+    context = Context(world.service, "/state", 0, lambda: 0)
+    _, standing = await find_standing(context, messages.Remaining(run=run), within(60))
+    return standing
+
+
+def test_hanging_database_delays_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are stale and say why. Other databases are followed, and this one as soon as it answers."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        await world.look()
+        await until(lambda: world.account(run).is_loaded)
+        other = IcProject(tmp_path / "other")
+        with hanging(monkeypatch, world.project.database) as hangs:
+            world.project.set(run, token_budget=2000)
+            await until(hangs.is_set)
+            for _ in range(3):
+                standing = await asked(world, run)
+                assert standing.balance.budget == 1000
+                assert "intercore: slow: " in str(standing.stale_why)
+            second = other.run_create(budget=500)
+            await world.look(other.root)
+            assert (await asked(world, second)).balance.budget == 500
+            slow = world.service.adoption
+            await until(lambda: slow.databases[-1].status.state == "slow")
+        await until(lambda: world.run(run).token_budget == 2000)
+        await world.look()
+        assert (await asked(world, run)).stale_why is None
+
+    check(tmp_path, body)
+
+
+def test_adoption_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk keeps a run from being adopted; it is named, and the run is there once it can be written."""
+    real, fails = StoredRuns.start, True
+
+    async def start(*arguments: object, **options: object) -> None:
+        if fails:
+            raise LedgerError("the disk is full", "make room")
+        await real(*arguments, **options)  # type: ignore[arg-type]  # passed on as it is
+
+    monkeypatch.setattr(StoredRuns, "start", start)
+
+    async def body(world: World) -> None:
+        nonlocal fails
+        run = world.project.run_create()
+        await world.service.adoption.look(str(world.project.root), None, within(60))
+        await until(lambda: bool(world.service.adoption.databases[0].findings))
+        (finding,) = world.service.adoption.databases[0].findings
+        assert "could not be followed: the disk is full" in finding
+        assert world.service.accounts.runs == {}
+        fails = False
+        with anyio.fail_after(60):
+            while run not in world.service.accounts.runs:
+                await world.service.adoption.look(str(world.project.root), None, within(60))
+                await anyio.sleep(0.05)
+        await world.look()
+        assert world.service.adoption.databases[0].findings == ()
+
+    check(tmp_path, body)
+
+
+def test_one_run_that_fails_does_not_keep_others_from_being_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is followed by itself."""
+    real = StoredRuns.save
+
+    async def body(world: World) -> None:
+        broken = world.project.run_create(budget=1)
+        fine = world.project.run_create(budget=1)
+        await world.look()
+
+        async def save(stored: StoredRuns, run: object, **options: object) -> None:
+            if getattr(run, "id", None) == broken:
+                raise LedgerError("this row cannot be written", "")
+            await real(stored, run, **options)  # type: ignore[arg-type]  # passed on as it is
+
+        monkeypatch.setattr(StoredRuns, "save", save)
+        world.project.write(("UPDATE runs SET token_budget = 7", ()))
+        await until(lambda: world.run(fine).token_budget == 7)
+        assert world.run(broken).token_budget == 1
+
+    check(tmp_path, body)
