@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxbudgetd.policy import loosening
 from fluxbudgetd.policy.adoption import CLAVAIN_CHAIN
 from fluxbudgetd.wire import messages
 from harness.adoption import World, check
@@ -337,5 +338,21 @@ def test_restored_backup(tmp_path: Path) -> None:
         world.project.advance(run)
         await world.look()
         assert (world.run(run).phase, world.adoption(run).last_move) == ("strategized", 2)
+
+    check(tmp_path, body)
+
+
+def test_end_of_an_exceeded_hard_run_is_reported(tmp_path: Path) -> None:
+    """Its sessions may go on without a limit, so this is a loosening, caused by intercore."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=100, enforce=True)
+        world.project.dispatch(run, 200, 0)
+        await world.look()
+        world.project.complete(run)
+        await world.look()
+        (event,) = await world.events(run, "run.loosened")
+        assert (event.data["action"], event.data["via"], event.data["spent"]) == ("finish", "intercore", 200)
+        assert loosening.line(world.run(run), event).endswith("finished while its budget was exceeded, by intercore")
 
     check(tmp_path, body)

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from fluxbudgetd.config.schema import RunDefaults
-from fluxbudgetd.model import Adoption, Counts, IcRun, PhaseMove, PhaseRecord, Run, Setting
-from fluxbudgetd.policy import adoption, phases
+from fluxbudgetd.model import Adoption, Counts, Event, IcRun, PhaseMove, PhaseRecord, Run, Setting
+from fluxbudgetd.policy import adoption, loosening, phases
 from fluxbudgetd.policy.phases import PhaseEstimate
 
 SECOND = 1_000_000
@@ -197,3 +197,19 @@ def test_estimate_of_a_phase_counts_once() -> None:
     completed = [record("a", 1, 10), record("b", 2, 20), record("a", 3, 30), record("b", 4, 0)]
     assert [(each.phase, each.since) for each in phases.provisional(completed, (), ())] == [("b", 2), ("a", 3)]
     assert phases.provisional(completed, ("a", "b"), ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"token_budget": 2000}, "wants to raise the budget from 1 000 to 2 000 billing tokens"),
+        ({"token_budget": None}, "wants to remove the budget of 1 000 billing tokens"),
+        ({"enforcement": "soft"}, "wants to change the enforcement from hard to soft"),
+    ],
+)
+def test_words_of_what_is_withheld(values: dict[Setting, int | str | None], words: str) -> None:
+    """People are told who wants what, and how to confirm it. Nothing was loosened, so no cause is named."""
+    (withheld,) = adoption.followed(HARD, values, owner="beads").loosened
+    event = Event(seq=1, at=1, run=HARD.id, kind="run.loosened", data=loosening.data(HARD, withheld, ()))
+    confirm = f"confirm it with 'fluxbudgetctl run set --run {HARD.id}' in a terminal"
+    assert loosening.line(HARD, event) == f"fluxbudget: run {HARD.id}: beads {words}; {confirm}"
