@@ -277,6 +277,26 @@ def test_copied_project_that_is_seen_first(tmp_path: Path) -> None:
     check(tmp_path, body)
 
 
+def test_two_projects_with_one_id(tmp_path: Path) -> None:
+    """The first one that is seen is adopted; a finding names both."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        other = IcProject(tmp_path / "other")
+        other.run_create(run=run, budget=5)
+        await world.look()
+        await world.look(other.root)
+        assert (world.run(run).token_budget, world.run(run).project_dir) == (1000, str(world.project.root))
+        reports = {report.path: report for report in world.service.adoption.databases}
+        (finding,) = reports[str(other.database)].findings
+        assert (
+            finding
+            == f"run {run} of {other.database} is not adopted: {world.project.database} has a run with this id, too"
+        )
+
+    check(tmp_path, body)
+
+
 def test_moved_project(tmp_path: Path) -> None:
     """A run whose directory no longer exists is adopted where its database is."""
 

@@ -1,17 +1,19 @@
 """Databases of intercore that hang or cannot be applied, in the service inside the test."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
+from fluxbudgetd.decisions import adoption
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import IntercoreReading
 from fluxbudgetd.server.handlers.common import Context, find_standing
+from fluxbudgetd.sources import watch
 from fluxbudgetd.sources.intercore import IntercoreDatabase
 from fluxbudgetd.totals import Standing
 from fluxbudgetd.wire import messages
@@ -110,8 +112,7 @@ def test_one_run_that_fails_does_not_keep_others_from_being_followed(
     real = StoredRuns.save
 
     async def body(world: World) -> None:
-        broken = world.project.run_create(budget=1)
-        fine = world.project.run_create(budget=1)
+        before, broken, after = (world.project.run_create(budget=1) for _ in range(3))
         await world.look()
 
         async def save(stored: StoredRuns, run: object, **options: object) -> None:
@@ -121,7 +122,39 @@ def test_one_run_that_fails_does_not_keep_others_from_being_followed(
 
         monkeypatch.setattr(StoredRuns, "save", save)
         world.project.write(("UPDATE runs SET token_budget = 7", ()))
-        await until(lambda: world.run(fine).token_budget == 7)
+        await until(lambda: world.run(before).token_budget == world.run(after).token_budget == 7)
         assert world.run(broken).token_budget == 1
+
+    check(tmp_path, body)
+
+
+def test_changes_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a run is active, a change is noticed at once; no check now and then is needed."""
+    monkeypatch.setattr(adoption, "_STAT_SECONDS", 10_000.0)
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        await world.look()
+        world.project.set(run, token_budget=2000)
+        await until(lambda: world.run(run).token_budget == 2000)
+
+    check(tmp_path, body)
+
+
+def test_changes_are_noticed_without_watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check now and then finds what watching has missed."""
+
+    async def unwatched(*_arguments: object) -> AsyncGenerator[None, None]:
+        yield
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(watch, "changes", unwatched)
+    monkeypatch.setattr(adoption, "_STAT_SECONDS", 0.05)
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        await world.look()
+        world.project.set(run, token_budget=2000)
+        await until(lambda: world.run(run).token_budget == 2000)
 
     check(tmp_path, body)
