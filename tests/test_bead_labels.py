@@ -156,7 +156,7 @@ def test_sync_writes_at_once_and_says_what_failed(home: Home, beads: BeadsProjec
     assert spent_label(beads) == ["tokens_spent:10001"]
     write_usage(home, 1, message="m3")
     beads.behave("fail")
-    answer = home.ask(messages.Sync(run="r1", wait_ms=4000))
+    answer = home.ask(messages.Sync(run="r1"))
     assert isinstance(answer, messages.SyncAnswer)
     detail = f"bd ended with exit code 1: Error: the database is damaged ({beads.place})"
     assert [fault.what for fault in answer.faults] == [f"beads: unreadable: {detail}"]

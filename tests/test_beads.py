@@ -1,5 +1,6 @@
 """Runs that are adopted from beads, by a real daemon with a stand-in for `bd`."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -77,7 +78,8 @@ def test_bead_that_is_named_gets_a_run(home: Home, beads: BeadsProject) -> None:
         answer = named(home)
         assert isinstance(answer, messages.ErrorAnswer)
         assert answer.error.code == "no_run"
-        assert subscriber.until("run.started").data == {"token_budget": 120_000, "scope": "b-1", "phase": "planned"}
+        data = subscriber.until("run.started").data
+        assert data == {"token_budget": 120_000, "scope": "b-1", "phase": "planned", "via": "beads"}
     [run] = runs(home)
     assert (run.scope, run.project_dir, run.complexity, run.phase) == ("b-1", str(home.project), 4, "planned")
     assert (run.cost_basis, run.enforcement, run.adopted_from) == ("billing", "soft", "beads")
@@ -354,3 +356,21 @@ def test_run_start_inside_a_session_does_not_loosen_an_adopted_run(home: Home, b
         claude.hook("SessionStart", source="startup")
         result = claude.bash(command("run", "start", "--scope", "b-1", "--budget", "9000"))
     assert (result.returncode, budget_of(home, run.id)) == (1, 5000)
+
+
+def test_nested_session_that_names_a_new_bead_joins_the_outer_run(home: Home, beads: BeadsProject) -> None:
+    beads.put("b-2", "token_budget:9000")
+    home.start()
+    started(home, id="r1", token_budget=1000, enforcement="hard", session="s1")
+    with SessionProcess(home, "s1") as claude:
+        claude.hook("SessionStart", source="startup")
+        nested = {"session_id": "s2", "hook_event_name": "SessionStart", "source": "startup", "cwd": str(home.project)}
+        environ = "unset FLUXBUDGET_RUN CLAUDE_CODE_SESSION_ID; export CLAVAIN_BEAD_ID=b-2"
+        hook = f"{environ}; {command('hook', '--timeout', '60')}"
+        with beads.locked():
+            claude.run("sh", "-c", hook, stdin=json.dumps(nested))
+            wait_for(lambda: beads.calls, "the bead to be read")
+        run = adopted(home, "b-2")
+        claude.run("sh", "-c", hook, stdin=json.dumps({**nested, "hook_event_name": "UserPromptSubmit"}))
+    assert attached_sessions(home, "r1") == {"s1": True, "s2": True}
+    assert attached_sessions(home, run.id) == {}

@@ -143,6 +143,9 @@ class Beads:
         except FluxError as exc:
             # The ledger, or the project's rules. The next request that names the bead tries again.
             log.warning("bead not adopted or followed", bead_or_run=name, error=exc.message)
+        except Exception:
+            # A label may hold anything. Other beads must not suffer.
+            log.exception("bead not adopted or followed", bead_or_run=name)
 
     async def _adopt(self, scope: str, named: _Unknown) -> None:
         """Start a run for a bead, or let the run have the bead that intercore keeps for it."""
@@ -156,13 +159,13 @@ class Beads:
             self._pause(scope, named, self._source.retry_at(directory))
             return
         if bead is None or bead_labels.is_over(bead):
-            del self._first_named[scope]
+            self._first_named.pop(scope, None)
             return
         if bead.run is not None and self._settings.config.intercore.adopt:
             self._pause(scope, named, anyio.current_time() + _MISSING_SECONDS)
             self.missing[scope] = bead.run
             if await self._link(bead, bead.run, named.directory):
-                del self.missing[scope]
+                self.missing.pop(scope, None)
             return
         account = await self._lifecycle.adopt(
             bead_labels.request(bead, directory),

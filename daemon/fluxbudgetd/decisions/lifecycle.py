@@ -19,7 +19,7 @@ from fluxbudgetd.errors import BadInputError, ConflictError, RequestTimeoutError
 from fluxbudgetd.ledger import NewEvent
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import Attachment, Caller, EventData, Run
-from fluxbudgetd.policy import adoption, loosening, runs
+from fluxbudgetd.policy import adoption, bead_labels, loosening, runs
 from fluxbudgetd.totals import Totals, choosing
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
@@ -238,6 +238,8 @@ class Lifecycle:
     ) -> None:
         """Write a new run. `asked` is what was asked for, so that the same request finds it."""
         data: EventData = {"token_budget": run.token_budget, "scope": run.scope, "phase": run.phase}
+        if run.adopted is not None:
+            data["via"] = bead_labels.VIA
         events: list[NewEvent] = [("run.started", data)]
         await self._stored.start(
             run,

@@ -46,6 +46,8 @@ class BeadLabels:
         self._written: dict[str, _Label] = {}
         # Changed runs that are not compared with what was written last.
         self._forced: set[str] = set()
+        # Changed runs whose last write has failed.
+        self._failing: set[str] = set()
         self._has_changes = anyio.Event()
         self._is_urgent = anyio.Event()
         self._is_considered = anyio.Event()
@@ -61,15 +63,17 @@ class BeadLabels:
         return self._settings.config.beads.write_back and account.run.scope is not None
 
     async def sync(self, accounts: Sequence[RunAccount], deadline: float) -> None:
-        """Write the labels of these runs now, and wait for it until the deadline."""
+        """Write the labels of these runs now, and wait for it until the deadline, or until that fails."""
         if not self._settings.config.beads.write_back:
             return
-        for account in accounts:
-            self._forced.add(account.run.id)
-            self.request(account.run.id)
+        runs = [account.run.id for account in accounts]
+        for run in runs:
+            self._forced.add(run)
+            self._failing.discard(run)
+            self.request(run)
         self._is_urgent.set()
         with anyio.CancelScope(deadline=deadline):
-            while any(account.run.id in self._changed for account in accounts):
+            while any(run in self._changed and run not in self._failing for run in runs):
                 await self._is_considered.wait()
 
     async def serve(self) -> None:
@@ -95,6 +99,7 @@ class BeadLabels:
         last = None if run in self._forced else self._written.get(run)
         # What is requested from here on is for another time.
         self._forced.discard(run)
+        self._failing.discard(run)
         due = math.inf if label is None else _due(label, last)
         if label is not None and due <= label.at:
             due = await self._write(account, label)
@@ -109,6 +114,7 @@ class BeadLabels:
             try:
                 await self._source.put_spent(run.scope, directory, label.tokens)
             except BeadsError:
+                self._failing.add(run.id)
                 return self._source.retry_at(directory)
         self._written[run.id] = label
         # It may have changed meanwhile.
