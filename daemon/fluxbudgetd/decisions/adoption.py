@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import anyio.to_thread
 import structlog
 
@@ -35,6 +36,7 @@ log = structlog.get_logger()
 _STAT_SECONDS = 30.0
 _PROJECT_SECONDS = 4.0
 _CLAIMS_SECONDS = 2.0
+_CLAIMS_AT_ONCE = 100
 _WATCH_PAUSE_SECONDS = 0.05
 _UNSETTLED_SECONDS = 0.06
 _MOST_DATABASES = 256
@@ -187,7 +189,7 @@ class Adoptions:
     async def _bring_up_to_date(self, known: KnownDatabase, limits: Limits) -> None:
         """Wait until a database was read and its reading applied, as long as the limits allow.
 
-        A request to which a run would be unknown waits longer, but never for a file that does not answer.
+        A request waits longer for what was read to be applied, but never for a file that does not answer.
         """
         with anyio.CancelScope(deadline=limits.first if known.reading is None else limits.usual):
             # A read that is under way may have begun before the latest write.
@@ -196,9 +198,9 @@ class Adoptions:
                 if not is_wanted or known.is_slow or self._tasks is None:
                     break
                 await self._request(known).wait()
-        if known.adopting is not None:
+        if known.is_applying:
             with anyio.CancelScope(deadline=limits.first):
-                await known.adopting.wait()
+                await known.done.wait()
 
     def _request(self, known: KnownDatabase) -> anyio.Event:
         """Have a database read, and return the event that ends the wait for that."""
@@ -220,7 +222,7 @@ class Adoptions:
             log.exception("following intercore failed", path=known.path)
             known.note_failure(f"{type(exc).__name__}: {exc}")
         finally:
-            known.began_at = None
+            known.began_at, known.is_applying = None, False
             known.done.set()
         if known.is_unsettled:
             self._request_later(known, _UNSETTLED_SECONDS)
@@ -240,6 +242,7 @@ class Adoptions:
             known.since = self._clock()
             log.info("database of intercore", path=known.path, state=status.state, detail=status.detail)
         if status.is_readable:
+            known.is_applying = True
             known.findings = tuple(await self._apply(known, reading))
         if status.is_readable or status.state == "absent":
             known.note_success()
@@ -262,9 +265,10 @@ class Adoptions:
         """Have the runs follow a reading. Return what could not be followed; raise `FluxError` to try again."""
         path = known.path
         failures: list[FluxError] = []
-        findings = await self._adopt(known, reading, failures)
+        findings = await self._adopt(path, reading, failures)
         softened = self._runs.softened(path, reading)
         for ic in reading.runs.values():
+            await anyio.lowlevel.checkpoint()  # there may be a thousand of them
             account = self._runs.account_of(path, ic.id)
             if account is None:
                 continue
@@ -274,7 +278,9 @@ class Adoptions:
                 await self._runs.follow(account, ic, Moves.of(ic, reading), is_hard=is_hard)
                 self._runs.put_dispatches(account, reading.dispatches.get(ic.id, ()))
         deadline = anyio.current_time() + _CLAIMS_SECONDS
-        for claim in reading.claims:
+        for number, claim in enumerate(reading.claims):
+            if number % _CLAIMS_AT_ONCE == 0:
+                await anyio.lowlevel.checkpoint()
             if (account := self._runs.run_of_claim(path, claim)) is not None:
                 with _collected(failures):
                     finding = await self._attachments.claim(claim, account, deadline)
@@ -285,20 +291,12 @@ class Adoptions:
             raise failures[0]
         return findings
 
-    async def _adopt(self, known: KnownDatabase, reading: IntercoreReading, failures: list[FluxError]) -> list[str]:
-        new = self._runs.new(known.path, reading)
-        if not new:
-            return []
+    async def _adopt(self, path: str, reading: IntercoreReading, failures: list[FluxError]) -> list[str]:
         findings = []
-        known.adopting = adopting = anyio.Event()
-        try:
-            for ic in new:
-                with _collected(failures):
-                    candidate = await self._projects.candidate(known.path, ic)
-                    findings.append(await self._runs.adopt(candidate, known.path, reading))
-        finally:
-            known.adopting = None
-            adopting.set()
+        for ic in self._runs.new(path, reading):
+            with _collected(failures):
+                candidate = await self._projects.candidate(path, ic)
+                findings.append(await self._runs.adopt(candidate, path, reading))
         return [finding for finding in findings if finding is not None]
 
     def _report(self, known: KnownDatabase) -> DatabaseReport:
@@ -320,18 +318,16 @@ class Adoptions:
         while True:
             self._runs_changed = anyio.Event()
             if self._is_on:
-                for path in self._settings.config.intercore.databases:
+                followed = [account.run for account in self._totals.followed()]
+                adopted = filter(None, map(database_of, followed))
+                for path in dict.fromkeys((*self._settings.config.intercore.databases, *adopted)):
                     self._request_found(await self._finder.at(path))
-                for account in self._totals.followed():
-                    await self._find_of_run(account.run)
+                by_hand = dict.fromkeys(run.project_dir for run in followed if not database_of(run))
+                for directory in by_hand:
+                    if not self._finder.has_examined(directory):
+                        until = anyio.current_time() + _PROJECT_SECONDS
+                        self._request_found(await self._finder.of(directory, until))
             await self._runs_changed.wait()
-
-    async def _find_of_run(self, run: Run) -> None:
-        path = database_of(run)
-        if path:
-            self._request_found(await self._finder.at(path))
-        elif not self._finder.has_examined(run.project_dir):
-            self._request_found(await self._finder.of(run.project_dir, anyio.current_time() + _PROJECT_SECONDS))
 
     def _request_found(self, found: Found | None) -> None:
         if found is not None:

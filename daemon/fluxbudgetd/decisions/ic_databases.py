@@ -12,7 +12,7 @@ from fluxbudgetd.sources import intercore
 from fluxbudgetd.sources.intercore import Found, IntercoreDatabase, Stamp
 from fluxbudgetd.totals.places import Places
 
-#: The longest that a request waits for databases, and for those that were never read.
+#: The longest that a request waits for databases to be read, and for a first reading, or for one to be applied.
 _WAIT_SECONDS, _FIRST_WAIT_SECONDS = 0.06, 0.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _FIND_SECONDS = 2.0
@@ -22,7 +22,7 @@ _MOST_THREADS = 8
 
 
 class Limits(NamedTuple):
-    """Until when a request waits: usually, and for the first reading of a database and the runs in it."""
+    """Until when a request waits: for a database to be read, and for its first reading, or for one to be applied."""
 
     usual: float
     first: float
@@ -41,7 +41,7 @@ class KnownDatabase:
     `fault` says why the database must not be used, `failure` why its last reading could not be applied, and `findings`
     what was not adopted or not followed. `since` is when its state began. The runs show what it said at
     `applied_as_of`, by the event loop's clock. `began_at` is None unless a task reads it; then `done` is set when it
-    has finished, and `adopting` once the runs that the reading has brought are known.
+    has finished. `is_applying`: it was read, and the runs are being changed.
     """
 
     def __init__(self, path: str, now: int) -> None:
@@ -55,7 +55,7 @@ class KnownDatabase:
         self.applied_as_of = -math.inf
         self.began_at: float | None = None
         self.done = anyio.Event()
-        self.adopting: anyio.Event | None = None
+        self.is_applying = False
         self._stamp: Stamp | None = None
         self._is_outdated = True
         self._pause = _SHORTEST_PAUSE
