@@ -296,6 +296,13 @@ def test_nothing_is_left_open_or_written(project: IcProject, run: str, database:
     assert not [path for path in open_files() if path.startswith(str(project.directory))]
 
 
+def test_sqlite_does_not_wait_for_a_writer_that_closes_the_database(project: IcProject) -> None:
+    """It would create the WAL again that the writer removes, and leave it there."""
+    sql = "PRAGMA busy_timeout"
+    found = read_consistently(str(project.database), lambda connection: connection.execute(sql).fetchall())
+    assert found == [(0,)]
+
+
 def test_commits_in_the_wal_of_a_killed_writer_are_read(tmp_path: Path) -> None:
     project = IcProject(tmp_path / "one")
     run = project.run_create()

@@ -1,5 +1,6 @@
 """intercore's database is read while `ic` writes to it: no write fails, and no reading mixes two commits."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,13 +47,15 @@ def readings(project: IcProject, commits: int) -> list[int]:
 
 
 def test_no_write_fails_and_no_reading_is_wrong(tmp_path: Path) -> None:
-    """Readings never go back, and the last one has the last commit."""
+    """Readings never go back, and the last one has the last commit. The next call of `ic` leaves its one file."""
     project = IcProject(tmp_path)
     prepare(project)
     found = readings(project, COMMITS)
     assert found == sorted(found)
     assert found[-1] == COMMITS
     assert len(set(found)) > 10
+    project.execute("UPDATE runs SET goal = 'x'")
+    assert os.listdir(project.directory) == ["intercore.db"]
 
 
 @pytest.mark.soak

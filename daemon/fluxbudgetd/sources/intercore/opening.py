@@ -6,7 +6,8 @@ it. Soon after a change, equal stamps prove nothing, because file times have the
 reads in a row must agree.
 
 With a `-wal` file, SQLite's own locks give a consistent read. If the file appears or disappears at that moment, the
-read fails or is not begun, and is retried.
+read fails or is not begun, and is retried. A writer that closes the database during such a read leaves the file behind.
+A call of `ic` only takes a moment, so it is given that time first.
 
 The files are never opened other than by SQLite: closing a descriptor would drop the locks that another connection of
 this process holds.
@@ -27,8 +28,9 @@ from fluxbudgetd.sources.stamps import MISSING, UNSETTLED, PathStamp, settled, s
 # All attempts together: a client may be waiting. On a busy machine, even a few take longer.
 _RETRY_SECONDS = 0.05
 _FEWEST_ATTEMPTS = 3
-# How long SQLite waits for a lock. No writer holds one that keeps readers out for longer than a moment.
-_BUSY_SECONDS = 0.015
+# SQLite does not wait for a lock. If it waited for a writer that is closing the database, it would then create the
+# `-wal` file that the writer has removed.
+_BUSY_SECONDS = 0.0
 _IMMEDIATE_RETRIES = 4
 _PAUSE_SECONDS = 0.001
 # A read that takes this long is interrupted. That is checked after so many instructions of SQLite's.
@@ -36,6 +38,9 @@ _READ_SECONDS = 1.0
 _INSTRUCTIONS = 20_000
 # The longest value and row, in bytes, so that no row fills the memory.
 _LONGEST = 4_000_000
+
+# How long a writer gets to end, before the database is read beside it.
+_WRITER_SECONDS = 0.02
 
 T = TypeVar("T")
 
@@ -71,6 +76,7 @@ def read_consistently(path: str, read: Callable[[sqlite3.Connection], T]) -> T:
 
     Raises `sqlite3.Error` and `FaultError`, which `read` may raise, too. Its other exceptions are passed on.
     """
+    _let_writer_end(path)
     deadline = time.monotonic() + _RETRY_SECONDS
     unconfirmed: T | None = None
     attempts = 0
@@ -89,6 +95,15 @@ def read_consistently(path: str, read: Callable[[sqlite3.Connection], T]) -> T:
             raise failure
         if attempts > _IMMEDIATE_RETRIES:
             time.sleep(_PAUSE_SECONDS)
+
+
+def _let_writer_end(path: str) -> None:
+    """Wait while there is a `-wal` file that has just been written."""
+    until = time.monotonic() + _WRITER_SECONDS
+    while (found := stamp_at(path)) is not None and found.wal != MISSING and found.unsettled:
+        if time.monotonic() > until:
+            break
+        time.sleep(_PAUSE_SECONDS)
 
 
 class _RetryError(Exception):
