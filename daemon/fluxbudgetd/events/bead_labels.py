@@ -96,13 +96,16 @@ class BeadLabels:
         """Write a run's label if that is due. Return when to consider it again (loop time)."""
         account = self._accounts.runs[run]
         label = self._label(account)
-        last = None if run in self._forced else self._written.get(run)
+        is_forced = run in self._forced
+        last = None if is_forced else self._written.get(run)
         # What is requested from here on is for another time.
         self._forced.discard(run)
         self._failing.discard(run)
         due = math.inf if label is None else _due(label, last)
         if label is not None and due <= label.at:
             due = await self._write(account, label)
+            if is_forced and run in self._failing:
+                self._forced.add(run)
         if due == math.inf and run not in self._forced:
             self._changed.pop(run, None)
         return due
