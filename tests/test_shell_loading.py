@@ -108,6 +108,15 @@ def test_loading_changes_nothing_else(shell: Shell) -> None:
     assert after.out == before.out
 
 
+def test_functions_in_a_script_of_bash(home: Home, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A process of its own has the functions if its caller exports them, as for any function of bash."""
+    shell = Shell(home, "bash", tmp_path_factory)
+    names = "$(compgen -A function | grep -E 'fluxbudget|^sprint_|^clavain-cli$')"
+    script = "bash -c 'clavain-cli budget-total b-1'"
+    assert shell.run(script).code == 127
+    assert shell.lines(f"export -f {names}\n{script}") == ["0"]
+
+
 @pytest.mark.skipif(shutil.which("dash") is None, reason="dash is not installed")
 def test_other_shells_are_refused(home: Home, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One line on stderr; the script goes on."""

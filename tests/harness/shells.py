@@ -1,6 +1,5 @@
 """Real shells with Clavain's functions, our own and a library like upstream's."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ LIBRARY = CLAVAIN / "lib-sprint.sh"
 INIT = 'eval "$(fluxbudgetctl shell-init)"'
 STRICT = "set -euo pipefail"
 
-_COMMANDS = {"bash": ("bash", "--norc", "--noprofile", "-c"), "zsh": ("zsh", "-f", "-c"), "dash": ("dash", "-c")}
+_ARGUMENTS = {"bash": ("--norc", "--noprofile", "-c"), "zsh": ("-f", "-c"), "dash": ("-c",)}
 
 
 class Ended(NamedTuple):
@@ -34,8 +33,10 @@ class Shell:
     """A shell with programs of its own on PATH: `fluxbudgetctl`, and those that a test adds."""
 
     def __init__(self, home: Home, name: str, factory: pytest.TempPathFactory) -> None:
-        if shutil.which(name) is None:
+        program = shutil.which(name)
+        if program is None:
             pytest.skip(f"{name} is not installed")
+        self.command = (program, *_ARGUMENTS[name])
         self.home = home
         self.name = name
         self.bin = home.root / "bin"
@@ -62,14 +63,15 @@ class Shell:
         """Run a script with arguments after `init`, strictly, in the project's directory."""
         environment = {
             **self.home.environ,
-            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            # Nothing that the user who runs the tests has installed, such as Clavain.
+            "PATH": f"{self.bin}:/usr/bin:/bin",
             "FLUXBUDGET_TIMEOUT": f"{PATIENCE:g}",
             "CLAVAIN_STATE": str(self.state),
             **(environ or {}),
         }
         text = script if self.name == "dash" else f"{STRICT}\n{init}\n{script}"
         result = subprocess.run(
-            [*_COMMANDS[self.name], text, self.name, *words],
+            [*self.command, text, self.name, *words],
             env=environment,
             cwd=self.home.project,
             input=stdin.encode(),
