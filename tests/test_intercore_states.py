@@ -1,6 +1,7 @@
 """intercore's database in every state: the state is named, nothing is read, and reading recovers."""
 
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -132,6 +133,33 @@ def test_corrupt(project: IcProject, run: str, database: IntercoreDatabase) -> N
     assert state(database)[0] == "corrupt"
     project.database.write_bytes(saved)
     assert run in database.read({}).runs
+
+
+def test_error_message_that_is_not_utf_8(project: IcProject, run: str, database: IntercoreDatabase) -> None:
+    """It quotes the damaged schema."""
+    saved = project.database.read_bytes()
+    project.database.write_bytes(saved.replace(b"CREATE TABLE runs(id", b"CREATE TABLE \xff\xff\xff\xff(id"))
+    assert state(database)[0] == "corrupt"
+    project.database.write_bytes(saved)
+    require_read(database, run)
+
+
+def test_random_damage(project: IcProject, run: str, database: IntercoreDatabase) -> None:
+    """Whatever the damage is, a read ends with a named state. Indexes may lead to other rows than before."""
+    for number in range(20):
+        project.claim(f"session{number}", run)
+        project.event(run, "advance")
+        project.dispatch(run, number)
+    whole = project.database.read_bytes()
+    chance = random.Random(19)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 20, 200))):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        project.database.write_bytes(damaged[: chance.choice((None, None, None, 5000))])
+        assert state(database)[0] in {"ok", "corrupt", "not_a_database", "unreadable", "schema_drift"}
+    project.database.write_bytes(whole)
+    require_read(database, run)
 
 
 def test_not_a_database(project: IcProject, run: str, database: IntercoreDatabase) -> None:

@@ -23,6 +23,8 @@ def state_of(error: Exception) -> tuple[SourceState, str]:
         return "absent", "the file does not exist"
     if isinstance(error, OSError):
         return "unreadable", error.strerror or str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return "corrupt", "SQLite's error message is not UTF-8, and so probably the schema"
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return "unreadable", str(error)

@@ -1,7 +1,7 @@
 """What is read from a database: the runs that are active or followed, and the rows of other tables that concern them.
 
 The number of queries does not depend on the number of runs, and each query uses an index, or reads only the newest rows
-of a table.
+of a table. They return the run that was asked for, because in a damaged database, an index may lead to other rows.
 """
 
 import os
@@ -89,7 +89,7 @@ class _Contents:
 
     def _moves(self, known: Mapping[str, int], runs: Mapping[str, IcRun]) -> dict[str, tuple[PhaseMove, ...]]:
         sql = (
-            f"SELECT run_id, phase_events.id, {short('from_phase')}, {short('to_phase')}, event_type, "  # noqa: S608  likewise
+            f"SELECT known.key, phase_events.id, {short('from_phase')}, {short('to_phase')}, event_type, "  # noqa: S608  likewise
             f"{number('created_at')} "
             "FROM json_each(:known) AS known CROSS JOIN phase_events "
             "ON run_id = known.key AND phase_events.id > known.value "
@@ -111,8 +111,8 @@ class _Contents:
 
     def _last_moves(self, keys: list[str]) -> dict[str, int]:
         sql = (
-            "SELECT run_id, max(phase_events.id) FROM json_each(:keys) AS wanted CROSS JOIN phase_events "
-            "ON run_id = wanted.value WHERE event_type IN ('advance', 'override', 'rollback') GROUP BY run_id"
+            "SELECT wanted.value, max(phase_events.id) FROM json_each(:keys) AS wanted CROSS JOIN phase_events "
+            "ON run_id = wanted.value WHERE event_type IN ('advance', 'override', 'rollback') GROUP BY wanted.value"
         )
         return {text(run): last for run, last in self._fetch(sql, keys=_json(keys))}
 
@@ -162,7 +162,7 @@ class _Contents:
             *map(number, ("input_tokens", "output_tokens", "cache_hits", "created_at", "completed_at")),
         )
         sql = (
-            f"SELECT scope_id, {', '.join(columns)} FROM json_each(:keys) AS wanted CROSS JOIN dispatches "  # noqa: S608  likewise
+            f"SELECT wanted.value, {', '.join(columns)} FROM json_each(:keys) AS wanted CROSS JOIN dispatches "  # noqa: S608  likewise
             f"ON scope_id = wanted.value WHERE agent_type IS NOT '{OWN_AGENT}' "
             f"AND substr(dispatches.id, 1, {len(OWN_PREFIX)}) IS NOT '{OWN_PREFIX}' LIMIT {_MOST_DISPATCHES + 1}"
         )

@@ -124,7 +124,7 @@ def _attempt(path: str, read: Callable[[sqlite3.Connection], T]) -> tuple[T, boo
     is_immutable = not _is_open_elsewhere(path)
     try:
         found = _read_once(path, read, is_immutable=is_immutable)
-    except (sqlite3.Error, FaultError) as exc:
+    except (sqlite3.Error, FaultError, UnicodeDecodeError) as exc:
         is_too_slow = state_of(exc)[0] == "slow"
         if before is None or is_too_slow or (_is_lasting(exc) and stamp_at(path) == before):
             raise

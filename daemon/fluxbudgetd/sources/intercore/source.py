@@ -33,7 +33,7 @@ class IntercoreDatabase:
     def read(self, followed: Mapping[str, int]) -> IntercoreReading:
         """Return the active runs and the followed ones; `followed` maps ids to the number of the last known move.
 
-        For a worker thread. Takes about 50 ms at most while the database keeps changing or is locked, and a second if a
+        For a worker thread. Takes about 70 ms at most while the database keeps changing or is locked, and a second if a
         query takes too long. Never raises because of what the file is or contains.
         """
         try:
