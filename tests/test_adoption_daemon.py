@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -213,6 +214,18 @@ def test_database_gone_and_back(home: Home, daemon: Daemon, project: IcProject) 
     assert database(home)["state"] == "ok"
     assert problems(home) == []
     assert spent(home, run) == 100
+
+
+def test_database_that_is_removed_after_its_runs_have_ended(home: Home, daemon: Daemon, project: IcProject) -> None:
+    """Nothing is missed: no problem is reported, and the numbers are not stale."""
+    run = project.run_create(budget=1000)
+    assert home.ok("remaining") == "1000"
+    project.complete(run)
+    wait_for(lambda: home.details(run).run.status == "done", "the end")
+    shutil.rmtree(project.directory)
+    wait_for(lambda: database(home)["state"] == "absent", "the absence")
+    assert problems(home) == []
+    assert spent(home, run) == 0
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,9 @@ class Adoptions:
         if known is None or not self._is_on:
             return None
         status = known.status
-        if known.failure or status.state not in ("ok", "slow", "unread"):
+        is_faulty = known.failure or status.state not in ("ok", "slow", "unread")
+        # Of an ended run, only a change matters: it may be active again.
+        if is_faulty and run.status == "active":
             return f"intercore: {status.state}: {known.failure or status.detail} ({known.path})"
         if known.applied_as_of >= since or not self._is_due(known):
             return None

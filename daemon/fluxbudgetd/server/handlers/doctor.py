@@ -250,10 +250,11 @@ def _write_back_findings(service: Service) -> Iterator[wire.Finding]:
 
 
 def _database_findings(service: Service) -> Iterator[wire.Finding]:
-    """Yield what is wrong with intercore's databases. One without runs of ours is missed by no one if it is absent."""
+    """Yield what is wrong with intercore's databases. An absent one is no problem unless it keeps an active run."""
     for report in service.adoption.databases:
         status = report.status
-        if not status.is_readable and status.state != "unread" and (report.runs or status.state != "absent"):
+        is_needed = any(service.accounts.runs[run].run.status == "active" for run in report.runs)
+        if not status.is_readable and status.state != "unread" and (is_needed or status.state != "absent"):
             what = f"intercore: {status.state}: {status.detail} ({report.path})"
             yield wire.Finding(what=what, hint=status.hint)
         for finding in report.findings:
