@@ -92,6 +92,16 @@ def test_request_below_the_project(home: Home, daemon: Daemon, project: IcProjec
     assert home.ok("remaining", cwd=directory) == "1000"
 
 
+@pytest.mark.parametrize("command", [("status",), ("run", "list"), ("doctor",)])
+def test_lists_look_at_their_directory(
+    home: Home, daemon: Daemon, project: IcProject, command: tuple[str, ...]
+) -> None:
+    """The first command in a project may be one that names no run: its sprints are there."""
+    run = project.run_create(budget=1000)
+    home.ctl(*command)
+    wait_for(lambda: events(home, run, "run.started"), "the run")
+
+
 def test_every_answer_shows_what_intercore_says_now(home: Home, daemon: Daemon, project: IcProject) -> None:
     """A change of the row is in the next answer, if the database can be read in time."""
     run = project.run_create(budget=1000)

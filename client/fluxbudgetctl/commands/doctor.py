@@ -8,7 +8,7 @@ import msgspec
 
 from fluxbudgetctl import environment
 from fluxbudgetctl.arguments import Options, Subcommands, add_command
-from fluxbudgetctl.calls import call
+from fluxbudgetctl.calls import call, hints
 from fluxbudgetctl.failure import Failure
 from fluxbudgetctl.screens.doctor import print_doctor
 from fluxbudgetctl.screens.output import print_json
@@ -96,7 +96,7 @@ class _Examination:
 
 
 def _ask(timeout: float) -> messages.DoctorAnswer | None:
-    return call(messages.Doctor(), messages.DoctorAnswer, timeout)
+    return call(messages.Doctor(cwd=hints().cwd), messages.DoctorAnswer, timeout)
 
 
 def _half_upgrade(native: str | None) -> list[Finding]:

@@ -126,7 +126,7 @@ def _list(options: Options) -> int:
     runs: tuple[messages.RunLine, ...] = ()
     page: messages.RunListAnswer | None = None
     while page is None or page.next is not None:
-        request = messages.RunList(all=options.all, after=page.next if page else None)
+        request = messages.RunList(all=options.all, after=page.next if page else None, cwd=hints().cwd)
         page = call(request, messages.RunListAnswer, limit.left())
         runs += page.runs
     if options.json:

@@ -3,7 +3,7 @@
 import msgspec
 
 from fluxbudgetctl.arguments import Options, Subcommands, add_command, add_naming
-from fluxbudgetctl.calls import TimeLimit, call
+from fluxbudgetctl.calls import TimeLimit, call, hints
 from fluxbudgetctl.screens.output import print_json
 from fluxbudgetctl.screens.status import print_status
 from fluxbudgetd.wire import codes, messages
@@ -17,7 +17,7 @@ def add(commands: Subcommands) -> None:
 
 def _status(options: Options) -> int:
     limit = TimeLimit(options.timeout)
-    request = messages.Status(run=options.run, scope=options.scope, session=options.session)
+    request = messages.Status(run=options.run, scope=options.scope, session=options.session, cwd=hints().cwd)
     answer = page = call(request, messages.StatusAnswer, options.timeout)
     while page.next is not None:
         page = call(messages.Status(after=page.next), messages.StatusAnswer, limit.left())

@@ -139,8 +139,9 @@ class Adoptions:
         for path in sorted(paths):
             await self._bring_up_to_date(self._know(path), limits)
 
-    async def look_at_all(self, deadline: float) -> None:
-        """Bring all known databases up to date, as far as the deadline allows."""
+    async def look_at_all(self, deadline: float, directory: str | None = None) -> None:
+        """Bring all known databases, and that of a directory, up to date, as far as the deadline allows."""
+        await self.look(directory, None, deadline)
         if self._is_on:
             limits = Limits.until(deadline)
             for known in list(self._known.values()):

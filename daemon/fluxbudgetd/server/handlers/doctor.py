@@ -33,7 +33,7 @@ _SILENT_MICROS = 10_000_000
 async def doctor(context: Context, request: wire.Doctor) -> wire.DoctorAnswer:
     """Refresh the sources, and return what is wrong. What fails meanwhile is a finding, never an error."""
     service, deadline = context.service, deadline_of(request)
-    findings = await _found("the sources", _refreshed(service, deadline))
+    findings = await _found("the sources", _refreshed(service, deadline, request.cwd))
     sources, channels = (*answers.sources(service), *answers.beads(service)), answers.channels(service)
     followed = service.totals.followed()
     sessions = {name for account in followed for name in account.sessions}
@@ -84,11 +84,11 @@ async def _found(what: str, check: Awaitable[list[wire.Finding]]) -> list[wire.F
         return [wire.Finding(what=failed, hint="the daemon's log has the details; please report it")]
 
 
-async def _refreshed(service: Service, deadline: float) -> list[wire.Finding]:
+async def _refreshed(service: Service, deadline: float, cwd: str | None) -> list[wire.Finding]:
     """Bring everything up to date. Failures show in the states that the other checks read."""
     await service.settings.refresh(deadline)
     service.totals.follower.forget_old_transcripts()
-    await service.adoption.look_at_all(deadline)
+    await service.adoption.look_at_all(deadline, cwd)
     await service.totals.refresh_sources(deadline)
     return []
 

@@ -19,7 +19,7 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
     """Return the active runs, or the named one, with the sources and the unattributed usage."""
     service, deadline = context.service, deadline_of(request)
     is_named = bool(request.run or request.scope or request.session)
-    await service.adoption.look_at_all(deadline)
+    await service.adoption.look_at_all(deadline, request.cwd)
     if is_named:
         accounts = [await service.totals.find(request.run, request.scope, request.session, wire.Hints(), deadline)]
     else:
@@ -50,7 +50,7 @@ async def run_start(context: Context, request: wire.RunStart, pid: int) -> wire.
 
 async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswer:
     """Return the active runs, or all."""
-    await context.service.adoption.look_at_all(deadline_of(request))
+    await context.service.adoption.look_at_all(deadline_of(request), request.cwd)
     known = context.service.accounts
     accounts = list(known.runs.values()) if request.all else known.active()
     lines, following = await _page(context.service, accounts, request.after, deadline_of(request))

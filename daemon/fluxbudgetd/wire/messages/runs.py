@@ -38,6 +38,8 @@ class RunList(Request, frozen=True, kw_only=True, tag="run_list"):
     all: bool = False
     after: str | None = None
     """A page's `next`: asks for the following page."""
+    cwd: str | None = None
+    """As for `status`."""
 
 
 class RunShow(Naming, frozen=True, tag="run_show"):

@@ -23,6 +23,8 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     session: str | None = None
     after: str | None = None
     """A page's `next`: asks for the following page."""
+    cwd: str | None = None
+    """The client's working directory: if intercore keeps runs there, they are read first."""
 
 
 class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
@@ -44,8 +46,11 @@ class Sync(Naming, frozen=True, kw_only=True, tag="sync"):
     """
 
 
-class Doctor(Request, frozen=True, tag="doctor"):
+class Doctor(Request, frozen=True, kw_only=True, tag="doctor"):
     """Return what the daemon knows to be wrong."""
+
+    cwd: str | None = None
+    """As for `status`."""
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
