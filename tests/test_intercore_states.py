@@ -136,9 +136,10 @@ def test_corrupt(project: IcProject, run: str, database: IntercoreDatabase) -> N
 
 
 def test_error_message_that_is_not_utf_8(project: IcProject, run: str, database: IntercoreDatabase) -> None:
-    """It quotes the damaged schema."""
+    """It quotes the name of what is damaged."""
     saved = project.database.read_bytes()
-    project.database.write_bytes(saved.replace(b"CREATE TABLE runs(id", b"CREATE TABLE \xff\xff\xff\xff(id"))
+    damaged = saved.replace(b"tablerunsruns", b"table\xff\xff\xff\xffruns").replace(b"TABLE runs(id", b"TABLE runs)id")
+    project.database.write_bytes(damaged)
     assert state(database)[0] == "corrupt"
     project.database.write_bytes(saved)
     require_read(database, run)
