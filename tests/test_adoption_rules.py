@@ -5,7 +5,7 @@ import pytest
 
 from fluxbudgetd.config.schema import RunDefaults
 from fluxbudgetd.model import Adoption, Counts, Event, IcRun, PhaseMove, PhaseRecord, Run, Setting
-from fluxbudgetd.policy import adoption, loosening, phases
+from fluxbudgetd.policy import adoption, loosening, phases, runs
 from fluxbudgetd.policy.phases import PhaseEstimate
 
 SECOND = 1_000_000
@@ -213,3 +213,22 @@ def test_words_of_what_is_withheld(values: dict[Setting, int | str | None], word
     event = Event(seq=1, at=1, run=HARD.id, kind="run.loosened", data=loosening.data(HARD, withheld, ()))
     confirm = f"confirm it with 'fluxbudgetctl run set --run {HARD.id}' in a terminal"
     assert loosening.line(HARD, event) == f"fluxbudget: run {HARD.id}: beads {words}; {confirm}"
+
+
+def test_number_of_phases_is_bounded() -> None:
+    """A row that enters one new phase after another does not make the run's list of phases grow for ever."""
+    new = moved(RUN, in_phase("p299"), *(move(number, 200, f"p{number}") for number in range(1, 300)))
+    assert len(new.run.phases) == runs.MAX_PHASES
+    assert (new.run.phase, new.steps[-1].record.phase) == ("p299", "p298")
+    assert {"p298", "p299"} <= set(new.run.phases)
+
+
+def test_phase_outside_the_list_keeps_its_place() -> None:
+    """A phase that the row's list lacks stays behind the one that the run came from."""
+    row = in_phase("b", phases=("a", "b", "c"))
+    run = adoption.adopted(row, (), "/d", "/p", defaults=RunDefaults(), is_hard=False)
+    row = in_phase("x", phases=("a", "b", "c"))
+    run = moved(run, row, move(1, 200, "x", "override"), last_move=1).run
+    assert run.phases == ("a", "b", "x", "c")
+    assert moved(run, row, last_move=1).run == run
+    assert moved(run, in_phase("b", phases=("a", "b", "c")), last_move=1).run.phases == ("a", "b", "c")

@@ -375,3 +375,16 @@ def test_number_of_active_runs_is_limited(project: IcProject) -> None:
     assert {"run0", "run1004", "run5"} <= set(reading.runs)
     assert "run4" not in reading.runs
     assert reading.status.notes == ("more than 1000 active runs: the others are not read",)
+
+
+def test_only_the_newest_moves_are_read(project: IcProject) -> None:
+    """A run that was moved without end costs no more than one that was moved often, and its phase is right."""
+    run = project.run_create()
+    values = [(run, f"p{number}", f"p{number + 1}", "advance", 200) for number in range(600)]
+    sql = "INSERT INTO phase_events(run_id, from_phase, to_phase, event_type, created_at) VALUES (?, ?, ?, ?, ?)"
+    project.write(*((sql, each) for each in values))
+    reading = read(project)
+    moves = reading.moves[run]
+    assert (len(moves), moves[0].to_phase, moves[-1].to_phase) == (500, "p101", "p600")
+    assert moves[-1].number == reading.last_moves[run]
+    assert f"run {run}: its 100 oldest new phase events are not read" in reading.status.notes

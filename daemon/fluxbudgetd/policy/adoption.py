@@ -155,11 +155,17 @@ def chain(ic: IcRun, moves: Iterable[PhaseMove] = ()) -> tuple[str, ...]:
 
 
 def with_phase(phases: tuple[str, ...], phase: str, after: str | None) -> tuple[str, ...]:
-    """Return phases with this one: after another if they have that, otherwise first."""
+    """Return phases with this one: after another if they have that, otherwise first.
+
+    If there are as many as a run may have, one is left out: the last one, or the first if the new phase follows that.
+    """
     if phase in phases:
         return phases
     at = phases.index(after) + 1 if after in phases else 0
-    return (*phases[:at], phase, *phases[at:])
+    longer = (*phases[:at], phase, *phases[at:])
+    if len(longer) <= runs.MAX_PHASES:
+        return longer
+    return longer[:-1] if at < len(phases) else longer[1:]
 
 
 def settings(run: Run, ic: IcRun, *, is_hard: bool) -> Changed:
@@ -274,7 +280,9 @@ def moved(
 def _followed_chain(run: Run, ic: IcRun) -> tuple[str, ...]:
     """Return the phases of a followed run, which may lack the row's: its list, or ours as long as it has that phase."""
     if named := _valid(ic.phases or ()):
-        return named
+        # The present phase may be one that the list lacks.
+        is_same = tuple(phase for phase in run.phases if phase != run.phase) == named
+        return run.phases if is_same and ic.phase == run.phase else named
     usual = _usual({ic.phase})
     return usual if ic.phase not in run.phases and {run.phase, ic.phase} <= set(usual) else run.phases
 

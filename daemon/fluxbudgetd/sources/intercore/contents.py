@@ -25,6 +25,8 @@ OWN_AGENT = "fluxbudget"
 # No sprint comes near these limits. They bound what a database that somebody else made can cost.
 _MOST_RUNS = 1_000
 _MOST_MOVES = 20_000
+# Each becomes a phase that the run has completed, which is kept in memory and shown.
+_MOST_MOVES_OF_RUN = 500
 _MOST_DISPATCHES = 50_000
 # Sessions that work for a run now are among the newest rows; the tables only grow.
 _NEWEST_CLAIMS = 2_000
@@ -94,20 +96,27 @@ class _Contents:
             "FROM json_each(:known) AS known CROSS JOIN phase_events "
             "ON run_id = known.key AND phase_events.id > known.value "
             "WHERE event_type IN ('advance', 'override', 'rollback') "
-            f"ORDER BY phase_events.id LIMIT {_MOST_MOVES + 1}"
+            f"ORDER BY phase_events.id DESC LIMIT {_MOST_MOVES + 1}"
         )
         moves: dict[str, list[PhaseMove]] = {}
         invalid = 0
-        for run, *row in self._capped(self._fetch(sql, known=_json(known)), _MOST_MOVES, "phase events"):
+        skipped: dict[str, int] = {}
+        for run, *row in self._capped(self._fetch(sql, known=_json(known)), _MOST_MOVES, "new phase events"):
             key = text(run)
+            found = moves.setdefault(key, [])
             move = rows.move_of(row, runs[key].created_at)
             if move is None:
                 invalid += 1
+            elif len(found) == _MOST_MOVES_OF_RUN:
+                skipped[key] = skipped.get(key, 0) + 1
             else:
-                moves.setdefault(key, []).append(move)
+                found.append(move)
         if invalid:
             self._notes.append(f"{invalid} phase events have no valid phase")
-        return {key: tuple(found) for key, found in moves.items()}
+        self._notes += [
+            f"run {key}: its {count} oldest new phase events are not read" for key, count in skipped.items()
+        ]
+        return {key: tuple(reversed(found)) for key, found in moves.items() if found}
 
     def _last_moves(self, keys: list[str]) -> dict[str, int]:
         sql = (
