@@ -44,13 +44,15 @@ _WAIT_SECONDS = 2.0
 class Candidate(msgspec.Struct, frozen=True):
     """An active row that is no run yet: where its project is, and whether a rule of the project demands a hard limit.
 
-    `elsewhere` is the database that its project really uses, if that is another one.
+    `elsewhere` is the database that its project really uses, if that is another one. `moved_from` is the database that
+    has kept this run before, if that no longer exists: the project was renamed.
     """
 
     ic: IcRun
     project_dir: str
     is_hard: bool = False
     elsewhere: str | None = None
+    moved_from: str | None = None
 
 
 class Moves(NamedTuple):
@@ -91,6 +93,8 @@ class AdoptedRuns:
         self._on_runs_change = on_runs_change
         # (database, intercore's id) → our run's id
         self._ids: dict[tuple[str, str], str] = {}
+        # intercore's id → the database that keeps the run
+        self._keepers: dict[str, str] = {}
         self._dispatches = RowStore(INTERCORE, ledger)
         self._backlog = writer.backlog("usage of other programs", self._dispatches.save)
 
@@ -115,6 +119,11 @@ class AdoptedRuns:
         """Return the run of a row, by intercore's id; None if it was not adopted."""
         known = self._ids.get((database, run_id))
         return None if known is None else self._accounts.runs[known]
+
+    def keeper(self, database: str, run_id: str) -> str | None:
+        """Return the other database that keeps a run with intercore's id; None if there is none."""
+        keeper = self._keepers.get(run_id)
+        return None if keeper == database else keeper
 
     def new(self, database: str, reading: IntercoreReading) -> list[IcRun]:
         """Return the active rows that may be adopted, oldest first. The parent of a portfolio has no project."""
@@ -160,11 +169,15 @@ class AdoptedRuns:
             return f"run {ic.id} of {database} is not adopted: its project {ic.project_dir} uses {candidate.elsewhere}"
         async with self._runs_lock:
             same = self._accounts.runs.get(ic.id)
-            other = None if same is None or same.run.adopted is None else same.run.adopted
-            if other is not None and other.database and (other.database, other.run_id) != (database, ic.id):
-                return f"run {ic.id} of {database} is not adopted: {other.database} has a run with this id, too"
+            keeper = self.keeper(database, ic.id)
+            if keeper is None and same is not None and database_of(same.run):
+                keeper = database_of(same.run)  # of another row
             found = same or self._by_hand(ic, reading)
-            if found is None:
+            if keeper is not None and keeper == candidate.moved_from:
+                await self._move(self._accounts.runs[self._ids[keeper, ic.id]], candidate, database)
+            elif keeper is not None:
+                return f"run {ic.id} of {database} is not adopted: {keeper} has a run with this id, too"
+            elif found is None:
                 await self._start(candidate, database, Moves.of(ic, reading))
             else:
                 await self._link(found, candidate, database, Moves.of(ic, reading))
@@ -222,6 +235,17 @@ class AdoptedRuns:
         # It may have a scope now.
         account.has_sessions = False
         await self._totals.tallier.find_sessions(account)
+
+    async def _move(self, account: RunAccount, candidate: Candidate, database: str) -> None:
+        """Have a run follow its row in the database that has taken the place of its former one."""
+        before = database_of(account.run)
+        run = adoption.moved_to(account.run, database, candidate.project_dir)
+        data: EventData = {"adopted_from": database, "moved_from": before}
+        await self._ledger.runs.save(run, events=[("run.changed", data)], at=self._now(account))
+        del self._ids[before, candidate.ic.id]
+        self._accounts.put_run(run)
+        self._note(run)
+        self._on_runs_change()
 
     async def follow(self, account: RunAccount, ic: IcRun, moves: Moves, *, is_hard: bool) -> None:
         """Have a run follow its row. `is_hard`: a rule of the project demands a hard limit. Raises `LedgerError`."""
@@ -369,6 +393,7 @@ class AdoptedRuns:
     def _note(self, run: Run) -> None:
         if run.adopted is not None and run.adopted.database:
             self._ids[run.adopted.database, run.adopted.run_id] = run.id
+            self._keepers[run.adopted.run_id] = run.adopted.database
 
     def _now(self, account: RunAccount) -> int:
         return max(self._clock(), account.latest)

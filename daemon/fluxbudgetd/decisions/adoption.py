@@ -180,6 +180,12 @@ class Adoptions:
             if (path := next(idle, None)) is not None:
                 del self._known[path]
 
+    def _forget_moved(self, path: str | None) -> None:
+        """Forget a database that no longer exists, once none of its runs is left."""
+        known = None if path is None else self._known.get(path)
+        if known is not None and not self._runs.of(known.path):
+            del self._known[known.path]
+
     def _note_found(self, found: Found) -> KnownDatabase:
         known = self._know(found.path)
         known.note_found(found, self._clock())
@@ -256,12 +262,17 @@ class Adoptions:
             report(known.path, reading)
 
     def _request_later(self, known: KnownDatabase, seconds: float) -> None:
+        """Have a database read then, unless that is to happen sooner. Only one task waits for it, or a few."""
+        at = anyio.current_time() + seconds
+
         async def request() -> None:
-            await anyio.sleep(seconds)
-            if self._known.get(known.path) is known:
+            await anyio.sleep_until(at)
+            if known.next_at == at and self._known.get(known.path) is known:
+                known.next_at = None
                 self._request(known)
 
-        if self._tasks is not None:
+        if self._tasks is not None and (known.next_at is None or known.next_at > at):
+            known.next_at = at
             self._tasks.start_soon(request)
 
     async def _apply(self, known: KnownDatabase, reading: IntercoreReading) -> list[str]:
@@ -298,8 +309,9 @@ class Adoptions:
         findings = []
         for ic in self._runs.new(path, reading):
             with _collected(failures):
-                candidate = await self._projects.candidate(path, ic)
+                candidate = await self._projects.candidate(path, ic, self._runs.keeper(path, ic.id))
                 findings.append(await self._runs.adopt(candidate, path, reading))
+                self._forget_moved(candidate.moved_from)
         return [finding for finding in findings if finding is not None]
 
     def _report(self, known: KnownDatabase) -> DatabaseReport:

@@ -41,7 +41,8 @@ class KnownDatabase:
     `fault` says why the database must not be used, `failure` why its last reading could not be applied, and `findings`
     what was not adopted or not followed. `since` is when its state began. The runs show what it said at
     `applied_as_of`, by the event loop's clock. `began_at` is None unless a task reads it; then `done` is set when it
-    has finished. `is_applying`: it was read, and the runs are being changed.
+    has finished. `is_applying`: it was read, and the runs are being changed. `next_at` is when a task will have it read
+    again, if one waits for that.
     """
 
     def __init__(self, path: str, now: int) -> None:
@@ -55,6 +56,7 @@ class KnownDatabase:
         self.applied_as_of = -math.inf
         self.began_at: float | None = None
         self.done = anyio.Event()
+        self.next_at: float | None = None
         self.is_applying = False
         self._stamp: Stamp | None = None
         self._is_outdated = True

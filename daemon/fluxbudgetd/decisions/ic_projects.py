@@ -25,10 +25,11 @@ class IcProjects:
         self._settings = settings
         self._limiter = limiter
 
-    async def candidate(self, database: str, ic: IcRun) -> Candidate:
+    async def candidate(self, database: str, ic: IcRun, keeper: str | None) -> Candidate:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
 
-        A project that was moved or copied together with its database is where the database is.
+        A project that was moved or copied together with its database is where the database is. `keeper` is another
+        database that has kept this run, if one has.
         """
         root = os.path.dirname(os.path.dirname(database))
         with anyio.CancelScope(deadline=anyio.current_time() + _SECONDS):
@@ -42,7 +43,10 @@ class IcProjects:
                     intercore.find, places, abandon_on_cancel=True, limiter=self._limiter
                 )
                 elsewhere = None if found is None or found.path == database else found.path
-            return Candidate(ic, directory, is_hard, elsewhere)
+            is_moved = keeper is not None and await anyio.to_thread.run_sync(
+                _is_gone, keeper, abandon_on_cancel=True, limiter=self._limiter
+            )
+            return Candidate(ic, directory, is_hard, elsewhere, keeper if is_moved else None)
         raise RequestTimeoutError(f"the project {ic.project_dir} could not be examined in time", "check its disk")
 
     async def demands_hard(self, directory: str) -> bool:
@@ -56,6 +60,17 @@ class IcProjects:
         with anyio.CancelScope(deadline=deadline):
             return (await self._settings.demand(await self._places.of(directory, deadline))).hard_by is not None
         raise RequestTimeoutError(f"the rules of {directory} could not be read in time", "check its disk")
+
+
+def _is_gone(database: str) -> bool:
+    """Return True if a database's file does not exist, and not merely cannot be seen."""
+    try:
+        os.lstat(os.fsdecode(unfold(database)))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _resolved(directory: str, root: str) -> str:

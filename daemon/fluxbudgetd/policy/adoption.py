@@ -12,6 +12,7 @@ A run is adopted as its row says, and followed from then on:
 intercore's times are whole seconds. Where two moves share one, the later gets the next microsecond.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -119,6 +120,20 @@ def linked(run: Run, ic: IcRun, last_move: int, database: str, defaults: RunDefa
     kept = before.kept if run.adopted is not None else tuple(name for name, is_kept in by_hand.items() if is_kept)
     adoption = msgspec.structs.replace(before, database=database, run_id=ic.id, last_move=last_move, kept=kept)
     return msgspec.structs.replace(run, adopted=adoption, scope=run.scope or scope(ic))
+
+
+def moved_to(run: Run, database: str, project_dir: str) -> Run:
+    """Return an adopted run after its project was renamed. Its directory changes if it was below the project's."""
+    adopted = run.adopted
+    if adopted is None:
+        return run
+    root = os.path.dirname(os.path.dirname(adopted.database))
+    is_below = run.project_dir == root or run.project_dir.startswith(f"{root.rstrip('/')}/")
+    return msgspec.structs.replace(
+        run,
+        project_dir=project_dir if is_below else run.project_dir,
+        adopted=msgspec.structs.replace(adopted, database=database),
+    )
 
 
 def scope(ic: IcRun) -> str | None:

@@ -43,6 +43,8 @@ class Accounts:
         account = self.runs.get(run.id)
         if account is None:
             account = self.runs[run.id] = RunAccount(run, started_as or run)
+        elif account.run.project_dir != run.project_dir:
+            self._leave_directory(account)
         account.run = run
         account.latest = max(account.latest, run.started_at, run.ended_at or 0)
         self.timelines[run.id] = Timeline(run, account.completed)
@@ -225,15 +227,17 @@ class Accounts:
         return None if run is None else self.runs.get(run)
 
     def _index_directory(self, account: RunAccount) -> None:
-        run = account.run
-        directory = run.project_dir.rstrip("/") or "/"
-        here = self._active_in.setdefault(directory, {})
-        if run.ended_at is None:
-            here[run.id] = account
+        if account.run.ended_at is None:
+            self._active_in.setdefault(_directory_of(account.run), {})[account.run.id] = account
         else:
-            here.pop(run.id, None)
+            self._leave_directory(account)
+
+    def _leave_directory(self, account: RunAccount) -> None:
+        directory = _directory_of(account.run)
+        here = self._active_in.get(directory, {})
+        here.pop(account.run.id, None)
         if not here:
-            del self._active_in[directory]
+            self._active_in.pop(directory, None)
 
     def _change_runs(self, name: str, runs: Iterable[str | None]) -> None:
         for run in runs:
@@ -242,3 +246,7 @@ class Accounts:
                 account.clear_cache()
                 self.join(account, name)
                 self._on_change(account.run.id)
+
+
+def _directory_of(run: Run) -> str:
+    return run.project_dir.rstrip("/") or "/"

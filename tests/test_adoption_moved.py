@@ -1,0 +1,68 @@
+"""Projects that are renamed after their runs were adopted, and databases that fail again and again."""
+
+import asyncio
+from pathlib import Path
+
+from fluxbudgetd.wire import messages
+from harness.adoption import World, check
+from harness.intercore import IcProject
+from harness.service import within
+
+
+def test_renamed_project(tmp_path: Path) -> None:
+    """Its runs are followed where they are now, and their directory is the new one."""
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(scope="b-1", budget=1000)
+        world.project.dispatch(run, 10, 20, 0)
+        await world.look()
+        renamed = tmp_path / "renamed"
+        world.project.root.rename(renamed)
+        IcProject(renamed).set(run, token_budget=500)
+        await world.look(renamed)
+        account = world.account(run)
+        assert (account.run.token_budget, account.run.project_dir) == (500, str(renamed))
+        assert account.measured().billing == 30
+        accounts = world.service.accounts
+        assert [each.run.id for each in accounts.active_in(str(renamed))] == [run]
+        assert accounts.active_in(str(world.project.root)) == []
+        (report,) = world.service.adoption.databases
+        assert (report.runs, report.findings) == ((run,), ())
+        event, _ = await world.events(run, "run.changed")
+        assert event.data["moved_from"] == str(world.project.database)
+        assert [stored for stored, _ in await world.service.ledger.runs.all()] == [account.run]
+
+    check(tmp_path, body)
+
+
+def test_renamed_project_of_a_run_by_hand(tmp_path: Path) -> None:
+    """A run that was linked to a row stays the row's run."""
+
+    async def body(world: World) -> None:
+        asked = messages.RunStart(project_dir=str(world.project.root), scope="b-1")
+        own = (await world.service.lifecycle.start(asked, within(60))).run.id
+        run = world.project.run_create(scope="b-1")
+        await world.look()
+        renamed = tmp_path / "renamed"
+        world.project.root.rename(renamed)
+        await world.look(renamed)
+        assert set(world.service.accounts.runs) == {own}
+        assert world.adoption(own).database == str(renamed / ".clavain" / "intercore.db")
+        assert world.adoption(own).run_id == run
+
+    check(tmp_path, body)
+
+
+def test_failing_database_that_keeps_changing(tmp_path: Path) -> None:
+    """Each change has it read again, but one attempt waits for its time, not one for each change."""
+
+    async def body(world: World) -> None:
+        world.project.run_create()
+        await world.look()
+        tasks = len(asyncio.all_tasks())
+        for number in range(20):
+            world.project.database.write_bytes(b"no database " * (100 + number))
+            await world.look()
+        assert len(asyncio.all_tasks()) <= tasks + 3
+
+    check(tmp_path, body)
