@@ -1,5 +1,6 @@
 """`advance` on a run that intercore keeps: the daemon checks, and the client runs `ic`. The daemon is scripted."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from fluxbudgetctl import intercore
 from fluxbudgetctl.failure import Failure
 from fluxbudgetd.wire import messages
 from harness import ic
-from harness.daemon import Home, wait_for
+from harness.daemon import CTL, PATIENCE, Home, killed, wait_for
 from harness.scripted_daemon import AT, Answered, ScriptedDaemon, error
 
 SPEND = messages.Spend(
@@ -34,7 +35,9 @@ class IntercoreDaemon(ScriptedDaemon):
             run="r1", advanced=False, line="not_advanced|planned|x", phase="planned", completed=None, overridden=None,
             note="", spend=SPEND, ic_run="r1", ic_directory=str(home.project),
         )  # fmt: skip
-        self.shown: messages.RunShowAnswer | messages.ErrorAnswer = _shown(home)
+        # The run before and after `ic` has moved it.
+        self.before: messages.RunShowAnswer | messages.ErrorAnswer = _shown(home, "planned")
+        self.after: messages.RunShowAnswer | messages.ErrorAnswer = _shown(home, "executing")
 
     def _answer(self, request: messages.AnyRequest) -> Answered:
         if isinstance(request, messages.Command):
@@ -42,24 +45,25 @@ class IntercoreDaemon(ScriptedDaemon):
         if isinstance(request, messages.Advance):
             return self.allowed
         if isinstance(request, messages.RunShow):
-            return self.shown
+            is_again = isinstance(self.asked[-2:][0], messages.RunShow) and len(self.asked) > 1
+            return self.after if is_again else self.before
         return error("unknown_op")
 
 
-def _shown(home: Home) -> messages.RunShowAnswer:
+def _shown(home: Home, phase: str) -> messages.RunShowAnswer:
     run = messages.RunInfo(
         id="r1", scope="b1", project_dir=str(home.project), goal="", complexity=3, phases=("planned", "executing"),
-        phase="executing", token_budget=1000, warn_pct=80, enforcement="soft", cost_basis="billing", status="active",
+        phase=phase, token_budget=1000, warn_pct=80, enforcement="soft", cost_basis="billing", status="active",
         started_at=AT, ended_at=None,
     )  # fmt: skip
     tally: dict[str, Any] = {name: 0 for name in messages.Tally.__struct_fields__ if name != "name"}
-    phase = messages.PhaseLine(
+    line = messages.PhaseLine(
         **{**tally, "name": "planned", "billing": 400}, state="completed", since=AT, until=AT, spent=400, provisional=0,
         estimate=700, estimate_source="table", sample_size=0, override=None,
     )  # fmt: skip
     return messages.RunShowAnswer(
         run=run, spend=msgspec.structs.replace(SPEND, spent=600), totals=messages.Tally(name="", **tally),
-        by_phase=(phase,), by_stage=(), by_agent=(), by_model=(), by_session=(), sources=(), attachments=(),
+        by_phase=(line,), by_stage=(), by_agent=(), by_model=(), by_session=(), sources=(), attachments=(),
     )  # fmt: skip
 
 
@@ -85,7 +89,8 @@ def test_ic_moves_the_run(home: Home, keeper: IntercoreDaemon, tmp_path: Path, c
     result = advance(home, path, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "advanced|planned|executing\n", "")
     assert ic.called(path) == (str(home.project), ["--json", "run", "advance", "r1"])
-    assert [type(request) for request in keeper.asked[-2:]] == [messages.Advance, messages.RunShow]
+    asked = [messages.Advance, messages.RunShow, messages.RunShow]
+    assert [type(request) for request in keeper.asked[-3:]] == asked
 
 
 def test_json_has_the_numbers_after_the_move(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
@@ -116,13 +121,14 @@ def test_reason_of_an_override_is_passed_on(home: Home, keeper: IntercoreDaemon,
         ({**BLOCKED, "event_type": "budget", "reason": "a\n\x1b[31m"}, "not_advanced|planned|a\\n\\x1b[31m"),
         ({"advanced": False, "from_phase": "planned", "to_phase": ""}, "not_advanced|planned|no reason"),
         ({**BLOCKED, "reason": None, "more": [1]}, "gate_blocked|planned|no reason"),
+        ({"advanced": False, "event_type": None, "reason": "why"}, "not_advanced|planned|why"),
     ],
 )
 def test_ic_refuses(home: Home, keeper: IntercoreDaemon, tmp_path: Path, printed: dict[str, object], line: str) -> None:
     """Its reason is one line, and the exit code is 1."""
     result = advance(home, ic.printing(tmp_path / "bin", printed, code=1, err="refused\n"))
     assert (result.returncode, result.stdout, result.stderr) == (1, f"{line}\n", "")
-    assert not isinstance(keeper.asked[-1], messages.RunShow)
+    assert isinstance(keeper.asked[-2], messages.Advance)
 
 
 def test_without_ic(home: Home, keeper: IntercoreDaemon) -> None:
@@ -163,7 +169,7 @@ def test_relative_path_is_the_callers(home: Home, keeper: IntercoreDaemon, tmp_p
 def test_ic_fails(home: Home, keeper: IntercoreDaemon, tmp_path: Path, printed: object, code: int, said: str) -> None:
     """An error, a wrong usage or garbage: the run may have moved or not, and the message says what ic said."""
     result = advance(home, ic.printing(tmp_path / "bin", printed, code=code, err="ic: it is broken\nmore\n"))
-    assert (result.returncode, result.stdout) == (70, "")
+    assert (result.returncode, result.stdout) == (65, "")
     assert said in result.stderr
     assert f"hint: run 'ic run status r1' in {home.project}" in result.stderr
 
@@ -175,6 +181,7 @@ def test_ic_that_hangs_is_killed_with_what_it_started(
     os.mkfifo(tmp_path / "fifo")
     path = ic.printing(tmp_path / "bin", "", then=f'exec 3>"{tmp_path}/fifo"; sleep 1000 & wait')
     monkeypatch.setenv("PATH", f"{path}:/usr/bin:/bin")
+    monkeypatch.setenv("FLUXBUDGET_SOCKET", str(home.socket))
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     try:
         with pytest.raises(Failure) as failure:
@@ -184,6 +191,13 @@ def test_ic_that_hangs_is_killed_with_what_it_started(
         wait_for(lambda: _has_no_writer(reader), "the end of what ic has started")
     finally:
         os.close(reader)
+
+
+def test_ic_that_writes_without_end_is_killed(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+    """Long before it has filled the disk, and before its time is over."""
+    result = advance(home, ic.printing(tmp_path / "bin", "", then="exec yes"))
+    assert (result.returncode, result.stdout) == (65, "")
+    assert "wrote without end" in result.stderr
 
 
 def _has_no_writer(fifo: int) -> bool:
@@ -225,7 +239,7 @@ def test_database_that_is_gone(home: Home, keeper: IntercoreDaemon, tmp_path: Pa
 
 def test_daemon_that_fails_after_the_move(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
     """The run has moved, and the answer says so."""
-    keeper.shown = error("timeout", "too slow")
+    keeper.after = error("timeout", "too slow")
     result = advance(home, ic.printing(tmp_path / "bin", MOVED))
     assert (result.returncode, result.stdout) == (0, "advanced|planned|executing\n")
     assert "the daemon has not seen it yet: too slow" in result.stderr
@@ -237,6 +251,27 @@ def test_run_that_another_process_has_moved_meanwhile(home: Home, keeper: Interc
     result = advance(home, ic.printing(tmp_path / "bin", printed))
     assert (result.returncode, result.stdout) == (0, "advanced|executing|review\n")
     assert "the run was in executing when ic moved it" in result.stderr
+
+
+def test_only_one_of_two_clients_has_ic_move_the_run(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+    """The daemon has allowed both; the second one finds that the run has moved when it is its turn."""
+    fd = os.open(home.project / ".clavain", os.O_RDONLY)
+    path = ic.printing(tmp_path / "bin", MOVED)
+    command = [*CTL, "advance", "--from", "planned", "--timeout", f"{PATIENCE:g}"]
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            command, env={**home.environ, "PATH": f"{path}:/usr/bin:/bin"}, cwd=home.project, stdout=subprocess.PIPE
+        )
+        with killed(process):
+            wait_for(lambda: [one for one in keeper.asked if isinstance(one, messages.Advance)], "the first answer")
+            keeper.before = keeper.after
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            out, _ = process.communicate()
+    finally:
+        os.close(fd)
+    assert (process.returncode, out) == (1, b"stale_phase|planned|Phase already advanced to executing\n")
+    assert ic.called(path) is None
 
 
 def test_refusal_of_the_daemon_does_not_start_ic(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
 """`advance` for a run that intercore keeps: `ic` moves it, and the daemon then reads what has changed.
 
 The client runs `ic`, because it has the user's PATH and may write to the project. The daemon's sandbox may not.
+
+`ic` moves a run on from whatever phase it is in. So that several clients do not move it several times, they take turns,
+and each one, when it is its turn, looks again whether the run is still in the phase that the daemon has checked.
 """
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import msgspec
@@ -20,55 +26,71 @@ from fluxbudgetd.wire.text import fold, one_line, unfold
 
 #: How long `ic` may take, in seconds. It usually takes some milliseconds.
 SECONDS = 10.0
+# How often a program that runs, or another client's turn, is looked at.
+_STEP_SECONDS = 0.02
 _MOST_BYTES = 64 * 1024
-_DATABASE = os.path.join(".clavain", "intercore.db")
+# Beyond this, what `ic` writes is no result.
+_FLOOD_BYTES = 1 << 20
+_DIRECTORY = ".clavain"
+_DATABASE = os.path.join(_DIRECTORY, "intercore.db")
 #: Why intercore did not move a run: the event that it has recorded → the reason on our line.
 _REASONS = {"block": "gate_blocked", "pause": "manual_pause"}
 
 
 class _Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What `ic --json run advance` prints. `event_type` and `reason` may be missing."""
+    """What `ic --json run advance` prints. If it has moved nothing, all but `advanced` may be missing."""
 
     advanced: bool
-    from_phase: str
-    to_phase: str
-    event_type: str = ""
+    from_phase: str | None = None
+    to_phase: str | None = None
+    event_type: str | None = None
     reason: str | None = None
 
 
 def advance(allowed: messages.AdvanceAnswer, seconds: float) -> messages.AdvanceAnswer:
     """Have `ic` move a run that the daemon allows to move; return the answer with what has become of it.
 
-    `seconds` limits the request to the daemon that follows. Raises `Failure` if `ic` does not say what it has done.
+    `seconds` limits each request to the daemon that follows. Raises `Failure` if `ic` does not say what it has done.
     """
-    result = _moved(allowed)
-    if not result.advanced:
-        reason = _REASONS.get(result.event_type, "not_advanced")
-        line = one_line(f"{reason}|{result.from_phase}|{result.reason or 'no reason'}")
-        return msgspec.structs.replace(allowed, line=line)
+    directory = os.fsdecode(unfold(allowed.ic_directory or ""))
+    words = _words(allowed, directory)
+    with _turn(directory):
+        phase = _shown(allowed, seconds).run.phase
+        if phase != allowed.phase:
+            line = one_line(f"stale_phase|{allowed.phase}|Phase already advanced to {phase}")
+            return msgspec.structs.replace(allowed, line=line, phase=phase)
+        result = _result(allowed, *_run(words, directory))
+        if not result.advanced:
+            reason = _REASONS.get(result.event_type or "", "not_advanced")
+            line = one_line(f"{reason}|{result.from_phase or allowed.phase}|{result.reason or 'no reason'}")
+            return msgspec.structs.replace(allowed, line=line)
+        return _advanced(allowed, result.from_phase or allowed.phase, result.to_phase or "", seconds)
+
+
+def _advanced(allowed: messages.AdvanceAnswer, before: str, after: str, seconds: float) -> messages.AdvanceAnswer:
+    """Return the answer after `ic` has moved a run, with the numbers that the daemon has then."""
     notes = [allowed.note] if allowed.note else []
-    if result.from_phase != allowed.phase:
-        notes.append(f"the run was in {result.from_phase} when ic moved it")
+    if before != allowed.phase:
+        notes.append(f"the run was in {before} when ic moved it")
     answer = msgspec.structs.replace(
-        allowed,
-        advanced=True,
-        line=one_line(f"advanced|{result.from_phase}|{result.to_phase}"),
-        phase=result.to_phase,
+        allowed, advanced=True, line=one_line(f"advanced|{before}|{after}"), phase=after, note="; ".join(notes)
     )
     try:
-        # This request makes the daemon read the database.
-        shown = call(messages.RunShow(run=allowed.run, hints=hints()), messages.RunShowAnswer, seconds)
+        shown = _shown(allowed, seconds)
     except Failure as failure:
         notes.append(f"ic has moved the run, but the daemon has not seen it yet: {failure.message}")
         return msgspec.structs.replace(answer, note="; ".join(notes))
-    completed = [line for line in shown.by_phase if line.name == result.from_phase and line.state == "completed"]
-    return msgspec.structs.replace(
-        answer, note="; ".join(notes), spend=shown.spend, completed=completed[0] if completed else None
-    )
+    completed = [line for line in shown.by_phase if line.name == before and line.state == "completed"]
+    return msgspec.structs.replace(answer, spend=shown.spend, completed=completed[0] if completed else None)
 
 
-def _moved(allowed: messages.AdvanceAnswer) -> _Result:
-    """Run `ic` and return what it prints; raises `Failure`."""
+def _shown(allowed: messages.AdvanceAnswer, seconds: float) -> messages.RunShowAnswer:
+    """Return the run. The request makes the daemon read the database."""
+    return call(messages.RunShow(run=allowed.run, hints=hints()), messages.RunShowAnswer, seconds)
+
+
+def _words(allowed: messages.AdvanceAnswer, directory: str) -> list[str]:
+    """Return the command that moves the run; raises `Failure` if it cannot work."""
     program = shutil.which("ic")
     if program is None:
         raise Failure(
@@ -76,7 +98,6 @@ def _moved(allowed: messages.AdvanceAnswer) -> _Result:
             "install intercore, or add the directory of 'ic' to PATH",
             codes.BAD_INPUT,
         )
-    directory = os.fsdecode(unfold(allowed.ic_directory or ""))
     # `ic` would create an empty database.
     if not os.path.isfile(os.path.join(directory, _DATABASE)):
         raise Failure(
@@ -87,7 +108,46 @@ def _moved(allowed: messages.AdvanceAnswer) -> _Result:
     words = [os.path.abspath(program), "--json", "run", "advance", os.fsdecode(unfold(allowed.ic_run or ""))]
     if allowed.overridden is not None:
         words.append(f"--skip-reason={os.fsdecode(unfold(allowed.overridden))}")
-    return _result(allowed, *_run(words, directory))
+    return words
+
+
+@contextmanager
+def _turn(directory: str) -> Iterator[None]:
+    """Keep other clients from moving runs of this directory's database meanwhile.
+
+    Raises `Failure` if another one does so for too long. Without a lock, there are no turns.
+    """
+    try:
+        # Not of the database: SQLite locks that.
+        fd = os.open(os.path.join(directory, _DIRECTORY), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        _lock(fd)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    """Lock a file, if its file system can do that; raises `Failure` if others do not unlock it."""
+    deadline = time.monotonic() + 2 * SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Failure(
+                    "other processes are advancing runs of this project, and do not end",
+                    "see which 'fluxbudgetctl advance' and 'ic' processes run",
+                    codes.NO_ANSWER,
+                ) from None
+            time.sleep(_STEP_SECONDS)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _run(words: list[str], directory: str) -> tuple[int, bytes, bytes]:
@@ -103,18 +163,32 @@ def _run(words: list[str], directory: str) -> tuple[int, bytes, bytes]:
                 f"{words[0]} cannot be started: {exc.strerror}", "check that 'ic version' works", codes.BAD_INPUT
             ) from None
         try:
-            code = process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            raise Failure(
-                f"'ic run advance' did not end within {SECONDS:g} s and was killed",
-                "see 'ic run status' for the phase that the run is in",
-                codes.NO_ANSWER,
-            ) from None
+            code = _ended(process, (out, err))
         finally:
             if process.returncode is None:  # also after Ctrl-C, which does not reach another process group
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         return code, _beginning(out), _beginning(err)
+
+
+def _ended(process: subprocess.Popen[bytes], files: tuple[IO[bytes], ...]) -> int:
+    """Wait for a process and return its exit code; raises `Failure` if it takes too long, or writes without end."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_STEP_SECONDS)
+        if time.monotonic() >= deadline:
+            raise Failure(
+                f"'ic run advance' did not end within {SECONDS:g} s and was killed",
+                "see 'ic run status' for the phase that the run is in",
+                codes.NO_ANSWER,
+            )
+        if any(os.fstat(file.fileno()).st_size > _FLOOD_BYTES for file in files):
+            raise Failure(
+                "'ic run advance' wrote without end and was killed",
+                "check that 'ic' is intercore's program; see 'ic run status' for the phase that the run is in",
+                codes.BAD_INPUT,
+            )
 
 
 def _beginning(file: IO[bytes]) -> bytes:
@@ -126,11 +200,12 @@ def _result(allowed: messages.AdvanceAnswer, code: int, out: bytes, err: bytes) 
     """Return what `ic` has printed; raises `Failure` unless it is complete and its exit code agrees."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError):
         result = msgspec.json.decode(out, type=_Result)
-        if code == (codes.OK if result.advanced else codes.REFUSED):
+        is_complete = not result.advanced or bool(result.from_phase and result.to_phase)
+        if is_complete and code == (codes.OK if result.advanced else codes.REFUSED):
             return result
     said = fold(err.strip().partition(b"\n")[0]) or "it printed no result"
     raise Failure(
         f"'ic run advance' failed with exit code {code}: {one_line(said)}",
         f"run 'ic run status {allowed.ic_run}' in {allowed.ic_directory}",
-        codes.INTERNAL,
+        codes.BAD_INPUT,
     )
