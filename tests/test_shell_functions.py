@@ -205,6 +205,9 @@ def test_run_create(shell: Shell, home: Home, tmp_path: Path) -> None:
     assert (shell.state / "words").read_text().splitlines() == [
         *("run", "create", f"--project={project}", "--goal=g", "--complexity=3", "--budget-warn-pct=80")
     ]
+    # `ic` takes a relative path from its own directory.
+    assert shell.lines(f"cd '{project.parent}'; {script}", project.name, "g") == ["ab12cd34"]
+    assert (shell.state / "words").read_text().splitlines()[2] == f"--project={project}"
     for failing in ("echo ab12cd34; exit 2", "exit 0", "echo 'no such table'"):
         shell.program("ic", f"echo noise >&2\n{failing}")
         assert shell.run(script, str(project), "g") == Ended(1, ""), failing

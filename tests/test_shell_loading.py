@@ -117,6 +117,26 @@ def test_functions_in_a_script_of_bash(home: Home, tmp_path_factory: pytest.Temp
     assert shell.lines(f"export -f {names}\n{script}") == ["0"]
 
 
+def test_posix_mode(shell: Shell) -> None:
+    """As sh, which some systems have it as, the shell has all functions, and stays in that mode."""
+    called = "bash --posix" if shell.name == "bash" else "zsh --emulate sh -f"
+    look = "set -o | grep -i posix"
+    call = "clavain-cli budget-total b-1; sprint_advance b-1 planned 2>&1"
+    text = f"set -eu; . '{LIBRARY}'; {look}; echo .; {INIT}; {INIT}; {look}; echo .; {call}"
+    lines = shell.lines(f'exec {called} -c "$1"', text, init="", environ={"LIB_RUN": "r1"})
+    before, after, printed = "\n".join(lines).split("\n.\n")
+    assert before == after
+    assert printed == "0\nPhase: planned -> next []\nadvancing b-1"
+
+
+def test_alias_of_the_program(shell: Shell) -> None:
+    """It would break the definition of our function in zsh, and hide it in bash, where aliases count."""
+    expand = "shopt -s expand_aliases" if shell.name == "bash" else ":"
+    script = shell.home.root / "script"
+    script.write_text(f"{expand}\nalias clavain-cli='echo theirs'\n{INIT}\n{INIT}\nclavain-cli budget-total b-1\n")
+    assert shell.lines(f". '{script}'", init="") == ["0"]
+
+
 @pytest.mark.skipif(shutil.which("dash") is None, reason="dash is not installed")
 def test_other_shells_are_refused(home: Home, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One line on stderr; the script goes on."""

@@ -11,6 +11,11 @@
 # * Foreign values (beads, agents, models) are passed as arguments `--flag=value`, never as code.
 # * No arrays, no unquoted expansions, and each local has a value: bash and zsh differ in the rest.
 
+# An alias of this name would hide the function, or break its definition.
+unalias clavain-cli >/dev/null 2>&1 || true
+# `$functions` is not there by itself if zsh emulates sh.
+if [ -n "${ZSH_VERSION:-}" ]; then zmodload zsh/parameter >/dev/null 2>&1 || true; fi
+
 # --- talking to the daemon
 
 # $FLUXBUDGET_TIMEOUT is in seconds. It is never reached, unless the machine is overloaded.
@@ -320,7 +325,7 @@ intercore_run_create() {
     local project="${1:-}" goal="${2:-}" phases="${3:-}" scope="${4:-}" complexity="${5:-3}" budget="" run="" code=0
     budget="$(_fluxbudget_integer "${6:-}")"
     [ -n "$project" ] || project="."
-    set -- "--project=$project" "--goal=$goal" "--complexity=$complexity" --budget-warn-pct=80
+    set -- "--goal=$goal" "--complexity=$complexity" --budget-warn-pct=80
     [ -z "$phases" ] || set -- "$@" "--phases=$phases"
     [ -z "$scope" ] || set -- "$@" "--scope-id=$scope"
     [ "$budget" = 0 ] || set -- "$@" "--token-budget=$budget"
@@ -337,6 +342,7 @@ _fluxbudget_create() {
     # (With CDPATH, `cd` could go elsewhere, and would print where.)
     CDPATH="" cd -- "$1" >/dev/null 2>&1 || return 1
     shift
+    set -- "--project=$PWD" "$@"
     if [ -n "${FLUXBUDGET_DEBUG:-}" ]; then
         command "${INTERCORE_BIN:-ic}" run create "$@"
     else
@@ -407,7 +413,7 @@ query_avg_tokens() {
 
 # --- clavain-cli
 
-clavain-cli() {
+_fluxbudget_clavain_cli() {
     local verb="${1:-}"
     if [ "$#" -gt 0 ]; then shift; fi
     case "$verb" in
@@ -424,3 +430,13 @@ clavain-cli() {
         *) command clavain-cli "$verb" "$@" ;;
     esac
 }
+
+# bash in POSIX mode, as which some systems have sh, ends if a function is defined with a hyphen in its name. It calls one.
+case ":${SHELLOPTS:-}:" in
+    *:posix:*)
+        set +o posix
+        eval 'clavain-cli() { _fluxbudget_clavain_cli "$@"; }'
+        set -o posix
+        ;;
+    *) eval 'clavain-cli() { _fluxbudget_clavain_cli "$@"; }' ;;
+esac
