@@ -222,6 +222,15 @@ def test_higher_label_of_a_hard_run_waits_for_a_person(home: Home, beads: BeadsP
         beads.put("b-1", "token_budget:400000")
         home.ok("advance", "--run", run.id, "--from", home.details(run.id).run.phase)
         wait_for(lambda: budget_of(home, run.id) == 400_000, "a lower budget, which applies at once")
+        changed = subscriber.until("run.changed").data
+        assert (changed["token_budget"], changed["via"]) == (400_000, "beads")
+        beads.put("b-1", "token_budget:700000")
+        home.ok("advance", "--run", run.id, "--from", home.details(run.id).run.phase)
+        wait_for(lambda: "700000" in home.details(run.id).run.withheld, "a higher budget to be withheld")
+        beads.put("b-1")
+        home.ok("advance", "--run", run.id, "--from", home.details(run.id).run.phase)
+        wait_for(lambda: home.details(run.id).run.withheld == "", "the label's wish to be forgotten with the label")
+        assert budget_of(home, run.id) == 400_000
 
 
 def test_answers_do_not_wait_for_a_hanging_program(tmp_path: Path) -> None:

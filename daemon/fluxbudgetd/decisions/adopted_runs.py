@@ -301,8 +301,10 @@ class AdoptedRuns:
         if run != before:
             await self._save(account, run, moved.steps, events, fired)
 
-    async def save(self, account: RunAccount, change: Callable[[Run], Changed]) -> None:
+    async def save(self, account: RunAccount, change: Callable[[Run], Changed], owner: str) -> None:
         """Write what `change` makes of a run (see `policy.adoption.followed`). Raises `LedgerError`.
+
+        `owner` is the program that the events name.
 
         Raises `RequestTimeoutError` if the run's numbers are not known, with which a new budget is compared.
         """
@@ -312,7 +314,7 @@ class AdoptedRuns:
             if changed.run != account.run:
                 fired, passed = self._thresholds.after_change(account, changed.run)
                 loosened = self._loosening_events(account.run, changed.loosened)
-                events = [*_changes(account.run, changed.run), *loosened, *passed]
+                events = [*_changes(account.run, changed.run, owner), *loosened, *passed]
                 await self._save(account, changed.run, (), events, fired)
 
     async def _save(
@@ -404,7 +406,7 @@ def database_of(run: Run) -> str:
     return "" if run.adopted is None else run.adopted.database
 
 
-def _changes(before: Run, after: Run) -> list[NewEvent]:
+def _changes(before: Run, after: Run, owner: str = adoption.VIA) -> list[NewEvent]:
     names = ("token_budget", "warn_pct", "enforcement")
     data: EventData = {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}
-    return [("run.changed", {**data, "via": adoption.VIA})] if data else []
+    return [("run.changed", {**data, "via": owner})] if data else []

@@ -221,7 +221,7 @@ class Beads:
             # Thresholds are compared with the new budget, so the run's numbers must be known.
             deadline = anyio.current_time() + _START_SECONDS
             await self._refresher.refresh([account.run.id], deadline=deadline)
-            await self._adopted_runs.save(account, change)
+            await self._adopted_runs.save(account, change, bead_labels.VIA)
 
     async def _attach(self, account: RunAccount, session: str | None) -> None:
         """Attach the session that named the bead first, unless it has ever belonged to a run."""
