@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,7 +189,27 @@ def test_ic_that_hangs_is_killed_with_what_it_started(
             intercore.advance(keeper.allowed, 60.0)
         assert failure.value.exit_code == 75
         assert "did not end within 1 s" in failure.value.message
-        wait_for(lambda: _has_no_writer(reader), "the end of what ic has started")
+        wait_for(lambda: _read(reader) == b"", "the end of what ic has started")
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_client_that_is_ended_ends_ic(
+    home: Home, keeper: IntercoreDaemon, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A client that `timeout` ends, for example, leaves nothing behind."""
+    os.mkfifo(tmp_path / "fifo")
+    path = ic.printing(tmp_path / "bin", "", then=f'exec 3>"{tmp_path}/fifo"; echo >&3; sleep 1000 & wait')
+    command = [*CTL, "advance", "--from", "planned", "--timeout", f"{PATIENCE:g}"]
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        environ = {**home.environ, "PATH": f"{path}:/usr/bin:/bin"}
+        with killed(subprocess.Popen(command, env=environ, cwd=home.project, stdout=subprocess.PIPE)) as process:
+            wait_for(lambda: _read(reader) == b"\n", "ic to run")
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == 128 + number
+        wait_for(lambda: _read(reader) == b"", "the end of what ic has started")
     finally:
         os.close(reader)
 
@@ -200,11 +221,12 @@ def test_ic_that_writes_without_end_is_killed(home: Home, keeper: IntercoreDaemo
     assert "wrote without end" in result.stderr
 
 
-def _has_no_writer(fifo: int) -> bool:
+def _read(fifo: int) -> bytes | None:
+    """Return what is in a fifo; nothing if it has no writer, None if its writers have written nothing."""
     try:
-        return os.read(fifo, 1) == b""
+        return os.read(fifo, 1)
     except BlockingIOError:
-        return False
+        return None
 
 
 def _is_running(pid: int) -> bool:

@@ -33,6 +33,8 @@ _MOST_BYTES = 64 * 1024
 _FLOOD_BYTES = 1 << 20
 _DIRECTORY = ".clavain"
 _DATABASE = os.path.join(_DIRECTORY, "intercore.db")
+# Python turns SIGINT into an exception itself.
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 #: Why intercore did not move a run: the event that it has recorded → the reason on our line.
 _REASONS = {"block": "gate_blocked", "pause": "manual_pause"}
 
@@ -153,7 +155,7 @@ def _lock(fd: int) -> None:
 def _run(words: list[str], directory: str) -> tuple[int, bytes, bytes]:
     """Return the exit code, stdout and stderr of a command; raises `Failure` if it takes too long, or cannot start."""
     # Not pipes: a program that `ic` leaves in the background would keep them open.
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with _ending(), tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(  # noqa: S603  no shell; the caller's own PATH names the program
                 words, cwd=directory, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0
@@ -165,10 +167,27 @@ def _run(words: list[str], directory: str) -> tuple[int, bytes, bytes]:
         try:
             code = _ended(process, (out, err))
         finally:
-            if process.returncode is None:  # also after Ctrl-C, which does not reach another process group
+            if process.returncode is None:  # also after a signal, which does not reach another process group
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         return code, _beginning(out), _beginning(err)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Have signals that would end the client raise `SystemExit` meanwhile, so that it ends what it has started."""
+    numbers = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _ended(process: subprocess.Popen[bytes], files: tuple[IO[bytes], ...]) -> int:
