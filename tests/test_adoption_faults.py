@@ -1,7 +1,7 @@
 """Databases of intercore that hang or cannot be applied, in the service inside the test."""
 
 import threading
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from fluxbudgetd.decisions import adoption
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import IntercoreReading
+from fluxbudgetd.server.handlers import budget
 from fluxbudgetd.server.handlers.common import Context, find_standing
-from fluxbudgetd.sources import watch
-from fluxbudgetd.sources.intercore import IntercoreDatabase
+from fluxbudgetd.sources import file_systems, watch
+from fluxbudgetd.sources.intercore import IntercoreDatabase, Stamp
 from fluxbudgetd.totals import Standing
 from fluxbudgetd.wire import messages
 from harness.adoption import World, check
@@ -59,6 +60,10 @@ def test_hanging_database_delays_no_answer(tmp_path: Path, monkeypatch: pytest.M
         with hanging(monkeypatch, world.project.database) as hangs:
             world.project.set(run, token_budget=2000)
             await until(hangs.is_set)
+            context = Context(world.service, "/state", 0, lambda: 0)
+            later = budget.remaining(context, messages.Remaining(run=run))
+            assert isinstance(later, Coroutine), later
+            later.close()
             for _ in range(3):
                 standing = await asked(world, run)
                 assert standing.balance.budget == 1000
@@ -71,6 +76,42 @@ def test_hanging_database_delays_no_answer(tmp_path: Path, monkeypatch: pytest.M
         await until(lambda: world.run(run).token_budget == 2000)
         await world.look()
         assert (await asked(world, run)).stale_why is None
+
+    check(tmp_path, body)
+
+
+def test_event_loop_touches_no_file_that_may_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network's file system, requests and checks now and then read the database in a worker thread."""
+    monkeypatch.setattr(file_systems, "may_hang", lambda _path: True)
+    monkeypatch.setattr(adoption, "_STAT_SECONDS", 0.05)
+    real, real_changes = IntercoreDatabase.stamp, watch.changes
+    threads: set[int] = set()
+    watched: list[str] = []
+
+    def stamp(database: IntercoreDatabase) -> Stamp | None:
+        threads.add(threading.get_ident())
+        return real(database)
+
+    def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> AsyncGenerator[None, None]:
+        watched.extend(each for each in (path, *directories) if ".clavain" in each)
+        return real_changes(path, (), stop)
+
+    monkeypatch.setattr(IntercoreDatabase, "stamp", stamp)
+    monkeypatch.setattr(watch, "changes", changes)
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        await world.service.adoption.look(str(world.project.root), None, within(60))
+        await until(lambda: run in world.service.accounts.runs)
+        await until(lambda: world.account(run).is_loaded)
+        world.project.set(run, token_budget=2000)
+        standing = await asked(world, run)
+        assert standing.balance.budget == 2000 or standing.stale_why is not None
+        world.project.set(run, token_budget=3000)
+        await until(lambda: world.run(run).token_budget == 3000)
+        assert threads
+        assert threading.get_ident() not in threads
+        assert watched == []
 
     check(tmp_path, body)
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import anyio
 import anyio.abc
 import anyio.lowlevel
-import anyio.to_thread
 import structlog
 
 from fluxbudgetd.config.settings import Settings
@@ -241,11 +240,10 @@ class Adoptions:
     async def _read_and_apply(self, known: KnownDatabase) -> None:
         followed = self._runs.last_moves(known.path)
         began_at = anyio.current_time()
-        known.begin()
-        before = known.status
-        known.reading = reading = await anyio.to_thread.run_sync(
-            known.database.read, followed, abandon_on_cancel=True, limiter=self._finder.limiter
-        )
+        before, was_watchable = known.status, known.is_watchable
+        reading = await known.read(followed, self._finder.limiter)
+        if known.is_watchable != was_watchable:
+            self._rest.set()
         status = reading.status
         if before.state != status.state:
             known.since = self._clock()
@@ -359,7 +357,7 @@ class Adoptions:
         """Read databases when their files change, while a run that one of them keeps is active."""
         while True:
             self._rest = rest = anyio.Event()
-            paths = sorted(path for path, known in self._known.items() if known.fault is None)
+            paths = sorted(path for path, known in self._known.items() if known.is_watchable)
             if not paths or not self._is_following():
                 await rest.wait()
                 continue

@@ -2,13 +2,14 @@
 
 import math
 import os
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import anyio
 import anyio.to_thread
 
 from fluxbudgetd.model import IntercoreReading, SourceStatus
-from fluxbudgetd.sources import intercore
+from fluxbudgetd.sources import file_systems, intercore
 from fluxbudgetd.sources.intercore import Found, IntercoreDatabase, Stamp
 from fluxbudgetd.totals.places import Places
 
@@ -58,6 +59,8 @@ class KnownDatabase:
         self.done = anyio.Event()
         self.next_at: float | None = None
         self.is_applying = False
+        # Unknown until it was read. Such a file must not be touched by the event loop.
+        self._may_hang: bool | None = None
         self._stamp: Stamp | None = None
         self._is_outdated = True
         self._pause = _SHORTEST_PAUSE
@@ -92,18 +95,37 @@ class KnownDatabase:
             return self.reading.status
         return SourceStatus(name="intercore", path=self.path, state="unread")
 
+    @property
+    def is_watchable(self) -> bool:
+        """Return True if it is on a file system that reports changes, and answers."""
+        return self.fault is None and self._may_hang is False
+
     def is_due(self, *, checks: bool) -> bool:
-        """Return True if it must be read. `checks`: look at the files; otherwise repeat the last result."""
+        """Return True if it must be read. `checks`: look at the files; otherwise repeat the last result.
+
+        On a file system that may not answer, looking takes as long as reading, so it is always due.
+        """
         if self.fault is not None:
             return False
         if checks and not self._is_outdated:
             is_retried = self._retry_at is not None and anyio.current_time() >= self._retry_at
-            self._is_outdated = is_retried or self.database.stamp() != self._stamp
+            self._is_outdated = is_retried or bool(self._may_hang) or self.database.stamp() != self._stamp
         return self._is_outdated
 
-    def begin(self) -> None:
-        """Note the stamp before it is read."""
-        self._stamp, self._is_outdated = self.database.stamp(), False
+    async def read(self, followed: Mapping[str, int], limiter: anyio.CapacityLimiter) -> IntercoreReading:
+        """Read it in a worker thread. Until then, what has changed since the last read makes it outdated."""
+        may_hang, stamp, reading = await anyio.to_thread.run_sync(
+            self._read, followed, abandon_on_cancel=True, limiter=limiter
+        )
+        self._may_hang, self._stamp, self._is_outdated = may_hang, stamp, False
+        self.reading = reading
+        return reading
+
+    def _read(self, followed: Mapping[str, int]) -> tuple[bool, Stamp | None, IntercoreReading]:
+        may_hang = file_systems.may_hang(self.database.file)
+        # Before it is read.
+        stamp = self.database.stamp()
+        return may_hang, stamp, self.database.read(followed)
 
     def note_found(self, found: Found, now: int) -> None:
         """Note whether it may be used."""

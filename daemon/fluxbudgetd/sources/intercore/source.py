@@ -21,14 +21,14 @@ class IntercoreDatabase:
         self.path = path
         self.status: SourceStatus = faults.status(path, "unread", "not read yet")
         self.schema: int | None = None
-        self._file = os_path(path)
+        self.file = os_path(path)
 
     def stamp(self) -> Stamp | None:
         """Return what identifies the present state, None if there is no database. Two calls of `stat`.
 
         Equal stamps mean that nothing was committed in between. Take it before `read`, to know what is included.
         """
-        return stamp_at(self._file)
+        return stamp_at(self.file)
 
     def read(self, followed: Mapping[str, int]) -> IntercoreReading:
         """Return the active runs and the followed ones; `followed` maps ids to the number of the last known move.
@@ -38,7 +38,7 @@ class IntercoreDatabase:
         """
         try:
             self._require_usable()
-            reading = read_consistently(self._file, lambda connection: self._contents(connection, followed))
+            reading = read_consistently(self.file, lambda connection: self._contents(connection, followed))
         except faults.FaultError as exc:
             self.status = faults.status(self.path, exc.state, exc.detail, exc.hint)
         except sqlite3.DataError as exc:
@@ -53,11 +53,11 @@ class IntercoreDatabase:
         return IntercoreReading(status=self.status, schema=self.schema)
 
     def _require_usable(self) -> None:
-        fault = fault_at(self._file)
+        fault = fault_at(self.file)
         if fault is not None:
             raise faults.FaultError("unreadable", fault, "only regular files of yours or of root are read")
 
     def _contents(self, connection: sqlite3.Connection, followed: Mapping[str, int]) -> IntercoreReading:
         # Known even if the rest cannot be read, because it may be the reason.
         ((self.schema,),) = connection.execute("PRAGMA user_version").fetchall()
-        return read_contents(connection, self._file, followed)
+        return read_contents(connection, self.file, followed)
