@@ -158,7 +158,7 @@ def test_sync_writes_at_once_and_says_what_failed(home: Home, beads: BeadsProjec
     beads.behave("fail")
     answer = home.ask(messages.Sync(run="r1"))
     assert isinstance(answer, messages.SyncAnswer)
-    detail = f"bd ended with exit code 1: Error: the database is damaged ({beads.place})"
+    detail = f"bd failed with exit code 1: Error: the database is damaged ({beads.place})"
     assert [fault.what for fault in answer.faults] == [f"beads: unreadable: {detail}"]
     beads.behave()
     wait_for(lambda: spent_label(beads) == ["tokens_spent:10002"], "the label after the pause")

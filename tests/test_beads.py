@@ -293,7 +293,7 @@ def test_missing_program_is_named(home: Home, beads: BeadsProject, daemon: Daemo
     beads.put("b-1")
     beads.program.unlink()
     named(home)
-    wait_for(lambda: "there is no program bd on the daemon's PATH" in home.ctl("doctor").stdout, "the problem")
+    wait_for(lambda: "bd is not on the daemon's PATH" in home.ctl("doctor").stdout, "the problem")
     assert daemon.log.count('"source": "beads"') == 1
 
 
@@ -318,7 +318,7 @@ def test_run_that_intercore_does_not_have_is_named(home: Home, beads: BeadsProje
     beads.put("b-1", "ic_run_id:abcd1234")
     home.start()
     read(home, beads, "b-1")
-    what = "bead b-1 has no run: its label says that intercore keeps it as abcd1234, which is unknown here"
+    what = "bead b-1 has no run: its label ic_run_id names intercore's run abcd1234, which was not found"
     wait_for(lambda: what in home.ctl("doctor").stdout, "the problem")
     home.ok("run", "start", "--scope", "b-1")
     assert home.ctl("doctor").returncode == 0

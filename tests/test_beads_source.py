@@ -149,16 +149,16 @@ def test_environment_names_no_other_database(beads: BeadsProject) -> None:
 def test_failures_have_names(beads: BeadsProject) -> None:
     beads.put("b-1")
     beads.behave("fail")
-    assert failure_of(beads) == ("unreadable", "bd ended with exit code 1: Error: the database is damaged")
+    assert failure_of(beads) == ("unreadable", "bd failed with exit code 1: Error: the database is damaged")
     beads.behave("garbage")
-    assert failure_of(beads) == ("schema_drift", "what 'bd --json state list' prints is not what is expected")
+    assert failure_of(beads) == ("schema_drift", "the output of 'bd --json state list' is not in the expected format")
     beads.behave("flood")
-    assert failure_of(beads) == ("schema_drift", "bd has written more than 256 KiB")
-    assert failure_of(beads, path="/nowhere") == ("absent", "there is no program bd on the daemon's PATH")
+    assert failure_of(beads) == ("schema_drift", "bd wrote more than 256 KiB")
+    assert failure_of(beads, path="/nowhere") == ("absent", "bd is not on the daemon's PATH")
     beads.program.write_text("#!/nowhere/at/all\n")
     state, detail = failure_of(beads)
     assert state == "unreadable"
-    assert detail.startswith("bd ended with exit code 127")
+    assert detail.startswith("bd failed with exit code 127")
     wait_for(lambda: not beads.processes, "all processes to end")
 
 

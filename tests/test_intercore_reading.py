@@ -330,7 +330,7 @@ def test_status_that_we_do_not_know_is_active(project: IcProject) -> None:
     run = project.run_create(status="paused")
     found = read(project, {run: 0}).runs[run]
     assert (found.status, found.ended_at) == ("active", None)
-    assert found.faults == ("status 'paused' is not allowed: 'active' is used",)
+    assert found.faults == ("status 'paused' is not allowed: 'active' is used instead",)
 
 
 def test_odd_events_claims_and_times(project: IcProject) -> None:

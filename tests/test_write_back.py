@@ -266,7 +266,7 @@ def test_run_that_the_database_lost_is_reported_by_sync(tmp_path: Path) -> None:
         sprint.project.delete("dispatches", f"fluxbudget-{THEIRS}")
         sprint.project.delete("runs", THEIRS)
         (fault,) = await write_back.sync([sprint.accounts.runs[OURS]], within(60))
-        assert fault.message == f"{sprint.path} does not have run r1 any more"
+        assert fault.message == f"{sprint.path} no longer has run r1"
         assert sprint.row() is None
         assert write_back.faults() == {}, "the other runs of this database are written"
 

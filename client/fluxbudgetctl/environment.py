@@ -62,7 +62,7 @@ def override() -> str | None:
 
 
 def sprint_remaining() -> int | None:
-    """Return the tokens that `$FLUX_BUDGET_REMAINING` says the sprint has left; None if it says 0 or nothing usable."""
+    """Return what the sprint has left according to `$FLUX_BUDGET_REMAINING`; None if that is 0 or not a number."""
     value = os.environ.get("FLUX_BUDGET_REMAINING", "")
     number = int(value) if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS_OF_TOKENS else 0
     return number or None

@@ -20,7 +20,7 @@ _DESCRIPTIONS = {
     "ping": "check whether the daemon answers",
     "hook": "answer a Claude Code hook: JSON on stdin, JSON on stdout; on any error print nothing and exit 0",
     "statusline": "print one line for Claude Code's status line",
-    "numbers": "print a run's numbers as lines KEY=VALUE, for shell scripts",
+    "numbers": "print a run's numbers as KEY=VALUE lines, for shell scripts",
     "tokens": "print as JSON what a session's agents have used, or with --agent alone what an agent costs on average",
     "defaults": "print one integer: the budget of a complexity, or with --phase what a phase is expected to cost",
 }

@@ -27,7 +27,7 @@ def add(commands: Subcommands) -> None:
         help="let the service reach the sprints of these projects, or of the projects below these directories: "
         "their .clavain and .beads, the programs on your PATH that it needs, and bd's server",
     )
-    opening.add_argument("--no-sprints", action="store_true", help="take back what --sprints has opened")
+    opening.add_argument("--no-sprints", action="store_true", help="close what --sprints has opened")
 
     uninstall = _add(group, "uninstall", "stop, disable and remove the units; keep the ledger and the configuration")
     uninstall.set_defaults(run_command=_uninstall)

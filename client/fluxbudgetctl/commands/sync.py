@@ -1,4 +1,4 @@
-"""`sync`: have what runs have used written back now."""
+"""`sync`: write back now what runs have used."""
 
 from fluxbudgetctl.arguments import Options, Subcommands, add_command, add_naming
 from fluxbudgetctl.calls import call, hints
@@ -10,7 +10,7 @@ from fluxbudgetd.wire.text import one_line
 
 def add(commands: Subcommands) -> None:
     """Add the command."""
-    description = "write what adopted runs have used into intercore's databases now (default: all of these runs)"
+    description = "write the usage of adopted runs into intercore's databases now (default: of all adopted runs)"
     add_naming(add_command(commands, "sync", description, _sync, timeout=5.0))
 
 

@@ -1,4 +1,4 @@
-"""Databases of other programs in which runs are kept: a line for each, in `status` and `doctor`."""
+"""The line that `status` and `doctor` print for each of intercore's databases."""
 
 from fluxbudgetd.wire import messages
 from fluxbudgetd.wire.text import one_line
@@ -7,7 +7,7 @@ _MOST_RUNS = 5
 
 
 def database_line(database: messages.DatabaseInfo) -> str:
-    """Return a database's state, its schema, its runs, and what became of the last write, as one line."""
+    """Return one line with a database's state, its schema, its runs, and the result of the last write-back."""
     schema = "" if database.schema is None else f", schema {database.schema}"
     parts = [f"{database.state}{schema}", _runs(database.runs), _written(database)]
     if database.portfolios:

@@ -62,7 +62,7 @@ def _sprints(installed: units.File, named: Sequence[str], *, force: bool) -> dic
     """Return the drop-in for sprints, by its relative path; nothing if there is none to write. Raises `Failure`."""
     is_ours = installed.state is State.OURS
     if not named and not is_ours:
-        return {}  # there is none, or the user has edited it
+        return {}  # there is no drop-in, or the user has edited it
     if installed.state in (State.EDITED, State.FOREIGN, State.MASKED) and not force:
         hint = "move your changes to 'systemctl --user edit fluxbudgetd.service', then overwrite it with --force"
         raise Failure(f"{not_ours(installed)}; nothing was written", hint, codes.REFUSED)
@@ -70,19 +70,19 @@ def _sprints(installed: units.File, named: Sequence[str], *, force: bool) -> dic
     directories = list(dict.fromkeys((*before, *sprints.checked(named))))
     found = sprints.find(directories, os.geteuid())
     if not found.is_all:
-        print_stderr("warning: there are too many directories to search them all: name the projects themselves")
+        print_stderr("warning: too many directories, so not all were searched: name the projects themselves")
     if not found.places:
         print_stderr(
-            f"no project below {one_line(', '.join(directories))} has .clavain or .beads yet: run this again then"
+            f"no project below {one_line(', '.join(directories))} has .clavain or .beads yet: run this again later"
         )
     path = sprints.search_path(os.environ, _managers_path())
     if not path and any(os.path.basename(place) == sprints.BEADS for place in found.places):
-        print_stderr("'bd' is not on your PATH: beads are not read. Install it, then run this again")
+        print_stderr("'bd' is not on your PATH, so beads are not read: install it, then run this again")
     return {f"{sprints.DIRECTORY}/{sprints.NAME}": sprints.render(directories, found, path, client_version())}
 
 
 def _managers_path() -> str:
-    """Return the PATH of the services that the manager starts."""
+    """Return the PATH that the user manager gives to services."""
     found = manager.environment().get("PATH") if manager.is_available() else None
     return found or "/usr/local/bin:/usr/bin:/bin"
 

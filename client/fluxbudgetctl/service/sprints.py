@@ -1,8 +1,8 @@
 """The drop-in that lets the service reach sprints: intercore's databases and the beads of projects.
 
 `service install --sprints DIR…` writes it. It opens the sandbox for each project's `.clavain` and `.beads`, and for
-nothing else in the projects. A sandbox can only open what exists when it is set up, so the directories are searched
-again at each `service install`.
+nothing else in the projects. A sandbox can only open what exists when it is set up, so each `service install` searches
+the directories again.
 """
 
 import os
@@ -16,14 +16,14 @@ from fluxbudgetctl.service import quoting, units
 from fluxbudgetctl.service.units import SERVICE
 from fluxbudgetd.wire import codes
 
-#: Before systemd's own `override.conf` in the alphabet, so that what `systemctl --user edit` writes has the last word.
+#: Sorts before systemd's `override.conf`, so that settings from `systemctl --user edit` win.
 NAME = "fluxbudget-sprints.conf"
 DIRECTORY = f"{SERVICE}.d"
 #: The directories in a project that the daemon writes to.
 CLAVAIN, BEADS = ".clavain", ".beads"
-#: Programs that the daemon starts, or that these start. A user manager's PATH often lacks them.
+#: Programs that the daemon starts, and programs that these start. A user manager's PATH often lacks them.
 _PROGRAMS = ("bd", "dolt", "git")
-#: A project is found at most so many levels below the directory that was named.
+#: Projects are searched for at most this many levels below a named directory.
 _LEVELS = 4
 _MOST_SEARCHED = 20_000
 _SKIPPED = ("node_modules", "__pycache__")
@@ -50,7 +50,7 @@ def checked(directories: Sequence[str]) -> list[str]:
 
 
 def find(directories: Sequence[str], uid: int) -> Found:
-    """Return what the projects below these directories have.
+    """Return the `.clavain` and `.beads` directories below these directories.
 
     Symlinks, other users' directories, and paths that a unit file cannot contain are left out.
     """
@@ -74,22 +74,22 @@ def find(directories: Sequence[str], uid: int) -> Found:
 def render(directories: Sequence[str], found: Found, path: Sequence[str], version: str) -> str:
     """Return the drop-in's text; raises `Failure` for a path that a unit file cannot contain.
 
-    `path` are the entries of the daemon's PATH; empty: the manager's.
+    `path` has the entries of the daemon's PATH; if it is empty, the daemon gets the user manager's.
     """
-    # Also what does not exist yet in the named directories themselves: it is open once the daemon has restarted.
+    # The named directories may get their `.clavain` or `.beads` later: it is open after the daemon's next start.
     named = (os.path.join(one, name) for one in directories for name in (CLAVAIN, BEADS))
     lines = [_setting(place) for place in dict.fromkeys((*found.places, *named))]
     if path:
         lines.append(f"Environment={quoting.word('PATH=' + ':'.join(path))}")
     if any(os.path.basename(place) == BEADS for place in found.places):
-        # For bd's server mode, which talks TCP on this machine.
+        # For bd's server mode, which uses TCP on this machine.
         lines += ["RestrictAddressFamilies=AF_INET", "IPAddressAllow=localhost"]
     head = ("[X-Fluxbudget]", *(f"Directory={quoting.word(one)}" for one in directories), "", "[Service]")
     return units.marked(SERVICE, "\n".join((*head, *lines)) + "\n", version)
 
 
 def read(directory: str) -> units.File:
-    """Return what is at the drop-in's path. `directory` is where the units belong."""
+    """Return what is at the drop-in's path. `directory` is the directory of the units."""
     return units.read(os.path.join(directory, DIRECTORY), NAME)
 
 
@@ -105,9 +105,9 @@ def opened_in(file: units.File) -> list[str]:
 
 
 def search_path(environ: Mapping[str, str], managers: str) -> list[str]:
-    """Return the entries of a PATH with which the daemon finds `bd`: where the shell finds it, then the manager's.
+    """Return the entries of a PATH with which the daemon finds `bd`; none if the shell does not find it.
 
-    Empty if the shell does not find it.
+    They are the directories in which the shell finds the programs, then the user manager's PATH.
     """
     programs = [shutil.which(name, path=environ.get("PATH")) for name in _PROGRAMS]
     if programs[0] is None:
@@ -117,7 +117,7 @@ def search_path(environ: Mapping[str, str], managers: str) -> list[str]:
 
 
 def _directories(place: str) -> Iterator["os.DirEntry[str]"]:
-    """Yield the directories in a directory in the order of their names; one that cannot be read has none."""
+    """Yield the subdirectories of a directory, sorted by name; none if the directory cannot be read."""
     try:
         with os.scandir(place) as entries:
             found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -134,6 +134,6 @@ def _is_owned(entry: "os.DirEntry[str]", uid: int) -> bool:
 
 
 def _setting(place: str) -> str:
-    """Return the setting that opens a path, if it exists. The service has a /tmp of its own."""
+    """Return the setting that opens a path if the path exists. The service has its own /tmp."""
     key = "BindPaths" if units.is_hidden(place) else "ReadWritePaths"
     return f"{key}={units.bound(place) if key == 'BindPaths' else quoting.word('-' + place)}"

@@ -62,11 +62,11 @@ def _was_deleted(before: ServiceStatus, name: str) -> bool:
 
 
 def _remove_sprints(file: File, *, force: bool) -> None:
-    """Remove the drop-in for sprints; with `force`, also one that was edited."""
+    """Remove the drop-in for sprints; with `force`, even if it was edited."""
     if file.state is State.OURS or (force and file.state is State.EDITED):
         unit_files.remove(file.path)
         print(f"removed {file.path}")
-        with suppress(OSError):  # it has other settings, too
+        with suppress(OSError):  # the directory may have other drop-ins
             os.rmdir(os.path.dirname(file.path))
 
 

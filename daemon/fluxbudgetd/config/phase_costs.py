@@ -1,8 +1,9 @@
-"""Clavain's phase costs: what a project's sprints have cost by phase, as Clavain's own calibration has measured it.
+"""Clavain's calibration file: what a project's sprints have cost by phase.
 
 `PROJECT/.clavain/phase-cost-calibration.json` holds `{"phases": {"executing": {"runs", "input_tokens",
-"output_tokens"}}}`, in means per run. The file is in the project, so it may be malicious: it must be small, a slow file
-system delays only its own project, and entries that are not counts are ignored. A broken file changes nothing.
+"output_tokens"}}}`; the tokens are means per run. The file is in the project, so it may be malicious: it must be small,
+a slow file system delays only its own project, and entries that are not counts are ignored. A broken file changes
+nothing.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from fluxbudgetd.wire.messages import MAX_TOKENS, PhaseCalibration, Spread
 log = structlog.get_logger()
 
 _MOST_BYTES = 64 << 10
-# How many projects are remembered, and how many may hang before others have to wait.
+# How many projects are remembered, and how many reads may hang before others have to wait.
 _MOST_PROJECTS = 256
 _MOST_THREADS = 4
 
@@ -41,7 +42,7 @@ class _Found(NamedTuple):
 
 
 class PhaseCosts:
-    """The files of all projects that were asked for. Belongs to one event loop."""
+    """The calibration files of all projects that were asked for. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._found: dict[str, _Found] = {}
@@ -53,7 +54,7 @@ class PhaseCosts:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def known(self, project_dir: str) -> Mapping[str, PhaseCalibration]:
-        """Return what was last read of a project."""
+        """Return a project's phase costs as last read."""
         return self._found.get(project_dir, _Found()).costs
 
     async def refresh(self, project_dir: str) -> None:
@@ -93,7 +94,7 @@ def _read(project_dir: str, before: _Found) -> _Found:
         text = read_text(path, _MOST_BYTES)
         return _Found(_NONE if text is None else _parsed(text, path), stamp)
     except (ConfigError, OSError, ValueError) as exc:
-        # Without a stamp it is read again next time: the cause may disappear without a change of the file.
+        # Without a stamp, the file is read again next time: the cause may go away without a change of the file.
         return before._replace(stamp=None, problem=str(exc))
 
 
@@ -109,11 +110,11 @@ def _parsed(text: str, path: str) -> dict[str, PhaseCalibration]:
 
 
 def _cost(entry: object) -> PhaseCalibration | None:
-    """Return a phase's cost; None if it is not known, or not in counts."""
+    """Return a phase's cost; None if a count is missing or invalid."""
     counts = [entry.get(key) for key in ("runs", "input_tokens", "output_tokens")] if isinstance(entry, dict) else []
     whole = [count for count in counts if type(count) is int and 0 <= count <= MAX_TOKENS]
     if len(whole) != 3 or not 0 < whole[1] + whole[2] <= MAX_TOKENS:  # noqa: PLR2004  the three keys above
         return None
-    # What the caches cost is not in the file.
+    # The file does not say how many cached tokens were used.
     mean = Spread(mean=whole[1] + whole[2], p50=whole[1] + whole[2], p90=whole[1] + whole[2])
     return PhaseCalibration(billing=mean, total=mean, sample_size=whole[0])

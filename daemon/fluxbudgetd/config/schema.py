@@ -214,12 +214,12 @@ class FluxDrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Intercore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """intercore's sprints: whether they are adopted, and what is written into its databases."""
+    """intercore's sprints: whether they are adopted, and what is written into intercore's databases."""
 
     adopt: bool = True
     write_back: bool = True
     rearm: bool = False
-    """Have intercore's own budget check refuse every time, not only once, while a budget is exhausted."""
+    """Make intercore's own budget check refuse every time while a budget is exhausted, not only once."""
     databases: Annotated[tuple[DatabasePath, ...], Meta(max_length=64, description="up to 64 different databases")] = ()
     """Databases to follow in addition to those that are found from sessions and runs."""
 
@@ -228,7 +228,7 @@ class Intercore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Beads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The labels of beads: whether they are read, and whether what was spent is written."""
+    """The labels of beads: whether they are read, and whether `tokens_spent` is written."""
 
     read: bool = True
     write_back: bool = False
@@ -238,7 +238,7 @@ class Clavain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Clavain's shell."""
 
     shell: bool = False
-    """Have each session's shells load the functions of `fluxbudgetctl shell-init`."""
+    """Load the functions of `fluxbudgetctl shell-init` in each session's shells."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -148,16 +148,16 @@ class Settings:
         self._rules.prepare(self.config.flux_drive.budget_file, self.claude_dirs, project_dir)
 
     async def refresh_phase_costs(self, project_dir: str, deadline: float) -> None:
-        """Read a project's file of phase costs if it has changed, in half of the time until the deadline.
+        """Read Clavain's calibration file of a project if it has changed, in half of the time until the deadline.
 
-        If it cannot be read in time, or is wrong, the last good one still applies.
+        If it cannot be read in time, or is invalid, the last good version still applies.
         """
         now = anyio.current_time()
         with anyio.CancelScope(deadline=now + (deadline - now) / 2):
             await self._phase_costs.refresh(project_dir)
 
     def phase_calibrations(self, project_dir: str) -> tuple[Mapping[str, PhaseCalibration], ...]:
-        """Return what the phases of a project's runs have cost, as last read: our calibration, then Clavain's."""
+        """Return what a project's phases have cost, as last read: from our calibration, then from Clavain's."""
         ours = {} if self.calibration is None else self.calibration.phases
         return ours, self._phase_costs.known(project_dir)
 

@@ -1,1 +1,1 @@
-"""Events: their log, delivery to channels, session warnings, state files, our rows in intercore, labels of beads."""
+"""The event log, delivery to channels, session warnings, state files, and write-back into intercore and beads."""

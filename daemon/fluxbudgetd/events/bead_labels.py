@@ -1,4 +1,4 @@
-"""Write what runs have used into the label `tokens_spent` of their beads. No answer but that of `sync` waits for it."""
+"""Write what runs have used into the label `tokens_spent` of their beads. Only `sync` waits for it."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from fluxbudgetd.totals.places import Places
 
 # A run's label is written at most this often, unless its phase has changed or it has ended.
 PACE_SECONDS = 600.0
-# A smaller difference, in percent, is not worth a commit in the bead's database.
+# A smaller difference, in percent, is not worth a commit in the database of beads.
 _LEAST_PCT = 1
 # Changes within this time are considered together.
 _COALESCE_SECONDS = 1.0
-# No request waits for the directories.
+# How long finding a run's `.beads` may take. No request waits for it.
 _LOOKUP_SECONDS = 5.0
 
 
 class _Label(NamedTuple):
-    """A run at some time (`at`, by the event loop's clock), and what its label then has to say."""
+    """What a run's label has to say at a time (`at`, by the event loop's clock)."""
 
     phase: str
     is_over: bool
@@ -32,9 +32,9 @@ class _Label(NamedTuple):
 
 
 class BeadLabels:
-    """Keeps the labels of runs' beads up to date. What is written are measured billing tokens, without estimates.
+    """Keeps the labels of runs' beads up to date. They say how many billing tokens were measured, without estimates.
 
-    A run may have a scope that is no bead; then there is nothing to write.
+    A run's scope need not be a bead; then there is nothing to write.
     """
 
     def __init__(self, accounts: Accounts, places: Places, source: BeadsSource, settings: Settings) -> None:
@@ -44,16 +44,16 @@ class BeadLabels:
         self._settings = settings
         self._changed: dict[str, None] = {}
         self._written: dict[str, _Label] = {}
-        # Changed runs that are not compared with what was written last.
+        # Changed runs that have not been compared with their last labels yet.
         self._forced: set[str] = set()
-        # Changed runs whose last write has failed.
+        # Changed runs whose last write failed.
         self._failing: set[str] = set()
         self._has_changes = anyio.Event()
         self._is_urgent = anyio.Event()
         self._is_considered = anyio.Event()
 
     def request(self, run: str) -> None:
-        """Have a run's label written if that is due, now or later; returns at once."""
+        """Request that a run's label is written when that is due; returns at once."""
         if self._settings.config.beads.write_back:
             self._changed[run] = None
             self._has_changes.set()
@@ -63,7 +63,7 @@ class BeadLabels:
         return self._settings.config.beads.write_back and account.run.scope is not None
 
     async def sync(self, accounts: Sequence[RunAccount], deadline: float) -> None:
-        """Write the labels of these runs now, and wait for it until the deadline, or until that fails."""
+        """Write the labels of these runs now. Return when that is done or has failed, or at the deadline."""
         if not self._settings.config.beads.write_back:
             return
         runs = [account.run.id for account in accounts]
@@ -98,7 +98,7 @@ class BeadLabels:
         label = self._label(account)
         is_forced = run in self._forced
         last = None if is_forced else self._written.get(run)
-        # What is requested from here on is for another time.
+        # A request from here on is for the next write.
         self._forced.discard(run)
         self._failing.discard(run)
         due = math.inf if label is None else _due(label, last)
@@ -132,7 +132,7 @@ class BeadLabels:
 
 
 def _due(new: _Label, old: _Label | None) -> float:
-    """Return when a label has to be written; infinity if it does not have to be."""
+    """Return when a label has to be written (loop time); infinity if it need not be."""
     if old is None:
         return new.at if new.tokens else math.inf
     if (new.phase, new.is_over) != (old.phase, old.is_over):

@@ -1,8 +1,8 @@
-"""Our rows in one of intercore's databases: which of them are due, and what became of the last write.
+"""Our rows in one of intercore's databases: which of them are due, and whether the last write succeeded.
 
 A row is written at once after an event, otherwise at most every 30 seconds. What was written is remembered, so a
-database is opened only if something has changed, or if it was read and did not say what we had written. A failed write
-is retried after 1, 2, 4 … 60 seconds.
+database is opened only if something has changed, or if a reading of the database shows another value. A failed write is
+retried after 1, 2, 4 … 60 seconds.
 """
 
 import math
@@ -32,10 +32,10 @@ _SECOND = 1_000_000
 
 
 class WriteState(NamedTuple):
-    """What became of the last write of a database. `at`: when its rows were last right, in microseconds.
+    """The result of the last write to a database. `at`: when its rows were last correct, in microseconds.
 
-    `waiting`: there was nothing to write yet. `off`: the configuration switches writing off. Any other state but `ok`
-    says why the rows could not be written; `detail` describes it, and `hint` says what to do.
+    `waiting`: there was nothing to write yet. `off`: the configuration switches writing off. Any state except these and
+    `ok` says why the rows could not be written; `detail` describes the reason, and `hint` says what to do.
     """
 
     state: Literal["ok", "waiting", "off"] | NotWritten
@@ -47,7 +47,7 @@ class WriteState(NamedTuple):
 class OwnRows:
     """Keeps our rows in the database at `path` up to date.
 
-    `row_of` returns what a run's row must say; None if there is none to write for now. Runs are named by our ids.
+    `row_of` returns what a run's row must say; None if there is nothing to write for now. Runs are named by our ids.
     `pace` is the time between two writes of a run that keeps changing, `pauses` are the shortest and the longest pause
     after a failure, in seconds.
     """
@@ -64,46 +64,46 @@ class OwnRows:
         self.path = path
         self.state = WriteState("waiting")
         self.fault: ChannelError | None = None
-        #: The runs that the database does not have.
+        #: The runs that are missing from the database.
         self.missing: set[str] = set()
         self._row_of = row_of
         self._clock = clock
         self._pace = pace
         self._shortest_pause, self._longest_pause = pauses
         self._worker = Worker(f"writing {path}", "check the file system", _PATIENCE_SECONDS)
-        # By run: from when on it may be written, by the loop's clock; when it was; what the database says, if known.
+        # By run: when it may be written next (loop time); when it was written last; what the database says, if known.
         self._due: dict[str, float] = {}
         self._written_at: dict[str, float] = {}
         self._known: dict[str, OwnRow] = {}
         self._logged = ""
         self._wake = anyio.Event()
         self._retry = anyio.Event()
-        # Syncs are numbered. An attempt covers every sync that was requested before it began.
+        # Syncs are numbered. An attempt to write covers every sync that was requested before it began.
         self._requested = self._attempted = 0
         self._attempt = anyio.Event()
 
     def request(self, run: str, *, at_once: bool = False) -> None:
-        """Have a run's row written soon, or `at_once`, if it has changed; returns without waiting."""
+        """Request that a run's row is written soon, or `at_once`, if it has changed; returns without waiting."""
         soonest = -math.inf if at_once else self._written_at.get(run, -math.inf) + self._pace
         if soonest < self._due.get(run, math.inf):
             self._due[run] = soonest
             self._wake.set()
 
     def note_read(self, run: str, own: Counts | None) -> None:
-        """Compare a row that was read with what was written: another program may have pruned or restored it."""
+        """Compare a row that was read with what was written: it may have been pruned, or restored from a backup."""
         known = self._known.get(run)
         if known is not None and (known.input, known.output, known.cache) != _numbers(own):
             self.forget(run)
             self.request(run)
 
     def forget(self, run: str) -> None:
-        """Forget what the database says about a run, so that the next write looks."""
+        """Forget what the database says about a run, so that the next write compares again."""
         self._known.pop(run, None)
 
     async def sync(self, runs: Iterable[str], deadline: float) -> ChannelError | None:
-        """Write these runs now, and wait for it until the deadline. Return why they were not written, if so.
+        """Write the rows of these runs now, and wait until the deadline. Return why they were not written, or None.
 
-        While another program holds a lock, this tries again.
+        This retries while another program holds a lock.
         """
         for run in runs:
             self.forget(run)
@@ -122,7 +122,7 @@ class OwnRows:
         return fault
 
     async def serve(self) -> None:
-        """Write what is due until cancelled; then write what waits for its time."""
+        """Write due rows until cancelled; then write all remaining changes."""
         pause = self._shortest_pause
         try:
             while True:
@@ -158,7 +158,7 @@ class OwnRows:
             del self._due[run]
         rows = {run: row for run in due if (row := self._row_of(run)) is not None}
         outdated = {run: row for run, row in rows.items() if row.rearm or self._known.get(run) != row}
-        # Set before the write, because a `forget` during the write must not be lost, and a change has to wait.
+        # Set before the write: a `forget` during the write must not be lost, and a change during it has to wait.
         self._known |= outdated
         self._written_at |= dict.fromkeys(outdated, anyio.current_time())
         is_written = False
@@ -200,7 +200,7 @@ class OwnRows:
         return True
 
     def _report(self, fault: ChannelError | None) -> None:
-        # Most locks are gone at the next attempt, so only the second failure is logged.
+        # Most locks are released by the next attempt, so only a second failure is logged.
         if fault is None and self._logged:
             log.info("intercore's database is written again", path=self.path)
             self._logged = ""

@@ -1,7 +1,7 @@
 """Write what adopted runs have used into intercore's databases.
 
-The numbers are those that the run's own sessions have measured: without provisional estimates, and without what
-intercore knows from other programs already. No answer waits for a write but that of `sync`.
+The numbers are what was measured in the run's own sessions, without provisional estimates and without other programs'
+dispatches, which intercore has already. Only `sync` waits for a write.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.totals.account import RunAccount
 from fluxbudgetd.totals.accounts import Accounts
 
-#: After these, a run's row is written at once.
+#: After these events, a run's row is written at once.
 _AT_ONCE: tuple[EventKind, ...] = (
     *("run.started", "run.changed", "run.finished", "phase.advanced"),
     *("budget.threshold", "budget.warning", "budget.exceeded"),
@@ -53,20 +53,23 @@ class WriteBack:
         self._tasks: TaskGroup | None = None
 
     def request(self, run: str, *, at_once: bool = False) -> None:
-        """Have an adopted run's row written soon if it has changed; returns without waiting. Other runs have none."""
+        """Request that an adopted run's row is written soon if it has changed; returns without waiting.
+
+        Other runs have no row.
+        """
         account = self._accounts.runs.get(run)
         if account is not None and (path := _database_of(account)) and is_followed(account.run, self._clock()):
             self._rows_in(path).request(run, at_once=at_once)
 
     def request_all(self) -> None:
-        """Have the rows of all followed runs compared with what their databases say."""
+        """Request that the rows of all followed runs are compared with their databases."""
         for account in self._followed():
             if path := _database_of(account):
                 self._rows_in(path).forget(account.run.id)
                 self.request(account.run.id, at_once=True)
 
     def note_read(self, path: str, reading: IntercoreReading) -> None:
-        """Have rows written again that a reading shows to be missing or different."""
+        """Request that rows are written again which a reading shows to be missing or different."""
         rows = self._databases.get(path)
         if rows is None or not reading.status.is_readable:
             return
@@ -80,14 +83,14 @@ class WriteBack:
                 rows.request(account.run.id, at_once=True)
 
     def state_of(self, path: str) -> WriteState:
-        """Return what became of the last write of a database."""
+        """Return the result of the last write to a database."""
         if not self._settings.config.intercore.write_back:
             return WriteState("off", detail="[intercore] write_back is false")
         rows = self._databases.get(path)
         return WriteState("waiting") if rows is None else rows.state
 
     def faults(self) -> dict[str, ChannelError]:
-        """Return why databases of followed runs could not be written last, by path."""
+        """Return, by path, why the last writes to databases of followed runs failed."""
         if not self._settings.config.intercore.write_back:
             return {}
         paths = {path for account in self._followed() if (path := _database_of(account))}
@@ -95,7 +98,7 @@ class WriteBack:
         return {path: fault for path, fault in found.items() if fault is not None}
 
     async def sync(self, accounts: Sequence[RunAccount], deadline: float) -> list[ChannelError]:
-        """Write the rows of adopted runs now, and wait for it until the deadline. Return what could not be written."""
+        """Write the rows of adopted runs now, and wait until the deadline. Return what could not be written."""
         if not self._settings.config.intercore.write_back:
             return []
         runs: dict[str, list[str]] = {}
@@ -122,7 +125,7 @@ class WriteBack:
             async with anyio.create_task_group() as self._tasks:
                 for rows in self._databases.values():
                     self._tasks.start_soon(rows.serve)
-                # Whatever the last daemon had measured or written, the rows are compared with the databases.
+                # The last daemon may not have written everything, so all rows are compared with the databases.
                 self.request_all()
                 await self._follow_events()
         finally:
@@ -133,7 +136,7 @@ class WriteBack:
         while True:
             await self._events.wait(position)
             last = self._events.last
-            with suppress(LedgerError):  # the rows are written a little later
+            with suppress(LedgerError):  # the rows are written a little later anyway
                 while position < last and (events := await self._events.after(position)):
                     for event in events:
                         if event.run is not None and event.kind in _AT_ONCE:
@@ -191,4 +194,4 @@ def _row(name: str, account: RunAccount, *, rearm: bool) -> OwnRow:
 
 
 def _not_there(path: str, run: str) -> ChannelError:
-    return ChannelError(f"{path} does not have run {run} any more", "its usage is kept, but not written back")
+    return ChannelError(f"{path} no longer has run {run}", "the run still counts, but its usage is not written back")

@@ -54,7 +54,7 @@ class StoredRuns:
         at: int,
         by: By | None = None,
     ) -> None:
-        """Write a new run, the phases it has completed, its first attachments and events, and events of other runs."""
+        """Write a new run, its completed phases, its first attachments and events, and events of other runs."""
         encoded = msgspec.json.encode(run), msgspec.json.encode(started_as)
         async with self._database.transaction(durable=True) as transaction:
             await transaction.execute(
@@ -79,8 +79,8 @@ class StoredRuns:
     ) -> None:
         """Write a changed run.
 
-        `completed` are the phases that it has just left, and the number (from 0) of the first of them. `fired`, unless
-        None, replaces the thresholds that were reported.
+        `completed` has the number (from 0) of the first phase that it has just left, and all that it has just left.
+        `fired`, unless None, replaces the thresholds that were reported.
         """
         async with self._database.transaction(durable=True) as transaction:
             await transaction.execute(

@@ -291,7 +291,7 @@ STEPS: tuple[str, ...] = (
     CREATE TABLE announced(name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
     """,
     """
-    -- 'claim': intercore says that the session works for the run.
+    -- 'claim': a claim or an attribution in intercore's database.
     ALTER TABLE attachments RENAME TO attachments_7;
     CREATE TABLE attachments(
       session TEXT NOT NULL,
@@ -306,10 +306,10 @@ STEPS: tuple[str, ...] = (
       SELECT session, since, until, run, counts_from, origin FROM attachments_7;
     DROP TABLE attachments_7;
 
-    -- intercore allows two active runs of one bead: the newest of them has it.
+    -- intercore allows two active runs of one bead; the scope then means the newest.
     DROP INDEX runs_active_scope;
 
-    -- The usage of other programs: `session` is the run's id.
+    -- Other programs' dispatches: `session` is the run's id.
     CREATE INDEX usage_intercore ON usage(session) WHERE source = 'intercore';
     """,
 )

@@ -46,7 +46,7 @@ class StoredUsage:
         return await off_loop(len(rows), _usages, rows)
 
     async def of_runs(self) -> dict[str, tuple[Usage, ...]]:
-        """Return, by run, the usage of other programs that intercore has recorded."""
+        """Return, by run, the other programs' dispatches that intercore has recorded."""
         rows = await self._database.rows(
             f"SELECT session, {_COLUMNS} FROM usage WHERE source = 'intercore' ORDER BY session"  # noqa: S608  our own names
         )

@@ -4,10 +4,10 @@ import msgspec
 
 
 class Bead(msgspec.Struct, frozen=True, kw_only=True):
-    """A bead's labels that concern its run. Each is None without a usable label.
+    """A bead's labels that concern its run. Each is None if there is no valid label.
 
-    `token_budget` is 0 if the label says unlimited. `run` is the id of intercore's run for this bead. `faults` say
-    which labels were ignored or replaced because of their values.
+    `token_budget` is 0 for an unlimited budget. `run` is the id of intercore's run for this bead. `faults` say which
+    labels were ignored or replaced because of their values.
     """
 
     id: str

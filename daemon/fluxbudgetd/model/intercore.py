@@ -17,7 +17,7 @@ IcStatus = Literal["active", "completed", "cancelled", "failed"]
 class IcRun(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `runs`. `project_dir` is empty for the parent of a portfolio.
 
-    `phases` is None if the row has no usable list. `is_hard`: intercore enforces the budget (`budget_enforce`).
+    `phases` is None if the row has no valid list. `is_hard`: intercore enforces the budget (`budget_enforce`).
     `faults` say which values were replaced because they are not allowed.
     """
 
@@ -49,7 +49,7 @@ class PhaseMove(NamedTuple):
 
 
 class SessionClaim(NamedTuple):
-    """The latest row that says which run a session works for: a claim (`run_agents`), else an attribution.
+    """The latest row that says which run a session works for: a claim (`run_agents`), otherwise an attribution.
 
     An attribution may name a bead instead of a run.
     """
@@ -64,11 +64,11 @@ class SessionClaim(NamedTuple):
 class IntercoreReading(msgspec.Struct, frozen=True, kw_only=True):
     """One read of a database. Everything but the status is empty unless `status.is_readable`.
 
-    `schema` is its `user_version`. `runs` are the active and the followed ones, by id; a followed run that is missing
-    was removed. `moves` are each run's phase moves after the last one that is known, oldest first; `last_moves` are the
-    numbers of the newest ones, lower than the known one if an older database was restored. `dispatches` are each run's
-    dispatches that are not ours: their `key` is a digest of the row's id, and `phase` is empty. `own` is our own row of
-    each run, None if there is none. Runs without moves or dispatches are missing there.
+    `schema` is its `user_version`. `runs` has the active and the followed runs, by id; a followed run that is missing
+    was removed. `moves` has each run's phase moves after the last known one, oldest first. `last_moves` has the number
+    of each run's newest move, which is lower than the last known one if a backup was restored. `dispatches` has each
+    run's dispatches of other programs: their `key` is a digest of the row's id, and their `phase` is empty. `own` has
+    our row of each run, or None. Runs without moves or dispatches are missing from those mappings.
     """
 
     status: SourceStatus

@@ -7,7 +7,7 @@ import msgspec
 from fluxbudgetd.model.usage import Counts
 from fluxbudgetd.wire.messages import BudgetState, CostBasis, Enforcement, EstimateSource, RunStatus
 
-#: How an attachment came about: a person or a hook made it, a row's bead implies it, or a claim in intercore does.
+#: Where an attachment comes from: a person or a hook, a row's bead, or a claim in intercore.
 Origin = Literal["asked", "bead", "claim"]
 #: The settings of an adopted run that can be set by hand, and then win.
 Setting = Literal["token_budget", "warn_pct", "enforcement", "status"]
@@ -17,13 +17,13 @@ _MILLISECOND = 1_000
 
 
 class Adoption(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run that another program started is kept.
+    """Where an adopted run comes from, and what it follows.
 
-    `database` is the path of intercore's database and `run_id` the run's id there; both are empty if only a bead names
-    the run. `last_move` is the number of the newest phase move that was applied. `kept` are the settings that a person
-    has set: they are no longer followed. `withheld` are looser values of a hard run that await a person's confirmation.
-    `label_budget` is the bead's `token_budget` when the run was adopted (0: unlimited, None: no label), if
-    `is_label_read`. `label_wins`: the label has changed since, so it overrides intercore's budget.
+    `database` is the path of intercore's database and `run_id` the run's id there; both are empty if the run comes only
+    from a bead. `last_move` is the number of the newest phase move that was applied. `kept` has the settings that a
+    person has set: they are no longer followed. `withheld` has the looser values of a hard run that await a person's
+    confirmation. `label_budget` is the bead's `token_budget` when the run was adopted (0: unlimited, None: no label),
+    if `is_label_read`. `label_wins`: the label has changed since, so it overrides intercore's budget.
     """
 
     database: str = ""
@@ -42,7 +42,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     An allowance lets a run with hard enforcement go on although its budget is exhausted: until it has spent
     `allowed_to` tokens, or until the time `allowed_until`, in microseconds.
 
-    `adopted`: another program started the run, or keeps it too.
+    `adopted`: the other program that has the run, too; None if there is none.
     """
 
     id: str

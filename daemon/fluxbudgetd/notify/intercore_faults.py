@@ -1,4 +1,4 @@
-"""Why one of intercore's databases was not written, as a named state with a hint."""
+"""Why a write to one of intercore's databases failed, as a named state with a hint."""
 
 import os
 import sqlite3

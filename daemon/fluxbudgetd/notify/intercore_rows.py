@@ -1,15 +1,15 @@
 """Our row of a run in intercore's database: what the run's own sessions have used, for intercore's tools.
 
-The database belongs to intercore. What is written to it, and how:
+The database belongs to intercore. This is what is written to it, and how:
 
 * A run has one row in `dispatches`, `fluxbudget-RUN`. Its values are absolute, so writing it again after a crash, or
   into a restored backup, counts nothing twice. No other row of that table is touched.
-* `state` gets the run's usage by phase (`phase_tokens`). If asked, `budget.exceeded` is deleted there, so that
+* `state` gets the run's usage by phase (`phase_tokens`). On request, `budget.exceeded` is deleted there, so that
   intercore's budget check refuses again.
 * The database is read first, in a way that creates no files. It is opened for writing only if something differs, and
   then all differences are written in one short transaction.
-* Nothing is written unless the tables are as expected: a trigger, or a column that must have a value, would make our
-  row mean something that we do not know.
+* Nothing is written unless the tables are as expected: with a trigger, or an unknown column that requires a value, we
+  would not know what our row means.
 
 Only SQLite opens these files. Closing any other descriptor of them would drop all locks that this process has on them.
 """
@@ -117,7 +117,7 @@ class _Differences(NamedTuple):
 
 
 def write(path: str, rows: Sequence[OwnRow], now: int) -> frozenset[str]:
-    """Have the database say what these rows say. Return the runs that it does not have; nothing is written for them.
+    """Write the rows that differ. Return the runs that the database does not have; nothing is written for them.
 
     `path` is the real path, as folded text, and `now` the time in seconds. Waits at most 0.2 s for a lock. Raises
     `NotWrittenError`, and then nothing was written.
@@ -132,7 +132,7 @@ def write(path: str, rows: Sequence[OwnRow], now: int) -> frozenset[str]:
 
 
 def _require_usable(path: str) -> None:
-    """Raise `NotWrittenError` for a file that is not read, either: it may have been replaced since it was found."""
+    """Raise `NotWrittenError` for a file that must not be used: it may have been replaced since it was found."""
     info = os.lstat(path)
     if os.path.islink(os.path.dirname(path)) or not stat.S_ISREG(info.st_mode):
         raise NotWrittenError(path, "failed", "it is not a regular file, or its directory is a symbolic link")
@@ -144,7 +144,7 @@ def _compare_undisturbed(path: str, rows: Sequence[OwnRow]) -> _Differences | No
     """Compare without creating files or taking a lock that a writer would notice; None if that is impossible now."""
     for _ in range(_READS):
         before = _content(path)
-        # Without a -wal, the main file is all there is.
+        # Without a -wal, the main file is the whole database.
         mode = "mode=ro&immutable=1" if before.wal is None else "mode=ro"
         try:
             with closing(_connect(path, mode, 0)) as connection:

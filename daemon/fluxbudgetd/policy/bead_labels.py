@@ -17,12 +17,12 @@ _OVER = "done"
 
 
 def is_over(bead: Bead) -> bool:
-    """Return True if the bead's sprint has ended, so that it gets no run any more."""
+    """Return True if the bead's sprint has ended, so that it no longer gets a run."""
     return bead.phase == _OVER
 
 
 def request(bead: Bead, project_dir: str) -> RunStart:
-    """Return the request that starts a bead's run. Without a budget, the complexity has one."""
+    """Return the request that starts a bead's run. Without a budget, the complexity determines it."""
     return RunStart(
         scope=bead.id,
         project_dir=project_dir,

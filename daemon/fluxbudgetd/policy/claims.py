@@ -1,8 +1,8 @@
-"""Sessions that another program says work for a run: how they are attached.
+"""How claims in intercore's database attach sessions to runs.
 
-A claim attaches a session from its time on. If it is the session's first attachment, the whole session counts. A claim
-never undoes what was done later: a person or a hook that attaches or detaches the session after it wins. A claim's time
-is a whole second, and stands for that second.
+A claim attaches a session from the claim's time on. If it is the session's first attachment, the whole session counts.
+A claim never undoes what was done later: if a person or a hook attaches or detaches the session after it, that wins. A
+claim's time is a whole second, and stands for all of that second.
 """
 
 from collections.abc import Sequence

@@ -127,7 +127,7 @@ def next_phase(run: Run, wanted: str | None) -> str:
 
 
 def require_next(run: Run, wanted: str | None) -> None:
-    """Raise an error unless intercore can move a run to the phase that was named: it knows only the next one.
+    """Raise an error unless the named phase is the next one: intercore moves a run to no other.
 
     Raises `BadInputError` or `ConflictError`.
     """

@@ -136,10 +136,10 @@ def require_same(request: RunStart, run: Run, started: Run, defaults: RunDefault
 
 
 def taken_over(request: RunStart, run: Run, defaults: RunDefaults) -> RunSet:
-    """Return what a person who starts a run sets of it, if another program has started it already.
+    """Return the settings that `run start` changes in a run that another program has already started.
 
-    A setting that a person has set before stays. What else the other program says of the run (its goal, complexity and
-    directory) stays, too. Raises `ConflictError` if the request cannot mean this run.
+    A setting that a person has set before stays. The run's goal, complexity and directory stay, too. Raises
+    `ConflictError` if the request cannot mean this run.
     """
     settings = msgspec.structs.replace(request, token_budget=None, warn_pct=None, enforcement=None)
     others = msgspec.structs.replace(settings, goal=None, complexity=None, project_given=False)

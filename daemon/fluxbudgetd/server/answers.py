@@ -175,7 +175,7 @@ def databases(service: Service) -> tuple[wire.DatabaseInfo, ...]:
 
 
 def beads(service: Service) -> tuple[wire.SourceInfo, ...]:
-    """Return the directories in which beads were read or written, and whether that works."""
+    """Return the directories in which `bd` was called, and whether it works there."""
     config = service.settings.config.beads
     reports = service.bead_source.reports if config.read or config.write_back else ()
     return tuple(
@@ -191,7 +191,7 @@ def beads(service: Service) -> tuple[wire.SourceInfo, ...]:
 
 
 def bead_findings(service: Service) -> Iterator[wire.Finding]:
-    """Yield why beads cannot be read or written."""
+    """Yield the reasons why beads cannot be read or written."""
     for source in beads(service):
         if source.is_fault:
             what = f"{source.name}: {source.state}: {source.detail} ({source.path})"

@@ -24,7 +24,7 @@ def phase_lines(service: Service, account: RunAccount) -> tuple[wire.PhaseLine, 
     lines = []
     for phase in dict.fromkeys((*run.phases, *records)):
         state = _state(run, phase, is_recorded=phase in records)
-        # A run that went back has left phases that it will complete again.
+        # A run that was moved back will complete some phases again.
         record = records.get(phase) if state == "completed" else None
         counts, counting = sums.get(phase, Counts()), provisional.get(phase, 0)
         expected = _expected(service, run, phase, record)

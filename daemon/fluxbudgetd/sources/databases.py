@@ -1,4 +1,4 @@
-"""SQLite databases of other programs: what their errors mean, and rows whose text may not be UTF-8."""
+"""Other programs' SQLite databases: what errors mean, and how to fetch rows whose text may not be UTF-8."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def state_of(error: Exception) -> tuple[SourceState, str]:
     if isinstance(error, OSError):
         return "unreadable", error.strerror or str(error)
     if isinstance(error, UnicodeDecodeError):
-        return "corrupt", "SQLite's error message is not UTF-8, and so probably the schema"
+        return "corrupt", "SQLite's error message is not UTF-8, so probably the schema is not, either"
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return "unreadable", str(error)
@@ -34,12 +34,12 @@ def state_of(error: Exception) -> tuple[SourceState, str]:
 
 
 def fetch(connection: sqlite3.Connection, sql: str, parameters: Mapping[str, object]) -> list[Any]:
-    """Return a query's rows. If any text is not UTF-8, all texts are bytes; `values.text` converts both alike."""
+    """Return a query's rows. If any text is not UTF-8, all texts are bytes; `values.text` converts both."""
     connection.text_factory = str
     try:
         return connection.execute(sql, parameters).fetchall()
     except sqlite3.OperationalError as exc:
-        # An error of Python's, not SQLite's, has no error code.
+        # An error that Python raised, not SQLite, has no error code.
         if getattr(exc, "sqlite_errorcode", None) is not None:
             raise
     connection.text_factory = bytes

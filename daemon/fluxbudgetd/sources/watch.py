@@ -55,7 +55,7 @@ async def changes(path: str, directories: Iterable[str], stop: anyio.Event) -> A
 
 
 async def set_when_cancelled(stop: anyio.Event) -> None:
-    """End watchfiles' thread, which cancelling the task that waits for it does not do."""
+    """End watchfiles' thread, which does not end when the task that waits for it is cancelled."""
     try:
         await anyio.sleep_forever()
     finally:

@@ -30,7 +30,7 @@ from fluxbudgetd.sources.transcripts import MAIN
 
 #: The epoch of rows that have never been read.
 NEVER = -1
-#: The name under which usage that intercore knows from other programs is listed, in place of a session.
+#: The name under which other programs' dispatches are listed, instead of a session.
 INTERCORE = "intercore"
 
 
@@ -145,7 +145,7 @@ class RunAccount(msgspec.Struct):
 
     `sessions` are those that may have usage of the run. `completed` are the phases it has left, `fired` the thresholds
     that were reported for its current budget, `reserved` the tokens that admitted sub-agents are expected to cost.
-    `dispatches` is the usage of other programs that intercore has recorded for the run; it belongs to no session.
+    `dispatches` is other programs' usage, which intercore has recorded for the run; it belongs to no session.
     `shown` says what the numbers show, `interstat` is that source's status when it was last read for this run, and
     `has_sessions` is true once the sessions that name the run's scope were read from the ledger. `latest` is the latest
     time in the run's history: no later change gets an earlier one, even if the clock is set back.
@@ -198,7 +198,7 @@ class RunAccount(msgspec.Struct):
             )
 
     def cells(self) -> Iterator[tuple[str, Cell, Counts]]:
-        """Yield the run's sums, each with its session, ordered by session id; then those of other programs."""
+        """Yield the run's sums, each with its session, ordered by session id; then the sums of dispatches."""
         yield from self.own_cells()
         timeline = Timeline(self.run, self.completed)
         for record in self.dispatches:

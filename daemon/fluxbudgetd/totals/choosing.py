@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 class RunChooser:
     """Finds the run that a request means.
 
-    `on_unknown_scope` is called with a scope that a request has named and that no run has.
+    `on_unknown_scope` is called when a request names a scope that no run has.
     """
 
     def __init__(self, accounts: Accounts, on_unknown_scope: Callable[[str, Hints], None]) -> None:

@@ -61,7 +61,7 @@ class Reports(NamedTuple):
 
     `refreshed`: with each run whose sources were read. `source_change`: when a source's state changes. `measured`: with
     each session whose sums or sub-agents may have changed, in the same step. `unknown_scope`: with a scope that a
-    request has named and that no run has, and the request's hints.
+    request names and no run has, and with the request's hints.
     """
 
     refreshed: Callable[[RunAccount], None]

@@ -135,7 +135,7 @@ def ping(answer: messages.PingAnswer, took_ms: float | None, *, as_json: bool = 
 
 
 def numbers(answer: messages.RunShowAnswer, *, as_json: bool = False) -> Reply:
-    """Return the reply of `numbers`: lines `key=value` about a run, without a value where there is none."""
+    """Return the reply of `numbers`: `key=value` lines about a run; a value is empty if there is none."""
     run, spend, totals = answer.run, answer.spend, answer.totals
     fields: dict[str, object] = {
         **_known(run.id, run.phase, spend),
@@ -148,12 +148,12 @@ def numbers(answer: messages.RunShowAnswer, *, as_json: bool = False) -> Reply:
 
 
 def known_numbers(state: messages.RemainingAnswer, *, as_json: bool = False) -> Reply:
-    """Return the reply of `numbers` with what a state file says."""
+    """Return the reply of `numbers` from a state file."""
     return _numbers(_known(state.run, state.phase, state.spend), state.spend, as_json=as_json)
 
 
 def tokens(answer: messages.TokensAnswer) -> Reply:
-    """Return the reply of `tokens`: a JSON array, nothing if it would be empty."""
+    """Return the reply of `tokens`: a JSON array, or nothing if it would be empty."""
     rows = [_fields(row, AGENT_TOKENS) for row in answer.used]
     if answer.mean is not None:
         rows.append(_fields(answer.mean, AGENT_MEAN))

@@ -1,4 +1,4 @@
-"""The shell code that loads Clavain's functions, for `shell-init` and for the hook of a session's start."""
+"""The shell code that loads Clavain's functions, for `shell-init` and for the SessionStart hook."""
 
 FILE = "shell/clavain.sh"
 """The functions, in the client's package."""
@@ -9,7 +9,7 @@ _REFUSAL = "fluxbudgetctl shell-init: the functions need bash 4 or later, or zsh
 
 
 def loading(path: str) -> str:
-    """Return lines for any shell that load the file; other shells than bash and zsh print why they do not."""
+    """Return lines, for any shell, that load the file in bash and zsh; other shells print why they do not."""
     return f"if {_CAN_LOAD}; then\n    . {quoted(path)}\nelse\n    printf '%s\\n' {quoted(_REFUSAL)} >&2\nfi\n"
 
 
@@ -19,5 +19,5 @@ def loading_if_there(path: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text as one word of any shell."""
+    """Return a text quoted as one word, for any shell."""
     return "'" + text.replace("'", "'\\''") + "'"

@@ -49,7 +49,7 @@ def check(context: Context, options: Options) -> Result:
 
 
 def advance(context: Context, options: Options) -> Result:
-    """Carry out `advance`. If only `ic` can move the run, the Python client takes over, and runs it."""
+    """Carry out `advance`. If only `ic` can move the run, the Python client takes over, and runs `ic`."""
     request = wire.Advance(
         **_naming(options), from_phase=options.from_phase, to_phase=options.to_phase, override=options.override
     )

@@ -29,7 +29,7 @@ _FLAGS: dict[str, frozenset[str]] = {
 }
 #: Verbs that need one of these flags.
 _REQUIRED = {"advance": frozenset({"--from"}), "tokens": frozenset({"--session", "--agent"})}
-#: Of each of these, at most one may be given.
+#: At most one flag of each of these groups may be given.
 _EXCLUSIVE = (frozenset(_NAMING), frozenset({"--complexity", "--phase"}))
 _SWITCHES = frozenset({"--json", "--require", "--no-colour", "--no-color"})
 # Converting a text that is not UTF-8 takes about 0.2 µs per byte.

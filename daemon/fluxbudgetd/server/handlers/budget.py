@@ -36,7 +36,8 @@ def check(context: Context, request: wire.Check, pid: int) -> wire.CheckAnswer |
 async def advance(context: Context, request: wire.Advance, pid: int, *, can_run_ic: bool = True) -> wire.AdvanceAnswer:
     """Check the budget, and move the run to its next phase, unless only `ic` can.
 
-    If the client cannot run `ic`, it asks again with another request, so an override is not recorded yet.
+    A client that cannot run `ic` (`can_run_ic` is false) asks again through the Python client, so an override is not
+    recorded yet.
     """
     service, deadline = context.service, deadline_of(request)
     account = await find(context, request, deadline)
@@ -64,9 +65,9 @@ async def advance(context: Context, request: wire.Advance, pid: int, *, can_run_
 
 
 def _standing_now(context: Context, request: wire.Naming) -> Standing | None:
-    """Return where the run of a request stands; None if that takes waiting.
+    """Return the standing of a request's run; None if that takes waiting.
 
-    That is so for a run that is not known: intercore may have started it.
+    An unknown run takes waiting, because intercore may have started it.
     """
     service = context.service
     try:

@@ -44,7 +44,7 @@ def deadline_of(request: wire.Request) -> float:
 async def find(context: Context, request: wire.Naming, deadline: float) -> RunAccount:
     """Return the account of the run that a request names; raise `NoRunError` if there is none.
 
-    A run that another program keeps is brought up to date first; a run that it has started since is found.
+    An adopted run is brought up to date first, and a run that another program has started since is found.
     """
     adoption, totals = context.service.adoption, context.service.totals
     await adoption.look(request.hints.cwd, None, deadline)
@@ -63,7 +63,7 @@ async def find_standing(context: Context, request: wire.Naming, deadline: float)
 
 
 async def choose(context: Context, request: wire.Naming, hints: wire.Hints, deadline: float) -> Choice | None:
-    """Return the run whose limit applies to a request, up to date like that of `find`, or None if there is none.
+    """Return the run whose limit applies to a request, up to date as with `find`, or None if there is none.
 
     Raises `NoRunError` for a name that no run has.
     """
@@ -89,7 +89,7 @@ async def choose_standing(context: Context, request: wire.Naming, deadline: floa
 
 
 async def _standing(context: Context, account: RunAccount, deadline: float, began_at: float) -> Standing:
-    """Return a run's standing, which is also stale if its database could not be read after the request began."""
+    """Return a run's standing. It is stale, too, if the run's database was not read after the request began."""
     service = context.service
     standing = await service.totals.standing(account, deadline)
     stale_why = standing.stale_why or service.adoption.stale_why(account.run, began_at)

@@ -226,12 +226,12 @@ async def _kept_findings(service: Service, sessions: Collection[str], deadline: 
 
 
 def _bead_findings(service: Service) -> Iterator[wire.Finding]:
-    """Yield the beads that have no run, because intercore is said to keep it."""
+    """Yield the beads without a run whose label names a run of intercore's that is unknown."""
     for bead, run in service.beads.missing.items():
         if service.accounts.run_of_scope(bead) is None:
             yield wire.Finding(
-                what=f"bead {bead} has no run: its label says that intercore keeps it as {run}, which is unknown here",
-                hint="see 'ic run status' there; if the run is gone, remove the bead's label ic_run_id",
+                what=f"bead {bead} has no run: its label ic_run_id names intercore's run {run}, which was not found",
+                hint=f"check 'ic run status {run}' in the project; if the run is gone, remove the label from the bead",
             )
 
 
@@ -250,7 +250,7 @@ def _write_back_findings(service: Service) -> Iterator[wire.Finding]:
 
 
 def _database_findings(service: Service) -> Iterator[wire.Finding]:
-    """Yield what is wrong with intercore's databases. An absent one is no problem unless it keeps an active run."""
+    """Yield what is wrong with intercore's databases. An absent one is no problem unless one of its runs is active."""
     for report in service.adoption.databases:
         status = report.status
         is_needed = any(service.accounts.runs[run].run.status == "active" for run in report.runs)

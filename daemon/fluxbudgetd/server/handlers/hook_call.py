@@ -115,9 +115,9 @@ class HookCall(msgspec.Struct):
         return choice.account
 
     async def _look(self) -> None:
-        """Bring the runs that intercore keeps up to date: that of the session, and those of its directory.
+        """Bring intercore's runs up to date: the session's run, and the runs of its directory.
 
-        The directory is examined at the events that begin something, and while the session has no run.
+        The directory is examined at events that begin something, and while the session has no run.
         """
         account = self.service.accounts.run_of_session(self.session)
         is_settled = account is not None and account.run.status == "active"

@@ -9,7 +9,7 @@ from fluxbudgetd.server.handlers.hook_call import HookCall
 from fluxbudgetd.wire import messages as wire
 from fluxbudgetd.wire import shell
 
-# Found while the daemon starts, because looking for it blocks.
+# Searched for while the daemon starts, because that blocks.
 _CLIENT = find_spec("fluxbudgetctl")
 _SHELL_FILE = "" if _CLIENT is None or _CLIENT.origin is None else f"{os.path.dirname(_CLIENT.origin)}/{shell.FILE}"
 
@@ -28,13 +28,13 @@ async def start(call: HookCall) -> HookAnswer:
     output = {"hookSpecificOutput": {"hookEventName": call.hook_input.event, "additionalContext": context}}
     exports = f"export FLUXBUDGET_RUN={standing.run.id}\n"
     if standing.balance.budget is not None:
-        # interflux multiplies this by the percentage in our side-band file, and takes 500 000 if it is not set.
+        # interflux multiplies this by the percentage that our side-band file leaves, and assumes 500 000 without it.
         exports += f"export INTERSTAT_TOKEN_BUDGET={standing.balance.budget}\n"
     return wire.HookAnswer(output=as_json(output), exports=exports + _functions(call))
 
 
 def _functions(call: HookCall) -> str:
-    """Return the line that has the session's shells load Clavain's functions; nothing unless that is switched on."""
+    """Return the line that loads Clavain's functions in the session's shells; empty unless that is switched on."""
     is_on = call.service.settings.config.clavain.shell and _SHELL_FILE
     return shell.loading_if_there(_SHELL_FILE) if is_on else ""
 

@@ -1,4 +1,4 @@
-"""The daemon itself: its identity, what it has written, and what a client asks before it removes the service."""
+"""The daemon itself: its identity, `sync`, and what a client asks before it removes the service."""
 
 import os
 
@@ -27,7 +27,7 @@ async def loosen(context: Context, request: wire.Loosen, pid: int) -> wire.Loose
 
 
 async def sync(context: Context, request: wire.Sync) -> wire.SyncAnswer:
-    """Refresh runs that other programs keep, and return once those programs can see their numbers."""
+    """Refresh adopted runs, and return once their usage is written back."""
     service, deadline = context.service, deadline_of(request)
     if request.run or request.scope or request.session:
         named = [await find(context, request, deadline)]

@@ -61,7 +61,7 @@ async def defaults(context: Context, request: wire.Defaults) -> wire.DefaultsAns
 
 
 def _by_agent(records: Sequence[Usage], agent: str | None) -> tuple[wire.AgentTokens, ...]:
-    """Return the sums of the agents, or of one, that have measured records. One agent is named as it was asked for."""
+    """Return the sums of the agents with measured records, or of one agent, under the name that was asked for."""
     sums: dict[str, Counts] = {}
     plain = None if agent is None else estimates.plain_name(agent)
     for record in records:

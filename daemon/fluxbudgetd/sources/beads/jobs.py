@@ -14,7 +14,7 @@ _POLL_SECONDS = 0.005
 
 
 class _Job(Generic[T]):
-    """One call. It has begun once a thread has taken it up, and then ends at some time."""
+    """One call. It begins when a thread takes it, and may then take any time."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
@@ -33,18 +33,18 @@ class _Job(Generic[T]):
 
 
 class Jobs:
-    """Runs calls; the caller makes sure that it runs one at a time."""
+    """Runs calls. The caller makes sure that there is only one at a time."""
 
     def __init__(self) -> None:
-        # A call that hangs must not use up threads that others need.
+        # A call that hangs must not use up the threads that other calls need.
         self._limiter = anyio.CapacityLimiter(1)
         self._is_last_running: Callable[[], bool] = lambda: False
 
     async def run(self, function: Callable[[], T], seconds: float, stop: Callable[[], None] = lambda: None) -> T | None:
         """Call the function; return what it returns, and raise what it raises.
 
-        Return None if it takes longer than `seconds`, and at once while an earlier call still hangs. If the call is
-        given up, or this is cancelled, `stop` is called, and the call may end within a second.
+        Return None if it takes longer than `seconds`, and at once while an earlier call still hangs. When it takes too
+        long, or this is cancelled, `stop` is called, and the call gets a second to end.
         """
         if self._is_last_running():
             return None

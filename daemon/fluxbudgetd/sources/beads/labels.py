@@ -1,4 +1,4 @@
-"""What `bd` prints, and what the labels in it mean. Nothing in it is trusted.
+"""Parse what `bd` prints, and the labels in it. Nothing in it is trusted.
 
 A label `DIM:VALUE` is the bead's state in the dimension DIM.
 """
@@ -26,7 +26,7 @@ _MOST_COMPLEX = 5
 
 
 class _States(msgspec.Struct):
-    """The answer to `state list`. A bead without labels may have null in place of a map."""
+    """The answer to `state list`. A bead without labels may have null instead of a map."""
 
     issue_id: str
     states: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ def is_bead_id(name: str) -> bool:
 
 
 def bead_of(output: bytes, name: str) -> Bead | None:
-    """Return the bead that `state list` has printed; None if it is another one. Raises `ValueError`."""
+    """Return the bead that `state list` has printed; None if it is not the named one. Raises `ValueError`."""
     answer = msgspec.json.decode(output, type=_States)
     if answer.issue_id != name:
         return None
@@ -66,7 +66,7 @@ def labels_of(output: bytes) -> list[str]:
 
 
 def in_dimension(labels: Iterable[str], dimension: str) -> list[str]:
-    """Return the labels that belong to a dimension; there may be several."""
+    """Return the labels of one dimension; there may be several."""
     return [label for label in labels if label.startswith(f"{dimension}:")]
 
 

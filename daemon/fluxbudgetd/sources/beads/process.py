@@ -1,7 +1,7 @@
 """Run a program that may hang, write without end, or leave children.
 
 It has its own process group, which is killed if the program takes too long or writes too much, or if the caller stops
-it. If the daemon itself is killed, `timeout` of coreutils ends the group a second later than the daemon would have.
+it. If the daemon itself is killed, `timeout` of coreutils kills the group one second after the program's time limit.
 """
 
 import os
@@ -16,9 +16,9 @@ from typing import IO, Literal, NamedTuple, cast
 # How often the program is polled.
 _STEP_SECONDS = 0.02
 _PIECE = 1 << 16
-#: More than this, a program may not write.
+#: The most that a program may write.
 MOST_BYTES = 1 << 18
-# What `timeout` gives the program in addition to the daemon.
+# `timeout` gives the program this much more time than the daemon does.
 _EXTRA_SECONDS = 1.0
 
 Cut = Literal["time", "output", "stopped"]
@@ -44,7 +44,7 @@ class Call:
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Have the program killed; returns at once, and may be called in any thread."""
+        """Request that the program is killed; returns at once. May be called in any thread."""
         self._is_stopped = True
 
     def carry_out(self, program: str) -> Outcome:
@@ -72,7 +72,7 @@ class Call:
             cwd=self._directory,
             env=dict(self._environ),
             start_new_session=True,
-            # The daemon's own keeps its files private; a project's may be shared.
+            # The daemon's own umask keeps its files private; a project's files may be shared.
             umask=0o022,
         )
 
@@ -124,7 +124,7 @@ class _Streams:
                 self._poller.unregister(fd)
 
     def drain(self) -> None:
-        """Read what is left, unless it is too much. A child that keeps the streams open is not waited for."""
+        """Read what is left, unless it is too much. Does not wait for a child that keeps the streams open."""
         for fd in self._read:
             while not self.is_flooded and self._piece(fd):
                 continue
@@ -140,11 +140,11 @@ class _Streams:
 
 
 def found_in_path(program: str, environ: Mapping[str, str]) -> str | None:
-    """Return where a program is in PATH; None if it is not. Blocks.
+    """Return the path of a program that is on PATH; None if it is not. Blocks.
 
     Relative entries are skipped: they would mean directories of the project in which the program runs.
     """
-    # shutil.which does this, too, but shutil takes a megabyte.
+    # shutil.which does this, too, but importing shutil takes a megabyte.
     for directory in os.get_exec_path(environ):
         path = os.path.join(directory, program)
         if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):

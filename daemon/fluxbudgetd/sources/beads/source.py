@@ -1,4 +1,4 @@
-"""Read and write the labels of beads, one call of `bd` at a time, and remember in which directories that fails."""
+"""Read and write the labels of beads, with one call of `bd` at a time, and remember where that fails."""
 
 import os
 import stat
@@ -28,7 +28,7 @@ _MOST_CHARACTERS = 300
 _MOST_DIRECTORIES = 64
 _FAULT_MICROS = 3600 * 1_000_000
 _UNKNOWN_ID = 1
-# The daemon's own, and those that name another database or another kind of database than the project's.
+# Variables that are meant for the daemon, and those that name another database than the project's, or another backend.
 _NOT_FOR_CHILDREN = ("LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET", "BD_BACKEND", "BD_DB", "BEADS_DB", "BEADS_DIR")
 
 
@@ -73,7 +73,7 @@ class BeadsSource:
 
     @property
     def reports(self) -> list[BeadsReport]:
-        """Return the directories in which `bd` was called. What failed long ago may have been mended since."""
+        """Return the directories in which `bd` was called. Old failures are left out: they may be fixed by now."""
         oldest = now_micros() - _FAULT_MICROS
         return [report for report in self._reports.values() if report.status.is_readable or report.at > oldest]
 
@@ -106,7 +106,7 @@ class BeadsSource:
         return bead
 
     async def put_spent(self, name: str, directory: str, tokens: int) -> None:
-        """Have a bead's label say how many tokens were spent; writes only a difference. Raises `BeadsError`."""
+        """Make a bead's label say how many tokens were spent; writes only a difference. Raises `BeadsError`."""
         if not labels.is_bead_id(name):
             return
         outcome = await self._call(directory, "--json", "label", "list", name)
@@ -140,13 +140,13 @@ class BeadsSource:
                 detail = f"bd cannot be started: {reason}"
                 raise self._failed(directory, "unreadable", detail, _by_hand(directory)) from exc
         if outcome is None:
-            raise self._failed(directory, "slow", "a call of bd hangs and cannot be killed", "check its file system")
+            raise self._failed(directory, "slow", "bd hangs and cannot be killed", "check its file system")
         if outcome.cut == "time":
             detail = f"bd was killed after {self._seconds:g} s"
-            hint = "another program may hold the lock of its database: see which bd or dolt processes run"
+            hint = "another program may hold the lock of its database: look for running bd or dolt processes"
             raise self._failed(directory, "slow", detail, hint)
         if outcome.cut == "output":
-            detail = f"bd has written more than {MOST_BYTES >> 10} KiB"
+            detail = f"bd wrote more than {MOST_BYTES >> 10} KiB"
             raise self._failed(directory, "schema_drift", detail, _by_hand(directory))
         return outcome
 
@@ -161,24 +161,24 @@ class BeadsSource:
     def _program_for(self, directory: str) -> str:
         """Return the path of `bd`; raise `UnusableError` if it cannot work in a directory, or is missing. Blocks."""
         if not os.access(os.path.join(_raw(directory), _MARK), os.W_OK):
-            detail = "bd locks its database, but the directory cannot be written to"
-            raise UnusableError("read-only", detail, f"in the service's sandbox, allow it with {_opened(directory)}")
+            detail = "bd must lock its database, but fluxbudgetd cannot write to the directory"
+            raise UnusableError("read-only", detail, f"if the service's sandbox protects it: {_opened(directory)}")
         program = found_in_path(_PROGRAM, self._environ)
         if program is None:
-            hint = f"install beads; the service's PATH is extended by {_opened(directory)}"
-            raise UnusableError("absent", "there is no program bd on the daemon's PATH", hint)
+            hint = f"install beads, then add it to the service's PATH with {_opened(directory)}"
+            raise UnusableError("absent", "bd is not on the daemon's PATH", hint)
         return program
 
     def _require_success(self, directory: str, outcome: Outcome) -> None:
         if outcome.code:
             ended = f"exit code {outcome.code}" if outcome.code > 0 else f"signal {-outcome.code}"
             reason = _first_line(outcome.errors) or _first_line(outcome.output)
-            detail = f"bd ended with {ended}{': ' if reason else ''}{reason}"
+            detail = f"bd failed with {ended}{': ' if reason else ''}{reason}"
             raise self._failed(directory, "unreadable", detail, _by_hand(directory))
 
     def _unusual(self, directory: str, command: str) -> BeadsError:
-        detail = f"what 'bd --json {command}' prints is not what is expected"
-        return self._failed(directory, "schema_drift", detail, "check that bd is beads' program, and its version")
+        detail = f"the output of 'bd --json {command}' is not in the expected format"
+        return self._failed(directory, "schema_drift", detail, "check that this bd belongs to beads, and its version")
 
     def _failed(self, directory: str, state: SourceState, detail: str, hint: str) -> BeadsError:
         report = self._note(directory, state, detail, hint)
@@ -237,7 +237,7 @@ def _first_line(output: bytes) -> str:
 
 
 def _by_hand(directory: str) -> str:
-    return f"run 'bd list' in {one_line(directory)} to see why; the service's sandbox is opened by {_opened(directory)}"
+    return f"run 'bd list' in {one_line(directory)} to see why; to open the service's sandbox: {_opened(directory)}"
 
 
 def _opened(directory: str) -> str:

@@ -1,7 +1,7 @@
 """What is read from a database: the runs that are active or followed, and the rows of other tables that concern them.
 
 The number of queries does not depend on the number of runs, and each query uses an index, or reads only the newest rows
-of a table. They return the run that was asked for, because in a damaged database, an index may lead to other rows.
+of a table. A query also returns the run's id, because in a damaged database, an index may lead to another run's rows.
 """
 
 import os
@@ -22,13 +22,13 @@ from fluxbudgetd.wire.text import shown_path
 OWN_PREFIX = "fluxbudget-"
 OWN_AGENT = "fluxbudget"
 
-# No sprint comes near these limits. They bound what a database that somebody else made can cost.
+# No sprint comes near these limits. They bound the cost of a hostile database.
 _MOST_RUNS = 1_000
 _MOST_MOVES = 20_000
 # Each becomes a phase that the run has completed, which is kept in memory and shown.
 _MOST_MOVES_OF_RUN = 500
 _MOST_DISPATCHES = 50_000
-# Sessions that work for a run now are among the newest rows; the tables only grow.
+# The tables only grow. Sessions that work for a run now are among the newest rows.
 _NEWEST_CLAIMS = 2_000
 _MOST_SESSION_ID = 512
 
@@ -50,7 +50,7 @@ class _Contents:
         if self._schema.version > NEWEST:
             self._notes.append(f"schema {self._schema.version} is newer than {NEWEST}, the newest that was tested")
         runs = self._runs(followed)
-        # The ids that our own runs can have, and those that pass SQLite's JSON functions unchanged.
+        # Only ids that our runs may have. They pass through SQLite's JSON functions unchanged.
         keys = [key for key in runs if key.isascii() and key.isprintable()]
         moves = self._moves({key: followed.get(key, 0) for key in keys}, runs)
         last_moves = self._last_moves(keys)
@@ -73,14 +73,14 @@ class _Contents:
         return fetch(self._connection, sql, parameters)
 
     def _capped(self, found: list[Any], most: int, what: str) -> list[Any]:
-        """Return rows that were read with a limit of one more than `most`; note that there are more."""
+        """Return at most `most` of the rows, which were read with a limit of one more; note if there are more."""
         if len(found) > most:
             self._notes.append(f"more than {most} {what}: the others are not read")
         return found[:most]
 
     def _runs(self, followed: Iterable[str]) -> dict[str, IcRun]:
         columns = self._schema.run_columns
-        # By itself, this condition uses the partial index.
+        # Only with this condition alone does SQLite use the partial index.
         active = f"SELECT {columns} FROM runs WHERE status = 'active' ORDER BY rowid DESC LIMIT {_MOST_RUNS + 1}"  # noqa: S608  our own names
         by_key = f"SELECT {columns} FROM runs WHERE id IN (SELECT value FROM json_each(:keys))"  # noqa: S608  likewise
         found = self._capped(self._fetch(active), _MOST_RUNS, "active runs")

@@ -5,7 +5,7 @@ from fluxbudgetd.model import SourceState, SourceStatus
 NAME = "intercore"
 
 _HINTS: dict[SourceState, str] = {
-    "absent": "its runs keep their last known numbers; restore it, or end them: fluxbudgetctl run cancel",
+    "absent": "its runs keep their last known numbers; restore it, or end the runs: fluxbudgetctl run cancel",
     "empty": "set it up with: ic init",
     "locked": "another program holds a lock on it; reading resumes when the lock is released",
     "slow": "reading took too long; check the size of its tables",

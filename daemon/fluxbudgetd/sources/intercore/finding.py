@@ -19,7 +19,7 @@ class Found(NamedTuple):
 
 
 def find(directories: Iterable[str]) -> Found | None:
-    """Return the database in the first of these directories that has one, as `ic` does. Never calls `ic`."""
+    """Return the database in the first of these directories that has one, as `ic` finds it. Never calls `ic`."""
     for directory in directories:
         try:
             path = os.path.join(os_path(directory), _PLACE)
@@ -49,7 +49,7 @@ def fault_at(path: str) -> str | None:
 
 
 def os_path(path: str) -> str:
-    """Return the path of the operating system that a text stands for."""
+    """Return the path, as the operating system takes it, that a folded text stands for."""
     return os.fsdecode(unfold(path))
 
 

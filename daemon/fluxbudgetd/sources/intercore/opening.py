@@ -1,16 +1,16 @@
 """Read a consistent state of a database that other processes open, write and close at any time.
 
-Without a `-wal` file, the database is opened `immutable`: SQLite then takes no lock and creates no file, and reads what
-is there, even if a writer is just changing it. So such a read only counts if the stamps are the same before and after
-it. Soon after a change, equal stamps prove nothing, because file times have the granularity of a clock tick; then two
-reads in a row must agree.
+Without a `-wal` file, the database is opened `immutable`: SQLite then takes no lock and creates no file, and reads even
+while a writer is changing the file. So such a read only counts if the stamps before and after it are equal. Soon after
+a change, equal stamps prove nothing, because file times have the granularity of a clock tick; then two reads in a row
+must agree.
 
 With a `-wal` file, SQLite's own locks give a consistent read. If the file appears or disappears at that moment, the
-read fails or is not begun, and is retried. A writer that closes the database during such a read leaves the file behind.
-A call of `ic` only takes a moment, so it is given that time first.
+read fails or does not begin, and is retried. A writer that closes the database during such a read leaves the `-wal`
+file behind. A call of `ic` takes only a moment, so the reader first gives it time to end.
 
-The files are never opened other than by SQLite: closing a descriptor would drop the locks that another connection of
-this process holds.
+Only SQLite opens the files: closing any other descriptor of them would drop the locks that another connection of this
+process holds.
 """
 
 import os
@@ -25,7 +25,7 @@ from fluxbudgetd.sources.databases import state_of
 from fluxbudgetd.sources.intercore.faults import FaultError
 from fluxbudgetd.sources.stamps import MISSING, UNSETTLED, PathStamp, settled, stamp
 
-# All attempts together: a client may be waiting. On a busy machine, even a few take longer.
+# The time for all attempts together: a client may be waiting. On a busy machine, even a few attempts take longer.
 _RETRY_SECONDS = 0.05
 _FEWEST_ATTEMPTS = 3
 # SQLite does not wait for a lock. If it waited for a writer that is closing the database, it would then create the
@@ -33,13 +33,13 @@ _FEWEST_ATTEMPTS = 3
 _BUSY_SECONDS = 0.0
 _IMMEDIATE_RETRIES = 4
 _PAUSE_SECONDS = 0.001
-# A read that takes this long is interrupted. That is checked after so many instructions of SQLite's.
+# A read that takes this long is interrupted. SQLite checks the time after this many of its instructions.
 _READ_SECONDS = 1.0
 _INSTRUCTIONS = 20_000
-# The longest value and row, in bytes, so that no row fills the memory.
+# The longest value or row, in bytes, so that no row fills the memory.
 _LONGEST = 4_000_000
 
-# How long a writer gets to end, before the database is read beside it.
+# How long to wait for a writer to end before reading beside it.
 _WRITER_SECONDS = 0.02
 
 T = TypeVar("T")
@@ -48,8 +48,8 @@ T = TypeVar("T")
 class Stamp(NamedTuple):
     """Identifies a state of the database: a commit changes it.
 
-    `unsettled` is 0, or the time of a stamp that is so young that a later commit may not change the files' stamps. Such
-    a stamp equals no other.
+    `unsettled` is usually 0. It is the current time if the files are so new that a later commit may leave their stamps
+    unchanged. Such a stamp equals no other.
     """
 
     main: PathStamp
@@ -72,9 +72,9 @@ def stamp_at(path: str) -> Stamp | None:
 
 
 def read_consistently(path: str, read: Callable[[sqlite3.Connection], T]) -> T:
-    """Return what `read` returns, called in a transaction of its own, possibly several times.
+    """Call `read` in a transaction of its own, several times if necessary, and return its result.
 
-    Raises `sqlite3.Error` and `FaultError`, which `read` may raise, too. Its other exceptions are passed on.
+    Raises `sqlite3.Error` and `FaultError`, as `read` may, and passes on all other exceptions of `read`.
     """
     _let_writer_end(path)
     deadline = time.monotonic() + _RETRY_SECONDS
@@ -119,7 +119,7 @@ def _still_changing() -> FaultError:
 
 
 def _attempt(path: str, read: Callable[[sqlite3.Connection], T]) -> tuple[T, bool]:
-    """Return what was read, and True if that is a consistent state."""
+    """Return what was read, and True if it is a consistent state."""
     before = stamp_at(path)
     is_immutable = not _is_open_elsewhere(path)
     try:

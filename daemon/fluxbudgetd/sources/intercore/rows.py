@@ -1,4 +1,4 @@
-"""Rows as values. SQLite allows any type of value in any column, so what is not allowed is replaced and reported."""
+"""Turn rows into values. SQLite allows any type of value in any column, so invalid values are replaced and reported."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -25,20 +25,20 @@ _NOT_OURS = -1
 
 
 def run_of(row: Sequence[Any], project: str) -> IcRun:
-    """Return a row of `runs`. `project` is the directory of the database, in place of one that is not allowed."""
+    """Return a row of `runs`. `project` is the database's directory, which replaces an invalid one."""
     key, project_dir, status, phase, phases, scope, goal, complexity, budget, warn_pct, enforce, *times = row
     faults: list[str] = []
 
     def allowed(name: str, value: object, is_allowed: Callable[[object], bool], instead: Any) -> Any:
         if is_allowed(value):
             return value
-        faults.append(f"{name} {text(value)[:80]!r} is not allowed: {instead!r} is used")
+        faults.append(f"{name} {text(value)[:80]!r} is not allowed: {instead!r} is used instead")
         return instead
 
     created, updated, completed = map(moment, times)
     chain = _chain(phases)
     if chain is None and text(phases):
-        faults.append("phases is not a list of different names: the usual ones are used")
+        faults.append("phases is not a list of different names: the default phases are used instead")
     status = allowed("status", text(status), get_args(IcStatus).__contains__, "active")
     if created is None:
         faults.append("created_at is not a time")
@@ -67,7 +67,7 @@ def run_of(row: Sequence[Any], project: str) -> IcRun:
 
 
 def move_of(row: Sequence[Any], otherwise: int) -> PhaseMove | None:
-    """Return a row of `phase_events`; None if its phase is not allowed. `otherwise` replaces a time that is not one."""
+    """Return a row of `phase_events`; None if its phase is not allowed. `otherwise` replaces an invalid time."""
     key, from_phase, to_phase, kind, at = row
     if not is_phase(text(to_phase)):
         return None
@@ -97,7 +97,7 @@ def usage_of(row: Sequence[Any]) -> tuple[Usage, int]:
 
 
 def own_counts(values: Sequence[Any]) -> Counts:
-    """Return the counts of our own row. An invalid one is negative, so that it differs from whatever was written."""
+    """Return the counts of our own row. An invalid one becomes negative, so that it differs from what was written."""
     input_, output, cache_read = (value if isinstance(value, int) else _NOT_OURS for value in values)
     return Counts(1, 0, input_, output, cache_read, 0)
 
@@ -124,7 +124,7 @@ def _is_budget(value: object) -> bool:
 
 
 def _is_project(value: object) -> bool:
-    """Return True for an absolute path, and for the empty one of the parent of a portfolio."""
+    """Return True for an absolute path, and for the empty path of a portfolio's parent."""
     return isinstance(value, str) and (not value or (value.startswith("/") and "\0" not in value))
 
 
@@ -134,7 +134,7 @@ def _nearest(value: object) -> int:
 
 
 def _whole(value: object) -> object:
-    """Return the integer that a number without a fraction is, and any other value as it is."""
+    """Return a number without a fraction as an integer, and any other value unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

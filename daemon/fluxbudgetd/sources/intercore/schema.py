@@ -53,7 +53,7 @@ _MOST_GOAL = 4096
 
 
 class Schema(NamedTuple):
-    """The version of a database, and the columns of its tables that we know."""
+    """The version of a database, and which of the known columns its tables have."""
 
     version: int
     present: dict[str, frozenset[str]]
@@ -62,7 +62,7 @@ class Schema(NamedTuple):
     def of(cls, connection: sqlite3.Connection) -> Self:
         """Return the schema; raises `FaultError` if the database cannot be read with it."""
         ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-        # A view or a virtual table could run for ever, and has no root page.
+        # Views and virtual tables are left out, because they could run for ever. They have no root page.
         sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
         tables = {text(name) for (name,) in fetch(connection, sql, {})}
         if not tables:
@@ -100,7 +100,7 @@ def short(name: str) -> str:
 
 
 def number(name: str) -> str:
-    """Return the SQL of a column that has numbers. Of a text or a blob, only the beginning is read."""
+    """Return the SQL of a numeric column. If a value is a text or a blob, only its beginning is read."""
     return f"CASE WHEN typeof({name}) IN ('text', 'blob') THEN substr({name}, 1, 20) ELSE {name} END"
 
 

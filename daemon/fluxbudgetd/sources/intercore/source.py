@@ -24,17 +24,18 @@ class IntercoreDatabase:
         self.file = os_path(path)
 
     def stamp(self) -> Stamp | None:
-        """Return what identifies the present state, None if there is no database. Two calls of `stat`.
+        """Return a stamp of the current state; None if there is no database. Takes two calls of `stat`.
 
-        Equal stamps mean that nothing was committed in between. Take it before `read`, to know what is included.
+        Equal stamps mean that nothing was committed in between. Take the stamp before `read`: the reading includes
+        everything up to that stamp.
         """
         return stamp_at(self.file)
 
     def read(self, followed: Mapping[str, int]) -> IntercoreReading:
         """Return the active runs and the followed ones; `followed` maps ids to the number of the last known move.
 
-        For a worker thread. Takes about 70 ms at most while the database keeps changing or is locked, and a second if a
-        query takes too long. Never raises because of what the file is or contains.
+        Runs in a worker thread. Takes about 70 ms at most while the database keeps changing or is locked, and a second
+        if a query takes too long. Never raises because of what the file is or contains.
         """
         try:
             self._require_usable()
@@ -58,6 +59,6 @@ class IntercoreDatabase:
             raise faults.FaultError("unreadable", fault, "only regular files of yours or of root are read")
 
     def _contents(self, connection: sqlite3.Connection, followed: Mapping[str, int]) -> IntercoreReading:
-        # Known even if the rest cannot be read, because it may be the reason.
+        # Set first, because the version may be the reason why the rest cannot be read.
         ((self.schema,),) = connection.execute("PRAGMA user_version").fetchall()
         return read_contents(connection, self.file, followed)

@@ -18,7 +18,7 @@ class Check(Naming, frozen=True, kw_only=True, tag="check"):
 class Advance(Naming, frozen=True, kw_only=True, tag="advance"):
     """Check the budget, then move the run to another phase. Of several concurrent calls, one wins.
 
-    The phase of a run that was adopted from intercore is not moved: see `ic_run` in the answer.
+    A run that was adopted from intercore is only checked, not moved: see `ic_run` in the answer.
     """
 
     from_phase: str
@@ -72,7 +72,7 @@ class AdvanceAnswer(Answer, frozen=True, kw_only=True, tag="advance"):
     note: str
     spend: Spend
     ic_run: str | None = None
-    """The run's id in intercore's database, if the run may move on and only `ic` can move it: nothing has changed, and
-    the client runs `ic run advance`. Otherwise null."""
+    """The run's id in intercore's database, if the run may move on and only `ic` can move it. Then nothing has changed
+    yet, and the client runs `ic run advance`. Otherwise null."""
     ic_directory: str | None = None
-    """The directory to run `ic` in: the one that holds `.clavain`."""
+    """The directory to run `ic` in: the one that contains `.clavain`."""

@@ -56,7 +56,7 @@ class TriageRequest(Naming, frozen=True, kw_only=True, tag="triage"):
     """Under soft enforcement: select all of them, for this reason."""
     round: TriageRound = "review"
     sprint_remaining: int | None = None
-    """What the sprint has left, in billing tokens, if no run is found: the client's `FLUX_BUDGET_REMAINING`."""
+    """The client's `FLUX_BUDGET_REMAINING`: if no run is found, it counts as what is left, in billing tokens."""
 
 
 class Report(Naming, frozen=True, kw_only=True, tag="report"):

@@ -119,11 +119,11 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     allowed_until: str | None = None
     """Until when the run may go on, however much it spends."""
     adopted_from: str | None = None
-    """Who else keeps the run: the path of intercore's database, or `beads`; null: it was started by hand."""
+    """Where the run was adopted from: the path of intercore's database, or `beads`; null: it was started by hand."""
     kept: tuple[str, ...] = ()
-    """The settings that a person has set, so that they no longer follow the other program."""
+    """The settings that a person has set; they no longer follow the other program."""
     withheld: str = ""
-    """What the other program has loosened, although the run is hard: it waits until a person sets it."""
+    """The looser values that the other program has set although the run is hard; they await a person's confirmation."""
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +155,7 @@ class AttachmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     origin: Literal["asked", "bead"]
     """"bead": a row of the session names the run's scope."""
     claimed: bool = False
-    """True: intercore says that the session works for the run."""
+    """True: the attachment comes from a claim or an attribution in intercore's database."""
 
 
 class RunAnswer(Answer, frozen=True, kw_only=True, tag="run"):

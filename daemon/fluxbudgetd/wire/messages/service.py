@@ -24,7 +24,7 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     after: str | None = None
     """A page's `next`: asks for the following page."""
     cwd: str | None = None
-    """The client's working directory: if intercore keeps runs there, they are read first."""
+    """The client's working directory: if it has a database of intercore's, that is read first."""
 
 
 class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
@@ -39,10 +39,10 @@ class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
 
 
 class Sync(Naming, frozen=True, kw_only=True, tag="sync"):
-    """Refresh adopted runs, and write what they have used into the databases of the programs that started them.
+    """Refresh adopted runs, and write what they have used into intercore's databases.
 
-    If labels of beads are written, runs with a scope are meant, too. Without `run`, `scope` and `session`, all followed
-    runs of these kinds are meant; of the hints, only `cwd` is used.
+    If `[beads] write_back` is on, this also writes the labels of runs with a scope. Without `run`, `scope` and
+    `session`, it applies to all followed runs of these kinds, and only `cwd` is used of the hints.
     """
 
 
@@ -74,7 +74,7 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DatabaseInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A database of intercore: whether it can be read, its runs, and what was written into it last."""
+    """One of intercore's databases: whether it can be read, its runs, and the result of the last write-back."""
 
     path: str
     state: str
@@ -84,17 +84,17 @@ class DatabaseInfo(msgspec.Struct, frozen=True, kw_only=True):
     since: str
     """When this state began."""
     schema: int | None
-    """The version of its schema; null if it was never read."""
+    """Its schema version; null if it was never read."""
     runs: tuple[str, ...]
-    """The ids of the runs that are followed in it, at most 200."""
+    """The ids of its followed runs, at most 200."""
     portfolios: tuple[str, ...] = ()
-    """The ids of runs that only group others and are not adopted, at most 200."""
+    """The ids of its portfolios' parents, which are not adopted, at most 200."""
     written_at: str | None = None
-    """When our row was written last since the daemon started; null: it was not."""
+    """When our rows were last written since the daemon started; null: not yet."""
     write_state: str = ""
-    """`ok`, `off`, `waiting` (nothing was written yet), or why nothing can be written."""
+    """`ok`, `off`, `waiting` (nothing to write yet), or the reason why nothing can be written."""
     write_fault: str = ""
-    """The details of that; otherwise empty."""
+    """The details of that reason; otherwise empty."""
 
 
 class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,12 +133,12 @@ class LoosenAnswer(Answer, frozen=True, kw_only=True, tag="loosen"):
 
 
 class SyncAnswer(Answer, frozen=True, kw_only=True, tag="sync"):
-    """What was written. Other runs have no place to be written to."""
+    """What `sync` did. Runs that are neither adopted nor have a bead cannot be written back."""
 
     runs: tuple[str, ...]
-    """The runs that were meant."""
+    """The runs that the request meant."""
     faults: tuple[Finding, ...]
-    """Why something could not be written, or is out of date; empty if everything is written."""
+    """What could not be written or is out of date, and why; empty if everything is written."""
 
 
 class PingAnswer(Answer, frozen=True, kw_only=True, tag="ping"):

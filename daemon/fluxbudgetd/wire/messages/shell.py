@@ -1,4 +1,4 @@
-"""What Clavain's shell functions ask for besides a run's budget: agents' tokens, and configured numbers."""
+"""Requests of Clavain's shell functions besides a run's budget: agents' tokens, and configured numbers."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from fluxbudgetd.wire.messages.spend import EstimateSource
 
 
 class Tokens(Request, frozen=True, kw_only=True, tag="tokens"):
-    """Return what the agents of a session have used. Without a session: what an agent costs on average."""
+    """Return what a session's agents have used or, without a session, what an agent costs on average."""
 
     session: str | None = None
     agent: str | None = None
@@ -19,23 +19,23 @@ class Tokens(Request, frozen=True, kw_only=True, tag="tokens"):
 
 
 class Defaults(Request, frozen=True, kw_only=True, tag="defaults"):
-    """Return the budget of a run of a complexity or, if a phase is given, what that phase is expected to cost."""
+    """Return the budget for a complexity or, if a phase is given, what that phase is expected to cost."""
 
     complexity: int | None = None
-    """Outside of 1 to 5: counts as 5; that of new runs if omitted."""
+    """Outside of 1 to 5: counts as 5; if omitted: the complexity of new runs."""
     phase: str | None = None
     hints: Hints = Hints()
-    """The project, whose calibration applies, is that of the run that these name, or else the working directory."""
+    """They name the project whose calibration applies: the project of their run, or else the working directory."""
 
 
 class AgentTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent has used in a session, as far as it has been measured."""
+    """The measured usage of an agent in a session."""
 
     agent_name: str
     billing_tokens: int
     """Input + output."""
     total_tokens: int
-    """Of all kinds."""
+    """All kinds of tokens."""
     cache_read: int
 
 
@@ -59,10 +59,10 @@ class TokensAnswer(Answer, frozen=True, kw_only=True, tag="tokens"):
 
 
 class DefaultsAnswer(Answer, frozen=True, kw_only=True, tag="defaults"):
-    """A number of tokens, and what it comes from."""
+    """A number of tokens, and where it comes from."""
 
     tokens: int
     source: EstimateSource | Literal["configuration"]
     """`configuration`: the budget of a complexity; otherwise as in a run's phases."""
     sample_size: int = 0
-    """How many measured runs a calibrated estimate is the mean of."""
+    """The number of runs that a calibrated estimate is the mean of."""
