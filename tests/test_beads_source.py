@@ -192,7 +192,7 @@ anyio.run(read)
 """
     command = [*OBEDIENT, sys.executable, "-c", code, str(beads.project), str(beads.program.parent)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert shown.stdout.splitlines()[-1].startswith("read-only in the service's sandbox, ")
+    assert shown.stdout.splitlines()[-1].startswith("read-only if the service's sandbox protects it: ")
     assert beads.calls == []
 
 

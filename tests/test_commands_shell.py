@@ -8,7 +8,8 @@ import pytest
 
 from harness.commands import Outcome, is_mine, outcome
 from harness.configuration import CALIBRATION
-from harness.daemon import Daemon, Home, started
+from harness.daemon import Daemon, Home, started, wait_for
+from harness.events import read_state_file
 from harness.interstat import Interstat
 from harness.native import both_clients
 
@@ -184,6 +185,7 @@ def test_numbers_without_a_socket(home: Home, interstat: Interstat, daemon: Daem
     run = started(home, scope="b-1", session="s1", token_budget=1000)
     interstat.insert("s1", **TOKENS)
     assert home.spent(run) == 250
+    wait_for(lambda: (read_state_file(home, "scopes", "b-1") or {}).get("spent") == "250", "the state file")
     home.socket.rename(home.socket.with_name("elsewhere"))
     result = home.ctl("numbers", "--scope", "b-1", "--timeout", "60")
     assert result.returncode == 0, result
