@@ -222,3 +222,28 @@ def test_row_of_ours_is_no_usage_of_others(tmp_path: Path) -> None:
         assert world.account(run).measured() == Counts()
 
     check(tmp_path, body)
+
+
+def test_end_of_a_row_does_not_end_a_hard_run_by_hand(tmp_path: Path) -> None:
+    """A session that may not finish an exceeded hard run cannot do so by a row of its own, either."""
+
+    async def body(world: World) -> None:
+        asked = messages.RunStart(
+            id="by-hand0", scope="b-1", project_dir="/elsewhere", token_budget=100, enforcement="hard"
+        )
+        await world.service.lifecycle.start(asked, within(60))
+        run = world.project.run_create(scope="b-1", budget=1_000_000)
+        world.project.dispatch(run, 150, 50, 0)
+        await world.look()
+        assert world.account("by-hand0").balance().state == "exceeded"
+        world.project.cancel(run)
+        await world.look()
+        assert world.run("by-hand0").status == "active"
+        (finding,) = world.service.adoption.databases[0].findings
+        assert finding == "run by-hand0 is cancelled there, but hard and exceeded: end it yourself"
+        await world.service.lifecycle.change(world.account("by-hand0"), messages.RunSet(token_budget=1000), within(60))
+        world.project.update("runs", run, goal="still cancelled")
+        await world.look()
+        assert world.run("by-hand0").status == "cancelled"
+
+    check(tmp_path, body)

@@ -247,6 +247,19 @@ class AdoptedRuns:
         self._note(run)
         self._on_runs_change()
 
+    def holds_end(self, account: RunAccount, ic: IcRun) -> bool:
+        """Return True if the end of a row does not end its run: a person has made that hard, and it is exceeded.
+
+        Any session can create a row for the run's bead and end it.
+        """
+        run, started_as = account.run, account.started_as
+        adopted = run.adopted
+        if adopted is None or started_as.adopted is not None or run.enforcement != "hard":
+            return False
+        is_end = run.status == "active" and adoption.status(ic) != "active" and self._follows_status(run, ic)
+        is_meant = started_as.enforcement == "hard" or "enforcement" in adopted.kept
+        return is_end and is_meant and account.is_loaded and account.balance().state == "exceeded"
+
     async def follow(self, account: RunAccount, ic: IcRun, moves: Moves, *, is_hard: bool) -> None:
         """Have a run follow its row. `is_hard`: a rule of the project demands a hard limit. Raises `LedgerError`."""
         run = account.run
@@ -292,7 +305,7 @@ class AdoptedRuns:
         events += self._phase_events(account, moved.steps)
         fired, passed = self._thresholds.after_change(account, run)
         events += passed
-        if follows_status and status != "active":
+        if follows_status and status != "active" and not self.holds_end(account, ic):
             ends = loosening.of_end(account.balance(run), status)
             events += self._loosening_events(run, [adoption.via(each) for each in ends])
             events.append(("run.finished", {"status": status, "via": adoption.VIA}))

@@ -289,6 +289,10 @@ class Adoptions:
                 is_hard = account in softened and await self._projects.demands_hard(account.run.project_dir)
                 await self._runs.follow(account, ic, Moves.of(ic, reading), is_hard=is_hard)
                 self._runs.put_dispatches(account, reading.dispatches.get(ic.id, ()))
+                if self._runs.holds_end(account, ic):
+                    findings.append(
+                        f"run {account.run.id} is {ic.status} there, but hard and exceeded: end it yourself"
+                    )
         deadline = anyio.current_time() + _CLAIMS_SECONDS
         for number, claim in enumerate(reading.claims):
             if number % _CLAIMS_AT_ONCE == 0:
