@@ -218,7 +218,7 @@ def test_ic_that_writes_without_end_is_killed(home: Home, keeper: IntercoreDaemo
     """Long before it has filled the disk, and before its time is over."""
     result = advance(home, ic.printing(tmp_path / "bin", "", then="exec yes"))
     assert (result.returncode, result.stdout) == (65, "")
-    assert "wrote without end" in result.stderr
+    assert "wrote too much" in result.stderr
 
 
 def _read(fifo: int) -> bytes | None:

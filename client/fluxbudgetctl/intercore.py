@@ -1,9 +1,9 @@
-"""`advance` for a run that intercore keeps: `ic` moves it, and the daemon then reads what has changed.
+"""`advance` for a run of intercore's: `ic` moves it, and the daemon then reads what has changed.
 
 The client runs `ic`, because it has the user's PATH and may write to the project. The daemon's sandbox may not.
 
-`ic` moves a run on from whatever phase it is in. So that several clients do not move it several times, they take turns,
-and each one, when it is its turn, looks again whether the run is still in the phase that the daemon has checked.
+`ic` moves a run on from whatever phase it is in. So that concurrent clients do not move it several times, they take
+turns, and each checks, when its turn has come, that the run is still in the phase that the daemon has checked.
 """
 
 import fcntl
@@ -26,21 +26,21 @@ from fluxbudgetd.wire.text import fold, one_line, unfold
 
 #: How long `ic` may take, in seconds. It usually takes some milliseconds.
 SECONDS = 10.0
-# How often a program that runs, or another client's turn, is looked at.
+# How often the running program, or the lock that another client holds, is polled.
 _STEP_SECONDS = 0.02
 _MOST_BYTES = 64 * 1024
-# Beyond this, what `ic` writes is no result.
+# A program that writes more than this is not `ic`.
 _FLOOD_BYTES = 1 << 20
 _DIRECTORY = ".clavain"
 _DATABASE = os.path.join(_DIRECTORY, "intercore.db")
 # Python turns SIGINT into an exception itself.
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-#: Why intercore did not move a run: the event that it has recorded → the reason on our line.
+#: Why intercore did not move a run: the type of the event that it recorded → the reason that `advance` prints.
 _REASONS = {"block": "gate_blocked", "pause": "manual_pause"}
 
 
 class _Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What `ic --json run advance` prints. If it has moved nothing, all but `advanced` may be missing."""
+    """What `ic --json run advance` prints. If it has not moved the run, all but `advanced` may be missing."""
 
     advanced: bool
     from_phase: str | None = None
@@ -50,9 +50,9 @@ class _Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def advance(allowed: messages.AdvanceAnswer, seconds: float) -> messages.AdvanceAnswer:
-    """Have `ic` move a run that the daemon allows to move; return the answer with what has become of it.
+    """Run `ic` to move a run that the daemon allows to move; return the answer with the result.
 
-    `seconds` limits each request to the daemon that follows. Raises `Failure` if `ic` does not say what it has done.
+    `seconds` limits each further request to the daemon. Raises `Failure` if `ic` does not say what it has done.
     """
     directory = os.fsdecode(unfold(allowed.ic_directory or ""))
     words = _words(allowed, directory)
@@ -70,7 +70,7 @@ def advance(allowed: messages.AdvanceAnswer, seconds: float) -> messages.Advance
 
 
 def _advanced(allowed: messages.AdvanceAnswer, before: str, after: str, seconds: float) -> messages.AdvanceAnswer:
-    """Return the answer after `ic` has moved a run, with the numbers that the daemon has then."""
+    """Return the answer after `ic` has moved a run, with the daemon's new numbers."""
     notes = [allowed.note] if allowed.note else []
     if before != allowed.phase:
         notes.append(f"the run was in {before} when ic moved it")
@@ -92,7 +92,7 @@ def _shown(allowed: messages.AdvanceAnswer, seconds: float) -> messages.RunShowA
 
 
 def _words(allowed: messages.AdvanceAnswer, directory: str) -> list[str]:
-    """Return the command that moves the run; raises `Failure` if it cannot work."""
+    """Return the command that moves the run; raises `Failure` if there is no `ic` or no database."""
     program = shutil.which("ic")
     if program is None:
         raise Failure(
@@ -117,10 +117,10 @@ def _words(allowed: messages.AdvanceAnswer, directory: str) -> list[str]:
 def _turn(directory: str) -> Iterator[None]:
     """Keep other clients from moving runs of this directory's database meanwhile.
 
-    Raises `Failure` if another one does so for too long. Without a lock, there are no turns.
+    Raises `Failure` if another client takes too long. If the directory cannot be locked, clients do not wait.
     """
     try:
-        # Not of the database: SQLite locks that.
+        # Lock the directory, not the database, which SQLite locks.
         fd = os.open(os.path.join(directory, _DIRECTORY), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         yield
@@ -133,7 +133,7 @@ def _turn(directory: str) -> Iterator[None]:
 
 
 def _lock(fd: int) -> None:
-    """Lock a file, if its file system can do that; raises `Failure` if others do not unlock it."""
+    """Lock a file, if its file system supports locks; raises `Failure` if another process keeps it locked."""
     deadline = time.monotonic() + 2 * SECONDS
     while True:
         try:
@@ -141,8 +141,8 @@ def _lock(fd: int) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise Failure(
-                    "other processes are advancing runs of this project, and do not end",
-                    "see which 'fluxbudgetctl advance' and 'ic' processes run",
+                    "another process has been advancing a run of this project for too long",
+                    "look for running 'fluxbudgetctl advance' and 'ic' processes",
                     codes.NO_ANSWER,
                 ) from None
             time.sleep(_STEP_SECONDS)
@@ -175,7 +175,7 @@ def _run(words: list[str], directory: str) -> tuple[int, bytes, bytes]:
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """Have signals that would end the client raise `SystemExit` meanwhile, so that it ends what it has started."""
+    """Make signals that would end the client raise `SystemExit` meanwhile, so that it ends the program it started."""
     numbers = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, _end)
@@ -191,7 +191,7 @@ def _end(number: int, _frame: object) -> None:
 
 
 def _ended(process: subprocess.Popen[bytes], files: tuple[IO[bytes], ...]) -> int:
-    """Wait for a process and return its exit code; raises `Failure` if it takes too long, or writes without end."""
+    """Wait for a process and return its exit code; raises `Failure` if it takes too long, or writes too much."""
     deadline = time.monotonic() + SECONDS
     while True:
         with suppress(subprocess.TimeoutExpired):
@@ -204,7 +204,7 @@ def _ended(process: subprocess.Popen[bytes], files: tuple[IO[bytes], ...]) -> in
             )
         if any(os.fstat(file.fileno()).st_size > _FLOOD_BYTES for file in files):
             raise Failure(
-                "'ic run advance' wrote without end and was killed",
+                "'ic run advance' wrote too much and was killed",
                 "check that 'ic' is intercore's program; see 'ic run status' for the phase that the run is in",
                 codes.BAD_INPUT,
             )

@@ -135,7 +135,7 @@ class SessionAttachments:
             return run
 
     async def claim(self, claim: SessionClaim, account: RunAccount, deadline: float) -> str | None:
-        """Attach a session because another program says that it works for a run. Return why it is not moved, if so.
+        """Attach a session because of a claim. Return why the session is not moved, if that is not possible, or None.
 
         Raises `LedgerError`. `policy.claims` decides what changes.
         """

@@ -1,7 +1,7 @@
-"""Adopt runs from the labels of beads, and have them follow their bead's `token_budget`.
+"""Adopt runs from the labels of beads, and follow changes of the beads' `token_budget`.
 
-Nothing waits for it: a request that names a bead without a run has the bead read in the background, and is answered as
-if there were none. If `bd` fails, the bead is read again once another request names it.
+No request waits for this: when a request names a bead without a run, the bead is read in the background, and the
+request is answered as if there were no run. If `bd` fails, the bead is read again when another request names it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -27,16 +27,16 @@ from fluxbudgetd.wire.messages import Hints
 
 log = structlog.get_logger()
 
-# A name that is no bead's is looked up again after this time.
+# A name that is not a bead's is looked up again after this time.
 _PAUSE_SECONDS = 60.0
-# A run that intercore is said to keep is looked for again after this time.
+# If a bead's label names a run of intercore's that is unknown, the run is looked for again after this time.
 _MISSING_SECONDS = 10.0
-# The label of a run that changes is read again after this time.
+# While a run's numbers change, its label is read again after this time.
 _FOLLOW_SECONDS = 600.0
-# No request waits for these.
+# No request waits this long.
 _LOOKUP_SECONDS = 5.0
 _START_SECONDS = 20.0
-# This many beads may wait to be read, and this many are remembered.
+# How many beads may wait to be read, and how many are remembered.
 _MOST_WAITING, _MOST_KNOWN = 64, 1000
 
 
@@ -49,7 +49,7 @@ class _Unknown(NamedTuple):
 
 
 class _Followed(NamedTuple):
-    """A run's phase when its label was read last, and when it is read again in this phase (loop time)."""
+    """A run's phase when its label was last read, and when the label is read again in this phase (loop time)."""
 
     phase: str
     again_at: float
@@ -58,7 +58,7 @@ class _Followed(NamedTuple):
 class Beads:
     """Reads one bead at a time.
 
-    `look` has intercore's database of a directory read: a run that intercore keeps is not started a second time.
+    `look` reads the directory's intercore database, so that a run of intercore's is not started a second time.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Beads:
         self._paused_until: dict[tuple[str, str], float] = {}
         self._first_named: dict[str, int] = {}
         self._followed: dict[str, _Followed] = {}
-        #: For each bead that intercore is said to keep a run for, that run's id, while it is not known.
+        #: For each bead whose label names an unknown run of intercore's: that run's id.
         self.missing: dict[str, str] = {}
 
     def note_unknown(self, scope: str, hints: Hints) -> None:
-        """Have a bead read that a request has named and that has no run; returns at once."""
+        """Request that a bead without a run is read, because a request has named it; returns at once."""
         if not self._settings.config.beads.read or hints.cwd is None or scope in self._unknown:
             return
         is_paused = anyio.current_time() < self._paused_until.get((scope, hints.cwd), 0.0)
@@ -109,14 +109,14 @@ class Beads:
         self._has_requests.set()
 
     def request(self, run: str) -> None:
-        """Have the label of an adopted run's bead read again; returns at once. Other runs do not follow one."""
+        """Request that an adopted run's label is read again; returns at once. Other runs follow no label."""
         account = self._accounts.runs[run]
         if self._settings.config.beads.read and _follows(account):
             self._outdated[run] = None
             self._has_requests.set()
 
     def note_change(self, run: str) -> None:
-        """Have a changed run's label read again if its phase is another, or the last time was long ago."""
+        """Request that a changed run's label is read again if the run's phase has changed, or the last read is old."""
         account = self._accounts.runs[run]
         if not _follows(account):
             return
@@ -141,14 +141,14 @@ class Beads:
         try:
             await action()
         except FluxError as exc:
-            # The ledger, or the project's rules. The next request that names the bead tries again.
+            # The ledger or the project's rules failed. The next request that names the bead tries again.
             log.warning("bead not adopted or followed", bead_or_run=name, error=exc.message)
         except Exception:
-            # A label may hold anything. Other beads must not suffer.
+            # A label may contain anything. A failure must not affect other beads.
             log.exception("bead not adopted or followed", bead_or_run=name)
 
     async def _adopt(self, scope: str, named: _Unknown) -> None:
-        """Start a run for a bead, or let the run have the bead that intercore keeps for it."""
+        """Start a run for a bead, or give the bead to intercore's run if its label names one."""
         self._pause(scope, named, anyio.current_time() + _PAUSE_SECONDS)
         directory = await self._directory(named.directory)
         if directory is None or self._accounts.scopes.get(scope):
@@ -178,7 +178,7 @@ class Beads:
             await self._attach(account, named.session)
 
     def _adopted(self, run: Run, bead: Bead) -> Run:
-        """Return a new run as the run of a bead, whose label need not be read again for now."""
+        """Return a new run as the run of a bead, and note that its label was just read."""
         adopted = bead_labels.adopted(run, bead)
         self._note_followed(adopted, _FOLLOW_SECONDS)
         return adopted
@@ -187,9 +187,9 @@ class Beads:
         self._paused_until[scope, named.directory] = until
 
     async def _link(self, bead: Bead, run_id: str, directory: str) -> bool:
-        """Have the run that intercore keeps for a bead follow its label. Return True if it is known.
+        """Make intercore's run of a bead follow the bead's label. Return True if the run is known.
 
-        Its database may not have been read yet.
+        It is unknown if its database has not been read yet.
         """
         await self._look(directory, anyio.current_time() + _LOOKUP_SECONDS)
         for account in self._accounts.active():
@@ -224,7 +224,7 @@ class Beads:
             await self._adopted_runs.save(account, change, bead_labels.VIA)
 
     async def _attach(self, account: RunAccount, session: str | None) -> None:
-        """Attach the session that named the bead first, unless it has ever belonged to a run."""
+        """Attach the session that first named the bead, unless it has ever belonged to a run."""
         if session is None:
             return
         known = self._accounts.sessions.get(session)
@@ -232,7 +232,7 @@ class Beads:
             await self._attachments.attach(session, account, anyio.current_time() + _START_SECONDS)
 
     async def _directory(self, directory: str) -> str | None:
-        """Return the nearest directory with beads; it belongs to the whole project, also for a git worktree."""
+        """Return the nearest directory with beads; for a git worktree, it may be in the main checkout."""
         return await self._source.find(await self._places.of(directory, anyio.current_time() + _LOOKUP_SECONDS))
 
 

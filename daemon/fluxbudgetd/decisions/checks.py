@@ -107,7 +107,7 @@ class Checks:
         return AdvanceResult(new, f"advanced|{record.phase}|{new.phase}", verdict, record)
 
     def _database(self, run: Run) -> str:
-        """Return the database of intercore that a run's phase follows; empty if it follows none."""
+        """Return the path of the intercore database that a run's phase follows; empty if it follows none."""
         is_following = self._settings.config.intercore.adopt
         return run.adopted.database if is_following and run.adopted is not None else ""
 

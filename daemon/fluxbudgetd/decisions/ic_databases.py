@@ -13,7 +13,7 @@ from fluxbudgetd.sources import file_systems, intercore
 from fluxbudgetd.sources.intercore import Found, IntercoreDatabase, Stamp
 from fluxbudgetd.totals.places import Places
 
-#: The longest that a request waits for databases to be read, and for a first reading, or for one to be applied.
+#: How long a request waits at most: for databases to be read; for a first reading, or for a reading to be applied.
 _WAIT_SECONDS, _FIRST_WAIT_SECONDS = 0.06, 0.5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _FIND_SECONDS = 2.0
@@ -23,14 +23,14 @@ _MOST_THREADS = 8
 
 
 class Limits(NamedTuple):
-    """Until when a request waits: for a database to be read, and for its first reading, or for one to be applied."""
+    """Until when a request waits: for a database to be read; for its first reading, or for one to be applied."""
 
     usual: float
     first: float
 
     @classmethod
     def until(cls, deadline: float) -> Self:
-        """Return the limits of a request with this deadline, which has other things to do, too."""
+        """Return the limits of a request with this deadline. They leave it time for the rest of its work."""
         now = anyio.current_time()
         half = (now + deadline) / 2
         return cls(min(half, now + _WAIT_SECONDS), min(half, now + _FIRST_WAIT_SECONDS))
@@ -40,10 +40,10 @@ class KnownDatabase:
     """A database, what was read last, and the state of the task that reads it.
 
     `fault` says why the database must not be used, `failure` why its last reading could not be applied, and `findings`
-    what was not adopted or not followed. `since` is when its state began. The runs show what it said at
-    `applied_as_of`, by the event loop's clock. `began_at` is None unless a task reads it; then `done` is set when it
-    has finished. `is_applying`: it was read, and the runs are being changed. `next_at` is when a task will have it read
-    again, if one waits for that.
+    what was not adopted or not followed. `since` is when its state began. The runs are as the database was at
+    `applied_as_of` (loop time). While a task reads it, `began_at` is when the task began; `done` is set when the task
+    has finished. `is_applying`: the database was read, and the runs are being changed. `next_at` is when a waiting task
+    will read it again; None if no task waits.
     """
 
     def __init__(self, path: str, now: int) -> None:
@@ -59,7 +59,7 @@ class KnownDatabase:
         self.done = anyio.Event()
         self.next_at: float | None = None
         self.is_applying = False
-        # Unknown until it was read. Such a file must not be touched by the event loop.
+        # None until it was read. The event loop must not touch a file that may hang.
         self._may_hang: bool | None = None
         self._stamp: Stamp | None = None
         self._is_outdated = True
@@ -68,7 +68,7 @@ class KnownDatabase:
 
     @property
     def is_slow(self) -> bool:
-        """Return True if the present read has taken longer than requests wait for."""
+        """Return True if the current read has taken longer than requests wait."""
         longest = _FIRST_WAIT_SECONDS if self.reading is None else _WAIT_SECONDS
         return self._has_taken(longest)
 
@@ -86,10 +86,10 @@ class KnownDatabase:
     def status(self) -> SourceStatus:
         """Return its state."""
         if self.fault is not None:
-            hint = "make it a regular file of yours, in a real directory .clavain"
+            hint = "make it a regular file that belongs to you, in a .clavain that is not a symbolic link"
             return SourceStatus(name="intercore", path=self.path, state="unreadable", detail=self.fault, hint=hint)
         if self._has_taken(_SLOW_SECONDS):
-            detail, hint = "reading it takes long", "check its disk"
+            detail, hint = "reading it takes too long", "check its disk"
             return SourceStatus(name="intercore", path=self.path, state="slow", detail=detail, hint=hint)
         if self.reading is not None:
             return self.reading.status
@@ -97,13 +97,13 @@ class KnownDatabase:
 
     @property
     def is_watchable(self) -> bool:
-        """Return True if it is on a file system that reports changes, and answers."""
+        """Return True if it is on a file system that reports changes and does not hang."""
         return self.fault is None and self._may_hang is False
 
     def is_due(self, *, checks: bool) -> bool:
-        """Return True if it must be read. `checks`: look at the files; otherwise repeat the last result.
+        """Return True if it must be read. `checks`: check the files' stamps; otherwise repeat the last result.
 
-        On a file system that may not answer, looking takes as long as reading, so it is always due.
+        On a file system that may hang, the check would take as long as a read, so the database is always due.
         """
         if self.fault is not None:
             return False
@@ -113,7 +113,7 @@ class KnownDatabase:
         return self._is_outdated
 
     async def read(self, followed: Mapping[str, int], limiter: anyio.CapacityLimiter) -> IntercoreReading:
-        """Read it in a worker thread. Until then, what has changed since the last read makes it outdated."""
+        """Read it in a worker thread. If it is outdated, it stays so until the read has ended."""
         may_hang, stamp, reading = await anyio.to_thread.run_sync(
             self._read, followed, abandon_on_cancel=True, limiter=limiter
         )
@@ -123,7 +123,7 @@ class KnownDatabase:
 
     def _read(self, followed: Mapping[str, int]) -> tuple[bool, Stamp | None, IntercoreReading]:
         may_hang = file_systems.may_hang(self.database.file)
-        # Before it is read.
+        # Taken before the read, so that a later change shows.
         stamp = self.database.stamp()
         return may_hang, stamp, self.database.read(followed)
 
@@ -133,11 +133,11 @@ class KnownDatabase:
             self.fault, self._is_outdated, self.since = found.fault, True, now
 
     def note_success(self) -> None:
-        """Note that it was read, or that there is nothing to read."""
+        """Record that it was read, or that there is nothing to read."""
         self.failure, self._retry_at, self._pause = "", None, _SHORTEST_PAUSE
 
     def note_failure(self, why: str = "") -> None:
-        """Have it tried again after a pause, which grows. `why`: its reading could not be applied."""
+        """Schedule a retry after a pause, which grows. `why`: the reason why its reading could not be applied."""
         self.failure = why
         self._retry_at = anyio.current_time() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -147,7 +147,7 @@ class KnownDatabase:
 
 
 class Finder:
-    """Finds databases in worker threads, of which `limiter` limits the number.
+    """Finds databases in worker threads. `limiter` limits their number.
 
     A directory that does not answer blocks one thread, and no other directory is affected.
     """
@@ -182,7 +182,7 @@ class Finder:
     async def _search(self, directory: str, deadline: float) -> None:
         search = self._searches[directory] = anyio.Event()
         try:
-            # `Places.of` takes at most half of the time.
+            # `Places.of` takes at most half of the remaining time.
             places = await self._places.of(directory, deadline)
             found = await anyio.to_thread.run_sync(
                 self._find, directory, places, abandon_on_cancel=True, limiter=self.limiter

@@ -1,4 +1,4 @@
-"""The projects of intercore's runs: where they are, and what their files demand."""
+"""The projects of intercore's runs: where they are, and whether their rules demand a hard limit."""
 
 import os
 
@@ -18,7 +18,7 @@ _SECONDS = 2.0
 
 
 class IcProjects:
-    """Examines projects in worker threads, of which `limiter` limits the number."""
+    """Examines projects in worker threads. `limiter` limits their number."""
 
     def __init__(self, places: Places, settings: Settings, limiter: anyio.CapacityLimiter) -> None:
         self._places = places
@@ -63,7 +63,7 @@ class IcProjects:
 
 
 def _is_gone(database: str) -> bool:
-    """Return True if a database's file does not exist, and not merely cannot be seen."""
+    """Return True if a database's file certainly does not exist; False if it may only be inaccessible."""
     try:
         os.lstat(os.fsdecode(unfold(database)))
     except (FileNotFoundError, NotADirectoryError):

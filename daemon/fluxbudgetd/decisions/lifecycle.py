@@ -78,9 +78,9 @@ class Lifecycle:
                 self._accounts.forget_unknown(request.session)
 
     async def adopt(self, request: RunStart, made: Callable[[Run], Run], at: int, deadline: float) -> RunAccount | None:
-        """Start a run that another program keeps, unless its scope has had one; return None then.
+        """Start a run for a bead; return None if its scope has had a run before.
 
-        It started at `at`, and is what `made` makes of the requested run.
+        `made` changes the requested run before it is written. The run counts as started at `at`.
         """
         await self._settings.refresh(deadline)
         demand = await self._demand(request, deadline)
@@ -129,9 +129,9 @@ class Lifecycle:
             )
 
     async def _take_over(self, request: RunStart, known: RunAccount, caller: Caller | None) -> bool:
-        """Require that a request to start a run can mean this one. Return True if it has changed the run.
+        """Require that a request to start a run can mean this existing run. Return True if it has changed the run.
 
-        Only a run that another program has started is changed.
+        Only an adopted run is changed.
         """
         if known.started_as.adopted is None:
             runs.require_same(request, known.run, known.started_as, self._settings.config.runs)

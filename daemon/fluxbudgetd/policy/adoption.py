@@ -1,15 +1,15 @@
-"""Runs that another program keeps: what a row of intercore's makes of a run of ours.
+"""How a row of intercore's table `runs` determines a run of ours.
 
-A run is adopted as its row says, and followed from then on:
+A run is adopted with the values of its row, and follows the row from then on:
 
 1. A setting that a person has set with `run set` or `run finish` is *kept*: the row no longer changes it.
 2. Under hard enforcement, a higher budget, no budget, and soft enforcement are *withheld*: they are reported, and wait
    until a person sets them. Everything else applies at once.
-3. The phase and its history follow the row's moves. A run that moved on has completed the phase that it left. A phase
-   that was left by going back is not completed, so its estimate is 0.
-4. If the moves do not lead to the row's phase, because some are lost, one more move does.
+3. The phase and its history follow the row's moves. A run that moves on completes the phase that it leaves. A phase
+   that is left by a move back is not completed, so its estimate is 0.
+4. If the moves do not lead to the row's phase, because some are missing, one more move is added that does.
 
-intercore's times are whole seconds. Where two moves share one, the later gets the next microsecond.
+intercore's times are whole seconds. If two moves have the same time, the later one gets the next microsecond.
 """
 
 import os
@@ -25,7 +25,7 @@ from fluxbudgetd.policy.loosening import Loosening
 from fluxbudgetd.policy.phases import PhaseEstimate
 from fluxbudgetd.wire.messages import MAX_TOKENS, Enforcement, RunStatus
 
-#: intercore's phases of a run that names none, those of a goal, and those of Clavain's CLI.
+#: intercore's default phases, its phases for a goal, and the phases of Clavain's CLI.
 DEFAULT_CHAIN = (
     "brainstorm",
     "brainstorm-reviewed",
@@ -48,7 +48,7 @@ _Value = int | str | None
 
 
 class Changed(NamedTuple):
-    """A run after it has followed values of its owner, and how these loosen it."""
+    """A run after it has followed settings of its owner (the other program), and how these loosen it."""
 
     run: Run
     loosened: tuple[Loosening, ...] = ()
@@ -81,7 +81,7 @@ def refusal(ic: IcRun) -> str | None:
 def adopted(
     ic: IcRun, moves: Sequence[PhaseMove], database: str, project_dir: str, *, defaults: RunDefaults, is_hard: bool
 ) -> Run:
-    """Return a new run for a row, as it was before its moves. `is_hard`: it is hard even if the row is not."""
+    """Return a new run for a row, before its moves are applied. `is_hard`: it is hard even if the row is not."""
     phases = chain(ic, moves)
     first = moves[0].from_phase if moves else ic.phase
     if first not in phases:
@@ -106,9 +106,9 @@ def adopted(
 
 
 def linked(run: Run, ic: IcRun, last_move: int, database: str, defaults: RunDefaults, *, is_hard: bool = False) -> Run:
-    """Return a run that was started by hand, or adopted from a bead, as the run of a row.
+    """Link a run that was started by hand, or adopted from a bead, to a row, and return it.
 
-    Settings that differ from the defaults were set by hand, so they are kept. The history of the row is not repeated.
+    Settings that differ from the defaults were set by hand, so they are kept. Earlier moves of the row are not applied.
     """
     before = run.adopted or Adoption()
     by_hand: dict[Setting, bool] = {
@@ -123,7 +123,7 @@ def linked(run: Run, ic: IcRun, last_move: int, database: str, defaults: RunDefa
 
 
 def moved_to(run: Run, database: str, project_dir: str) -> Run:
-    """Return an adopted run after its project was renamed. Its directory changes if it was below the project's."""
+    """Return an adopted run after its project was renamed. Its directory changes if it was in the old project."""
     adopted = run.adopted
     if adopted is None:
         return run
@@ -137,17 +137,17 @@ def moved_to(run: Run, database: str, project_dir: str) -> Run:
 
 
 def scope(ic: IcRun) -> str | None:
-    """Return the bead of a row, if it may be a scope."""
+    """Return the bead of a row; None if it cannot be a scope."""
     return ic.scope if ic.scope and len(ic.scope) <= runs.MAX_ID else None
 
 
 def token_budget(ic: IcRun) -> int | None:
-    """Return the budget of a row, within the bounds of ours; None if it has none."""
+    """Return the budget of a row, limited to what a run may have; None if it has none."""
     return min(ic.token_budget, MAX_TOKENS) if ic.token_budget and ic.token_budget > 0 else None
 
 
 def warn_pct(ic: IcRun) -> int:
-    """Return the warning percentage of a row, within the bounds of ours."""
+    """Return the warning percentage of a row, limited to what a run may have."""
     return min(max(ic.warn_pct, 1), 99)
 
 
@@ -157,22 +157,22 @@ def enforcement(ic: IcRun, *, is_hard: bool) -> Enforcement:
 
 
 def status(ic: IcRun) -> RunStatus:
-    """Return our status of a row."""
+    """Return the run's status that corresponds to a row's."""
     if ic.status == "active":
         return "active"
     return "done" if ic.status == "completed" else "cancelled"
 
 
 def chain(ic: IcRun, moves: Iterable[PhaseMove] = ()) -> tuple[str, ...]:
-    """Return a row's phases. Without a list of its own, they follow from the phases that it was in."""
+    """Return a row's phases. If it has no list, the phases that it was in determine which default applies."""
     seen = {ic.phase}.union(*((move.from_phase, move.to_phase) for move in moves))
     return with_phase(_valid(ic.phases or ()) or _usual(seen), ic.phase, after=None)
 
 
 def with_phase(phases: tuple[str, ...], phase: str, after: str | None) -> tuple[str, ...]:
-    """Return phases with this one: after another if they have that, otherwise first.
+    """Return the phases, with `phase` inserted if it is missing: after the phase `after` if there is one, or first.
 
-    If there are as many as a run may have, one is left out: the last one, or the first if the new phase follows that.
+    If there are already as many as a run may have, the last one is left out, or the first if the new one becomes last.
     """
     if phase in phases:
         return phases
@@ -184,7 +184,7 @@ def with_phase(phases: tuple[str, ...], phase: str, after: str | None) -> tuple[
 
 
 def settings(run: Run, ic: IcRun, *, is_hard: bool) -> Changed:
-    """Return a run with the settings of its row. `is_hard`: a rule other than the row's demands a hard limit."""
+    """Return a run with the settings of its row. `is_hard`: the configuration or the project demands a hard limit."""
     wins = run.adopted is not None and run.adopted.label_wins
     values: dict[Setting, _Value] = {} if wins else {"token_budget": token_budget(ic)}
     values |= {"warn_pct": warn_pct(ic), "enforcement": enforcement(ic, is_hard=is_hard)}
@@ -192,7 +192,7 @@ def settings(run: Run, ic: IcRun, *, is_hard: bool) -> Changed:
 
 
 def followed(run: Run, values: Mapping[Setting, _Value], owner: str = VIA) -> Changed:
-    """Return a run with these settings of its owner, except those that are kept or withheld (see above)."""
+    """Return a run with these settings of its owner, except those that are kept or withheld (rules 1 and 2)."""
     if run.adopted is None:
         return Changed(run)
     withheld = dict(run.adopted.withheld)
@@ -217,12 +217,12 @@ def followed(run: Run, values: Mapping[Setting, _Value], owner: str = VIA) -> Ch
 
 
 def via(loosened: Loosening, owner: str = VIA, **details: str) -> Loosening:
-    """Return a loosening with the details of who has caused it, and of what became of it."""
+    """Return a loosening with additional details: the program that caused it, and whether it is withheld."""
     return Loosening(loosened.action, {**loosened.details, "via": owner, **details})
 
 
 def set_by_hand(run: Run, names: Iterable[Setting]) -> Run:
-    """Return an adopted run of which a person has set these settings: they are kept, and no longer withheld."""
+    """Return an adopted run after a person has set these settings: they are kept, and no longer withheld."""
     if run.adopted is None:
         return run
     kept = tuple(dict.fromkeys((*run.adopted.kept, *names)))
@@ -231,7 +231,7 @@ def set_by_hand(run: Run, names: Iterable[Setting]) -> Run:
 
 
 def withheld_text(run: Run) -> str:
-    """Return what a hard run's owner has loosened and a person has not confirmed; otherwise an empty text."""
+    """Return the withheld values of a run as a text; empty if there are none."""
     if run.adopted is None:
         return ""
     shown = {"token_budget": "budget"}
@@ -253,9 +253,9 @@ def moved(
 ) -> Moved:
     """Return a run after the moves that it has not followed yet, and after rule 4.
 
-    `since` is when it entered its phase, `last_move` the number of the row's last move: less than what was followed if
-    a backup was restored. `measured` is what was measured in that phase; what was measured in the phases
-    that follow within one call is not known separately.
+    `since` is when it entered its current phase. `last_move` is the number of the row's last move, which is lower than
+    the last followed one if a backup was restored. `measured` is what was measured in the current phase; for further
+    phases that are entered and left in the same call, it is not known separately.
     """
     if run.adopted is None:
         return Moved(run)

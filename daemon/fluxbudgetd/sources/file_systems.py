@@ -1,4 +1,4 @@
-"""Which file systems may not answer: those that need a server, or another program."""
+"""Which file systems may hang: those that depend on a server or on another program."""
 
 import os
 
@@ -13,21 +13,21 @@ _FUSE, _LOCAL_FUSE = "fuse.", "fuse.fuse-overlayfs"
 
 
 def may_hang(path: str, mounts: str = _MOUNTS) -> bool:
-    """Return True if a real path, of the operating system, is on a file system that may not answer.
+    """Return True if a real path, as the operating system takes it, is on a file system that may hang.
 
-    Does not touch the path itself. `mounts` is the file that lists the mounted file systems.
+    Does not access the path. `mounts` is the file that lists the mounted file systems.
     """
     try:
         with open(mounts, "rb") as file:
             lines = file.read().splitlines()
     except OSError:
-        return False  # no /proc: nothing is known, and most disks are local
+        return False  # no /proc: the type is unknown, and most disks are local
     target, found, kind = os.fsencode(path), b"", b""
     for line in lines:
         # 36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/sda1 rw
         mount, _, source = line.partition(b" - ")
         point = _unescaped(mount.split(b" ")[4]).rstrip(b"/")
-        # Of two file systems at one place, the later one is seen.
+        # Of two file systems at the same mount point, the later one is visible.
         if len(point) >= len(found) and (target == point or target.startswith(point + b"/")):
             found, kind = point, source.split(b" ")[0]
     name = kind.decode()
