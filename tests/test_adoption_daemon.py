@@ -1,4 +1,4 @@
-"""Runs that intercore keeps, with a real daemon: found by hooks and requests, followed without them, restarted."""
+"""Intercore runs, with a real daemon: found by hooks and requests, followed without them, restarted."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from harness.worktrees import add_worktree
 
 @pytest.fixture
 def project(home: Home) -> IcProject:
-    """Make the home's project one that intercore keeps."""
+    """Give the home's project an intercore database."""
     return IcProject(home.project)
 
 
@@ -227,7 +227,7 @@ def test_database_gone_and_back(home: Home, daemon: Daemon, project: IcProject) 
 
 
 def test_database_that_is_removed_after_its_runs_have_ended(home: Home, daemon: Daemon, project: IcProject) -> None:
-    """Nothing is missed: no problem is reported, and the numbers are not stale."""
+    """It is not needed any more: no problem is reported, and the numbers are not stale."""
     run = project.run_create(budget=1000)
     assert home.ok("remaining") == "1000"
     project.complete(run)
@@ -289,7 +289,7 @@ def test_removed_run(home: Home, daemon: Daemon, project: IcProject) -> None:
 
 
 def test_screens(home: Home, daemon: Daemon, project: IcProject) -> None:
-    """`status`, `doctor` and `run show` say where a run is kept."""
+    """`status`, `doctor` and `run show` say where a run was adopted from."""
     run = project.run_create(budget=1000)
     project.claim("s1", run)
     assert home.ok("remaining") == "1000"

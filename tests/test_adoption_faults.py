@@ -25,7 +25,7 @@ from harness.service import until, within
 
 @contextmanager
 def hanging(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[threading.Event]:
-    """Have reads of a database hang, as on a file system that does not answer; yield what is set while one hangs."""
+    """Make reads of a database hang, as on a file system that does not answer; yield an event that is set meanwhile."""
     hangs, answers, real = threading.Event(), threading.Event(), IntercoreDatabase.read
 
     def read(database: IntercoreDatabase, followed: Mapping[str, int]) -> IntercoreReading:
@@ -149,7 +149,7 @@ def test_adoption_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypa
 def test_one_run_that_fails_does_not_keep_others_from_being_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run is followed by itself."""
+    """Each run is followed separately."""
     real = StoredRuns.save
 
     async def body(world: World) -> None:
@@ -170,7 +170,7 @@ def test_one_run_that_fails_does_not_keep_others_from_being_followed(
 
 
 def test_changes_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a run is active, a change is noticed at once; no check now and then is needed."""
+    """While a run is active, a change is noticed at once, without periodic checks."""
     monkeypatch.setattr(adoption, "_STAT_SECONDS", 10_000.0)
 
     async def body(world: World) -> None:
@@ -183,7 +183,7 @@ def test_changes_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_changes_are_noticed_without_watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check now and then finds what watching has missed."""
+    """A periodic check finds what watching has missed."""
 
     async def unwatched(*_arguments: object) -> AsyncGenerator[None, None]:
         yield

@@ -54,7 +54,7 @@ def test_renamed_project_of_a_run_by_hand(tmp_path: Path) -> None:
 
 
 def test_failing_database_that_keeps_changing(tmp_path: Path) -> None:
-    """Each change has it read again, but one attempt waits for its time, not one for each change."""
+    """Each change causes a read, but only one retry is scheduled at a time, not one for each change."""
 
     async def body(world: World) -> None:
         world.project.run_create()

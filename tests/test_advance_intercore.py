@@ -1,4 +1,4 @@
-"""`advance` on a run that intercore keeps: the daemon checks, and the client runs `ic`. The daemon is scripted."""
+"""`advance` on an intercore run: the daemon checks it, and the client runs `ic`. The daemon is scripted."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ BLOCKED = {**MOVED, "advanced": False, "event_type": "block", "reason": "gate bl
 
 
 class IntercoreDaemon(ScriptedDaemon):
-    """Allows every advance of run r1, which intercore keeps; `allowed` is its answer."""
+    """Allows every advance of the intercore run r1; `allowed` is its answer."""
 
     def __init__(self, home: Home) -> None:
         super().__init__(home.socket, self._answer)
@@ -85,7 +85,7 @@ def advance(
 
 
 def test_ic_moves_the_run(home: Home, keeper: IntercoreDaemon, tmp_path: Path, client: str) -> None:
-    """It runs in the project, whatever directory the client is in; then the daemon looks again."""
+    """It runs in the project, whatever directory the client is in; then the daemon reads the database again."""
     path = ic.printing(tmp_path / "bin", MOVED)
     result = advance(home, path, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "advanced|planned|executing\n", "")

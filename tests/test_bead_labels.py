@@ -65,7 +65,7 @@ def followed(budget: int | None, *labels: int | None, adopted: Adoption | None =
 def test_only_another_label_than_at_adoption_overrides(
     labels: tuple[int | None, ...], budget: int | None, wins: bool
 ) -> None:
-    """The first value that is read is the one at adoption: the budget is intercore's."""
+    """The first value that is read counts as the one at adoption, so the budget stays intercore's."""
     run = followed(100, *labels).run
     assert run.adopted is not None
     assert (run.token_budget, run.adopted.label_wins, run.adopted.label_budget) == (budget, wins, labels[-1])
@@ -105,7 +105,7 @@ def spent_label(beads: BeadsProject) -> list[str]:
 
 
 def updates(beads: BeadsProject) -> set[str]:
-    """Return the different updates: on a busy machine, one may be killed and repeated."""
+    """Return the updates without repetitions: on a busy machine, one may be killed and repeated."""
     return {words for words in beads.commands if words.startswith("update ")}
 
 

@@ -29,7 +29,7 @@ def beads(home: Home, monkeypatch: pytest.MonkeyPatch) -> BeadsProject:
 
 
 def named(home: Home, scope: str = "b-1", cwd: Path | None = None) -> messages.AnyAnswer | messages.ErrorAnswer:
-    """Ask for what is left of the run of a bead that the environment names."""
+    """Ask what is left of the run of a bead that the environment names."""
     return home.ask(messages.Remaining(hints=messages.Hints(scope=scope, cwd=str(cwd or home.project))))
 
 
@@ -40,7 +40,7 @@ def runs(home: Home) -> list[messages.RunInfo]:
 
 
 def adopted(home: Home, scope: str = "b-1") -> messages.RunInfo:
-    """Name a bead until it has a run, and return that."""
+    """Name a bead until it has a run; return the run."""
 
     def found() -> list[messages.RunInfo]:
         named(home, scope)
@@ -51,7 +51,7 @@ def adopted(home: Home, scope: str = "b-1") -> messages.RunInfo:
 
 
 def read(home: Home, beads: BeadsProject, scope: str) -> None:
-    """Name a bead until it was read."""
+    """Name a bead until it has been read."""
 
     def is_read() -> bool:
         named(home, scope)
@@ -114,7 +114,7 @@ def test_bead_is_read_where_the_project_has_its_beads(home: Home, beads: BeadsPr
 
 
 def test_what_gets_no_run(home: Home, beads: BeadsProject) -> None:
-    """An unknown bead, one that is done, one whose run has ended, and a name outside a project with beads."""
+    """An unknown bead, a bead that is done, one whose run has ended, and a name outside a project with beads."""
     beads.put("b-2", "phase:done")
     beads.put("b-3", "token_budget:5")
     beads.put("last")
@@ -156,7 +156,7 @@ def test_nothing_is_read_if_that_is_switched_off(home: Home, beads: BeadsProject
 
 
 def test_session_that_names_a_bead_belongs_to_its_run(home: Home, beads: BeadsProject) -> None:
-    """It counts from when it named the bead, however long it took to read the bead."""
+    """The session counts from when it named the bead, however long the bead took to read."""
     beads.put("b-1", "token_budget:5000")
     home.start()
     claude = Claude(home)
@@ -234,7 +234,7 @@ def test_higher_label_of_a_hard_run_waits_for_a_person(home: Home, beads: BeadsP
 
 
 def test_answers_do_not_wait_for_a_hanging_program(tmp_path: Path) -> None:
-    """The answer arrives while the call that it has caused still hangs; without the answer, it would hang for ever."""
+    """The answer arrives while the call that the request has caused still hangs."""
     beads = BeadsProject(tmp_path / "project", tmp_path / "bin")
     beads.put("b-1")
     path = f"{beads.program.parent}:{os.environ['PATH']}"
@@ -297,7 +297,7 @@ def test_missing_program_is_named(home: Home, beads: BeadsProject, daemon: Daemo
     assert daemon.log.count('"source": "beads"') == 1
 
 
-def test_run_that_intercore_keeps_is_not_started_twice(home: Home, beads: BeadsProject) -> None:
+def test_run_of_intercore_is_not_started_twice(home: Home, beads: BeadsProject) -> None:
     """Its budget is intercore's until the label changes."""
     project = IcProject(home.project)
     ic_run = project.run_create("a goal", budget=1000)

@@ -116,7 +116,7 @@ def test_what_is_no_id_is_never_passed_to_the_program(beads: BeadsProject, name:
 
 
 def test_answer_about_another_bead_does_not_count(beads: BeadsProject) -> None:
-    """`bd` takes prefixes of ids, so it may mean another one."""
+    """`bd` accepts prefixes of ids, so it may mean another bead."""
     beads.put("b-1", "token_budget:5")
     beads.behave("lie")
     assert read(beads, "b-1") is None

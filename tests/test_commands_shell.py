@@ -28,7 +28,7 @@ def numbers(home: Home, *words: str) -> dict[str, str]:
 
 
 def test_numbers_of_a_run(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """Every number that a shell function prints, with what completed phases are estimated at."""
+    """Every number that a shell function prints, including the estimates of completed phases."""
     run = started(home, scope="b-1", session="s1", token_budget=100_000)
     home.ok("advance", "--run", run, "--from", "brainstorm")
     shown = numbers(home, "--scope", "b-1")
@@ -96,7 +96,7 @@ def test_tokens_of_a_session(home: Home, interstat: Interstat, daemon: Daemon) -
 
 
 def test_mean_tokens_of_an_agent(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """As flux-drive's own estimator has it: rows of the model or of none, at least three of them."""
+    """As in flux-drive's own estimator: rows of the model and rows without one, at least three."""
     for number, model in enumerate(("claude-opus-4-6", "claude-opus-4-6", None, "other", "other")):
         interstat.insert("s", "fd-quality", **TOKENS, total_tokens=300 + number, model=model)
 
@@ -181,7 +181,7 @@ def test_commands_of_the_client(home: Home, interstat: Interstat, daemon: Daemon
 
 
 def test_numbers_without_a_socket(home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """A state file has what is known of the run itself."""
+    """The state file has the numbers of the whole run."""
     run = started(home, scope="b-1", session="s1", token_budget=1000)
     interstat.insert("s1", **TOKENS)
     assert home.spent(run) == 250

@@ -1,4 +1,4 @@
-"""Which file systems may not answer."""
+"""Which file systems may hang."""
 
 from pathlib import Path
 

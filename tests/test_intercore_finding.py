@@ -64,7 +64,7 @@ def test_path_is_real_and_may_be_odd(tmp_path: Path) -> None:
 
 
 def test_linked_clavain_directory_is_refused(tmp_path: Path) -> None:
-    """`ic` refuses it, too. It would make another project's database this one's."""
+    """`ic` refuses it, too: it would lead to another project's database."""
     project = IcProject(tmp_path / "other")
     IcProject(tmp_path)
     here = tmp_path / "here"

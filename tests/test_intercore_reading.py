@@ -158,7 +158,7 @@ def test_run_without_moves(project: IcProject) -> None:
 
 
 def test_latest_claim_of_a_session_counts(project: IcProject) -> None:
-    """A claim of a run that is not read counts, too: the session has left."""
+    """A claim of a run that is not read counts, too: the session no longer works for the others."""
     first, second, ended = (project.run_create() for _ in range(3))
     project.complete(ended)
     project.claim("s1", first, at=100)
@@ -182,7 +182,7 @@ def test_newest_claims_are_read(project: IcProject) -> None:
 
 
 def test_attributions_count_without_a_claim(project: IcProject) -> None:
-    """The latest row of a session counts, also if it names nothing or something else. A run goes before a bead."""
+    """The latest row of a session counts, even if it names nothing, or something else. A run wins over a bead."""
     first, second = project.run_create(scope="bd-1"), project.run_create(scope="bd-2")
     project.attribute("s1", run=first, at=100)
     project.attribute("s1", run=second, bead="bd-1", at=200)

@@ -336,7 +336,7 @@ def test_directory_without_permission_is_read_only(read_only: IcProject) -> None
 
 @needs_root("mount a file system", why_not)
 def test_read_only_file_system_is_named_with_the_command_that_helps(project: IcProject) -> None:
-    """The service's sandbox shows a project in this way."""
+    """The service's sandbox mounts projects like this."""
     mounted = (
         f'mount --bind "{project.root}" "{project.root}" && mount -o remount,bind,ro "{project.root}" && exec "$@"'
     )

@@ -62,7 +62,7 @@ def require_read(database: IntercoreDatabase, run: str) -> None:
 
 
 def obediently(path: Path) -> str:
-    """Return what a process to which file permissions apply reads."""
+    """Return what is read by a process to which file permissions apply."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*OBEDIENT, sys.executable, "-c", _READ, str(path)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
@@ -270,7 +270,7 @@ def test_unfinished_commit_of_another_journal_mode(project: IcProject, run: str,
 
 
 def test_generated_column_is_not_read(project: IcProject, run: str, database: IntercoreDatabase) -> None:
-    """It would compute whatever the maker of the database wants."""
+    """It would compute whatever the author of the database wants."""
     project.execute("ALTER TABLE runs RENAME COLUMN goal TO real_goal")
     project.execute("ALTER TABLE runs ADD COLUMN goal AS (printf('%.1000000c', 'x'))")
     assert state(database) == ("schema_drift", "column goal is missing from runs")
@@ -294,7 +294,7 @@ def test_unreadable(project: IcProject, run: str, database: IntercoreDatabase) -
 
 
 def test_directory_without_write_permission(project: IcProject, run: str) -> None:
-    """At rest, with a live writer, and with the WAL that a killed writer has left."""
+    """Without a writer, with a live writer, and with the WAL that a killed writer has left."""
     project.directory.chmod(0o500)
     assert obediently(project.database) == f"ok {run}"
     project.directory.chmod(0o700)
@@ -326,7 +326,7 @@ def test_nothing_is_left_open_or_written(project: IcProject, run: str, database:
 
 
 def test_sqlite_does_not_wait_for_a_writer_that_closes_the_database(project: IcProject) -> None:
-    """It would create the WAL again that the writer removes, and leave it there."""
+    """It would create the WAL that the writer removes again, and leave it there."""
     sql = "PRAGMA busy_timeout"
     found = read_consistently(str(project.database), lambda connection: connection.execute(sql).fetchall())
     assert found == [(0,)]

@@ -47,7 +47,7 @@ def readings(project: IcProject, commits: int) -> list[int]:
 
 
 def test_no_write_fails_and_no_reading_is_wrong(tmp_path: Path) -> None:
-    """Readings never go back, and the last one has the last commit. The next call of `ic` leaves its one file."""
+    """Readings never go back, and the last one has the last commit. After the next call of `ic`, no WAL is left."""
     project = IcProject(tmp_path)
     prepare(project)
     found = readings(project, COMMITS)
@@ -110,5 +110,5 @@ for _ in range(20):
 
 @needs_root("mount a file system", why_no_whole_seconds)
 def test_commits_that_leave_no_trace_in_the_times_of_the_file(tmp_path: Path) -> None:
-    """A reading with a commit in its middle does not count, and the commit changes the stamp."""
+    """A read during which a commit happens does not count, and the commit changes the stamp."""
     run_on_whole_seconds(tmp_path, _BETWEEN)

@@ -55,7 +55,7 @@ def test_file_is_ours_private_and_in_wal_mode(home: Home, daemon: Daemon) -> Non
 def test_ledger_of_every_version_opens(home: Home, version: int) -> None:
     """That version's daemon wrote the fixture: two runs, one finished, with usage, attachments and events.
 
-    From version 8 on, there is a third run, which intercore keeps in a database that no longer exists.
+    From version 8 on, there is a third run, which was adopted from an intercore database that no longer exists.
     """
     home.state.mkdir()
     shutil.copy(FIXTURES / f"ledger-v{version}.db", ledger(home))

@@ -1,4 +1,4 @@
-"""Clavain's calibration file: it counts where our own calibration has too few runs, and cannot do any harm."""
+"""Clavain's calibration file: it applies where our own calibration has too few runs, and cannot do any harm."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def in_phases(**entries: Any) -> dict[str, object]:
 
 
 async def refreshed(costs: PhaseCosts, project: Path) -> dict[str, tuple[int, int]]:
-    """Return the tokens and the runs of each phase, after another look at the file."""
+    """Return the tokens and the runs of each phase, after the file was checked again."""
     await costs.refresh(str(project))
     return means(costs.known(str(project)))
 
@@ -44,7 +44,7 @@ def means(known: Mapping[str, PhaseCalibration]) -> dict[str, tuple[int, int]]:
 
 
 def first_read(project: Path) -> dict[str, tuple[int, int]]:
-    """Return what is read of a project that was not read before."""
+    """Return what is read for a project that was not read before."""
     costs = PhaseCosts()
     try:
         return anyio.run(refreshed, costs, project)
@@ -122,7 +122,7 @@ def test_places_that_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_estimates_of_a_run(home: Home, daemon: Daemon) -> None:
-    """Its phases are estimated by the file of its project, and a phase that it leaves counts with that."""
+    """Its phases are estimated from its project's file, and a phase that it leaves counts with that estimate."""
     path = write(home.project, in_phases(brainstorm=entry(3, 900, 99), planned=entry(2, 1, 1)))
     run = started(home)
     shown = {line.name: (line.estimate, line.estimate_source, line.sample_size) for line in home.details(run).by_phase}

@@ -1,4 +1,4 @@
-"""docs/interstat.md, the query contract with interstat, says what the code relies on."""
+"""docs/interstat.md, the query contract with interstat, states what the code relies on."""
 
 import re
 import sqlite3

@@ -25,7 +25,7 @@ def found(root: Path) -> list[str]:
 
 
 def test_projects_at_several_levels_are_found(tmp_path: Path) -> None:
-    """The directory itself, projects, and projects inside of projects."""
+    """The directory itself, projects, and projects inside projects."""
     made(tmp_path, ".clavain", "a/.clavain", "a/.beads", "b/src", "c/d/e/f/.beads", "c/d/e/f/g/.beads")
     assert found(tmp_path) == [".clavain", "a/.beads", "a/.clavain", "c/d/e/f/.beads"]
 

@@ -53,7 +53,7 @@ def sprint(home: Home, interstat: Interstat, daemon: Daemon) -> Iterator[str]:
 
 
 def test_budget(shell: Shell, sprint: str) -> None:
-    """0 means that there is no budget or none is known. An exhausted one is 1, because callers take 0 for no limit."""
+    """0 means that there is no budget, or none is known. An exhausted one prints 1: callers take 0 for "no limit"."""
     script = 'for bead in b-1 b-spent b-free none ""; do echo $(%s "$bead"); done'
     for function, values in (
         ("sprint_budget_remaining", ["75000", "1", "0", "0", "0"]),
@@ -102,7 +102,7 @@ def test_stage_check(shell: Shell, sprint: str) -> None:
 
 
 def test_record_requests_a_sync(shell: Shell, sprint: str) -> None:
-    """It prints nothing and never fails, whatever has become of the sync."""
+    """It prints nothing and never fails, even if the sync does."""
     program = shell.bin / "fluxbudgetctl"
     shell.program("recorded", program.read_text().removeprefix("#!/bin/sh\n"))
     shell.program(
@@ -117,7 +117,7 @@ def test_record_requests_a_sync(shell: Shell, sprint: str) -> None:
 
 
 def test_advance(shell: Shell, sprint: str) -> None:
-    """A refusal is one line and exit 1; otherwise it is upstream's own, its output and its exit code unchanged."""
+    """A refusal is one line, with exit 1; otherwise upstream's output and exit code are unchanged."""
     shell.program("ic", "exit 0")
     shell.program("clavain-cli", 'printf "real <%s>\\n" "$@"; exit 5')
     init = f". '{LIBRARY}'\n{INIT}"
@@ -277,7 +277,7 @@ def test_other_verbs_are_the_programs(shell: Shell, sprint: str) -> None:
 
 
 def test_hostile_names(shell: Shell, sprint: str, home: Home) -> None:
-    """They are found as they are written, and never executed."""
+    """They are found exactly as written, and never executed."""
     for number, bead in enumerate(HOSTILE):
         started(home, scope=bead, token_budget=1000 + number, project=home.root)
     script = 'for bead in "$@"; do echo $(sprint_budget_remaining "$bead") $(sprint_budget_total "$bead"); done'

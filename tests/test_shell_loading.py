@@ -1,4 +1,4 @@
-"""Loading Clavain's functions: in which shells, how often, without a daemon; and the variables of a session's start."""
+"""Loading Clavain's functions: in which shells, twice, without a daemon; and the exports of the SessionStart hook."""
 
 import shutil
 from typing import Any
@@ -13,7 +13,7 @@ from harness.shells import INIT, LIBRARY, Ended, Shell
 
 SHELLS = ("bash", "zsh")
 TOKENS: dict[str, Any] = {"input_tokens": 15_000, "output_tokens": 10_000}
-#: Every function with arguments that it takes for known, and what it prints if nothing is known.
+#: Every function with valid arguments, and what it prints if nothing is known.
 UNKNOWN = {
     "sprint_budget_remaining b-1": "0",
     "sprint_budget_total b-1": "0",
@@ -43,7 +43,7 @@ def shell(home: Home, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_without_a_daemon(shell: Shell, is_installed: bool) -> None:
-    """Every function prints what callers take for unknown, quietly; the sprint goes on."""
+    """Every function prints what callers take for "unknown", without errors, so the sprint goes on."""
     init = INIT if is_installed else f". '{functions(shell)}'"
     if not is_installed:
         (shell.bin / "fluxbudgetctl").unlink()
@@ -69,7 +69,7 @@ def test_debugging(shell: Shell) -> None:
 
 
 def test_state_file(shell: Shell, home: Home, interstat: Interstat, daemon: Daemon) -> None:
-    """If the socket cannot be opened, the daemon's state file has the run's numbers; its stages are not known."""
+    """If the socket cannot be opened, the daemon's state file has the run's numbers, but not its stages."""
     for bead, budget in (("b-1", 100_000), ("b-spent", 25_000)):
         run = started(home, scope=bead, session=f"s-{bead}", token_budget=budget, project=home.root)
         interstat.insert(f"s-{bead}", **TOKENS)
@@ -89,7 +89,7 @@ def test_state_file(shell: Shell, home: Home, interstat: Interstat, daemon: Daem
 
 
 def test_loaded_twice(shell: Shell) -> None:
-    """Upstream's functions are kept, not ours; if the library is loaded again, its newer ones are."""
+    """Upstream's functions are saved, not ours; if the library is loaded again, its newer functions are."""
     call = "sprint_advance b-1 planned 2>&1"
     for init in (f". '{LIBRARY}'\n{INIT}\n{INIT}", f". '{LIBRARY}'\n{INIT}\n. '{LIBRARY}'\n{INIT}\n{INIT}"):
         lines = shell.lines(call, environ={"LIB_RUN": "r1"}, init=init)
@@ -109,7 +109,7 @@ def test_loading_changes_nothing_else(shell: Shell) -> None:
 
 
 def test_functions_in_a_script_of_bash(home: Home, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A process of its own has the functions if its caller exports them, as for any function of bash."""
+    """A separate process has the functions if its caller exports them, like any function of bash."""
     shell = Shell(home, "bash", tmp_path_factory)
     names = "$(compgen -A function | grep -E 'fluxbudget|^sprint_|^clavain-cli$')"
     script = "bash -c 'clavain-cli budget-total b-1'"
@@ -150,7 +150,7 @@ def test_other_shells_are_refused(home: Home, tmp_path_factory: pytest.TempPathF
 
 
 def exported(home: Home, session: str = "s1") -> str:
-    """Return what the hook of a session's start appends to the file of its variables."""
+    """Return what the SessionStart hook appends to `$CLAUDE_ENV_FILE`."""
     place = home.root / f"env-{session}"
     place.write_text("")
     Claude(home, session).run("SessionStart", environ={"CLAUDE_ENV_FILE": str(place)}, source="startup")
@@ -158,7 +158,7 @@ def exported(home: Home, session: str = "s1") -> str:
 
 
 def test_session_start_exports_the_budget(home: Home, daemon: Daemon) -> None:
-    """Not for a run without one, and without a run nothing."""
+    """Nothing is exported for a run without a budget, or without a run."""
     assert exported(home) == ""
     run = started(home, token_budget=100_000)
     assert exported(home) == f"export FLUXBUDGET_RUN={run}\nexport INTERSTAT_TOKEN_BUDGET=100000\n"
@@ -167,7 +167,7 @@ def test_session_start_exports_the_budget(home: Home, daemon: Daemon) -> None:
 
 
 def test_session_start_loads_the_functions(shell: Shell, home: Home, daemon: Daemon) -> None:
-    """If the configuration says so, with or without a run. A file that has been removed does not matter."""
+    """If the configuration says so, with or without a run. A file that was removed meanwhile is no error."""
     configure(home, "[clavain]\nshell = true")
     text = wait_for(lambda: exported(home), "the new configuration")
     started(home, scope="b-1", token_budget=100_000)

@@ -1,4 +1,4 @@
-"""Each fault of Clavain's library that our functions repair: with the library alone it shows, with ours it is gone."""
+"""Each fault of Clavain's library that our functions correct: it shows with the library alone, and not with ours."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_fresh_shell_sees_what_was_spent(shell: Shell, sprint: str) -> None:
 
 
 def test_phases_do_not_count_again(shell: Shell, sprint: str, interstat: Interstat) -> None:
-    """Upstream adds the session's sum so far at each phase, and guesses how much of it was input."""
+    """Upstream adds the session's cumulative total at each phase, and guesses how much of it was input."""
     script = 'for phase in brainstorm planned; do echo 25000 >"$CLAVAIN_STATE/session-total"; %s; done'
     record = 'sprint_record_phase_tokens b-1 "$phase"'
     shell.lines(script % record, init=ALONE)
@@ -68,7 +68,7 @@ def test_phases_do_not_count_again(shell: Shell, sprint: str, interstat: Interst
 
 
 def test_error_is_not_a_refusal(shell: Shell, sprint: str) -> None:
-    """Upstream takes whatever `ic` fails with for an exceeded budget."""
+    """Upstream takes any failure of `ic` for an exceeded budget."""
     shell.program("ic", "echo 'ic: database is locked' >&2; exit 2")
     environ = {"LIB_RUN": sprint}
     refused = shell.run("sprint_advance b-1 brainstorm", environ=environ, init=ALONE)
@@ -90,7 +90,7 @@ def test_refusal_is_repeated(shell: Shell, sprint: str, interstat: Interstat) ->
 
 
 def test_exhausted_sprint_is_constrained(shell: Shell, sprint: str, interstat: Interstat) -> None:
-    """The sprint's script exports what is left only if it is more than 0."""
+    """The sprint's script exports what is left only if that is more than 0."""
     exhaust(interstat)
     shell.program("clavain-cli", "echo 0")
     script, environ = f". '{CLAVAIN / 'sprint.sh'}'", {"BEAD": "b-1"}
@@ -100,7 +100,7 @@ def test_exhausted_sprint_is_constrained(shell: Shell, sprint: str, interstat: I
 
 
 def test_remainder_of_a_session_is_that_of_its_run(shell: Shell, sprint: str, home: Home, tmp_path: Path) -> None:
-    """Half of 100 000 tokens is left, and interflux's hook takes that for half of 500 000."""
+    """Half of 100 000 tokens is left; without our export, interflux's hook takes that for half of 500 000."""
     side_band = tmp_path / "s1.json"
     side_band.write_text(json.dumps({"payload": {"pct_consumed": 50, "session_id": "s1"}}))
     script, environ = f". '{CLAVAIN / 'session-start.sh'}'", {"SIDE_BAND": str(side_band)}

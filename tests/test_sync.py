@@ -1,4 +1,4 @@
-"""The request `sync`: adopted runs are refreshed, and their numbers are in intercore's database when it is answered."""
+"""The request `sync`: when it is answered, adopted runs are refreshed and their numbers are in intercore's database."""
 
 import shutil
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_phase_change_has_the_row_written_without_a_sync(home: Home, adopted: Ad
 
 
 def test_dispatches_of_others_are_counted_but_not_written_back(home: Home, adopted: Adopted) -> None:
-    """Otherwise intercore's own sum would have them twice."""
+    """Otherwise intercore's own sum would count them twice."""
     home.start()
     adopted.use(100, 20, 3)
     codex = adopted.project.dispatch(adopted.run, 1000, 2000)
@@ -92,7 +92,7 @@ def test_rearmed_check_of_intercore_refuses_every_time(home: Home, adopted: Adop
 
 
 def test_named_run_alone_is_synced(home: Home, adopted: Adopted) -> None:
-    """A run that only fluxbudget knows has no place to be written to."""
+    """A run that only fluxbudget knows cannot be written back."""
     home.start()
     adopted.sync()
     by_hand = started(home, id="by-hand")

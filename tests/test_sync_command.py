@@ -1,4 +1,4 @@
-"""`sync`, and the shell function that calls it: what a run has used is in intercore's database afterwards."""
+"""`sync`, and the shell function that calls it: afterwards, a run's usage is in intercore's database."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_sync_without_a_daemon(home: Home) -> None:
 def test_recording_a_phase_writes_its_tokens(
     home: Home, project: IcProject, interstat: Interstat, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
-    """The function of Clavain's library counted a session again at each phase; ours writes what was measured."""
+    """Clavain's own function counts a session again at each phase; ours writes what was measured."""
     shell = Shell(home, name, tmp_path_factory)
     assert shell.lines(f"sprint_record_phase_tokens {BEAD} executing") == []
     assert rows(project) == [(100, 20)]

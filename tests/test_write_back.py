@@ -18,7 +18,7 @@ from harness.values import NOW, a_record, a_run
 
 
 def test_row_has_what_the_runs_own_sessions_measured(tmp_path: Path) -> None:
-    """Neither estimates of phases, nor what intercore knows from other programs already, is written."""
+    """Neither estimates of phases nor other programs' dispatches are written."""
     sprint = Sprint(tmp_path)
     sprint.adopt()
     sprint.spend(10)
@@ -104,7 +104,7 @@ def test_last_changes_are_written_when_the_daemon_stops(tmp_path: Path) -> None:
 
 
 def test_new_daemon_compares_the_rows_with_the_database(tmp_path: Path) -> None:
-    """It writes what the last one has measured only, whatever the database says by now."""
+    """It also writes what the last daemon had measured but not written, whatever the database says."""
     sprint = Sprint(tmp_path)
     sprint.adopt()
     sprint.spend(10)
@@ -163,7 +163,7 @@ def test_row_that_was_pruned_or_restored_is_written_again(tmp_path: Path) -> Non
 
 
 def test_sync_writes_what_is_not_due_yet(tmp_path: Path) -> None:
-    """It also looks at the database, so that it repairs what no reading has shown yet."""
+    """It also reads the database, so that it corrects what no reading has shown yet."""
     sprint = Sprint(tmp_path)
     sprint.adopt()
     sprint.spend(1)
@@ -240,7 +240,7 @@ def test_sync_ends_at_its_deadline_and_says_why(tmp_path: Path) -> None:
 
 
 def test_defect_stops_neither_the_daemon_nor_the_next_attempt(tmp_path: Path) -> None:
-    """No phase has such a name; it stands for whatever was not thought of."""
+    """No phase has such a name; it stands for any unforeseen error."""
     sprint = Sprint(tmp_path)
     sprint.adopt()
 

@@ -39,7 +39,7 @@ def writing(project: Path, run: str) -> subprocess.Popen[bytes]:
 
 
 def test_writer_at_full_speed_is_not_disturbed_by_rows(tmp_path: Path) -> None:
-    """None of its writes fails, every row of its own is as it wrote it, and our row is there once, with our number."""
+    """None of its writes fails, its own rows are unchanged, and our row is there once, with our number."""
     sprint = Sprint(tmp_path)
     sprint.adopt()
     tokens = 0

@@ -1,4 +1,4 @@
-"""`advance` for a run of intercore's: `ic` moves it, and the daemon then reads what has changed.
+"""`advance` for an intercore run: `ic` moves it, and the daemon then reads what has changed.
 
 The client runs `ic`, because it has the user's PATH and may write to the project. The daemon's sandbox may not.
 

@@ -1,4 +1,4 @@
-"""A run that intercore keeps, in a home's project, and a session that works for it."""
+"""An intercore run in a home's project, and a session that works for it."""
 
 from fluxbudgetd.wire import messages
 from harness.daemon import Home, wait_for
@@ -9,7 +9,7 @@ BEAD = "b-1"
 
 
 class Adopted:
-    """A run that intercore keeps, in a home's project, and what its session uses."""
+    """An intercore run in a home's project, and what its session uses."""
 
     def __init__(self, home: Home, interstat: Interstat) -> None:
         self.project = IcProject(home.project)
@@ -36,7 +36,7 @@ class Adopted:
         return messages.Sync(hints=messages.Hints(cwd=str(self._home.project)))
 
     def sync(self) -> messages.SyncAnswer:
-        """Sync as the command does, once the run is adopted."""
+        """Wait until the run is adopted, then sync as the command does."""
 
         def synced() -> messages.SyncAnswer | None:
             answer = self._home.ask(self.request())

@@ -1,4 +1,4 @@
-"""A service inside the test, and a project whose runs intercore keeps."""
+"""A service inside the test, and a project with an intercore database."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,14 +15,14 @@ from harness.service import service_over, within
 
 
 class World:
-    """A service, and a project that intercore keeps."""
+    """A service, and a project with an intercore database."""
 
     def __init__(self, service: Service, project: IcProject) -> None:
         self.service = service
         self.project = project
 
     async def look(self, directory: Path | None = None) -> None:
-        """Have the project's database read as a request does, until nothing is due."""
+        """Read the project's database as a request does, until nothing is due."""
         directory = directory or self.project.root
         with anyio.fail_after(60):
             while True:

@@ -89,7 +89,7 @@ class BeadsProject:
         return self._beads[name]
 
     def behave(self, how: str = "") -> None:
-        """Have the calls from now on hang, fail, lie, flood, or print garbage or null; by default, work."""
+        """Make all further calls hang, fail, lie, flood, or print garbage or null; by default, work."""
         (self.place / "hanging").unlink(missing_ok=True)
         (self.place / "behaviour").write_text(how)
 

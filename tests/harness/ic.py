@@ -1,4 +1,4 @@
-"""Programs in place of intercore's `ic`, which keep its contract for `ic --json run advance`."""
+"""Stand-ins for intercore's `ic`, which fulfil its contract for `ic --json run advance`."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def _installed(directory: Path, text: str) -> Path:
 
 
 def moving(directory: Path) -> Path:
-    """Install an `ic` that moves the runs of the database in its directory; return the directory, for PATH."""
+    """Install an `ic` that moves runs of the database in its working directory; return its own directory, for PATH."""
     return _installed(directory, f"#!{sys.executable}\n{_MOVES.format(path=sys.path)}")
 
 

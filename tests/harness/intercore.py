@@ -91,9 +91,9 @@ def new_id() -> str:
 
 
 class IcProject:
-    """A project directory with `.clavain/intercore.db`, and its one writer at a time.
+    """A project directory with `.clavain/intercore.db`, which is written by one writer at a time.
 
-    Times (`at`) are whole seconds since the epoch; without one, the present time.
+    Times (`at`) are whole seconds since the epoch; the default is the current time.
     """
 
     def __init__(self, root: Path, version: int = NEWEST) -> None:
@@ -152,7 +152,7 @@ class IcProject:
         at: int | None = None,
         **columns: object,
     ) -> str:
-        """Create a run and return its id. `columns` are further columns, or odd values for the usual ones."""
+        """Create a run and return its id. `columns` are further columns, or odd values for the named ones."""
         run = run or new_id()
         at = _time(at)
         chain = None if phases is None else list(phases)
@@ -233,7 +233,7 @@ class IcProject:
         self.event(run, "set")
 
     def update(self, table: str, key: str, **columns: object) -> None:
-        """Change columns of one row. They may be odd."""
+        """Change columns of one row. The values may be odd."""
         places = ", ".join(f"{name} = ?" for name in columns)
         self.execute(f"UPDATE {table} SET {places} WHERE id = ?", *columns.values(), key)
 
@@ -314,7 +314,7 @@ class IcProject:
         return int(self.query(sums, run)[0]["total"])
 
     def refuses(self, run: str) -> bool:
-        """Return True if `ic run budget` refuses, which it does once: it remembers that it did."""
+        """Return True if `ic run budget` refuses, which it does only once: it records that it did."""
         budget = self.row(run)["token_budget"]
         if not budget or self.tokens(run) < budget or self.state("budget.exceeded", run) is not None:
             return False

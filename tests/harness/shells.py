@@ -63,7 +63,7 @@ class Shell:
         """Run a script with arguments after `init`, strictly, in the project's directory."""
         environment = {
             **self.home.environ,
-            # Nothing that the user who runs the tests has installed, such as Clavain.
+            # Leaves out everything that the user who runs the tests has installed, such as Clavain.
             "PATH": f"{self.bin}:/usr/bin:/bin",
             "FLUXBUDGET_TIMEOUT": f"{PATIENCE:g}",
             "CLAVAIN_STATE": str(self.state),

@@ -1,24 +1,24 @@
 # shellcheck shell=bash
-# Clavain's budget functions, answered by fluxbudget. For bash 4 and later, and zsh.
+# Clavain's budget functions, with fluxbudget's numbers. For bash 4 and later, and zsh.
 #
-# They replace functions of Clavain's lib-sprint.sh, of its lib-intercore.sh and of interstat's library, and the verbs of
-# `clavain-cli`, which scripts call as a program. Without fluxbudget's daemon they use its state files, and otherwise
-# print 0. Rules:
+# They replace functions of Clavain's lib-sprint.sh and lib-intercore.sh and of interstat's library, and the verbs of
+# `clavain-cli`, which scripts call as a program. Without the daemon they use its state files; without those they print
+# 0. Rules:
 #
-# * stdout holds only the answer. stderr is silent, except with $FLUXBUDGET_DEBUG, and where a function's contract
-#   says so.
+# * stdout has only the answer. stderr is silent, except with $FLUXBUDGET_DEBUG, or where a function's contract says
+#   otherwise.
 # * Everything works under `set -euo pipefail`: each command that may fail is in a condition.
 # * Foreign values (beads, agents, models) are passed as arguments `--flag=value`, never as code.
-# * No arrays, no unquoted expansions, and each local has a value: bash and zsh differ in the rest.
+# * No arrays, no unquoted expansions, and every local is initialized: bash and zsh differ in everything else.
 
 # An alias of this name would hide the function, or break its definition.
 unalias clavain-cli >/dev/null 2>&1 || true
-# `$functions` is not there by itself if zsh emulates sh.
+# zsh does not load `$functions` by itself if it emulates sh.
 if [ -n "${ZSH_VERSION:-}" ]; then zmodload zsh/parameter >/dev/null 2>&1 || true; fi
 
 # --- talking to the daemon
 
-# $FLUXBUDGET_TIMEOUT is in seconds. It is never reached, unless the machine is overloaded.
+# $FLUXBUDGET_TIMEOUT is in seconds. It is reached only if the machine is overloaded.
 _fluxbudget() {
     if [ -n "${FLUXBUDGET_DEBUG:-}" ]; then
         command fluxbudgetctl "$@" "--timeout=${FLUXBUDGET_TIMEOUT:-2}"
@@ -27,7 +27,7 @@ _fluxbudget() {
     fi
 }
 
-# Print a run's numbers, as lines KEY=VALUE; nothing if they are not known. $1: --scope=BEAD or --run=ID
+# Print a run's numbers as KEY=VALUE lines; nothing if they are not known. $1: --scope=BEAD or --run=ID
 _fluxbudget_numbers() {
     local numbers=""
     case "$1" in
@@ -36,7 +36,7 @@ _fluxbudget_numbers() {
     printf '%s\n' "$numbers"
 }
 
-# Print the value of a key ($2) in lines KEY=VALUE ($1); nothing if it has none.
+# Print the value of a key ($2) in KEY=VALUE lines ($1); nothing if there is no such key.
 _fluxbudget_value() {
     local newline="
 " text=""
@@ -79,7 +79,7 @@ _fluxbudget_stage() {
     fi
     if [ -n "$allocated" ]; then
         left=$((allocated - spent))
-        # Other stages may have used what this one was to have.
+        # Other stages may have used this stage's share.
         if [ "$left" -gt "$remaining" ]; then left="$remaining"; fi
     else
         allocated="$(_fluxbudget_value "$numbers" budget)"
@@ -140,7 +140,7 @@ sprint_budget_stage_check() {
     fi
 }
 
-# Tokens are measured, not recorded. This has them written back now.
+# Tokens are measured, so there is nothing to record. This writes them back now.
 sprint_record_phase_tokens() {
     if [ -n "${1:-}" ]; then
         _fluxbudget sync "--scope=$1" >/dev/null || true
@@ -149,7 +149,7 @@ sprint_record_phase_tokens() {
 
 # --- the sprint itself
 
-# Keep a function of the library before ours replaces it. Ours, if this file is loaded again, is not kept.
+# Save a function of the library before ours replaces it. If this file is loaded again, our own function is not saved.
 _fluxbudget_keep() {
     local text=""
     if [ -n "${ZSH_VERSION:-}" ]; then
@@ -171,7 +171,7 @@ _fluxbudget_has_function() {
     typeset -f "$1" >/dev/null 2>&1
 }
 
-# Functions do not count: `clavain-cli` is one of ours.
+# Functions do not count, because `clavain-cli` is also one of our functions.
 _fluxbudget_has_program() {
     if [ -n "${ZSH_VERSION:-}" ]; then
         whence -p "$1" >/dev/null 2>&1
@@ -194,7 +194,7 @@ _fluxbudget_advance() {
     if [ -n "${1:-}" ]; then
         line="$(_fluxbudget check "--scope=$1")" || code=$?
     fi
-    # Only this is a refusal. With any other problem, the sprint goes on.
+    # Only this is a refusal. After any other problem, the sprint goes on.
     if [ "$code" -eq 1 ] && [ -n "$line" ]; then
         printf '%s\n' "$line"
         return 1
@@ -217,7 +217,7 @@ sprint_read_state() {
     _fluxbudget_read_state library "$@"
 }
 
-# $1: where the state comes from, as above; then BEAD
+# $1: where the state comes from, `library` or `program`; then BEAD
 _fluxbudget_read_state() {
     local by="$1" state="{}" code=0 numbers="" budget="" spent=""
     shift
@@ -237,8 +237,8 @@ _fluxbudget_read_state() {
     return "$code"
 }
 
-# Print a JSON object ($1) with a number ($3) as the value of a key ($2). In a JSON text, "KEY": can only be a key,
-# because quotes inside a string are escaped. The keys of the object itself come last.
+# Print a JSON object ($1) with a number ($3) as the value of a key ($2). In JSON, "KEY": can only be a key, because
+# quotes inside a string are escaped. If nested objects have the same key, the outer object's comes last.
 _fluxbudget_replace() {
     local before="" rest="" separator=","
     case "$1" in
@@ -314,7 +314,7 @@ _sprint_phase_to_stage() {
         review | polish | shipping) printf 'ship\n' ;;
         reflect) printf 'reflect\n' ;;
         done) printf 'done\n' ;;
-        *) printf 'unknown\n' ;; # as the library says
+        *) printf 'unknown\n' ;; # as the library prints
     esac
 }
 
@@ -366,7 +366,7 @@ intercore_run_budget() {
     used="$(_fluxbudget_integer "$(_fluxbudget_value "$numbers" spent)")"
     pct="$(_fluxbudget_value "$numbers" pct)"
     warn_pct="$(_fluxbudget_value "$numbers" warn_pct)"
-    # Other names cannot be a run's, and would have to be escaped.
+    # Any other text is no run's id, and would have to be escaped.
     case "$run" in
         "" | -* | *[!A-Za-z0-9._:-]*) ;;
         *)
@@ -388,7 +388,7 @@ intercore_run_tokens() {
         "" | -* | *[!A-Za-z0-9._:-]*) ;;
         *)
             printf '{"run_id":"%s","input_tokens":%s,"output_tokens":%s,' "$run" "$input" "$output"
-            printf '"cache_hits":%s,"total_tokens":%s}\n' "$cache" "$((input + output))" # as `ic run tokens` has it
+            printf '"cache_hits":%s,"total_tokens":%s}\n' "$cache" "$((input + output))" # as in `ic run tokens`
             ;;
     esac
 }
@@ -431,7 +431,8 @@ _fluxbudget_clavain_cli() {
     esac
 }
 
-# bash in POSIX mode, as which some systems have sh, ends if a function is defined with a hyphen in its name. It calls one.
+# bash in POSIX mode (on some systems, that is sh) exits if a function with a hyphen in its name is defined. It can call
+# such a function.
 case ":${SHELLOPTS:-}:" in
     *:posix:*)
         set +o posix

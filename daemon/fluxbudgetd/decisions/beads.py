@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 # A name that is not a bead's is looked up again after this time.
 _PAUSE_SECONDS = 60.0
-# If a bead's label names a run of intercore's that is unknown, the run is looked for again after this time.
+# If a bead's label names an unknown intercore run, the run is looked for again after this time.
 _MISSING_SECONDS = 10.0
 # While a run's numbers change, its label is read again after this time.
 _FOLLOW_SECONDS = 600.0
@@ -58,7 +58,7 @@ class _Followed(NamedTuple):
 class Beads:
     """Reads one bead at a time.
 
-    `look` reads the directory's intercore database, so that a run of intercore's is not started a second time.
+    `look` reads the directory's intercore database, so that no second run is started for an intercore run.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Beads:
         self._paused_until: dict[tuple[str, str], float] = {}
         self._first_named: dict[str, int] = {}
         self._followed: dict[str, _Followed] = {}
-        #: For each bead whose label names an unknown run of intercore's: that run's id.
+        #: For each bead whose label names an unknown intercore run: that run's id.
         self.missing: dict[str, str] = {}
 
     def note_unknown(self, scope: str, hints: Hints) -> None:

@@ -226,7 +226,7 @@ async def _kept_findings(service: Service, sessions: Collection[str], deadline: 
 
 
 def _bead_findings(service: Service) -> Iterator[wire.Finding]:
-    """Yield the beads without a run whose label names a run of intercore's that is unknown."""
+    """Yield the beads that have no run because their label names an unknown intercore run."""
     for bead, run in service.beads.missing.items():
         if service.accounts.run_of_scope(bead) is None:
             yield wire.Finding(

@@ -24,7 +24,7 @@ class Status(Request, frozen=True, kw_only=True, tag="status"):
     after: str | None = None
     """A page's `next`: asks for the following page."""
     cwd: str | None = None
-    """The client's working directory: if it has a database of intercore's, that is read first."""
+    """The client's working directory: if it has an intercore database, that is read first."""
 
 
 class Loosen(Request, frozen=True, kw_only=True, tag="loosen"):
