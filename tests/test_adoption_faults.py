@@ -1,8 +1,9 @@
 """Databases of intercore that hang or cannot be applied, in the service inside the test."""
 
+import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -40,6 +41,10 @@ def hanging(monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[threading.E
             yield hangs
         finally:
             answers.set()
+
+
+def has_wal(project: IcProject) -> bool:
+    return Path(f"{project.database}-wal").exists()
 
 
 async def asked(world: World, run: str) -> Standing:
@@ -165,6 +170,35 @@ def test_one_run_that_fails_does_not_keep_others_from_being_followed(
         world.project.write(("UPDATE runs SET token_budget = 7", ()))
         await until(lambda: world.run(before).token_budget == world.run(after).token_budget == 7)
         assert world.run(broken).token_budget == 1
+
+    check(tmp_path, body)
+
+
+def test_database_that_is_open_elsewhere_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a database beside its -wal file does not look like a change of it, so there is no next read."""
+    reads = 0
+    real = IntercoreDatabase.read
+
+    def read(database: IntercoreDatabase, followed: Mapping[str, int]) -> IntercoreReading:
+        nonlocal reads
+        reads += 1
+        return real(database, followed)
+
+    monkeypatch.setattr(IntercoreDatabase, "read", read)
+
+    async def body(world: World) -> None:
+        run = world.project.run_create(budget=1000)
+        with closing(sqlite3.connect(world.project.database)) as other:
+            other.execute("SELECT count(*) FROM runs").fetchall()
+            assert has_wal(world.project)
+            await world.look()
+            before = reads
+            for _ in range(20):
+                await world.look()
+            assert reads == before
+            world.project.set(run, token_budget=2000)
+            await world.look()
+            assert world.run(run).token_budget == 2000
 
     check(tmp_path, body)
 

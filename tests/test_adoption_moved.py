@@ -1,8 +1,10 @@
 """Projects that are renamed after their runs were adopted, and databases that fail again and again."""
 
 import asyncio
+import time
 from pathlib import Path
 
+from fluxbudgetd.clock import now_micros
 from fluxbudgetd.wire import messages
 from harness.adoption import World, check
 from harness.intercore import IcProject
@@ -49,6 +51,25 @@ def test_renamed_project_of_a_run_by_hand(tmp_path: Path) -> None:
         assert set(world.service.accounts.runs) == {own}
         assert world.adoption(own).database == str(renamed / ".clavain" / "intercore.db")
         assert world.adoption(own).run_id == run
+
+    check(tmp_path, body)
+
+
+def test_times_in_the_future(tmp_path: Path) -> None:
+    """The clock may have been set back since a row was written: then it counts from now on."""
+
+    async def body(world: World) -> None:
+        later = int(time.time()) + 1_000_000
+        first = world.project.run_create(at=later)
+        second = world.project.run_create()
+        world.project.claim("s1", first, at=later)
+        world.project.claim("s2", second, at=later)
+        await world.look()
+        now = now_micros()
+        assert world.run(first).started_at <= now
+        assert world.account(first).latest <= now
+        assert [each.since <= now for each in world.account(first).attachments()] == [True]
+        assert [each.since <= now for each in world.account(second).attachments()] == [True]
 
     check(tmp_path, body)
 

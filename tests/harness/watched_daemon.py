@@ -26,7 +26,7 @@ ALLOWED = {
         "was_opened_for_writing",
         "_data_version",
     },
-    "fluxbudgetd/sources/stamps.py": {"stamp"},
+    "fluxbudgetd/sources/stamps.py": {"_stamp"},
     "fluxbudgetd/ledger/database.py": {"_identity"},
     "structlog/_frames.py": {"_format_exception"},
 }

@@ -194,7 +194,9 @@ class AdoptedRuns:
         return found if max(rivals, key=lambda each: (each.created_at, each.id)).id == ic.id else None
 
     async def _start(self, candidate: Candidate, database: str, moves: Moves) -> None:
-        ic, now = candidate.ic, self._clock()
+        now = self._clock()
+        # The clock may have been set back since. A run that starts in the future would have no usage.
+        ic = msgspec.structs.replace(candidate.ic, created_at=min(candidate.ic.created_at, now))
         run = adoption.adopted(
             ic,
             moves.new,

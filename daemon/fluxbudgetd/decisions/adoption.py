@@ -260,14 +260,14 @@ class Adoptions:
             report(known.path, reading)
 
     def _request_later(self, known: KnownDatabase, seconds: float) -> None:
-        """Have a database read then, unless that is to happen sooner. Only one task waits for it, or a few."""
+        """Have a database checked then, unless that is to happen sooner. Only one task waits for it, or a few."""
         at = anyio.current_time() + seconds
 
         async def request() -> None:
             await anyio.sleep_until(at)
             if known.next_at == at and self._known.get(known.path) is known:
                 known.next_at = None
-                self._request(known)
+                self._request_if_due(known)
 
         if self._tasks is not None and (known.next_at is None or known.next_at > at):
             known.next_at = at

@@ -139,6 +139,7 @@ class SessionAttachments:
 
         Raises `LedgerError`. `policy.claims` decides what changes.
         """
+        claim = claim._replace(at=min(claim.at, self._clock()))  # the clock may have been set back
         known = self._accounts.sessions.get(claim.session)
         if known is not None and not claims.attachments(claim, account.run.id, known.current):
             return None

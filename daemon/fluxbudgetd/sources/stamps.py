@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 
 # Identifies the state of a file or directory. Its time is the inode's change time, which no program can set back, and
 # which a change of permissions updates, too.
@@ -27,8 +28,20 @@ def stamp_of(result: os.stat_result) -> PathStamp:
 
 def stamp(path: str) -> PathStamp:
     """Return the current stamp of a path. Never raises; takes microseconds."""
+    return _stamp(path, stamp_of)
+
+
+def content_stamp(path: str) -> PathStamp:
+    """Return the current stamp of a file's content, by its modification time. Never raises; takes microseconds.
+
+    For a file that is changed by no program that also sets its times.
+    """
+    return _stamp(path, lambda result: (result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns))
+
+
+def _stamp(path: str, of: Callable[[os.stat_result], PathStamp]) -> PathStamp:
     try:
-        return stamp_of(os.stat(path))
+        return of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
     except OSError as exc:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from fluxbudgetd.sources.databases import state_of
 from fluxbudgetd.sources.intercore.faults import FaultError
-from fluxbudgetd.sources.stamps import MISSING, UNSETTLED, PathStamp, settled, stamp
+from fluxbudgetd.sources.stamps import MISSING, UNSETTLED, PathStamp, content_stamp, settled, stamp
 
 # The time for all attempts together: a client may be waiting. On a busy machine, even a few attempts take longer.
 _RETRY_SECONDS = 0.05
@@ -64,7 +64,8 @@ class Stamp(NamedTuple):
 def stamp_at(path: str) -> Stamp | None:
     """Return the present stamp of a database, None if there is none. Takes two calls of `stat`."""
     now = time.time_ns()
-    main, wal = stamp(path), stamp(f"{path}-wal")
+    # When root opens a -wal file, SQLite sets its owner, which changes its change time, even in order to read.
+    main, wal = stamp(path), content_stamp(f"{path}-wal")
     if main == MISSING:
         return None
     is_settled = UNSETTLED not in (settled(main, now), settled(wal, now))
