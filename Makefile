@@ -4,16 +4,19 @@ PYTHON ?= python3
 JOBS ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 2))
 # Tests to run: MARKS is an expression for pytest's -m. FAST=1 is for other versions of Python and of the packages: it leaves
 # out the tests marked `soak` (long), `claude` or `native` (the client in C depends on no package and no Python), and
-# LONG_TESTS, which take three quarters of the time: nearly all of it passes in processes that they start. Those that are
+# LONG_TESTS, which take five sixths of the time: nearly all of it passes in processes that they start. Those that are
 # left use every package.
 MARKS ?=
 FAST ?=
-LONG_TESTS := abuse admission admission_histories advance callers ccusage channel_failures choosing ci_recipe client \
-  client_deadlines commands commands_stdin continuing doctor dodges fail_closed false_daemons field_reports \
-  hook_client hook_warnings hooks install launches ledger lifecycle live live_files live_recount loosening lower_bounds \
-  pipe project_rules reviews run_sessions sandbox service service_leftovers service_units source_staleness \
-  source_states state_files_daemon statusline_client stops subagents subscribers terminal top totals transcript_places \
-  transcript_reading upgrade watch
+LONG_TESTS := abuse admission admission_histories adoption_daemon advance advance_adopted advance_intercore allow \
+  bead_labels beads calibrate_command callers ccusage channel_failures choosing ci_recipe client client_deadlines \
+  command_channel commands commands_shell commands_stdin continuing desktop_daemon doctor dodges endpoint every_token \
+  fail_closed false_daemons field_reports forks hook_client hook_warnings hooks hostile_projects install \
+  interband_daemon intercore_states launches learned_estimates ledger lifecycle live live_files live_recount loosening \
+  lower_bounds pipe project project_rules refusals reviews run_sessions sandbox service service_leftovers \
+  service_units shell_functions shell_loading shell_upstream source_staleness source_states state_files_daemon \
+  statusline statusline_client stops subagents subscribers supervision sync sync_command terminal top totals \
+  transcript_places transcript_reading upgrade warnings watch write_back
 
 # test-newest, test-lowest and test-all call make again with an environment of their own.
 VENV := .venv

@@ -33,10 +33,20 @@ SOAK_SECONDS = 1800
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give soak tests more time than others."""
-    for item in items:
-        if item.get_closest_marker("soak") is not None:
-            item.add_marker(pytest.mark.timeout(SOAK_SECONDS))
+    """Give soak tests more time than others, and spread them over the first half of the run.
+
+    Otherwise the last of them, alphabetically, would run alone at the end.
+    """
+    soak = [item for item in items if item.get_closest_marker("soak") is not None]
+    others = [item for item in items if item.get_closest_marker("soak") is None]
+    for item in soak:
+        item.add_marker(pytest.mark.timeout(SOAK_SECONDS))
+    if soak:
+        step = len(others) // (2 * len(soak))
+        spread = [
+            each for number, item in enumerate(soak) for each in (item, *others[number * step : number * step + step])
+        ]
+        items[:] = [*spread, *others[len(soak) * step :]]
 
 
 @pytest.hookimpl(wrapper=True)
