@@ -144,10 +144,6 @@ class Story:
                     return
             time.sleep(0.05)
 
-    def wait_for_next_second(self) -> None:
-        """Let a second end. intercore's times are whole seconds, so a phase must last longer to have its tokens."""
-        self._commands.run(["sleep", str(1 - time.time() % 1)])
-
     def hook(self, event: str, verb: str = "hook", **fields: object) -> None:
         """Call a hook (or the status line) as Claude Code does."""
         common = {"session_id": HOOKED, "cwd": str(self.project), "hook_event_name": event}
@@ -356,7 +352,6 @@ def tell_of_another_programs_sprint(story: Story) -> None:
     story.transcript("msg_7", 21_000, 3_000, session=CLAIMED)
     story.wait_for("36000")
     story.ctl("remaining")
-    story.wait_for_next_second()
     story.tell("May it move on? The daemon checks the budget, and `ic` moves the run, so its phase has one owner.")
     story.ctl("advance", "--from", "brainstorm")
     story.tell("intercore's own tools see what was spent. (Nothing in a sprint wrote that, so it was always 0.)")

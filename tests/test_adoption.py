@@ -66,7 +66,7 @@ def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
         world.project.advance(run, at=HOUR_AGO + 10)
         await world.look()
         assert [(each.phase, each.until) for each in world.account(run).completed] == [
-            ("brainstorm", (HOUR_AGO + 10) * 1_000_000)
+            ("brainstorm", (HOUR_AGO + 10) * 1_000_000 + 999_999)
         ]
         assert await world.events(run, "phase.advanced") == []  # before it was adopted
         world.project.advance(run, at=HOUR_AGO + 20)
@@ -77,10 +77,10 @@ def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
         account = world.account(run)
         assert account.run.phase == "brainstorm-reviewed"
         assert [(each.phase, each.estimate, each.until - HOUR_AGO * 1_000_000) for each in account.completed] == [
-            ("brainstorm", 30_000, 10_000_000),
-            ("brainstorm-reviewed", 15_000, 20_000_000),
-            ("strategized", 25_000, 30_000_000),
-            ("planned", 0, 30_000_001),
+            ("brainstorm", 30_000, 10_999_999),
+            ("brainstorm-reviewed", 15_000, 20_999_999),
+            ("strategized", 25_000, 30_999_999),
+            ("planned", 0, 31_000_000),
         ]
         moves = [
             (event.data["from"], event.data["to"], event.data["kind"])
@@ -111,7 +111,7 @@ def test_a_lost_move_is_made_up_for(tmp_path: Path) -> None:
         assert (world.run(run).phase, record.phase, record.until) == (
             "planned",
             "brainstorm",
-            (HOUR_AGO + 60) * 1_000_000,
+            (HOUR_AGO + 60) * 1_000_000 + 999_999,
         )
         world.project.update("runs", run, phase="strategized")
         await world.look()

@@ -9,6 +9,7 @@ from fluxbudgetd.policy import adoption, loosening, phases, runs
 from fluxbudgetd.policy.phases import PhaseEstimate
 
 SECOND = 1_000_000
+REST = SECOND - 1
 ROW = IcRun(
     id="ab12cd34",
     project_dir="/p",
@@ -131,11 +132,11 @@ def in_phase(phase: str, **fields: object) -> IcRun:
     ("moves", "row", "expected"),
     [
         ((), ROW, []),
-        # Times are the events'; within one second they still grow.
+        # Times are the ends of the events' seconds; within one second they still grow.
         (
             (move(1, 110, "planned"), move(2, 110, "review")),
             in_phase("review"),
-            [("brainstorm", 110 * SECOND, 10, "advance"), ("planned", 110 * SECOND + 1, 7, "advance")],
+            [("brainstorm", 110 * SECOND + REST, 10, "advance"), ("planned", 111 * SECOND, 7, "advance")],
         ),
         # A time before the phase began, or in the future.
         ((move(1, 50, "planned"),), in_phase("planned"), [("brainstorm", 100 * SECOND + 1, 10, "advance")]),
@@ -145,10 +146,10 @@ def in_phase(phase: str, **fields: object) -> IcRun:
         (
             (move(1, 110, "planned"), move(2, 120, "brainstorm", "rollback")),
             ROW,
-            [("brainstorm", 110 * SECOND, 10, "advance"), ("planned", 120 * SECOND, 0, "rollback")],
+            [("brainstorm", 110 * SECOND + REST, 10, "advance"), ("planned", 120 * SECOND + REST, 0, "rollback")],
         ),
         # Lost events: one move at the time of the row's last change.
-        ((), in_phase("planned"), [("brainstorm", 200 * SECOND, 10, "advance")]),
+        ((), in_phase("planned"), [("brainstorm", 200 * SECOND + REST, 10, "advance")]),
         ((), in_phase("brainstorm", faults=("phase 'a|b' is not allowed",)), []),
         # Moves that were followed before.
         ((move(-1, 110, "planned"),), ROW, []),

@@ -3,7 +3,9 @@
 import json
 import os
 import sqlite3
+import time
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -19,6 +21,7 @@ from harness import ic
 from harness.daemon import Daemon, Home, wait_for
 from harness.intercore import IcProject
 from harness.service import service_over, within
+from harness.transcripts import Transcript
 
 DATABASE = "/p/.clavain/intercore.db"
 
@@ -131,6 +134,26 @@ def test_exhausted_run_is_refused_without_ic(home: Home, project: IcProject, tmp
     assert ic.called(path) == (str(home.project), ["--json", "run", "advance", run, "--skip-reason=demo day"])
     wait_for(lambda: overrides(home), "the override to be in the ledger")
     assert overrides(home) == ["demo day"]
+
+
+def test_response_that_asks_for_a_move_counts_for_the_phase_that_it_leaves(
+    home: Home, daemon: Daemon, project: IcProject
+) -> None:
+    """The times of intercore are whole seconds: its move seems to be earlier than the response, in the same second."""
+    second = int(time.time()) - 10
+    run = project.run_create(phases=("planned", "executing", "done"), at=second - 60)
+    project.claim("s1", run, at=second - 60)
+    wait_until_adopted(home, run)
+    transcript = Transcript(home.root / "claude", "s1")
+    for number, (offset, tokens) in enumerate(((0.4, 1000), (1.2, 70))):
+        at = datetime.fromtimestamp(second + offset, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        transcript.response(f"msg_{number}", tokens=(tokens, 0, 0, 0), at=at)
+    project.advance(run, at=second)
+
+    def by_phase() -> dict[str, int]:
+        return {line.name: line.spent for line in home.details(run).by_phase}
+
+    wait_for(lambda: by_phase() == {"planned": 1000, "executing": 70, "done": 0}, "the phases")
 
 
 def overrides(home: Home) -> list[str]:

@@ -42,6 +42,9 @@ CLAVAIN_CHAIN = RunDefaults().phases
 
 #: The name of the program in the events that report what it has changed.
 VIA = "intercore"
+# intercore's times are whole seconds. A move at the end of its second leaves what was used just before it, such as the
+# response that asked for it, in the phase that it has left.
+_REST_OF_SECOND = 999_999
 
 _ROLLBACK = "rollback"
 _Value = int | str | None
@@ -272,7 +275,7 @@ def moved(
         phases = with_phase(phases, to, after=phase)
         is_back = phase in phases and phases.index(to) < phases.index(phase)
         kind = named or (_ROLLBACK if is_back else "advance")
-        until = max(min(at, now), since + 1)
+        until = max(min(at + _REST_OF_SECOND, now), since + 1)
         expected = PhaseEstimate(0, "table", 0) if kind == _ROLLBACK else estimate(phase)
         record = PhaseRecord(
             phase=phase,
