@@ -1,4 +1,4 @@
-"""Runs that another program keeps: adopt them, and have them follow what it says.
+"""Adopt runs from rows of intercore's databases, and follow these rows.
 
 Each change is written to the ledger first, then to memory.
 """
@@ -42,10 +42,10 @@ _WAIT_SECONDS = 2.0
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """An active row that is no run yet: where its project is, and whether a rule of the project demands a hard limit.
+    """An active row without a run: where its project is, and whether a rule of the project demands a hard limit.
 
     `elsewhere` is the database that its project really uses, if that is another one. `moved_from` is the database that
-    has kept this run before, if that no longer exists: the project was renamed.
+    had this run before, if that no longer exists: the project was renamed.
     """
 
     ic: IcRun
@@ -56,7 +56,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Moves(NamedTuple):
-    """A row's phase moves that may be new, and the number of its last one."""
+    """A row's phase moves that may be new, and the number of its last move."""
 
     new: Sequence[PhaseMove]
     last: int
@@ -93,7 +93,7 @@ class AdoptedRuns:
         self._on_runs_change = on_runs_change
         # (database, intercore's id) → our run's id
         self._ids: dict[tuple[str, str], str] = {}
-        # intercore's id → the database that keeps the run
+        # intercore's id → the database that has the run
         self._keepers: dict[str, str] = {}
         self._dispatches = RowStore(INTERCORE, ledger)
         self._backlog = writer.backlog("usage of other programs", self._dispatches.save)
@@ -111,17 +111,17 @@ class AdoptedRuns:
         return [account for account in self._totals.followed() if database_of(account.run) == database]
 
     def last_moves(self, database: str) -> dict[str, int]:
-        """Return, by intercore's id, the number of the last move that each followed run of a database has followed."""
+        """Return, by intercore's id, the number of the last move that each followed run of a database has made."""
         adoptions = (account.run.adopted for account in self.of(database))
         return {adopted.run_id: adopted.last_move for adopted in adoptions if adopted is not None}
 
     def account_of(self, database: str, run_id: str) -> RunAccount | None:
-        """Return the run of a row, by intercore's id; None if it was not adopted."""
+        """Return the run of a row, by intercore's id; None if the row was not adopted."""
         known = self._ids.get((database, run_id))
         return None if known is None else self._accounts.runs[known]
 
     def keeper(self, database: str, run_id: str) -> str | None:
-        """Return the other database that keeps a run with intercore's id; None if there is none."""
+        """Return the other database that has a followed run with this id of intercore's; None if there is none."""
         keeper = self._keepers.get(run_id)
         return None if keeper == database else keeper
 
@@ -135,7 +135,7 @@ class AdoptedRuns:
         return sorted(found, key=lambda ic: (ic.created_at, ic.id))
 
     def softened(self, database: str, reading: IntercoreReading) -> list[RunAccount]:
-        """Return the hard runs whose rows are soft, unless a person has decided that or is yet to do so."""
+        """Return the hard runs whose rows are soft, except those where that is kept or withheld."""
         return [
             account
             for account in self.of(database)
@@ -157,7 +157,7 @@ class AdoptedRuns:
         ]
 
     async def adopt(self, candidate: Candidate, database: str, reading: IntercoreReading) -> str | None:
-        """Adopt a row, or link it to the run that was started by hand for it. Return why that is not possible, if so.
+        """Adopt a row, or link it to the run that was started by hand for it. Return why it is not adopted, or None.
 
         Raises `LedgerError`.
         """
@@ -185,7 +185,7 @@ class AdoptedRuns:
         return None
 
     def _by_hand(self, ic: IcRun, reading: IntercoreReading) -> RunAccount | None:
-        """Return the active run that was started by hand for the row's bead. Of several rows, the newest gets it."""
+        """Return the active run that was started by hand for the row's bead. The newest row of a bead gets it."""
         bead = adoption.scope(ic)
         found = None if bead is None else self._accounts.run_of_scope(bead)
         if found is None or found.run.status != "active" or database_of(found.run):
@@ -218,7 +218,7 @@ class AdoptedRuns:
     async def start(
         self, run: Run, started_as: Run, completed: tuple[PhaseRecord, ...], data: EventData, at: int
     ) -> None:
-        """Write a new run, and have its numbers read. The caller holds the runs lock. Raises `LedgerError`."""
+        """Write a new run, and request its numbers. The caller holds the runs lock. Raises `LedgerError`."""
         await self._ledger.runs.start(run, started_as, completed=completed, events=[("run.started", data)], at=at)
         account = self._accounts.put_run(run, started_as)
         self._accounts.put_phases(run.id, completed)
@@ -239,7 +239,7 @@ class AdoptedRuns:
         await self._totals.tallier.find_sessions(account)
 
     async def _move(self, account: RunAccount, candidate: Candidate, database: str) -> None:
-        """Have a run follow its row in the database that has taken the place of its former one."""
+        """Make a run follow its row in the database that has replaced its former one."""
         before = database_of(account.run)
         run = adoption.moved_to(account.run, database, candidate.project_dir)
         data: EventData = {"adopted_from": database, "moved_from": before}
@@ -263,13 +263,13 @@ class AdoptedRuns:
         return is_end and is_meant and account.is_loaded and account.balance().state == "exceeded"
 
     async def follow(self, account: RunAccount, ic: IcRun, moves: Moves, *, is_hard: bool) -> None:
-        """Have a run follow its row. `is_hard`: a rule of the project demands a hard limit. Raises `LedgerError`."""
+        """Make a run follow its row. `is_hard`: a rule of the project demands a hard limit. Raises `LedgerError`."""
         run = account.run
         if run.adopted is None or not (self._follows_status(run, ic) or self._differs(account, ic, moves, is_hard)):
             return
         deadline = anyio.current_time() + _WAIT_SECONDS
         await self._settings.refresh_phase_costs(run.project_dir, deadline)
-        # A budget and an end are compared with the run's numbers.
+        # Whether a new budget or an end matters depends on the run's numbers.
         await self._totals.refresher.refresh([run.id], deadline=deadline)
         account.require_loaded()
         async with self._runs_lock:
@@ -317,11 +317,11 @@ class AdoptedRuns:
             await self._save(account, run, moved.steps, events, fired)
 
     async def save(self, account: RunAccount, change: Callable[[Run], Changed], owner: str) -> None:
-        """Write what `change` makes of a run (see `policy.adoption.followed`). Raises `LedgerError`.
+        """Change a run with `change` (see `policy.adoption.followed`), and write it. Raises `LedgerError`.
 
         `owner` is the program that the events name.
 
-        Raises `RequestTimeoutError` if the run's numbers are not known, with which a new budget is compared.
+        Raises `RequestTimeoutError` if the run's numbers are not known: a new budget is compared with them.
         """
         account.require_loaded()
         async with self._runs_lock:
@@ -360,7 +360,7 @@ class AdoptedRuns:
             self._on_runs_change()
 
     def put_dispatches(self, account: RunAccount, records: Sequence[Usage]) -> None:
-        """Count the usage of other programs for a run. What was counted stays if its row is deleted."""
+        """Count other programs' dispatches for a run. A dispatch still counts after its row was deleted."""
         known = {record.key: record for record in account.dispatches}
         merged = known | {record.key: record for record in records}
         if merged != known:
@@ -417,7 +417,7 @@ class AdoptedRuns:
 
 
 def database_of(run: Run) -> str:
-    """Return the path of the database that keeps a run; empty if none does."""
+    """Return the path of the intercore database that has a run; empty if there is none."""
     return "" if run.adopted is None else run.adopted.database
 
 

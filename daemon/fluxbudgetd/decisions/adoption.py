@@ -1,11 +1,11 @@
-"""Keep up with intercore's databases: find them, read them when they change, and have the runs follow.
+"""Find intercore's databases, read them when they change, and make the runs follow them.
 
-A database becomes known because the configuration names it, or because it belongs to the directory of a run, of a
-request or of a hook. It is read when its stamp has changed: before a request is answered that may depend on it, and in
-the background while one of its runs is followed. One task at a time reads a database, and applies what it has read. A
-request waits for that task only briefly, so a database that hangs delays no answer.
+A database becomes known because the configuration names it, or because it belongs to the directory of a run, a request
+or a hook. It is read when its stamp has changed: before the answer to a request that may depend on it, and in the
+background while one of its runs is active. Only one task at a time reads a database and applies what it has read. A
+request waits only briefly for that task, so a database that hangs does not delay answers.
 
-A database that cannot be read is tried again after 1, 2, 4 … 60 seconds, or as soon as its stamp changes.
+A database that cannot be read is retried after 1, 2, 4 … 60 seconds, or as soon as its stamp changes.
 """
 
 import os
@@ -42,7 +42,7 @@ _MOST_DATABASES = 256
 
 
 class DatabaseReport(NamedTuple):
-    """What is known of a database. `runs` are our ids of its followed runs, `portfolios` the ids of parents.
+    """What is known of a database. `runs` has our ids of its followed runs, `portfolios` the ids of portfolio parents.
 
     `since` is when its state began. `findings` say what was not adopted or not followed, and why.
     """
@@ -57,7 +57,7 @@ class DatabaseReport(NamedTuple):
 
 
 class Adoptions:
-    """Keeps the runs of intercore's databases up to date. `on_read` are called after a reading was applied."""
+    """Keeps the runs of intercore's databases up to date. Each of `on_read` is called after a reading was applied."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Adoptions:
         self._projects = IcProjects(totals.places, settings, self._finder.limiter)
         self._known: dict[str, KnownDatabase] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
-        # Each belongs to the task that waits for it, and replaces it.
+        # Each event belongs to the task that waits for it. That task also replaces it.
         self._runs_changed = anyio.Event()
         self._has_changes = anyio.Event()
         self._rest = anyio.Event()
@@ -95,7 +95,7 @@ class Adoptions:
         return tuple(self._report(self._known[path]) for path in sorted(self._known))
 
     def reading_of(self, path: str) -> IntercoreReading | None:
-        """Return what was read last from a database, None if nothing was."""
+        """Return the last reading of a database; None if it has not been read."""
         known = self._known.get(path)
         return None if known is None else known.reading
 
@@ -105,18 +105,18 @@ class Adoptions:
         return known is not None and known.reading is not None and known.began_at is None and not self._is_due(known)
 
     def is_outdated(self, run: Run) -> bool:
-        """Return True if the database of a run has changed since it was read. Costs two stats, for such runs only."""
+        """Return True if the database of a run has changed since it was read. Costs two stats for an adopted run."""
         known = self._known.get(database_of(run))
         return known is not None and self._is_on and self._is_due(known)
 
     def stale_why(self, run: Run, since: float) -> str | None:
-        """Return why a run may lack what its database said at a time of the event loop's clock; None if it does not."""
+        """Return why a run may lack changes that its database had at `since` (loop time); None if it has them."""
         known = self._known.get(database_of(run))
         if known is None or not self._is_on:
             return None
         status = known.status
         is_faulty = known.failure or status.state not in ("ok", "slow", "unread")
-        # Of an ended run, only a change matters: it may be active again.
+        # For an ended run, only a change of the database matters: the run may be active again.
         if is_faulty and run.status == "active":
             return f"intercore: {status.state}: {known.failure or status.detail} ({known.path})"
         if known.applied_as_of >= since or not self._is_due(known):
@@ -147,12 +147,12 @@ class Adoptions:
                 await self._bring_up_to_date(known, limits)
 
     def note_runs(self) -> None:
-        """Have the databases of the runs' projects found, after runs or the configuration have changed."""
+        """Request a search for the databases of the runs' projects, after runs or the configuration have changed."""
         for event in (self._runs_changed, self._has_changes, self._rest):
             event.set()
 
     async def serve(self) -> None:
-        """Read what is requested, and follow the databases of active runs, until cancelled."""
+        """Read databases on request, and follow the databases of active runs, until cancelled."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             for known in self._known.values():
@@ -173,7 +173,7 @@ class Adoptions:
         return known
 
     def _make_room(self) -> None:
-        """Forget a database if there are many. Those of followed runs stay."""
+        """Forget a database if too many are known. Those of followed runs stay."""
         if len(self._known) >= _MOST_DATABASES:
             idle = (path for path, known in self._known.items() if known.began_at is None and not self._runs.of(path))
             if (path := next(idle, None)) is not None:
@@ -191,13 +191,13 @@ class Adoptions:
         return known
 
     def _is_due(self, known: KnownDatabase) -> bool:
-        """Return True if a database must be read. One check of it serves all requests of a turn."""
+        """Return True if a database must be read. Its stamp is checked once per turn of the event loop."""
         return known.is_due(checks=self._totals.turn.is_first(("intercore", known.path)))
 
     async def _bring_up_to_date(self, known: KnownDatabase, limits: Limits) -> None:
         """Wait until a database was read and its reading applied, as long as the limits allow.
 
-        A request waits longer for what was read to be applied, but never for a file that does not answer.
+        The limit for applying a reading is longer, because applying does not depend on a file that may hang.
         """
         with anyio.CancelScope(deadline=limits.first if known.reading is None else limits.usual):
             # A read that is under way may have begun before the latest write.
@@ -211,7 +211,7 @@ class Adoptions:
                 await known.done.wait()
 
     def _request(self, known: KnownDatabase) -> anyio.Event:
-        """Have a database read, and return the event that ends the wait for that."""
+        """Start a task that reads a database, unless one runs; return the event that is set when the task has ended."""
         if known.began_at is None and known.fault is None and self._is_on and self._tasks is not None:
             known.began_at = anyio.current_time()
             known.done = anyio.Event()
@@ -222,7 +222,7 @@ class Adoptions:
         try:
             await self._read_and_apply(known)
         except FluxError as exc:
-            # Nothing is lost: the next reading says the same.
+            # Nothing is lost: the next reading has the same values.
             if known.failure != exc.message:
                 log.warning("intercore could not be followed", path=known.path, error=exc.message)
             known.note_failure(exc.message)
@@ -247,7 +247,9 @@ class Adoptions:
         status = reading.status
         if before.state != status.state:
             known.since = self._clock()
-            log.info("database of intercore", path=known.path, state=status.state, detail=status.detail)
+            log.info(
+                "source state changed", source="intercore", path=known.path, state=status.state, detail=status.detail
+            )
         if status.is_readable:
             known.is_applying = True
             known.findings = tuple(await self._apply(known, reading))
@@ -260,7 +262,7 @@ class Adoptions:
             report(known.path, reading)
 
     def _request_later(self, known: KnownDatabase, seconds: float) -> None:
-        """Have a database checked then, unless that is to happen sooner. Only one task waits for it, or a few."""
+        """Check a database after this time, unless a check is due sooner. Usually, only one task waits for that."""
         at = anyio.current_time() + seconds
 
         async def request() -> None:
@@ -274,7 +276,7 @@ class Adoptions:
             self._tasks.start_soon(request)
 
     async def _apply(self, known: KnownDatabase, reading: IntercoreReading) -> list[str]:
-        """Have the runs follow a reading. Return what could not be followed; raise `FluxError` to try again."""
+        """Make the runs follow a reading. Return what could not be followed; raise `FluxError` to cause a retry."""
         path = known.path
         failures: list[FluxError] = []
         findings = await self._adopt(path, reading, failures)
@@ -331,7 +333,7 @@ class Adoptions:
         )
 
     async def _find_all(self) -> None:
-        """Find the databases of the configuration and of the runs' projects, again whenever these may have changed."""
+        """Find the databases of the configuration and of the runs' projects, again after each change of these."""
         while True:
             self._runs_changed = anyio.Event()
             if self._is_on:
@@ -358,7 +360,7 @@ class Adoptions:
         return self._is_on and any(database_of(account.run) for account in self._totals.accounts.active())
 
     async def _watch(self) -> None:
-        """Read databases when their files change, while a run that one of them keeps is active."""
+        """Read databases when their files change, while one of their runs is active."""
         while True:
             self._rest = rest = anyio.Event()
             paths = sorted(path for path, known in self._known.items() if known.is_watchable)
@@ -374,7 +376,7 @@ class Adoptions:
                 tasks.cancel_scope.cancel()
 
     async def _check_now_and_then(self) -> None:
-        """Check the files while they are watched, because watching may miss a change."""
+        """Check the watched files periodically, because watching may miss a change."""
         while True:
             self._has_changes = anyio.Event()
             if self._is_following():
@@ -390,7 +392,7 @@ class Adoptions:
 
 @contextmanager
 def _collected(failures: list[FluxError]) -> Iterator[None]:
-    """Note a failure of one run, which must not keep the others from being followed."""
+    """Record a failure to follow one run, so that the other runs are still followed."""
     try:
         yield
     except FluxError as exc:

@@ -29,7 +29,7 @@ class IcProjects:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
 
         A project that was moved or copied together with its database is where the database is. `keeper` is another
-        database that has kept this run, if one has.
+        database that has had this run, if there is one.
         """
         root = os.path.dirname(os.path.dirname(database))
         with anyio.CancelScope(deadline=anyio.current_time() + _SECONDS):

@@ -34,7 +34,7 @@ def stamp(path: str) -> PathStamp:
 def content_stamp(path: str) -> PathStamp:
     """Return the current stamp of a file's content, by its modification time. Never raises; takes microseconds.
 
-    For a file that is changed by no program that also sets its times.
+    For files whose writers do not set their times themselves.
     """
     return _stamp(path, lambda result: (result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns))
 
