@@ -1,4 +1,4 @@
-"""Runs that intercore keeps, in the service inside the test: adopted, followed, linked, withheld."""
+"""Intercore runs, in the service inside the test: adopted, followed, linked, withheld."""
 
 import shutil
 import time
@@ -59,7 +59,7 @@ def test_chain_of_a_run(tmp_path: Path, phases: list[str] | None, phase: str, ch
 
 
 def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
-    """Each move is followed with intercore's time. A phase that was left by going back is not completed: estimate 0."""
+    """Each move is applied with intercore's time. A phase that is left by a move back is not completed: estimate 0."""
 
     async def body(world: World) -> None:
         run = world.project.run_create(at=HOUR_AGO)
@@ -100,7 +100,7 @@ def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
 
 
 def test_a_lost_move_is_made_up_for(tmp_path: Path) -> None:
-    """If no event leads to the row's phase, the run moves there when the row was changed."""
+    """If no event leads to the row's phase, the run moves there at the time of the row's last change."""
 
     async def body(world: World) -> None:
         run = world.project.run_create(at=HOUR_AGO)
@@ -211,7 +211,7 @@ def test_a_hard_run_is_not_loosened_by_its_row(tmp_path: Path) -> None:
 
 
 def test_two_active_runs_of_one_bead(tmp_path: Path) -> None:
-    """The newest has the bead. When it ends, the other one has it again. No usage changes its run."""
+    """The bead means the newer run and, when that ends, the other one again. No usage moves between them."""
 
     async def body(world: World) -> None:
         old = world.project.run_create(scope="b-1", at=HOUR_AGO)
@@ -229,7 +229,7 @@ def test_two_active_runs_of_one_bead(tmp_path: Path) -> None:
 
 
 def test_portfolio_parent_is_not_adopted(tmp_path: Path) -> None:
-    """It has no project; it is shown, and is no problem."""
+    """It has no project. It is shown, and not reported as a problem."""
 
     async def body(world: World) -> None:
         parent = world.project.run_create(project_dir="")
@@ -243,7 +243,7 @@ def test_portfolio_parent_is_not_adopted(tmp_path: Path) -> None:
 
 
 def test_copied_project(tmp_path: Path) -> None:
-    """The copy's row of a run that is known is not adopted, and a finding names both databases."""
+    """The copy's row of a known run is not adopted, and a finding names both databases."""
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
@@ -262,7 +262,7 @@ def test_copied_project(tmp_path: Path) -> None:
 
 
 def test_copied_project_that_is_seen_first(tmp_path: Path) -> None:
-    """A row whose project uses another database is not adopted from the copy."""
+    """A row whose project has another database is not adopted from the copy."""
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
@@ -326,7 +326,7 @@ def test_ids_that_are_not_allowed(tmp_path: Path) -> None:
 
 
 def test_odd_values_are_findings(tmp_path: Path) -> None:
-    """A followed run keeps its phase if the row's is not one."""
+    """A followed run keeps its phase if the row's phase is not a valid one."""
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
@@ -342,7 +342,7 @@ def test_odd_values_are_findings(tmp_path: Path) -> None:
 
 
 def test_restored_backup(tmp_path: Path) -> None:
-    """The numbers of phase events may begin again: the moves after that are followed, too."""
+    """The numbers of phase events go back; later moves are followed all the same."""
 
     async def body(world: World) -> None:
         run = world.project.run_create()

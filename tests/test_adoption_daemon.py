@@ -32,7 +32,7 @@ def events(home: Home, run: str, kind: str) -> list[dict[str, Any]]:
 
 
 def remains(home: Home, tokens: int, *arguments: str) -> None:
-    """Wait until this is left: a machine under load may not read the database in time for an answer."""
+    """Wait until this much is left: under load, the database may not be read in time for an answer."""
     wait_for(lambda: home.ok("remaining", *arguments) == str(tokens), f"{tokens} remaining tokens")
 
 
@@ -96,7 +96,7 @@ def test_request_below_the_project(home: Home, daemon: Daemon, project: IcProjec
 def test_lists_look_at_their_directory(
     home: Home, daemon: Daemon, project: IcProject, command: tuple[str, ...]
 ) -> None:
-    """The first command in a project may be one that names no run: its sprints are there."""
+    """Even if the first command in a project names no run, its answer has the project's sprints."""
     run = project.run_create(budget=1000)
     home.ctl(*command)
     wait_for(lambda: events(home, run, "run.started"), "the run")
@@ -164,7 +164,7 @@ def test_project_demands_a_hard_limit(home: Home, daemon: Daemon, project: IcPro
 
 
 def test_withheld_budget_is_shown_and_confirmed(home: Home, daemon: Daemon, project: IcProject) -> None:
-    """`run show` has what intercore has loosened; `run set` confirms it, and is kept."""
+    """`run show` shows what intercore has loosened; `run set` confirms it, and the setting is kept."""
     run = project.run_create(budget=1000, enforce=True)
     assert home.ok("remaining") == "1000"
     project.set(run, token_budget=5000)
@@ -177,7 +177,7 @@ def test_withheld_budget_is_shown_and_confirmed(home: Home, daemon: Daemon, proj
 
 
 def test_restart_after_kill(home: Home, project: IcProject) -> None:
-    """The next daemon knows the run, its phases, its sessions and the usage of other programs; nothing is repeated."""
+    """The next daemon knows the run, its phases, sessions and dispatches; nothing is counted or reported again."""
     run = project.run_create(budget=1000)
     project.claim("s1", run)
     project.dispatch(run, 100, 10)

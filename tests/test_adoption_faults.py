@@ -86,7 +86,7 @@ def test_hanging_database_delays_no_answer(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_event_loop_touches_no_file_that_may_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a network's file system, requests and checks now and then read the database in a worker thread."""
+    """On a network file system, requests and periodic checks read the database in a worker thread."""
     monkeypatch.setattr(file_systems, "may_hang", lambda _path: True)
     monkeypatch.setattr(adoption, "_STAT_SECONDS", 0.05)
     real, real_changes = IntercoreDatabase.stamp, watch.changes
@@ -175,7 +175,7 @@ def test_one_run_that_fails_does_not_keep_others_from_being_followed(
 
 
 def test_database_that_is_open_elsewhere_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading a database beside its -wal file does not look like a change of it, so there is no next read."""
+    """Reading a database with a -wal file does not look like a change, so the database is not read again."""
     reads = 0
     real = IntercoreDatabase.read
 

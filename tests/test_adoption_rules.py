@@ -1,4 +1,4 @@
-"""What a row of intercore's makes of a run: the rules, as tables of plain values."""
+"""How an intercore row determines a run: the rules, as tables of plain values."""
 
 import msgspec
 import pytest
@@ -182,7 +182,7 @@ def test_chain_of_a_followed_run(ours: tuple[str, ...], row: IcRun, chain: tuple
 
 
 def test_estimate_of_a_phase_counts_once() -> None:
-    """A phase that was completed, left by going back, and completed again costs one estimate: the latest."""
+    """A phase that was completed, left by a move back, and completed again counts with one estimate, the latest."""
 
     def record(phase: str, since: int, estimate: int) -> PhaseRecord:
         return PhaseRecord(
@@ -209,7 +209,7 @@ def test_estimate_of_a_phase_counts_once() -> None:
     ],
 )
 def test_words_of_what_is_withheld(values: dict[Setting, int | str | None], words: str) -> None:
-    """People are told who wants what, and how to confirm it. Nothing was loosened, so no cause is named."""
+    """The text says which program wants what, and how to confirm it. Nothing was loosened, so no cause is named."""
     (withheld,) = adoption.followed(HARD, values, owner="beads").loosened
     event = Event(seq=1, at=1, run=HARD.id, kind="run.loosened", data=loosening.data(HARD, withheld, ()))
     confirm = f"confirm it with 'fluxbudgetctl run set --run {HARD.id}' in a terminal"
@@ -225,7 +225,7 @@ def test_number_of_phases_is_bounded() -> None:
 
 
 def test_phase_outside_the_list_keeps_its_place() -> None:
-    """A phase that the row's list lacks stays behind the one that the run came from."""
+    """A phase that the row's list lacks stays after the phase that the run came from."""
     row = in_phase("b", phases=("a", "b", "c"))
     run = adoption.adopted(row, (), "/d", "/p", defaults=RunDefaults(), is_hard=False)
     row = in_phase("x", phases=("a", "b", "c"))

@@ -1,4 +1,4 @@
-"""Runs that intercore keeps: runs started by hand for them, their sessions, and the usage of other programs."""
+"""Intercore runs: runs that were started by hand for them, their sessions, and other programs' dispatches."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ SECOND = 1_000_000
 
 
 def attached(world: World, session: str) -> list[tuple[str, int, str]]:
-    """Return a session's attachments: the run, from when on it counts, and where that comes from."""
+    """Return a session's attachments: the run, the time from which usage counts, and the origin."""
     return [(each.run, each.counts_from, each.origin) for each in world.service.accounts.session(session).attachments]
 
 
@@ -50,7 +50,7 @@ def test_run_that_was_started_by_hand_is_linked(tmp_path: Path, named_by: str) -
 
 
 def test_of_two_rows_the_newest_gets_the_run_started_by_hand(tmp_path: Path) -> None:
-    """The other one is a run of its own."""
+    """The other one becomes a separate run."""
 
     async def body(world: World) -> None:
         asked = messages.RunStart(id="by-hand0", scope="b-1", project_dir="/elsewhere")
@@ -84,7 +84,7 @@ def test_claim_attaches_the_whole_session(tmp_path: Path) -> None:
 
 
 def test_attributions_by_run_and_by_bead(tmp_path: Path) -> None:
-    """They attach, too. A bead means the run whose scope it is; an unknown bead means none."""
+    """Attributions attach, too. A bead means the run whose scope it is; an unknown bead means none."""
 
     async def body(world: World) -> None:
         run = world.project.run_create(scope="b-1")
@@ -152,7 +152,7 @@ def test_hard_run_keeps_its_session(tmp_path: Path) -> None:
 def test_claims(
     current: list[tuple[str, int, int | None, int]], at: int, expected: list[tuple[str, int, int | None, int]]
 ) -> None:
-    """What a claim for the run `r` writes. Times are seconds: run, since, until, and from when on its usage counts."""
+    """What a claim for the run `r` writes: run, since, until, and the time from which usage counts, in seconds."""
 
     def attachment(run: str, since: int, until: int | None, counts_from: int) -> Attachment:
         return Attachment(
@@ -175,14 +175,14 @@ def test_claims(
 
 
 def test_claim_within_the_second_of_an_attachment() -> None:
-    """Times of intercore are whole seconds: a claim in the same second as an attachment comes after it."""
+    """A claim in the same second as an attachment comes after it: intercore's times are whole seconds."""
     current = Attachment(session="s", run="x", since=100 * SECOND + 7, until=None, counts_from=0, origin="asked")
     ended, new = claims.attachments(SessionClaim("s", 100 * SECOND, "r", None, True), "r", [current])
     assert (ended.until, new.since) == (100 * SECOND + 8, 100 * SECOND + 8)
 
 
 def test_dispatches_of_others_count_in_the_phase_of_their_time(tmp_path: Path) -> None:
-    """They are measured usage without a session. A deleted row keeps counting."""
+    """They are measured usage without a session. A dispatch still counts after its row was deleted."""
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000, at=NOW - 100)

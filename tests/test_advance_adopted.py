@@ -1,4 +1,4 @@
-"""`advance` on a run that intercore keeps: the daemon checks it and does not move it. `ic` does."""
+"""`advance` on an intercore run: the daemon checks it and does not move it. `ic` does."""
 
 import json
 import os
@@ -27,7 +27,7 @@ DATABASE = "/p/.clavain/intercore.db"
 
 
 async def adopted_run(service: Service) -> RunAccount:
-    """Start a run, and make it one that intercore keeps."""
+    """Start a run, and make it an intercore run."""
     run, *_ = await service.lifecycle.start(
         messages.RunStart(project_dir="/p", token_budget=100, phases=("planned", "executing", "review")), within(60)
     )
@@ -60,7 +60,7 @@ def test_refusals_come_first(tmp_path: Path) -> None:
 
 
 def test_only_the_next_phase(tmp_path: Path) -> None:
-    """`ic` cannot move a run to another one."""
+    """`ic` cannot move a run to any other phase."""
 
     async def body() -> None:
         async with service_over(tmp_path) as (service, _):
@@ -87,7 +87,7 @@ def test_run_whose_adoption_is_switched_off_is_moved_here(tmp_path: Path) -> Non
 
 @pytest.fixture
 def project(home: Home, daemon: Daemon) -> IcProject:
-    """A project that intercore keeps, in the home's directory."""
+    """A project with an intercore database, in the home's directory."""
     return IcProject(home.project)
 
 
@@ -99,7 +99,7 @@ def advance(home: Home, path: Path, from_phase: str, *words: str) -> tuple[int, 
 
 
 def wait_until_adopted(home: Home, run: str) -> None:
-    """Ask in the project's directory until the run is there. Each request waits only briefly for the database."""
+    """Ask in the project's directory until the run is adopted. Each request waits only briefly for the database."""
     wait_for(lambda: home.ctl("run", "show", "--run", run).returncode == 0, "the run to be adopted")
 
 
@@ -139,7 +139,7 @@ def test_exhausted_run_is_refused_without_ic(home: Home, project: IcProject, tmp
 def test_response_that_asks_for_a_move_counts_for_the_phase_that_it_leaves(
     home: Home, daemon: Daemon, project: IcProject
 ) -> None:
-    """The times of intercore are whole seconds: its move seems to be earlier than the response, in the same second."""
+    """A move seems to be earlier than its response, in the same second: intercore's times are whole seconds."""
     second = int(time.time()) - 10
     run = project.run_create(phases=("planned", "executing", "done"), at=second - 60)
     project.claim("s1", run, at=second - 60)

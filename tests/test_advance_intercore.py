@@ -168,7 +168,7 @@ def test_relative_path_is_the_callers(home: Home, keeper: IntercoreDaemon, tmp_p
     ],
 )
 def test_ic_fails(home: Home, keeper: IntercoreDaemon, tmp_path: Path, printed: object, code: int, said: str) -> None:
-    """An error, a wrong usage or garbage: the run may have moved or not, and the message says what ic said."""
+    """An error, wrong usage or garbage: the run may or may not have moved, and the message quotes `ic`."""
     result = advance(home, ic.printing(tmp_path / "bin", printed, code=code, err="ic: it is broken\nmore\n"))
     assert (result.returncode, result.stdout) == (65, "")
     assert said in result.stderr
@@ -198,7 +198,7 @@ def test_ic_that_hangs_is_killed_with_what_it_started(
 def test_client_that_is_ended_ends_ic(
     home: Home, keeper: IntercoreDaemon, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A client that `timeout` ends, for example, leaves nothing behind."""
+    """If `timeout` ends the client, for example, no process is left behind."""
     os.mkfifo(tmp_path / "fifo")
     path = ic.printing(tmp_path / "bin", "", then=f'exec 3>"{tmp_path}/fifo"; echo >&3; sleep 1000 & wait')
     command = [*CTL, "advance", "--from", "planned", "--timeout", f"{PATIENCE:g}"]
@@ -215,14 +215,14 @@ def test_client_that_is_ended_ends_ic(
 
 
 def test_ic_that_writes_without_end_is_killed(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
-    """Long before it has filled the disk, and before its time is over."""
+    """It is killed before it fills the disk, and before its time limit."""
     result = advance(home, ic.printing(tmp_path / "bin", "", then="exec yes"))
     assert (result.returncode, result.stdout) == (65, "")
     assert "wrote too much" in result.stderr
 
 
 def _read(fifo: int) -> bytes | None:
-    """Return what is in a fifo; nothing if it has no writer, None if its writers have written nothing."""
+    """Return what is in a FIFO: nothing if it has no writer, None if its writers have written nothing."""
     try:
         return os.read(fifo, 1)
     except BlockingIOError:
@@ -275,8 +275,8 @@ def test_run_that_another_process_has_moved_meanwhile(home: Home, keeper: Interc
     assert "the run was in executing when ic moved it" in result.stderr
 
 
-def test_only_one_of_two_clients_has_ic_move_the_run(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
-    """The daemon has allowed both; the second one finds that the run has moved when it is its turn."""
+def test_only_one_of_two_clients_moves_the_run(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+    """The daemon has allowed both; when the second one's turn comes, it finds that the run has moved."""
     fd = os.open(home.project / ".clavain", os.O_RDONLY)
     path = ic.printing(tmp_path / "bin", MOVED)
     command = [*CTL, "advance", "--from", "planned", "--timeout", f"{PATIENCE:g}"]

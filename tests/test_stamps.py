@@ -1,4 +1,4 @@
-"""Changes are noticed at any resolution of a file system's times."""
+"""Changes are noticed, whatever resolution a file system's times have."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def project(installed: Installed, name: str, *kinds: str) -> Path:
 
 
 def writable(installed: Installed, *places: Path) -> list[bool]:
-    """Return which places the daemon's sandbox lets it write to, as the kernel has them mounted for the daemon."""
+    """Return the places that the daemon's sandbox lets it write to, according to the kernel's mounts for the daemon."""
     pid = int(json.loads(installed.ok("ping", "--json", "--timeout", "30"))["pid"])
     lines = (line.split(" ") for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
     mounts = {_unescaped(fields[4]): "rw" in fields[5].split(",") for fields in lines}
@@ -44,7 +44,7 @@ def writable(installed: Installed, *places: Path) -> list[bool]:
 
 
 def database(installed: Installed) -> dict[str, Any]:
-    """Return what `doctor` says of the only database."""
+    """Return what `doctor` says about the only database."""
     (found,) = json.loads(installed.ctl("doctor", "--json", "--timeout", "30").stdout)["daemon"]["databases"]
     return dict(found)
 
@@ -97,7 +97,7 @@ def test_runs_are_written_back_once_their_project_is_open(installed: Installed) 
 
 
 def test_next_install_finds_new_projects(installed: Installed) -> None:
-    """Directories are added, too; an upgrade keeps them."""
+    """Further directories are added to the earlier ones; an upgrade keeps them."""
     one = project(installed, "one", ".clavain")
     other = project(installed, "../other", ".clavain").resolve()
     installed.ok("service", "install", "--now", "--sprints", str(one.parent))
@@ -162,7 +162,7 @@ def test_edited_drop_in_is_kept(installed: Installed) -> None:
 
 
 def test_units_are_correct(installed: Installed) -> None:
-    """Systemd has no complaint about the drop-in, with beads and an odd name."""
+    """The drop-in causes no warnings of systemd, with beads and an odd name."""
     one = project(installed, 'it\'s "odd" $x \\ é', ".clavain", ".beads")
     installed.ok("service", "install", "--now", "--sprints", str(one))
     assert writable(installed, one / ".clavain") == [True]

@@ -23,7 +23,7 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
 
 
 def synced(project: IcProject, run: str) -> messages.SyncAnswer:
-    """Sync as the command does, once the run is adopted."""
+    """Wait until the run is adopted, then sync as the command does."""
     socket = Path(os.environ["XDG_RUNTIME_DIR"], "fluxbudget", "fluxbudgetd.sock")
 
     def answer() -> messages.SyncAnswer | None:
@@ -38,7 +38,7 @@ def synced(project: IcProject, run: str) -> messages.SyncAnswer:
 
 
 def test_database_is_written_only_with_the_drop_in(installed: Installed) -> None:
-    """Without it, the run is adopted and counted all the same, and the answer names the command that helps."""
+    """Without it, the run is still adopted and counted, and the answer names the command that helps."""
     interstat = Interstat(Path.home() / ".claude" / "interstat" / "metrics.db")
     interstat.insert("s1", bead_id=BEAD, input_tokens=100, output_tokens=20)
     interstat.close()

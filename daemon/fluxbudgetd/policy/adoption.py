@@ -9,7 +9,8 @@ A run is adopted with the values of its row, and follows the row from then on:
    that is left by a move back is not completed, so its estimate is 0.
 4. If the moves do not lead to the row's phase, because some are missing, one more move is added that does.
 
-intercore's times are whole seconds. If two moves have the same time, the later one gets the next microsecond.
+intercore's times are whole seconds. A move counts from the end of its second. Of two moves in the same second, the
+later one gets the next microsecond.
 """
 
 import os
@@ -42,8 +43,8 @@ CLAVAIN_CHAIN = RunDefaults().phases
 
 #: The name of the program in the events that report what it has changed.
 VIA = "intercore"
-# intercore's times are whole seconds. A move at the end of its second leaves what was used just before it, such as the
-# response that asked for it, in the phase that it has left.
+# intercore's times are whole seconds. Because a move counts from the end of its second, usage just before it, such as
+# the response that requested the move, belongs to the phase that the run left.
 _REST_OF_SECOND = 999_999
 
 _ROLLBACK = "rollback"
@@ -296,7 +297,10 @@ def moved(
 
 
 def _followed_chain(run: Run, ic: IcRun) -> tuple[str, ...]:
-    """Return the phases of a followed run, which may lack the row's: its list, or ours as long as it has that phase."""
+    """Return the phases of a followed run: the row's list, otherwise ours if it has the row's phase.
+
+    The row's list may lack the row's phase.
+    """
     if named := _valid(ic.phases or ()):
         # The present phase may be one that the list lacks.
         is_same = tuple(phase for phase in run.phases if phase != run.phase) == named
