@@ -133,7 +133,7 @@ class Story:
             print(f"  (exit code {expected})", flush=True)
 
     def wait_for(self, left: str) -> None:
-        """Wait until so much is left. On a busy machine, an answer may not include the latest write of `ic` yet."""
+        """Wait until this much is left. On a busy machine, an answer may not include the latest write of `ic` yet."""
         command = [sys.executable, "-m", "fluxbudgetctl", "remaining"]
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -338,8 +338,8 @@ def tell_of_warnings(story: Story) -> None:
 
 
 def tell_of_another_programs_sprint(story: Story) -> None:
-    """Tell the second story: a sprint that intercore keeps is adopted, advanced and refused."""
-    story.tell("The second story. Another project keeps its sprints with intercore, which knows nothing of fluxbudget.")
+    """Tell the second story: an intercore sprint is adopted, advanced and refused."""
+    story.tell("The second story. Another project has its sprints in intercore, which knows nothing about fluxbudget.")
     story.open_project("clavain-project")
     story.ic("init")
     story.ic("run", "create", "--goal=port the lexer", "--scope-id=demo-77", "--token-budget=60000")
@@ -354,7 +354,7 @@ def tell_of_another_programs_sprint(story: Story) -> None:
     story.ctl("remaining")
     story.tell("May it move on? The daemon checks the budget, and `ic` moves the run, so its phase has one owner.")
     story.ctl("advance", "--from", "brainstorm")
-    story.tell("intercore's own tools see what was spent. (Nothing in a sprint wrote that, so it was always 0.)")
+    story.tell("intercore's own tools show what was spent. (Without fluxbudget, they always show 0.)")
     story.ctl("sync")
     story.ic("run", "tokens", IC_RUN)
     story.tell("The session goes on, beyond the budget. The sprint is refused, however often it asks.")

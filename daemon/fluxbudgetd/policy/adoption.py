@@ -297,12 +297,9 @@ def moved(
 
 
 def _followed_chain(run: Run, ic: IcRun) -> tuple[str, ...]:
-    """Return the phases of a followed run: the row's list, otherwise ours if it has the row's phase.
-
-    The row's list may lack the row's phase.
-    """
+    """Return the phases of a followed run: the row's list, ours or a default. They may lack the row's phase."""
     if named := _valid(ic.phases or ()):
-        # The present phase may be one that the list lacks.
+        # The row's list may lack the current phase, which was then inserted into ours.
         is_same = tuple(phase for phase in run.phases if phase != run.phase) == named
         return run.phases if is_same and ic.phase == run.phase else named
     usual = _usual({ic.phase})
@@ -310,7 +307,7 @@ def _followed_chain(run: Run, ic: IcRun) -> tuple[str, ...]:
 
 
 def _usual(seen: set[str]) -> tuple[str, ...]:
-    """Return the phases of a row without a list that was in these."""
+    """Return the default phases of a row without a list that was in these phases."""
     if "goal-formed" in seen:
         return GOAL_CHAIN
     return CLAVAIN_CHAIN if seen.intersection(CLAVAIN_CHAIN).difference(DEFAULT_CHAIN) else DEFAULT_CHAIN
