@@ -55,6 +55,35 @@ def test_renamed_project_of_a_run_by_hand(tmp_path: Path) -> None:
     check(tmp_path, body)
 
 
+def test_row_of_a_directory_above_its_database(tmp_path: Path) -> None:
+    """`ic` finds a database in or above its project. A cloned one must not bind the sessions of other projects."""
+
+    async def body(world: World) -> None:
+        above = world.project.run_create(project_dir=str(tmp_path), enforce=True, budget=1)
+        top = world.project.run_create(project_dir="/")
+        await world.look()
+        for run in (above, top):
+            assert world.run(run).project_dir == str(world.project.root)
+
+    check(tmp_path, body)
+
+
+def test_status_that_is_not_known(tmp_path: Path) -> None:
+    """A newer `ic` may have others: they change nothing, and do not bring an ended run back."""
+
+    async def body(world: World) -> None:
+        ended, active = world.project.run_create(), world.project.run_create()
+        await world.look()
+        world.project.complete(ended)
+        await world.look()
+        for run in (ended, active):
+            world.project.update("runs", run, status="archived")
+        await world.look()
+        assert (world.run(ended).status, world.run(active).status) == ("done", "active")
+
+    check(tmp_path, body)
+
+
 def test_times_in_the_future(tmp_path: Path) -> None:
     """The clock may have been set back since a row was written: then it counts from now on."""
 

@@ -286,7 +286,8 @@ class AdoptedRuns:
     @staticmethod
     def _follows_status(run: Run, ic: IcRun) -> bool:
         is_kept = run.adopted is not None and "status" in run.adopted.kept
-        return adoption.status(ic) != run.status and not is_kept
+        is_known = not any(fault.startswith("status ") for fault in ic.faults)
+        return adoption.status(ic) != run.status and is_known and not is_kept
 
     async def _follow(self, account: RunAccount, ic: IcRun, moves: Moves, *, is_hard: bool) -> None:
         before = account.run

@@ -28,8 +28,9 @@ class IcProjects:
     async def candidate(self, database: str, ic: IcRun, keeper: str | None) -> Candidate:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
 
-        A project that was moved or copied together with its database is where the database is. `keeper` is another
-        database that has had this run, if there is one.
+        A project that was moved or copied together with its database is where the database is. So is one above it: `ic`
+        creates no such row, which would bind the sessions of other projects. `keeper` is another database that has had
+        this run, if there is one.
         """
         root = os.path.dirname(os.path.dirname(database))
         with anyio.CancelScope(deadline=anyio.current_time() + _SECONDS):
@@ -75,4 +76,5 @@ def _is_gone(database: str) -> bool:
 
 def _resolved(directory: str, root: str) -> str:
     real = os.path.realpath(os.fsdecode(unfold(directory)))
-    return shown_path(real) if os.path.isdir(real) else root
+    found = shown_path(real) if os.path.isdir(real) else root
+    return root if root.startswith(f"{found.rstrip('/')}/") else found
