@@ -68,6 +68,18 @@ def test_debugging(shell: Shell) -> None:
     assert "fluxbudgetctl: " in ended.err
 
 
+def test_wrong_time_limit(shell: Shell) -> None:
+    """The usual one applies. Otherwise a typing error would be as good as no budget."""
+    init = f". '{functions(shell)}'"
+    shell.program("fluxbudgetctl", 'for last; do :; done; echo "$last"')
+    for given in ("2s", "0", "0.0", ".", "1.2.3", "-1", "99999", ""):
+        lines = shell.lines("_fluxbudget remaining", environ={"FLUXBUDGET_TIMEOUT": given}, init=init)
+        assert lines == ["--timeout=2"], given
+    for given in ("5", "0.25", "3600"):
+        lines = shell.lines("_fluxbudget remaining", environ={"FLUXBUDGET_TIMEOUT": given}, init=init)
+        assert lines == [f"--timeout={given}"]
+
+
 def test_state_file(shell: Shell, home: Home, interstat: Interstat, daemon: Daemon) -> None:
     """If the socket cannot be opened, the daemon's state file has the run's numbers, but not its stages."""
     for bead, budget in (("b-1", 100_000), ("b-spent", 25_000)):

@@ -20,10 +20,16 @@ if [ -n "${ZSH_VERSION:-}" ]; then zmodload zsh/parameter >/dev/null 2>&1 || tru
 
 # $FLUXBUDGET_TIMEOUT is in seconds. It is reached only if the machine is overloaded.
 _fluxbudget() {
+    local seconds="${FLUXBUDGET_TIMEOUT:-2}"
+    case "$seconds" in # a wrong value would mean no answer, and so no limit
+        *[!0-9.]* | *.*.* | ?????*) seconds=2 ;;
+        *[1-9]*) ;;
+        *) seconds=2 ;;
+    esac
     if [ -n "${FLUXBUDGET_DEBUG:-}" ]; then
-        command fluxbudgetctl "$@" "--timeout=${FLUXBUDGET_TIMEOUT:-2}"
+        command fluxbudgetctl "$@" "--timeout=$seconds"
     else
-        command fluxbudgetctl "$@" "--timeout=${FLUXBUDGET_TIMEOUT:-2}" 2>/dev/null
+        command fluxbudgetctl "$@" "--timeout=$seconds" 2>/dev/null
     fi
 }
 
