@@ -22,7 +22,7 @@ def test_active_run_is_adopted_as_its_row_says(tmp_path: Path, version: int) -> 
 
     async def body(world: World) -> None:
         run = world.project.run_create("goal", scope="b-1", budget=1000, warn_pct=70, complexity=9, at=HOUR_AGO)
-        await world.look()
+        await world.refresh()
         found = world.run(run)
         assert (found.id, found.scope, found.goal, found.token_budget, found.warn_pct) == (run, "b-1", "goal", 1000, 70)
         assert (found.complexity, found.phases, found.phase) == (5, DEFAULT_CHAIN, "brainstorm")
@@ -52,7 +52,7 @@ def test_chain_of_a_run(tmp_path: Path, phases: list[str] | None, phase: str, ch
 
     async def body(world: World) -> None:
         run = world.project.run_create(phases=phases, phase=phase)
-        await world.look()
+        await world.refresh()
         assert (world.run(run).phase, world.run(run).phases) == (phase, chain)
 
     check(tmp_path, body)
@@ -64,7 +64,7 @@ def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         run = world.project.run_create(at=HOUR_AGO)
         world.project.advance(run, at=HOUR_AGO + 10)
-        await world.look()
+        await world.refresh()
         assert [(each.phase, each.until) for each in world.account(run).completed] == [
             ("brainstorm", (HOUR_AGO + 10) * 1_000_000 + 999_999)
         ]
@@ -73,7 +73,7 @@ def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
         world.project.event(run, "block", at=HOUR_AGO + 25)
         world.project.advance(run, at=HOUR_AGO + 30, kind="override")
         world.project.rollback(run, "brainstorm-reviewed", at=HOUR_AGO + 30)
-        await world.look()
+        await world.refresh()
         account = world.account(run)
         assert account.run.phase == "brainstorm-reviewed"
         assert [(each.phase, each.estimate, each.until - HOUR_AGO * 1_000_000) for each in account.completed] == [
@@ -92,7 +92,7 @@ def test_phases_forwards_and_backwards(tmp_path: Path) -> None:
             ("planned", "brainstorm-reviewed", "rollback"),
         ]
         world.project.advance(run)
-        await world.look()
+        await world.refresh()
         # `brainstorm-reviewed` was completed twice, but costs its estimate once.
         assert account.balance().provisional == 30_000 + 15_000 + 25_000
 
@@ -104,9 +104,9 @@ def test_a_lost_move_is_made_up_for(tmp_path: Path) -> None:
 
     async def body(world: World) -> None:
         run = world.project.run_create(at=HOUR_AGO)
-        await world.look()
+        await world.refresh()
         world.project.update("runs", run, phase="planned", updated_at=HOUR_AGO + 60)
-        await world.look()
+        await world.refresh()
         (record,) = world.account(run).completed
         assert (world.run(run).phase, record.phase, record.until) == (
             "planned",
@@ -114,7 +114,7 @@ def test_a_lost_move_is_made_up_for(tmp_path: Path) -> None:
             (HOUR_AGO + 60) * 1_000_000 + 999_999,
         )
         world.project.update("runs", run, phase="strategized")
-        await world.look()
+        await world.refresh()
         (*_, event) = await world.events(run, "phase.advanced")
         assert (event.data["to"], event.data["kind"]) == ("strategized", "rollback")
 
@@ -127,15 +127,15 @@ def test_end_and_revival(tmp_path: Path, end: str, status: str) -> None:
 
     async def body(world: World) -> None:
         run = world.project.run_create(phases=["a", "b", "c"], budget=1000)
-        await world.look()
+        await world.refresh()
         getattr(world.project, end)(run)
-        await world.look()
+        await world.refresh()
         assert (world.run(run).status, world.run(run).ended_at is None) == (status, False)
         assert world.service.accounts.active() == []
         (event,) = await world.events(run, "run.finished")
         assert event.data["status"] == status
         world.project.move(run, "a", kind="rollback")
-        await world.look()
+        await world.refresh()
         assert (world.run(run).status, world.run(run).ended_at) == ("active", None)
         assert [account.run.id for account in world.service.accounts.active()] == [run]
         assert world.service.accounts.followed(0) == world.service.accounts.active()
@@ -148,10 +148,10 @@ def test_run_that_a_person_has_ended_stays_ended(tmp_path: Path) -> None:
 
     async def body(world: World) -> None:
         run = world.project.run_create()
-        await world.look()
+        await world.refresh()
         await world.service.lifecycle.end(world.account(run), "done", within(60))
         world.project.advance(run)
-        await world.look()
+        await world.refresh()
         assert world.run(run).status == "done"
         assert world.adoption(run).kept == ("status",)
 
@@ -163,13 +163,13 @@ def test_settings_are_followed_until_a_person_sets_them(tmp_path: Path) -> None:
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
-        await world.look()
+        await world.refresh()
         world.project.set(run, token_budget=2000, budget_warn_pct=60)
-        await world.look()
+        await world.refresh()
         assert (world.run(run).token_budget, world.run(run).warn_pct) == (2000, 60)
         await world.service.lifecycle.change(world.account(run), messages.RunSet(token_budget=500), within(60))
         world.project.set(run, token_budget=9000, budget_warn_pct=50, budget_enforce=1)
-        await world.look()
+        await world.refresh()
         found = world.run(run)
         assert (found.token_budget, found.warn_pct, found.enforcement) == (500, 50, "hard")
         assert world.adoption(run).kept == ("token_budget",)
@@ -182,11 +182,11 @@ def test_a_hard_run_is_not_loosened_by_its_row(tmp_path: Path) -> None:
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000, enforce=True)
-        await world.look()
+        await world.refresh()
         assert world.run(run).enforcement == "hard"
         for _ in range(2):
             world.project.set(run, token_budget=2000, budget_enforce=0)
-            await world.look()
+            await world.refresh()
         found = world.run(run)
         assert (found.token_budget, found.enforcement) == (1000, "hard")
         assert world.adoption(run).withheld == {"token_budget": 2000, "enforcement": "soft"}
@@ -196,10 +196,10 @@ def test_a_hard_run_is_not_loosened_by_its_row(tmp_path: Path) -> None:
             ("soften", "yes"),
         ]
         world.project.set(run, token_budget=800)
-        await world.look()
+        await world.refresh()
         assert (world.run(run).token_budget, world.adoption(run).withheld) == (800, {"enforcement": "soft"})
         world.project.set(run, token_budget=None)
-        await world.look()
+        await world.refresh()
         assert world.adoption(run).withheld == {"enforcement": "soft", "token_budget": None}
         # A person confirms it.
         account = world.account(run)
@@ -216,12 +216,12 @@ def test_two_active_runs_of_one_bead(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         old = world.project.run_create(scope="b-1", at=HOUR_AGO)
         new = world.project.run_create(scope="b-1", at=HOUR_AGO + 60)
-        await world.look()
+        await world.refresh()
         accounts = world.service.accounts
         assert accounts.run_of_scope("b-1") is world.account(new)
         assert [accounts.has_scope(world.run(run)) for run in (old, new)] == [False, True]
         world.project.complete(new)
-        await world.look()
+        await world.refresh()
         assert accounts.run_of_scope("b-1") is world.account(old)
         assert accounts.has_scope(world.run(old))
 
@@ -234,7 +234,7 @@ def test_portfolio_parent_is_not_adopted(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         parent = world.project.run_create(project_dir="")
         child = world.project.run_create(parent=parent)
-        await world.look()
+        await world.refresh()
         assert set(world.service.accounts.runs) == {child}
         (report,) = world.service.adoption.databases
         assert (report.portfolios, report.findings, report.runs) == ((parent,), (), (child,))
@@ -247,11 +247,11 @@ def test_copied_project(tmp_path: Path) -> None:
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
-        await world.look()
+        await world.refresh()
         copy = tmp_path / "copy"
         shutil.copytree(world.project.root, copy)
         IcProject(copy).set(run, token_budget=5)
-        await world.look(copy)
+        await world.refresh(copy)
         assert (world.run(run).token_budget, world.run(run).project_dir) == (1000, str(world.project.root))
         reports = {report.path: report for report in world.service.adoption.databases}
         (finding,) = reports[str(copy / ".clavain/intercore.db")].findings
@@ -269,9 +269,9 @@ def test_copied_project_that_is_seen_first(tmp_path: Path) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(world.project.root, copy)
         own = IcProject(copy).run_create(project_dir=str(copy))
-        await world.look(copy)
+        await world.refresh(copy)
         assert set(world.service.accounts.runs) == {own}
-        await world.look()
+        await world.refresh()
         assert world.adoption(run).database == str(world.project.database)
 
     check(tmp_path, body)
@@ -284,8 +284,8 @@ def test_two_projects_with_one_id(tmp_path: Path) -> None:
         run = world.project.run_create(budget=1000)
         other = IcProject(tmp_path / "other")
         other.run_create(run=run, budget=5)
-        await world.look()
-        await world.look(other.root)
+        await world.refresh()
+        await world.refresh(other.root)
         assert (world.run(run).token_budget, world.run(run).project_dir) == (1000, str(world.project.root))
         reports = {report.path: report for report in world.service.adoption.databases}
         (finding,) = reports[str(other.database)].findings
@@ -304,7 +304,7 @@ def test_moved_project(tmp_path: Path) -> None:
         run = world.project.run_create()
         moved = tmp_path / "moved"
         world.project.root.rename(moved)
-        await world.look(moved)
+        await world.refresh(moved)
         assert world.run(run).project_dir == str(moved)
 
     check(tmp_path, body)
@@ -316,7 +316,7 @@ def test_ids_that_are_not_allowed(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         world.project.run_create(run="-rf a b")
         fine = world.project.run_create()
-        await world.look()
+        await world.refresh()
         assert set(world.service.accounts.runs) == {fine}
         (report,) = world.service.adoption.databases
         (finding,) = report.findings
@@ -331,9 +331,9 @@ def test_odd_values_are_findings(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
         world.project.advance(run)
-        await world.look()
+        await world.refresh()
         world.project.update("runs", run, phase="a|b", budget_warn_pct=700)
-        await world.look()
+        await world.refresh()
         assert (world.run(run).phase, world.run(run).warn_pct) == ("brainstorm-reviewed", 80)
         (report,) = world.service.adoption.databases
         assert [finding.split(": ")[0] for finding in report.findings] == [f"run {run}", f"run {run}"]
@@ -350,13 +350,13 @@ def test_restored_backup(tmp_path: Path) -> None:
         backup = world.project.database.read_bytes()
         world.project.advance(run)
         world.project.advance(run)
-        await world.look()
+        await world.refresh()
         assert world.run(run).phase == "planned"
         world.project.database.write_bytes(backup)
-        await world.look()
+        await world.refresh()
         assert (world.run(run).phase, world.adoption(run).last_move) == ("brainstorm-reviewed", 1)
         world.project.advance(run)
-        await world.look()
+        await world.refresh()
         assert (world.run(run).phase, world.adoption(run).last_move) == ("strategized", 2)
 
     check(tmp_path, body)
@@ -368,9 +368,9 @@ def test_end_of_an_exceeded_hard_run_is_reported(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         run = world.project.run_create(budget=100, enforce=True)
         world.project.dispatch(run, 200, 0)
-        await world.look()
+        await world.refresh()
         world.project.complete(run)
-        await world.look()
+        await world.refresh()
         (event,) = await world.events(run, "run.loosened")
         assert (event.data["action"], event.data["via"], event.data["spent"]) == ("finish", "intercore", 200)
         assert loosening.line(world.run(run), event).endswith("finished while its budget was exceeded, by intercore")

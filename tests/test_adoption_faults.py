@@ -59,7 +59,7 @@ def test_hanging_database_delays_no_answer(tmp_path: Path, monkeypatch: pytest.M
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
-        await world.look()
+        await world.refresh()
         await until(lambda: world.account(run).is_loaded)
         other = IcProject(tmp_path / "other")
         with hanging(monkeypatch, world.project.database) as hangs:
@@ -74,12 +74,12 @@ def test_hanging_database_delays_no_answer(tmp_path: Path, monkeypatch: pytest.M
                 assert standing.balance.budget == 1000
                 assert "intercore: slow: " in str(standing.stale_why)
             second = other.run_create(budget=500)
-            await world.look(other.root)
+            await world.refresh(other.root)
             assert (await asked(world, second)).balance.budget == 500
             slow = world.service.adoption
             await until(lambda: slow.databases[-1].status.state == "slow")
         await until(lambda: world.run(run).token_budget == 2000)
-        await world.look()
+        await world.refresh()
         assert (await asked(world, run)).stale_why is None
 
     check(tmp_path, body)
@@ -106,7 +106,7 @@ def test_event_loop_touches_no_file_that_may_hang(tmp_path: Path, monkeypatch: p
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
-        await world.service.adoption.look(str(world.project.root), None, within(60))
+        await world.service.adoption.refresh(str(world.project.root), None, within(60))
         await until(lambda: run in world.service.accounts.runs)
         await until(lambda: world.account(run).is_loaded)
         world.project.set(run, token_budget=2000)
@@ -135,7 +135,7 @@ def test_adoption_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypa
     async def body(world: World) -> None:
         nonlocal fails
         run = world.project.run_create()
-        await world.service.adoption.look(str(world.project.root), None, within(60))
+        await world.service.adoption.refresh(str(world.project.root), None, within(60))
         await until(lambda: bool(world.service.adoption.databases[0].findings))
         (finding,) = world.service.adoption.databases[0].findings
         assert "could not be followed: the disk is full" in finding
@@ -143,9 +143,9 @@ def test_adoption_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypa
         fails = False
         with anyio.fail_after(60):
             while run not in world.service.accounts.runs:
-                await world.service.adoption.look(str(world.project.root), None, within(60))
+                await world.service.adoption.refresh(str(world.project.root), None, within(60))
                 await anyio.sleep(0.05)
-        await world.look()
+        await world.refresh()
         assert world.service.adoption.databases[0].findings == ()
 
     check(tmp_path, body)
@@ -159,7 +159,7 @@ def test_one_run_that_fails_does_not_keep_others_from_being_followed(
 
     async def body(world: World) -> None:
         before, broken, after = (world.project.run_create(budget=1) for _ in range(3))
-        await world.look()
+        await world.refresh()
 
         async def save(stored: StoredRuns, run: object, **options: object) -> None:
             if getattr(run, "id", None) == broken:
@@ -191,13 +191,13 @@ def test_database_that_is_open_elsewhere_is_read_once(tmp_path: Path, monkeypatc
         with closing(sqlite3.connect(world.project.database)) as other:
             other.execute("SELECT count(*) FROM runs").fetchall()
             assert has_wal(world.project)
-            await world.look()
+            await world.refresh()
             before = reads
             for _ in range(20):
-                await world.look()
+                await world.refresh()
             assert reads == before
             world.project.set(run, token_budget=2000)
-            await world.look()
+            await world.refresh()
             assert world.run(run).token_budget == 2000
 
     check(tmp_path, body)
@@ -209,7 +209,7 @@ def test_changes_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
-        await world.look()
+        await world.refresh()
         world.project.set(run, token_budget=2000)
         await until(lambda: world.run(run).token_budget == 2000)
 
@@ -228,7 +228,7 @@ def test_changes_are_noticed_without_watching(tmp_path: Path, monkeypatch: pytes
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
-        await world.look()
+        await world.refresh()
         world.project.set(run, token_budget=2000)
         await until(lambda: world.run(run).token_budget == 2000)
 

@@ -17,11 +17,11 @@ def test_renamed_project(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         run = world.project.run_create(scope="b-1", budget=1000)
         world.project.dispatch(run, 10, 20, 0)
-        await world.look()
+        await world.refresh()
         renamed = tmp_path / "renamed"
         world.project.root.rename(renamed)
         IcProject(renamed).set(run, token_budget=500)
-        await world.look(renamed)
+        await world.refresh(renamed)
         account = world.account(run)
         assert (account.run.token_budget, account.run.project_dir) == (500, str(renamed))
         assert account.measured().billing == 30
@@ -44,10 +44,10 @@ def test_renamed_project_of_a_run_by_hand(tmp_path: Path) -> None:
         asked = messages.RunStart(project_dir=str(world.project.root), scope="b-1")
         own = (await world.service.lifecycle.start(asked, within(60))).run.id
         run = world.project.run_create(scope="b-1")
-        await world.look()
+        await world.refresh()
         renamed = tmp_path / "renamed"
         world.project.root.rename(renamed)
-        await world.look(renamed)
+        await world.refresh(renamed)
         assert set(world.service.accounts.runs) == {own}
         assert world.adoption(own).database == str(renamed / ".clavain" / "intercore.db")
         assert world.adoption(own).run_id == run
@@ -61,7 +61,7 @@ def test_row_of_a_directory_above_its_database(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         above = world.project.run_create(project_dir=str(tmp_path), enforce=True, budget=1)
         top = world.project.run_create(project_dir="/")
-        await world.look()
+        await world.refresh()
         for run in (above, top):
             assert world.run(run).project_dir == str(world.project.root)
 
@@ -73,12 +73,12 @@ def test_status_that_is_not_known(tmp_path: Path) -> None:
 
     async def body(world: World) -> None:
         ended, active = world.project.run_create(), world.project.run_create()
-        await world.look()
+        await world.refresh()
         world.project.complete(ended)
-        await world.look()
+        await world.refresh()
         for run in (ended, active):
             world.project.update("runs", run, status="archived")
-        await world.look()
+        await world.refresh()
         assert (world.run(ended).status, world.run(active).status) == ("done", "active")
 
     check(tmp_path, body)
@@ -93,7 +93,7 @@ def test_times_in_the_future(tmp_path: Path) -> None:
         second = world.project.run_create()
         world.project.claim("s1", first, at=later)
         world.project.claim("s2", second, at=later)
-        await world.look()
+        await world.refresh()
         now = now_micros()
         assert world.run(first).started_at <= now
         assert world.account(first).latest <= now
@@ -108,11 +108,11 @@ def test_failing_database_that_keeps_changing(tmp_path: Path) -> None:
 
     async def body(world: World) -> None:
         world.project.run_create()
-        await world.look()
+        await world.refresh()
         tasks = len(asyncio.all_tasks())
         for number in range(20):
             world.project.database.write_bytes(b"no database " * (100 + number))
-            await world.look()
+            await world.refresh()
         assert len(asyncio.all_tasks()) <= tasks + 3
 
     check(tmp_path, body)

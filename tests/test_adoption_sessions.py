@@ -33,7 +33,7 @@ def test_run_that_was_started_by_hand_is_linked(tmp_path: Path, named_by: str) -
         run = "by-hand0" if named_by == "id" else "ic-run00"
         world.project.run_create(run=run, scope="b-1", budget=1000, warn_pct=60, enforce=True)
         world.project.advance(run)
-        await world.look()
+        await world.refresh()
         assert set(world.service.accounts.runs) == {"by-hand0"}
         found = world.run("by-hand0")
         assert (found.scope, found.token_budget, found.warn_pct, found.enforcement) == ("b-1", 777, 60, "hard")
@@ -43,7 +43,7 @@ def test_run_that_was_started_by_hand_is_linked(tmp_path: Path, named_by: str) -
         assert (await world.service.lifecycle.start(asked, within(60))).run.id == "by-hand0"
         world.project.advance(run)
         world.project.complete(run)
-        await world.look()
+        await world.refresh()
         assert (world.run("by-hand0").phase, world.run("by-hand0").status) == ("strategized", "done")
 
     check(tmp_path, body)
@@ -57,7 +57,7 @@ def test_of_two_rows_the_newest_gets_the_run_started_by_hand(tmp_path: Path) -> 
         await world.service.lifecycle.start(asked, within(60))
         old = world.project.run_create(scope="b-1", at=NOW - 100)
         new = world.project.run_create(scope="b-1", at=NOW - 50)
-        await world.look()
+        await world.refresh()
         assert set(world.service.accounts.runs) == {"by-hand0", old}
         assert world.adoption("by-hand0").run_id == new
 
@@ -72,7 +72,7 @@ def test_claim_attaches_the_whole_session(tmp_path: Path) -> None:
         interstat.insert("s1", input_tokens=100, output_tokens=0, timestamp="2026-01-01T00:00:00Z")
         run = world.project.run_create(budget=1000)
         world.project.claim("s1", run)
-        await world.look()
+        await world.refresh()
         assert attached(world, "s1") == [(run, 0, "claim")]
         standing = await world.service.totals.standing(world.account(run), within(60))
         assert standing.balance.spent == 100
@@ -92,7 +92,7 @@ def test_attributions_by_run_and_by_bead(tmp_path: Path) -> None:
         world.project.attribute("s1", bead="b-1")
         world.project.attribute("s2", run=other)
         world.project.attribute("s3", bead="b-9")
-        await world.look()
+        await world.refresh()
         assert attached(world, "s1") == [(run, 0, "claim")]
         assert attached(world, "s2") == [(other, 0, "claim")]
         assert "s3" not in world.service.accounts.sessions
@@ -107,11 +107,11 @@ def test_claim_moves_a_session_between_runs(tmp_path: Path) -> None:
         first = world.project.run_create(at=NOW - 100)
         second = world.project.run_create(at=NOW - 100)
         world.project.claim("s1", first, at=NOW - 90)
-        await world.look()
+        await world.refresh()
         world.project.claim("s1", second, at=NOW - 50)
-        await world.look()
+        await world.refresh()
         assert attached(world, "s1") == [(first, 0, "claim"), (second, (NOW - 50) * SECOND, "claim")]
-        await world.look()
+        await world.refresh()
         assert len(attached(world, "s1")) == 2
 
     check(tmp_path, body)
@@ -124,9 +124,9 @@ def test_hard_run_keeps_its_session(tmp_path: Path) -> None:
         hard = world.project.run_create(enforce=True, at=NOW - 100)
         other = world.project.run_create(at=NOW - 100)
         world.project.claim("s1", hard, at=NOW - 90)
-        await world.look()
+        await world.refresh()
         world.project.claim("s1", other, at=NOW - 50)
-        await world.look()
+        await world.refresh()
         assert attached(world, "s1") == [(hard, 0, "claim")]
         (report,) = world.service.adoption.databases
         (finding,) = report.findings
@@ -189,7 +189,7 @@ def test_dispatches_of_others_count_in_the_phase_of_their_time(tmp_path: Path) -
         world.project.advance(run, at=NOW - 50)
         early = world.project.dispatch(run, 100, 10, 7, at=NOW - 80)
         world.project.dispatch(run, 200, 20, at=NOW - 20)
-        await world.look()
+        await world.refresh()
         account = world.account(run)
         assert {phase: counts.billing for phase, counts in account.by_phase().items()} == {
             "brainstorm": 110,
@@ -200,10 +200,10 @@ def test_dispatches_of_others_count_in_the_phase_of_their_time(tmp_path: Path) -
         assert list(account.own_cells()) == []
         world.project.delete("dispatches", early)
         world.project.dispatch(run, 1, 1)
-        await world.look()
+        await world.refresh()
         assert account.balance().spent == 332
         world.project.dispatch(run, 900, 0)
-        await world.look()
+        await world.refresh()
         await world.service.thresholds.reported(account, within(60))
         assert [event.kind for event in await world.events(run) if event.kind.startswith("budget.")][-1] == (
             "budget.exceeded"
@@ -218,7 +218,7 @@ def test_row_of_ours_is_no_usage_of_others(tmp_path: Path) -> None:
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
         world.project.dispatch(run, 500, 0, dispatch=f"fluxbudget-{run}", agent="fluxbudget")
-        await world.look()
+        await world.refresh()
         assert world.account(run).measured() == Counts()
 
     check(tmp_path, body)
@@ -234,16 +234,16 @@ def test_end_of_a_row_does_not_end_a_hard_run_by_hand(tmp_path: Path) -> None:
         await world.service.lifecycle.start(asked, within(60))
         run = world.project.run_create(scope="b-1", budget=1_000_000)
         world.project.dispatch(run, 150, 50, 0)
-        await world.look()
+        await world.refresh()
         assert world.account("by-hand0").balance().state == "exceeded"
         world.project.cancel(run)
-        await world.look()
+        await world.refresh()
         assert world.run("by-hand0").status == "active"
         (finding,) = world.service.adoption.databases[0].findings
         assert finding == "run by-hand0 is cancelled there, but hard and exceeded: end it yourself"
         await world.service.lifecycle.change(world.account("by-hand0"), messages.RunSet(token_budget=1000), within(60))
         world.project.update("runs", run, goal="still cancelled")
-        await world.look()
+        await world.refresh()
         assert world.run("by-hand0").status == "cancelled"
 
     check(tmp_path, body)

@@ -69,7 +69,7 @@ def _shown(home: Home, phase: str) -> messages.RunShowAnswer:
 
 
 @pytest.fixture
-def keeper(home: Home) -> Iterator[IntercoreDaemon]:
+def scripted(home: Home) -> Iterator[IntercoreDaemon]:
     (home.project / ".clavain").mkdir()
     (home.project / ".clavain" / "intercore.db").touch()
     with IntercoreDaemon(home) as daemon:
@@ -84,26 +84,26 @@ def advance(
     return home.ctl("advance", "--from", "planned", *arguments, environ={"PATH": places}, cwd=cwd)
 
 
-def test_ic_moves_the_run(home: Home, keeper: IntercoreDaemon, tmp_path: Path, client: str) -> None:
+def test_ic_moves_the_run(home: Home, scripted: IntercoreDaemon, tmp_path: Path, client: str) -> None:
     """It runs in the project, whatever directory the client is in; then the daemon reads the database again."""
     path = ic.printing(tmp_path / "bin", MOVED)
     result = advance(home, path, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "advanced|planned|executing\n", "")
     assert ic.called(path) == (str(home.project), ["--json", "run", "advance", "r1"])
     asked = [messages.Advance, messages.RunShow, messages.RunShow]
-    assert [type(request) for request in keeper.asked[-3:]] == asked
+    assert [type(request) for request in scripted.asked[-3:]] == asked
 
 
-def test_json_has_the_numbers_after_the_move(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_json_has_the_numbers_after_the_move(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     found = json.loads(advance(home, ic.printing(tmp_path / "bin", MOVED), "--json").stdout)
     assert (found["advanced"], found["line"], found["phase"]) == (True, "advanced|planned|executing", "executing")
     assert (found["completed"]["name"], found["completed"]["billing"], found["spend"]["spent"]) == ("planned", 400, 600)
 
 
-def test_reason_of_an_override_is_passed_on(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_reason_of_an_override_is_passed_on(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """Byte by byte, as one argument."""
     reason = "it's \udcff $(touch x); -- ünd"
-    keeper.allowed = msgspec.structs.replace(keeper.allowed, overridden="it's \uefff $(touch x); -- ünd")
+    scripted.allowed = msgspec.structs.replace(scripted.allowed, overridden="it's \uefff $(touch x); -- ünd")
     path = ic.printing(tmp_path / "bin", MOVED)
     assert advance(home, path).returncode == 0
     words = (path / "words").read_bytes().splitlines()
@@ -125,21 +125,23 @@ def test_reason_of_an_override_is_passed_on(home: Home, keeper: IntercoreDaemon,
         ({"advanced": False, "event_type": None, "reason": "why"}, "not_advanced|planned|why"),
     ],
 )
-def test_ic_refuses(home: Home, keeper: IntercoreDaemon, tmp_path: Path, printed: dict[str, object], line: str) -> None:
+def test_ic_refuses(
+    home: Home, scripted: IntercoreDaemon, tmp_path: Path, printed: dict[str, object], line: str
+) -> None:
     """Its reason is one line, and the exit code is 1."""
     result = advance(home, ic.printing(tmp_path / "bin", printed, code=1, err="refused\n"))
     assert (result.returncode, result.stdout, result.stderr) == (1, f"{line}\n", "")
-    assert isinstance(keeper.asked[-2], messages.Advance)
+    assert isinstance(scripted.asked[-2], messages.Advance)
 
 
-def test_without_ic(home: Home, keeper: IntercoreDaemon) -> None:
+def test_without_ic(home: Home, scripted: IntercoreDaemon) -> None:
     result = advance(home, None)
     assert (result.returncode, result.stdout) == (65, "")
     assert "'ic' is not on PATH" in result.stderr
     assert "hint: install intercore" in result.stderr
 
 
-def test_ic_that_cannot_be_started(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_ic_that_cannot_be_started(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     path = ic.printing(tmp_path / "bin", MOVED)
     (path / "ic").write_text("#!/nowhere/interpreter\n")
     result = advance(home, path)
@@ -147,7 +149,7 @@ def test_ic_that_cannot_be_started(home: Home, keeper: IntercoreDaemon, tmp_path
     assert "cannot be started" in result.stderr
 
 
-def test_relative_path_is_the_callers(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_relative_path_is_the_callers(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """A relative entry of PATH is relative to the caller's directory, not to the project."""
     ic.printing(tmp_path / "bin", MOVED)
     assert advance(home, Path("bin"), cwd=tmp_path).stdout == "advanced|planned|executing\n"
@@ -167,7 +169,7 @@ def test_relative_path_is_the_callers(home: Home, keeper: IntercoreDaemon, tmp_p
         ({"advanced": True}, 0, "exit code 0"),
     ],
 )
-def test_ic_fails(home: Home, keeper: IntercoreDaemon, tmp_path: Path, printed: object, code: int, said: str) -> None:
+def test_ic_fails(home: Home, scripted: IntercoreDaemon, tmp_path: Path, printed: object, code: int, said: str) -> None:
     """An error, wrong usage or garbage: the run may or may not have moved, and the message quotes `ic`."""
     result = advance(home, ic.printing(tmp_path / "bin", printed, code=code, err="ic: it is broken\nmore\n"))
     assert (result.returncode, result.stdout) == (65, "")
@@ -176,7 +178,7 @@ def test_ic_fails(home: Home, keeper: IntercoreDaemon, tmp_path: Path, printed: 
 
 
 def test_ic_that_hangs_is_killed_with_what_it_started(
-    home: Home, keeper: IntercoreDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Home, scripted: IntercoreDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intercore, "SECONDS", 1.0)
     os.mkfifo(tmp_path / "fifo")
@@ -186,7 +188,7 @@ def test_ic_that_hangs_is_killed_with_what_it_started(
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     try:
         with pytest.raises(Failure) as failure:
-            intercore.advance(keeper.allowed, 60.0)
+            intercore.advance(scripted.allowed, 60.0)
         assert failure.value.exit_code == 75
         assert "did not end within 1 s" in failure.value.message
         wait_for(lambda: _read(reader) == b"", "the end of what ic has started")
@@ -196,7 +198,7 @@ def test_ic_that_hangs_is_killed_with_what_it_started(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_client_that_is_ended_ends_ic(
-    home: Home, keeper: IntercoreDaemon, tmp_path: Path, number: signal.Signals
+    home: Home, scripted: IntercoreDaemon, tmp_path: Path, number: signal.Signals
 ) -> None:
     """If `timeout` ends the client, for example, no process is left behind."""
     os.mkfifo(tmp_path / "fifo")
@@ -214,7 +216,7 @@ def test_client_that_is_ended_ends_ic(
         os.close(reader)
 
 
-def test_ic_that_writes_without_end_is_killed(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_ic_that_writes_without_end_is_killed(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """It is killed before it fills the disk, and before its time limit."""
     result = advance(home, ic.printing(tmp_path / "bin", "", then="exec yes"))
     assert (result.returncode, result.stdout) == (65, "")
@@ -237,7 +239,7 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_background_process_of_ic_is_left_alone(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_background_process_of_ic_is_left_alone(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """Its hooks may run on; the client waits for `ic` only, although they have its stdout."""
     path = ic.printing(tmp_path / "bin", MOVED, then=f'sleep 1000 & echo $! >"{tmp_path}/pid"')
     result = advance(home, path)
@@ -249,7 +251,7 @@ def test_background_process_of_ic_is_left_alone(home: Home, keeper: IntercoreDae
         os.kill(pid, 9)
 
 
-def test_database_that_is_gone(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_database_that_is_gone(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """`ic` is not called, because it would create an empty one."""
     (home.project / ".clavain" / "intercore.db").unlink()
     path = ic.printing(tmp_path / "bin", MOVED)
@@ -259,15 +261,15 @@ def test_database_that_is_gone(home: Home, keeper: IntercoreDaemon, tmp_path: Pa
     assert ic.called(path) is None
 
 
-def test_daemon_that_fails_after_the_move(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_daemon_that_fails_after_the_move(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """The run has moved, and the answer says so."""
-    keeper.after = error("timeout", "too slow")
+    scripted.after = error("timeout", "too slow")
     result = advance(home, ic.printing(tmp_path / "bin", MOVED))
     assert (result.returncode, result.stdout) == (0, "advanced|planned|executing\n")
     assert "the daemon has not seen it yet: too slow" in result.stderr
 
 
-def test_run_that_another_process_has_moved_meanwhile(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_run_that_another_process_has_moved_meanwhile(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """`ic` moves a run on from whatever phase it is in. The line has the actual phases."""
     printed = {**MOVED, "from_phase": "executing", "to_phase": "review"}
     result = advance(home, ic.printing(tmp_path / "bin", printed))
@@ -275,7 +277,7 @@ def test_run_that_another_process_has_moved_meanwhile(home: Home, keeper: Interc
     assert "the run was in executing when ic moved it" in result.stderr
 
 
-def test_only_one_of_two_clients_moves_the_run(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_only_one_of_two_clients_moves_the_run(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     """The daemon has allowed both; when the second one's turn comes, it finds that the run has moved."""
     fd = os.open(home.project / ".clavain", os.O_RDONLY)
     path = ic.printing(tmp_path / "bin", MOVED)
@@ -286,8 +288,8 @@ def test_only_one_of_two_clients_moves_the_run(home: Home, keeper: IntercoreDaem
             command, env={**home.environ, "PATH": f"{path}:/usr/bin:/bin"}, cwd=home.project, stdout=subprocess.PIPE
         )
         with killed(process):
-            wait_for(lambda: [one for one in keeper.asked if isinstance(one, messages.Advance)], "the first answer")
-            keeper.before = keeper.after
+            wait_for(lambda: [one for one in scripted.asked if isinstance(one, messages.Advance)], "the first answer")
+            scripted.before = scripted.after
             fcntl.flock(fd, fcntl.LOCK_UN)
             out, _ = process.communicate()
     finally:
@@ -296,9 +298,9 @@ def test_only_one_of_two_clients_moves_the_run(home: Home, keeper: IntercoreDaem
     assert ic.called(path) is None
 
 
-def test_refusal_of_the_daemon_does_not_start_ic(home: Home, keeper: IntercoreDaemon, tmp_path: Path) -> None:
+def test_refusal_of_the_daemon_does_not_start_ic(home: Home, scripted: IntercoreDaemon, tmp_path: Path) -> None:
     line = "budget_exceeded|planned|1000/1000 billing tokens"
-    keeper.allowed = msgspec.structs.replace(keeper.allowed, line=line, ic_run=None, ic_directory=None)
+    scripted.allowed = msgspec.structs.replace(scripted.allowed, line=line, ic_run=None, ic_directory=None)
     path = ic.printing(tmp_path / "bin", MOVED)
     result = advance(home, path)
     assert (result.returncode, result.stdout) == (1, f"{line}\n")

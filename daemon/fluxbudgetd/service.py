@@ -124,7 +124,7 @@ class Service:
             self.lifecycle,
             self.attachments,
             self.adopted_runs,
-            lambda directory, deadline: self.adoption.look(directory, None, deadline),
+            lambda directory, deadline: self.adoption.refresh(directory, None, deadline),
         )
         self.bead_labels = BeadLabels(accounts, totals.places, self.bead_source, settings)
         self.allowances = Allowances(accounts, totals, ledger.runs, clock, runs_lock, self.loosenings)

@@ -21,12 +21,12 @@ class World:
         self.service = service
         self.project = project
 
-    async def look(self, directory: Path | None = None) -> None:
+    async def refresh(self, directory: Path | None = None) -> None:
         """Read the project's database as a request does, until nothing is due."""
         directory = directory or self.project.root
         with anyio.fail_after(60):
             while True:
-                await self.service.adoption.look(str(directory), None, within(60))
+                await self.service.adoption.refresh(str(directory), None, within(60))
                 reports = {report.path: report for report in self.service.adoption.databases}
                 report = reports.get(str(directory / ".clavain" / "intercore.db"))
                 if report is not None and report.status.state != "unread" and self.is_settled(report.path):

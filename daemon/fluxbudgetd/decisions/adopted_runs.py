@@ -94,7 +94,7 @@ class AdoptedRuns:
         # (database, intercore's id) → our run's id
         self._ids: dict[tuple[str, str], str] = {}
         # intercore's id → the database that has the run
-        self._keepers: dict[str, str] = {}
+        self._databases: dict[str, str] = {}
         self._dispatches = RowStore(INTERCORE, ledger)
         self._backlog = writer.backlog("usage of other programs", self._dispatches.save)
 
@@ -120,10 +120,10 @@ class AdoptedRuns:
         known = self._ids.get((database, run_id))
         return None if known is None else self._accounts.runs[known]
 
-    def keeper(self, database: str, run_id: str) -> str | None:
+    def other_database(self, database: str, run_id: str) -> str | None:
         """Return the other database that has a followed run with this id of intercore's; None if there is none."""
-        keeper = self._keepers.get(run_id)
-        return None if keeper == database else keeper
+        other = self._databases.get(run_id)
+        return None if other == database else other
 
     def new(self, database: str, reading: IntercoreReading) -> list[IcRun]:
         """Return the active rows that may be adopted, oldest first. The parent of a portfolio has no project."""
@@ -169,14 +169,14 @@ class AdoptedRuns:
             return f"run {ic.id} of {database} is not adopted: its project {ic.project_dir} uses {candidate.elsewhere}"
         async with self._runs_lock:
             same = self._accounts.runs.get(ic.id)
-            keeper = self.keeper(database, ic.id)
-            if keeper is None and same is not None and database_of(same.run):
-                keeper = database_of(same.run)  # of another row
+            other = self.other_database(database, ic.id)
+            if other is None and same is not None and database_of(same.run):
+                other = database_of(same.run)  # of another row
             found = same or self._by_hand(ic, reading)
-            if keeper is not None and keeper == candidate.moved_from:
-                await self._move(self._accounts.runs[self._ids[keeper, ic.id]], candidate, database)
-            elif keeper is not None:
-                return f"run {ic.id} of {database} is not adopted: {keeper} has a run with this id, too"
+            if other is not None and other == candidate.moved_from:
+                await self._move(self._accounts.runs[self._ids[other, ic.id]], candidate, database)
+            elif other is not None:
+                return f"run {ic.id} of {database} is not adopted: {other} has a run with this id, too"
             elif found is None:
                 await self._start(candidate, database, Moves.of(ic, reading))
             else:
@@ -411,7 +411,7 @@ class AdoptedRuns:
     def _note(self, run: Run) -> None:
         if run.adopted is not None and run.adopted.database:
             self._ids[run.adopted.database, run.adopted.run_id] = run.id
-            self._keepers[run.adopted.run_id] = run.adopted.database
+            self._databases[run.adopted.run_id] = run.adopted.database
 
     def _now(self, account: RunAccount) -> int:
         return max(self._clock(), account.latest)

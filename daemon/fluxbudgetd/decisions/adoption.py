@@ -123,7 +123,7 @@ class Adoptions:
             return None
         return f"intercore: slow: {known.path} could not be read in time"
 
-    async def look(self, directory: str | None, account: RunAccount | None, deadline: float) -> None:
+    async def refresh(self, directory: str | None, account: RunAccount | None, deadline: float) -> None:
         """Bring the database of a directory, and that of a run, up to date, as far as the deadline allows."""
         if not self._is_on:
             return
@@ -138,9 +138,9 @@ class Adoptions:
         for path in sorted(paths):
             await self._bring_up_to_date(self._know(path), limits)
 
-    async def look_at_all(self, deadline: float, directory: str | None = None) -> None:
+    async def refresh_all(self, deadline: float, directory: str | None = None) -> None:
         """Bring all known databases, and that of a directory, up to date, as far as the deadline allows."""
-        await self.look(directory, None, deadline)
+        await self.refresh(directory, None, deadline)
         if self._is_on:
             limits = Limits.until(deadline)
             for known in list(self._known.values()):
@@ -313,7 +313,7 @@ class Adoptions:
         findings = []
         for ic in self._runs.new(path, reading):
             with _collected(failures):
-                candidate = await self._projects.candidate(path, ic, self._runs.keeper(path, ic.id))
+                candidate = await self._projects.candidate(path, ic, self._runs.other_database(path, ic.id))
                 findings.append(await self._runs.adopt(candidate, path, reading))
                 self._forget_moved(candidate.moved_from)
         return [finding for finding in findings if finding is not None]

@@ -58,7 +58,7 @@ class _Followed(NamedTuple):
 class Beads:
     """Reads one bead at a time.
 
-    `look` reads the directory's intercore database, so that no second run is started for an intercore run.
+    `refresh` reads the directory's intercore database, so that no second run is started for an intercore run.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Beads:
         lifecycle: Lifecycle,
         attachments: SessionAttachments,
         adopted_runs: AdoptedRuns,
-        look: Callable[[str, float], Awaitable[object]],
+        refresh: Callable[[str, float], Awaitable[object]],
     ) -> None:
         self._source = source
         self._accounts = accounts
@@ -82,7 +82,7 @@ class Beads:
         self._lifecycle = lifecycle
         self._attachments = attachments
         self._adopted_runs = adopted_runs
-        self._look = look
+        self._refresh_runs = refresh
         self._unknown: dict[str, _Unknown] = {}
         self._outdated: dict[str, None] = {}
         self._has_requests = anyio.Event()
@@ -191,7 +191,7 @@ class Beads:
 
         It is unknown if its database has not been read yet.
         """
-        await self._look(directory, anyio.current_time() + _LOOKUP_SECONDS)
+        await self._refresh_runs(directory, anyio.current_time() + _LOOKUP_SECONDS)
         for account in self._accounts.active():
             known = account.run.adopted
             if known is not None and known.run_id == run_id:

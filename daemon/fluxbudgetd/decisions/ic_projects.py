@@ -25,11 +25,11 @@ class IcProjects:
         self._settings = settings
         self._limiter = limiter
 
-    async def candidate(self, database: str, ic: IcRun, keeper: str | None) -> Candidate:
+    async def candidate(self, database: str, ic: IcRun, other: str | None) -> Candidate:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
 
         A project that was moved or copied together with its database is where the database is. So is one above it: `ic`
-        creates no such row, which would bind the sessions of other projects. `keeper` is another database that has had
+        creates no such row, which would bind the sessions of other projects. `other` is another database that has had
         this run, if there is one.
         """
         root = os.path.dirname(os.path.dirname(database))
@@ -44,10 +44,10 @@ class IcProjects:
                     intercore.find, places, abandon_on_cancel=True, limiter=self._limiter
                 )
                 elsewhere = None if found is None or found.path == database else found.path
-            is_moved = keeper is not None and await anyio.to_thread.run_sync(
-                _is_gone, keeper, abandon_on_cancel=True, limiter=self._limiter
+            is_moved = other is not None and await anyio.to_thread.run_sync(
+                _is_gone, other, abandon_on_cancel=True, limiter=self._limiter
             )
-            return Candidate(ic, directory, is_hard, elsewhere, keeper if is_moved else None)
+            return Candidate(ic, directory, is_hard, elsewhere, other if is_moved else None)
         raise RequestTimeoutError(f"the project {ic.project_dir} could not be examined in time", "check its disk")
 
     async def demands_hard(self, directory: str) -> bool:

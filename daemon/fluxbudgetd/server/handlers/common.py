@@ -47,10 +47,10 @@ async def find(context: Context, request: wire.Naming, deadline: float) -> RunAc
     An adopted run is brought up to date first, and a run that another program has started since is found.
     """
     adoption, totals = context.service.adoption, context.service.totals
-    await adoption.look(request.hints.cwd, None, deadline)
+    await adoption.refresh(request.hints.cwd, None, deadline)
     account = await totals.find(request.run, request.scope, request.session, request.hints, deadline)
     if adoption.is_outdated(account.run):
-        await adoption.look(None, account, deadline)
+        await adoption.refresh(None, account, deadline)
         account = await totals.find(request.run, request.scope, request.session, request.hints, deadline)
     return account
 
@@ -68,10 +68,10 @@ async def choose(context: Context, request: wire.Naming, hints: wire.Hints, dead
     Raises `NoRunError` for a name that no run has.
     """
     adoption, totals = context.service.adoption, context.service.totals
-    await adoption.look(hints.cwd, None, deadline)
+    await adoption.refresh(hints.cwd, None, deadline)
     choice = await totals.choose_if_any(request.run, request.scope, request.session, hints, deadline)
     if choice is not None and adoption.is_outdated(choice.account.run):
-        await adoption.look(None, choice.account, deadline)
+        await adoption.refresh(None, choice.account, deadline)
         choice = await totals.choose_if_any(request.run, request.scope, request.session, hints, deadline)
     return choice
 

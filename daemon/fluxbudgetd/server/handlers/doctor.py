@@ -88,7 +88,7 @@ async def _refreshed(service: Service, deadline: float, cwd: str | None) -> list
     """Bring everything up to date. Failures show in the states that the other checks read."""
     await service.settings.refresh(deadline)
     service.totals.follower.forget_old_transcripts()
-    await service.adoption.look_at_all(deadline, cwd)
+    await service.adoption.refresh_all(deadline, cwd)
     await service.totals.refresh_sources(deadline)
     return []
 

@@ -92,7 +92,7 @@ class HookCall(msgspec.Struct):
         applies, and `tied` has it.
         """
         self.missing = self.tied = None
-        await self._look()
+        await self._refresh_runs()
         last = self._last_attachment()
         if last is not None and last.until is not None and not self._is_named:
             return None  # the user has detached it
@@ -114,7 +114,7 @@ class HookCall(msgspec.Struct):
         self.tied = choice if choice.tied else None
         return choice.account
 
-    async def _look(self) -> None:
+    async def _refresh_runs(self) -> None:
         """Bring intercore's runs up to date: the session's run, and the runs of its directory.
 
         The directory is examined at events that begin something, and while the session has no run.
@@ -123,7 +123,7 @@ class HookCall(msgspec.Struct):
         is_settled = account is not None and account.run.status == "active"
         begins = self.hook_input.event in ("SessionStart", "UserPromptSubmit")
         directory = None if is_settled and not begins else self.hints.cwd
-        await self.service.adoption.look(directory, account, self.deadline)
+        await self.service.adoption.refresh(directory, account, self.deadline)
 
     def _hard_run(self, last: Attachment | None) -> RunAccount | None:
         """Return the hard run that the session is attached to. No hook moves it: any process can call a hook."""

@@ -19,7 +19,7 @@ async def status(context: Context, request: wire.Status) -> wire.StatusAnswer:
     """Return the active runs, or the named one, with the sources and the unattributed usage."""
     service, deadline = context.service, deadline_of(request)
     is_named = bool(request.run or request.scope or request.session)
-    await service.adoption.look_at_all(deadline, request.cwd)
+    await service.adoption.refresh_all(deadline, request.cwd)
     if is_named:
         accounts = [await service.totals.find(request.run, request.scope, request.session, wire.Hints(), deadline)]
     else:
@@ -43,14 +43,14 @@ async def run_start(context: Context, request: wire.RunStart, pid: int) -> wire.
     """Start a run, or return the one that the same arguments started before."""
     deadline = deadline_of(request)
     # intercore may have started it.
-    await context.service.adoption.look(request.project_dir, None, deadline)
+    await context.service.adoption.refresh(request.project_dir, None, deadline)
     caller = await context.service.callers.look_up(pid)
     return answers.changed_run(await context.service.lifecycle.start(request, deadline, caller))
 
 
 async def run_list(context: Context, request: wire.RunList) -> wire.RunListAnswer:
     """Return the active runs, or all."""
-    await context.service.adoption.look_at_all(deadline_of(request), request.cwd)
+    await context.service.adoption.refresh_all(deadline_of(request), request.cwd)
     known = context.service.accounts
     accounts = list(known.runs.values()) if request.all else known.active()
     lines, following = await _page(context.service, accounts, request.after, deadline_of(request))
@@ -104,7 +104,7 @@ async def run_allow(context: Context, request: wire.RunAllow, pid: int) -> wire.
 async def run_attach(context: Context, request: wire.RunAttach, pid: int) -> wire.RunAnswer:
     """Attach a session to a run."""
     deadline = deadline_of(request)
-    await context.service.adoption.look(request.hints.cwd, None, deadline)
+    await context.service.adoption.refresh(request.hints.cwd, None, deadline)
     account = await context.service.totals.find(request.run, request.scope, None, request.hints, deadline)
     caller = await context.service.callers.look_up(pid)
     change = await context.service.attachments.attach(

@@ -32,8 +32,8 @@ async def sync(context: Context, request: wire.Sync) -> wire.SyncAnswer:
     if request.run or request.scope or request.session:
         named = [await find(context, request, deadline)]
     else:
-        await service.adoption.look(request.hints.cwd, None, deadline)
-        await service.adoption.look_at_all(deadline)
+        await service.adoption.refresh(request.hints.cwd, None, deadline)
+        await service.adoption.refresh_all(deadline)
         named = service.totals.followed()
     accounts = [
         account for account in named if account.run.adopted is not None or service.bead_labels.may_concern(account)
