@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fluxbudgetd.decisions import adoption
+from fluxbudgetd.decisions import adoption, ic_projects
 from fluxbudgetd.errors import LedgerError
 from fluxbudgetd.ledger.runs import StoredRuns
 from fluxbudgetd.model import IntercoreReading
@@ -81,6 +81,68 @@ def test_hanging_database_delays_no_answer(tmp_path: Path, monkeypatch: pytest.M
         await until(lambda: world.run(run).token_budget == 2000)
         await world.refresh()
         assert (await asked(world, run)).stale_why is None
+
+    check(tmp_path, body)
+
+
+def test_directories_that_hang_keep_no_other_run_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is examined once at a time, however many rows name one, and however often that is tried again."""
+    answers, real = threading.Event(), ic_projects._resolved  # noqa: SLF001  it touches the directory first
+    calls = 0
+
+    def resolved(directory: str, root: str) -> str:
+        nonlocal calls
+        if directory == "/far/away":
+            calls += 1
+            answers.wait(60)
+        return real(directory, root)
+
+    monkeypatch.setattr(ic_projects, "_resolved", resolved)
+    monkeypatch.setattr(ic_projects, "_SECONDS", 0.5)
+
+    async def body(world: World) -> None:
+        try:
+            for _ in range(12):
+                world.project.run_create(project_dir="/far/away")
+            fine = world.project.run_create()
+            await world.service.adoption.refresh(str(world.project.root), None, within(60))
+            await until(lambda: fine in world.service.accounts.runs)
+            assert calls == 1
+            other = IcProject(tmp_path / "other")
+            second = other.run_create(budget=500)
+            await world.refresh(other.root)
+            assert (await asked(world, second)).balance.budget == 500
+        finally:
+            answers.set()
+        world.project.set(fine, token_budget=7)
+        await until(lambda: len(world.service.accounts.runs) == 14)
+
+    check(tmp_path, body)
+
+
+def test_databases_that_hang_keep_no_other_from_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a network's file system have threads of their own."""
+    answers, real = threading.Event(), IntercoreDatabase.read
+
+    def read(database: IntercoreDatabase, followed: Mapping[str, int]) -> IntercoreReading:
+        if "far" in database.path:
+            answers.wait(60)
+        return real(database, followed)
+
+    monkeypatch.setattr(IntercoreDatabase, "read", read)
+    monkeypatch.setattr(file_systems, "may_hang", lambda path: "far" in path)
+
+    async def body(world: World) -> None:
+        try:
+            for number in range(10):
+                far = IcProject(tmp_path / f"far{number}")
+                far.run_create()
+                await world.service.adoption.refresh(str(far.root), None, within(1))
+            run = world.project.run_create(budget=1000)
+            await world.refresh()
+            assert world.run(run).token_budget == 1000
+        finally:
+            answers.set()
 
     check(tmp_path, body)
 

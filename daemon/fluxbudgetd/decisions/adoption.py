@@ -21,7 +21,7 @@ import structlog
 from fluxbudgetd.config.settings import Settings
 from fluxbudgetd.decisions.adopted_runs import AdoptedRuns, Moves, database_of
 from fluxbudgetd.decisions.attachments import SessionAttachments
-from fluxbudgetd.decisions.ic_databases import Finder, KnownDatabase, Limits
+from fluxbudgetd.decisions.ic_databases import Finder, KnownDatabase, Limits, Readers
 from fluxbudgetd.decisions.ic_projects import IcProjects
 from fluxbudgetd.errors import FluxError
 from fluxbudgetd.model import IntercoreReading, Run, SourceStatus
@@ -74,7 +74,8 @@ class Adoptions:
         self._settings = settings
         self._clock = clock
         self._finder = Finder(totals.places)
-        self._projects = IcProjects(totals.places, settings, self._finder.limiter)
+        self._readers = Readers()
+        self._projects = IcProjects(totals.places, settings)
         self._known: dict[str, KnownDatabase] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         # Each event belongs to the task that waits for it. That task also replaces it.
@@ -241,7 +242,7 @@ class Adoptions:
         followed = self._runs.last_moves(known.path)
         began_at = anyio.current_time()
         before, was_watchable = known.status, known.is_watchable
-        reading = await known.read(followed, self._finder.limiter)
+        reading = await known.read(followed, self._readers)
         if known.is_watchable != was_watchable:
             self._rest.set()
         status = reading.status

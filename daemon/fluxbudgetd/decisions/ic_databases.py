@@ -36,6 +36,14 @@ class Limits(NamedTuple):
         return cls(min(half, now + _WAIT_SECONDS), min(half, now + _FIRST_WAIT_SECONDS))
 
 
+class Readers:
+    """How many databases are read at once. Those that hang keep none from being read that always answers."""
+
+    def __init__(self) -> None:
+        self.local = anyio.CapacityLimiter(_MOST_THREADS)
+        self.remote = anyio.CapacityLimiter(_MOST_THREADS)
+
+
 class KnownDatabase:
     """A database, what was read last, and the state of the task that reads it.
 
@@ -112,20 +120,20 @@ class KnownDatabase:
             self._is_outdated = is_retried or bool(self._may_hang) or self.database.stamp() != self._stamp
         return self._is_outdated
 
-    async def read(self, followed: Mapping[str, int], limiter: anyio.CapacityLimiter) -> IntercoreReading:
+    async def read(self, followed: Mapping[str, int], readers: "Readers") -> IntercoreReading:
         """Read it in a worker thread. If it is outdated, it stays so until the read has ended."""
-        may_hang, stamp, reading = await anyio.to_thread.run_sync(
-            self._read, followed, abandon_on_cancel=True, limiter=limiter
-        )
+        file = self.database.file
+        may_hang = await anyio.to_thread.run_sync(file_systems.may_hang, file, limiter=readers.local)
+        limiter = readers.remote if may_hang else readers.local
+        stamp, reading = await anyio.to_thread.run_sync(self._read, followed, abandon_on_cancel=True, limiter=limiter)
         self._may_hang, self._stamp, self._is_outdated = may_hang, stamp, False
         self.reading = reading
         return reading
 
-    def _read(self, followed: Mapping[str, int]) -> tuple[bool, Stamp | None, IntercoreReading]:
-        may_hang = file_systems.may_hang(self.database.file)
-        # Taken before the read, so that a later change shows.
+    def _read(self, followed: Mapping[str, int]) -> tuple[Stamp | None, IntercoreReading]:
+        # The stamp must be taken before the database is read.
         stamp = self.database.stamp()
-        return may_hang, stamp, self.database.read(followed)
+        return stamp, self.database.read(followed)
 
     def note_found(self, found: Found, now: int) -> None:
         """Note whether it may be used."""
@@ -147,13 +155,13 @@ class KnownDatabase:
 
 
 class Finder:
-    """Finds databases in worker threads. `limiter` limits their number.
+    """Finds databases in a few worker threads.
 
     A directory that does not answer blocks one thread, and no other directory is affected.
     """
 
     def __init__(self, places: Places) -> None:
-        self.limiter = anyio.CapacityLimiter(_MOST_THREADS)
+        self._limiter = anyio.CapacityLimiter(_MOST_THREADS)
         self._places = places
         # What was found last, by directory.
         self._found: dict[str, Found | None] = {}
@@ -176,7 +184,7 @@ class Finder:
     async def at(self, path: str) -> Found | None:
         """Return the database at a path; None if the file system does not answer. `~` stands for the home directory."""
         with anyio.move_on_after(_FIND_SECONDS):
-            return await anyio.to_thread.run_sync(_found_at, path, abandon_on_cancel=True, limiter=self.limiter)
+            return await anyio.to_thread.run_sync(_found_at, path, abandon_on_cancel=True, limiter=self._limiter)
         return None
 
     async def _search(self, directory: str, deadline: float) -> None:
@@ -185,7 +193,7 @@ class Finder:
             # `Places.of` takes at most half of the remaining time.
             places = await self._places.of(directory, deadline)
             found = await anyio.to_thread.run_sync(
-                self._find, directory, places, abandon_on_cancel=True, limiter=self.limiter
+                self._find, directory, places, abandon_on_cancel=True, limiter=self._limiter
             )
         finally:
             del self._searches[directory]

@@ -1,6 +1,10 @@
 """The projects of intercore's runs: where they are, and whether their rules demand a hard limit."""
 
+import math
 import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -15,15 +19,23 @@ from fluxbudgetd.wire.text import shown_path, unfold
 
 # No request waits for this.
 _SECONDS = 2.0
+_MOST_THREADS = 8
+
+T = TypeVar("T")
 
 
 class IcProjects:
-    """Examines projects in worker threads. `limiter` limits their number."""
+    """Examines projects in a few worker threads.
 
-    def __init__(self, places: Places, settings: Settings, limiter: anyio.CapacityLimiter) -> None:
+    A place that does not answer blocks one of them, and is not examined again until it answers.
+    """
+
+    def __init__(self, places: Places, settings: Settings) -> None:
         self._places = places
         self._settings = settings
-        self._limiter = limiter
+        self._limiter = anyio.CapacityLimiter(_MOST_THREADS)
+        # When the last call began, by place.
+        self._busy: dict[str, float] = {}
 
     async def candidate(self, database: str, ic: IcRun, other: str | None) -> Candidate:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
@@ -34,21 +46,29 @@ class IcProjects:
         """
         root = os.path.dirname(os.path.dirname(database))
         with anyio.CancelScope(deadline=anyio.current_time() + _SECONDS):
-            directory = await anyio.to_thread.run_sync(
-                _resolved, ic.project_dir, root, abandon_on_cancel=True, limiter=self._limiter
-            )
+            directory = await self._call(ic.project_dir, _resolved, ic.project_dir, root)
             is_hard, elsewhere = await self.demands_hard(directory), None
             if directory != root and not directory.startswith(f"{root.rstrip('/')}/"):
                 places = await self._places.of(directory, anyio.current_time() + _SECONDS)
-                found = await anyio.to_thread.run_sync(
-                    intercore.find, places, abandon_on_cancel=True, limiter=self._limiter
-                )
+                found = await self._call(directory, intercore.find, places)
                 elsewhere = None if found is None or found.path == database else found.path
-            is_moved = other is not None and await anyio.to_thread.run_sync(
-                _is_gone, other, abandon_on_cancel=True, limiter=self._limiter
-            )
+            is_moved = other is not None and await self._call(other, _is_gone, other)
             return Candidate(ic, directory, is_hard, elsewhere, other if is_moved else None)
-        raise RequestTimeoutError(f"the project {ic.project_dir} could not be examined in time", "check its disk")
+        raise _timeout(ic.project_dir)
+
+    async def _call(self, place: str, function: Callable[..., T], *arguments: object) -> T:
+        """Return what a function returns that may hang because of a place."""
+        if time.monotonic() - self._busy.get(place, math.inf) > _SECONDS:
+            raise _timeout(place)
+
+        def call() -> T:
+            self._busy[place] = time.monotonic()
+            try:
+                return function(*arguments)
+            finally:
+                self._busy.pop(place, None)
+
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
 
     async def demands_hard(self, directory: str) -> bool:
         """Return True if the configuration or a file of the project demands a hard limit.
@@ -61,6 +81,10 @@ class IcProjects:
         with anyio.CancelScope(deadline=deadline):
             return (await self._settings.demand(await self._places.of(directory, deadline))).hard_by is not None
         raise RequestTimeoutError(f"the rules of {directory} could not be read in time", "check its disk")
+
+
+def _timeout(place: str) -> RequestTimeoutError:
+    return RequestTimeoutError(f"the project {place} could not be examined in time", "check its disk")
 
 
 def _is_gone(database: str) -> bool:
