@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,16 @@ def test_ic_that_hangs_is_killed_with_what_it_started(
         wait_for(lambda: _read(reader) == b"", "the end of what ic has started")
     finally:
         os.close(reader)
+
+
+def test_no_directory_for_temporary_files(
+    home: Home, scripted: IntercoreDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a sandbox."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setenv("PATH", f"{ic.printing(tmp_path / 'bin', MOVED)}:/usr/bin:/bin")
+    monkeypatch.setenv("FLUXBUDGET_SOCKET", str(home.socket))
+    assert intercore.advance(scripted.allowed, 60.0).line == "advanced|planned|executing"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -155,7 +154,7 @@ def _lock(fd: int) -> None:
 def _run(words: list[str], directory: str) -> tuple[int, bytes, bytes]:
     """Return the exit code, stdout and stderr of a command; raises `Failure` if it takes too long, or cannot start."""
     # Not pipes: a program that `ic` leaves in the background would keep them open.
-    with _ending(), tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with _ending(), _memory() as out, _memory() as err:
         try:
             process = subprocess.Popen(  # noqa: S603  no shell; the caller's own PATH names the program
                 words, cwd=directory, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0
@@ -208,6 +207,11 @@ def _ended(process: subprocess.Popen[bytes], files: tuple[IO[bytes], ...]) -> in
                 "check that 'ic' is intercore's program; see 'ic run status' for the phase that the run is in",
                 codes.BAD_INPUT,
             )
+
+
+def _memory() -> IO[bytes]:
+    """Return a file in memory: a sandbox may leave no directory for temporary files, and a disk may be full."""
+    return os.fdopen(os.memfd_create("ic"), "w+b")
 
 
 def _beginning(file: IO[bytes]) -> bytes:
