@@ -21,7 +21,7 @@ if [ -n "${ZSH_VERSION:-}" ]; then zmodload zsh/parameter >/dev/null 2>&1 || tru
 # $FLUXBUDGET_TIMEOUT is in seconds. It is reached only if the machine is overloaded.
 _fluxbudget() {
     local seconds="${FLUXBUDGET_TIMEOUT:-2}"
-    case "$seconds" in # a wrong value would mean no answer, and so no limit
+    case "$seconds" in # with an invalid value there would be no answer, and so no limit
         *[!0-9.]* | *.*.* | ?????*) seconds=2 ;;
         *[1-9]*) ;;
         *) seconds=2 ;;

@@ -37,7 +37,7 @@ class Limits(NamedTuple):
 
 
 class Readers:
-    """How many databases are read at once. Those that hang keep none from being read that always answers."""
+    """Limits how many databases are read at once. Those that may hang have a limit of their own."""
 
     def __init__(self) -> None:
         self.local = anyio.CapacityLimiter(_MOST_THREADS)

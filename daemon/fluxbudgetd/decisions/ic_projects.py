@@ -27,22 +27,22 @@ T = TypeVar("T")
 class IcProjects:
     """Examines projects in a few worker threads.
 
-    A place that does not answer blocks one of them, and is not examined again until it answers.
+    A place that hangs blocks one thread, and is not examined again until it answers.
     """
 
     def __init__(self, places: Places, settings: Settings) -> None:
         self._places = places
         self._settings = settings
         self._limiter = anyio.CapacityLimiter(_MOST_THREADS)
-        # When the last call began, by place.
+        # By place: when the running call began.
         self._busy: dict[str, float] = {}
 
     async def candidate(self, database: str, ic: IcRun, other: str | None) -> Candidate:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
 
-        A project that was moved or copied together with its database is where the database is. So is one above it: `ic`
-        creates no such row, which would bind the sessions of other projects. `other` is another database that has had
-        this run, if there is one.
+        If a project was moved or copied together with its database, its directory is the database's. The same holds for
+        a row that names a directory above the database's: `ic` creates no such row, and it would attract the sessions
+        of other projects. `other` is another database that has had this run, if there is one.
         """
         root = os.path.dirname(os.path.dirname(database))
         with anyio.CancelScope(deadline=anyio.current_time() + _SECONDS):
@@ -57,7 +57,7 @@ class IcProjects:
         raise _timeout(ic.project_dir)
 
     async def _call(self, place: str, function: Callable[..., T], *arguments: object) -> T:
-        """Return what a function returns that may hang because of a place."""
+        """Call a function that may hang on this place, and return its result."""
         if time.monotonic() - self._busy.get(place, math.inf) > _SECONDS:
             raise _timeout(place)
 
