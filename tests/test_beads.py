@@ -229,7 +229,7 @@ def test_higher_label_of_a_hard_run_waits_for_a_person(home: Home, beads: BeadsP
         wait_for(lambda: "700000" in home.details(run.id).run.withheld, "a higher budget to be withheld")
         beads.put("b-1")
         home.ok("advance", "--run", run.id, "--from", home.details(run.id).run.phase)
-        wait_for(lambda: home.details(run.id).run.withheld == "", "the label's wish to be forgotten with the label")
+        wait_for(lambda: home.details(run.id).run.withheld == "", "the withheld value to go with the label")
         assert budget_of(home, run.id) == 400_000
 
 

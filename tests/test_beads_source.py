@@ -248,7 +248,7 @@ def test_after_a_failure_the_program_is_not_called_for_a_while(beads: BeadsProje
             report.retry_at = 0.0
         assert [round(pause) for pause in pauses] == [1, 2, 4, 8, 16, 32, 60, 60]
         report.at -= 3_600_000_000
-        assert reader.reports == [], "what failed an hour ago may have been mended"
+        assert reader.reports == [], "what failed an hour ago may be fixed by now"
         since = report.since
         beads.behave()
         assert await reader.read("b-1", directory) is not None

@@ -103,7 +103,7 @@ def _words(allowed: messages.AdvanceAnswer, directory: str) -> list[str]:
     if not os.path.isfile(os.path.join(directory, _DATABASE)):
         raise Failure(
             f"only intercore moves run {allowed.run}, and its database {os.path.join(directory, _DATABASE)} is gone",
-            "restore it; or end the run with 'fluxbudgetctl run finish' and start another one",
+            "restore it, or end the run with 'fluxbudgetctl run finish' and start another one",
             codes.BAD_INPUT,
         )
     words = [os.path.abspath(program), "--json", "run", "advance", os.fsdecode(unfold(allowed.ic_run or ""))]

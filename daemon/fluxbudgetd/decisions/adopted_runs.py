@@ -37,7 +37,7 @@ from fluxbudgetd.totals.row_store import RowStore
 
 log = structlog.get_logger()
 
-# For what a change of a run is compared with. No request waits as long.
+# How long to wait for the numbers with which a change is compared. No request waits this long.
 _WAIT_SECONDS = 2.0
 
 

@@ -59,7 +59,7 @@ def with_label(run: Run, bead: Bead) -> Changed:
     if label == known.label_budget:
         return Changed(run)
     changed = msgspec.structs.replace(known, label_budget=label, label_wins=label is not None)
-    if label is None:  # nor does it want anything any more that would have to be confirmed
+    if label is None:  # there is no value to confirm any more
         withheld = {name: value for name, value in known.withheld.items() if name != "token_budget"}
         changed = msgspec.structs.replace(changed, withheld=withheld)
     new = msgspec.structs.replace(run, adopted=changed)

@@ -74,12 +74,12 @@ def what(run: Run, event: Event) -> str:
     details = {name: grouped(value) if isinstance(value, int) else value for name, value in event.data.items()}
     unit = f"{run.cost_basis} tokens"
     if "withheld" in event.data:
-        wish = {
+        wanted = {
             "raise": f"wants to raise the budget from {details.get('from')} to {details.get('to')} {unit}",
             "remove": f"wants to remove the budget of {details.get('from')} {unit}",
             "soften": "wants to change the enforcement from hard to soft",
         }.get(str(details.get("action")), "wants to loosen a limit")
-        return f"{event.data.get('via')} {wish}; confirm it with 'fluxbudgetctl run set --run {run.id}' in a terminal"
+        return f"{event.data.get('via')} {wanted}; confirm it with 'fluxbudgetctl run set --run {run.id}' in a terminal"
     return {
         "raise": f"budget raised from {details.get('from')} to {details.get('to')} {unit}",
         "remove": f"budget of {details.get('from')} {unit} removed",
