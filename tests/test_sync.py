@@ -54,6 +54,23 @@ def test_dispatches_of_others_are_counted_but_not_written_back(home: Home, adopt
     assert [row["id"] for row in adopted.project.rows("dispatches")] == [codex, f"fluxbudget-{adopted.run}"]
 
 
+def test_project_that_was_deleted_after_its_run_is_no_fault(home: Home, adopted: Adopted) -> None:
+    """While the run is active, it is one; a run that has ended needs no row in a database that is gone."""
+    home.start()
+    adopted.use(100)
+    assert adopted.sync().faults == ()
+    directory = adopted.project.database.parent
+    directory.rename(home.root / "away")
+    (fault,) = adopted.sync().faults
+    assert "absent" in fault.what
+    (home.root / "away").rename(directory)
+    adopted.project.complete(adopted.run)
+    wait_for(lambda: home.details(adopted.run).run.status == "done", "the end of the run")
+    shutil.rmtree(directory)
+    adopted.use(100)
+    assert adopted.sync().faults == ()
+
+
 def test_next_daemon_writes_what_the_last_one_has_not(home: Home, adopted: Adopted, tmp_path: Path) -> None:
     """Neither a restored backup nor a pruned row makes intercore's sum wrong for long."""
     backup = tmp_path / "backup.db"

@@ -15,6 +15,7 @@ from fluxbudgetd.errors import ChannelError, LedgerError
 from fluxbudgetd.events.log import EventLog
 from fluxbudgetd.events.own_rows import PACE, OwnRows, WriteState
 from fluxbudgetd.model import Counts, EventKind, IntercoreReading
+from fluxbudgetd.notify.intercore_faults import NotWrittenError
 from fluxbudgetd.notify.intercore_rows import OwnRow, PhaseTokens
 from fluxbudgetd.policy.runs import is_followed
 from fluxbudgetd.totals.account import RunAccount
@@ -110,7 +111,8 @@ class WriteBack:
         async def sync_one(path: str) -> None:
             rows = self._rows_in(path)
             fault = await rows.sync(runs[path], deadline)
-            faults.extend([] if fault is None else [fault])
+            if fault is not None and not self._is_deleted(fault, runs[path]):
+                faults.append(fault)
             if fault is None:
                 faults.extend(_not_there(path, run) for run in runs[path] if run in rows.missing)
 
@@ -118,6 +120,11 @@ class WriteBack:
             for path in runs:
                 tasks.start_soon(sync_one, path)
         return faults
+
+    def _is_deleted(self, fault: ChannelError, runs: Iterable[str]) -> bool:
+        """Return True if a database does not exist, and all of its runs have ended: the project was deleted."""
+        is_absent = isinstance(fault, NotWrittenError) and fault.state == "absent"
+        return is_absent and all(self._accounts.runs[run].run.ended_at is not None for run in runs)
 
     async def serve(self) -> None:
         """Write rows until cancelled; then write the last changes."""
