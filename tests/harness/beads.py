@@ -2,11 +2,12 @@
 
 import fcntl
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from harness.scripts import install_python
 
 # It keeps the beads in .beads/beads.json, and does what .beads/behaviour says.
 _PROGRAM = r"""
@@ -75,9 +76,7 @@ class BeadsProject:
         self.place = project / ".beads"
         self.place.mkdir(parents=True, exist_ok=True)
         self.program = bin_directory / "bd"
-        bin_directory.mkdir(exist_ok=True)
-        self.program.write_text(f"#!{sys.executable} -IS\n{_PROGRAM}")
-        self.program.chmod(0o700)
+        install_python(self.program, _PROGRAM, "-IS")
         self._write({})
 
     def put(self, name: str, *labels: str) -> None:

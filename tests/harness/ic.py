@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from harness.scripts import install_python
+
 _MOVES = """
 import json, sys
 from pathlib import Path
@@ -16,17 +18,10 @@ print(json.dumps({{"advanced": True, "from_phase": before, "to_phase": project.a
 """
 
 
-def _installed(directory: Path, text: str) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    program = directory / "ic"
-    program.write_text(text)
-    program.chmod(0o700)
-    return directory
-
-
 def moving(directory: Path) -> Path:
     """Install an `ic` that moves runs of the database in its working directory; return its own directory, for PATH."""
-    return _installed(directory, f"#!{sys.executable}\n{_MOVES.format(path=sys.path)}")
+    install_python(directory / "ic", _MOVES.format(path=sys.path))
+    return directory
 
 
 def printing(directory: Path, out: object, *, code: int = 0, err: str = "", then: str = "") -> Path:
@@ -47,7 +42,10 @@ def printing(directory: Path, out: object, *, code: int = 0, err: str = "", then
         then,
         f"exit {code}",
     )
-    return _installed(directory, "\n".join(lines) + "\n")
+    program = directory / "ic"
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o700)
+    return directory
 
 
 def called(directory: Path) -> tuple[str, list[str]] | None:
