@@ -1,8 +1,6 @@
 """The projects of intercore's runs: where they are, and whether their rules demand a hard limit."""
 
-import math
 import os
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,6 +22,12 @@ _MOST_THREADS = 8
 T = TypeVar("T")
 
 
+class _Call:
+    """A call in a worker thread. Both the thread and the event loop write to it, each its own fields."""
+
+    has_begun = has_ended = is_abandoned = False
+
+
 class IcProjects:
     """Examines projects in a few worker threads.
 
@@ -34,8 +38,8 @@ class IcProjects:
         self._places = places
         self._settings = settings
         self._limiter = anyio.CapacityLimiter(_MOST_THREADS)
-        # By place: when the running call began.
-        self._busy: dict[str, float] = {}
+        # The calls that no one waits for any more and that have not ended, by place. Threads remove their own.
+        self._abandoned: dict[str, _Call] = {}
 
     async def candidate(self, database: str, ic: IcRun, other: str | None) -> Candidate:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
@@ -58,17 +62,30 @@ class IcProjects:
 
     async def _call(self, place: str, function: Callable[..., T], *arguments: object) -> T:
         """Call a function that may hang on this place, and return its result."""
-        if time.monotonic() - self._busy.get(place, math.inf) > _SECONDS:
+        if place in self._abandoned:
             raise _timeout(place)
+        state = _Call()
 
         def call() -> T:
-            self._busy[place] = time.monotonic()
+            state.has_begun = True
             try:
+                if state.is_abandoned:
+                    raise _timeout(place)  # no one waits for it
                 return function(*arguments)
             finally:
-                self._busy.pop(place, None)
+                state.has_ended = True
+                if self._abandoned.get(place) is state:
+                    self._abandoned.pop(place, None)
 
-        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+        try:
+            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+        finally:
+            # A call that has not begun will not: it may still be waiting for a thread.
+            state.is_abandoned = True
+            if state.has_begun and not state.has_ended:
+                self._abandoned[place] = state
+                if state.has_ended:
+                    self._abandoned.pop(place, None)
 
     async def demands_hard(self, directory: str) -> bool:
         """Return True if the configuration or a file of the project demands a hard limit.
