@@ -113,6 +113,7 @@ def test_failing_database_that_keeps_changing(tmp_path: Path) -> None:
         for number in range(20):
             world.project.database.write_bytes(b"no database " * (100 + number))
             await world.refresh()
-        assert len(asyncio.all_tasks()) <= tasks + 3
+        # (One task for each change would be 20 more.)
+        assert len(asyncio.all_tasks()) <= tasks + 10
 
     check(tmp_path, body)

@@ -1,6 +1,7 @@
 """The projects of intercore's runs: where they are, and whether their rules demand a hard limit."""
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,9 +24,10 @@ T = TypeVar("T")
 
 
 class _Call:
-    """A call in a worker thread. Both the thread and the event loop write to it, each its own fields."""
+    """A call in a worker thread. `is_abandoned`: no one waits for it any more."""
 
-    has_begun = has_ended = is_abandoned = False
+    is_running = False
+    is_abandoned = False
 
 
 class IcProjects:
@@ -38,8 +40,9 @@ class IcProjects:
         self._places = places
         self._settings = settings
         self._limiter = anyio.CapacityLimiter(_MOST_THREADS)
-        # The calls that no one waits for any more and that have not ended, by place. Threads remove their own.
+        # The abandoned calls that are running, by place. Threads remove their own.
         self._abandoned: dict[str, _Call] = {}
+        self._lock = threading.Lock()
 
     async def candidate(self, database: str, ic: IcRun, other: str | None) -> Candidate:
         """Return an active row with its project; raises `RequestTimeoutError` if that cannot be examined in time.
@@ -67,25 +70,25 @@ class IcProjects:
         state = _Call()
 
         def call() -> T:
-            state.has_begun = True
-            try:
+            with self._lock:
                 if state.is_abandoned:
-                    raise _timeout(place)  # no one waits for it
+                    raise _timeout(place)
+                state.is_running = True
+            try:
                 return function(*arguments)
             finally:
-                state.has_ended = True
-                if self._abandoned.get(place) is state:
-                    self._abandoned.pop(place, None)
+                with self._lock:
+                    state.is_running = False
+                    if self._abandoned.get(place) is state:
+                        del self._abandoned[place]
 
         try:
             return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
         finally:
-            # A call that has not begun will not: it may still be waiting for a thread.
-            state.is_abandoned = True
-            if state.has_begun and not state.has_ended:
-                self._abandoned[place] = state
-                if state.has_ended:
-                    self._abandoned.pop(place, None)
+            with self._lock:
+                state.is_abandoned = True
+                if state.is_running:
+                    self._abandoned[place] = state
 
     async def demands_hard(self, directory: str) -> bool:
         """Return True if the configuration or a file of the project demands a hard limit.
