@@ -23,7 +23,7 @@ from harness.service import service_over, within
 from harness.transcripts import Transcript, timestamp
 from harness.values import an_estimate
 
-SEEDS = 10
+SEEDS = 7
 
 
 # --- memory

@@ -212,6 +212,8 @@ def test_client_that_is_ended_ends_ic(
     home: Home, scripted: IntercoreDaemon, tmp_path: Path, number: signal.Signals
 ) -> None:
     """If `timeout` ends the client, for example, no process is left behind."""
+    # A process that nohup has started ignores SIGHUP, and so would the client.
+    before = signal.signal(number, signal.SIG_DFL)
     os.mkfifo(tmp_path / "fifo")
     path = ic.printing(tmp_path / "bin", "", then=f'exec 3>"{tmp_path}/fifo"; echo >&3; sleep 1000 & wait')
     command = [*CTL, "advance", "--from", "planned", "--timeout", f"{PATIENCE:g}"]
@@ -219,6 +221,7 @@ def test_client_that_is_ended_ends_ic(
     try:
         environ = {**home.environ, "PATH": f"{path}:/usr/bin:/bin"}
         with killed(subprocess.Popen(command, env=environ, cwd=home.project, stdout=subprocess.PIPE)) as process:
+            signal.signal(number, before)
             wait_for(lambda: _read(reader) == b"\n", "ic to run")
             process.send_signal(number)
             assert process.wait(PATIENCE) == 128 + number

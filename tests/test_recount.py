@@ -170,7 +170,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Inte
 
 
 @pytest.mark.soak
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions)
 @example(
     # The oldest row of the session is older than the run, and the session joins when the first phase has ended.
