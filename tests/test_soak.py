@@ -18,7 +18,7 @@ from harness.recount import Recount, StartedRun
 pytestmark = pytest.mark.soak
 
 WRITERS = 8
-COMMITS = 1500
+COMMITS = 2500
 ATTEMPTS = 3
 
 #: Writes as interstat does, in its own process: NULL tokens first, an UPDATE in place later. Without pauses, eight
@@ -70,7 +70,7 @@ def test_read_your_own_writes(home: Home, interstat: Interstat, daemon: Daemon) 
     """A row that is committed before the client starts is in its answer, 1 000 times."""
     run = started(home, token_budget=10_000_000, session="s1")
     row = interstat.insert("s1", input_tokens=0, output_tokens=0)
-    for number in range(500):
+    for number in range(1000):
         if number % 3:
             interstat.update(row, input_tokens=number, output_tokens=7)
         else:
