@@ -530,7 +530,8 @@ def test_lock_that_is_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
 def test_nothing_is_left_open(tmp_path: Path) -> None:
     async def body() -> None:
         await anyio.to_thread.run_sync(os.listdir, tmp_path)  # the thread and the loop's own descriptors
-        before = os.listdir("/proc/self/fd")
+        # (Threads that other tests have abandoned may end meanwhile.)
+        files_before, threads_before = set(os.listdir("/proc/self/fd")), threading.active_count()
         for number in range(20):
             files = StateFiles(str(tmp_path / "state"), str(tmp_path / HARD))
             await files.open()
@@ -538,8 +539,8 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
             await anyio.to_thread.run_sync(shutil.rmtree, tmp_path / "state")
             await files.put([], {}, {})
             await files.close()
-        assert os.listdir("/proc/self/fd") == before
-        assert threading.active_count() <= 2
+        assert set(os.listdir("/proc/self/fd")) <= files_before
+        assert threading.active_count() <= threads_before
 
     anyio.run(body)
 

@@ -38,7 +38,7 @@ def test_phase_change_has_the_row_written_without_a_sync(home: Home, adopted: Ad
     home.start()
     adopted.sync()
     adopted.use(100, 20, 3)
-    assert home.spent(adopted.run) == 120
+    assert home.spent_once_fresh(adopted.run) == 120
     adopted.project.advance(adopted.run)
     wait_for(lambda: adopted.rows() == [(100, 20, 3)], "the row to be written")
 
@@ -50,7 +50,7 @@ def test_dispatches_of_others_are_counted_but_not_written_back(home: Home, adopt
     codex = adopted.project.dispatch(adopted.run, 1000, 2000)
     adopted.sync()
     assert adopted.rows() == [(100, 20, 3)]
-    assert home.spent(adopted.run) == adopted.project.tokens(adopted.run) == 3120
+    assert home.spent_once_fresh(adopted.run) == adopted.project.tokens(adopted.run) == 3120
     assert [row["id"] for row in adopted.project.rows("dispatches")] == [codex, f"fluxbudget-{adopted.run}"]
 
 
@@ -136,7 +136,7 @@ def test_database_that_is_not_written_is_named(home: Home, adopted: Adopted) -> 
     doctor = home.ask(messages.Doctor())
     assert isinstance(doctor, messages.DoctorAnswer)
     assert what in [finding.what for finding in doctor.findings]
-    assert home.spent(adopted.run) == 120
+    assert home.spent_once_fresh(adopted.run) == 120
     adopted.project.execute("DROP TRIGGER counts")
     assert adopted.sync().faults == ()
     assert adopted.rows() == [(100, 20, 3)]

@@ -84,7 +84,9 @@ def test_daemon_and_writer_at_full_speed_agree(home: Home, adopted: Adopted) -> 
         assert (writer.returncode, errors) == (0, b"")
     assert syncs > FEW
     # An answer waits only briefly for intercore's database.
-    wait_for(lambda: home.spent(adopted.run) == adopted.project.tokens(adopted.run), "every dispatch to be read")
+    wait_for(
+        lambda: home.spent_once_fresh(adopted.run) == adopted.project.tokens(adopted.run), "every dispatch to be read"
+    )
     assert adopted.project.tokens(adopted.run) == sum(range(COMMITS)) + adopted.used[0] + adopted.used[1]
     assert adopted.database().state == "ok"
 

@@ -142,6 +142,10 @@ class Home:
         assert not spend.stale, spend
         return spend.spent
 
+    def spent_once_fresh(self, run: str) -> int:
+        """Return what a run has spent, once the number is up to date: answers wait only briefly for other databases."""
+        return int(wait_for(lambda: not (spend := self.spend(run)).stale and spend, f"fresh numbers of {run}").spent)
+
     def details(self, run: str) -> messages.RunShowAnswer:
         """Return everything about a run."""
         answer = self.ask(messages.RunShow(run=run, wait_ms=int(PATIENCE * 1000)))
