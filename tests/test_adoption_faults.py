@@ -268,6 +268,8 @@ def test_database_that_is_open_elsewhere_is_read_once(tmp_path: Path, monkeypatc
 def test_changes_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a run is active, a change is noticed at once, without periodic checks."""
     monkeypatch.setattr(adoption, "_STAT_SECONDS", 10_000.0)
+    # Otherwise the second read after a recent write would find the change, too.
+    monkeypatch.setattr(adoption, "_UNSETTLED_SECONDS", 10_000.0)
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
@@ -287,6 +289,8 @@ def test_changes_are_noticed_without_watching(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(watch, "changes", unwatched)
     monkeypatch.setattr(adoption, "_STAT_SECONDS", 0.05)
+    # Otherwise the second read after a recent write would find the change, too.
+    monkeypatch.setattr(adoption, "_UNSETTLED_SECONDS", 10_000.0)
 
     async def body(world: World) -> None:
         run = world.project.run_create(budget=1000)
