@@ -228,6 +228,7 @@ class Adoptions:
                 log.warning("intercore could not be followed", path=known.path, error=exc.message)
             known.note_failure(exc.message)
         except Exception as exc:
+            # A defect, or a row that nothing expected. It must stop neither the daemon nor the other databases.
             log.exception("following intercore failed", path=known.path)
             known.note_failure(f"{type(exc).__name__}: {exc}")
         finally:
